@@ -6,9 +6,10 @@
 use super::spec::{LoraInit, LoraSpec};
 use super::targets::{ModuleAdaptation, ModuleSelection};
 use crate::error::{Error, Result};
-use crate::nn::joint_linear::{self, JointLayer, LayerInput, LowRank};
-use crate::nn::linear::{add_product, cast, embedding_rows, is_decoding, product};
-use crate::nn::{Adapter, AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, RegisterParam};
+use crate::nn::joint_linear::{self, JointLayer, LowRank};
+use crate::nn::ops::embedding_rows;
+use crate::nn::weight::{add_product, cast, is_decoding, product};
+use crate::nn::{Adapter, AdapterPlan, AdapterSite, Dense, LayerInput, LayerKind, ParamRole, RegisterParam};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,7 @@ pub fn scale(alpha: f64, rank: i64, rslora: bool) -> f64 {
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
         let clone = |t: &Tensor| t.shallow_clone();
-        let own = self.own.as_ref().map(|w| Dense { weight: clone(w), bias: base.bias.as_ref().map(clone) });
+        let own = self.own.as_ref().map(|w| Dense { weight: clone(w).into(), bias: base.bias.as_ref().map(clone) });
         let base = own.as_ref().unwrap_or(base);
         if is_decoding() {
             let (a, b) = self.cast(x.kind());
@@ -112,7 +113,7 @@ pub struct LoraEmbedding {
 
 impl Adapter for LoraEmbedding {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
-        product(x, &self.merged(&base.weight), base.bias.as_ref())
+        product(x, &self.merged(&base.weight.dense(base.weight.kind())), base.bias.as_ref())
     }
 
     fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
@@ -192,23 +193,24 @@ impl LoraPlan {
     fn own_base_weight(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Tensor>> {
         let Some(base) = self.base_weights.get(site.name) else {
             if self.origin.is_none() && SAVED_BASE_MODULES.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
-                let _ = add(&BASE_LAYER[1..], site.weight.shallow_clone(), ParamRole::Frozen);
+                let _ = add(&BASE_LAYER[1..], site.weight.dense(site.weight.kind()), ParamRole::Frozen);
             }
             return Ok(None);
         };
-        if base.size() != site.weight.size() {
+        if base.size() != site.weight.shape() {
             return Err(self.name_origin(
                 Error::user(format!(
                     "adapter on `{}`: its file contains a base layer of shape {:?}, but the model's has {:?}",
                     site.name,
                     base.size(),
-                    site.weight.size()
+                    site.weight.shape()
                 ))
                 .hint("it was trained on a base with another vocabulary: use that one"),
             ));
         }
-        let base = cast(&base.to_device(site.weight.device()), site.weight.kind());
-        let equal = base.equal(site.weight);
+        let own = site.weight.dense(site.weight.kind());
+        let base = cast(&base.to_device(own.device()), own.kind());
+        let equal = base.equal(&own);
         if site.tied && !equal {
             return Err(self.name_origin(
                 Error::user(format!(
@@ -218,7 +220,7 @@ impl LoraPlan {
                 .hint("was it trained on another base? Use that one"),
             ));
         }
-        let base = if equal { site.weight.shallow_clone() } else { base };
+        let base = if equal { own } else { base };
         let base = add(&BASE_LAYER[1..], base, ParamRole::Frozen);
         Ok((!equal).then_some(base))
     }
@@ -229,6 +231,11 @@ impl LoraPlan {
             None => e,
         }
     }
+}
+
+/// Returns the error for a layer that should have a matrix and has none.
+fn not_a_matrix(site: &AdapterSite) -> Error {
+    Error::bug(format!("adapter on `{}`: a weight of shape {:?} is not a matrix", site.name, site.weight.shape()))
 }
 
 impl AdapterPlan for LoraPlan {
@@ -250,7 +257,7 @@ impl AdapterPlan for LoraPlan {
             }
             Some(ModuleAdaptation::Save) => {
                 let copy = |t: &Tensor| t.to_kind(Kind::Float).copy();
-                let weight = add("weight", copy(site.weight), ParamRole::Trained);
+                let weight = add("weight", copy(&site.weight.dense(site.weight.kind())), ParamRole::Trained);
                 let bias = site.bias.map(|b| add("bias", copy(b), ParamRole::Trained));
                 Some(Box::new(FullyTrainedModule { weight, bias }))
             }
@@ -263,7 +270,7 @@ impl AdapterPlan for LoraPlan {
             Some(ModuleAdaptation::Lora { rank, alpha })
                 if matches!(site.layer, LayerKind::Embedding | LayerKind::Positions) =>
             {
-                let (count, width) = site.weight.size2()?;
+                let [count, width] = site.weight.shape()[..] else { return Err(not_a_matrix(site)) };
                 let options = (Kind::Float, Device::Cpu);
                 let own = self.own_base_weight(site, add)?;
                 // As in PEFT, A starts at zero here and B is random.
@@ -272,7 +279,7 @@ impl AdapterPlan for LoraPlan {
                 Some(Box::new(LoraEmbedding { a, b, scale: scale(alpha, rank, self.spec.rslora), own }))
             }
             Some(ModuleAdaptation::Lora { rank, alpha }) => {
-                let (outputs, inputs) = site.weight.size2()?;
+                let [outputs, inputs] = site.weight.shape()[..] else { return Err(not_a_matrix(site)) };
                 let options = (Kind::Float, Device::Cpu);
                 let a = match self.spec.init {
                     // Kaiming uniform with a = sqrt(5): bound = sqrt(6 / ((1 + 5) * in))

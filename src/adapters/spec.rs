@@ -22,7 +22,7 @@ pub const MAX_RANK: i64 = 1 << 16;
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSpec {
     /// Rank of the update.
-    #[schemars(range(min = 1, max = 65536))] // MOST_RANK
+    #[schemars(range(min = 1, max = 65536))] // MAX_RANK
     pub rank: i64,
     /// Numerator of the scale.
     #[schemars(range(min = 0.0))]

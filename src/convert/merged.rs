@@ -15,7 +15,7 @@ use crate::adapters::merge::{self, MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
-use crate::nn::linear::cast;
+use crate::nn::weight::cast;
 use crate::nn::{AdapterPlan, Weights, safetensors, weights};
 use std::collections::BTreeSet;
 use std::path::Path;

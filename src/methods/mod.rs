@@ -29,11 +29,13 @@ pub mod simpo;
 pub use fixed::{BatchIndices, FixedDataMethod, Objective, Split};
 pub use rows::{DataContext, MethodRows, SplitStatistics};
 
+pub use crate::models::MicroBatch;
+
 use crate::adapters::{AdapterSpec, LoraSpec};
 use crate::data::batch::LoaderCursor;
 use crate::error::Result;
-use crate::models::{Dtype, Heads, Loss, Model, Output};
-use crate::nn::{Param, Tokens};
+use crate::models::{Dtype, Heads, Model};
+use crate::nn::Param;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -173,21 +175,6 @@ pub struct ExtraAdapter {
     pub folder: Option<PathBuf>,
     /// True if it is trained too, false if it is frozen.
     pub trained: bool,
-}
-
-/// One micro-batch: a packed row, and a pure function from its hidden states to a loss.
-pub trait MicroBatch {
-    /// Returns the packed row that is the trunk's input.
-    fn tokens(&self) -> &Tokens;
-    /// Returns how many items the loss sums over. The loop adds them up over the whole optimiser step and divides
-    /// once.
-    fn items(&self) -> f64;
-    /// Computes the SUM of the loss over the items. Pure.
-    fn loss(&self, out: &Output) -> Loss;
-    /// Returns the adapter that the trunk runs with; `None`: the active one.
-    fn adapter(&self) -> Option<&str> {
-        None
-    }
 }
 
 /// The micro-batches of one optimiser step.

@@ -44,12 +44,12 @@ const INITIAL_ADAPTER: &str = "reference";
 /// switched off. For an adapter that continues another one: a frozen copy of that one. In full fine-tuning: a copy of
 /// the base, unless the log-probabilities are cached.
 pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<ModelParts> {
-    let Some(AdapterSpec::Lora(spec)) = adapter else {
+    let Some(adapter) = adapter else {
         return Ok(ModelParts { reference_copy: choice == ReferenceChoice::Live, ..ModelParts::default() });
     };
-    let Some(folder) = &spec.from else { return Ok(ModelParts::default()) };
+    let Some(folder) = adapter.continues() else { return Ok(ModelParts::default()) };
     let (spec, _) = file::read_config(&folder.join(file::CONFIG))?;
-    let begun = ExtraAdapter { name: INITIAL_ADAPTER, spec, folder: Some(folder.clone()), trained: false };
+    let begun = ExtraAdapter { name: INITIAL_ADAPTER, spec, folder: Some(folder.into()), trained: false };
     Ok(ModelParts { extra_adapters: vec![begun], ..ModelParts::default() })
 }
 
@@ -116,7 +116,7 @@ pub struct ReferenceSettings {
 
 impl ReferenceSettings {
     pub fn new(choice: ReferenceChoice, ground: &DataContext) -> Self {
-        let from = ground.adapter.and_then(|AdapterSpec::Lora(lora)| lora.from.clone());
+        let from = ground.adapter.and_then(|adapter| adapter.continues()).map(Path::to_path_buf);
         Self { choice, from, cache: ground.cache.clone(), budget: ground.batch.tokens }
     }
 }

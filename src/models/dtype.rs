@@ -6,7 +6,8 @@
 //! result: a bfloat16 weight in a float32 computation is converted when it is multiplied, which does not round and
 //! gives the same bits as a float32 copy.
 
-use super::Config;
+use super::checkpoint;
+use super::family::Config;
 use crate::error::{Error, Result};
 use crate::machine::{self, Cpu};
 use crate::report;
@@ -144,9 +145,9 @@ pub fn stored_kind(folder: &Path) -> Result<Kind> {
     Ok(stored_kind_and_count(folder)?.0)
 }
 
-/// Returns the same as [`stored`], and the number of parameters in all formats.
+/// Returns the same as [`stored_kind`], and the number of parameters in all formats.
 pub fn stored_kind_and_count(folder: &Path) -> Result<(Kind, u64)> {
-    let weights = super::weights(folder, &Config::read(folder)?)?;
+    let weights = checkpoint::weights(folder, &Config::read(folder)?)?;
     let mut numbers: Vec<(Kind, u64)> = Vec::new();
     for name in weights.names() {
         let (Some(kind), Some(shape)) = (weights.kind(name), weights.shape(name)) else { continue };

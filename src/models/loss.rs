@@ -1,6 +1,6 @@
 //! What a method's loss gets from the model ([`Output`]) and what it returns ([`Loss`], with [`Metrics`]).
 
-use super::Activations;
+use super::activations::Activations;
 use crate::nn::{Linear, head, head::TargetScores};
 use std::collections::BTreeMap;
 use std::rc::Rc;

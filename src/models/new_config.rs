@@ -2,7 +2,7 @@
 //!
 //! Other programs may have other defaults for missing keys. So every value that the model is built with is written out.
 
-use super::Config;
+use super::family::Config;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;

@@ -3,10 +3,13 @@
 //! Slow, so only for a step that has already failed. Dropout is off, so a failure that depended on a certain dropout
 //! mask may not be found.
 
-use super::{Activations, Loss, Model, Output, loss_gradient};
+use super::activations::Activations;
+use super::learning::{MicroBatch, loss_gradient};
+use super::loss::Loss;
+use super::model::Model;
 use crate::error::Result;
 use crate::native;
-use crate::nn::{ForwardPass, Tokens};
+use crate::nn::ForwardPass;
 use std::fmt;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -76,14 +79,14 @@ fn check_finite(
 }
 
 impl Model {
-    /// Returns the first tensor with NaN or infinity, in this order: weights, forward of `tokens`, loss, backward.
+    /// Returns the first tensor with NaN or infinity, in this order: weights, forward of the batch, loss, backward.
     /// `None` if all are finite. Adds to the parameters' gradients, which must be dropped afterwards.
-    pub fn find_non_finite(
-        &self,
-        tokens: &Tokens,
-        items: f64,
-        loss: impl FnOnce(&Output) -> Loss,
-    ) -> Result<Option<FirstNonFinite>> {
+    pub fn find_non_finite(&self, batch: &dyn MicroBatch, items: f64) -> Result<Option<FirstNonFinite>> {
+        self.with_batch_adapter(batch, || self.search_non_finite(batch, items))
+    }
+
+    fn search_non_finite(&self, batch: &dyn MicroBatch, items: f64) -> Result<Option<FirstNonFinite>> {
+        let tokens = batch.tokens();
         self.check(tokens, &[])?;
         for p in self.store.iter() {
             let (stage, what) = match p.trainable() {
@@ -121,7 +124,7 @@ impl Model {
         let inside = Rc::new(inside);
         let out = self.output(top.shallow_clone(), inside.clone());
         let hidden = out.hidden.detach();
-        let Loss { sum, .. } = loss(&out);
+        let Loss { sum, .. } = batch.loss(&out);
         if let Some(found) =
             check_finite(&sum.detach(), NonFiniteStage::Loss, "the loss over the output head", Some(&hidden))
         {

@@ -1,6 +1,10 @@
 //! Opens models for inference: a base with adapters from disk, on a device.
 
-use super::{Config, Heads, LoadOptions, Model, RewardScorer, SCORE, Storage, weights};
+use super::checkpoint::{SCORE, weights};
+use super::dtype::Storage;
+use super::family::Config;
+use super::model::{Heads, LoadOptions, Model, not_a_language_model};
+use super::reward::RewardScorer;
 use crate::adapters::{LoraPlan, file};
 use crate::error::{Error, Result};
 use crate::native;
@@ -28,16 +32,6 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }
     Ok(model)
-}
-
-/// Returns the error for a reward model where a language model is needed.
-pub(super) fn not_a_language_model(base: &Path, adapter: Option<&Path>) -> Error {
-    let what = adapter.unwrap_or(base).display();
-    let adapter = adapter.map_or(String::new(), |folder| format!(" --adapter {}", folder.display()));
-    Error::user(format!("{what}: this is a reward model: it scores answers and generates no text")).hint(format!(
-        "score the answers or pairs of a file: ft score --model {}{adapter} --input FILE --out FILE",
-        base.display()
-    ))
 }
 
 /// Loads a reward model for inference: a directory with a scalar head, or a base and an adapter with one. Fails if

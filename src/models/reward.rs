@@ -4,7 +4,8 @@
 //! nothing looks wrong. So a saved reward model contains its scores for fixed sequences ("probes"). If it scores them
 //! differently when it is loaded, it is refused.
 
-use super::{Config, Model};
+use super::family::Config;
+use super::model::Model;
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{read_json, write_json};
 use crate::nn::Tokens;

@@ -4,8 +4,8 @@
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
 //! products and is slower at the lengths fine-tuning sees. On CUDA in half precision the packed flash kernel does both.
 
+use super::autograd::differentiable;
 use super::cache::KvCache;
-use super::ops::differentiable;
 use super::rope::Rope;
 use super::tokens::{SegmentGroup, Segments, Tokens};
 use crate::native::{self, kernels};

@@ -8,7 +8,9 @@
 //!   adapters, and losses that weight rows after the fact.
 //! - `sum_of_parts` is like `sum`, for any inputs that can be processed in parts.
 
-use super::linear::{Linear, aligned_operand, cast};
+use super::autograd::requiring_grad;
+use super::linear::Linear;
+use super::weight::cast;
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -45,12 +47,12 @@ pub fn sum_over_logits<const K: usize>(
         let total = rows[0].sum(Kind::Float);
         return ChunkedSum { total, rows: rows.map(|r| r.detach()) };
     };
-    let (trained, wanted) = (weight.requires_grad() && native::grad_enabled(), native::grad_enabled());
+    let (trained, wanted) = (weight.trained().is_some() && native::grad_enabled(), native::grad_enabled());
     let learns = wanted && (trained || h.requires_grad());
     let (mut parts, mut directions, mut g_weight) = (Vec::new(), Vec::new(), None::<Tensor>);
     {
         let _no_grad = tch::no_grad_guard();
-        let narrow = aligned_operand(weight, h.kind());
+        let narrow = weight.operand(h.kind());
         for rows in chunks(h.size()[0], CHUNK) {
             let h = h.narrow(0, rows.0, rows.1);
             let logits = h.linear(&narrow, None::<&Tensor>).to_kind(Kind::Float);
@@ -76,13 +78,13 @@ pub fn sum_over_logits<const K: usize>(
     let rows = join_chunks(parts);
     let total = rows[0].sum(Kind::Float);
     if learns {
-        let (direction, leaf) = (Tensor::cat(&directions, 0), weight.shallow_clone());
+        let (direction, leaf) = (Tensor::cat(&directions, 0), weight.trained().map(Tensor::shallow_clone));
         native::attach_backward(&[&requiring_grad(h)], &[&total], move |grads| {
             let Some(g) = &grads[0] else { return vec![None] };
             // The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the
             // gradients of head and embedding are then summed in the same order whether layers are replayed or not.
-            if let Some(sum) = &g_weight {
-                native::backward(&[&leaf], &[&(sum * g.to_kind(sum.kind()))]).expect("a leaf takes its gradient");
+            if let (Some(leaf), Some(sum)) = (&leaf, &g_weight) {
+                native::backward(&[leaf], &[&(sum * g.to_kind(sum.kind()))]).expect("a leaf takes its gradient");
             }
             vec![Some(&direction * g.to_kind(direction.kind()))]
         });
@@ -175,11 +177,4 @@ pub fn sum_of_parts<P>(
 /// Concatenates the chunks of each of the K columns.
 pub(super) fn join_chunks<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
     std::array::from_fn(|k| Tensor::cat(&parts.iter().map(|p| &p[k]).collect::<Vec<_>>(), 0))
-}
-
-/// Returns the hidden states if they require a gradient, otherwise a copy that does. A node of the graph needs an
-/// input that requires a gradient, but under a frozen trunk the hidden states do not, although the head may be
-/// trained.
-pub(super) fn requiring_grad(h: &Tensor) -> Tensor {
-    if h.requires_grad() { h.shallow_clone() } else { h.detach().set_requires_grad(true) }
 }

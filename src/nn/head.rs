@@ -8,9 +8,10 @@
 //! Log-probabilities may be taken at a sampling temperature T: `l = log softmax(z / T)` in float32. The entropy is
 //! `H = - sum_i p_i l_i`.
 
-use super::chunked::{self, RowRange, chunks, requiring_grad};
+use super::autograd::{differentiable, requiring_grad};
+use super::chunked::{self, RowRange, chunks};
 use super::linear::Linear;
-use super::ops::differentiable;
+use super::weight::{Weight, cast};
 use crate::native::{self, kernels};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -101,7 +102,7 @@ pub fn log_probs(head: &Rc<Linear>, h: &Tensor, targets: &Tensor) -> TargetScore
 pub fn target_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperature: f64, entropy: bool) -> TargetScores {
     let reading = HeadOptions { temperature, entropy };
     match head.plain_weight() {
-        Some(weight) if !weight.requires_grad() => frozen_head_scores(weight, h, targets, reading),
+        Some(weight) if weight.trained().is_none() => frozen_head_scores(weight, h, targets, reading),
         Some(weight) if kernels::supports(&[h]) && temperature == 1.0 && !entropy => {
             plain_head_scores(weight, h, targets)
         }
@@ -112,9 +113,9 @@ pub fn target_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperatur
 /// Computes scores under a frozen weight (V, D). The gradient of the log-probability, `W^T (onehot - p) / T`, is
 /// computed in the forward. That of the entropy, `- W^T p (l + H) / T`, is computed in the backward and only if the
 /// loss depends on it: an entropy that is only a metric costs no product.
-fn frozen_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
+fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
     let wanted = native::grad_enabled() && h.requires_grad();
-    let weight = super::linear::aligned_operand(weight, h.kind());
+    let weight = weight.operand(h.kind());
     let (mut columns, mut directions) = (Vec::new(), Vec::new());
     {
         let _no_grad = tch::no_grad_guard();
@@ -170,7 +171,7 @@ fn frozen_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor, reading: He
 ///
 /// The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the gradients
 /// of head and embedding are then summed in the same order whether layers are replayed or not.
-fn plain_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor) -> TargetScores {
+fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetScores {
     let wanted = native::grad_enabled();
     let keep = wanted && h.size()[0] <= CHUNK;
     let chunk = |h: &Tensor, weight: &Tensor, targets: &Tensor, (start, n), direction| {
@@ -179,11 +180,11 @@ fn plain_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor) -> TargetSco
         let (value, hit, _) = kernels::best().head(&logits, &targets, 1.0, false, direction);
         (value, hit, logits)
     };
-    let (mut hits, leaf) = (Vec::new(), weight.shallow_clone());
+    let (mut hits, leaf) = (Vec::new(), weight.dense(weight.kind()));
     let log_probs = differentiable(
         &[&requiring_grad(h)],
         || {
-            let narrow = super::linear::aligned_operand(weight, h.kind());
+            let narrow = weight.operand(h.kind());
             let (mut values, mut kept) = (Vec::new(), None);
             for rows in chunks(h.size()[0], CHUNK) {
                 let (value, hit, direction) = chunk(h, &narrow, targets, rows, keep);
@@ -207,7 +208,7 @@ fn plain_head_scores(weight: &Tensor, h: &Tensor, targets: &Tensor) -> TargetSco
                     let part = direction.tr().matmul(&h.narrow(0, start, n)); // (V, D)
                     match &mut g_weight {
                         Some(sum) => *sum += part,
-                        None => g_weight = Some(super::linear::cast(&part, leaf.kind())),
+                        None => g_weight = Some(cast(&part, leaf.kind())),
                     }
                     direction.matmul(weight)
                 })
@@ -274,7 +275,7 @@ mod tests {
         native::backward(&[&sum], &[&sum.ones_like()]).unwrap();
         let weight = head.plain_weight().unwrap();
         let mut found = vec![log_probs.detach(), entropy.detach(), h.grad()];
-        if weight.requires_grad() {
+        if let Some(weight) = weight.trained() {
             found.push(weight.grad().copy());
             weight.shallow_clone().zero_grad();
         }

@@ -4,7 +4,7 @@
 //! Each parameter has its own random stream, named after it. A value depends only on the seed, the parameter's name
 //! and the value's index in it, not on the order in which parameters are created or on the number of threads.
 
-use super::store::LayerKind;
+use super::params::LayerKind;
 use super::weights::ParamMapping;
 use crate::rng;
 use rand::RngExt;
@@ -16,7 +16,7 @@ pub struct InitialWeights {
     pub seed: u64,
     /// Standard deviation of weights (`initializer_range` in config.json).
     pub std: f64,
-    /// Maps a tensor's name in a checkpoint to the model's parameter (`Family::place`).
+    /// Maps a tensor's name in a checkpoint to the model's parameter (`Family::map_param`).
     pub map_param: fn(&str) -> Option<ParamMapping>,
 }
 

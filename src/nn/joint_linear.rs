@@ -7,32 +7,11 @@
 //! save memory, the backward recomputes what is cheap to recompute: the bfloat16 copy of a float32 weight, and an
 //! input that is the result of a norm or an activation.
 
-use super::linear::{Dense, aligned_operand, cast};
-use super::ops;
-use crate::native;
+use super::autograd::differentiable_many;
+use super::layer_input::LayerInput;
+use super::weight::{Dense, Weight};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
-
-/// The input of linear layers. Instead of keeping it for the backward, it may be recomputed there from tensors that
-/// are kept anyway.
-pub struct LayerInput {
-    pub x: Tensor,
-    recompute: Option<Rc<dyn Fn() -> Tensor>>,
-}
-
-impl LayerInput {
-    /// Returns an input that is kept for the backward.
-    pub fn kept(x: &Tensor) -> Self {
-        Self { x: x.shallow_clone(), recompute: None }
-    }
-
-    /// Returns an input that the backward recomputes instead of keeping. `again` returns a closure that computes the
-    /// same tensor, bit for bit, and that must not hold a graph; it is called only if gradients are being recorded.
-    pub fn recomputable<F: Fn() -> Tensor + 'static>(x: Tensor, again: impl FnOnce() -> F) -> Self {
-        let again = native::grad_enabled().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
-        Self { x, recompute: again }
-    }
-}
 
 /// A low-rank update: its factors cast for the products, and the float32 parameters that are trained.
 pub struct LowRank<'a> {
@@ -54,14 +33,16 @@ pub struct JointLayer<'a> {
 impl JointLayer<'_> {
     /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
     fn leaves(&self) -> impl Iterator<Item = &Tensor> {
-        let base = std::iter::once(&self.base.weight).chain(&self.base.bias);
+        let base = self.base.weight.trained().into_iter().chain(&self.base.bias);
         base.chain(self.update.iter().flat_map(|u| u.masters))
     }
 }
 
 /// What one layer's backward needs.
 struct SavedLayer {
-    weight: Tensor,
+    weight: Weight,
+    /// True if the weight is trained, and so one of the tensors that get a gradient.
+    trained: bool,
     bias: Option<Tensor>,
     update: Option<SavedLowRank>,
 }
@@ -94,8 +75,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
         for JointLayer { base, update } in parts {
-            let bias = base.bias.as_ref().map(|b| cast(b, x.kind()));
-            let mut y = aligned_operand(x, x.kind()).linear(&aligned_operand(&base.weight, x.kind()), bias.as_ref()); // (T, out)
+            let mut y = base.forward(x); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
                 let rank = u.b.size()[1];
                 y = y.addmm_(&low.narrow(1, column, rank), &u.b.tr());
@@ -105,6 +85,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             outputs.push(y);
             saved.push(SavedLayer {
                 weight: base.weight.shallow_clone(),
+                trained: base.weight.trained().is_some(),
                 bias: base.bias.as_ref().map(Tensor::shallow_clone),
                 update,
             });
@@ -120,19 +101,15 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let mask = mask.map(Tensor::shallow_clone);
         (outputs, (read, mask, low.zip(a), saved))
     };
-    ops::differentiable_many(&inputs, forward, move |(read, mask, low, saved), grads| {
+    differentiable_many(&inputs, forward, move |(read, mask, low, saved), grads| {
         let filled = |(g, s): (&Option<Tensor>, &SavedLayer)| match g {
             Some(g) => g.shallow_clone(),
-            None => Tensor::zeros([rows, s.weight.size()[0]], options),
+            None => Tensor::zeros([rows, s.weight.outputs()], options),
         };
         let grads: Vec<Tensor> = grads.iter().zip(saved).map(filled).collect();
         let mut g_x: Option<Tensor> = None;
         for (g, s) in grads.iter().zip(saved).filter(|_| needs_x) {
-            let weight = aligned_operand(&s.weight, options.0);
-            g_x = Some(match g_x {
-                Some(mut sum) => sum.addmm_(g, &weight),
-                None => g.matmul(&weight),
-            });
+            g_x = Some(s.weight.product_back(g, g_x.take()));
         }
         // With a mask this is x after dropout; the base is then frozen and does not need x itself.
         let x = read.as_ref().map(|read| read());
@@ -148,8 +125,9 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         }
         let mut gradients = vec![g_x];
         for (g, s) in grads.iter().zip(saved) {
-            let trained = x.as_ref().filter(|_| s.weight.requires_grad());
-            gradients.push(trained.map(|x| g.tr().matmul(x).to_kind(s.weight.kind())));
+            if s.trained {
+                gradients.push(x.as_ref().map(|x| g.tr().matmul(x).to_kind(s.weight.kind())));
+            }
             gradients.extend(s.bias.as_ref().map(|b| {
                 b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
             }));
@@ -187,7 +165,7 @@ mod tests {
         fn new() -> Self {
             tch::manual_seed(5);
             let dense = |outputs: i64, bias: bool| Dense {
-                weight: random(&[outputs, 6]),
+                weight: random(&[outputs, 6]).into(),
                 bias: bias.then(|| random(&[outputs])),
             };
             Self {
@@ -211,7 +189,7 @@ mod tests {
             let masked = mask.map_or_else(|| self.x.shallow_clone(), |m| &self.x * m);
             let factors = [Some(&self.factors[0]), None, Some(&self.factors[1])];
             let one = |(dense, factors): (&Dense, Option<&(Tensor, Tensor, f64)>)| {
-                let y = self.x.linear(&dense.weight, dense.bias.as_ref());
+                let y = self.x.linear(&dense.weight.dense(Kind::Float), dense.bias.as_ref());
                 factors.map_or_else(|| y.shallow_clone(), |(a, b, s)| &y + masked.matmul(&a.tr()).matmul(&b.tr()) * *s)
             };
             self.dense.iter().zip(factors).map(one).collect()
@@ -285,19 +263,20 @@ mod tests {
         tch::manual_seed(6);
         let x = leaf(&[7, 6]);
         let dense = [
-            Dense { weight: leaf(&[4, 6]), bias: Some(leaf(&[4])) },
-            Dense { weight: leaf(&[5, 6]), bias: None },
-            Dense { weight: random(&[3, 6]), bias: Some(leaf(&[3])) },
+            Dense { weight: leaf(&[4, 6]).into(), bias: Some(leaf(&[4])) },
+            Dense { weight: leaf(&[5, 6]).into(), bias: None },
+            Dense { weight: random(&[3, 6]).into(), bias: Some(leaf(&[3])) },
         ];
-        let leaves: Vec<&Tensor> = [&x, &dense[0].weight, &dense[1].weight]
+        let leaves: Vec<&Tensor> = [&x]
             .into_iter()
+            .chain(dense.iter().filter_map(|d| d.weight.trained()))
             .chain(dense.iter().filter_map(|d| d.bias.as_ref()))
             .collect();
         let learn = |outputs: Vec<Tensor>| -> Vec<Tensor> {
             ((&outputs[0] * &outputs[0]).sum(Kind::Float) + (&outputs[2] * 3.0).sum(Kind::Float)).backward();
             outputs.iter().map(Tensor::detach).chain(leaves.iter().copied().map(take_gradient)).collect()
         };
-        let expected = learn(dense.iter().map(|d| x.linear(&d.weight, d.bias.as_ref())).collect());
+        let expected = learn(dense.iter().map(|d| x.linear(&d.weight.dense(Kind::Float), d.bias.as_ref())).collect());
         let parts: Vec<JointLayer> = dense.iter().map(|base| JointLayer { base, update: None }).collect();
         near(&learn(products(&LayerInput::kept(&x), None, &parts)), &expected);
     }

@@ -1,7 +1,8 @@
 //! Layer normalisation.
 
-use super::joint_linear::LayerInput;
-use super::linear::{LayerAdapters, cast};
+use super::adapter::LayerAdapters;
+use super::layer_input::LayerInput;
+use super::weight::cast;
 use tch::Tensor;
 
 /// Normalises each row to mean 0 and variance 1, with a trainable scale and shift per feature (Ba et al. 2016, arXiv
@@ -14,15 +15,9 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Normalises x: (…, D) -> (…, D).
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = self.scale_and_shift(x);
-        normal(x, &weight, &bias, self.eps)
-    }
-
-    /// Normalises x as the input of linear layers whose backward recomputes it: x is kept for the norm's own backward
-    /// anyway.
-    pub fn input(&self, x: &Tensor) -> LayerInput {
+    /// Normalises x: (…, D) -> (…, D). The result is a layer's input that the backward recomputes, because x is kept
+    /// for the norm's own backward anyway.
+    pub fn forward(&self, x: &Tensor) -> LayerInput {
         let (weight, bias) = self.scale_and_shift(x);
         let eps = self.eps;
         LayerInput::recomputable(normal(x, &weight, &bias, eps), || {

@@ -7,34 +7,41 @@
 //! Invariants: a trainable parameter is a float32 leaf, a frozen one has the run's dtype, and layers cast as they
 //! compute; so bf16 runs keep exact float32 parameters. Parameters have the checkpoint's own names.
 
+pub mod adapter;
 pub mod attention;
+pub mod autograd;
+pub mod builder;
 pub mod cache;
 pub mod chunked;
+pub mod embedding;
 pub mod head;
 pub mod initial;
 pub mod joint_linear;
+pub mod layer_input;
 pub mod layer_norm;
 pub mod linear;
 pub mod norm;
 pub mod ops;
+pub mod params;
 pub mod randomness;
 pub mod rope;
 pub mod safetensors;
-pub mod store;
 pub mod tokens;
+pub mod weight;
 pub mod weights;
 
+pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, ParamRole, RegisterParam};
 pub use attention::{ForwardPass, QueriesAndKeys};
+pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
 pub use cache::KvCache;
+pub use embedding::Embedding;
 pub use initial::InitialWeights;
-pub use joint_linear::LayerInput;
+pub use layer_input::LayerInput;
 pub use layer_norm::LayerNorm;
-pub use linear::{Adapter, AdapterSwitches, DecodingGuard, Dense, Embedding, Linear};
+pub use linear::Linear;
 pub use norm::RmsNorm;
+pub use params::{LayerKind, Param, ParamStore};
 pub use rope::{Rope, RopeScaling};
-pub use store::{
-    AdapterPlan, AdapterSite, BuildResult, LayerKind, ModelBuilder, ModuleScope, Param, ParamRole, ParamStore,
-    RegisterParam, WeightSource,
-};
 pub use tokens::{Segments, Tokens};
+pub use weight::{DecodingGuard, Dense, Weight};
 pub use weights::{ParamMapping, Weights};

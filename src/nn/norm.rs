@@ -1,8 +1,9 @@
 //! Root-mean-square normalisation.
 
-use super::joint_linear::LayerInput;
-use super::linear::{LayerAdapters, cast};
+use super::adapter::LayerAdapters;
+use super::layer_input::LayerInput;
 use super::ops;
+use super::weight::cast;
 use tch::Tensor;
 
 /// Root-mean-square normalisation with a trainable scale per feature.
@@ -13,14 +14,9 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Normalises x: (…, D) -> (…, D).
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        ops::rms_norm(x, &self.weight(x), self.eps)
-    }
-
-    /// Normalises x as the input of linear layers whose backward recomputes it: x is kept for the norm's own backward
-    /// anyway.
-    pub fn input(&self, x: &Tensor) -> LayerInput {
+    /// Normalises x: (…, D) -> (…, D). The result is a layer's input that the backward recomputes, because x is kept
+    /// for the norm's own backward anyway.
+    pub fn forward(&self, x: &Tensor) -> LayerInput {
         let weight = self.weight(x);
         let eps = self.eps;
         LayerInput::recomputable(ops::rms_norm(x, &weight, eps), || {

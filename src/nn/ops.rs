@@ -2,56 +2,13 @@
 //!
 //! On the CPU each is one pass of our own loops (`native::kernels`); elsewhere it is composed of libtorch's operations.
 
-use super::joint_linear::LayerInput;
-use crate::native::{self, kernels};
+use super::autograd::{differentiable, recorded};
+use super::layer_input::LayerInput;
+use crate::native::kernels;
 use tch::{Kind, Tensor};
 
-/// Runs `forward` without recording and, if a gradient may be needed, adds its result to the graph with `backward`.
-///
-/// `forward` returns a new tensor (not a view of an input) and whatever the backward needs. `backward` receives that
-/// and the gradient of the result, and returns one gradient per input (`None` for an input that needs none).
-pub fn differentiable<S: 'static>(
-    inputs: &[&Tensor],
-    forward: impl FnOnce() -> (Tensor, S),
-    backward: impl Fn(&S, &Tensor) -> Vec<Option<Tensor>> + 'static,
-) -> Tensor {
-    let n = inputs.len();
-    let forward = || {
-        let (out, saved) = forward();
-        (vec![out], saved)
-    };
-    let mut out = differentiable_many(inputs, forward, move |saved, grads| match &grads[0] {
-        Some(g) => backward(saved, g),
-        None => (0..n).map(|_| None).collect(),
-    });
-    out.remove(0)
-}
-
-/// Does the same as [`differentiable`] for several results. The gradient of a result that the loss does not depend on
-/// is `None`.
-pub fn differentiable_many<S: 'static>(
-    inputs: &[&Tensor],
-    forward: impl FnOnce() -> (Vec<Tensor>, S),
-    backward: impl Fn(&S, &[Option<Tensor>]) -> Vec<Option<Tensor>> + 'static,
-) -> Vec<Tensor> {
-    let recorded = recorded(inputs);
-    let (out, saved) = {
-        let _no_grad = tch::no_grad_guard();
-        forward()
-    };
-    if recorded {
-        native::attach_backward(inputs, &out.iter().collect::<Vec<_>>(), move |grads| backward(&saved, grads));
-    }
-    out
-}
-
-/// Returns true if the operation must be recorded: gradients are enabled and an input requires one.
-fn recorded(inputs: &[&Tensor]) -> bool {
-    native::grad_enabled() && inputs.iter().any(|t| t.requires_grad())
-}
-
 /// Computes `silu(gate) * up`, elementwise. Keeps only its two inputs for the backward.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
     let forward = || match kernels::supports(&[gate, up]) {
         true => kernels::best().swiglu(gate, up),
         false => gate.silu() * up,
@@ -75,21 +32,26 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     )
 }
 
-/// Computes GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415) as the input of linear layers whose
-/// backward recomputes it. Keeps its input.
-pub fn gelu_input(x: &Tensor) -> LayerInput {
+/// Computes [`swiglu_values`] as a layer's input that the backward recomputes.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> LayerInput {
+    LayerInput::recomputable(swiglu_values(gate, up), || {
+        let kept = (gate.detach(), up.detach());
+        move || swiglu_values(&kept.0, &kept.1)
+    })
+}
+
+/// Computes GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415) as a layer's input that the backward
+/// recomputes. Keeps its input.
+pub fn gelu(x: &Tensor) -> LayerInput {
     LayerInput::recomputable(x.gelu("tanh"), || {
         let kept = x.detach();
         move || kept.gelu("tanh")
     })
 }
 
-/// Computes [`swiglu`] as the input of linear layers whose backward recomputes it.
-pub fn swiglu_input(gate: &Tensor, up: &Tensor) -> LayerInput {
-    LayerInput::recomputable(swiglu(gate, up), || {
-        let kept = (gate.detach(), up.detach());
-        move || swiglu(&kept.0, &kept.1)
-    })
+/// Returns the rows `ids` (T) of a table (V, D): (T, D).
+pub fn embedding_rows(table: &Tensor, ids: &Tensor) -> Tensor {
+    Tensor::embedding(table, ids, -1, false, false)
 }
 
 /// Computes root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467) in
@@ -194,7 +156,7 @@ mod tests {
     #[test]
     fn swiglu_equals_its_composition() {
         let inputs = [leaf(&[5, 7], 1), leaf(&[5, 7], 2)];
-        let gap = gradient_gap(&inputs, |t| swiglu(&t[0], &t[1]), |t| t[0].silu() * &t[1]);
+        let gap = gradient_gap(&inputs, |t| swiglu(&t[0], &t[1]).x, |t| t[0].silu() * &t[1]);
         assert!(gap < 1e-6, "gap {gap}");
     }
 

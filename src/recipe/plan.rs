@@ -7,7 +7,6 @@
 use super::{
     ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, conflicts, mistakes::SourceTexts, overrides, tree,
 };
-use crate::adapters::{AdapterSpec, spec::SCORE};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;
@@ -108,10 +107,8 @@ fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
         model.path = tokenizer;
     }
     // The head of a reward model is trained and saved as part of its adapter.
-    if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&recipe.method, &mut recipe.adapter)
-        && !lora.has_scalar_head()
-    {
-        lora.modules_to_save.push(SCORE.into());
+    if let (MethodSpec::Reward(_), Some(adapter)) = (&recipe.method, &mut recipe.adapter) {
+        adapter.add_scalar_head();
     }
     // A method that samples its own answers has its own settings for the size of a step.
     if recipe.batch.examples.is_none() && recipe.method.fixed() {
@@ -133,7 +130,7 @@ impl Plan {
 
     /// Returns a short description of the adapter, such as `lora r16`; `None` if every weight is trained.
     pub fn adapter(&self) -> Option<String> {
-        self.recipe.adapter.as_ref().map(|AdapterSpec::Lora(lora)| format!("lora r{}", lora.rank))
+        self.recipe.adapter.as_ref().map(|adapter| adapter.describe())
     }
 
     /// Writes plan.json.

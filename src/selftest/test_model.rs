@@ -4,7 +4,7 @@ use super::input::{SelftestInput, usable_rows};
 use super::rounding::Rounding;
 use crate::adapters::{LoraPlan, LoraSpec, file};
 use crate::error::{Error, Result};
-use crate::models::{Heads, LayerReplay, LoadOptions, Loss, Metrics, Model, Output, Storage};
+use crate::models::{Heads, LayerReplay, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage};
 use crate::nn::{AdapterPlan, Param, Tokens};
 use crate::rng;
 use rand::RngExt;
@@ -13,6 +13,36 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 const ADAPTER: &str = "adapter";
+
+/// A row with the loss to compute of it.
+struct RowWithLoss<'a> {
+    row: &'a PackedTestRow,
+    loss: fn(&PackedTestRow, &Output) -> Loss,
+}
+
+impl MicroBatch for RowWithLoss<'_> {
+    fn tokens(&self) -> &Tokens {
+        &self.row.tokens
+    }
+    fn items(&self) -> f64 {
+        self.row.items
+    }
+    fn loss(&self, out: &Output) -> Loss {
+        (self.loss)(self.row, out)
+    }
+}
+
+impl MicroBatch for PackedTestRow {
+    fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+    fn items(&self) -> f64 {
+        self.items
+    }
+    fn loss(&self, out: &Output) -> Loss {
+        self.loss(out)
+    }
+}
 
 /// A packed row with the positions and ids of its trained tokens.
 pub struct PackedTestRow {
@@ -166,7 +196,7 @@ impl TestModel {
     ) -> Result<StepGradients> {
         let mut metrics = Metrics::default();
         for row in rows {
-            metrics.merge(self.model.learn(&row.tokens, items, replay, |out| loss(row, out))?);
+            metrics.merge(self.model.learn(&RowWithLoss { row, loss }, items, replay)?);
         }
         Ok(StepGradients { loss: metrics.means()["loss"], gradients: self.take_gradients() })
     }

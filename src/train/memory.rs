@@ -2,7 +2,8 @@
 
 use super::optim;
 use super::prepare::{Prepared, result_kind};
-use crate::adapters::{AdapterSpec, lora};
+use crate::adapters::kind::AdapterActivations;
+use crate::adapters::lora;
 use crate::models::{Dtype, Heads, Model};
 use crate::nn::{Param, attention, chunked};
 use crate::recipe::{Master, Plan, ReplayChoice};
@@ -54,8 +55,8 @@ pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, superv
     let [d, f, v] = [c.hidden_size, c.intermediate_size, vocabulary].map(|n| n as u64);
     let q = (c.num_attention_heads * c.head_dim) as u64;
     let kv = (c.num_key_value_heads * c.head_dim) as u64;
-    let (rank, dropout) =
-        recipe.adapter.as_ref().map_or((0, false), |AdapterSpec::Lora(l)| (l.rank as u64, l.dropout > 0.0));
+    let AdapterActivations { rank, dropout } =
+        recipe.adapter.as_ref().map(|adapter| adapter.activations()).unwrap_or_default();
     // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate and
     // up if it is gated).
     let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };

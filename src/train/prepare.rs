@@ -2,6 +2,7 @@
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
 use crate::convert::folder::{stop_tokens, template};
+use crate::adapters::{LoraPlan, file};
 use crate::convert::student::{KeptLayers, StudentCut, cut_student_if_missing};
 use crate::data::batch::BatchPlan;
 use crate::data::chat::ChatTokenizer;
@@ -238,7 +239,7 @@ impl Prepared {
         let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
         // Initial adapter weights come from libtorch's generator.
         tch::manual_seed(recipe.run.seed as i64);
-        let plan = recipe.adapter.as_ref().map(AdapterSpec::plan).transpose()?;
+        let plan = recipe.adapter.as_ref().map(|adapter| adapter.plan()).transpose()?;
         let ModelParts { heads, extra_adapters: beside, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
         let files = beside.iter().map(|b| b.folder.as_deref().map(file::read).transpose());
         let files = files.collect::<Result<Vec<_>>>()?;
@@ -272,10 +273,8 @@ impl Prepared {
                 model.freeze_adapter(b.name);
             }
         }
-        if let Some(AdapterSpec::Lora(spec)) = &recipe.adapter
-            && let (Some(folder), Some(id)) = (&spec.from, model.adapter_id(TRAINED_ADAPTER))
-        {
-            file::init_from_adapter(model.params().adapter(id), spec, folder)?;
+        if let (Some(adapter), Some(id)) = (&recipe.adapter, model.adapter_id(TRAINED_ADAPTER)) {
+            adapter.initialise(&mut model.params().adapter(id))?;
         }
         if recipe.optim.master == Master::StochasticRounding {
             model.use_bf16_masters();
@@ -313,8 +312,10 @@ impl Prepared {
         // Where token ids are cached has no effect on them.
         recipe["data"].as_object_mut().map(|data| data.remove("cache"));
         // An adapter to continue from is identified by its content, too.
-        if let Some(AdapterSpec::Lora(LoraSpec { from: Some(folder), .. })) = &self.plan.recipe.adapter {
-            recipe["adapter"]["lora"]["from"] = json!(fsutil::sha256(&folder.join(file::TENSORS))?);
+        if let Some(adapter) = &self.plan.recipe.adapter
+            && let Some(folder) = adapter.continues()
+        {
+            recipe["adapter"][adapter.name()]["from"] = json!(fsutil::sha256(&folder.join(file::TENSORS))?);
         }
         let mut data = serde_json::Map::new();
         for (name, rows) in [("train", Some(self.rows.train())), ("valid", self.rows.valid())] {

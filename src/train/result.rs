@@ -10,6 +10,7 @@ use super::prepare;
 use crate::adapters::AdapterSpec;
 use crate::convert::export;
 use crate::convert::verify::report::REPORT;
+use crate::convert::export::{self, REPORT};
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
 use crate::methods::TRAINED_ADAPTER;
@@ -28,8 +29,8 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
     let saving = report::spinner("saving and verifying the result");
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
-        Some(AdapterSpec::Lora(spec)) => {
-            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, spec, &recipe.model.path, &fresh)?)
+        Some(adapter) => {
+            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, adapter.peft(), &recipe.model.path, &fresh)?)
         }
         None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
     };

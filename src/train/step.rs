@@ -4,7 +4,7 @@ use super::checkpoint::TrainingState;
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
-use crate::methods::{Means, Method, MicroBatch};
+use crate::methods::{Means, Method};
 use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
 use crate::recipe::{Plan, ReplayChoice};
@@ -17,14 +17,6 @@ pub struct Stepper<'a> {
     pub lr: LearningRate,
     pub optim: Optimiser,
     pub state: TrainingState,
-}
-
-/// Calls `f` with the adapter that the batch asks for switched on; without a request, with the model as it is.
-fn with_batch_adapter<R>(model: &Model, batch: &dyn MicroBatch, f: impl FnOnce(&Model) -> R) -> R {
-    match batch.adapter() {
-        Some(name) => model.with_adapter(Some(name), f),
-        None => f(model),
-    }
 }
 
 /// Numbers of one optimiser step.
@@ -74,9 +66,7 @@ impl Stepper<'_> {
                 let at = (self.state.step << 20) + i as u64;
                 EmbeddingNoise { alpha, seed: rng::derived_seed(recipe.run.seed, "neftune", at) }
             }));
-            metrics.merge(with_batch_adapter(self.model, &**b, |m| {
-                m.learn(b.tokens(), items, replay, |out| b.loss(out))
-            })?);
+            metrics.merge(self.model.learn(&**b, items, replay)?);
         }
         let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
         let lr = self.lr.at(self.state.step);
@@ -90,8 +80,7 @@ impl Stepper<'_> {
             self.state.skipped_in_a_row = 0;
         } else {
             for b in &step.micro_batches {
-                origin =
-                    with_batch_adapter(self.model, &**b, |m| m.find_non_finite(b.tokens(), items, |out| b.loss(out)))?;
+                origin = self.model.find_non_finite(&**b, items)?;
                 if origin.is_some() {
                     break;
                 }

@@ -11,6 +11,9 @@ use crate::data::dataset::{PromptLimits, PromptSet};
 use crate::data::encode::Example;
 use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::data::rows::SourceList;
+use crate::data::prompts::PromptLimits;
+use crate::data::quality::{self, Duplicates, SplitOverlap};
+use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, PromptSet, SourceList};
 use crate::error::{Error, Result};
 use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
 use crate::models::Model;
@@ -55,13 +58,14 @@ impl PromptRows {
         steps: u64,
         make: impl FnOnce(&Model, PromptData) -> Result<Box<dyn Method>> + 'static,
     ) -> Result<Self> {
-        if let Some(AdapterSpec::Lora(lora)) = ground.adapter
-            && lora.dropout > 0.0
+        if let Some(adapter) = ground.adapter
+            && adapter.dropout() > 0.0
         {
             return Err(Error::user(format!(
-                "adapter.lora.dropout is {}: with dropout, training would compute other probabilities than those that \
+                "adapter.{}.dropout is {}: with dropout, training would compute other probabilities than those that \
                  answers are sampled from",
-                lora.dropout
+                adapter.name(),
+                adapter.dropout()
             ))
             .hint("set it to 0"));
         }

@@ -101,7 +101,7 @@ fn learn(method: &mut dyn Method, model: &Model, steps: usize, lr: f64) -> f64 {
         let TrainingStep { micro_batches: micro, .. } = method.next_step(model).unwrap();
         let items: f64 = micro.iter().map(|b| b.items()).sum();
         for b in &micro {
-            model.learn(b.tokens(), items, LayerReplay::None, |out| b.loss(out)).unwrap();
+            model.learn(&**b, items, LayerReplay::None).unwrap();
         }
         let _ = optim.clip(1.0).unwrap();
         optim.step(lr).unwrap();
@@ -218,7 +218,7 @@ fn sampling_uses_the_adapter_as_updated_by_the_last_step() {
             let TrainingStep { micro_batches: micro, means, .. } = method.next_step(&model).unwrap();
             let items: f64 = micro.iter().map(|b| b.items()).sum();
             for b in &micro {
-                model.learn(b.tokens(), items, LayerReplay::None, |out| b.loss(out)).unwrap();
+                model.learn(&**b, items, LayerReplay::None).unwrap();
             }
             optim.step(0.01).unwrap();
             optim.zero_gradients();

@@ -3,6 +3,9 @@
 
 use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, tensors, whole};
+use crate::commands::Workspace;
+use crate::distill_runs::refused;
+use crate::support::{ClosureBatch, fixture, frozen, tensors, whole};
 use ft::methods::MicroBatch;
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use ft::methods::distill::cache;
@@ -110,7 +113,7 @@ fn inside(model: &Model, replay: LayerReplay) -> Vec<(String, Tensor)> {
         }
         Loss { sum, metrics: Metrics::default() }
     };
-    model.learn(&tokens, 3.0, replay, loss).unwrap();
+    model.learn(&ClosureBatch::new(&tokens, loss), 3.0, replay).unwrap();
     let gradients = model.params().trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
     ft::native::drop_gradients(model.params().trainable().map(|p| &p.tensor));
     gradients
@@ -212,6 +215,7 @@ fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
     let loss = |out: &Output| {
         let (sum, values) = match chunked {
             true => {
+                let weight = weight.shallow_clone();
                 let numbers = move |logits: &Tensor, (start, n): chunked::RowRange| {
                     let values = entropy(logits);
                     [&values * weight.narrow(0, start, n), values]
@@ -228,7 +232,7 @@ fn entropies(model: &Model, chunked: bool) -> (Tensor, Vec<(String, Tensor)>) {
         kept = Some(values.detach());
         Loss { sum, metrics: Metrics::default() }
     };
-    model.learn(&tokens, 1.0, LayerReplay::None, loss).unwrap();
+    model.learn(&ClosureBatch::new(&tokens, loss), 1.0, LayerReplay::None).unwrap();
     let gradients = model.params().trainable().map(|p| (p.name.clone(), p.tensor.grad().copy())).collect();
     ft::native::drop_gradients(model.params().trainable().map(|p| &p.tensor));
     (kept.unwrap(), gradients)

@@ -193,7 +193,7 @@ fn decoding_sees_every_update_of_an_adapter() {
         };
         let before = decoded();
         for _ in 0..2 {
-            model.learn(&row.tokens, row.items, LayerReplay::None, |out| row.loss(out)).unwrap();
+            model.learn(&row, row.items, LayerReplay::None).unwrap();
             optimiser.step(0.05).unwrap();
             optimiser.zero_gradients();
             assert_close("decoded", &decoded(), &whole(), 1e-4);
@@ -278,7 +278,7 @@ fn learn(method: &mut Ppo, model: &Model, optim: &mut Optimiser, steps: usize, l
         let TrainingStep { micro_batches: micro, means, .. } = method.next_step(model).unwrap();
         let items: f64 = micro.iter().map(|b| b.items()).sum();
         for b in &micro {
-            let pass = |m: &Model| m.learn(b.tokens(), items, LayerReplay::None, |out| b.loss(out)).map(drop);
+            let pass = |m: &Model| m.learn(&**b, items, LayerReplay::None).map(drop);
             match b.adapter() {
                 Some(name) => model.with_adapter(Some(name), pass),
                 None => pass(model),

@@ -13,7 +13,7 @@ use ft::data::rows::{SourceList, SourceSpec};
 use ft::methods::pairs::PairStatistics;
 use ft::methods::reference::ReferenceChoice;
 use ft::methods::{DataContext, Method, MethodSpec, dpo, kto, orpo, simpo};
-use ft::models::{LayerReplay, Model};
+use ft::models::{LayerReplay, Model, Output};
 use ft::recipe::OptimSection;
 use ft::train::optim::Optimiser;
 use serde_json::Value;
@@ -223,7 +223,7 @@ fn learn(model: &Model, method: &mut dyn Method, replay: LayerReplay) -> (BTreeM
     let items = step.micro_batches.iter().map(|b| b.items()).sum();
     let mut metrics = ft::models::Metrics::default();
     for b in &step.micro_batches {
-        metrics.merge(model.learn(b.tokens(), items, replay, |out| b.loss(out)).unwrap());
+        metrics.merge(model.learn(&**b, items, replay).unwrap());
     }
     (metrics.means(), step.micro_batches.len())
 }
@@ -373,14 +373,13 @@ fn no_gradient_comes_from_predicting_a_prompt() {
         let answers = Tensor::from_slice(&answers).to_device(model.device());
         let b = &step.micro_batches[0];
         let mut found = Vec::new();
-        model
-            .learn(b.tokens(), b.items(), LayerReplay::None, |out| {
-                let loss = b.loss(out);
-                let grad = Tensor::run_backward(&[&loss.sum], &[&out.hidden], true, false).remove(0);
-                found.push(grad.abs().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float));
-                loss
-            })
-            .unwrap();
+        let watched = |out: &Output| {
+            let loss = b.loss(out);
+            let grad = Tensor::run_backward(&[&loss.sum], &[&out.hidden], true, false).remove(0);
+            found.push(grad.abs().sum_dim_intlist([-1i64].as_slice(), false, Kind::Float));
+            loss
+        };
+        model.learn(&ClosureBatch::new(b.tokens(), watched), b.items(), LayerReplay::None).unwrap();
         let found = found.remove(0);
         assert_eq!(found.size(), answers.size(), "{name}");
         let prompts: Tensor = 1.0 - &answers;

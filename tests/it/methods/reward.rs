@@ -141,7 +141,7 @@ fn ten_steps(case: &Steps, model: &Model, micro: usize, replay: LayerReplay) {
         for row in pairs.chunks(micro) {
             let row = RewardBatch::new(row, spec, device());
             let items = pairs.len() as f64;
-            metrics.merge(model.learn(row.tokens(), items, replay, |out| row.loss(out)).unwrap());
+            metrics.merge(model.learn(&row, items, replay).unwrap());
         }
         let norm = optimiser.clip(max_norm).unwrap().double_value(&[]);
         let means = metrics.means();

@@ -163,7 +163,7 @@ fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, 
     let mut metrics = Metrics::default();
     for b in batches {
         let row = Row::pack(b);
-        metrics.merge(model.learn(&row.tokens, items, replay, |out| row.loss(out)).unwrap());
+        metrics.merge(model.learn(&row, items, replay).unwrap());
     }
     (metrics.means()["loss"], take_gradients(model))
 }

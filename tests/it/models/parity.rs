@@ -76,7 +76,7 @@ fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: LayerReplay
     let mut metrics = ft::models::Metrics::default();
     for sequences in batches {
         let row = Row::pack(sequences);
-        metrics.merge(model.learn(&row.tokens, items, replay, |out| row.loss(out)).unwrap());
+        metrics.merge(model.learn(&row, items, replay).unwrap());
     }
     (metrics.means()["loss"], take_gradients(model))
 }
@@ -123,7 +123,7 @@ fn a_sliding_window_is_exact_within_and_refused_beyond() {
     assert_close("within the window", &logits(&model, std::slice::from_ref(short)), &expected["logits.0"], RELATIVE);
 
     let row = Row::pack(&case.sequences);
-    let learnt = model.learn(&row.tokens, row.items, LayerReplay::None, |out| row.loss(out)).err();
+    let learnt = model.learn(&row, row.items, LayerReplay::None).err();
     let inferred = model.infer(&row.tokens, |_| ()).err();
     // Six tokens in the cache, then three more: the window limits their sum.
     let mut cache = model.cache(1);

@@ -37,7 +37,7 @@ fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, 
     let mut metrics = Metrics::default();
     for b in batches {
         let row = Row::pack(b);
-        metrics.merge(model.learn(&row.tokens, items, replay, |out| row.loss(out)).unwrap());
+        metrics.merge(model.learn(&row, items, replay).unwrap());
     }
     (metrics.means()["loss"], take_gradients(model))
 }
@@ -194,7 +194,13 @@ fn merged_weights_give_the_adapted_output() {
                 return (p.name.clone(), p.tensor.detach());
             }
             folded += 1;
-            let site = AdapterSite { name: site, layer: p.layer, weight: &p.tensor, bias: None, tied: false };
+            let site = AdapterSite {
+                name: site,
+                layer: p.layer,
+                weight: &p.tensor.shallow_clone().into(),
+                bias: None,
+                tied: false,
+            };
             (p.name.clone(), plan.attach(&site, add).unwrap().unwrap().merged(&p.tensor).detach())
         };
         let merged: BTreeMap<String, Tensor> = model.params().base().map(merge).collect();
@@ -233,9 +239,9 @@ fn log_probabilities_in_chunks_equal_log_softmax_of_all_logits() {
     assert!(row.items > 512.0);
     for (what, model, relative) in &models {
         for replay in [LayerReplay::None, LayerReplay::All] {
-            let chunked = model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap().means()["loss"];
+            let chunked = model.learn(&row, row.items, replay).unwrap().means()["loss"];
             let grads = take_gradients(model);
-            let plain = model.learn(&row.tokens, row.items, replay, |out| row.plain_loss(out)).unwrap().means()["loss"];
+            let plain = model.learn(&row.with(Row::plain_loss), row.items, replay).unwrap().means()["loss"];
             assert_number(&format!("{what}: loss"), chunked, plain, relative * 0.1);
             println!("{what}: {:?}", assert_all_close(&grads, &take_gradients(model), *relative));
         }
@@ -330,7 +336,7 @@ fn switches_are_restored_after_a_panic() {
     assert_eq!(model.active_adapter(), Some("a"));
     for replay in [LayerReplay::None, LayerReplay::All] {
         let learning = catch_unwind(AssertUnwindSafe(|| {
-            let _ = model.learn(&row.tokens, row.items, replay, |_| panic!("on purpose"));
+            let _ = model.learn(&row.with(|_, _| panic!("on purpose")), row.items, replay);
         }));
         assert!(learning.is_err());
         // Fails if dropout is still on or gradients are still off.

@@ -8,6 +8,10 @@ use ft::convert::verify::report::ExportVerdict;
 use ft::convert::{export, merged};
 use ft::models::{Config, LayerReplay, Model};
 use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
+use ft::adapters::{AdapterKind, LoraPlan, LoraSpec, Targets, file};
+use ft::convert::export::{self, ExportVerdict};
+use ft::convert::merged;
+use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weight, Weights, weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,7 +75,7 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         // If every weight is trained, each of the two has its own gradient, and both are saved.
         let model = whole(parted.path(), Kind::Float);
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
-        model.learn(&row.tokens, row.items, LayerReplay::All, |out| row.loss(out)).unwrap();
+        model.learn(&row, row.items, LayerReplay::All).unwrap();
         let gradients: Vec<Tensor> =
             model.params().iter().filter(|p| p.name == HEAD || p.name == embedding).map(|p| p.tensor.grad()).collect();
         assert!(gradients.len() == 2 && !gradients[0].equal(&gradients[1]), "{name}");
@@ -165,7 +169,7 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
         let spec = LoraSpec { from: Some(adapter(name)), ..file::read(&adapter(name)).unwrap().spec };
         let plan = ft::adapters::AdapterSpec::Lora(spec.clone()).plan().unwrap();
         let model = adapted(&base, Kind::Float, &*plan);
-        file::init_from_adapter(model.params().adapter(0), &spec, &adapter(name)).unwrap();
+        spec.initialise(&mut model.params().adapter(0)).unwrap();
         assert_within(name, &answers(&model), &expected, 1e-6);
         let frozen: Vec<&str> = model.params().adapter(0).filter(|p| !p.trainable()).map(|p| p.name.as_str()).collect();
         assert!(frozen.len() == 1 && frozen[0].ends_with(".base_layer.weight"), "{frozen:?}");
@@ -244,7 +248,7 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
         let row = Row::pack(&[Sequence::random(20, 60, 1)]);
         let mut gradients = Vec::new();
         for replay in [LayerReplay::None, LayerReplay::All] {
-            model.learn(&row.tokens, row.items, replay, |out| row.loss(out)).unwrap();
+            model.learn(&row, row.items, replay).unwrap();
             let of = |p: &ft::nn::Param| (p.name.clone(), p.tensor.grad().copy());
             gradients.push(model.params().trainable().map(of).collect::<BTreeMap<_, _>>());
             model.params().trainable().for_each(|p| drop(p.tensor.grad().zero_()));
@@ -341,7 +345,7 @@ fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
     let (inputs, outputs, rows) = (256, 64, 512);
     let options = (Kind::Float, device());
     let spec = LoraSpec { rank: 8, alpha: 8.0, dropout: 0.1, ..LoraSpec::default() };
-    let weight = Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16);
+    let weight = Weight::from(Tensor::zeros([outputs, inputs], options).to_kind(Kind::BFloat16));
     let site = AdapterSite {
         name: "model.layers.0.self_attn.q_proj",
         layer: LayerKind::Linear,

@@ -495,7 +495,7 @@ fn origins_of_numbers_that_are_not_finite_are_named() {
     let row = || crate::support::Row::pack(&[crate::support::Sequence::random(12, 500, 3)]);
     let origin = |model: &Model| {
         let row = row();
-        model.find_non_finite(&row.tokens, row.items, |out| row.loss(out)).unwrap()
+        model.find_non_finite(&row, row.items).unwrap()
     };
     let folder = fixture("tiny-llama");
     let set = |model: &Model, name: &str, value: f64| {

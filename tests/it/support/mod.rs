@@ -10,11 +10,12 @@ pub mod rows;
 pub mod snapshot;
 pub mod webdriver;
 pub mod workspace;
-
 use ft::models::{Heads, LoadOptions, Loss, Metrics, Model, Output, Storage};
+use ft::models::{Heads, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage};
 use ft::nn::{AdapterPlan, Tokens, Weights};
 use rand::RngExt;
 use serde::Deserialize;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -152,6 +153,11 @@ impl Row {
         }
     }
 
+    /// Returns the row with another loss.
+    pub fn with(&self, loss: impl Fn(&Self, &Output) -> Loss) -> ClosureBatch<'_, impl FnMut(&Output) -> Loss> {
+        ClosureBatch::new(&self.tokens, move |out| loss(self, out))
+    }
+
     /// Computes the cross-entropy of the trained tokens.
     pub fn loss(&self, out: &Output) -> Loss {
         cross_entropy(out.log_probs(&self.at, &self.targets).log_probs, self.items)
@@ -161,6 +167,42 @@ impl Row {
     pub fn plain_loss(&self, out: &Output) -> Loss {
         let all = out.logits(&self.at).log_softmax(-1, Kind::Float);
         cross_entropy(all.gather(-1, &self.targets.unsqueeze(-1), false).squeeze_dim(-1), self.items)
+    }
+}
+
+impl MicroBatch for Row {
+    fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+    fn items(&self) -> f64 {
+        self.items
+    }
+    fn loss(&self, out: &Output) -> Loss {
+        self.loss(out)
+    }
+}
+
+/// A packed row with a loss that a closure computes.
+pub struct ClosureBatch<'a, F> {
+    tokens: &'a Tokens,
+    loss: RefCell<F>,
+}
+
+impl<'a, F: FnMut(&Output) -> Loss> ClosureBatch<'a, F> {
+    pub fn new(tokens: &'a Tokens, loss: F) -> Self {
+        Self { tokens, loss: RefCell::new(loss) }
+    }
+}
+
+impl<F: FnMut(&Output) -> Loss> MicroBatch for ClosureBatch<'_, F> {
+    fn tokens(&self) -> &Tokens {
+        self.tokens
+    }
+    fn items(&self) -> f64 {
+        1.0
+    }
+    fn loss(&self, out: &Output) -> Loss {
+        (self.loss.borrow_mut())(out)
     }
 }
 

@@ -162,7 +162,7 @@ fn lora_model() -> Model {
 
 fn learn(model: &Model, optimiser: &mut Optimiser, lr: f64) {
     let row = Row::pack(&[Sequence::random(20, 64, 1)]);
-    model.learn(&row.tokens, row.items, LayerReplay::None, |out| row.loss(out)).unwrap();
+    model.learn(&row, row.items, LayerReplay::None).unwrap();
     let _ = optimiser.clip(1.0).unwrap();
     optimiser.step(lr).unwrap();
     optimiser.zero_gradients();
@@ -313,7 +313,7 @@ fn neftune_noise_depends_on_the_seed_and_is_added_only_in_training() {
         let rows = Row::pack(&[Sequence::random(20, 64, 1), Sequence::random(5, 64, 2)]);
         let loss = |noise| {
             whole.set_embedding_noise(noise);
-            let found = whole.learn(&rows.tokens, rows.items, LayerReplay::None, |out| rows.loss(out)).unwrap();
+            let found = whole.learn(&rows, rows.items, LayerReplay::None).unwrap();
             (found.means()["loss"], take_gradients(&whole))
         };
         let noise = |seed| Some(EmbeddingNoise { alpha: 5.0, seed });
@@ -323,7 +323,7 @@ fn neftune_noise_depends_on_the_seed_and_is_added_only_in_training() {
         assert_eq!(one, again.0, "the same seed must give the same noise");
         // Replay samples the same noise when it recomputes the forward pass.
         whole.set_embedding_noise(noise(1));
-        let replayed = whole.learn(&rows.tokens, rows.items, LayerReplay::All, |out| rows.loss(out)).unwrap();
+        let replayed = whole.learn(&rows, rows.items, LayerReplay::All).unwrap();
         assert_eq!(replayed.means()["loss"], one);
         assert_all_close(&take_gradients(&whole), &gradients, 1e-5);
         // Inference adds no noise.

@@ -68,7 +68,7 @@ fn train(name: &str, case: &Case, model: &Model, replay: LayerReplay) {
         assert_eq!(items, expected.items);
         let mut metrics = ft::models::Metrics::default();
         for row in &rows {
-            metrics.merge(model.learn(&row.tokens, items, replay, |out| row.loss(out)).unwrap());
+            metrics.merge(model.learn(row, items, replay).unwrap());
         }
         let (loss, norm) = (metrics.means()["loss"], optimiser.clip(max_norm).unwrap().double_value(&[]));
         assert_number(&format!("{name}, step {i}: loss"), loss, expected.loss, 1e-4);

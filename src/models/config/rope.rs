@@ -1,7 +1,7 @@
 //! Reads the settings of rotary embedding from config.json. transformers 5 writes them in `rope_parameters`,
 //! transformers 4 in `rope_theta` and `rope_scaling`.
 
-use super::config::ConfigReader;
+use super::reader::ConfigReader;
 use crate::error::{Error, Result};
 use crate::nn::RopeScaling;
 use serde_json::{Map, Value};

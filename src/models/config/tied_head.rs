@@ -4,13 +4,13 @@
 //! matrix, made by training or another tool. transformers 5 compares the two and uses both if they differ; so does
 //! ft.
 
-use super::Config;
 use crate::error::Result;
+use crate::models::family::Config;
 use crate::nn::Weights;
 use std::path::Path;
 use tch::Kind;
 
-pub(super) const HEAD: &str = "lm_head.weight";
+pub(in crate::models) const HEAD: &str = "lm_head.weight";
 /// Number of rows compared at once.
 const ROWS: i64 = 4096;
 

@@ -1,10 +1,11 @@
 //! Qwen3: Llama's layers with normalised queries and keys and an independent head size (Yang et al. 2025, arXiv
 //! 2505.09388).
 
-use super::{Family, llama, qwen2};
+use super::{llama, qwen2};
+use crate::models::family::Family;
 use serde_json::json;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     names: &["qwen3"],
     architectures: &["Qwen3ForCausalLM"],
     key_names: &[],

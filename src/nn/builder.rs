@@ -1,13 +1,17 @@
-//! Holds parameters under the checkpoint's own names, and builds a model's layers.
+//! Builds a model's layers from weights.
 //!
 //! A family asks a [`ModuleScope`] for layers by name and shape. The builder loads or samples their weights, offers each
 //! layer to the planned adapters, and records every parameter, so that family files contain nothing about adapters or
 //! files.
 
+use super::adapter::{AdapterPlan, AdapterSite, AdapterSwitches, LayerAdapters, ParamRole};
+use super::embedding::Embedding;
 use super::initial::InitialWeights;
 use super::layer_norm::LayerNorm;
-use super::linear::{Adapter, AdapterSwitches, Dense, Embedding, LayerAdapters, Linear, cast};
+use super::linear::Linear;
 use super::norm::RmsNorm;
+use super::params::{LayerKind, Param, ParamStore};
+use super::weight::{Dense, Weight, cast};
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use std::cell::{Cell, RefCell};
@@ -16,118 +20,6 @@ use std::fmt::Display;
 use std::ops::Div;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
-
-/// The kind of layer that a parameter belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerKind {
-    Linear,
-    /// The output head; `all-linear` leaves it out.
-    Head,
-    Embedding,
-    /// A trained embedding of positions.
-    Positions,
-    Norm,
-    /// The scalar head of a reward or value model; `all-linear` leaves it out.
-    Score,
-}
-
-/// A named tensor of the model or of one of its adapters.
-pub struct Param {
-    /// The name it has on disk, e.g. `model.layers.0.self_attn.q_proj.weight` or `….q_proj.lora_A.weight`.
-    pub name: String,
-    pub tensor: Tensor,
-    pub layer: LayerKind,
-    /// Number of the adapter that it belongs to; `None`: the base.
-    pub adapter: Option<usize>,
-    /// True for a linear layer's weight that is stored as in its file, (in, out), and used as (out, in).
-    pub transposed: bool,
-}
-
-impl Param {
-    /// Returns true if the parameter is trained.
-    pub fn trainable(&self) -> bool {
-        self.tensor.requires_grad()
-    }
-
-    /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension.
-    pub fn is_matrix(&self) -> bool {
-        self.tensor.dim() >= 2 && self.layer != LayerKind::Norm
-    }
-}
-
-/// All parameters of a model, in the order in which they were built.
-#[derive(Default)]
-pub struct ParamStore {
-    params: Vec<Param>,
-}
-
-impl ParamStore {
-    pub fn iter(&self) -> impl Iterator<Item = &Param> {
-        self.params.iter()
-    }
-
-    pub fn trainable(&self) -> impl Iterator<Item = &Param> {
-        self.params.iter().filter(|p| p.trainable())
-    }
-
-    /// Returns the base's parameters.
-    pub fn base(&self) -> impl Iterator<Item = &Param> {
-        self.params.iter().filter(|p| p.adapter.is_none())
-    }
-
-    /// Returns one adapter's parameters, by the adapter's number.
-    pub fn adapter(&self, id: usize) -> impl Iterator<Item = &Param> {
-        self.params.iter().filter(move |p| p.adapter == Some(id))
-    }
-
-    /// Returns the name of the first parameter with NaN or infinite values. Slow, because it reads every number:
-    /// meant for when a step has already failed.
-    pub fn first_non_finite(&self) -> Option<&str> {
-        let _no_grad = tch::no_grad_guard();
-        let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
-        self.params.iter().find(broken).map(|p| p.name.as_str())
-    }
-
-    fn add(&mut self, param: Param) {
-        debug_assert!(!self.params.iter().any(|p| p.name == param.name && p.adapter == param.adapter));
-        self.params.push(param);
-    }
-}
-
-/// A layer that has just been built and that adapters may attach to.
-pub struct AdapterSite<'a> {
-    /// The module's name in the checkpoint.
-    pub name: &'a str,
-    pub layer: LayerKind,
-    /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings.
-    pub weight: &'a Tensor,
-    pub bias: Option<&'a Tensor>,
-    /// True for an output head that shares the embedding's weight, and for that embedding.
-    pub tied: bool,
-}
-
-/// Whether a parameter that an adapter registers is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParamRole {
-    /// Trained: it becomes a float32 leaf.
-    Trained,
-    /// Kept unchanged and saved with the adapter.
-    Frozen,
-}
-
-/// Callback that registers an adapter's parameter under its name within the module, and returns the tensor to compute
-/// with.
-pub type RegisterParam<'a> = dyn FnMut(&str, Tensor, ParamRole) -> Tensor + 'a;
-
-/// Attaches adapters to layers while a model is being built.
-pub trait AdapterPlan {
-    /// Returns the adapter for this layer, or `None` if it gets none. Parameters of the adapter are registered with
-    /// `add`.
-    fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>>;
-
-    /// Called after all layers have been offered; an error if the rules name a module that does not exist.
-    fn check(&self) -> Result<()>;
-}
 
 /// Where the values of the base's parameters come from.
 pub enum WeightSource<'w> {
@@ -157,7 +49,7 @@ pub struct ModelBuilder<'w> {
     headless: Cell<bool>,
 }
 
-/// What [`Builder::finish`] returns next to the layers.
+/// What [`ModelBuilder::finish`] returns next to the layers.
 pub struct BuildResult {
     pub store: ParamStore,
     pub switches: Rc<AdapterSwitches>,
@@ -314,7 +206,7 @@ impl ModuleScope<'_> {
 
     fn empty_head(&self, inputs: i64) -> Linear {
         self.builder.used.borrow_mut().insert((self / "weight").path);
-        let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device));
+        let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device)).into();
         let adapters = LayerAdapters { switches: self.builder.switches.clone(), list: Vec::new() };
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
@@ -323,7 +215,7 @@ impl ModuleScope<'_> {
     /// zero, so that every score is 0 until it is trained.
     pub fn score_head(&self, inputs: i64) -> Linear {
         let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
-        let weight = self.param_or_default("weight", LayerKind::Score, &[1, inputs], Some(zeros));
+        let weight = self.param_or_default("weight", LayerKind::Score, &[1, inputs], Some(zeros)).into();
         let adapters = self.attach(LayerKind::Score, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
@@ -333,13 +225,13 @@ impl ModuleScope<'_> {
         if self.builder.headless.get() {
             return self.empty_head(embedding.weight.size()[1]);
         }
-        let weight = embedding.weight.shallow_clone();
+        let weight = embedding.weight.shallow_clone().into();
         let adapters = self.attach(LayerKind::Head, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
 
     fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
-        let weight = self.param("weight", layer, &[outputs, inputs]);
+        let weight = self.param("weight", layer, &[outputs, inputs]).into();
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
         let adapters = self.attach(layer, &weight, bias.as_ref());
         Linear { dense: Dense { weight, bias }, adapters }
@@ -357,20 +249,20 @@ impl ModuleScope<'_> {
 
     fn table(&self, layer: LayerKind, count: i64, width: i64) -> Embedding {
         let weight = self.param("weight", layer, &[count, width]);
-        let adapters = self.attach(layer, &weight, None);
+        let adapters = self.attach(layer, &weight.shallow_clone().into(), None);
         Embedding { weight, adapters, kind: self.builder.kind }
     }
 
     pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
         let weight = self.param("weight", LayerKind::Norm, &[width]);
-        let adapters = self.attach(LayerKind::Norm, &weight, None);
+        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), None);
         RmsNorm { weight, adapters, eps }
     }
 
     pub fn layer_norm(&self, width: i64, eps: f64) -> LayerNorm {
         let weight = self.param("weight", LayerKind::Norm, &[width]);
         let bias = self.param("bias", LayerKind::Norm, &[width]);
-        let adapters = self.attach(LayerKind::Norm, &weight, Some(&bias));
+        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), Some(&bias));
         LayerNorm { weight, bias, adapters, eps }
     }
 
@@ -420,7 +312,7 @@ impl ModuleScope<'_> {
         if transposed { transposed_view(&tensor) } else { tensor }
     }
 
-    fn attach(&self, layer: LayerKind, weight: &Tensor, bias: Option<&Tensor>) -> LayerAdapters {
+    fn attach(&self, layer: LayerKind, weight: &Weight, bias: Option<&Tensor>) -> LayerAdapters {
         let b = self.builder;
         let tied = b.tied.get() && matches!(layer, LayerKind::Head | LayerKind::Embedding);
         let site = AdapterSite { name: &self.path, layer, weight, bias, tied };

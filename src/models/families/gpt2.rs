@@ -3,16 +3,14 @@
 //! Trained position embeddings, LayerNorm before attention and MLP, one product for queries, keys and values, tanh
 //! GELU. Checkpoints store the weights of linear layers as (in, out); names may or may not start with `transformer.`.
 
-use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{
-    Embedding, ForwardPass, LayerInput, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops,
-};
+use crate::models::family::{Config, Decoder, Family};
+use crate::nn::{Embedding, ForwardPass, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     names: &["gpt2"],
     architectures: &["GPT2LMHeadModel"],
     key_names: &[
@@ -100,7 +98,7 @@ impl Decoder for Gpt2 {
         self.layers[i].forward(i, x, pass)
     }
     fn finish(&self, x: &Tensor) -> Tensor {
-        self.norm.forward(x)
+        self.norm.forward(x).x
     }
     fn head(&self) -> &Rc<Linear> {
         &self.head
@@ -145,11 +143,11 @@ impl Gpt2Block {
 
     fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         let (rows, width) = x.size2().expect("a row of vectors");
-        let qkv = self.c_attn.forward_input(&self.ln_1.input(x)).chunk(3, -1); // (T, D) each
+        let qkv = self.c_attn.forward(self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
         let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
-        let x = x + self.attn_c_proj.forward_input(&LayerInput::kept(&y.view([rows, width])));
-        let h = self.c_fc.forward_input(&self.ln_2.input(&x));
-        &x + self.mlp_c_proj.forward_input(&ops::gelu_input(&h))
+        let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
+        let h = self.c_fc.forward(self.ln_2.forward(&x));
+        &x + self.mlp_c_proj.forward(ops::gelu(&h))
     }
 }

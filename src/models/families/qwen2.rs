@@ -1,9 +1,10 @@
 //! Qwen2 and Qwen2.5: Llama's layers with biases on queries, keys and values (Yang et al. 2024, arXiv 2407.10671).
 
-use super::{Family, llama};
+use super::llama;
+use crate::models::family::Family;
 use serde_json::{Map, Value, json};
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     names: &["qwen2"],
     architectures: &["Qwen2ForCausalLM"],
     key_names: &[],

@@ -2,16 +2,14 @@
 //!
 //! Families whose layers differ only in biases and norms use [`build`] with their own [`LlamaVariant`].
 
-use super::{Config, Decoder, Family};
 use crate::error::{Error, Result};
-use crate::nn::{
-    Embedding, ForwardPass, LayerInput, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops,
-};
+use crate::models::family::{Config, Decoder, Family};
+use crate::nn::{Embedding, ForwardPass, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     names: &["llama", "mistral"],
     architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
     key_names: &[],
@@ -94,7 +92,7 @@ impl Decoder for Llama {
         self.layers[i].forward(i, x, pass)
     }
     fn finish(&self, x: &Tensor) -> Tensor {
-        self.norm.forward(x)
+        self.norm.forward(x).x
     }
     fn head(&self) -> &Rc<Linear> {
         &self.head
@@ -143,20 +141,20 @@ impl LlamaBlock {
     }
 
     fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
-        let [q, k, v] = Linear::forward_jointly([&self.q, &self.k, &self.v], &self.input_layernorm.input(x));
+        let [q, k, v] = Linear::forward_jointly([&self.q, &self.k, &self.v], self.input_layernorm.forward(x));
         let q = q.view([-1, self.heads, self.head_dim]); // (T, H, E)
         let k = k.view([-1, self.kv_heads, self.head_dim]); // (T, K, E)
         let (q, k) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q), k_norm.forward(&k)),
+            Some((q_norm, k_norm)) => (q_norm.forward(&q).x, k_norm.forward(&k).x),
             None => (q, k),
         };
         let (cos, sin) = pass.angles(&self.rope, x.kind());
         let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
-        let x = x + self.o.forward_input(&LayerInput::kept(&y.view([-1, self.heads * self.head_dim])));
-        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], &self.post_attention_layernorm.input(&x));
-        let y = self.down.forward_input(&ops::swiglu_input(&gate, &up));
+        let x = x + self.o.forward(&y.view([-1, self.heads * self.head_dim]));
+        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], self.post_attention_layernorm.forward(&x));
+        let y = self.down.forward(ops::swiglu(&gate, &up));
         x + y
     }
 }

@@ -3,44 +3,19 @@
 //! Each size has one name here, whatever a family's files call it; `Family::keys` and `Family::defaults` describe the
 //! differences.
 
-use super::{FAMILIES, Family, limits, rope, tied_head};
+mod limits;
+mod reader;
+mod rope;
+pub(super) mod tied_head;
+
+use super::families::FAMILIES;
+use super::family::{Config, Family};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, parse_json};
-use crate::nn::RopeScaling;
 use crate::report;
-use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
-
-/// The sizes and settings of a model, from its config.json.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub model_type: String,
-    pub hidden_size: i64,
-    pub intermediate_size: i64,
-    pub num_hidden_layers: i64,
-    pub num_attention_heads: i64,
-    pub num_key_value_heads: i64,
-    pub head_dim: i64,
-    pub vocab_size: i64,
-    pub norm_eps: f64,
-    pub tie_word_embeddings: bool,
-    pub attention_bias: bool,
-    pub mlp_bias: bool,
-    pub hidden_act: String,
-    pub rope_theta: f64,
-    pub rope_scaling: RopeScaling,
-    pub max_position_embeddings: Option<i64>,
-    /// Number of tokens that attention reaches back; `None`: all.
-    pub sliding_window: Option<i64>,
-    /// Standard deviation of a new model's random weights.
-    pub initializer_range: f64,
-    /// The file as read, for writing it back with only the changes made.
-    pub raw: Value,
-    /// The file's text as read.
-    pub text: String,
-    family: &'static Family,
-    file: PathBuf,
-}
+use reader::ConfigReader;
+use serde_json::Value;
+use std::path::Path;
 
 impl Config {
     /// Reads `config.json` of a model directory. If it ties the output head to the embedding but the weights in the
@@ -133,28 +108,6 @@ impl Config {
             file: file.into(),
         })
     }
-
-    /// Returns the file it was read from, for messages.
-    pub fn file(&self) -> &Path {
-        &self.file
-    }
-
-    pub fn family(&self) -> &'static Family {
-        self.family
-    }
-
-    /// Lists the dropouts that config.json requests for training, as `key value`. None of them is applied: only
-    /// adapters have dropout here.
-    pub fn dropouts(&self) -> Vec<String> {
-        let asked = |key: &str| self.raw.get(key).and_then(Value::as_f64).filter(|p| *p > 0.0);
-        let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"];
-        keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
-    }
-
-    /// Returns the names of the weights that embedding and output head share; empty if each has its own.
-    pub fn tied_weights(&self) -> Vec<&'static str> {
-        if self.tie_word_embeddings { vec![self.family.embedding, "lm_head.weight"] } else { Vec::new() }
-    }
 }
 
 fn family(model_type: &str, file: &Path) -> Result<&'static Family> {
@@ -174,56 +127,4 @@ fn sliding_window(r: &ConfigReader, layers: i64) -> Option<i64> {
         _ => true,
     };
     (some && r.get("use_sliding_window") != Some(&Value::Bool(false))).then_some(window)
-}
-
-/// Reads typed values of config.json by their usual names.
-pub(super) struct ConfigReader<'a> {
-    pub raw: &'a Map<String, Value>,
-    /// (usual name, the family's name) of keys that are named differently.
-    pub keys: &'a [(&'a str, &'a str)],
-    pub file: &'a Path,
-}
-
-impl<'a> ConfigReader<'a> {
-    fn key<'k>(&self, usual: &'k str) -> &'k str
-    where
-        'a: 'k,
-    {
-        self.keys.iter().find(|(name, _)| *name == usual).map_or(usual, |(_, own)| own)
-    }
-
-    /// Returns a value, or `None` if it is missing or null.
-    pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.raw.get(self.key(key)).filter(|v| !v.is_null())
-    }
-
-    /// Returns the error for a key that is missing or is not `what`.
-    pub fn wrong_value(&self, key: &str, what: &str) -> Error {
-        let key = self.key(key);
-        let found = self.raw.get(key).map_or("it is missing".to_string(), |v| format!("found {v}"));
-        Error::user(format!("{}: `{key}` must be {what}; {found}", self.file.display()))
-            .hint("is this the config.json of a decoder-only language model?")
-    }
-    pub fn int(&self, key: &str) -> Result<i64> {
-        self.int_up_to(key, 1 << 24) // no real dimension is larger; a damaged file must not cause a huge allocation
-    }
-    fn int_up_to(&self, key: &str, most: i64) -> Result<i64> {
-        let found = self.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));
-        found.ok_or_else(|| self.wrong_value(key, &format!("a positive integer, at most {most}")))
-    }
-    fn int_or(&self, key: &str, default: i64) -> Result<i64> {
-        if self.get(key).is_none() { Ok(default) } else { self.int(key) }
-    }
-    pub fn float(&self, key: &str) -> Result<f64> {
-        self.get(key).and_then(Value::as_f64).ok_or_else(|| self.wrong_value(key, "a number"))
-    }
-    pub fn float_or(&self, key: &str, default: f64) -> Result<f64> {
-        if self.get(key).is_none() { Ok(default) } else { self.float(key) }
-    }
-    fn text(&self, key: &str) -> Result<String> {
-        self.get(key).and_then(Value::as_str).map(String::from).ok_or_else(|| self.wrong_value(key, "a string"))
-    }
-    fn flag(&self, key: &str) -> bool {
-        self.get(key).and_then(Value::as_bool).unwrap_or(false)
-    }
 }

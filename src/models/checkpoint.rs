@@ -1,0 +1,36 @@
+//! Opens a checkpoint's weights under the names that its family gives them.
+
+use super::config::tied_head;
+use super::family::{Config, Family};
+use crate::error::Result;
+use crate::nn::{ParamMapping, Weights};
+use std::path::Path;
+
+/// Opens the weights in a model directory, under the names that its family gives them.
+pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
+    let mut weights = Weights::open(folder)?;
+    let Family { map_param, embedding, .. } = *config.family();
+    let holds = |wanted: &str| weights.names().any(|n| map_param(n).is_some_and(|p| p.name == wanted));
+    let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));
+    weights.map_names(|name| {
+        let place = map_param(name)?;
+        match tied && place.name == tied_head::HEAD {
+            // Of the checkpoints with a tied head, some contain a redundant copy, others only the head's name for the
+            // weight.
+            true if embedded => None,
+            true => Some(ParamMapping { name: embedding.into(), ..place }),
+            false => Some(place),
+        }
+    })?;
+    Ok(weights)
+}
+
+/// Unties embedding and output head of a `config` that ties them: each gets its own weight, with equal values.
+pub fn untie_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
+    config.untie()?;
+    weights.alias(tied_head::HEAD, config.family().embedding);
+    Ok(())
+}
+
+/// Name of the scalar head's weight, in every family.
+pub const SCORE: &str = "score.weight";

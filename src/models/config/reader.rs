@@ -1,0 +1,57 @@
+//! Reads typed values of config.json.
+
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Reads typed values of config.json by their usual names.
+pub(super) struct ConfigReader<'a> {
+    pub raw: &'a Map<String, Value>,
+    /// (usual name, the family's name) of keys that are named differently.
+    pub keys: &'a [(&'a str, &'a str)],
+    pub file: &'a Path,
+}
+
+impl<'a> ConfigReader<'a> {
+    fn key<'k>(&self, usual: &'k str) -> &'k str
+    where
+        'a: 'k,
+    {
+        self.keys.iter().find(|(name, _)| *name == usual).map_or(usual, |(_, own)| own)
+    }
+
+    /// Returns a value, or `None` if it is missing or null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.raw.get(self.key(key)).filter(|v| !v.is_null())
+    }
+
+    /// Returns the error for a key that is missing or is not `what`.
+    pub fn wrong_value(&self, key: &str, what: &str) -> Error {
+        let key = self.key(key);
+        let found = self.raw.get(key).map_or("it is missing".to_string(), |v| format!("found {v}"));
+        Error::user(format!("{}: `{key}` must be {what}; {found}", self.file.display()))
+            .hint("is this the config.json of a decoder-only language model?")
+    }
+    pub fn int(&self, key: &str) -> Result<i64> {
+        self.int_up_to(key, 1 << 24) // no real dimension is larger; a damaged file must not cause a huge allocation
+    }
+    pub fn int_up_to(&self, key: &str, most: i64) -> Result<i64> {
+        let found = self.get(key).and_then(Value::as_i64).filter(|n| (1..=most).contains(n));
+        found.ok_or_else(|| self.wrong_value(key, &format!("a positive integer, at most {most}")))
+    }
+    pub fn int_or(&self, key: &str, default: i64) -> Result<i64> {
+        if self.get(key).is_none() { Ok(default) } else { self.int(key) }
+    }
+    pub fn float(&self, key: &str) -> Result<f64> {
+        self.get(key).and_then(Value::as_f64).ok_or_else(|| self.wrong_value(key, "a number"))
+    }
+    pub fn float_or(&self, key: &str, default: f64) -> Result<f64> {
+        if self.get(key).is_none() { Ok(default) } else { self.float(key) }
+    }
+    pub fn text(&self, key: &str) -> Result<String> {
+        self.get(key).and_then(Value::as_str).map(String::from).ok_or_else(|| self.wrong_value(key, "a string"))
+    }
+    pub fn flag(&self, key: &str) -> bool {
+        self.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+}

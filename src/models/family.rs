@@ -1,0 +1,102 @@
+//! What a family of models provides ([`Family`], [`Decoder`]), and the sizes that it is built with ([`Config`]).
+
+use crate::error::Result;
+use crate::nn::{ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use tch::Tensor;
+
+/// A decoder-only model of one family: how each part of it is computed.
+pub trait Decoder {
+    /// Returns the number of layers.
+    fn depth(&self) -> usize;
+    /// Embeds a packed row: (T) tokens -> (T, D).
+    fn embed(&self, tokens: &Tokens) -> Tensor;
+    /// Computes layer `i`: (T, D) -> (T, D).
+    fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor;
+    /// Applies the final norm, between the last layer and the head: (T, D) -> (T, D).
+    fn finish(&self, x: &Tensor) -> Tensor;
+    /// Returns the output head: (…, D) -> (…, V).
+    fn head(&self) -> &Rc<Linear>;
+    /// Returns the longest sequence that the model has position embeddings for; `None` if there is no limit.
+    fn longest(&self) -> Option<i64> {
+        None
+    }
+}
+
+/// One entry of the table of families.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` values of config.json that this family serves.
+    pub names: &'static [&'static str],
+    /// The class of transformers for each of the names (`architectures` in config.json).
+    pub architectures: &'static [&'static str],
+    /// Keys of config.json that have another name than in llama's: (llama's name, this family's).
+    pub key_names: &'static [(&'static str, &'static str)],
+    /// Fills in transformers' defaults for keys that config.json lacks.
+    pub defaults: fn(&mut Map<String, Value>),
+    /// Keys that a new config.json of this family has in addition to those of every family.
+    pub extra_keys: &'static [&'static str],
+    /// Name of the embedding's weight, which a tied output head shares.
+    pub embedding: &'static str,
+    /// Maps a tensor's name in a checkpoint to the model's parameter; `None`: it is not a parameter.
+    pub map_param: fn(&str) -> Option<ParamMapping>,
+    /// Builds the decoder. Fails if the config asks for something that the family does not support.
+    pub build: fn(&Config, &ModelBuilder) -> Result<Box<dyn Decoder>>,
+}
+
+/// The sizes and settings of a model, from its config.json.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub model_type: String,
+    pub hidden_size: i64,
+    pub intermediate_size: i64,
+    pub num_hidden_layers: i64,
+    pub num_attention_heads: i64,
+    pub num_key_value_heads: i64,
+    pub head_dim: i64,
+    pub vocab_size: i64,
+    pub norm_eps: f64,
+    pub tie_word_embeddings: bool,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub hidden_act: String,
+    pub rope_theta: f64,
+    pub rope_scaling: RopeScaling,
+    pub max_position_embeddings: Option<i64>,
+    /// Number of tokens that attention reaches back; `None`: all.
+    pub sliding_window: Option<i64>,
+    /// Standard deviation of a new model's random weights.
+    pub initializer_range: f64,
+    /// The file as read, for writing it back with only the changes made.
+    pub raw: Value,
+    /// The file's text as read.
+    pub text: String,
+    pub(super) family: &'static Family,
+    pub(super) file: PathBuf,
+}
+
+impl Config {
+    /// Returns the file it was read from, for messages.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// Lists the dropouts that config.json requests for training, as `key value`. None of them is applied: only
+    /// adapters have dropout here.
+    pub fn dropouts(&self) -> Vec<String> {
+        let asked = |key: &str| self.raw.get(key).and_then(Value::as_f64).filter(|p| *p > 0.0);
+        let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"];
+        keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
+    }
+
+    /// Returns the names of the weights that embedding and output head share; empty if each has its own.
+    pub fn tied_weights(&self) -> Vec<&'static str> {
+        if self.tie_word_embeddings { vec![self.family.embedding, "lm_head.weight"] } else { Vec::new() }
+    }
+}

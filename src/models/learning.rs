@@ -1,0 +1,127 @@
+//! Training: a micro-batch forward and backward, with or without recomputation of layers.
+
+use super::activations::Activations;
+use super::loss::{Loss, Metrics, Output};
+use super::model::{Model, RestoreOnDrop};
+use crate::error::Result;
+use crate::native;
+use crate::nn::{ForwardPass, Tokens};
+use std::rc::Rc;
+use tch::Tensor;
+
+/// One micro-batch: a packed row, and a pure function from its hidden states to a loss.
+pub trait MicroBatch {
+    /// Returns the packed row that is the trunk's input.
+    fn tokens(&self) -> &Tokens;
+    /// Returns how many items the loss sums over. The loop adds them up over the whole optimiser step and divides
+    /// once.
+    fn items(&self) -> f64;
+    /// Computes the SUM of the loss over the items. Pure.
+    fn loss(&self, out: &Output) -> Loss;
+    /// Returns the adapter that the trunk runs with; `None`: the active one.
+    fn adapter(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Which layers are recomputed in the backward pass (activation checkpointing).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerReplay {
+    /// None: all activations are kept.
+    None,
+    /// The first n layers: their activations would be kept the longest.
+    First(usize),
+    /// All of them: only the inputs of layers are kept.
+    All,
+}
+
+impl LayerReplay {
+    fn layers(self, depth: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::First(n) => n.min(depth),
+            Self::All => depth,
+        }
+    }
+}
+
+impl Model {
+    /// Runs a micro-batch forward and backward under its adapter: adds the gradient of `loss.sum / items` to the trained
+    /// parameters and returns the loss's metrics. `items` are those of the whole optimiser step.
+    pub fn learn(&self, batch: &dyn MicroBatch, items: f64, replay: LayerReplay) -> Result<Metrics> {
+        self.with_batch_adapter(batch, || {
+            self.check(batch.tokens(), &[])?;
+            let _back = RestoreOnDrop { cell: &self.switches.train, value: self.switches.train.replace(true) };
+            match replay.layers(self.depth()) {
+                0 => self.learn_plain(batch, items),
+                layers => self.learn_replayed(batch, items, layers),
+            }
+        })
+    }
+
+    /// Runs `f` with the adapter active that the batch names, or with the active one if it names none.
+    pub(super) fn with_batch_adapter<R>(&self, batch: &dyn MicroBatch, f: impl FnOnce() -> R) -> R {
+        match batch.adapter() {
+            Some(name) => self.with_adapter(Some(name), |_| f()),
+            None => f(),
+        }
+    }
+
+    fn learn_plain(&self, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
+        let (x, inside) = self.trunk(batch.tokens());
+        let Loss { sum, metrics } = batch.loss(&self.output(x, inside.into()));
+        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
+        Ok(metrics)
+    }
+
+    /// Does the same with activation checkpointing (Chen et al. 2016, arXiv 1604.06174): of the first `layers` layers
+    /// only the inputs are kept, and they run again in the backward, from the same random generator state so that
+    /// dropout is the same.
+    fn learn_replayed(&self, batch: &dyn MicroBatch, items: f64, layers: usize) -> Result<Metrics> {
+        let tokens = batch.tokens();
+        let (look, mut inside) = (self.exposed_layers(), Activations::default());
+        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
+        let mut inputs = Vec::with_capacity(layers);
+        let top = {
+            let _no_grad = tch::no_grad_guard();
+            let mut x = self.embed(tokens);
+            for i in 0..layers {
+                inputs.push((x.shallow_clone(), native::rng_state(self.device())?));
+                x = self.decoder.layer(i, &x, &mut pass);
+                inside.record_leaves(&look, i, &x, &mut pass);
+            }
+            x.detach().set_requires_grad(true)
+        };
+        let mut last = top.shallow_clone();
+        for i in layers..self.depth() {
+            last = self.decoder.layer(i, &last, &mut pass);
+            inside.record(&look, i, &last, &mut pass);
+        }
+        let inside = Rc::new(inside);
+        let Loss { sum, metrics } = batch.loss(&self.output(last, inside.clone()));
+        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
+        drop(sum);
+        let after = native::rng_state(self.device())?;
+        let mut g = top.grad();
+        while let Some((x, rng)) = inputs.pop() {
+            native::set_rng_state(self.device(), &rng)?;
+            let x = x.detach().set_requires_grad(true);
+            let y = self.decoder.layer(inputs.len(), &x, &mut pass);
+            let pulled = inside.outputs_and_gradients(inputs.len(), y, g, &mut pass);
+            let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
+            native::backward(&outputs, &gradients)?;
+            g = x.grad();
+        }
+        native::set_rng_state(self.device(), &after)?;
+        let embedded = self.decoder.embed(tokens);
+        if embedded.requires_grad() {
+            native::backward(&[&embedded], &[&g])?;
+        }
+        Ok(metrics)
+    }
+}
+
+/// Returns the gradient of `sum / items` with respect to `sum`, from which the backward starts.
+pub(super) fn loss_gradient(sum: &Tensor, items: f64) -> Tensor {
+    sum.full_like(1.0 / items)
+}

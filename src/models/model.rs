@@ -1,0 +1,380 @@
+//! A model: a decoder with its parameters, heads and adapters, run on packed rows.
+//!
+//! A family provides embedding, layers, final norm and output head. [`Model`] runs them layer by layer. The layers
+//! without output head are called the trunk. Training is in `learning`.
+
+use super::activations::{Activations, ExposedLayers};
+use super::checkpoint::{SCORE, weights};
+use super::dtype::Storage;
+use super::family::{Config, Decoder};
+use super::loss::Output;
+use super::noise::EmbeddingNoise;
+use crate::error::{Error, Result};
+use crate::nn::{
+    AdapterPlan, AdapterSwitches, BuildResult, DecodingGuard, ForwardPass, InitialWeights, KvCache, Linear,
+    ModelBuilder, Param, ParamStore, Tokens, WeightSource,
+};
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// The heads that a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Heads {
+    /// The output head: a language model.
+    #[default]
+    Tokens,
+    /// A scalar head and no output head: a reward model.
+    Score,
+    /// Both: a policy that shares its base with reward or value adapters.
+    Both,
+}
+
+/// How a model is loaded.
+pub struct LoadOptions<'a> {
+    pub device: Device,
+    /// The number format to compute in.
+    pub kind: Kind,
+    /// How frozen weights are stored.
+    pub storage: Storage,
+    /// Whether the base's own weights are trained; excludes adapters.
+    pub train_base: bool,
+    /// Adapters by name; attached in order, and the first one is active.
+    pub adapters: Vec<(String, &'a dyn AdapterPlan)>,
+    pub heads: Heads,
+}
+
+/// A decoder with its parameters, heads and adapters.
+pub struct Model {
+    pub(super) decoder: Box<dyn Decoder>,
+    score: Option<Rc<Linear>>,
+    pub(super) store: ParamStore,
+    pub(super) switches: Rc<AdapterSwitches>,
+    adapters: Rc<[String]>,
+    config: Config,
+    folder: PathBuf,
+    device: Device,
+    kind: Kind,
+    storage: Storage,
+    noise: Cell<Option<EmbeddingNoise>>,
+    exposed: RefCell<Rc<ExposedLayers>>,
+}
+
+impl Model {
+    /// Loads a Hugging Face model directory. The first adapter, if any, is active. Fails if tensors are missing, have
+    /// wrong shapes or are left over, and for a reward model that is loaded as a language model.
+    pub fn load(folder: &Path, load: LoadOptions) -> Result<Self> {
+        let config = Config::read(folder)?;
+        let weights = weights(folder, &config)?;
+        if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
+            return Err(not_a_language_model(folder, None));
+        }
+        Self::build(config, folder, WeightSource::Disk(&weights), load)
+    }
+
+    /// Builds an untrained model with random weights, which depend on the seed alone. `folder` is where its tokenizer
+    /// is.
+    pub fn initialise(config: Config, folder: &Path, seed: u64, load: LoadOptions) -> Result<Self> {
+        let initial = InitialWeights { seed, std: config.initializer_range, map_param: config.family().map_param };
+        Self::build(config, folder, WeightSource::Random(&initial), load)
+    }
+
+    fn build(config: Config, folder: &Path, source: WeightSource, load: LoadOptions) -> Result<Self> {
+        if load.train_base && !load.adapters.is_empty() {
+            return Err(Error::bug("adapters attach to a frozen base: train_base and adapters exclude each other"));
+        }
+        let (names, attach): (Vec<String>, Vec<&dyn AdapterPlan>) = load.adapters.into_iter().unzip();
+        let (device, kind, storage) = (load.device, load.kind, load.storage);
+        let hold = move |own: Kind| storage.keeps_kind(own, kind, device);
+        let read = matches!(&source, WeightSource::Disk(weights) if storage.reads_into_memory(weights.total_bytes()));
+        let builder =
+            ModelBuilder::new(source, device, kind, load.train_base, attach).keep_dtype_if(hold).read_into_memory(read);
+        if config.tie_word_embeddings {
+            builder.tie_head();
+        }
+        if load.heads == Heads::Score {
+            builder.omit_head();
+        }
+        let decoder = (config.family().build)(&config, &builder)?;
+        let score =
+            (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
+        let BuildResult { store, switches, unused } = builder.finish()?;
+        if !unused.is_empty() {
+            let shown: Vec<String> = unused.iter().take(10).map(|n| format!("`{n}`")).collect();
+            return Err(Error::user(format!(
+                "{}: {} tensors that a {} model does not have: {}",
+                folder.display(),
+                unused.len(),
+                config.model_type,
+                shown.join(", ")
+            ))
+            .hint("is model_type in config.json right? An adapter directory goes to --adapter, not to --model"));
+        }
+        switches.active.set((!names.is_empty()).then_some(0));
+        Ok(Self {
+            decoder,
+            score,
+            store,
+            switches,
+            adapters: names.into(),
+            config,
+            folder: folder.into(),
+            device: load.device,
+            kind: load.kind,
+            storage: load.storage,
+            noise: Cell::new(None),
+            exposed: RefCell::default(),
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Returns the directory that the model was loaded from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Returns the number format that the model computes in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the setting for how frozen weights are stored.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// Returns the number format of the base's largest parameter, and the bytes of all the base's parameters.
+    pub fn storage_summary(&self) -> (Kind, u64) {
+        self.storage_summary_by(|p| p.tensor.kind())
+    }
+
+    /// Returns what [`Model::storage_summary`] would return if this model were loaded on `device` with `storage`. This model
+    /// itself must have been loaded with its weights as they are in their files.
+    pub fn storage_summary_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
+        self.storage_summary_by(|p| match p.tensor.kind() {
+            own if p.tensor.dim() >= 2 && storage.keeps_kind(own, self.kind, device) => own,
+            _ => self.kind,
+        })
+    }
+
+    fn storage_summary_by(&self, kind: impl Fn(&Param) -> Kind) -> (Kind, u64) {
+        let bytes = |p: &Param| (p.tensor.numel() * kind(p).elt_size_in_bytes()) as u64;
+        let widest = self.store.base().max_by_key(|p| p.tensor.numel());
+        (widest.map_or(self.kind, &kind), self.store.base().map(bytes).sum())
+    }
+
+    pub fn params(&self) -> &ParamStore {
+        &self.store
+    }
+
+    pub fn depth(&self) -> usize {
+        self.decoder.depth()
+    }
+
+    /// Returns the number of the adapter called `name`, or `None`.
+    pub fn adapter_id(&self, name: &str) -> Option<usize> {
+        self.adapters.iter().position(|n| n == name)
+    }
+
+    /// Stops the training of an adapter: its parameters require no gradient and are hidden from optimisers. Panics
+    /// for an unknown name.
+    pub fn freeze_adapter(&self, adapter: &str) {
+        let id = self.adapter_id(adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
+        self.store.adapter(id).for_each(|p| drop(p.tensor.shallow_clone().set_requires_grad(false)));
+    }
+
+    /// Returns which heads the model has: whether it can generate text, and whether it can score.
+    pub fn heads(&self) -> Heads {
+        match (&self.score, self.decoder.head().outputs() == 0) {
+            (None, _) => Heads::Tokens,
+            (Some(_), true) => Heads::Score,
+            (Some(_), false) => Heads::Both,
+        }
+    }
+
+    /// Returns the name of the active adapter; `None`: the bare base.
+    pub fn active_adapter(&self) -> Option<&str> {
+        self.switches.active.get().map(|i| self.adapters[i].as_str())
+    }
+
+    /// Runs `f` with the named adapter active, or with the bare base for `None`. The previous adapter is active again
+    /// afterwards, after a panic too. Panics for an unknown name.
+    pub fn with_adapter<R>(&self, adapter: Option<&str>, f: impl FnOnce(&Self) -> R) -> R {
+        let id = adapter.map(|name| self.adapter_id(name).unwrap_or_else(|| panic!("no adapter `{name}`")));
+        let _back = RestoreOnDrop { cell: &self.switches.active, value: self.switches.active.replace(id) };
+        f(self)
+    }
+
+    /// Returns the length of the longest sequence that can be computed, if there is a limit: the number of position
+    /// embeddings, or the sliding window, within which attention equals plain causal attention.
+    pub fn context_limit(&self) -> Option<i64> {
+        [self.config.sliding_window, self.decoder.longest()].into_iter().flatten().min()
+    }
+
+    /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the
+    /// vocabulary, or with too long a sequence. Segment s continues `past[s]` tokens.
+    pub(super) fn check(&self, tokens: &Tokens, past: &[i64]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::bug("a packed row without tokens"));
+        }
+        let vocabulary = self.config.vocab_size;
+        if i64::from(tokens.largest_id) >= vocabulary {
+            return Err(Error::user(format!(
+                "token id {} is out of range: {} has a vocabulary of {vocabulary}",
+                tokens.largest_id,
+                self.folder.display()
+            ))
+            .hint("the tokenizer belongs to another model, or has tokens that were not added to this model"));
+        }
+        let longest =
+            tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
+        match (longest, self.context_limit()) {
+            (Some(n), Some(limit)) if n > limit => Err(Error::user(match self.decoder.longest() {
+                Some(end) if end == limit => {
+                    format!("a sequence of {n} tokens: {} has positions for {limit}", self.folder.display())
+                }
+                _ => format!(
+                    "a sequence of {n} tokens: {} attends through a sliding window of {limit}, which ft does not compute",
+                    self.folder.display()
+                ),
+            })
+            .hint(format!(
+                "keep sequences within {limit} tokens: batch.max_len when training, fewer new tokens when generating"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets which layers' activations `learn` and `infer` pass to their closures (`Output::activations`), from now on.
+    pub fn expose(&self, look: ExposedLayers) {
+        self.exposed.replace(Rc::new(look));
+    }
+
+    pub(super) fn exposed_layers(&self) -> Rc<ExposedLayers> {
+        self.exposed.borrow().clone()
+    }
+
+    /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
+    pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
+        let (look, mut inside) = (self.exposed_layers(), Activations::default());
+        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
+        let mut x = self.embed(tokens); // (T, D)
+        for i in 0..self.depth() {
+            x = self.decoder.layer(i, &x, &mut pass);
+            inside.record(&look, i, &x, &mut pass);
+        }
+        (x, inside)
+    }
+
+    /// Returns the input of each layer and the output of the last: (T, D) each, float32. Without gradient.
+    pub fn hidden_states(&self, tokens: &Tokens) -> Result<Vec<Tensor>> {
+        let mut states = Vec::with_capacity(self.depth() + 1);
+        let _ = self.layers(tokens, &(0..self.depth()).collect::<Vec<_>>(), |x| states.push(x.to_kind(Kind::Float)))?;
+        Ok(states)
+    }
+
+    /// Returns the logits (T, V) of the model with only these layers, in this order. Without gradient.
+    pub fn logits_of_layers(&self, tokens: &Tokens, layers: &[usize]) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let x = self.layers(tokens, layers, |_| ())?;
+        Ok(self.decoder.head().forward(&self.decoder.finish(&x)))
+    }
+
+    fn layers(&self, tokens: &Tokens, layers: &[usize], mut see: impl FnMut(&Tensor)) -> Result<Tensor> {
+        self.check(tokens, &[])?;
+        let _no_grad = tch::no_grad_guard();
+        let mut pass = ForwardPass::new(tokens, None);
+        let mut x = self.embed(tokens);
+        for &i in layers {
+            see(&x);
+            x = self.decoder.layer(i, &x, &mut pass);
+        }
+        see(&x);
+        Ok(x)
+    }
+
+    /// Returns the embeddings (T, D), in training with noise if it is set.
+    pub(super) fn embed(&self, tokens: &Tokens) -> Tensor {
+        let x = self.decoder.embed(tokens);
+        match self.noise.get().filter(|_| self.switches.train.get()) {
+            Some(noise) => noise.add_to(&x, &tokens.segments.lengths),
+            None => x,
+        }
+    }
+
+    /// Sets the noise on embeddings for the next calls of `learn`; `None`: no noise.
+    pub fn set_embedding_noise(&self, noise: Option<EmbeddingNoise>) {
+        self.noise.set(noise);
+    }
+
+    /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its
+    /// updates stochastically.
+    pub fn use_bf16_masters(&self) {
+        let _no_grad = tch::no_grad_guard();
+        for p in self.store.trainable() {
+            p.tensor.shallow_clone().set_data(&p.tensor.detach().to_kind(Kind::BFloat16));
+        }
+    }
+
+    pub(super) fn output(&self, x: Tensor, inside: Rc<Activations>) -> Output {
+        let (head, score) = (self.decoder.head().clone(), self.score.clone());
+        Output::new(self.decoder.finish(&x), head, score, self.adapters.clone(), inside)
+    }
+
+    /// Runs a packed row without gradient and returns what `f` makes of the output.
+    pub fn infer<R>(&self, tokens: &Tokens, f: impl FnOnce(&Output) -> R) -> Result<R> {
+        self.check(tokens, &[])?;
+        let _no_grad = tch::no_grad_guard();
+        let (x, inside) = self.trunk(tokens);
+        Ok(f(&self.output(x, inside.into())))
+    }
+
+    /// Runs a packed row that continues the cache's sequences (segment s continues slot s) and adds it to the cache.
+    /// Without gradient. Returns what `f` makes of the output.
+    pub fn extend<R>(&self, tokens: &Tokens, cache: &mut KvCache, f: impl FnOnce(&Output) -> R) -> Result<R> {
+        self.check(tokens, &cache.lengths)?;
+        let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
+        let mut pass = ForwardPass::new(tokens, Some(&mut *cache));
+        let mut x = self.embed(tokens);
+        for i in 0..self.depth() {
+            x = self.decoder.layer(i, &x, &mut pass);
+        }
+        cache.advance(&tokens.segments.lengths);
+        Ok(f(&self.output(x, Rc::default())))
+    }
+
+    /// Returns an empty cache for `slots` sequences.
+    pub fn cache(&self, slots: usize) -> KvCache {
+        KvCache::new(self.depth(), slots)
+    }
+}
+
+/// Returns the error for a reward model where a language model is needed.
+pub(super) fn not_a_language_model(base: &Path, adapter: Option<&Path>) -> Error {
+    let what = adapter.unwrap_or(base).display();
+    let adapter = adapter.map_or(String::new(), |folder| format!(" --adapter {}", folder.display()));
+    Error::user(format!("{what}: this is a reward model: it scores answers and generates no text")).hint(format!(
+        "score the answers or pairs of a file: ft score --model {}{adapter} --input FILE --out FILE",
+        base.display()
+    ))
+}
+
+/// Restores a cell's previous value when dropped, after a panic too.
+pub(super) struct RestoreOnDrop<'a, T: Copy> {
+    pub(super) cell: &'a Cell<T>,
+    pub(super) value: T,
+}
+
+impl<T: Copy> Drop for RestoreOnDrop<'_, T> {
+    fn drop(&mut self) {
+        self.cell.set(self.value);
+    }
+}

@@ -1,0 +1,80 @@
+//! Parameters under the checkpoint's own names, in the order in which they were built.
+
+use tch::Tensor;
+
+/// The kind of layer that a parameter belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    Linear,
+    /// The output head; `all-linear` leaves it out.
+    Head,
+    Embedding,
+    /// A trained embedding of positions.
+    Positions,
+    Norm,
+    /// The scalar head of a reward or value model; `all-linear` leaves it out.
+    Score,
+}
+
+/// A named tensor of the model or of one of its adapters.
+pub struct Param {
+    /// The name it has on disk, e.g. `model.layers.0.self_attn.q_proj.weight` or `….q_proj.lora_A.weight`.
+    pub name: String,
+    pub tensor: Tensor,
+    pub layer: LayerKind,
+    /// Number of the adapter that it belongs to; `None`: the base.
+    pub adapter: Option<usize>,
+    /// True for a linear layer's weight that is stored as in its file, (in, out), and used as (out, in).
+    pub transposed: bool,
+}
+
+impl Param {
+    /// Returns true if the parameter is trained.
+    pub fn trainable(&self) -> bool {
+        self.tensor.requires_grad()
+    }
+
+    /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension.
+    pub fn is_matrix(&self) -> bool {
+        self.tensor.dim() >= 2 && self.layer != LayerKind::Norm
+    }
+}
+
+/// All parameters of a model, in the order in which they were built.
+#[derive(Default)]
+pub struct ParamStore {
+    params: Vec<Param>,
+}
+
+impl ParamStore {
+    pub fn iter(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter()
+    }
+
+    pub fn trainable(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|p| p.trainable())
+    }
+
+    /// Returns the base's parameters.
+    pub fn base(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|p| p.adapter.is_none())
+    }
+
+    /// Returns one adapter's parameters, by the adapter's number.
+    pub fn adapter(&self, id: usize) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(move |p| p.adapter == Some(id))
+    }
+
+    /// Returns the name of the first parameter with NaN or infinite values. Slow, because it reads every number:
+    /// meant for when a step has already failed.
+    pub fn first_non_finite(&self) -> Option<&str> {
+        let _no_grad = tch::no_grad_guard();
+        let broken = |p: &&Param| p.tensor.isfinite().all().int64_value(&[]) == 0;
+        self.params.iter().find(broken).map(|p| p.name.as_str())
+    }
+
+    pub(super) fn add(&mut self, param: Param) {
+        debug_assert!(!self.params.iter().any(|p| p.name == param.name && p.adapter == param.adapter));
+        self.params.push(param);
+    }
+}

@@ -1,0 +1,197 @@
+//! A layer's weight and the products with it: the only place that knows how a weight's numbers are stored.
+//!
+//! A weight may be stored in a narrower format than that of the arithmetic. It is widened while it is multiplied, by the
+//! kernels of decoding as they read it and elsewhere into a temporary copy. Widening does not round. Another way to
+//! store a weight (4-bit or 8-bit blocks) is another variant of [`Weight`] and needs no change outside this file and the
+//! builder that reads it.
+
+use crate::native;
+use std::cell::Cell;
+use tch::{Device, Kind, Tensor};
+
+/// The weight (out, in) of a linear layer.
+#[derive(Debug)]
+pub enum Weight {
+    /// A matrix of floating-point numbers, perhaps narrower than the arithmetic; trained if it requires a gradient.
+    Dense(Tensor),
+}
+
+impl From<Tensor> for Weight {
+    fn from(t: Tensor) -> Self {
+        Self::Dense(t)
+    }
+}
+
+impl Weight {
+    /// Returns another handle to the same weight.
+    pub fn shallow_clone(&self) -> Self {
+        let Self::Dense(t) = self;
+        Self::Dense(t.shallow_clone())
+    }
+
+    /// Returns the shape: (out, in).
+    pub fn shape(&self) -> Vec<i64> {
+        let Self::Dense(t) = self;
+        t.size()
+    }
+
+    /// Returns the number of outputs.
+    pub fn outputs(&self) -> i64 {
+        self.shape()[0]
+    }
+
+    /// Returns the dtype that the weight is stored in.
+    pub fn kind(&self) -> Kind {
+        let Self::Dense(t) = self;
+        t.kind()
+    }
+
+    /// Returns the device that the weight is on.
+    pub fn device(&self) -> Device {
+        let Self::Dense(t) = self;
+        t.device()
+    }
+
+    /// Returns the tensor that collects the gradient; `None` for a frozen weight.
+    pub fn trained(&self) -> Option<&Tensor> {
+        let Self::Dense(t) = self;
+        t.requires_grad().then_some(t)
+    }
+
+    /// Returns the numbers in dtype `kind`: the stored tensor itself if it has this dtype, otherwise a copy.
+    pub fn dense(&self, kind: Kind) -> Tensor {
+        let Self::Dense(t) = self;
+        cast(t, kind)
+    }
+
+    /// Returns the numbers as an operand for several products by libtorch with tensors of dtype `kind`.
+    pub(super) fn operand(&self, kind: Kind) -> Tensor {
+        let Self::Dense(t) = self;
+        aligned_operand(t, kind)
+    }
+
+    /// Computes `x W^T + bias` in the dtype of x: (…, in) -> (…, out).
+    pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let Self::Dense(t) = self;
+        product(x, t, bias)
+    }
+
+    /// Computes `sum + g W` in the dtype of g, the gradient of the input given that of the output: (T, out) -> (T, in).
+    /// `sum` may be overwritten; `None` counts as zero.
+    pub fn product_back(&self, g: &Tensor, sum: Option<Tensor>) -> Tensor {
+        let weight = self.operand(g.kind());
+        match sum {
+            Some(mut sum) => sum.addmm_(g, &weight),
+            None => g.matmul(&weight),
+        }
+    }
+}
+
+/// A weight (out, in) and perhaps a bias (out).
+pub struct Dense {
+    /// The weight (out, in).
+    pub weight: Weight,
+    /// The bias (out), added to every output row.
+    pub bias: Option<Tensor>,
+}
+
+impl Dense {
+    /// Computes `x W^T + bias`: (…, in) -> (…, out).
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let bias = self.bias.as_ref().map(|b| cast(b, x.kind()));
+        self.weight.product(x, bias.as_ref())
+    }
+}
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While a value of this type exists, products on this thread use the kernels of decoding, for which a row's result
+/// does not depend on the other rows of the batch.
+pub struct DecodingGuard(bool);
+
+impl DecodingGuard {
+    /// Switches the thread to the kernels of decoding until the value is dropped.
+    pub fn begin() -> Self {
+        Self(DECODING.replace(true))
+    }
+}
+
+impl Drop for DecodingGuard {
+    fn drop(&mut self) {
+        DECODING.set(self.0);
+    }
+}
+
+/// Returns true while a [`DecodingGuard`] exists on this thread.
+pub fn is_decoding() -> bool {
+    DECODING.get()
+}
+
+/// Computes `x (…, in) @ weight (out, in)^T + bias` in the dtype of x; a weight of another dtype is converted.
+pub fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    // The kernels of decoding read bfloat16 weights with any x; other formats are converted for them first. Widening
+    // is exact, so the result has the same bits either way.
+    let weight = if weight.kind() == Kind::BFloat16 { weight.shallow_clone() } else { cast(weight, x.kind()) };
+    let decoded = if is_decoding() { native::product(x, &weight, bias, None) } else { None };
+    decoded.unwrap_or_else(|| aligned_operand(x, x.kind()).linear(&aligned_operand(&weight, x.kind()), bias))
+}
+
+/// Computes `y + x (T, in) @ weight (out, in)^T`, rounded once; may overwrite y.
+pub fn add_product(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
+    let decoded = if is_decoding() { native::product(x, weight, None, Some(&y)) } else { None };
+    decoded.unwrap_or_else(|| y.addmm_(x, &weight.tr()))
+}
+
+/// Converts a tensor to dtype `kind`; returns the same tensor if it already has it.
+pub fn cast(t: &Tensor, kind: Kind) -> Tensor {
+    if t.kind() == kind { t.shallow_clone() } else { t.to_kind(kind) }
+}
+
+/// Converts a tensor to dtype `kind` for use in libtorch's products, on the CPU at an address that is a multiple of
+/// 16 bytes. On AMD's processors MKL sums in another order if the address is not, and a weight in a mapped file may
+/// be at any address: equal weights would then give different bits.
+pub fn aligned_operand(t: &Tensor, kind: Kind) -> Tensor {
+    let t = cast(t, kind);
+    let misplaced = t.device() == Device::Cpu && t.data_ptr() as usize % 16 != 0;
+    if misplaced { t.copy() } else { t }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Returns a copy of the tensor whose data begins `by` bytes after a multiple of 64.
+    fn displaced(t: &Tensor, by: i64) -> Tensor {
+        let bytes = t.contiguous().view([-1]).view_dtype(Kind::Uint8);
+        let room = Tensor::zeros([bytes.size()[0] + 128], (Kind::Uint8, Device::Cpu));
+        let start = (64 - room.data_ptr() as i64 % 64) % 64 + by;
+        let part = room.narrow(0, start, bytes.size()[0]);
+        part.shallow_clone().copy_(&bytes);
+        part.view_dtype(t.kind()).view(t.size().as_slice())
+    }
+
+    /// A reference model mapped from a file and a policy in allocated memory must compute the same numbers.
+    #[test]
+    fn a_product_does_not_depend_on_where_its_operands_lie() {
+        if !crate::machine::Cpu::read().avx2 {
+            return; // MKL's products for SSE begin at the first aligned number
+        }
+        tch::manual_seed(3);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (rows, inputs, outputs) in [(1, 64, 96), (7, 64, 512), (130, 576, 200), (33, 100, 77), (257, 48, 64)] {
+                let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
+                let (x, w) = (random([rows, inputs]), random([outputs, inputs]));
+                let expected = product(&displaced(&x, 0), &displaced(&w, 0), None);
+                for by in [8, 16, 24, 32, 40, 48] {
+                    for (dx, dw) in [(0, by), (by, 0), (by, by)] {
+                        let found = product(&displaced(&x, dx), &displaced(&w, dw), None);
+                        assert!(found.equal(&expected), "{kind:?} {rows} x {inputs} x {outputs}: x {dx}, w {dw}");
+                    }
+                }
+            }
+        }
+    }
+}
