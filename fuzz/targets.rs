@@ -4,16 +4,14 @@
 //! A parser may refuse any input, but only with a readable error that blames the input; it must not panic.
 
 use ft::adapters::file;
-use ft::data::chat::ChatTemplate;
-use ft::data;
-use ft::data::chat::ChatTokenizer;
-use ft::data::rows::{Record, RowFormat};
 use ft::convert::gguf::file::Gguf;
 use ft::convert::gguf::{architecture, quant, vocabulary};
-use ft::convert::gguf::Gguf;
-use ft::convert::{architecture, quant, vocabulary};
-use ft::data::template::ChatTemplate;
-use ft::data::{self, ChatTokenizer, Record, RowFormat};
+use ft::data;
+use ft::data::chat::ChatTemplate;
+use ft::data::chat::ChatTokenizer;
+use ft::data::rows::{Record, RowFormat};
+
+use ft::data;
 use ft::error::{Error, Result};
 use ft::label::import::{self, LabelImportOptions};
 use ft::models::Config;

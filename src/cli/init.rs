@@ -4,11 +4,11 @@ mod draft;
 
 use clap::Args;
 use draft::{RecipeDraft, SizedRun};
+use ft::data::inspect::survey_file;
 use ft::data::rows::{RowFormat, SourceSpec};
 use ft::data::source;
-use ft::data::inspect::survey_file;
 use ft::error::{Error, Result};
-use ft::models::config::Config;
+use ft::models::family::Config;
 use ft::recipe::{self, Plan};
 use ft::train::check::{self, PlanCheck};
 use ft::train::fit;

@@ -729,7 +729,7 @@ fn dictsort(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
 
 #[cfg(test)]
 mod tests {
-    use crate::data::jinja::JinjaTemplate;
+    use crate::jinja::JinjaTemplate;
 
     /// The results are jinja2's (3.1.6).
     #[test]

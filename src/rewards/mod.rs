@@ -22,7 +22,6 @@ use crate::models::Model;
 use crate::report;
 use source::{ABSTAINED, RewardInput, RewardSource};
 
-
 /// A source with its name in the metrics and its weight in the sum.
 struct WeightedSource {
     name: String,

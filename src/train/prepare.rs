@@ -2,20 +2,14 @@
 
 use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
 use crate::convert::folder::{stop_tokens, template};
-use crate::adapters::{LoraPlan, file};
+
 use crate::convert::student::{KeptLayers, StudentCut, cut_student_if_missing};
 use crate::data::batch::BatchPlan;
+use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::{Dataset, EncodeOptions, Overflow};
 use crate::data::encode::{Example, Supervise};
 use crate::data::rows::{SourceList, SourceSpec};
-use crate::data::cache::TokenCache;
-
-
-
-
-
-
 
 use crate::error::{Error, Result};
 use crate::fsutil;

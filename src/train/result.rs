@@ -9,8 +9,8 @@
 use super::prepare;
 use crate::adapters::AdapterSpec;
 use crate::convert::export;
+use crate::convert::export;
 use crate::convert::verify::report::REPORT;
-use crate::convert::export::{self, REPORT};
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
 use crate::methods::TRAINED_ADAPTER;

@@ -1,12 +1,12 @@
 //! Reads the prompts of `ft generate` from the command line or from a file, and tokenises them.
 
-use ft::label::record;
-use ft::data::source::{RowColumns, RowPlace};
-use ft::data::source::{self, ColumnSelection};
-use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat};
 use ft::data::chat::ChatTokenizer;
 use ft::data::encode::example;
+use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat};
+use ft::data::source::{self, ColumnSelection};
+use ft::data::source::{RowColumns, RowPlace};
 use ft::error::{Context, Error, Result};
+use ft::label::record;
 use serde_json::Value;
 use std::path::Path;
 

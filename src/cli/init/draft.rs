@@ -3,7 +3,7 @@
 use ft::data::dataset::DatasetSummary;
 use ft::data::rows::RowFormat;
 use ft::error::{Error, Result};
-use ft::models::config::Config;
+use ft::models::family::Config;
 use ft::recipe::{self, Plan, ReplayChoice};
 use ft::report::{bytes, count};
 use ft::train::check::PlanCheck;

@@ -5,8 +5,8 @@ use super::beams::BeamArgs;
 use super::generation_config::GenerationConfig;
 use super::model::ModelArgs;
 use clap::Args;
-use ft::data::chat::ChatTokenizer;
 use clap::ValueEnum;
+use ft::data::chat::ChatTokenizer;
 
 use ft::error::{Error, Result};
 use ft::generate::beam::BeamSettings;

@@ -1,7 +1,7 @@
 //! Decides which rows and columns of each tensor a student keeps, and under which name.
 
 use crate::convert::student::activations::Importance;
-use super::activations::Importance;
+
 use crate::error::{Error, Result};
 use crate::models::Config;
 use crate::nn::Weights;

@@ -6,7 +6,7 @@ use super::report::{self, ExportReport, ExportVerdict};
 use super::thresholds::{LogitThresholds, WeightChange};
 use crate::error::{Error, Result};
 use crate::models::{Heads, Model};
-use crate::nn::linear::cast;
+use crate::nn::weight::cast;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};

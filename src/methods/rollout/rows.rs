@@ -11,9 +11,9 @@ use crate::data::dataset::{PromptLimits, PromptSet};
 use crate::data::encode::Example;
 use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::data::rows::SourceList;
-use crate::data::prompts::PromptLimits;
-use crate::data::quality::{self, Duplicates, SplitOverlap};
-use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, PromptSet, SourceList};
+
+use crate::data::quality;
+
 use crate::error::{Error, Result};
 use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
 use crate::models::Model;

@@ -4,14 +4,13 @@
 use crate::support::command;
 use crate::support::fixture;
 use crate::support::rows::{says, user};
-use ft::data::{self, source};
-use ft::data::rows::{Record, RowFormat, SourceSpec};
-use ft::json;
-use ft::data::inspect::survey;
 use ft::data::chat::ChatTemplate;
+use ft::data::inspect::survey;
 use ft::data::inspect::survey_file;
-use ft::data::rows::{read_rows, RowPurpose, RowReader};
-
+use ft::data::rows::{Record, RowFormat, SourceSpec};
+use ft::data::rows::{RowPurpose, RowReader, read_rows};
+use ft::data::{self, source};
+use ft::json;
 
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};

@@ -4,11 +4,11 @@
 use crate::support::files::jsonl;
 use crate::support::fixture;
 use crate::support::rows::{talk, tiny_tokenizer, with_template};
-use ft::data::{self, quality};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::{Record, RowFormat};
+use ft::data::{self, quality};
 
 use ft::data::dataset;
 

@@ -3,14 +3,14 @@
 use crate::support::files::jsonl;
 use crate::support::laws::cases;
 use crate::support::rows::{talk, tiny_tokenizer};
-use ft::scrub::{NameList, PersonalDataKind, Scrubber};
 use ft::data;
+use ft::data::batch::pack;
 use ft::data::dataset::{EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::RowFormat;
-use ft::data::batch::pack;
-use ft::data::scrub::{NameList, PersonalDataKind, Scrubber};
-use ft::data::{self, EncodeOptions, Example, Overflow, RowFormat, Supervise, pack};
+use ft::scrub::{NameList, PersonalDataKind, Scrubber};
+
+use ft::data;
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -9,12 +9,9 @@ use ft::data::cache::{CacheChoice, TokenCache};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
-use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::data::inspect;
-use ft::data::{
-    BatchPlan, CacheChoice, ChatTokenizer, Dataset, EncodeOptions, Example, Loader, Overflow, RowFormat, SourceList,
-    SourceSpec, Supervise, TokenCache, quality,
-};
+use ft::data::quality;
+use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};

@@ -4,14 +4,14 @@
 use crate::support::files::jsonl;
 use crate::support::rows::{message, talk, with_template};
 use crate::support::{fixture, json};
-use ft::data::source::RowColumns;
+use ft::data::cache::TokenCache;
 use ft::data::chat::ChatTemplate;
-use ft::data::{self, quality};
-use ft::data::rows::{ChatMessage, RowFormat};
 use ft::data::chat::{ChatTokenizer, RowNote, TemplateOptions};
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::Supervise;
-use ft::data::cache::TokenCache;
+use ft::data::rows::{ChatMessage, RowFormat};
+use ft::data::source::RowColumns;
+use ft::data::{self, quality};
 
 use ft::data::dataset;
 use ft::data::encode::PairExample;

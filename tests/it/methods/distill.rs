@@ -3,9 +3,9 @@
 
 use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, tensors, whole};
-use crate::commands::Workspace;
+
 use crate::distill_runs::refused;
-use crate::support::{ClosureBatch, fixture, frozen, tensors, whole};
+use crate::support::ClosureBatch;
 use ft::methods::MicroBatch;
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use ft::methods::distill::cache;

@@ -2,16 +2,16 @@
 //! of them in PEFT's format.
 
 use crate::support::*;
+use ft::adapters::AdapterKind;
 use ft::adapters::merge::WeightedAdapter;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
+use ft::convert::export;
 use ft::convert::verify::report::ExportVerdict;
 use ft::convert::{export, merged};
 use ft::models::{Config, LayerReplay, Model};
 use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
-use ft::adapters::{AdapterKind, LoraPlan, LoraSpec, Targets, file};
-use ft::convert::export::{self, ExportVerdict};
-use ft::convert::merged;
-use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weight, Weights, weights};
+
+use ft::nn::{Weight, weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Data rows and the small tokenizer that reads them.
 
 use super::fixture;
-use ft::data::rows::ChatMessage;
 use ft::data::chat::ChatTokenizer;
+use ft::data::rows::ChatMessage;
 use ft::error::Result;
 use serde_json::{Value, json};
 
