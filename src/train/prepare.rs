@@ -1,6 +1,6 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 
-use crate::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
+use crate::adapters::{LoraPlan, file};
 use crate::convert::folder::{stop_tokens, template};
 
 use crate::convert::student::{KeptLayers, StudentCut, cut_student_if_missing};

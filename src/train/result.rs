@@ -7,8 +7,6 @@
 //! `run.out` belongs to the earlier result until everything else has been moved.
 
 use super::prepare;
-use crate::adapters::AdapterSpec;
-use crate::convert::export;
 use crate::convert::export;
 use crate::convert::verify::report::REPORT;
 use crate::error::Result;

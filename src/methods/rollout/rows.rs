@@ -4,7 +4,6 @@ use super::objective::PolicyObjective;
 use super::sampling_method::{RolloutPlan, SamplingMethod};
 use super::spec::SamplingSpec;
 use super::{HeldOutPrompts, RolloutSampler, reward_models};
-use crate::adapters::AdapterSpec;
 use crate::data::batch::{BatchPlan, Loader};
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::{PromptLimits, PromptSet};
@@ -12,7 +11,7 @@ use crate::data::encode::Example;
 use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::data::rows::SourceList;
 
-use crate::data::quality;
+use crate::data::inspect;
 
 use crate::error::{Error, Result};
 use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
