@@ -16,7 +16,7 @@ let busy = false, shownAt = 0, since = 0, alive = null, again = null, watching =
 // ---- talking to the server
 
 class Refused extends Error {
-  constructor(status, what, again) { super(what); this.status = status; this.again = again; }
+  constructor(status, what, again, code) { super(what); this.status = status; this.again = again; this.code = code; }
 }
 
 async function ask(path, body = {}, keepalive = false) {
@@ -31,7 +31,7 @@ async function ask(path, body = {}, keepalive = false) {
     throw new Refused(0, "The server cannot be reached.", true);
   }
   const said = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw new Refused(reply.status, said.error || "The server answers " + reply.status + ".", said.again || false);
+  if (!reply.ok) throw new Refused(reply.status, said.error || "The server answers " + reply.status + ".", said.again || false, said.code);
   return said;
 }
 
@@ -149,7 +149,7 @@ async function guarded(work) {
     else if (e.status === 409) {
       trouble(null);
       tell(sentence(e.message));
-      if (e.message.includes("take back")) trouble("There is nothing to undo.");
+      if (e.code === "nothing_to_undo") trouble("There is nothing to undo.");
       else { turn(await insist("next").catch(() => ({ progress: null }))); trouble(sentence(e.message)); }
     } else trouble(sentence(e.message || String(e)));
   } finally {

@@ -206,14 +206,13 @@ fn messages_html(messages: &Value) -> Value {
 fn refusal(desk: &ApiState, no: DeskError) -> ApiError {
     match no {
         DeskError::Invalid(why) => ApiError::new(StatusCode::BAD_REQUEST, why),
-        DeskError::Refused(TaskRefusal::NotYours) => {
-            ApiError::new(StatusCode::CONFLICT, "this task is not assigned to you")
-        }
-        DeskError::Refused(TaskRefusal::Taken) => {
-            ApiError::new(StatusCode::CONFLICT, "others have judged this task meanwhile")
-        }
-        DeskError::Refused(TaskRefusal::NothingGiven) => {
-            ApiError::new(StatusCode::CONFLICT, "there is nothing to take back")
+        DeskError::Refused(refusal) => {
+            let (code, why) = match refusal {
+                TaskRefusal::NotYours => ("not_yours", "this task is not assigned to you"),
+                TaskRefusal::Taken => ("taken", "others have judged this task meanwhile"),
+                TaskRefusal::NothingGiven => ("nothing_to_undo", "there is nothing to take back"),
+            };
+            ApiError { code: Some(code), ..ApiError::new(StatusCode::CONFLICT, why) }
         }
         DeskError::NotSaved(e) => not_saved(&desk.state, &e),
     }
@@ -305,13 +304,15 @@ async fn adjudicate(
 struct ApiError {
     status: StatusCode,
     what: String,
+    /// Says which refusal this is, for the page's script. The text may change, the code does not.
+    code: Option<&'static str>,
     /// Whether the same request may succeed later.
     again: bool,
 }
 
 impl ApiError {
     fn new(status: StatusCode, what: impl Into<String>) -> Self {
-        Self { status, what: what.into(), again: false }
+        Self { status, what: what.into(), code: None, again: false }
     }
 
     fn again(mut self) -> Self {
@@ -322,8 +323,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response =
-            (self.status, axum::Json(json!({ "error": self.what, "again": self.again }))).into_response();
+        let mut said = json!({ "error": self.what, "again": self.again });
+        if let Some(code) = self.code {
+            said["code"] = code.into();
+        }
+        let mut response = (self.status, axum::Json(said)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
