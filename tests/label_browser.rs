@@ -6,8 +6,10 @@
 use crate::label_support::*;
 use crate::needs::{AXE, BROWSER, axe, needs};
 use crate::webdriver::*;
-use ft::label::Store;
-use ft::label::record::*;
+use ft::label::record::answer::{NewCandidate, NewPair, NewPrompt};
+use ft::label::record::settings::{Criterion, ProjectSettings};
+use ft::label::record::vote::VoteChoice;
+use ft::label::store::Store;
 use serde_json::{Value, json};
 
 /// Prompts with two answers, formatted as models write them.

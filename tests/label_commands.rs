@@ -2,8 +2,9 @@
 
 use crate::label_support::*;
 use crate::needs::{SCRIPT, needs};
-use ft::label::Store;
-use ft::label::record::{AnnotatorKind, VoteChoice};
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::record::vote::VoteChoice;
+use ft::label::store::Store;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -3,12 +3,14 @@
 
 use crate::commands::Workspace;
 use crate::support::json;
-use ft::label::aggregate::{UnitRatings, dawid_skene};
-use ft::label::agreement::{DistanceScale, RatingTable};
-use ft::label::bootstrap::{Bootstrap, Estimate};
-use ft::label::ranking::{SourceComparison, bradley_terry};
-use ft::label::record::{AnnotatorKind, NewVote, VoteChoice};
-use ft::label::{Project, Store};
+use ft::label::project::snapshot::Project;
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::record::vote::{NewVote, VoteChoice};
+use ft::label::statistics::agreement::{DistanceScale, RatingTable};
+use ft::label::statistics::bootstrap::{Bootstrap, Estimate};
+use ft::label::statistics::dawid_skene::{UnitRatings, dawid_skene};
+use ft::label::statistics::paired_comparison::{SourceComparison, bradley_terry};
+use ft::label::store::Store;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};

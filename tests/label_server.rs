@@ -2,7 +2,8 @@
 //! protected.
 
 use crate::label_support::*;
-use ft::label::record::{Criterion, ProjectSettings, VoteChoice};
+use ft::label::record::settings::{Criterion, ProjectSettings};
+use ft::label::record::vote::VoteChoice;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;

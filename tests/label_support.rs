@@ -2,8 +2,9 @@
 //! client.
 
 use crate::needs::postgres;
-use ft::label::Store;
-use ft::label::record::{NewCandidate, NewPair, NewPrompt, ProjectSettings};
+use ft::label::record::answer::{NewCandidate, NewPair, NewPrompt};
+use ft::label::record::settings::ProjectSettings;
+use ft::label::store::Store;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::chown;

@@ -1,10 +1,11 @@
 //! Renders the report as one HTML page in the style of run pages. The page loads nothing from the network.
 
-use super::{Agreement, JudgeReport, LabelReport};
-use crate::label::bootstrap::Estimate;
-use crate::label::ranking::SourceRanking;
-use crate::label::record::AnnotatorKind;
-use crate::methods::proportion::Proportion;
+use super::contents::{Agreement, JudgeReport, LabelReport};
+use crate::label::record::annotator::AnnotatorKind;
+use crate::label::results::ranking::SourceRanking;
+use crate::label::results::verdict::Aggregation;
+use crate::label::statistics::bootstrap::Estimate;
+use crate::label::statistics::summary::Proportion;
 use crate::report::count;
 use crate::runs::page::plot::{figure, forest};
 use crate::runs::page::{document, escape, name};
@@ -19,8 +20,8 @@ pub fn render(report: &LabelReport) -> String {
         count(c.prompts as u64),
         report.judged_by.iter().map(|who| name(who)).collect::<Vec<_>>().join(", "),
         match report.aggregation {
-            crate::label::aggregate::Aggregation::Majority => "majority",
-            crate::label::aggregate::Aggregation::DawidSkene => "Dawid and Skene's model",
+            Aggregation::Majority => "majority",
+            Aggregation::DawidSkene => "Dawid and Skene's model",
         },
     );
     body += &tiles(report);

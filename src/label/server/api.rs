@@ -4,15 +4,16 @@
 //! only an admin sees the votes of others.
 
 use super::ServerState;
+use super::error::ApiError;
 use super::guard::{Peer, RateLimiter};
 use super::people::SignedInPerson;
 use crate::error::Error;
-use crate::label::assignment::TaskRefusal;
-use crate::label::desk::{self, DeskError, DeskRequest, DeskResponse};
 use crate::label::markdown;
-use crate::label::overview;
-use crate::label::record::VoteChoice;
-use crate::label::screen::{ScreenTask, ScreenVote};
+use crate::label::people::request::{DeskError, DeskRequest, DeskResponse};
+use crate::label::people::screen::{ScreenTask, ScreenVote};
+use crate::label::people::task::TaskRefusal;
+use crate::label::people::{adjudication, desk, overview};
+use crate::label::record::vote::VoteChoice;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State as Shared};
@@ -28,10 +29,13 @@ use std::time::Duration;
 
 /// Largest request in bytes: enough for a long answer that an annotator wrote.
 const MAX_BODY: usize = 256 * 1024;
+
 /// How long a request may take in total: to arrive and to be answered.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Requests per second of one person, and the burst; far more than a person can cause by hand.
 const PERSON_RATE: (f64, f64) = (40.0, 80.0);
+
 /// Wrong tokens per second from one address, and the burst.
 const WRONG_TOKEN_RATE: (f64, f64) = (2.0, 20.0);
 
@@ -290,47 +294,12 @@ async fn adjudicate(
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "a final decision cannot be a skip"));
     }
     let state = desk.clone();
-    let done = blocking(move || Ok(overview::adjudicate(&state.state.store, &person.name, word.pair, word.choice)));
+    let done = blocking(move || Ok(adjudication::adjudicate(&state.state.store, &person.name, word.pair, word.choice)));
     match done.await? {
         Ok(()) => Ok(axum::Json(json!({ "saved": true }))),
         Err(e) => {
             crate::report::warn(format!("not saved: {}", e.message()));
             Err(not_saved(&desk.state, &e))
         }
-    }
-}
-
-/// An error response, with the text that the page shows.
-struct ApiError {
-    status: StatusCode,
-    what: String,
-    /// Says which refusal this is, for the page's script. The text may change, the code does not.
-    code: Option<&'static str>,
-    /// Whether the same request may succeed later.
-    again: bool,
-}
-
-impl ApiError {
-    fn new(status: StatusCode, what: impl Into<String>) -> Self {
-        Self { status, what: what.into(), code: None, again: false }
-    }
-
-    fn again(mut self) -> Self {
-        self.again = true;
-        self
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut said = json!({ "error": self.what, "again": self.again });
-        if let Some(code) = self.code {
-            said["code"] = code.into();
-        }
-        let mut response = (self.status, axum::Json(said)).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
     }
 }
