@@ -1,4 +1,4 @@
-//! Tests which tasks annotators get: the invariants of `label::session` are checked after every event of random
+//! Tests which tasks annotators get: the invariants of `label::people::assignment` are checked after every event of random
 //! histories.
 
 use ft::label::people::assignment::TaskAssignment;

@@ -9,6 +9,8 @@
 //! - Results: `statistics` has the pure mathematics; `results` computes verdicts, rankings and biases; `report` shows
 //!   these, and `export` writes training rows.
 
+#![warn(missing_docs)]
+
 pub mod export;
 pub mod machines;
 pub mod markdown;

@@ -17,7 +17,7 @@ pub(super) fn argilla(j: &JudgedPair) -> Value {
             turns.iter().map(line).collect::<Vec<_>>().join("\n")
         }
     };
-    let people = j.ballots.iter().map(|b| {
+    let people = j.votes.iter().map(|b| {
         let status = if b.choice == VoteChoice::Skip { "discarded" } else { "submitted" };
         json!({ "user_id": b.annotator.name, "value": b.choice.name(), "status": status })
     });

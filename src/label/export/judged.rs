@@ -8,14 +8,14 @@ use crate::label::results::verdict::PairVerdict;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// A pair with its prompt, answers, verdict and ballots.
+/// A pair with its prompt, answers, verdict and votes.
 pub(super) struct JudgedPair<'p> {
     pub(super) prompt: &'p StoredPrompt,
     pub(super) pair: &'p CandidatePair,
     pub(super) a: &'p Candidate,
     pub(super) b: &'p Candidate,
     pub(super) verdict: &'p PairVerdict,
-    pub(super) ballots: Vec<&'p ResolvedVote<'p>>,
+    pub(super) votes: Vec<&'p ResolvedVote<'p>>,
 }
 
 impl<'p> JudgedPair<'p> {
@@ -30,7 +30,7 @@ impl<'p> JudgedPair<'p> {
 
     /// Returns the columns that say who judged the pair and with which confidence.
     pub(super) fn provenance(&self) -> Map<String, Value> {
-        let kinds: BTreeSet<AnnotatorKind> = self.ballots.iter().map(|b| b.annotator.kind).collect();
+        let kinds: BTreeSet<AnnotatorKind> = self.votes.iter().map(|b| b.annotator.kind).collect();
         let kinds: Vec<&str> = kinds.iter().map(|k| k.name()).collect();
         let Value::Object(columns) = json!({
             "prompt_id": self.prompt.key,
@@ -65,7 +65,7 @@ pub(super) fn judged<'p>(
     prompts: &HashMap<i64, &'p StoredPrompt>,
     candidates: &HashMap<i64, &'p Candidate>,
     verdicts: &'p BTreeMap<i64, PairVerdict>,
-    ballots: &HashMap<i64, Vec<&'p ResolvedVote<'p>>>,
+    votes: &HashMap<i64, Vec<&'p ResolvedVote<'p>>>,
 ) -> Option<JudgedPair<'p>> {
     Some(JudgedPair {
         prompt: prompts.get(&pair.prompt)?,
@@ -73,6 +73,6 @@ pub(super) fn judged<'p>(
         a: candidates.get(&pair.a)?,
         b: candidates.get(&pair.b)?,
         verdict: verdicts.get(&pair.id)?,
-        ballots: ballots.get(&pair.id).cloned().unwrap_or_default(),
+        votes: votes.get(&pair.id).cloned().unwrap_or_default(),
     })
 }

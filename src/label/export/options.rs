@@ -29,7 +29,9 @@ pub enum MarginSource {
 /// Options of the export.
 #[derive(Debug, Clone)]
 pub struct LabelExportOptions {
+    /// The layout of the rows.
     pub format: LabelExportFormat,
+    /// Where the margins come from.
     pub margin: MarginSource,
     /// Verdicts with a lower probability than this are left out.
     pub confidence: f64,
@@ -42,5 +44,6 @@ pub struct LabelExportOptions {
     pub edits: bool,
     /// Share of prompts in the validation split.
     pub valid: f64,
+    /// Random seed of the split.
     pub seed: u64,
 }

@@ -41,10 +41,10 @@ pub(super) fn preference<'p>(
         None => {}
     }
     if wanted.edits {
-        for ballot in &j.ballots {
-            let Some(text) = ballot.vote.edited.as_deref().filter(|t| !t.trim().is_empty()) else { continue };
+        for resolved in &j.votes {
+            let Some(text) = resolved.vote.edited.as_deref().filter(|t| !t.trim().is_empty()) else { continue };
             let before = j.sides().map_or(vec![j.a, j.b], |(better, _)| vec![better]);
-            let by = format!("edit by {}", ballot.annotator.name);
+            let by = format!("edit by {}", resolved.annotator.name);
             for worse in before.into_iter().filter(|c| c.text != text) {
                 rows.push(row(text, &worse.text, [&by, &worse.source], None));
                 *edits += 1;

@@ -24,15 +24,19 @@ use std::collections::{BTreeMap, HashMap};
 /// Exported rows, and counts of what was left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ExportedRows {
+    /// Rows of the training split.
     #[serde(skip)]
     pub train: Vec<Value>,
+    /// Rows of the validation split.
     #[serde(skip)]
     pub valid: Vec<Value>,
     /// Pairs with a verdict.
     pub pairs: usize,
-    /// Pairs left out: ties, "both bad", and verdicts below the required probability.
+    /// Pairs left out because they are ties.
     pub ties: usize,
+    /// Pairs left out because both answers are bad.
     pub both_bad: usize,
+    /// Pairs left out because the probability of their verdict is too low.
     pub unsure: usize,
     /// Answers left out of the unpaired format because as many verdicts call them good as bad.
     pub contradicted: usize,
@@ -43,13 +47,13 @@ pub struct ExportedRows {
 /// Exports the verdicts as rows.
 pub fn export(
     project: &Project,
-    ballots: &[ResolvedVote],
+    votes: &[ResolvedVote],
     verdicts: &BTreeMap<i64, PairVerdict>,
     wanted: &LabelExportOptions,
 ) -> ExportedRows {
     let (prompts, candidates) = (project.prompts_by_id(), project.candidates_by_id());
     let mut by_pair: HashMap<i64, Vec<&ResolvedVote>> = HashMap::new();
-    ballots.iter().filter(|b| !b.repeat).for_each(|b| by_pair.entry(b.pair.id).or_default().push(b));
+    votes.iter().filter(|b| !b.repeat).for_each(|b| by_pair.entry(b.pair.id).or_default().push(b));
     let judged = |pair| judged(pair, &prompts, &candidates, verdicts, &by_pair);
     let all: Vec<JudgedPair> = project.pairs.iter().filter_map(judged).collect();
     let mut out = ExportedRows { pairs: all.len(), ..ExportedRows::default() };
@@ -71,7 +75,7 @@ impl ExportedRows {
     /// Returns true if a pair is exported; otherwise counts it as left out. Argilla's records contain every verdict. A
     /// pair without a usable verdict stays if an annotator wrote a better answer.
     fn keep(&mut self, judged: &JudgedPair, wanted: &LabelExportOptions) -> bool {
-        let edited = wanted.edits && judged.ballots.iter().any(|b| b.vote.edited.is_some());
+        let edited = wanted.edits && judged.votes.iter().any(|b| b.vote.edited.is_some());
         let left_out = match judged.verdict.choice {
             _ if wanted.format == LabelExportFormat::Argilla => return true,
             VoteChoice::Tie if !wanted.ties => &mut self.ties,
@@ -127,8 +131,8 @@ mod tests {
     }
 
     fn rows(p: &Project, wanted: &LabelExportOptions) -> ExportedRows {
-        let ballots = p.resolved_votes(&JudgeFilter::All);
-        export(p, &ballots, &aggregate(&ballots, Aggregation::Majority), wanted)
+        let votes = p.resolved_votes(&JudgeFilter::All);
+        export(p, &votes, &aggregate(&votes, Aggregation::Majority), wanted)
     }
 
     #[test]

@@ -17,6 +17,7 @@ const BYTES_PER_OPINION: usize = 4096;
 pub struct CommandJudge(LineProgram, Vec<String>);
 
 impl CommandJudge {
+    /// Creates the judge. Fails if the command cannot be run.
     pub fn new(spec: CommandSpec) -> Result<Self> {
         let run = spec.run.clone();
         LineProgram::new(

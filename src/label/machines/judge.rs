@@ -18,9 +18,13 @@ use std::collections::HashSet;
 /// A pair to judge, with its answers in the order in which they are shown.
 #[derive(Debug, Clone, Copy)]
 pub struct JudgeTask<'p> {
+    /// The pair to judge.
     pub pair: &'p CandidatePair,
+    /// Its prompt.
     pub prompt: &'p StoredPrompt,
+    /// The answer shown first.
     pub first: &'p Candidate,
+    /// The answer shown second.
     pub second: &'p Candidate,
 }
 
@@ -30,11 +34,14 @@ impl JudgeTask<'_> {
     }
 }
 
-/// A machine's opinion on a task. `Choice::A` means the answer that was shown first.
+/// A machine's opinion on a task. `VoteChoice::A` means the answer that was shown first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opinion {
+    /// The preferred answer, in the order shown.
     pub choice: VoteChoice,
+    /// How much better it is, from 1 to 3.
     pub strength: Option<i64>,
+    /// Reasons, as text.
     pub note: Option<String>,
     /// Scores or probabilities, stored with the vote.
     pub detail: Value,
@@ -42,6 +49,7 @@ pub struct Opinion {
 
 /// A machine that compares two answers.
 pub trait PairJudge {
+    /// Returns the kind of annotator that it votes as.
     fn kind(&self) -> AnnotatorKind;
     /// Returns its description (model, rubric, …), which is stored with its annotator.
     fn detail(&self) -> Value;

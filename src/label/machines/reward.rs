@@ -14,8 +14,11 @@ use std::collections::{BTreeMap, HashMap};
 
 /// A reward model as a judge: it prefers the answer with the higher score.
 pub struct RewardJudge<'m> {
+    /// The reward model.
     pub model: &'m Model,
+    /// How its scores are read.
     pub scoring: &'m RewardScorer,
+    /// The tokenizer of the model.
     pub tokenizer: &'m ChatTokenizer,
     /// A difference of scores up to this is a tie.
     pub margin: f64,

@@ -1,8 +1,8 @@
-//! Hands out tasks and saves votes. One thread owns the session; a request is answered only after its changes are on
+//! Hands out tasks and saves votes. One thread owns the assignment; a request is answered only after its changes are on
 //! disk.
 //!
 //! A commit waits for the disk, which would limit the number of votes per second. So all requests that arrive during a
-//! commit share the next one. If a commit fails, none of its requests is acknowledged, and the session is rebuilt from
+//! commit share the next one. If a commit fails, none of its requests is acknowledged, and the assignment is rebuilt from
 //! the store.
 //!
 //! The web server and the terminal both use the desk; it knows neither HTTP nor keys.
@@ -32,7 +32,7 @@ struct QueuedRequest {
     reply: ResponseCallback,
 }
 
-/// Handle to the thread that owns the session. The thread ends when the last handle is dropped.
+/// Handle to the thread that owns the assignment. The thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Desk(Sender<QueuedRequest>);
 
@@ -84,8 +84,8 @@ pub(super) fn now() -> i64 {
 struct DeskThread {
     store: Store,
     settings: ProjectSettings,
-    session: TaskAssignment,
-    /// Number of pairs that the session knows.
+    assignment: TaskAssignment,
+    /// Number of pairs that the assignment knows.
     pairs: i64,
     /// Time of the last check for new pairs.
     looked: Instant,
@@ -94,8 +94,8 @@ struct DeskThread {
 impl DeskThread {
     fn new(store: Store) -> Result<Self> {
         let settings = store.settings()?;
-        let (session, pairs) = load_assignment(&store, &settings)?;
-        Ok(Self { store, settings, session, pairs, looked: Instant::now() })
+        let (assignment, pairs) = load_assignment(&store, &settings)?;
+        Ok(Self { store, settings, assignment, pairs, looked: Instant::now() })
     }
 
     fn work(&mut self, jobs: &Receiver<QueuedRequest>) {
@@ -117,7 +117,7 @@ impl DeskThread {
         self.looked = Instant::now();
         let count = self.store.pair_count()?;
         if count != self.pairs {
-            self.session.add_pairs(self.store.pairs()?);
+            self.assignment.add_pairs(self.store.pairs()?);
             self.pairs = count;
         }
         Ok(())
@@ -138,22 +138,22 @@ impl DeskThread {
 
     /// Processes a batch and returns the responses after the commit.
     fn commit(&mut self, batch: &[QueuedRequest]) -> Result<Vec<Result<DeskResponse, DeskError>>> {
-        let (session, settings, store) = (&mut self.session, &self.settings, &self.store);
+        let (assignment, settings, store) = (&mut self.assignment, &self.settings, &self.store);
         let at = now();
         let done = store.write(|writer| {
-            let mut counter = BatchTransaction { session, settings, writer, now: at };
+            let mut counter = BatchTransaction { assignment, settings, writer, now: at };
             batch.iter().map(|job| counter.handle(job.annotator, &job.ask)).collect()
         });
         if done.is_err() {
-            // The session already contains changes that the store does not have.
+            // The assignment already contains changes that the store does not have.
             self.store.recover()?;
-            (self.session, self.pairs) = load_assignment(&self.store, &self.settings)?;
+            (self.assignment, self.pairs) = load_assignment(&self.store, &self.settings)?;
         }
         done
     }
 }
 
-/// Builds the session from the store; returns it with the number of pairs.
+/// Builds the assignment from the store; returns it with the number of pairs.
 fn load_assignment(store: &Store, settings: &ProjectSettings) -> Result<(TaskAssignment, i64)> {
     let annotators = store.annotators()?;
     let mut votes = store.votes()?;

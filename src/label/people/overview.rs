@@ -17,11 +17,13 @@ pub const MAX_DISAGREEMENTS: usize = 20;
 /// Numbers of a project at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Overview {
+    /// Number of pairs, without hidden repeats.
     pub pairs: usize,
     /// Pairs that were judged by as many people as wanted (their overlap).
     pub complete: usize,
-    /// Judgements of people, given and wanted, without skips and repeats.
+    /// Judgements that people gave, without skips and repeats.
     pub given: i64,
+    /// Judgements that are wanted from people.
     pub wanted: i64,
     /// Share of equal judgements among all couples of people who judged the same pair.
     pub agreement: Fraction,
@@ -31,27 +33,37 @@ pub struct Overview {
     pub consistency: Fraction,
     /// Number of pairs with a final decision.
     pub adjudicated: usize,
+    /// The annotators who voted or may sign in.
     pub people: Vec<AnnotatorSummary>,
     /// Pairs that people judged differently and that have no final decision; those with the most votes first.
     pub disagreements: Vec<Disagreement>,
+    /// Votes of people that are flagged or have a note.
     pub flags: Vec<VoteRemark>,
 }
 
 /// A share as two counts: `part` out of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Default)]
 pub struct Fraction {
+    /// The counted part.
     pub part: usize,
+    /// The whole.
     pub of: usize,
 }
 
 /// Summary of one annotator's votes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AnnotatorSummary {
+    /// Name of the annotator.
     pub name: String,
+    /// Kind of the annotator.
     pub kind: AnnotatorKind,
+    /// Number of votes without skips.
     pub votes: usize,
+    /// Number of skips.
     pub skips: usize,
+    /// Number of ties.
     pub ties: usize,
+    /// Number of flagged votes.
     pub flagged: usize,
     /// Median seconds per vote.
     pub seconds: Option<f64>,
@@ -64,6 +76,7 @@ pub struct AnnotatorSummary {
 /// A pair that people judged differently.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Disagreement {
+    /// Id of the pair.
     pub pair: i64,
     /// Annotator name and choice of each vote.
     pub votes: Vec<(String, VoteChoice)>,
@@ -72,9 +85,13 @@ pub struct Disagreement {
 /// A vote that is flagged or has a note.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VoteRemark {
+    /// Id of the pair.
     pub pair: i64,
+    /// Name of the annotator.
     pub name: String,
+    /// Whether the vote is flagged.
     pub flagged: bool,
+    /// The annotator's note.
     pub note: Option<String>,
 }
 

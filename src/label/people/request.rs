@@ -26,6 +26,7 @@ pub struct DeskResponse {
     pub task: Option<ScreenTask>,
     /// Without a task: true if other people hold the remaining tasks, which may become free again.
     pub wait: bool,
+    /// Progress of the annotator and of the project.
     pub progress: LabelProgress,
 }
 

@@ -11,17 +11,23 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScreenVote {
+    /// Id of the task (the pair).
     pub task: i64,
+    /// The choice.
     pub choice: SideChoice,
+    /// How much better the chosen answer is, from 1 to 3.
     #[serde(default)]
     pub strength: Option<i64>,
     /// Ratings by criterion: `{"criterion": {"left": 3, "right": 4}}`.
     #[serde(default)]
     pub ratings: JsonMap,
+    /// A note for whoever reads the votes.
     #[serde(default)]
     pub note: Option<String>,
+    /// Whether an admin should look at it.
     #[serde(default)]
     pub flagged: bool,
+    /// A better answer, written by the annotator.
     #[serde(default)]
     pub edited: Option<String>,
     /// Seconds of work on the task, as measured by the page.
@@ -35,10 +41,15 @@ pub struct ScreenVote {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SideChoice {
+    /// The left answer is better.
     Left,
+    /// The right answer is better.
     Right,
+    /// Both are equally good.
     Tie,
+    /// Both are bad.
     BothBad,
+    /// No judgement: somebody else gets the task.
     Skip,
 }
 
@@ -71,8 +82,11 @@ impl SideChoice {
 pub struct ScreenTask {
     /// Id of the pair.
     pub id: i64,
+    /// The prompt.
     pub prompt: StoredPrompt,
+    /// Text of the left answer.
     pub left: String,
+    /// Text of the right answer.
     pub right: String,
     /// The annotator's own vote on this task, if it was just undone.
     pub before: Option<UndoneVote>,
@@ -81,11 +95,17 @@ pub struct ScreenTask {
 /// A vote that was undone, shown again so that the annotator can change it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UndoneVote {
+    /// The choice.
     pub choice: SideChoice,
+    /// How much better the chosen answer is, from 1 to 3.
     pub strength: Option<i64>,
+    /// Ratings by criterion: `{"criterion": {"left": 3, "right": 4}}`.
     pub ratings: JsonMap,
+    /// The note.
     pub note: Option<String>,
+    /// Whether it was flagged.
     pub flagged: bool,
+    /// The better answer that the annotator wrote.
     pub edited: Option<String>,
 }
 

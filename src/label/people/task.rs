@@ -5,8 +5,13 @@ use crate::label::record::lease::Lease;
 /// What an annotator is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextTask {
-    /// Judge this task. `fresh`: the annotator did not hold it before.
-    Task { lease: Lease, fresh: bool },
+    /// Judge this task.
+    Task {
+        /// The task.
+        lease: Lease,
+        /// Whether the annotator did not hold it before.
+        fresh: bool,
+    },
     /// Wait: all remaining tasks are held by other people and may become free again.
     Wait,
     /// Nothing is left to judge.
@@ -29,7 +34,8 @@ pub enum TaskRefusal {
 pub struct LabelProgress {
     /// Votes of this person that were not undone.
     pub mine: usize,
-    /// Judgements given and wanted in the whole project.
+    /// Judgements given in the whole project.
     pub given: i64,
+    /// Judgements wanted in the whole project.
     pub wanted: i64,
 }

@@ -12,7 +12,7 @@ use crate::label::store::{StoreTransaction, VoteInsertion};
 
 /// Handles the requests of one batch inside its transaction.
 pub(super) struct BatchTransaction<'a, 'b> {
-    pub(super) session: &'a mut TaskAssignment,
+    pub(super) assignment: &'a mut TaskAssignment,
     pub(super) settings: &'a ProjectSettings,
     pub(super) writer: &'a mut StoreTransaction<'b>,
     pub(super) now: i64,
@@ -24,23 +24,23 @@ impl BatchTransaction<'_, '_> {
     pub(super) fn handle(&mut self, annotator: i64, ask: &DeskRequest) -> Result<Result<DeskResponse, DeskError>> {
         match ask {
             DeskRequest::Next => self.respond(annotator, None),
-            DeskRequest::Vote(ballot) => match self.vote(annotator, ballot)? {
+            DeskRequest::Vote(sent) => match self.vote(annotator, sent)? {
                 Ok(()) => self.respond(annotator, None),
                 Err(no) => Ok(Err(no)),
             },
             DeskRequest::Undo => self.undo(annotator),
             DeskRequest::Keep | DeskRequest::Leave => {
                 match ask {
-                    DeskRequest::Keep => self.session.renew(annotator, self.now),
-                    _ => self.session.shorten(annotator, self.now),
+                    DeskRequest::Keep => self.assignment.renew(annotator, self.now),
+                    _ => self.assignment.shorten(annotator, self.now),
                 }
-                Ok(Ok(DeskResponse { task: None, wait: false, progress: self.session.progress(annotator) }))
+                Ok(Ok(DeskResponse { task: None, wait: false, progress: self.assignment.progress(annotator) }))
             }
         }
     }
 
     fn respond(&mut self, annotator: i64, before: Option<Vote>) -> Result<Result<DeskResponse, DeskError>> {
-        let (task, wait) = match self.session.next_task(annotator, self.now) {
+        let (task, wait) = match self.assignment.next_task(annotator, self.now) {
             NextTask::Task { lease, fresh } => {
                 if fresh || before.is_some() {
                     self.writer.lease(&lease)?;
@@ -53,7 +53,7 @@ impl BatchTransaction<'_, '_> {
         if task.is_none() {
             self.writer.delete_lease(annotator)?;
         }
-        Ok(Ok(DeskResponse { task, wait, progress: self.session.progress(annotator) }))
+        Ok(Ok(DeskResponse { task, wait, progress: self.assignment.progress(annotator) }))
     }
 
     fn task(&mut self, lease: Lease, before: Option<Vote>) -> Result<ScreenTask> {
@@ -70,36 +70,36 @@ impl BatchTransaction<'_, '_> {
         Ok(ScreenTask { id: lease.pair, prompt, left, right, before })
     }
 
-    fn vote(&mut self, annotator: i64, ballot: &ScreenVote) -> Result<Result<(), DeskError>> {
-        if let Err(why) = self.check(ballot) {
+    fn vote(&mut self, annotator: i64, sent: &ScreenVote) -> Result<Result<(), DeskError>> {
+        if let Err(why) = self.check(sent) {
             return Ok(Err(DeskError::Invalid(why)));
         }
-        let lease = match self.session.may_vote(annotator, ballot.task, self.now) {
+        let lease = match self.assignment.may_vote(annotator, sent.task, self.now) {
             Ok(lease) => lease,
             // The response to this very vote may have been lost: the vote is saved, and the page sends it again.
             Err(refusal) => {
-                let known = self.writer.vote_by_request(annotator, &ballot.request)?;
-                return Ok(if known.is_some_and(|v| v.pair == ballot.task) { Ok(()) } else { Err(refusal.into()) });
+                let known = self.writer.vote_by_request(annotator, &sent.request)?;
+                return Ok(if known.is_some_and(|v| v.pair == sent.task) { Ok(()) } else { Err(refusal.into()) });
             }
         };
         let waited = (self.now - lease.since) as f64 / 1000.0;
         let new = NewVote {
-            choice: ballot.choice.to_choice(lease.swapped),
-            strength: ballot.strength,
+            choice: sent.choice.to_choice(lease.swapped),
+            strength: sent.strength,
             swapped: lease.swapped,
             // The time on a task cannot exceed the time since it was assigned.
-            seconds: Some(ballot.seconds.filter(|s| s.is_finite() && *s >= 0.0).unwrap_or(waited).min(waited.max(0.0))),
-            note: ballot.note.clone().filter(|n| !n.trim().is_empty()),
-            flagged: ballot.flagged,
-            ratings: rename_sides(&ballot.ratings, ["left", "right"], side_names(lease.swapped)),
-            edited: ballot.edited.clone().filter(|e| !e.trim().is_empty()),
-            request: Some(ballot.request.clone()),
-            ..NewVote::new(ballot.task, annotator, ballot.choice.to_choice(lease.swapped))
+            seconds: Some(sent.seconds.filter(|s| s.is_finite() && *s >= 0.0).unwrap_or(waited).min(waited.max(0.0))),
+            note: sent.note.clone().filter(|n| !n.trim().is_empty()),
+            flagged: sent.flagged,
+            ratings: rename_sides(&sent.ratings, ["left", "right"], side_names(lease.swapped)),
+            edited: sent.edited.clone().filter(|e| !e.trim().is_empty()),
+            request: Some(sent.request.clone()),
+            ..NewVote::new(sent.task, annotator, sent.choice.to_choice(lease.swapped))
         };
         match self.writer.vote(&new)? {
-            VoteInsertion::New(vote) => self.session.record_vote(&vote),
+            VoteInsertion::New(vote) => self.assignment.record_vote(&vote),
             // A request that arrives again after its vote was undone.
-            VoteInsertion::Repeated(vote) if vote.pair == ballot.task => {}
+            VoteInsertion::Repeated(vote) if vote.pair == sent.task => {}
             VoteInsertion::Repeated(_) => {
                 return Ok(Err(DeskError::Invalid("`request`: this id was already used for another vote".into())));
             }
@@ -108,22 +108,22 @@ impl BatchTransaction<'_, '_> {
         Ok(Ok(()))
     }
 
-    /// Checks a ballot; the error says what is wrong.
-    fn check(&self, ballot: &ScreenVote) -> Result<(), String> {
-        if ballot.request.is_empty() || ballot.request.len() > 64 {
+    /// Checks a vote; the error says what is wrong.
+    fn check(&self, sent: &ScreenVote) -> Result<(), String> {
+        if sent.request.is_empty() || sent.request.len() > 64 {
             return Err("`request`: expected 1 to 64 characters, new for each vote".into());
         }
-        let one = matches!(ballot.choice, SideChoice::Left | SideChoice::Right);
-        match ballot.strength {
+        let one = matches!(sent.choice, SideChoice::Left | SideChoice::Right);
+        match sent.strength {
             Some(_) if !self.settings.strength => return Err("`strength`: this project does not ask for it".into()),
             Some(_) if !one => return Err("`strength` is allowed only with the choice of one answer".into()),
             Some(n) if !(1..=3).contains(&n) => return Err(format!("`strength` {n}: expected 1, 2 or 3")),
             _ => {}
         }
-        if ballot.edited.is_some() && !self.settings.edit {
+        if sent.edited.is_some() && !self.settings.edit {
             return Err("`edited`: this project does not ask for better answers".into());
         }
-        for (name, sides) in &ballot.ratings {
+        for (name, sides) in &sent.ratings {
             let best = self.settings.criteria.iter().find(|c| c.name == *name).map(|c| c.best);
             let best = best.ok_or_else(|| format!("`ratings`: no criterion {name:?}"))?;
             let rated = sides
@@ -136,15 +136,15 @@ impl BatchTransaction<'_, '_> {
                 }
             }
         }
-        let texts = [&ballot.note, &ballot.edited].into_iter().flatten();
-        if texts.chain([&ballot.request]).any(|t| t.contains('\0')) {
+        let texts = [&sent.note, &sent.edited].into_iter().flatten();
+        if texts.chain([&sent.request]).any(|t| t.contains('\0')) {
             return Err("text with a NUL character".into());
         }
         Ok(())
     }
 
     fn undo(&mut self, annotator: i64) -> Result<Result<DeskResponse, DeskError>> {
-        let (vote, _) = match self.session.undo(annotator, self.now) {
+        let (vote, _) = match self.assignment.undo(annotator, self.now) {
             Ok(undone) => undone,
             Err(refusal) => return Ok(Err(refusal.into())),
         };

@@ -23,7 +23,9 @@ pub struct CandidatePlan {
     pub source: String,
     /// Number of answers to each prompt.
     pub answers: usize,
+    /// How answers are generated.
     pub settings: GenerationSettings,
+    /// Limits of the memory that generation uses.
     pub limits: BatchLimits,
     /// Similarity (Jaccard index of four-character runs) from which on an answer counts as a duplicate. With 1, only
     /// answers that differ in nothing but case, spaces and punctuation are duplicates.
@@ -35,10 +37,13 @@ pub struct CandidatePlan {
 pub struct CandidateCounts {
     /// Prompts for which answers were generated; the others already had enough answers of the source.
     pub prompts: usize,
+    /// Answers that were generated.
     pub answers: usize,
+    /// Answers that were kept.
     pub kept: usize,
-    /// Discarded: answers of white space only (`empty`), and answers equal or too similar to another one (`alike`).
+    /// Answers that were discarded because they are white space only.
     pub empty: usize,
+    /// Answers that were discarded because they are equal or too similar to another one.
     pub alike: usize,
 }
 
@@ -49,7 +54,7 @@ pub fn unanswered_prompts<'p>(project: &'p Project, plan: &CandidatePlan) -> Vec
     project.prompts.iter().filter(|p| have.get(&p.id).copied().unwrap_or(0) < plan.answers).collect()
 }
 
-/// Generates answers to the prompts that [`open`] returns. `done` gets the kept answers of a prompt as soon as all its
+/// Generates answers to the prompts that [`unanswered_prompts`] returns. `done` gets the kept answers of a prompt as soon as all its
 /// answers are complete.
 ///
 /// Errors: a prompt that cannot be encoded or does not fit the model (named by its key); an error of `done`.

@@ -25,6 +25,7 @@ pub enum Strategy {
 /// Options of the selection.
 #[derive(Debug, Clone)]
 pub struct SelectionOptions {
+    /// How pairs are chosen.
     pub strategy: Strategy,
     /// Largest number of pairs; `None`: all.
     pub budget: Option<usize>,
@@ -32,12 +33,14 @@ pub struct SelectionOptions {
     pub overlap: i64,
     /// Share of the selected pairs that get a hidden repeat.
     pub repeats: f64,
+    /// Random seed.
     pub seed: u64,
 }
 
 /// Selected pairs, and which of them get a hidden repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SelectedPairs {
+    /// The selected pairs.
     pub pairs: Vec<NewPair>,
     /// Indices in `pairs` of those that get a hidden repeat. A repeat refers to the id of its original, so it is
     /// created only after the pairs are stored.

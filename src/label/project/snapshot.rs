@@ -11,10 +11,15 @@ use std::collections::HashMap;
 /// All records of a project.
 #[derive(Debug, Clone, Default)]
 pub struct Project {
+    /// Settings of the project.
     pub settings: ProjectSettings,
+    /// The prompts.
     pub prompts: Vec<StoredPrompt>,
+    /// The answers to the prompts.
     pub candidates: Vec<Candidate>,
+    /// The pairs of answers, hidden repeats included.
     pub pairs: Vec<CandidatePair>,
+    /// The annotators.
     pub annotators: Vec<Annotator>,
     /// May contain undone votes; they never count.
     pub votes: Vec<Vote>,

@@ -17,6 +17,7 @@ pub enum JudgeFilter {
     /// Every annotator.
     #[default]
     All,
+    /// The annotators of this kind.
     Kind(AnnotatorKind),
     /// Every annotator that is not a person.
     Machines,
@@ -40,6 +41,7 @@ impl JudgeFilter {
 pub struct ResolvedVote<'p> {
     /// The stored vote: its choice and sides refer to the pair that was shown, which may be a repeat.
     pub vote: &'p Vote,
+    /// Who voted.
     pub annotator: &'p Annotator,
     /// The pair that was judged; for a hidden repeat, the original pair.
     pub pair: &'p CandidatePair,
@@ -64,7 +66,7 @@ impl ResolvedVote<'_> {
 }
 
 impl Project {
-    /// Returns the ballots of the selected annotators, ordered by pair and annotator. Skips are included.
+    /// Returns the votes of the selected annotators, ordered by pair and annotator. Skips are included.
     pub fn resolved_votes(&self, judges: &JudgeFilter) -> Vec<ResolvedVote<'_>> {
         let pairs: HashMap<i64, &CandidatePair> = self.pairs.iter().map(|p| (p.id, p)).collect();
         let annotators: HashMap<i64, &Annotator> =
@@ -79,8 +81,8 @@ impl Project {
             let pair = shown.repeat_of.and_then(|id| pairs.get(&id).copied()).unwrap_or(shown);
             let choice = if shown.a == pair.a { vote.choice } else { vote.choice.flipped() };
             let repeat = shown.repeat_of.is_some();
-            let ballot = ResolvedVote { vote, annotator, pair, choice, repeat };
-            last.insert((pair.id, repeat, annotator.id), ballot);
+            let resolved = ResolvedVote { vote, annotator, pair, choice, repeat };
+            last.insert((pair.id, repeat, annotator.id), resolved);
         }
         last.into_values().collect()
     }

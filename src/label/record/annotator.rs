@@ -8,6 +8,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnnotatorKind {
+    /// Somebody who judges in a browser or a terminal.
     Person,
     /// A reward model.
     Reward,
@@ -18,9 +19,11 @@ pub enum AnnotatorKind {
 }
 
 impl AnnotatorKind {
+    /// All kinds.
     pub const ALL: [AnnotatorKind; 4] =
         [AnnotatorKind::Person, AnnotatorKind::Reward, AnnotatorKind::Judge, AnnotatorKind::Command];
 
+    /// Returns the name under which the kind is stored.
     pub fn name(self) -> &'static str {
         match self {
             Self::Person => "person",
@@ -30,6 +33,7 @@ impl AnnotatorKind {
         }
     }
 
+    /// Returns the kind with this name; `None` if there is none.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.name() == name)
     }
@@ -44,8 +48,11 @@ impl fmt::Display for AnnotatorKind {
 /// A person or a machine that judges pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Annotator {
+    /// Id in the store.
     pub id: i64,
+    /// Name, unique in the project.
     pub name: String,
+    /// Kind of the annotator.
     pub kind: AnnotatorKind,
     /// SHA-256 of the person's token, hexadecimal; `None` if the annotator cannot sign in.
     pub token_hash: Option<String>,

@@ -43,6 +43,7 @@ impl Default for ProjectSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Criterion {
+    /// Name of the criterion.
     pub name: String,
     /// The best rating; the worst is 1.
     pub best: i64,

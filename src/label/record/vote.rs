@@ -11,18 +11,24 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VoteChoice {
+    /// `a` is better.
     A,
+    /// `b` is better.
     B,
+    /// Both are equally good.
     Tie,
+    /// Both are bad.
     BothBad,
     /// No judgement: the pair is given to somebody else.
     Skip,
 }
 
 impl VoteChoice {
+    /// All choices.
     pub const ALL: [VoteChoice; 5] =
         [VoteChoice::A, VoteChoice::B, VoteChoice::Tie, VoteChoice::BothBad, VoteChoice::Skip];
 
+    /// Returns the name under which the choice is stored.
     pub fn name(self) -> &'static str {
         match self {
             Self::A => "a",
@@ -33,6 +39,7 @@ impl VoteChoice {
         }
     }
 
+    /// Returns the choice with this name; `None` if there is none.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|c| c.name() == name)
     }
@@ -56,8 +63,11 @@ impl fmt::Display for VoteChoice {
 /// A vote in the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vote {
+    /// Id in the store.
     pub id: i64,
+    /// Id of the pair that was shown.
     pub pair: i64,
+    /// Id of the annotator.
     pub annotator: i64,
     /// In terms of the pair's own `a` and `b`.
     pub choice: VoteChoice,
@@ -67,6 +77,7 @@ pub struct Vote {
     pub swapped: bool,
     /// Seconds that the annotator worked on it.
     pub seconds: Option<f64>,
+    /// The annotator's note.
     pub note: Option<String>,
     /// Flagged by the annotator for an admin to look at.
     pub flagged: bool,
@@ -93,16 +104,27 @@ impl Vote {
 /// A vote to be added.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewVote {
+    /// Id of the pair that was shown.
     pub pair: i64,
+    /// Id of the annotator.
     pub annotator: i64,
+    /// In terms of the pair's own `a` and `b`.
     pub choice: VoteChoice,
+    /// How much better: 1 (slightly) to 3 (clearly).
     pub strength: Option<i64>,
+    /// Whether `b` was shown on the left.
     pub swapped: bool,
+    /// Seconds that the annotator worked on it.
     pub seconds: Option<f64>,
+    /// The annotator's note.
     pub note: Option<String>,
+    /// Flagged by the annotator for an admin to look at.
     pub flagged: bool,
+    /// Ratings by criterion: `{"a": rating, "b": rating}`.
     pub ratings: JsonMap,
+    /// An answer that the annotator wrote and considers better than both.
     pub edited: Option<String>,
+    /// As in [`Vote::detail`].
     pub detail: Value,
     /// A request id chosen by the sender: a vote sent twice under one id is stored once.
     pub request: Option<String>,

@@ -53,8 +53,8 @@ impl LabelReport {
     }
 }
 
-pub(super) fn counts(project: &Project, ballots: &[ResolvedVote]) -> ProjectCounts {
-    let kinds: BTreeMap<i64, AnnotatorKind> = ballots.iter().map(|b| (b.annotator.id, b.annotator.kind)).collect();
+fn counts(project: &Project, votes: &[ResolvedVote]) -> ProjectCounts {
+    let kinds: BTreeMap<i64, AnnotatorKind> = votes.iter().map(|b| (b.annotator.id, b.annotator.kind)).collect();
     let people = kinds.values().filter(|k| **k == AnnotatorKind::Person).count();
     let repeats = project.pairs.iter().filter(|p| p.repeat_of.is_some()).count();
     ProjectCounts {
@@ -62,34 +62,34 @@ pub(super) fn counts(project: &Project, ballots: &[ResolvedVote]) -> ProjectCoun
         candidates: project.candidates.len(),
         pairs: project.pairs.len() - repeats,
         repeats,
-        votes: ballots.len(),
-        skips: ballots.iter().filter(|b| b.choice == VoteChoice::Skip).count(),
+        votes: votes.len(),
+        skips: votes.iter().filter(|b| b.choice == VoteChoice::Skip).count(),
         people,
         machines: kinds.len() - people,
-        shared: rating_table(ballots, choice_index).shared_units(),
+        shared: rating_table(votes, choice_index).shared_units(),
     }
 }
 
 /// Returns the ratings of pairs as a table, without repeats, skips and final decisions.
-fn rating_table(ballots: &[ResolvedVote], value: impl Fn(&ResolvedVote) -> f64) -> RatingTable {
-    let counted = ballots.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip && !b.vote.adjudicates());
+fn rating_table(votes: &[ResolvedVote], value: impl Fn(&ResolvedVote) -> f64) -> RatingTable {
+    let counted = votes.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip && !b.vote.adjudicates());
     RatingTable::new(counted.map(|b| (b.pair.id as usize, b.annotator.id as usize, value(b))))
 }
 
-fn choice_index(ballot: &ResolvedVote) -> f64 {
-    VERDICTS.iter().position(|c| *c == ballot.choice).unwrap_or_default() as f64
+fn choice_index(resolved: &ResolvedVote) -> f64 {
+    VERDICTS.iter().position(|c| *c == resolved.choice).unwrap_or_default() as f64
 }
 
-pub(super) fn agreement(ballots: &[ResolvedVote], bootstrap: &Bootstrap) -> Agreement {
-    let choices = rating_table(ballots, choice_index);
-    let decided = || ballots.iter().filter(|b| matches!(b.choice, VoteChoice::A | VoteChoice::B));
+fn agreement(votes: &[ResolvedVote], bootstrap: &Bootstrap) -> Agreement {
+    let choices = rating_table(votes, choice_index);
+    let decided = || votes.iter().filter(|b| matches!(b.choice, VoteChoice::A | VoteChoice::B));
     let strengths = decided().all(|b| b.vote.strength.is_some());
     let preference = |b: &ResolvedVote| match b.preference().unwrap_or(0.0) {
         p if p == 0.0 || strengths => p,
         p => p.signum(),
     };
-    let preferences = rating_table(ballots, preference);
-    let names: BTreeMap<i64, &str> = ballots.iter().map(|b| (b.annotator.id, b.annotator.name.as_str())).collect();
+    let preferences = rating_table(votes, preference);
+    let names: BTreeMap<i64, &str> = votes.iter().map(|b| (b.annotator.id, b.annotator.name.as_str())).collect();
     let couples = names.iter().flat_map(|(a, x)| names.range(a + 1..).map(move |(b, y)| ((*a, *x), (*b, *y))));
     let cohen = couples.filter_map(|((a, x), (b, y))| {
         let (kappa, pairs) = choices.cohen(a as usize, b as usize, bootstrap)?;
@@ -97,12 +97,12 @@ pub(super) fn agreement(ballots: &[ResolvedVote], bootstrap: &Bootstrap) -> Agre
     });
     let mut same = (0, 0);
     let mut first: BTreeMap<(i64, i64), VoteChoice> = BTreeMap::new();
-    for ballot in ballots.iter().filter(|b| b.choice != VoteChoice::Skip) {
-        let key = (ballot.pair.id, ballot.annotator.id);
-        // Ballots are sorted so that the original of a pair comes before its repeat.
-        match first.get(&key).filter(|_| ballot.repeat) {
-            Some(before) => same = (same.0 + usize::from(*before == ballot.choice), same.1 + 1),
-            None if !ballot.repeat => drop(first.insert(key, ballot.choice)),
+    for resolved in votes.iter().filter(|b| b.choice != VoteChoice::Skip) {
+        let key = (resolved.pair.id, resolved.annotator.id);
+        // Votes are sorted so that the original of a pair comes before its repeat.
+        match first.get(&key).filter(|_| resolved.repeat) {
+            Some(before) => same = (same.0 + usize::from(*before == resolved.choice), same.1 + 1),
+            None if !resolved.repeat => drop(first.insert(key, resolved.choice)),
             None => {}
         }
     }
@@ -119,30 +119,30 @@ pub(super) fn agreement(ballots: &[ResolvedVote], bootstrap: &Bootstrap) -> Agre
 
 fn judge_reports(
     project: &Project,
-    ballots: &[ResolvedVote],
+    votes: &[ResolvedVote],
     deciding: &BTreeSet<&str>,
     verdicts: &BTreeMap<i64, PairVerdict>,
     bootstrap: &Bootstrap,
 ) -> Vec<JudgeReport> {
-    let reliability = reliability(ballots);
+    let reliability = reliability(votes);
     let judge = |habits: JudgeHabits| {
-        let own: Vec<&ResolvedVote> = ballots.iter().filter(|b| b.annotator.name == habits.name && !b.repeat).collect();
+        let own: Vec<&ResolvedVote> = votes.iter().filter(|b| b.annotator.name == habits.name && !b.repeat).collect();
         let apart = !deciding.contains(habits.name.as_str());
         let with_verdicts = if apart { with_verdicts(&own, verdicts, bootstrap) } else { None };
         let reliability = own.first().and_then(|b| reliability.get(&b.annotator.id).copied());
         JudgeReport { habits, reliability, with_verdicts }
     };
-    habits(project, ballots).into_iter().map(judge).collect()
+    habits(project, votes).into_iter().map(judge).collect()
 }
 
 /// Computes the reliability `Σ_c p_c π_cc` of each annotator; empty if fewer than two voted.
-pub(super) fn reliability(ballots: &[ResolvedVote]) -> BTreeMap<i64, f64> {
-    let ids: Vec<i64> = ballots.iter().map(|b| b.annotator.id).collect::<BTreeSet<_>>().into_iter().collect();
+fn reliability(votes: &[ResolvedVote]) -> BTreeMap<i64, f64> {
+    let ids: Vec<i64> = votes.iter().map(|b| b.annotator.id).collect::<BTreeSet<_>>().into_iter().collect();
     if ids.len() < 2 {
         return BTreeMap::new();
     }
     let mut units: BTreeMap<i64, UnitRatings> = BTreeMap::new();
-    for b in ballots.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip) {
+    for b in votes.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip) {
         let rater = ids.binary_search(&b.annotator.id).unwrap_or_default();
         units.entry(b.pair.id).or_default().push((rater, choice_index(b) as usize));
     }
@@ -151,7 +151,7 @@ pub(super) fn reliability(ballots: &[ResolvedVote]) -> BTreeMap<i64, f64> {
     ids.iter().zip(&found.confusion).map(|(id, c)| (*id, right(c).min(1.0))).collect()
 }
 
-pub(super) fn with_verdicts(
+fn with_verdicts(
     own: &[&ResolvedVote],
     verdicts: &BTreeMap<i64, PairVerdict>,
     bootstrap: &Bootstrap,

@@ -3,6 +3,7 @@
 //! them, `findings` names problems, `page` shows them.
 
 pub mod contents;
+mod elements;
 mod findings;
 mod measure;
 pub mod page;

@@ -1,6 +1,6 @@
 //! Measures biases of annotators: towards a side, towards longer answers, and of machines towards the first answer.
 //!
-//! Pure functions over ballots and verdicts. Lengths are in characters, as token counts of different models are not
+//! Pure functions over votes and verdicts. Lengths are in characters, as token counts of different models are not
 //! comparable.
 
 use super::verdict::PairVerdict;
@@ -17,13 +17,19 @@ use std::collections::{BTreeMap, HashMap};
 /// Counts and biases of one annotator.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JudgeHabits {
+    /// Name of the annotator.
     pub name: String,
+    /// Kind of the annotator.
     pub kind: AnnotatorKind,
     /// Votes that count, including hidden repeats and skips.
     pub votes: usize,
+    /// Number of skips.
     pub skips: usize,
+    /// Number of ties.
     pub ties: usize,
+    /// Number of votes that both answers are bad.
     pub both_bad: usize,
+    /// Number of flagged votes.
     pub flagged: usize,
     /// Median seconds per vote; `None` if no vote has a time.
     pub seconds: Option<f64>,
@@ -53,8 +59,9 @@ pub struct OrderBias {
 pub struct LengthBaseline {
     /// Number of pairs whose verdict is `a` or `b`.
     pub pairs: usize,
-    /// Accuracy of "the longer answer wins" and of "the shorter answer wins"; equal lengths are wrong for both.
+    /// Accuracy of "the longer answer wins"; equal lengths are wrong for both rules.
     pub longer: Proportion,
+    /// Accuracy of "the shorter answer wins".
     pub shorter: Proportion,
 }
 
@@ -64,23 +71,18 @@ pub fn lengths(project: &Project) -> HashMap<i64, f64> {
 }
 
 /// Returns the habits of each annotator with a vote, people first.
-pub fn habits(ballot: &Project, ballots: &[ResolvedVote]) -> Vec<JudgeHabits> {
-    let lengths = lengths(ballot);
+pub fn habits(project: &Project, votes: &[ResolvedVote]) -> Vec<JudgeHabits> {
+    let lengths = lengths(project);
     let mut judges: BTreeMap<(AnnotatorKind, &str), Vec<&ResolvedVote>> = BTreeMap::new();
-    for ballot in ballots {
-        judges.entry((ballot.annotator.kind, &ballot.annotator.name)).or_default().push(ballot);
+    for resolved in votes {
+        judges.entry((resolved.annotator.kind, &resolved.annotator.name)).or_default().push(resolved);
     }
-    judges.into_iter().map(|((kind, name), ballots)| judge_habits(name, kind, &ballots, &lengths)).collect()
+    judges.into_iter().map(|((kind, name), votes)| judge_habits(name, kind, &votes, &lengths)).collect()
 }
 
-fn judge_habits(
-    name: &str,
-    kind: AnnotatorKind,
-    ballots: &[&ResolvedVote],
-    lengths: &HashMap<i64, f64>,
-) -> JudgeHabits {
-    let count = |choice: VoteChoice| ballots.iter().filter(|b| b.choice == choice).count();
-    let decided = || ballots.iter().filter(|b| matches!(b.choice, VoteChoice::A | VoteChoice::B));
+fn judge_habits(name: &str, kind: AnnotatorKind, votes: &[&ResolvedVote], lengths: &HashMap<i64, f64>) -> JudgeHabits {
+    let count = |choice: VoteChoice| votes.iter().filter(|b| b.choice == choice).count();
+    let decided = || votes.iter().filter(|b| matches!(b.choice, VoteChoice::A | VoteChoice::B));
     let left = decided().filter(|b| (b.vote.choice == VoteChoice::A) != b.vote.swapped).count();
     let longer = |b: &ResolvedVote| Some(lengths.get(&b.pair.a)? - lengths.get(&b.pair.b)?);
     let unlike: Vec<bool> = decided()
@@ -88,18 +90,18 @@ fn judge_habits(
         .filter_map(|b| longer(b).filter(|d| *d != 0.0).map(|d| (d > 0.0) == (b.choice == VoteChoice::A)))
         .collect();
     let sign = |b: &ResolvedVote| b.preference().map(|p| if p == 0.0 { 0.0 } else { p.signum() });
-    let judged = ballots.iter().filter(|b| !b.repeat).filter_map(|b| Some((sign(b)?, longer(b)?)));
+    let judged = votes.iter().filter(|b| !b.repeat).filter_map(|b| Some((sign(b)?, longer(b)?)));
     let (choices, differences): (Vec<f64>, Vec<f64>) = judged.unzip();
-    let order = order_bias(ballots);
+    let order = order_bias(votes);
     JudgeHabits {
         name: name.into(),
         kind,
-        votes: ballots.len(),
+        votes: votes.len(),
         skips: count(VoteChoice::Skip),
         ties: count(VoteChoice::Tie),
         both_bad: count(VoteChoice::BothBad),
-        flagged: ballots.iter().filter(|b| b.vote.flagged).count(),
-        seconds: upper_median(ballots.iter().filter_map(|b| b.vote.seconds).collect()),
+        flagged: votes.iter().filter(|b| b.vote.flagged).count(),
+        seconds: upper_median(votes.iter().filter_map(|b| b.vote.seconds).collect()),
         // A side bias is undefined for reward models, which score each answer alone, and for machines asked in both
         // orders.
         left: if kind == AnnotatorKind::Reward || order.is_some() {
@@ -109,15 +111,15 @@ fn judge_habits(
         },
         longer: Proportion::of(unlike.iter().filter(|l| **l).count(), unlike.len()),
         length_correlation: correlation(&choices, &differences),
-        consistent: repeat_consistency(ballots),
+        consistent: repeat_consistency(votes),
         order,
     }
 }
 
 /// Returns the rate of equal judgements among pairs that one annotator judged twice.
-fn repeat_consistency(ballots: &[&ResolvedVote]) -> Option<Proportion> {
+fn repeat_consistency(votes: &[&ResolvedVote]) -> Option<Proportion> {
     let said = |repeat: bool| -> HashMap<i64, VoteChoice> {
-        let kept = ballots.iter().filter(|b| b.repeat == repeat && b.choice != VoteChoice::Skip);
+        let kept = votes.iter().filter(|b| b.repeat == repeat && b.choice != VoteChoice::Skip);
         kept.map(|b| (b.pair.id, b.choice)).collect()
     };
     let (first, again) = (said(false), said(true));
@@ -127,10 +129,10 @@ fn repeat_consistency(ballots: &[&ResolvedVote]) -> Option<Proportion> {
 
 /// Computes the order bias from the `detail` of a machine's votes: `ab` and `ba` hold its choice in either order, both
 /// in terms of the pair's own `a` and `b`.
-fn order_bias(ballots: &[&ResolvedVote]) -> Option<OrderBias> {
+fn order_bias(votes: &[&ResolvedVote]) -> Option<OrderBias> {
     let read = |detail: &Value, key: &str| VoteChoice::named(detail.get(key)?.get("choice")?.as_str()?);
     let both: Vec<(VoteChoice, VoteChoice)> =
-        ballots.iter().filter_map(|b| Some((read(&b.vote.detail, "ab")?, read(&b.vote.detail, "ba")?))).collect();
+        votes.iter().filter_map(|b| Some((read(&b.vote.detail, "ab")?, read(&b.vote.detail, "ba")?))).collect();
     let flipped = Proportion::of(both.iter().filter(|(ab, ba)| ab != ba).count(), both.len())?;
     let first =
         both.iter().flat_map(|(ab, ba)| [*ab, ba.flipped()]).filter(|c| matches!(c, VoteChoice::A | VoteChoice::B));

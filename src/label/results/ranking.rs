@@ -28,10 +28,13 @@ const ORDERS: u64 = 100;
 /// Results of one source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RankedSource {
+    /// Name of the source.
     pub source: String,
     /// Number of comparisons with other sources, including ties.
     pub comparisons: usize,
+    /// Number of comparisons that it won.
     pub wins: usize,
+    /// Number of comparisons that it lost.
     pub losses: usize,
     /// Bradley-Terry strength in Elo points around 1000.
     pub bradley_terry: Estimate,
@@ -42,17 +45,24 @@ pub struct RankedSource {
 /// Wins and ties between two sources.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HeadToHead {
+    /// Name of one source.
     pub a: String,
+    /// Name of the other.
     pub b: String,
+    /// Number of comparisons that `a` won.
     pub a_wins: usize,
+    /// Number of ties.
     pub ties: usize,
+    /// Number of comparisons that `b` won.
     pub b_wins: usize,
 }
 
 /// All sources, the strongest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct SourceRanking {
+    /// Each source, the strongest first.
     pub sources: Vec<RankedSource>,
+    /// Each two sources that were compared.
     pub duels: Vec<HeadToHead>,
     /// Number of groups that the sources fall into, where a group is connected by wins (or ties) in both directions.
     /// With more than one, the strengths of different groups are comparable only through the prior.

@@ -26,7 +26,9 @@ pub enum Aggregation {
 /// The verdict on a pair.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PairVerdict {
+    /// Id of the pair.
     pub pair: i64,
+    /// The verdict, in terms of the pair's own `a` and `b`.
     pub choice: VoteChoice,
     /// Number of votes that the verdict is based on, without skips.
     pub votes: usize,
@@ -53,12 +55,12 @@ impl PairVerdict {
 
 /// Returns the verdicts of all pairs with a vote, by pair id. Hidden repeats are ignored: they would count their
 /// annotator twice.
-pub fn aggregate(ballots: &[ResolvedVote], how: Aggregation) -> BTreeMap<i64, PairVerdict> {
+pub fn aggregate(votes: &[ResolvedVote], how: Aggregation) -> BTreeMap<i64, PairVerdict> {
     let mut pairs: BTreeMap<i64, Vec<&ResolvedVote>> = BTreeMap::new();
-    for ballot in ballots.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip) {
-        pairs.entry(ballot.pair.id).or_default().push(ballot);
+    for resolved in votes.iter().filter(|b| !b.repeat && b.choice != VoteChoice::Skip) {
+        pairs.entry(resolved.pair.id).or_default().push(resolved);
     }
-    let raters: BTreeSet<i64> = ballots.iter().map(|b| b.annotator.id).collect();
+    let raters: BTreeSet<i64> = votes.iter().map(|b| b.annotator.id).collect();
     let rater = |b: &ResolvedVote| raters.iter().position(|id| *id == b.annotator.id).unwrap_or_default();
     let open = |all: &Vec<&ResolvedVote>| -> UnitRatings {
         all.iter().filter(|b| !b.vote.adjudicates()).map(|b| (rater(b), class_index(b.choice))).collect()

@@ -36,6 +36,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Options of the server.
 #[derive(Debug, Clone)]
 pub struct LabelServerOptions {
+    /// Address and port to listen at.
     pub address: SocketAddr,
     /// URL under which people reach the server through a proxy, e.g. `https://label.example.org`.
     pub public: Option<String>,

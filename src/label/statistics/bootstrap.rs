@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Number of bootstrap replicates, and the random seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bootstrap {
+    /// Number of replicates.
     pub replicates: u64,
+    /// Random seed.
     pub seed: u64,
 }
 
@@ -25,6 +27,7 @@ impl Default for Bootstrap {
 /// A number with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
+    /// The number, computed from all data.
     pub value: f64,
     /// Percentiles 2.5 and 97.5 of the replicates; `None` if fewer than half of them have a value.
     pub interval: Option<[f64; 2]>,

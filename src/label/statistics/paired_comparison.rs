@@ -11,7 +11,9 @@ const ELO_K: f64 = 16.0;
 pub struct SourceComparison {
     /// Index of the prompt; outcomes of one group are resampled together.
     pub group: usize,
+    /// Index of one source.
     pub a: usize,
+    /// Index of the other.
     pub b: usize,
     /// Score of `a`: 1 if it won, 0 if it lost, 0.5 for a tie.
     pub score: f64,

@@ -13,10 +13,15 @@ use std::collections::HashMap;
 /// Counts of an import: rows read, and records that were added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImportCounts {
+    /// Rows that were read.
     pub rows: usize,
+    /// Prompts that were added.
     pub prompts: usize,
+    /// Answers that were added.
     pub candidates: usize,
+    /// Pairs that were added.
     pub pairs: usize,
+    /// Votes that were added.
     pub votes: usize,
 }
 

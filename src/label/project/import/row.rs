@@ -23,6 +23,7 @@ pub enum LabelImportFormat {
 /// Options of an import.
 #[derive(Debug, Clone, Default)]
 pub struct LabelImportOptions {
+    /// Layout of the file.
     pub format: LabelImportFormat,
     /// Source of answers whose row names none.
     pub source: Option<String>,
@@ -37,24 +38,33 @@ pub struct LabelImportOptions {
 /// The content of one row: a prompt, its answers, and judgements of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImportedRow {
+    /// The prompt.
     pub prompt: NewPrompt,
+    /// The answers to it.
     pub answers: Vec<ImportedAnswer>,
+    /// Judgements of the answers.
     pub verdicts: Vec<ImportedVerdict>,
 }
 
+/// An answer with its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportedAnswer {
+    /// Who wrote it: a model, or the column that it was in.
     pub source: String,
+    /// The answer.
     pub text: String,
 }
 
 /// A judgement of two of the answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportedVerdict {
+    /// Name of the annotator.
     pub annotator: String,
-    /// Indices in the list of answers.
+    /// Index of the first answer.
     pub a: usize,
+    /// Index of the second answer.
     pub b: usize,
+    /// Which of the two is better.
     pub choice: VoteChoice,
 }
 
