@@ -3,10 +3,10 @@
 //! Every API request is a POST with a token and JSON. A person sees their own task and the progress of the project;
 //! only an admin sees the votes of others.
 
-use super::ServerState;
 use super::error::ApiError;
 use super::guard::{Peer, RateLimiter};
 use super::people::SignedInPerson;
+use super::state::ServerState;
 use crate::error::Error;
 use crate::label::markdown;
 use crate::label::people::request::{DeskError, DeskRequest, DeskResponse};
@@ -69,10 +69,10 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/api/adjudicate", post(adjudicate))
         .layer(from_fn_with_state(desk.clone(), sign_in));
     Router::new()
-        .route("/", get(|| file("text/html; charset=utf-8", include_str!("../page/index.html"))))
-        .route("/page.css", get(|| file("text/css; charset=utf-8", include_str!("../page/page.css"))))
-        .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("../page/page.js"))))
-        .route("/icon.svg", get(|| file("image/svg+xml", include_str!("../page/icon.svg"))))
+        .route("/", get(|| file("text/html; charset=utf-8", include_str!("page/index.html"))))
+        .route("/page.css", get(|| file("text/css; charset=utf-8", include_str!("page/page.css"))))
+        .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("page/page.js"))))
+        .route("/icon.svg", get(|| file("image/svg+xml", include_str!("page/icon.svg"))))
         .merge(api)
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing here") })
         .layer(from_fn_with_state(desk.clone(), guard))

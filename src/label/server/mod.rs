@@ -8,11 +8,11 @@ mod api;
 mod error;
 mod guard;
 mod people;
+mod state;
 
 use crate::error::{Error, Result};
 use crate::label::people::desk::Desk;
 use crate::label::record::annotator::AnnotatorKind;
-use crate::label::record::settings::ProjectSettings;
 use crate::label::store::Store;
 use guard::AllowedHosts;
 use hyper::body::Incoming;
@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use people::PeopleByToken;
 pub use people::{SignInToken, hash as token_hash};
 use serde_json::json;
+use state::ServerState;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,16 +52,6 @@ pub struct LabelServer {
     state: Arc<ServerState>,
     /// Link for the person who runs the server; contains their token.
     link: String,
-}
-
-/// State shared by all requests.
-pub(super) struct ServerState {
-    desk: Desk,
-    people: PeopleByToken,
-    hosts: AllowedHosts,
-    /// A second connection to the project, so that the admin's overview never delays a vote.
-    store: Store,
-    settings: ProjectSettings,
 }
 
 impl LabelServer {
