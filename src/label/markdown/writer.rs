@@ -3,6 +3,7 @@
 use super::allowlist::HIDDEN;
 use super::formulas::Formula;
 use crate::characters::{code_point, hidden, is_direction_mark};
+use maud::{PreEscaped, html};
 use pulldown_cmark::{CodeBlockKind, Event, Tag, TagEnd};
 
 /// Delimiters of a formula's number. Formulas contain characters that Markdown would interpret, so they are replaced by
@@ -34,8 +35,8 @@ impl<'t> HtmlWriter<'t> {
                 self.events.push(Event::HardBreak);
             }
             Event::Code(text) => {
-                let code = format!("<code dir=\"auto\">{}</code>", escape_visible(&self.as_typed(&text)));
-                self.events.push(Event::InlineHtml(code.into()));
+                let typed = PreEscaped(escape_visible(&self.as_typed(&text)));
+                self.events.push(Event::InlineHtml(html! { code dir="auto" { (typed) } }.into_string().into()));
             }
             // Markdown ignores a single line break; here it is shown as one.
             Event::SoftBreak => self.events.push(Event::HardBreak),
@@ -118,7 +119,10 @@ impl<'t> HtmlWriter<'t> {
             match part {
                 TextPart::Text(text) => html += &escape_visible(text),
                 // `bdi` isolates the formula: its first letter must not change the direction of the words around it.
-                TextPart::Formula(i) => html += &format!("<bdi>{}</bdi>", self.formulas[i].0.mathml),
+                TextPart::Formula(i) => {
+                    let mathml = PreEscaped(&self.formulas[i].0.mathml);
+                    html += &html! { bdi { (mathml) } }.into_string();
+                }
             }
         }
         self.events.push(Event::InlineHtml(html.into()));
@@ -173,7 +177,7 @@ fn escape_visible(text: &str) -> String {
                         out.push(c);
                     }
                     let code = code_point(c);
-                    out += &format!("<bdi class=\"{HIDDEN}\" title=\"{code} {name}\">{code}</bdi>");
+                    out += &html! { bdi class=(HIDDEN) title={ (code) " " (name) } { (code) } }.into_string();
                 }
             },
         }
