@@ -11,9 +11,10 @@ use ft::data::chat::ChatTemplate;
 use ft::data::chat::ChatTokenizer;
 use ft::data::rows::{Record, RowFormat};
 
-use ft::data;
+
 use ft::error::{Error, Result};
-use ft::label::import::{self, LabelImportOptions};
+use ft::label::project::import::insert::import;
+use ft::label::project::import::row::LabelImportOptions;
 use ft::models::Config;
 use ft::nn::weights;
 use std::path::{Path, PathBuf};

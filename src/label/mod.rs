@@ -1,36 +1,25 @@
 //! Labels preference data: people and machines compare pairs of answers to a prompt.
 //!
-//! - Data: `record` defines the stored records, `store` reads and writes them (the only place that knows SQL), `import`
-//!   loads existing files, `candidates` generates answers, `select` chooses the pairs to compare.
-//! - Votes of people: `session` decides which task each annotator gets next; `desk` stores every vote before it
-//!   acknowledges it; `screen` defines what an annotator sees and sends. `server` shows tasks in a browser, `terminal`
-//!   in a terminal. `overview` computes an admin's progress numbers.
-//! - Votes of machines: `judge` asks reward models, language models and commands.
-//! - Results: `ballot` resolves votes; `aggregate`, `agreement`, `ranking` and `bias` compute statistics from them;
-//!   `report` shows these, and `export` writes training rows.
+//! The rooms, each using only those before it:
+//! - Data: `record` defines the stored records, `store` reads and writes them (the only place that knows SQL), `project`
+//!   reads a project as a whole and fills it with prompts, answers and pairs.
+//! - Votes of machines: `machines` asks reward models, language models and commands.
+//! - Votes of people: `people` decides which task each annotator gets next and stores every vote before it acknowledges
+//!   it. `server` shows tasks in a browser, with texts rendered by `markdown`; `terminal` shows them in a terminal.
+//! - Results: `statistics` has the pure mathematics; `results` computes verdicts, rankings and biases; `report` shows
+//!   these, and `export` writes training rows.
 
-pub mod aggregate;
-pub mod agreement;
-pub mod assignment;
-pub mod bias;
-pub mod candidates;
-pub mod desk;
-mod encoding;
+#![warn(missing_docs)]
+
 pub mod export;
-pub mod import;
-pub mod judge;
+pub mod machines;
 pub mod markdown;
-pub mod overview;
+pub mod people;
 pub mod project;
-pub mod ranking;
 pub mod record;
 pub mod report;
-pub mod screen;
-pub mod select;
+pub mod results;
 pub mod server;
-pub mod similar;
+pub mod statistics;
 pub mod store;
 pub mod terminal;
-
-pub use project::Project;
-pub use store::Store;

@@ -74,7 +74,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/train/",
             "src/eval/",
             "src/convert/",
-            "src/label/judge.rs",
+            "src/label/machines/",
             "src/methods/",
             "src/rewards/",
             "src/generate/",

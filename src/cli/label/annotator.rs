@@ -2,9 +2,9 @@
 
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::label::Store;
-use ft::label::record::{Annotator, AnnotatorKind};
+use ft::label::record::annotator::{Annotator, AnnotatorKind};
 use ft::label::server::SignInToken;
+use ft::label::store::Store;
 use ft::report;
 use serde_json::{Value, json};
 

@@ -3,8 +3,10 @@
 use crate::cli::data::scrub::{ScrubRuleArgs, report_lines};
 use clap::{Args, ValueEnum};
 use ft::error::{Error, Result};
-use ft::label::Store;
-use ft::label::import::{ImportCounts, LabelImportFormat, LabelImportOptions, import, read};
+use ft::label::project::import::file::read;
+use ft::label::project::import::insert::{ImportCounts, import};
+use ft::label::project::import::row::{LabelImportFormat, LabelImportOptions};
+use ft::label::store::Store;
 use ft::report;
 use serde_json::json;
 use std::path::PathBuf;

@@ -13,9 +13,9 @@ mod tui;
 
 use clap::{Subcommand, ValueEnum};
 use ft::error::Result;
-use ft::label::aggregate::Aggregation;
-use ft::label::project::JudgeFilter;
-use ft::label::record::AnnotatorKind;
+use ft::label::project::votes::JudgeFilter;
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::results::verdict::Aggregation;
 
 // In the order in which a project needs them.
 #[derive(Subcommand)]

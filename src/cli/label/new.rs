@@ -3,9 +3,10 @@
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::read_to_string;
-use ft::label::Store;
-use ft::label::import::prompts;
-use ft::label::record::{Criterion, InsertCounts, ProjectSettings};
+use ft::label::project::import::file::prompts;
+use ft::label::record::answer::InsertCounts;
+use ft::label::record::settings::{Criterion, ProjectSettings};
+use ft::label::store::Store;
 use ft::report;
 use serde_json::json;
 use std::path::PathBuf;

@@ -4,10 +4,17 @@ use super::{AggregationArg, parse_judges};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
-use ft::label::report::{LabelReport, render};
-use ft::label::{Project, Store};
-use ft::report;
+use ft::label::report::contents::LabelReport;
+use ft::label::report::page::render;
+use ft::label::project::snapshot::Project;
+use ft::label::store::Store;
+
+
+
 use ft::stats::bootstrap::{Bootstrap, Estimate};
+
+use ft::report;
+
 use std::io::Write;
 use std::path::PathBuf;
 

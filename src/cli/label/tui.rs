@@ -2,8 +2,9 @@
 
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::label::record::AnnotatorKind;
-use ft::label::{Store, terminal};
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::store::Store;
+use ft::label::terminal;
 use serde_json::json;
 use std::io::IsTerminal;
 

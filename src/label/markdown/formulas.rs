@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Largest length of a formula in bytes. Longer ones stay as typed, to bound the time of parsing.
 const MAX_LENGTH: usize = 4000;
+
 /// Largest depth of nested braces.
 const MAX_DEPTH: usize = 60;
 

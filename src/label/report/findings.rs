@@ -1,28 +1,20 @@
 //! Finds problems of the labels. Each finding is a sentence with its number and a next step.
 
-use super::LabelReport;
-use crate::label::record::AnnotatorKind;
-use serde::Serialize;
-
-/// A problem of the labels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LabelFinding {
-    /// Whether the labels should not be used for training before this is solved.
-    pub grave: bool,
-    /// The problem, in a sentence.
-    pub what: String,
-    /// The next step.
-    pub next: String,
-}
+use super::contents::{LabelFinding, LabelReport};
+use crate::label::record::annotator::AnnotatorKind;
 
 /// Krippendorff (2004, "Content analysis", section 11.4) draws no conclusions from an alpha below the first value, and
 /// relies on data from the second value on.
 const TENTATIVE: f64 = 0.667;
+
 const RELIABLE: f64 = 0.8;
+
 /// Accuracy above which a rule that sees only lengths is reported.
 const MAX_LENGTH_ACCURACY: f64 = 0.6;
+
 /// Rate of order-dependent verdicts above which a machine is reported.
 const MAX_FLIP_RATE: f64 = 0.25;
+
 /// Number of pairs with two judgements below which agreement is too uncertain.
 const MIN_SHARED_PAIRS: usize = 30;
 

@@ -3,16 +3,17 @@
 //! Every API request is a POST with a token and JSON. A person sees their own task and the progress of the project;
 //! only an admin sees the votes of others.
 
-use super::ServerState;
+use super::error::ApiError;
 use super::guard::{Peer, RateLimiter};
 use super::people::SignedInPerson;
+use super::state::ServerState;
 use crate::error::Error;
-use crate::label::assignment::TaskRefusal;
-use crate::label::desk::{self, DeskError, DeskRequest, DeskResponse};
 use crate::label::markdown;
-use crate::label::overview;
-use crate::label::record::VoteChoice;
-use crate::label::screen::{ScreenTask, ScreenVote};
+use crate::label::people::request::{DeskError, DeskRequest, DeskResponse};
+use crate::label::people::screen::{ScreenTask, ScreenVote};
+use crate::label::people::task::TaskRefusal;
+use crate::label::people::{adjudication, desk, overview};
+use crate::label::record::vote::VoteChoice;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State as Shared};
@@ -28,10 +29,13 @@ use std::time::Duration;
 
 /// Largest request in bytes: enough for a long answer that an annotator wrote.
 const MAX_BODY: usize = 256 * 1024;
+
 /// How long a request may take in total: to arrive and to be answered.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Requests per second of one person, and the burst; far more than a person can cause by hand.
 const PERSON_RATE: (f64, f64) = (40.0, 80.0);
+
 /// Wrong tokens per second from one address, and the burst.
 const WRONG_TOKEN_RATE: (f64, f64) = (2.0, 20.0);
 
@@ -65,10 +69,10 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/api/adjudicate", post(adjudicate))
         .layer(from_fn_with_state(desk.clone(), sign_in));
     Router::new()
-        .route("/", get(|| file("text/html; charset=utf-8", include_str!("../page/index.html"))))
-        .route("/page.css", get(|| file("text/css; charset=utf-8", include_str!("../page/page.css"))))
-        .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("../page/page.js"))))
-        .route("/icon.svg", get(|| file("image/svg+xml", include_str!("../page/icon.svg"))))
+        .route("/", get(|| file("text/html; charset=utf-8", include_str!("page/index.html"))))
+        .route("/page.css", get(|| file("text/css; charset=utf-8", include_str!("page/page.css"))))
+        .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("page/page.js"))))
+        .route("/icon.svg", get(|| file("image/svg+xml", include_str!("page/icon.svg"))))
         .merge(api)
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing here") })
         .layer(from_fn_with_state(desk.clone(), guard))
@@ -206,14 +210,13 @@ fn messages_html(messages: &Value) -> Value {
 fn refusal(desk: &ApiState, no: DeskError) -> ApiError {
     match no {
         DeskError::Invalid(why) => ApiError::new(StatusCode::BAD_REQUEST, why),
-        DeskError::Refused(TaskRefusal::NotYours) => {
-            ApiError::new(StatusCode::CONFLICT, "this task is not assigned to you")
-        }
-        DeskError::Refused(TaskRefusal::Taken) => {
-            ApiError::new(StatusCode::CONFLICT, "others have judged this task meanwhile")
-        }
-        DeskError::Refused(TaskRefusal::NothingGiven) => {
-            ApiError::new(StatusCode::CONFLICT, "there is nothing to take back")
+        DeskError::Refused(refusal) => {
+            let (code, why) = match refusal {
+                TaskRefusal::NotYours => ("not_yours", "this task is not assigned to you"),
+                TaskRefusal::Taken => ("taken", "others have judged this task meanwhile"),
+                TaskRefusal::NothingGiven => ("nothing_to_undo", "there is nothing to take back"),
+            };
+            ApiError { code: Some(code), ..ApiError::new(StatusCode::CONFLICT, why) }
         }
         DeskError::NotSaved(e) => not_saved(&desk.state, &e),
     }
@@ -291,42 +294,12 @@ async fn adjudicate(
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "a final decision cannot be a skip"));
     }
     let state = desk.clone();
-    let done = blocking(move || Ok(overview::adjudicate(&state.state.store, &person.name, word.pair, word.choice)));
+    let done = blocking(move || Ok(adjudication::adjudicate(&state.state.store, &person.name, word.pair, word.choice)));
     match done.await? {
         Ok(()) => Ok(axum::Json(json!({ "saved": true }))),
         Err(e) => {
             crate::report::warn(format!("not saved: {}", e.message()));
             Err(not_saved(&desk.state, &e))
         }
-    }
-}
-
-/// An error response, with the text that the page shows.
-struct ApiError {
-    status: StatusCode,
-    what: String,
-    /// Whether the same request may succeed later.
-    again: bool,
-}
-
-impl ApiError {
-    fn new(status: StatusCode, what: impl Into<String>) -> Self {
-        Self { status, what: what.into(), again: false }
-    }
-
-    fn again(mut self) -> Self {
-        self.again = true;
-        self
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response =
-            (self.status, axum::Json(json!({ "error": self.what, "again": self.again }))).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
     }
 }

@@ -5,18 +5,22 @@
 //! names that it was given. It serves one page, embedded in the program, which loads nothing from elsewhere.
 
 mod api;
+mod error;
 mod guard;
 mod people;
+mod state;
 
-use super::desk::Desk;
-use super::record::AnnotatorKind;
-use super::store::Store;
 use crate::error::{Error, Result};
+use crate::label::people::desk::Desk;
+use crate::label::record::annotator::AnnotatorKind;
+use crate::label::store::Store;
 use guard::AllowedHosts;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use people::PeopleByToken;
+pub use people::{SignInToken, hash as token_hash};
 use serde_json::json;
+use state::ServerState;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,16 +28,16 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-pub use people::{SignInToken, hash as token_hash};
-
 /// Largest number of open connections; a browser opens up to six.
 const CONNECTIONS: usize = 1024;
+
 /// How long a client may take to send the header of a request, and how long an idle connection stays open.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of the server.
 #[derive(Debug, Clone)]
 pub struct LabelServerOptions {
+    /// Address and port to listen at.
     pub address: SocketAddr,
     /// URL under which people reach the server through a proxy, e.g. `https://label.example.org`.
     pub public: Option<String>,
@@ -48,16 +52,6 @@ pub struct LabelServer {
     state: Arc<ServerState>,
     /// Link for the person who runs the server; contains their token.
     link: String,
-}
-
-/// State shared by all requests.
-struct ServerState {
-    desk: Desk,
-    people: PeopleByToken,
-    hosts: AllowedHosts,
-    /// A second connection to the project, so that the admin's overview never delays a vote.
-    store: Store,
-    settings: super::record::ProjectSettings,
 }
 
 impl LabelServer {

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::fsutil::hex;
-use crate::label::record::Annotator;
+use crate::label::record::annotator::Annotator;
 use crate::label::store::Store;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 
 /// Age at which the list of annotators is read again. A revoked token may stay valid for this long.
 const REFRESH_AFTER: Duration = Duration::from_secs(2);
+
 /// Age up to which the list of annotators is used while the database does not respond.
 const EXPIRES_AFTER: Duration = Duration::from_secs(10);
 
@@ -148,7 +149,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::record::{AnnotatorKind, ProjectSettings};
+    use crate::label::record::annotator::AnnotatorKind;
+    use crate::label::record::settings::ProjectSettings;
     use serde_json::json;
 
     /// While the database does not respond, known tokens stay valid, but only for a limited time.

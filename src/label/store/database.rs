@@ -5,6 +5,14 @@
 
 use crate::error::{Error, Result};
 
+/// Returns the error for a second server of the same project.
+pub fn served_already(place: &str, holder: &str) -> Error {
+    let by = if holder.is_empty() { String::new() } else { format!(" ({holder})") };
+    Error::user(format!("{place}: the project is being served already{by}"))
+        .hint("people join the server that runs, each with a link of their own: ft label annotator PROJECT NAME")
+        .hint("or stop that server first")
+}
+
 /// A value bound to a statement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SqlParameter<'a> {

@@ -13,12 +13,16 @@ use std::time::Duration;
 
 /// The schema with the tables of a project: a database contains at most one project.
 const SCHEMA: &str = "ft_label";
+
 /// Key of the advisory lock that the server of the project holds.
 const OWNER: i64 = 0x6674_6c62;
+
 /// How long to wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long the database may take for one statement and for a lock. `options` in the URL may set other limits.
 const STATEMENT: Duration = Duration::from_secs(30);
+
 /// How long a connection may stay without a sign of the other end.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -230,7 +234,7 @@ impl Database for Postgres {
     fn lock_for_serving(&mut self) -> Result<()> {
         let taken = self.query("SELECT pg_try_advisory_lock($1)", &[SqlParameter::Int(OWNER)])?.remove(0).flag()?;
         if !taken {
-            return Err(super::served_already(&self.place(), "another connection to the database"));
+            return Err(super::database::served_already(&self.place(), "another connection to the database"));
         }
         self.owns = true;
         Ok(())

@@ -2,7 +2,9 @@
 
 use super::database::{Database, SqlParameter, SqlRow};
 use crate::error::{Error, Result};
-use crate::label::record::{Annotator, AnnotatorKind, Candidate, StoredPrompt, Vote, VoteChoice};
+use crate::label::record::annotator::{Annotator, AnnotatorKind};
+use crate::label::record::answer::{Candidate, StoredPrompt};
+use crate::label::record::vote::{Vote, VoteChoice};
 
 pub fn prompt(row: &mut SqlRow) -> Result<StoredPrompt> {
     Ok(StoredPrompt { id: row.int()?, key: row.text()?, messages: row.json()?, columns: row.json()? })

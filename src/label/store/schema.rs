@@ -46,6 +46,7 @@ CREATE TABLE pairs (
     FOREIGN KEY (b, prompt) REFERENCES candidates (id, prompt),
     CHECK (low < high)
 );
+
 CREATE UNIQUE INDEX pairs_once ON pairs (low, high) WHERE repeat_of IS NULL;
 
 CREATE TABLE annotators (
@@ -74,6 +75,7 @@ CREATE TABLE votes (
     request TEXT,
     UNIQUE (annotator, request)
 );
+
 CREATE UNIQUE INDEX votes_once ON votes (pair, annotator) WHERE undone = 0;
 
 CREATE TABLE leases (
@@ -82,4 +84,5 @@ CREATE TABLE leases (
     swapped BIGINT NOT NULL CHECK (swapped IN (0, 1)),
     since BIGINT NOT NULL
 );
+
 ";

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 /// Marks the file as a labelling project: "ftlb".
 const APPLICATION: i64 = 0x6674_6c62;
+
 /// How long to wait while another process writes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -200,7 +201,7 @@ impl Database for Sqlite {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
-            return Err(super::served_already(&self.place(), holder.trim()));
+            return Err(super::database::served_already(&self.place(), holder.trim()));
         }
         let mut note = || -> std::io::Result<()> {
             file.set_len(0)?;

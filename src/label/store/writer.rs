@@ -2,9 +2,20 @@
 
 use super::database::{Database, SqlParameter, SqlRow};
 use super::rows::{self, PairContent, VOTE_COLUMNS, json};
-use super::{Lease, VoteInsertion};
 use crate::error::Result;
-use crate::label::record::{NewVote, Vote};
+use crate::label::record::lease::Lease;
+use crate::label::record::vote::{NewVote, Vote};
+
+/// Result of inserting a vote.
+#[derive(Debug, Clone, PartialEq)]
+pub enum VoteInsertion {
+    /// The vote was inserted.
+    New(Vote),
+    /// The same request was saved before, as this vote.
+    Repeated(Vote),
+    /// This annotator has already judged the pair in another request.
+    AlreadyJudged,
+}
 
 /// An open transaction of the store.
 pub struct StoreTransaction<'a>(pub(super) &'a mut dyn Database);

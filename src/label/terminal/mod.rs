@@ -4,15 +4,17 @@
 mod state;
 mod view;
 
-use super::desk::Desk;
-use super::store::Store;
 use crate::error::{Error, Result};
+use crate::label::people::desk::Desk;
+use crate::label::people::request::DeskRequest;
+use crate::label::store::Store;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use state::{KeyAction, TerminalScreen};
 use std::time::{Duration, Instant};
 
 /// How often the clock is redrawn.
 const TICK: Duration = Duration::from_millis(500);
+
 /// How often the lease of the task is renewed.
 const KEEP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -26,7 +28,7 @@ pub fn run(store: Store, annotator: i64) -> Result<()> {
     let mut terminal = ratatui::try_init().map_err(broken)?;
     let done = event_loop(&mut terminal, &desk, annotator, &mut screen);
     ratatui::restore();
-    let _ = desk.ask_and_wait(annotator, super::desk::DeskRequest::Leave);
+    let _ = desk.ask_and_wait(annotator, DeskRequest::Leave);
     drop(desk);
     clerk.join().map_err(|_| Error::bug("the desk's thread panicked"))?;
     done
@@ -39,13 +41,13 @@ fn event_loop(
     screen: &mut TerminalScreen,
 ) -> Result<()> {
     let mut alive = Instant::now();
-    screen.update(desk.ask_and_wait(annotator, super::desk::DeskRequest::Next));
+    screen.update(desk.ask_and_wait(annotator, DeskRequest::Next));
     loop {
         terminal.draw(|frame| view::draw(frame, screen)).map_err(broken)?;
         if !event::poll(TICK).map_err(broken)? {
             if alive.elapsed() > KEEP_INTERVAL {
                 alive = Instant::now();
-                let turn = if screen.waits() { super::desk::DeskRequest::Next } else { super::desk::DeskRequest::Keep };
+                let turn = if screen.waits() { DeskRequest::Next } else { DeskRequest::Keep };
                 let turn = desk.ask_and_wait(annotator, turn);
                 if screen.waits() {
                     screen.update(turn);

@@ -1,10 +1,11 @@
 //! Holds the state of the terminal screen and decides what a key does. Pure, so that it can be tested without a
 //! terminal.
 
-use crate::label::assignment::{LabelProgress, TaskRefusal};
-use crate::label::desk::{DeskError, DeskRequest, DeskResponse};
-use crate::label::record::{JsonMap, ProjectSettings};
-use crate::label::screen::{ScreenTask, ScreenVote, SideChoice};
+use crate::label::people::request::{DeskError, DeskRequest, DeskResponse};
+use crate::label::people::screen::{ScreenTask, ScreenVote, SideChoice};
+use crate::label::people::task::{LabelProgress, TaskRefusal};
+use crate::label::record::answer::JsonMap;
+use crate::label::record::settings::ProjectSettings;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::Value;
 use std::time::Instant;
@@ -259,8 +260,9 @@ fn request() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::record::{Criterion, StoredPrompt};
-    use crate::label::screen::UndoneVote;
+    use crate::label::people::screen::UndoneVote;
+    use crate::label::record::answer::StoredPrompt;
+    use crate::label::record::settings::Criterion;
     use serde_json::json;
 
     fn turn(before: Option<UndoneVote>) -> DeskResponse {

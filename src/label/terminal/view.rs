@@ -2,7 +2,7 @@
 
 use super::state::{KeyMode, SIDES, TerminalScreen};
 use crate::characters::{has_right_to_left, is_right_to_left, printable};
-use crate::label::record::Criterion;
+use crate::label::record::settings::Criterion;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
@@ -158,10 +158,11 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::label::assignment::LabelProgress;
-    use crate::label::desk::DeskResponse;
-    use crate::label::record::{JsonMap, ProjectSettings, StoredPrompt};
-    use crate::label::screen::ScreenTask;
+    use crate::label::people::request::DeskResponse;
+    use crate::label::people::screen::ScreenTask;
+    use crate::label::people::task::LabelProgress;
+    use crate::label::record::answer::{JsonMap, StoredPrompt};
+    use crate::label::record::settings::ProjectSettings;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use serde_json::json;

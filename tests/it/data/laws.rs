@@ -10,7 +10,7 @@ use ft::data::encode::{Example, Supervise};
 use ft::data::rows::RowFormat;
 use ft::scrub::{NameList, PersonalDataKind, Scrubber};
 
-use ft::data;
+
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -233,8 +233,10 @@ fn import_scrubs_before_anything_is_stored() {
         let text = String::from_utf8_lossy(&bytes);
         assert!(!text.contains("eva@clinic") && !text.contains("078-05-1120"), "{:?}", file.path());
     }
-    let project =
-        ft::label::Project::read(&ft::label::Store::open(space.path("p.label").to_str().unwrap()).unwrap()).unwrap();
+    let project = ft::label::project::snapshot::Project::read(
+        &ft::label::store::Store::open(space.path("p.label").to_str().unwrap()).unwrap(),
+    )
+    .unwrap();
     assert!(project.candidates.iter().any(|c| c.text.starts_with("Dear [EMAIL:")), "{:?}", project.candidates);
 }
 

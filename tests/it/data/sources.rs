@@ -10,7 +10,7 @@ use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::inspect;
-use ft::data::inspect;
+
 use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use serde_json::json;

@@ -3,8 +3,14 @@
 use crate::support::command::stderr;
 use crate::support::labeling::*;
 use crate::support::needs::{SCRIPT, needs};
-use ft::label::Store;
-use ft::label::record::{AnnotatorKind, VoteChoice};
+use ft::label::store::Store;
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::record::vote::VoteChoice;
+use crate::label_support::*;
+
+
+
+
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -4,12 +4,23 @@
 use crate::support::command::stderr;
 use crate::support::json;
 use crate::support::workspace::Workspace;
-use ft::label::aggregate::{UnitRatings, dawid_skene};
-use ft::label::agreement::{DistanceScale, RatingTable};
-use ft::label::ranking::{SourceComparison, bradley_terry};
-use ft::label::record::{AnnotatorKind, NewVote, VoteChoice};
-use ft::label::{Project, Store};
+use ft::label::statistics::dawid_skene::UnitRatings;
+use ft::label::statistics::dawid_skene;
+use ft::label::statistics::agreement::{DistanceScale, RatingTable};
+use ft::label::statistics::paired_comparison::{bradley_terry, SourceComparison};
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::record::vote::{NewVote, VoteChoice};
+use ft::label::project::snapshot::Project;
+use ft::label::store::Store;
 use ft::stats::bootstrap::{Bootstrap, Estimate};
+
+
+
+
+
+
+
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};

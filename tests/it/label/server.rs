@@ -2,7 +2,11 @@
 //! protected.
 
 use crate::support::labeling::*;
-use ft::label::record::{Criterion, ProjectSettings, VoteChoice};
+use ft::label::record::settings::{Criterion, ProjectSettings};
+use ft::label::record::vote::VoteChoice;
+use crate::label_support::*;
+
+
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -159,7 +163,9 @@ fn nobody_reads_or_changes_the_votes_of_others() {
         assert!(!text.contains(hidden), "{hidden} in {text}");
     }
     assert_eq!(shown["progress"], json!({ "mine": 0, "given": 1, "wanted": 8 }));
-    assert_eq!(bob.ask("undo", json!({})).0, 409, "Bob has no vote to undo");
+    let (status, refused) = bob.ask("undo", json!({}));
+    assert_eq!(status, 409, "Bob has no vote to undo");
+    assert_eq!(refused["code"], "nothing_to_undo", "the page's script tells refusals apart by their code");
     assert_eq!(project.store().votes().unwrap().len(), 1);
     for admin in ["overview", "adjudicate"] {
         assert_eq!(bob.ask(admin, json!({ "pair": task, "choice": "a" })).0, 403, "{admin}");

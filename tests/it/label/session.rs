@@ -1,8 +1,10 @@
-//! Tests which tasks annotators get: the invariants of `label::session` are checked after every event of random
+//! Tests which tasks annotators get: the invariants of `label::people::assignment` are checked after every event of random
 //! histories.
 
-use ft::label::assignment::{NextTask, TaskAssignment, TaskRefusal};
-use ft::label::record::*;
+use ft::label::people::assignment::TaskAssignment;
+use ft::label::people::task::{NextTask, TaskRefusal};
+use ft::label::record::answer::{CandidatePair, JsonMap};
+use ft::label::record::vote::{Vote, VoteChoice};
 use ft::rng;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;

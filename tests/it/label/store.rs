@@ -3,12 +3,27 @@
 
 use crate::support::labeling::*;
 use crate::support::needs::{POSTGRES, needs};
-use ft::label::Store;
-use ft::label::assignment::TaskRefusal;
-use ft::label::desk::{Desk, DeskError, DeskRequest};
+use ft::label::store::Store;
+use ft::label::people::task::TaskRefusal;
+use ft::label::people::desk::Desk;
+use ft::label::people::request::{DeskError, DeskRequest};
 use ft::label::record::*;
-use ft::label::screen::{ScreenVote, SideChoice};
-use ft::label::store::{Lease, VoteInsertion};
+use ft::label::people::screen::{ScreenVote, SideChoice};
+use ft::label::record::lease::Lease;
+use ft::label::store::VoteInsertion;
+use crate::label_support::*;
+
+
+
+
+
+use ft::label::record::annotator::AnnotatorKind;
+use ft::label::record::answer::{InsertCounts, NewCandidate, NewPair, NewPrompt};
+
+use ft::label::record::settings::ProjectSettings;
+use ft::label::record::vote::{NewVote, VoteChoice};
+
+
 use serde_json::json;
 use std::path::Path;
 
@@ -222,7 +237,7 @@ fn the_desk_keeps_what_it_acknowledges(place: &str) {
     let [ann, bob] = ["ann", "bob"].map(|name| store.annotator(name, AnnotatorKind::Person, &json!({})).unwrap().id);
     drop(store);
     let (desk, clerk) = Desk::open(Store::open(place).unwrap()).unwrap();
-    let task = |turn: Result<ft::label::desk::DeskResponse, DeskError>| turn.unwrap().task.unwrap().id;
+    let task = |turn: Result<ft::label::people::request::DeskResponse, DeskError>| turn.unwrap().task.unwrap().id;
     let first = task(desk.ask_and_wait(ann, DeskRequest::Next));
     let other = task(desk.ask_and_wait(bob, DeskRequest::Next));
     assert_ne!(first, other);

@@ -2,8 +2,13 @@
 //! client.
 
 use crate::support::needs::postgres;
-use ft::label::Store;
-use ft::label::record::{NewCandidate, NewPair, NewPrompt, ProjectSettings};
+use ft::label::store::Store;
+use ft::label::record::answer::{NewCandidate, NewPair, NewPrompt};
+use ft::label::record::settings::ProjectSettings;
+
+
+
+
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::chown;

@@ -1,0 +1,13 @@
+//! Lets people compare answers. `screen` defines what an annotator sees and sends, `assignment` knows who holds which
+//! task and `next_task` chooses the next one, `desk` stores every vote before it acknowledges it, in a `transaction` of the store. For an admin, `overview`
+//! computes the progress and `adjudication` saves final decisions.
+
+pub mod adjudication;
+pub mod assignment;
+pub mod desk;
+mod next_task;
+pub mod overview;
+pub mod request;
+pub mod screen;
+pub mod task;
+mod transaction;

@@ -1,0 +1,6 @@
+//! Computes what the votes of a project come to: `verdict` decides each pair, `ranking` compares the sources of answers,
+//! `bias` measures the habits of annotators.
+
+pub mod bias;
+pub mod ranking;
+pub mod verdict;
