@@ -11,7 +11,6 @@ use crate::data::encode::Example;
 use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::data::rows::SourceList;
 
-use crate::data::inspect;
 
 use crate::error::{Error, Result};
 use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};

@@ -8,7 +8,7 @@ use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::{Record, RowFormat};
-use ft::data::{self, quality};
+use ft::data::{self, inspect};
 
 use ft::data::dataset;
 

@@ -11,7 +11,7 @@ use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::Supervise;
 use ft::data::rows::{ChatMessage, RowFormat};
 use ft::data::source::RowColumns;
-use ft::data::{self, quality};
+use ft::data::{self, inspect};
 
 use ft::data::dataset;
 use ft::data::encode::PairExample;
