@@ -98,7 +98,8 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
 pub fn parse_size(text: &str) -> Result<u64> {
     let text = text.trim();
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let unit = match text[split..].trim().to_ascii_lowercase().trim_end_matches('b') {
+    let unit = text[split..].trim().to_ascii_lowercase();
+    let unit = match unit.strip_suffix('b').unwrap_or(&unit) {
         "" => 1.0,
         "k" => 1e3,
         "m" => 1e6,
@@ -122,6 +123,6 @@ mod tests {
             (parse_size("8GB").unwrap(), parse_size("0.5 g").unwrap(), parse_size("123").unwrap()),
             (8_000_000_000, 500_000_000, 123)
         );
-        assert!(["", "GB", "8TBB", "-1", "nan"].iter().all(|t| parse_size(t).is_err()));
+        assert!(["", "GB", "8TBB", "8GBB", "8bb", "-1", "nan"].iter().all(|t| parse_size(t).is_err()));
     }
 }
