@@ -9,6 +9,7 @@ mod check;
 mod conflicts;
 mod distillation;
 mod mistakes;
+pub mod neutral;
 pub mod optim;
 mod overrides;
 mod plan;

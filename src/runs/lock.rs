@@ -8,6 +8,7 @@ use super::hash::{FileHasher, HashTrust};
 use crate::data::is_template_name;
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
+use crate::recipe::neutral::{remove_neutral_settings, take_source_paths};
 use crate::recipe::{self, Dtype, Plan, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -76,6 +77,9 @@ pub struct RunLock {
     pub valid: Option<LockedRows>,
     /// SHA-256 of the resolved recipe without settings that cannot change a result, such as paths and `run.keep`.
     pub recipe_sha256: String,
+    /// `recipe_sha256` as earlier versions computed it, to compare with their locks. `None` in a lock read from a file.
+    #[serde(skip)]
+    earlier_recipe_sha256: Option<String>,
     /// The number format of the arithmetic. `None` in locks of earlier versions, which did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<Dtype>,
@@ -177,6 +181,7 @@ impl RunLock {
             train,
             valid,
             recipe_sha256: recipe_sha256(&plan.recipe),
+            earlier_recipe_sha256: Some(earlier_recipe_sha256(&plan.recipe)),
             arithmetic: Some(plan.recipe.model.dtype),
             programs,
             machine: LockedMachine {
@@ -255,7 +260,9 @@ impl RunLock {
             }
         }
         let effect = "a setting of the run; `ft runs diff` shows which";
-        compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
+        if now.earlier_recipe_sha256.as_ref() != Some(&self.recipe_sha256) {
+            compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
+        }
         let (a, b) = (&self.programs, &now.programs);
         compare("ft".into(), a.ft.clone(), b.ft.clone(), "how rows are read and numbers are computed");
         if a.ft == b.ft {
@@ -339,11 +346,20 @@ fn shown(file: Option<&LockedFile>) -> String {
     file.map_or("missing".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
 }
 
-/// Hashes the recipe without settings that cannot change a result: output folder, what is kept and shown, and paths of
-/// files (whose contents are hashed separately).
+/// Hashes the recipe without the settings that cannot change a result (`recipe::neutral`) and without the paths of files
+/// whose contents are hashed separately.
 fn recipe_sha256(recipe: &Recipe) -> String {
     let mut value = serde_json::to_value(recipe).unwrap_or_default();
-    for path in [
+    remove_neutral_settings(&mut value);
+    for name in ["train", "valid"] {
+        take_source_paths(&mut value, name);
+    }
+    hash_without(value, &["/model/path", "/data/template"])
+}
+
+/// Hashes the recipe as earlier versions of ft did: with `data.cache` and with the paths in lists of sources.
+fn earlier_recipe_sha256(recipe: &Recipe) -> String {
+    let keys = [
         "/run/out",
         "/run/keep",
         "/run/save_every",
@@ -356,7 +372,13 @@ fn recipe_sha256(recipe: &Recipe) -> String {
         "/data/train/path",
         "/data/valid/path",
         "/data/template",
-    ] {
+    ];
+    hash_without(serde_json::to_value(recipe).unwrap_or_default(), &keys)
+}
+
+/// Returns the SHA-256 of a JSON value without some keys, given as JSON pointers.
+fn hash_without(mut value: Value, keys: &[&str]) -> String {
+    for path in keys {
         let (section, key) = path.rsplit_once('/').expect("paths have a slash");
         if let Some(section) = value.pointer_mut(section).and_then(Value::as_object_mut) {
             section.shift_remove(key); // the rest keeps its order, on which the hash depends
@@ -381,6 +403,27 @@ mod tests {
         assert_eq!(hash(&[]), hash(&["run.out=elsewhere", "run.keep=9", "run.samples=0", "run.threads=3"]));
         assert_ne!(hash(&[]), hash(&["optim.lr=1e-3"]));
         assert_ne!(hash(&[]), hash(&["run.seed=8"]));
+        assert_eq!(hash(&["data.cache=c"]), hash(&["data.cache=d"]));
+        let sources = |path: &str| hash(&[&format!("data.train=[{{path: {path}}}, {{path: b.jsonl}}]")]);
+        assert_eq!(sources("a.jsonl"), sources("moved/a.jsonl"));
+    }
+
+    #[test]
+    fn locks_of_earlier_versions_are_accepted() {
+        let list = "data.train=[{path: a.jsonl}, {path: b.jsonl}]";
+        for (sets, same) in [(vec![], true), (vec!["data.cache=c"], false), (vec![list], false)] {
+            let now = plan(&sets);
+            let (then, other) = (earlier_recipe_sha256(&now.recipe), plan(&["optim.lr=1e-3"]));
+            assert_eq!(then == recipe_sha256(&now.recipe), same, "{sets:?}");
+            let lock = |recipe: &Recipe| RunLock {
+                recipe_sha256: recipe_sha256(recipe),
+                earlier_recipe_sha256: Some(earlier_recipe_sha256(recipe)),
+                ..some_lock()
+            };
+            let earlier = RunLock { recipe_sha256: then, earlier_recipe_sha256: None, ..some_lock() };
+            assert_eq!(earlier.drift(&lock(&now.recipe)), [], "{sets:?}");
+            assert_eq!(earlier.drift(&lock(&other.recipe))[0].item, "recipe");
+        }
     }
 
     #[test]
@@ -410,10 +453,12 @@ mod tests {
         assert_ne!(files(), then);
     }
 
-    #[test]
-    fn every_difference_is_named_with_what_it_can_change() {
-        let file = |sha: &str| LockedFile { sha256: sha.repeat(32), bytes: 9 };
-        let then = RunLock {
+    fn file(sha: &str) -> LockedFile {
+        LockedFile { sha256: sha.repeat(32), bytes: 9 }
+    }
+
+    fn some_lock() -> RunLock {
+        RunLock {
             format: FORMAT,
             base_folder: "m".into(),
             base: [("config.json".to_string(), file("ab"))].into(),
@@ -423,6 +468,7 @@ mod tests {
             train: LockedRows { path: "t".into(), sha256: "1".repeat(64), tokens_sha256: Some("2".repeat(64)) },
             valid: None,
             recipe_sha256: "2".repeat(64),
+            earlier_recipe_sha256: None,
             arithmetic: None,
             programs: LockedPrograms { ft: "0.1.0".into(), ft_sha256: "3".repeat(64), libtorch: "2.11.0".into() },
             machine: LockedMachine {
@@ -433,7 +479,12 @@ mod tests {
             },
             result: None,
             resumed_with: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn every_difference_is_named_with_what_it_can_change() {
+        let then = some_lock();
         assert_eq!(then.drift(&then.clone()), []);
         let mut now = then.clone();
         now.base.insert("config.json".into(), file("cd"));

@@ -12,6 +12,7 @@ use crate::fsutil::{io_error, read_json, recover_dir, replace_dir, sha256, write
 use crate::models::Model;
 use crate::native;
 use crate::nn::{Param, Weights, weights};
+use crate::recipe::neutral::remove_neutral_settings;
 use crate::report;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -218,7 +219,14 @@ impl Checkpoints {
         let state = generator
             .get("state")
             .ok_or_else(|| Error::user(format!("{}: no `state`", folder.join(GENERATOR).display())))?;
-        native::set_rng_state(model.device(), &state.copy())?;
+        match state.size() == native::rng_state(model.device())?.size() {
+            true => native::set_rng_state(model.device(), &state.copy())?,
+            false => report::warn(format!(
+                "the checkpoint of step {step} was saved on another kind of device, whose random generator cannot be \
+                 continued on {:?}: the random numbers of dropout start anew from run.seed",
+                model.device()
+            )),
+        }
         Ok(Weights::open_file(&folder.join(METHOD))?.all().into_iter().map(|(name, t)| (name, t.copy())).collect())
     }
 
@@ -318,9 +326,11 @@ pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<Str
             }
         }
     }
+    // Checkpoints of earlier versions also record settings that cannot change a result.
     let recipe = |origin: &serde_json::Value| {
-        let mut keys = BTreeMap::new();
-        flatten("", &origin["recipe"], &mut keys);
+        let (mut recipe, mut keys) = (origin["recipe"].clone(), BTreeMap::new());
+        remove_neutral_settings(&mut recipe);
+        flatten("", &recipe, &mut keys);
         keys
     };
     let (a, b) = (recipe(then), recipe(now));
@@ -345,4 +355,28 @@ pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<Str
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn checkpoints_of_earlier_versions_are_accepted() {
+        let earlier = json!({
+            "recipe": {
+                "run": {"seed": 7, "threads": 2, "samples": 2, "eval_at_start": true},
+                "model": {"path": "/m", "device": "auto"},
+            },
+            "data": {"train": {"path": "/t", "rows": 3, "sha256": "1"}},
+        });
+        let mut now = json!({
+            "recipe": {"run": {"seed": 7}, "model": {"path": "/m"}},
+            "data": {"train": {"path": "/t", "rows": 3, "sha256": "1"}},
+        });
+        assert_eq!(differences(&earlier, &now), Vec::<String>::new());
+        now["recipe"]["run"]["seed"] = json!(8);
+        assert_eq!(differences(&earlier, &now), ["run.seed: was 7, is 8"]);
+    }
 }

@@ -13,6 +13,7 @@ use crate::methods::{DataContext, Method, MethodRows, ModelParts, SplitStatistic
 use crate::models::new_config::{self, VocabularyInfo};
 use crate::models::{self, Config, LoadOptions, Model, Storage, dtype};
 use crate::nn::{AdapterPlan, Param};
+use crate::recipe::neutral::{remove_neutral_settings, take_source_paths};
 use crate::recipe::{CutChoice, CutLayers, Master, ModelConfig, ModelInit, Plan, Recipe};
 use crate::report;
 use serde_json::{Value, json};
@@ -291,24 +292,17 @@ impl Prepared {
     }
 
     /// Returns the recipe and the hashes of its data, as a checkpoint stores them. A run resumes only from a checkpoint
-    /// with equal values. Settings that have no effect on the weights (such as `run.out`) are left out, and data and
-    /// adapters are identified by their content, not by their path.
+    /// with equal values. Settings that cannot change the result (`recipe::neutral`) are left out, and data and adapters are identified by their content, not by their path.
     pub fn origin(&self) -> Result<Value> {
         let mut recipe = serde_json::to_value(&self.plan.recipe).map_err(|e| Error::bug(e.to_string()))?;
-        if let Some(run) = recipe["run"].as_object_mut() {
-            ["out", "keep", "save_every"].iter().for_each(|k| drop(run.remove(*k)));
-        }
-        // How frozen weights are held has no effect on the numbers.
-        recipe["model"].as_object_mut().map(|model| model.remove("storage"));
-        // Where token ids are cached has no effect on them.
-        recipe["data"].as_object_mut().map(|data| data.remove("cache"));
+        remove_neutral_settings(&mut recipe);
         // An adapter to continue from is identified by its content, too.
         if let Some(AdapterSpec::Lora(LoraSpec { from: Some(folder), .. })) = &self.plan.recipe.adapter {
             recipe["adapter"]["lora"]["from"] = json!(fsutil::sha256(&folder.join(file::TENSORS))?);
         }
         let mut data = serde_json::Map::new();
         for (name, rows) in [("train", Some(self.rows.train())), ("valid", self.rows.valid())] {
-            let path = take_paths(&mut recipe["data"][name]);
+            let path = take_source_paths(&mut recipe, name);
             if let Some(SplitStatistics { summary, .. }) = rows {
                 let file = json!({ "path": path, "rows": summary.rows, "sha256": summary.sha256 });
                 data.insert(name.into(), file);
@@ -352,14 +346,5 @@ impl Prepared {
     /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.
     pub fn into_method(self, model: &Model) -> Result<(Box<dyn Method>, Rc<ChatTokenizer>)> {
         Ok((self.rows.method(model)?, self.tokenizer))
-    }
-}
-
-/// Removes and returns the path of a source, or the paths of a list of sources.
-fn take_paths(sources: &mut Value) -> Value {
-    match sources {
-        Value::Array(list) => list.iter_mut().map(take_paths).collect(),
-        Value::Object(source) => source.remove("path").unwrap_or_default(),
-        _ => Value::Null,
     }
 }
