@@ -16,7 +16,7 @@ use ft::methods::rollout::{self, PolicyObjective, RolloutSampler, SampledAnswer,
 use ft::methods::{Method, TrainingStep};
 use ft::models::{LayerReplay, Model};
 use ft::nn::Tokens;
-use ft::recipe::OptimSection;
+use ft::recipe::optim::OptimSection;
 use ft::rewards::{RewardInput, RewardSource, RewardSources};
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;

@@ -16,7 +16,7 @@ use ft::methods::rollout::{PromptData, SamplingSpec};
 use ft::methods::{Method, TRAINED_ADAPTER, TrainingStep};
 use ft::models::{Heads, LayerReplay, LoadOptions, Loss, Model, Storage};
 use ft::nn::{AdapterPlan, Tokens};
-use ft::recipe::{OptimKind, OptimSection};
+use ft::recipe::optim::{OptimKind, OptimSection};
 use ft::rewards::{RewardInput, RewardSource, RewardSources};
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;

@@ -7,7 +7,7 @@ use crate::needs::{BROWSER, needs};
 use crate::support::{fixture, frozen, whole};
 use crate::webdriver::Driver;
 use ft::models::{Model, non_finite::NonFiniteStage};
-use ft::runs::{RunFolder, RunStatus};
+use ft::runs::folder::{RunFolder, RunStatus};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -2,9 +2,13 @@
 
 use clap::Args;
 use ft::error::Result;
-use ft::recipe::Plan;
-use ft::runs::Software;
-use ft::{recipe, report, runtime, train};
+use ft::recipe::plan::Plan;
+use ft::runs::facts::Software;
+use ft::train::fit;
+use ft::train::run;
+use ft::train::start::StartMode;
+use ft::train::summary::RunSummary;
+use ft::{recipe, report, runtime};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,24 +38,24 @@ pub struct TrainArgs {
 /// Returns the plan, changed to fit into memory if --fit is given, and reports the change.
 pub(super) fn fit_plan(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
     let Some(size) = fit else { return Ok(plan) };
-    let (plan, said) = train::fit::fit(&plan, size.as_deref().map(train::fit::parse_size).transpose()?)?;
+    let (plan, said) = fit::fit(&plan, size.as_deref().map(fit::parse_size).transpose()?)?;
     report::info(said);
     Ok(plan)
 }
 
 /// Runs `ft train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let plan = fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
+    let plan = fit_plan(recipe::plan::load(&args.recipe, &args.sets)?, &args.fit)?;
     let start = match (args.resume, args.overwrite) {
-        (true, _) => train::StartMode::Resume,
-        (_, true) => train::StartMode::Overwrite,
-        _ => train::StartMode::Fresh,
+        (true, _) => StartMode::Resume,
+        (_, true) => StartMode::Overwrite,
+        _ => StartMode::Fresh,
     };
-    print_summary(&train::run(&plan, start, &software(), stop_on_signal())?, args.json)
+    print_summary(&run::run(&plan, start, &software(), stop_on_signal())?, args.json)
 }
 
 /// Reports how a run ended: as JSON on stdout or in one line on stderr.
-pub(super) fn print_summary(summary: &train::RunSummary, json: bool) -> Result<()> {
+pub(super) fn print_summary(summary: &RunSummary, json: bool) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
         return Ok(());

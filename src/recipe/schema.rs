@@ -3,7 +3,7 @@
 //! The check, suggestions, `ft recipe explain` and docs/recipe.md all learn from here which keys exist. Invariant,
 //! checked by a test: the schema contains only the keywords in `KEYWORDS`, all of which the check knows.
 
-use super::Recipe;
+use super::sections::Recipe;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 use std::sync::OnceLock;

@@ -6,10 +6,10 @@
 use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
 use crate::data::TemplateOptions;
-pub use crate::data::{CacheChoice, Overflow, RowFormat, SourceList, SourceSpec as SourceSection};
+use crate::data::{CacheChoice, Overflow, SourceList};
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
-pub use crate::models::{Dtype, Storage};
+use crate::models::{Dtype, Storage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 
 use super::folder::RunFolder;
 use super::lock::RunLock;
-use super::terminal::number;
+use super::number::number;
 use crate::report;
 use serde::Serialize;
 use serde_json::Value;

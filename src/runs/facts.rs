@@ -27,13 +27,27 @@ pub struct RunFacts {
     pub environment: Environment,
     /// The metric that decides which checkpoint is best.
     #[serde(default)]
-    pub aim: super::RecordedAim,
+    pub aim: RecordedAim,
     /// The processes that worked on the run, in order.
     pub sessions: Vec<RunSession>,
     /// How far the trained weights have moved.
     pub movement: Option<WeightMovement>,
     /// Steps whose numbers were not finite, and where that began.
     pub origins: Vec<NonFiniteEvent>,
+}
+
+/// The validation metric that decides which checkpoint is best.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedAim {
+    pub metric: String,
+    /// True if higher values are better.
+    pub higher: bool,
+}
+
+impl Default for RecordedAim {
+    fn default() -> Self {
+        Self { metric: "loss".into(), higher: false }
+    }
 }
 
 /// The training or validation rows as the run read them.

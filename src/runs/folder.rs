@@ -7,7 +7,7 @@ use crate::data::ChatTurn;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
 use crate::methods::reward::ReportCard;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use std::time::SystemTime;
 pub const METRICS: &str = "metrics.jsonl";
 /// File name of the answers sampled during training.
 pub const SAMPLES: &str = "samples.jsonl";
+/// File name of the summary of a finished run.
+pub const SUMMARY: &str = "summary.json";
 /// File name of the plan. Every run folder has one.
 pub const PLAN: &str = "plan.json";
 
@@ -112,7 +114,7 @@ impl RunFolder {
         let metrics = path.join(METRICS);
         let mut history = if metrics.exists() { History::read(&metrics)? } else { History::default() };
         history.aim = facts.as_ref().map(|f| f.aim.clone()).unwrap_or_default();
-        let summary = optional("summary.json")?;
+        let summary = optional(SUMMARY)?;
         let state = state(facts.as_ref(), summary.is_some());
         Ok(Self {
             plan: Plan::read(&path.join(PLAN))?,

@@ -3,9 +3,9 @@
 //! That file is the source of truth for every page and chart. A number that was not finite stays NaN or infinite, so
 //! that curves show a gap instead of an invented value.
 
+use super::facts::RecordedAim;
 use crate::error::{Error, Result};
 use crate::fsutil::read_to_string;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
@@ -53,20 +53,6 @@ impl Validation {
     /// Returns one of the means; NaN if there is none with this name.
     pub fn mean(&self, name: &str) -> f64 {
         self.means.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v)
-    }
-}
-
-/// The validation metric that decides which checkpoint is best.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedAim {
-    pub metric: String,
-    /// True if higher values are better.
-    pub higher: bool,
-}
-
-impl Default for RecordedAim {
-    fn default() -> Self {
-        Self { metric: "loss".into(), higher: false }
     }
 }
 

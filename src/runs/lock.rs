@@ -4,12 +4,15 @@
 //! on the CPU gives the same bits again.
 
 use super::facts::{Environment, Software};
-use super::hash::{FileHasher, HashTrust};
+use super::hash::{FileDigest, FileHasher, HashTrust};
 use crate::data::is_template_name;
 use crate::error::{Error, Result};
 use crate::fsutil::{hex, read_json, write_json};
+use crate::models::Dtype;
+use crate::recipe;
 use crate::recipe::neutral::{remove_neutral_settings, take_source_paths};
-use crate::recipe::{self, Dtype, Plan, Recipe};
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::Recipe;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,13 +23,6 @@ use std::path::{Path, PathBuf};
 pub const FILE: &str = "ft.lock";
 /// Version of the file's layout.
 const FORMAT: u32 = 1;
-
-/// Hash and size of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LockedFile {
-    pub sha256: String,
-    pub bytes: u64,
-}
 
 /// The training or validation rows by hash, computed while they were read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,15 +60,15 @@ pub struct RunLock {
     /// The folder of the base model and its tokenizer.
     pub base_folder: PathBuf,
     /// Config and weights of the base model, by file name.
-    pub base: BTreeMap<String, LockedFile>,
+    pub base: BTreeMap<String, FileDigest>,
     /// Files of the tokenizer and the model's own templates, by file name.
-    pub tokenizer: BTreeMap<String, LockedFile>,
+    pub tokenizer: BTreeMap<String, FileDigest>,
     /// The file of `data.template`, if the recipe gives one.
-    pub template: Option<LockedFile>,
+    pub template: Option<FileDigest>,
     /// Files that the method reads (teachers, reward models, references, ...), by `recipe key: file name`. `None` in
     /// locks of earlier versions, which did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<BTreeMap<String, LockedFile>>,
+    pub method: Option<BTreeMap<String, FileDigest>>,
     pub train: LockedRows,
     pub valid: Option<LockedRows>,
     /// SHA-256 of the resolved recipe without settings that cannot change a result, such as paths and `run.keep`.
@@ -86,7 +82,7 @@ pub struct RunLock {
     pub programs: LockedPrograms,
     pub machine: LockedMachine,
     /// The files of the verified result; `None` until the run has ended.
-    pub result: Option<BTreeMap<String, LockedFile>>,
+    pub result: Option<BTreeMap<String, FileDigest>>,
     /// Resumes at which programs or machine had changed: (step after which the run was resumed, differences).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumed_with: Vec<(u64, Vec<Drift>)>,
@@ -302,7 +298,7 @@ impl Drift {
 
 /// Hashes the files behind the paths in the recipe's `method` section: files themselves; of a model or adapter folder
 /// its config, weights and tokenizer. Other folders (a teacher's cache) are left out: their readers check them.
-fn method_files(recipe: &Recipe, hasher: &mut FileHasher) -> Result<BTreeMap<String, LockedFile>> {
+fn method_files(recipe: &Recipe, hasher: &mut FileHasher) -> Result<BTreeMap<String, FileDigest>> {
     let mut paths = Vec::new();
     let value = serde_json::to_value(&recipe.method).map_err(|e| Error::bug(format!("recipe: {e}")))?;
     paths_below("method", &value, &mut paths);
@@ -331,7 +327,7 @@ fn paths_below(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
     match value {
         Value::Object(map) => map.iter().for_each(|(name, v)| paths_below(&format!("{key}.{name}"), v, into)),
         Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| paths_below(&format!("{key}.{i}"), v, into)),
-        Value::String(text) if recipe::key(key).is_some_and(|k| k.kind.ends_with("path")) => {
+        Value::String(text) if recipe::schema::key(key).is_some_and(|k| k.kind.ends_with("path")) => {
             into.push((key.to_string(), text.into()));
         }
         _ => {}
@@ -342,7 +338,7 @@ fn short(sha256: &str) -> String {
     sha256.get(..12).unwrap_or(sha256).to_string()
 }
 
-fn shown(file: Option<&LockedFile>) -> String {
+fn shown(file: Option<&FileDigest>) -> String {
     file.map_or("missing".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
 }
 
@@ -394,7 +390,7 @@ mod tests {
     fn plan(sets: &[&str]) -> Plan {
         let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        recipe::parse("r.yaml", text, &sets).unwrap()
+        recipe::plan::parse("r.yaml", text, &sets).unwrap()
     }
 
     #[test]
@@ -453,8 +449,8 @@ mod tests {
         assert_ne!(files(), then);
     }
 
-    fn file(sha: &str) -> LockedFile {
-        LockedFile { sha256: sha.repeat(32), bytes: 9 }
+    fn file(sha: &str) -> FileDigest {
+        FileDigest { sha256: sha.repeat(32), bytes: 9 }
     }
 
     fn some_lock() -> RunLock {

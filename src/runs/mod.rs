@@ -12,14 +12,8 @@ pub mod folder;
 pub mod hash;
 pub mod history;
 pub mod lock;
+pub mod number;
 pub mod page;
-mod preference;
 pub mod tensorboard;
 pub mod terminal;
 pub mod trainer_state;
-
-pub use diagnose::{Diagnosis, DiagnosisInput, diagnose};
-pub use facts::{Environment, RunFacts, Software};
-pub use folder::{RunFolder, RunSample, RunStatus};
-pub use history::{History, RecordedAim, StepPoint, Validation};
-pub use lock::{Drift, RunLock};

@@ -6,7 +6,7 @@ use super::training::CheckTitle;
 use crate::adapters::file;
 use crate::error::Result;
 use crate::models::{LayerReplay, Metrics};
-use crate::recipe::OptimSection;
+use crate::recipe::optim::OptimSection;
 use crate::train::checkpoint::{Checkpoints, MethodState, TrainingState};
 use crate::train::optim::Optimiser;
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@ use crate::data::quality::{self, Duplicates, SplitOverlap};
 use crate::data::{DatasetSummary, Example};
 use crate::error::Result;
 use crate::machine;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use crate::report;
 use serde::Serialize;
 
@@ -78,15 +78,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
 }
 
 fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {
-    (free_memory(device), machine::free_disk(&plan.recipe.run.out))
-}
-
-/// Returns the free bytes of the device's memory; `None` if the system does not report them.
-pub(super) fn free_memory(device: tch::Device) -> Option<u64> {
-    match device {
-        tch::Device::Cuda(i) => crate::native::cuda_capacity(i).ok().map(|(free, _)| free),
-        _ => Some(machine::SystemMemory::read().free).filter(|free| *free > 0),
-    }
+    (memory::free_memory(device), machine::free_disk(&plan.recipe.run.out))
 }
 
 fn problems(c: &PlanCheck) -> Vec<String> {

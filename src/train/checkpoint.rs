@@ -12,7 +12,6 @@ use crate::fsutil::{io_error, read_json, recover_dir, replace_dir, sha256, write
 use crate::models::Model;
 use crate::native;
 use crate::nn::{Param, Weights, weights};
-use crate::recipe::neutral::remove_neutral_settings;
 use crate::report;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -307,76 +306,5 @@ fn key(p: &Param) -> String {
     match p.adapter {
         Some(id) => format!("{id}/{}", p.name),
         None => p.name.clone(),
-    }
-}
-
-/// Describes the differences between the recipe and data of a checkpoint (`then`) and the current ones: one line for
-/// each key or file, empty if there are none.
-pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<String> {
-    fn flatten(prefix: &str, v: &serde_json::Value, into: &mut BTreeMap<String, String>) {
-        match v {
-            serde_json::Value::Object(o) => {
-                for (k, v) in o {
-                    flatten(&if prefix.is_empty() { k.clone() } else { format!("{prefix}.{k}") }, v, into);
-                }
-            }
-            serde_json::Value::Null => {}
-            other => {
-                into.insert(prefix.to_string(), other.to_string());
-            }
-        }
-    }
-    // Checkpoints of earlier versions also record settings that cannot change a result.
-    let recipe = |origin: &serde_json::Value| {
-        let (mut recipe, mut keys) = (origin["recipe"].clone(), BTreeMap::new());
-        remove_neutral_settings(&mut recipe);
-        flatten("", &recipe, &mut keys);
-        keys
-    };
-    let (a, b) = (recipe(then), recipe(now));
-    let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    let show = |m: &BTreeMap<String, String>, k: &String| m.get(k).cloned().unwrap_or("not set".into());
-    let mut found: Vec<String> = keys
-        .into_iter()
-        .filter(|k| a.get(*k) != b.get(*k))
-        .map(|k| format!("{k}: was {}, is {}", show(&a, k), show(&b, k)))
-        .collect();
-    let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-    let file = |v: &serde_json::Value| match v.is_object() {
-        true => {
-            format!("{} ({} rows, sha256 {:.12})", text(&v["path"]), v["rows"], text(&v["sha256"]))
-        }
-        false => "none".into(),
-    };
-    for name in ["train", "valid"] {
-        let (a, b) = (&then["data"][name], &now["data"][name]);
-        if a["sha256"] != b["sha256"] || a["rows"] != b["rows"] {
-            found.push(format!("data.{name}: was {}, is {}", file(a), file(b)));
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn checkpoints_of_earlier_versions_are_accepted() {
-        let earlier = json!({
-            "recipe": {
-                "run": {"seed": 7, "threads": 2, "samples": 2, "eval_at_start": true},
-                "model": {"path": "/m", "device": "auto"},
-            },
-            "data": {"train": {"path": "/t", "rows": 3, "sha256": "1"}},
-        });
-        let mut now = json!({
-            "recipe": {"run": {"seed": 7}, "model": {"path": "/m"}},
-            "data": {"train": {"path": "/t", "rows": 3, "sha256": "1"}},
-        });
-        assert_eq!(differences(&earlier, &now), Vec::<String>::new());
-        now["recipe"]["run"]["seed"] = json!(8);
-        assert_eq!(differences(&earlier, &now), ["run.seed: was 7, is 8"]);
     }
 }

@@ -3,12 +3,12 @@
 //! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, and `batch.tokens` if the length
 //! of a step is given in examples.
 
-use super::check::free_memory;
-use super::memory::{self, ResourceEstimate};
-use super::{Prepared, prepare};
+use super::memory::{self, ResourceEstimate, free_memory};
+use super::prepare::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::recipe::{Plan, ReplayChoice};
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::ReplayChoice;
 use crate::report;
 
 /// Share of the free memory that `--fit` plans with. Predictions are accurate to 15 %.
@@ -23,7 +23,7 @@ fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> ResourceEstimate {
 }
 
 /// Fails if the run is predicted to need more memory than is free. Called before any of it is allocated.
-pub(super) fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
+pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
     let needs = needs(prepared, &prepared.sketch()?, &prepared.plan);
     match free_memory(prepared.device) {
         Some(free) if free < needs.memory => Err(Error::user(format!(

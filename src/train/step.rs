@@ -1,13 +1,14 @@
 //! Executes one optimiser step: the same code for a run and for a replay that verifies one.
 
-use super::checkpoint::TrainingState;
+use super::checkpoint::{Checkpoints, TrainingState};
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
 use crate::methods::{Means, Method, MicroBatch};
 use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
-use crate::recipe::{Plan, ReplayChoice};
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::ReplayChoice;
 use crate::rng;
 
 /// Everything that a step reads and changes.
@@ -53,7 +54,29 @@ impl StepOutcome {
     }
 }
 
-impl Stepper<'_> {
+impl<'a> Stepper<'a> {
+    /// Creates the optimiser of a run of `total` steps that continues from `state`. If the state is not that before the
+    /// first step, restores weights, optimiser, random generator and method from its checkpoint.
+    pub fn begin(
+        plan: &'a Plan,
+        model: &'a Model,
+        method: &mut dyn Method,
+        total: u64,
+        checkpoints: &Checkpoints,
+        state: TrainingState,
+    ) -> Result<Self> {
+        let recipe = &plan.recipe;
+        let mut optim =
+            Optimiser::with_extra_parameters(model.params(), &method.parameters(), &recipe.optim, recipe.run.seed)?;
+        if state.step > 0 {
+            let extra = checkpoints.restore(state.step, model, &mut optim)?;
+            method.rewind(state.cursor)?;
+            method.restore(extra)?;
+        }
+        let lr = LearningRate::new(&recipe.optim, plan.lr(), total);
+        Ok(Self { plan, model, lr, optim, state })
+    }
+
     /// Executes the next step of the method: forward and backward over its micro-batches, clipping, update. If loss or
     /// norm are not finite, the update is left out and the step is repeated to find the first tensor that is not
     /// finite.

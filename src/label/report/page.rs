@@ -6,8 +6,9 @@ use crate::label::ranking::SourceRanking;
 use crate::label::record::AnnotatorKind;
 use crate::methods::proportion::Proportion;
 use crate::report::count;
+use crate::runs::page::document::document;
+use crate::runs::page::escape::{escape, name};
 use crate::runs::page::plot::{figure, forest};
-use crate::runs::page::{document, escape, name};
 use std::fmt::Write;
 
 /// Renders the page.

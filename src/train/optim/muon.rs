@@ -11,7 +11,7 @@ use super::adamw::AdamW;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use crate::nn::LayerKind;
-use crate::recipe::MuonScale;
+use crate::recipe::optim::MuonScale;
 use tch::{Kind, Tensor};
 
 /// Coefficients (a, b, c) of the Newton-Schulz iteration, chosen for a steep slope at zero.

@@ -1,6 +1,6 @@
 //! Samples: the model's answers to a few prompts before, during and after training, for people to read.
 
-use super::log::TrainingLog;
+use super::log::{TrainingLog, truncate_after};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::io_error;
@@ -8,7 +8,8 @@ use crate::generate::{self, GenerationSettings};
 use crate::methods::SamplePrompt;
 use crate::models::Model;
 use crate::report;
-use crate::runs::{RunSample, folder, terminal};
+use crate::runs::folder::{self, RunSample};
+use crate::runs::terminal;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ impl SampleRecorder {
     /// repeated.
     pub fn open(tokenizer: Rc<ChatTokenizer>, out: &Path, step: u64) -> Result<Self> {
         let path = out.join(folder::SAMPLES);
-        super::log::truncate_after(&path, step)?;
+        truncate_after(&path, step)?;
         Ok(Self { tokenizer, path, shown: None })
     }
 

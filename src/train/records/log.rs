@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
 use crate::methods::Means;
 use crate::report;
+use crate::runs::history::StepPoint;
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -49,6 +50,23 @@ impl StepRecord {
             put(k, number(*v));
         }
         Value::Object(o)
+    }
+}
+
+impl From<&StepRecord> for StepPoint {
+    fn from(line: &StepRecord) -> Self {
+        Self {
+            step: line.step,
+            epoch: line.epoch,
+            loss: line.loss,
+            lr: line.lr,
+            grad_norm: line.grad_norm,
+            tokens: line.tokens,
+            tokens_per_s: line.tokens_per_s,
+            seconds: line.seconds,
+            memory: line.memory,
+            more: line.more.clone(),
+        }
     }
 }
 
@@ -154,7 +172,7 @@ impl TrainingLog {
 ///
 /// The readers of these files accept no unreadable line except the last, which a killed process left incomplete. Other
 /// unreadable lines were not written by ft: removing them is reported by a warning with their numbers.
-pub(super) fn truncate_after(path: &Path, step: u64) -> Result<()> {
+pub fn truncate_after(path: &Path, step: u64) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
