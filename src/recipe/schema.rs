@@ -43,8 +43,11 @@ pub(super) enum SchemaShape<'a> {
 /// One alternative of a choice. With `payload` it is written as a map whose only key is `name`, without as the word
 /// `name`.
 pub(super) struct SchemaChoice<'a> {
+    /// Name as recipes write it.
     pub name: &'a str,
+    /// Its documentation.
     pub doc: String,
+    /// Schema of its value; `None` for a bare word.
     pub payload: Option<&'a Value>,
 }
 

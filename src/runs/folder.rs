@@ -57,6 +57,7 @@ impl RunStatus {
 /// An answer to a prompt after a step; step 0 is before the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSample {
+    /// The step.
     pub step: u64,
     /// The whole prompt as text, without the template's special tokens.
     pub prompt: String,
@@ -73,11 +74,15 @@ pub struct RunSample {
 /// The contents of a folder that `ft train` wrote.
 #[derive(Debug)]
 pub struct RunFolder {
+    /// Absolute path of the folder.
     pub path: PathBuf,
+    /// The settings of the run.
     pub plan: Plan,
     /// `None` for a run of an ft version that wrote no run.json.
     pub facts: Option<RunFacts>,
+    /// Its curves.
     pub history: History,
+    /// Answers sampled during training.
     pub samples: Vec<RunSample>,
     /// `summary.json` of a finished run.
     pub summary: Option<Value>,
@@ -85,9 +90,11 @@ pub struct RunFolder {
     pub export: Option<Value>,
     /// `report_card.json` of a reward model.
     pub card: Option<ReportCard>,
+    /// `ft.lock`; `None` for a run of an ft version that wrote none.
     pub lock: Option<RunLock>,
     /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
     pub evaluations: Vec<(String, Value)>,
+    /// Whether it is in progress, and how it ended otherwise.
     pub state: RunStatus,
 }
 

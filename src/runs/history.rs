@@ -12,14 +12,19 @@ use std::path::Path;
 /// One optimiser step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepPoint {
+    /// The step, counted from 1.
     pub step: u64,
+    /// Passes over the training rows so far.
     pub epoch: f64,
+    /// Mean training loss.
     pub loss: f64,
+    /// Learning rate.
     pub lr: f64,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Tokens seen so far.
     pub tokens: u64,
+    /// Tokens per second in this step.
     pub tokens_per_s: f64,
     /// Seconds this step took.
     pub seconds: f64,
@@ -39,6 +44,7 @@ impl StepPoint {
 /// Means over the validation rows after a step; step 0 is before the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Validation {
+    /// The step.
     pub step: u64,
     /// `loss` and the method's other means.
     pub means: Vec<(String, f64)>,
@@ -59,7 +65,9 @@ impl Validation {
 /// All steps and validations of a run, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
+    /// The steps.
     pub steps: Vec<StepPoint>,
+    /// The validations.
     pub validations: Vec<Validation>,
     /// The metric that decides which checkpoint is best. metrics.jsonl does not contain it; callers set it from
     /// run.json.

@@ -32,9 +32,9 @@ pub struct TrainingState {
     pub best: Option<BestValidation>,
     /// Number of validations since the best one.
     pub stale: u32,
-    /// Steps without an update because loss or gradient were not finite: all of them, and those at the current end in a
-    /// row.
+    /// Steps without an update because loss or gradient were not finite.
     pub skipped: u64,
+    /// Skipped steps at the current end in a row.
     pub skipped_in_a_row: u32,
     /// The resolved recipe and the SHA-256 of its data files. A checkpoint is resumed only if these are unchanged.
     pub origin: serde_json::Value,
@@ -43,6 +43,7 @@ pub struct TrainingState {
 /// The best validation of a run so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BestValidation {
+    /// The step.
     pub step: u64,
     /// Value of the metric that the method aims at.
     pub value: f64,

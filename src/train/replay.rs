@@ -26,6 +26,7 @@ pub struct ReplayComparison {
     pub equal: Option<bool>,
     /// Files of the result: (name, recorded SHA-256, new SHA-256).
     pub files: Vec<(String, Option<String>, Option<String>)>,
+    /// Summary of the new run.
     pub summary: RunSummary,
 }
 

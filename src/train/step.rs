@@ -13,10 +13,14 @@ use crate::rng;
 
 /// Everything that a step reads and changes.
 pub struct Stepper<'a> {
+    /// The settings of the run.
     pub plan: &'a Plan,
     pub model: &'a Model,
+    /// The learning rate of each step.
     pub lr: LearningRate,
+    /// The optimiser.
     pub optim: Optimiser,
+    /// Progress of the run.
     pub state: TrainingState,
 }
 
@@ -30,12 +34,15 @@ fn with_batch_adapter<R>(model: &Model, batch: &dyn MicroBatch, f: impl FnOnce(&
 
 /// Numbers of one optimiser step.
 pub struct StepOutcome {
+    /// Passes over the training rows so far.
     pub epoch: f64,
     /// Mean over the items of the step.
     pub loss: f64,
+    /// Learning rate.
     pub lr: f64,
     /// Norm of all gradients before clipping.
     pub norm: f64,
+    /// Tokens of the step.
     pub tokens: u64,
     /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,

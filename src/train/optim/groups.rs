@@ -9,7 +9,9 @@ use fancy_regex::Regex;
 /// Settings of a parameter: `lr` as a factor of the recipe's learning rate, and its weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupSettings {
+    /// Factor of the learning rate.
     pub lr: f64,
+    /// Weight decay.
     pub decay: f64,
 }
 

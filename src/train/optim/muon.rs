@@ -22,9 +22,13 @@ const EPS: f64 = 1e-7;
 /// Muon for matrices (state: one momentum), AdamW for all other parameters (state: two moments).
 #[derive(Debug, Clone, Copy)]
 pub struct Muon {
+    /// Decay of the momentum.
     pub momentum: f64,
+    /// Use Nesterov momentum.
     pub nesterov: bool,
+    /// How updates are scaled with the shape of a matrix.
     pub scale: MuonScale,
+    /// Rule for parameters that are not matrices.
     pub rest: AdamW,
 }
 

@@ -19,11 +19,15 @@ use tch::Device;
 
 /// A run that is ready to start; the model is not loaded yet.
 pub struct Prepared {
+    /// The settings, with number formats and date filled in.
     pub plan: Plan,
+    /// The base's tokenizer with the recipe's chat template.
     pub tokenizer: Rc<ChatTokenizer>,
+    /// The rows as the method reads them.
     pub rows: Box<dyn MethodRows>,
     /// Optimiser steps of the run.
     pub total_steps: u64,
+    /// Device of the model.
     pub device: Device,
     /// How frozen weights are held in memory.
     pub storage: Storage,

@@ -14,13 +14,19 @@ use std::time::{Duration, Instant};
 /// One optimiser step, as a line of `metrics.jsonl` records it.
 #[derive(Debug, Clone)]
 pub struct StepRecord {
+    /// The step, counted from 1.
     pub step: u64,
+    /// Passes over the training rows so far.
     pub epoch: f64,
+    /// Mean training loss.
     pub loss: f64,
+    /// Learning rate.
     pub lr: f64,
+    /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Tokens seen so far.
     pub tokens: u64,
+    /// Tokens per second in this step.
     pub tokens_per_s: f64,
     /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,
