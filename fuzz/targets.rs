@@ -70,8 +70,8 @@ pub fn safetensors(data: &[u8]) {
 /// Reads a recipe; a valid one must read the same after it was written out.
 pub fn recipe(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Some(plan) = fair(ft::recipe::parse("fuzz.yaml", text, &[])) {
-        let again = plan.to_yaml().and_then(|text| ft::recipe::parse("again.yaml", &text, &[]));
+    if let Some(plan) = fair(ft::recipe::plan::parse("fuzz.yaml", text, &[])) {
+        let again = plan.to_yaml().and_then(|text| ft::recipe::plan::parse("again.yaml", &text, &[]));
         let again = again.unwrap_or_else(|e| panic!("the plan of a valid recipe is not a valid recipe: {e}"));
         assert_eq!(again.recipe, plan.recipe);
     }

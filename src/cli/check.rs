@@ -25,7 +25,7 @@ pub struct CheckArgs {
 
 /// Runs `ft check`. Fails if the recipe would not run as it is, with all problems that were found.
 pub fn run(args: CheckArgs) -> Result<()> {
-    let plan = fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
+    let plan = fit_plan(recipe::plan::load(&args.recipe, &args.sets)?, &args.fit)?;
     let check = check::check(&plan, std::io::stdout().is_terminal() && !args.json)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&check).expect("a check is JSON")),

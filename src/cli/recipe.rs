@@ -44,12 +44,12 @@ pub fn run(verb: RecipeCommand) -> Result<()> {
     match verb {
         RecipeCommand::List { folder, json } => list(&folder, json),
         RecipeCommand::Show { recipe, sets, json } => {
-            let plan = recipe::load(&recipe, &sets)?;
+            let plan = recipe::plan::load(&recipe, &sets)?;
             if json { print_json(&plan.recipe) } else { print(&plan.to_yaml()?) }
         }
-        RecipeCommand::Explain { key } => print(&recipe::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
-        RecipeCommand::Schema => print_json(recipe::schema()),
-        RecipeCommand::Reference => print(&recipe::markdown()),
+        RecipeCommand::Explain { key } => print(&recipe::reference::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
+        RecipeCommand::Schema => print_json(recipe::schema::schema()),
+        RecipeCommand::Reference => print(&recipe::reference::markdown()),
     }
 }
 

@@ -4,9 +4,11 @@ use super::shared::interrupt::stop_on_signal;
 use super::shared::training::{print_summary, software};
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::recipe::Plan;
+use ft::recipe::plan::Plan;
+use ft::train::run;
+use ft::train::start::StartMode;
 use ft::train::verify::{self, RunVerification};
-use ft::{fsutil, report, train};
+use ft::{fsutil, report};
 use std::path::PathBuf;
 
 /// Continue a run from its last checkpoint
@@ -37,7 +39,7 @@ pub fn run(args: &ResumeArgs) -> Result<()> {
         plan.recipe.run.out = here;
     }
     match args.verify {
-        None => print_summary(&train::run(&plan, train::StartMode::Resume, &software(), stop_on_signal())?, args.json),
+        None => print_summary(&run::run(&plan, StartMode::Resume, &software(), stop_on_signal())?, args.json),
         Some(steps) => print_verdict(&verify::verify(&plan, steps)?, args),
     }
 }

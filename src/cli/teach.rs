@@ -4,7 +4,7 @@ use super::shared::answer_file::AnswerFile;
 use super::shared::interrupt::stop_on_signal;
 use clap::Args;
 use ft::error::{Error, Result};
-use ft::recipe::Plan;
+use ft::recipe::plan::Plan;
 use ft::train::teach;
 use ft::{fsutil, recipe, report};
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ const PROMPTS_PER_BLOCK: usize = 16;
 
 /// Runs `ft teach`.
 pub fn run(args: &TeachArgs) -> Result<()> {
-    let plan = recipe::load(&args.recipe, &args.sets)?;
+    let plan = recipe::plan::load(&args.recipe, &args.sets)?;
     if let Some(out) = args.out.as_ref().filter(|_| args.generate) {
         return generate(&plan, out, args.json);
     }

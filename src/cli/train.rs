@@ -5,6 +5,13 @@ use super::shared::training::{fit_plan, print_summary, software};
 use clap::Args;
 use ft::error::Result;
 use ft::{recipe, train};
+use ft::recipe::plan::Plan;
+use ft::runs::facts::Software;
+use ft::train::fit;
+use ft::train::run;
+use ft::train::start::StartMode;
+use ft::train::summary::RunSummary;
+use ft::{report, runtime};
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -30,11 +37,11 @@ pub struct TrainArgs {
 
 /// Runs `ft train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let plan = fit_plan(recipe::load(&args.recipe, &args.sets)?, &args.fit)?;
+    let plan = fit_plan(recipe::plan::load(&args.recipe, &args.sets)?, &args.fit)?;
     let start = match (args.resume, args.overwrite) {
-        (true, _) => train::StartMode::Resume,
-        (_, true) => train::StartMode::Overwrite,
-        _ => train::StartMode::Fresh,
+        (true, _) => StartMode::Resume,
+        (_, true) => StartMode::Overwrite,
+        _ => StartMode::Fresh,
     };
-    print_summary(&train::run(&plan, start, &software(), stop_on_signal())?, args.json)
+    print_summary(&run::run(&plan, start, &software(), stop_on_signal())?, args.json)
 }

@@ -8,9 +8,13 @@ use crate::error::Error;
 /// A range of characters on one line of a source. `source` 0 is the recipe file, `n` the n-th `--set`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct SourceSpan {
+    /// 0 for the recipe file; i for the i-th `--set`, counted from 1.
     pub source: usize,
+    /// Line, counted from 1.
     pub line: usize,
+    /// Column, counted from 1.
     pub col: usize,
+    /// Length of the marked text.
     pub len: usize,
 }
 
@@ -24,16 +28,21 @@ impl SourceSpan {
 /// A mistake with its position and a hint for correcting it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mistake {
+    /// Where the mistake is.
     pub at: SourceSpan,
+    /// What is wrong.
     pub message: String,
+    /// How to mend it.
     pub hint: Option<String>,
 }
 
 impl Mistake {
+    /// Creates a mistake without a hint.
     pub fn new(at: SourceSpan, message: impl Into<String>) -> Self {
         Self { at, message: message.into(), hint: None }
     }
 
+    /// Adds a hint.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -42,8 +51,11 @@ impl Mistake {
 
 /// The texts that mistakes have positions in.
 pub(super) struct SourceTexts<'a> {
+    /// Name of the recipe file.
     pub name: &'a str,
+    /// Text of the recipe file.
     pub text: &'a str,
+    /// The `--set` arguments.
     pub sets: &'a [String],
 }
 

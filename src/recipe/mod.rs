@@ -1,4 +1,4 @@
-//! Reads a recipe, checks it and resolves it into a [`Plan`]. The only floor that knows YAML.
+//! Reads a recipe, checks it and resolves it into a [`plan::Plan`]. The only floor that knows YAML.
 //!
 //! The steps: parse YAML into a tree with positions, apply `--set` overrides, check the tree against the schema, check
 //! settings against each other, fill in defaults. All mistakes are collected and reported together. The structs in
@@ -7,24 +7,16 @@
 
 mod check;
 mod conflicts;
-mod distillation;
 mod mistakes;
+pub mod neutral;
 pub mod optim;
 mod overrides;
-mod plan;
-mod reference;
+pub mod plan;
+pub mod reference;
 mod repair;
-mod sampling;
-mod schema;
+pub mod schema;
 pub mod sections;
-mod suggest;
-mod synonyms;
+pub mod suggest;
+pub mod synonyms;
 mod tree;
-
-pub use optim::*;
-pub use plan::{Plan, load, parse};
-pub use reference::{explain, markdown};
-pub use schema::{RecipeKey, key, keys, schema};
-pub use sections::*;
-pub use suggest::{Suggestion, suggest_choice, suggest_key};
-pub use synonyms::{SYNONYMS, Synonym, VALUE_SYNONYMS};
+mod written;

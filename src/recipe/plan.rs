@@ -4,9 +4,16 @@
 //! samples its own answers; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's
 //! folder.
 
-use super::{
-    ModelConfig, ModelInit, OptimKind, Recipe, Schedule, check, conflicts, mistakes::SourceTexts, overrides, tree,
-};
+use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
+use crate::recipe::optim::{OptimKind, Schedule};
+use super::{check, conflicts, overrides, tree};
+use super::mistakes::SourceTexts;
+use super::mistakes::Mistake;
+
+
+use super::written::WrittenRecipe;
+
+use crate::adapters::{AdapterSpec, spec::SCORE};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;
@@ -55,13 +62,13 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
     };
     overrides::apply(&mut root, sets, &mut mistakes);
     let values = check::check(&root, &mut mistakes);
-    conflicts::check(&conflicts::WrittenRecipe { tree: &root, values: &values }, &mut mistakes);
+    conflicts::check(&WrittenRecipe { tree: &root, values: &values }, &mut mistakes);
     if !mistakes.is_empty() {
         return Err(sources.report(mistakes));
     }
     let recipe = serde_path_to_error::deserialize(&values).map_err(|e| {
         let at = root.nearest(&e.path().to_string());
-        sources.report(vec![super::mistakes::Mistake::new(at, format!("`{}`: {}", e.path(), e.inner()))])
+        sources.report(vec![Mistake::new(at, format!("`{}`: {}", e.path(), e.inner()))])
     })?;
     Ok(Plan {
         recipe: fill_dependent_defaults(recipe),

@@ -3,7 +3,7 @@
 //! The check, suggestions, `ft recipe explain` and docs/recipe.md all learn from here which keys exist. Invariant,
 //! checked by a test: the schema contains only the keywords in `KEYWORDS`, all of which the check knows.
 
-use super::Recipe;
+use super::sections::Recipe;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 use std::sync::OnceLock;
@@ -43,8 +43,11 @@ pub(super) enum SchemaShape<'a> {
 /// One alternative of a choice. With `payload` it is written as a map whose only key is `name`, without as the word
 /// `name`.
 pub(super) struct SchemaChoice<'a> {
+    /// Name as recipes write it.
     pub name: &'a str,
+    /// Its documentation.
     pub doc: String,
+    /// Schema of its value; `None` for a bare word.
     pub payload: Option<&'a Value>,
 }
 

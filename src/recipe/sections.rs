@@ -9,9 +9,11 @@ pub use crate::data::cache::CacheChoice;
 use crate::data::chat::TemplateOptions;
 pub use crate::data::dataset::Overflow;
 pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
+
+
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
-pub use crate::models::{Dtype, Storage};
+use crate::models::{Dtype, Storage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

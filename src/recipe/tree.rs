@@ -13,7 +13,9 @@ const NODES: usize = 10_000;
 /// A value with its position.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
+    /// Where the value begins.
     pub at: SourceSpan,
+    /// The value.
     pub kind: NodeKind,
 }
 
@@ -31,7 +33,9 @@ pub(super) enum NodeKind {
 /// A key with its position.
 #[derive(Debug, Clone)]
 pub(super) struct NodeKey {
+    /// Where the key begins.
     pub at: SourceSpan,
+    /// The key.
     pub text: String,
 }
 
@@ -62,10 +66,12 @@ impl Node {
         self.get(name).map_or(self.at, |node| node.nearest(rest))
     }
 
+    /// Returns the value of a key of a map.
     pub fn get(&self, key: &str) -> Option<&Node> {
         self.entry(key).map(|(_, node)| node)
     }
 
+    /// Returns a key of a map with its value.
     pub fn entry(&self, key: &str) -> Option<(&NodeKey, &Node)> {
         match &self.kind {
             NodeKind::Map(entries) => {
@@ -75,6 +81,7 @@ impl Node {
         }
     }
 
+    /// Returns true for an empty value, `null` and `~`.
     pub fn is_null(&self) -> bool {
         matches!(&self.kind, NodeKind::Scalar { text, plain } if parse_scalar(text, *plain) == Scalar::Null)
     }

@@ -2,7 +2,7 @@
 
 use super::folder::RunFolder;
 use super::lock::RunLock;
-use super::terminal::number;
+use super::number::number;
 use crate::report;
 use serde::Serialize;
 use serde_json::Value;
@@ -14,8 +14,11 @@ use std::time::Duration;
 pub struct Difference {
     /// `settings`, `contents`, `computed by` or `results`.
     pub group: &'static str,
+    /// What differs.
     pub item: String,
+    /// Its value in run `a`.
     pub a: String,
+    /// Its value in run `b`.
     pub b: String,
 }
 

@@ -14,20 +14,27 @@ pub const FACTS: &str = "run.json";
 /// Contents of `run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunFacts {
+    /// Name of the training method.
     pub method: String,
     /// `lora r16`; `None` where every weight is trained.
     pub adapter: Option<String>,
+    /// Folder of the base model.
     pub base: PathBuf,
+    /// Number of parameters of the base.
     pub parameters: u64,
+    /// Number of trained parameters.
     pub trained: u64,
     /// Optimiser steps of the whole run.
     pub steps: u64,
+    /// The training rows.
     pub train: DataFacts,
+    /// The validation rows.
     pub valid: Option<DataFacts>,
+    /// Programs and machine of the last session.
     pub environment: Environment,
     /// The metric that decides which checkpoint is best.
     #[serde(default)]
-    pub aim: super::RecordedAim,
+    pub aim: RecordedAim,
     /// The processes that worked on the run, in order.
     pub sessions: Vec<RunSession>,
     /// How far the trained weights have moved.
@@ -36,22 +43,49 @@ pub struct RunFacts {
     pub origins: Vec<NonFiniteEvent>,
 }
 
+/// The validation metric that decides which checkpoint is best.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedAim {
+    /// Name of the metric.
+    pub metric: String,
+    /// True if higher values are better.
+    pub higher: bool,
+}
+
+impl Default for RecordedAim {
+    fn default() -> Self {
+        Self { metric: "loss".into(), higher: false }
+    }
+}
+
 /// The training or validation rows as the run read them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataFacts {
+    /// Where the rows are.
     pub path: PathBuf,
+    /// SHA-256 of the files.
     pub sha256: String,
+    /// Name of the format of the rows.
     pub format: String,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of examples.
     pub examples: usize,
+    /// Number of tokens.
     pub tokens: usize,
+    /// Number of tokens that are trained on.
     pub supervised_tokens: usize,
+    /// Examples dropped because they are too long.
     pub dropped: usize,
+    /// Examples truncated because they are too long.
     pub truncated: usize,
+    /// Examples split because they are too long.
     pub split: usize,
     /// Tokens of the longest example, before long ones were dropped, truncated or split.
     pub longest: usize,
+    /// Tokens that an example may have.
     pub max_len: usize,
+    /// Lengths of the examples in tokens.
     pub lengths: LengthHistogram,
 }
 
@@ -65,7 +99,9 @@ impl DataFacts {
 /// Example lengths counted in bins of a round width: bin i holds lengths from i·width to (i + 1)·width - 1.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LengthHistogram {
+    /// Width of a bin.
     pub width: usize,
+    /// Number of lengths in each bin.
     pub counts: Vec<u64>,
 }
 
@@ -85,14 +121,18 @@ impl LengthHistogram {
 /// libtorch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Software {
+    /// Version of ft.
     pub ft: String,
+    /// Version of libtorch.
     pub libtorch: String,
 }
 
 /// Programs and machine that compute a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
+    /// Version of ft.
     pub ft: String,
+    /// Version of libtorch.
     pub libtorch: String,
     /// `cpu`, `cuda:0`.
     pub device: String,
@@ -100,11 +140,15 @@ pub struct Environment {
     pub device_name: String,
     /// Instruction set, such as `AVX-512, bf16 by AMX`. The order of sums, and so the last bits, depend on it.
     pub instructions: String,
+    /// Cores of the machine.
     pub cores: usize,
     /// Threads that libtorch computes with.
     pub threads: usize,
+    /// Bytes of memory.
     pub memory: u64,
+    /// Operating system and its version.
     pub system: String,
+    /// Host name.
     pub host: String,
 }
 
@@ -153,7 +197,9 @@ pub struct RunSession {
     pub began: String,
     /// The step after which it continued; 0 for a new run.
     pub from_step: u64,
+    /// Host name of its machine.
     pub host: String,
+    /// Process id.
     pub pid: u32,
     /// Start of the process in clock ticks since boot. Distinguishes it from a later process with the same pid.
     pub process: Option<u64>,
@@ -164,9 +210,13 @@ pub struct RunSession {
 /// How a session ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SessionEnd {
+    /// Local time with its offset, RFC 3339.
     pub at: String,
+    /// Seconds since the session began.
     pub seconds: f64,
+    /// The last step done.
     pub step: u64,
+    /// How it ended.
     pub outcome: SessionOutcome,
     /// The error, where there was one.
     pub message: Option<String>,
@@ -176,8 +226,11 @@ pub struct SessionEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionOutcome {
+    /// The run reached its end and the result was verified.
     Finished,
+    /// A signal stopped the run.
     Interrupted,
+    /// An error ended the run.
     Failed,
 }
 
@@ -214,11 +267,13 @@ fn process_start(pid: u32) -> Option<u64> {
 /// How far the trained weights moved between two steps, measured on a sample of them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WeightMovement {
-    /// The two steps.
+    /// The earlier step.
     pub from_step: u64,
+    /// The later step.
     pub to_step: u64,
-    /// Trained tensors, and how many of them did not move at all.
+    /// Number of trained tensors.
     pub tensors: usize,
+    /// Number of trained tensors that did not move at all.
     pub unmoved: usize,
     /// Norm of the change divided by the norm of the weights (the larger of before and after).
     pub relative: f64,
@@ -227,9 +282,11 @@ pub struct WeightMovement {
 /// A step whose numbers were not finite, and where that began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NonFiniteEvent {
+    /// The step.
     pub step: u64,
-    /// Loss and gradient norm of the step, as text: JSON has no NaN or infinity.
+    /// Loss of the step, as text: JSON has no NaN or infinity.
     pub loss: String,
+    /// Norm of all gradients, as text.
     pub grad_norm: String,
     /// Description of the first tensor or layer that is not finite, and of its values.
     pub place: String,

@@ -7,7 +7,7 @@ use crate::data::chat::ChatTurn;
 use crate::error::{Error, Result};
 use crate::fsutil::{absolute, read_json, read_to_string};
 use crate::methods::reward::ReportCard;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use std::time::SystemTime;
 pub const METRICS: &str = "metrics.jsonl";
 /// File name of the answers sampled during training.
 pub const SAMPLES: &str = "samples.jsonl";
+/// File name of the summary of a finished run.
+pub const SUMMARY: &str = "summary.json";
 /// File name of the plan. Every run folder has one.
 pub const PLAN: &str = "plan.json";
 
@@ -55,6 +57,7 @@ impl RunStatus {
 /// An answer to a prompt after a step; step 0 is before the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSample {
+    /// The step.
     pub step: u64,
     /// The whole prompt as text, without the template's special tokens.
     pub prompt: String,
@@ -71,11 +74,15 @@ pub struct RunSample {
 /// The contents of a folder that `ft train` wrote.
 #[derive(Debug)]
 pub struct RunFolder {
+    /// Absolute path of the folder.
     pub path: PathBuf,
+    /// The settings of the run.
     pub plan: Plan,
     /// `None` for a run of an ft version that wrote no run.json.
     pub facts: Option<RunFacts>,
+    /// Its curves.
     pub history: History,
+    /// Answers sampled during training.
     pub samples: Vec<RunSample>,
     /// `summary.json` of a finished run.
     pub summary: Option<Value>,
@@ -83,9 +90,11 @@ pub struct RunFolder {
     pub export: Option<Value>,
     /// `report_card.json` of a reward model.
     pub card: Option<ReportCard>,
+    /// `ft.lock`; `None` for a run of an ft version that wrote none.
     pub lock: Option<RunLock>,
     /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
     pub evaluations: Vec<(String, Value)>,
+    /// Whether it is in progress, and how it ended otherwise.
     pub state: RunStatus,
 }
 
@@ -112,7 +121,7 @@ impl RunFolder {
         let metrics = path.join(METRICS);
         let mut history = if metrics.exists() { History::read(&metrics)? } else { History::default() };
         history.aim = facts.as_ref().map(|f| f.aim.clone()).unwrap_or_default();
-        let summary = optional("summary.json")?;
+        let summary = optional(SUMMARY)?;
         let state = state(facts.as_ref(), summary.is_some());
         Ok(Self {
             plan: Plan::read(&path.join(PLAN))?,

@@ -4,13 +4,22 @@
 //! its device, inode, size and times of modification and of status change are unchanged. Verification
 //! ([`HashTrust::Bytes`]) always reads the bytes. If hashes.json is lost or cannot be written, files are hashed again.
 
-use super::lock::LockedFile;
 use crate::error::Result;
 use crate::fsutil::{io_error, sha256, write_json};
 use crate::report;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// Hash and size of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    /// SHA-256 as hexadecimal digits.
+    pub sha256: String,
+    /// Size in bytes.
+    pub bytes: u64,
+}
 
 /// Whether a remembered hash is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +62,11 @@ impl FileHasher {
     }
 
     /// Returns size and SHA-256 of a file. Shows a spinner while it hashes a large one.
-    pub fn hash_file(&mut self, path: &Path) -> Result<LockedFile> {
+    pub fn hash_file(&mut self, path: &Path) -> Result<FileDigest> {
         let meta = std::fs::metadata(path).map_err(|e| io_error("reading", path, e))?;
         let bytes = meta.len();
         if bytes < REMEMBERED_FROM {
-            return Ok(LockedFile { sha256: sha256(path)?, bytes });
+            return Ok(FileDigest { sha256: sha256(path)?, bytes });
         }
         let key = format!(
             "{}:{}:{bytes}:{}.{}:{}.{}",
@@ -69,7 +78,7 @@ impl FileHasher {
             meta.ctime_nsec()
         );
         if let (HashTrust::Remembered, Some(known)) = (self.trust, self.known.get(&key)) {
-            return Ok(LockedFile { sha256: known.clone(), bytes });
+            return Ok(FileDigest { sha256: known.clone(), bytes });
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let spinner = report::spinner(&format!("hashing {name} ({})", report::bytes(bytes)));
@@ -78,7 +87,7 @@ impl FileHasher {
         let sha256 = sha256?;
         self.known.insert(key, sha256.clone());
         self.changed = true;
-        Ok(LockedFile { sha256, bytes })
+        Ok(FileDigest { sha256, bytes })
     }
 
     /// Writes the new hashes to hashes.json. A failure is ignored.

@@ -3,23 +3,28 @@
 //! That file is the source of truth for every page and chart. A number that was not finite stays NaN or infinite, so
 //! that curves show a gap instead of an invented value.
 
+use super::facts::RecordedAim;
 use crate::error::{Error, Result};
 use crate::fsutil::read_to_string;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
 /// One optimiser step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepPoint {
+    /// The step, counted from 1.
     pub step: u64,
+    /// Passes over the training rows so far.
     pub epoch: f64,
+    /// Mean training loss.
     pub loss: f64,
+    /// Learning rate.
     pub lr: f64,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Tokens seen so far.
     pub tokens: u64,
+    /// Tokens per second in this step.
     pub tokens_per_s: f64,
     /// Seconds this step took.
     pub seconds: f64,
@@ -39,6 +44,7 @@ impl StepPoint {
 /// Means over the validation rows after a step; step 0 is before the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Validation {
+    /// The step.
     pub step: u64,
     /// `loss` and the method's other means.
     pub means: Vec<(String, f64)>,
@@ -56,24 +62,12 @@ impl Validation {
     }
 }
 
-/// The validation metric that decides which checkpoint is best.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedAim {
-    pub metric: String,
-    /// True if higher values are better.
-    pub higher: bool,
-}
-
-impl Default for RecordedAim {
-    fn default() -> Self {
-        Self { metric: "loss".into(), higher: false }
-    }
-}
-
 /// All steps and validations of a run, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
+    /// The steps.
     pub steps: Vec<StepPoint>,
+    /// The validations.
     pub validations: Vec<Validation>,
     /// The metric that decides which checkpoint is best. metrics.jsonl does not contain it; callers set it from
     /// run.json.

@@ -6,12 +6,15 @@
 use super::facts::{Environment, Software};
 use super::hash::{FileHasher, HashTrust};
 use crate::data::chat::is_template_name;
+use super::hash::FileDigest;
+use super::inputs::{ModelFiles, method_files, model_files};
+use super::recipe_hash::{earlier_recipe_sha256, recipe_sha256};
+
 use crate::error::{Error, Result};
-use crate::fsutil::{hex, read_json, write_json};
-use crate::recipe::{self, Dtype, Plan, Recipe};
+use crate::fsutil::{read_json, write_json};
+use crate::models::Dtype;
+use crate::recipe::plan::Plan;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,17 +23,12 @@ pub const FILE: &str = "ft.lock";
 /// Version of the file's layout.
 const FORMAT: u32 = 1;
 
-/// Hash and size of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LockedFile {
-    pub sha256: String,
-    pub bytes: u64,
-}
-
 /// The training or validation rows by hash, computed while they were read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedRows {
+    /// Where the rows are.
     pub path: PathBuf,
+    /// SHA-256 of the files.
     pub sha256: String,
     /// SHA-256 of the resulting token ids and of the mask of trained tokens. `None` in locks of earlier versions, which
     /// did not record it.
@@ -41,48 +39,62 @@ pub struct LockedRows {
 /// The programs that computed the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedPrograms {
+    /// Version of ft.
     pub ft: String,
     /// SHA-256 of ft's program file.
     pub ft_sha256: String,
+    /// Version of libtorch.
     pub libtorch: String,
 }
 
 /// The properties of a machine on which the last bits of a result depend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedMachine {
+    /// `cpu`, `cuda:0`.
     pub device: String,
+    /// The processor's or the GPU's name.
     pub device_name: String,
+    /// Instruction set.
     pub instructions: String,
+    /// Threads that libtorch computes with.
     pub threads: usize,
 }
 
 /// Contents of `ft.lock`: all inputs of a run, and its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunLock {
+    /// Version of the layout.
     pub format: u32,
     /// The folder of the base model and its tokenizer.
     pub base_folder: PathBuf,
     /// Config and weights of the base model, by file name.
-    pub base: BTreeMap<String, LockedFile>,
+    pub base: BTreeMap<String, FileDigest>,
     /// Files of the tokenizer and the model's own templates, by file name.
-    pub tokenizer: BTreeMap<String, LockedFile>,
+    pub tokenizer: BTreeMap<String, FileDigest>,
     /// The file of `data.template`, if the recipe gives one.
-    pub template: Option<LockedFile>,
+    pub template: Option<FileDigest>,
     /// Files that the method reads (teachers, reward models, references, ...), by `recipe key: file name`. `None` in
     /// locks of earlier versions, which did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<BTreeMap<String, LockedFile>>,
+    pub method: Option<BTreeMap<String, FileDigest>>,
+    /// The training rows.
     pub train: LockedRows,
+    /// The validation rows.
     pub valid: Option<LockedRows>,
     /// SHA-256 of the resolved recipe without settings that cannot change a result, such as paths and `run.keep`.
     pub recipe_sha256: String,
+    /// `recipe_sha256` as earlier versions computed it, to compare with their locks. `None` in a lock read from a file.
+    #[serde(skip)]
+    earlier_recipe_sha256: Option<String>,
     /// The number format of the arithmetic. `None` in locks of earlier versions, which did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<Dtype>,
+    /// The programs that computed the run.
     pub programs: LockedPrograms,
+    /// The machine on which it was computed.
     pub machine: LockedMachine,
     /// The files of the verified result; `None` until the run has ended.
-    pub result: Option<BTreeMap<String, LockedFile>>,
+    pub result: Option<BTreeMap<String, FileDigest>>,
     /// Resumes at which programs or machine had changed: (step after which the run was resumed, differences).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumed_with: Vec<(u64, Vec<Drift>)>,
@@ -91,8 +103,11 @@ pub struct RunLock {
 /// A difference between a recorded lock and the current state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
+    /// What differs.
     pub item: String,
+    /// The recorded value.
     pub was: String,
+    /// The current value.
     pub is: String,
     /// What the difference can change in the result, in words.
     pub effect: String,
@@ -100,29 +115,6 @@ pub struct Drift {
 
 /// The file of the running program. This path also works after the file was replaced or removed.
 const PROGRAM: &str = "/proc/self/exe";
-
-/// Files of a model folder that belong to the tokenizer.
-const TOKENIZER: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
-/// Subfolder with further chat templates of a model.
-const TEMPLATES: &str = "additional_chat_templates";
-
-/// Returns true for config and weights of a model, i.e. for the files that a run reads in addition to the tokenizer.
-fn is_base(name: &str) -> bool {
-    name == "config.json"
-        || name == "generation_config.json"
-        || name.ends_with(".safetensors")
-        || name.ends_with(".safetensors.index.json")
-}
 
 impl RunLock {
     /// Hashes the inputs of a plan. The hashes of the rows were computed when they were read and are passed in.
@@ -136,27 +128,7 @@ impl RunLock {
     ) -> Result<Self> {
         let folder = &plan.recipe.model.path;
         let mut hasher = FileHasher::open(trust);
-        let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
-        let listed = |folder: &Path| -> Result<Vec<String>> {
-            let entries =
-                std::fs::read_dir(folder).map_err(|e| crate::fsutil::io_error("reading folder", folder, e))?;
-            Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
-        };
-        let mut names = listed(folder)?;
-        if folder.join(TEMPLATES).is_dir() {
-            names.extend(listed(&folder.join(TEMPLATES))?.into_iter().map(|name| format!("{TEMPLATES}/{name}")));
-        }
-        names.sort();
-        for name in names {
-            let into = match () {
-                () if TOKENIZER.contains(&name.as_str()) => &mut tokenizer,
-                () if name.starts_with(TEMPLATES) && name.ends_with(".jinja") => &mut tokenizer,
-                () if is_base(&name) => &mut base,
-                () => continue,
-            };
-            let locked = hasher.hash_file(&folder.join(&name))?;
-            into.insert(name, locked);
-        }
+        let ModelFiles { base, tokenizer } = model_files(folder, &mut hasher)?;
         // `data.template` may name one of the model's own templates: its file is then hashed with the tokenizer.
         let file = plan.recipe.data.template.as_ref().filter(|path| !is_template_name(path));
         let template = file.map(|path| hasher.hash_file(path)).transpose()?;
@@ -177,6 +149,7 @@ impl RunLock {
             train,
             valid,
             recipe_sha256: recipe_sha256(&plan.recipe),
+            earlier_recipe_sha256: Some(earlier_recipe_sha256(&plan.recipe)),
             arithmetic: Some(plan.recipe.model.dtype),
             programs,
             machine: LockedMachine {
@@ -255,7 +228,9 @@ impl RunLock {
             }
         }
         let effect = "a setting of the run; `ft runs diff` shows which";
-        compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
+        if now.earlier_recipe_sha256.as_ref() != Some(&self.recipe_sha256) {
+            compare("recipe".into(), short(&self.recipe_sha256), short(&now.recipe_sha256), effect);
+        }
         let (a, b) = (&self.programs, &now.programs);
         compare("ft".into(), a.ft.clone(), b.ft.clone(), "how rows are read and numbers are computed");
         if a.ft == b.ft {
@@ -293,127 +268,50 @@ impl Drift {
     }
 }
 
-/// Hashes the files behind the paths in the recipe's `method` section: files themselves; of a model or adapter folder
-/// its config, weights and tokenizer. Other folders (a teacher's cache) are left out: their readers check them.
-fn method_files(recipe: &Recipe, hasher: &mut FileHasher) -> Result<BTreeMap<String, LockedFile>> {
-    let mut paths = Vec::new();
-    let value = serde_json::to_value(&recipe.method).map_err(|e| Error::bug(format!("recipe: {e}")))?;
-    paths_below("method", &value, &mut paths);
-    let mut found = BTreeMap::new();
-    for (key, path) in paths {
-        if path.is_file() {
-            found.insert(key, hasher.hash_file(&path)?);
-            continue;
-        }
-        let Ok(entries) = std::fs::read_dir(&path) else { continue };
-        let names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
-        if !names.iter().any(|n| n == "config.json" || n == ADAPTER) {
-            continue;
-        }
-        for name in names.iter().filter(|n| is_base(n) || TOKENIZER.contains(&n.as_str()) || *n == ADAPTER) {
-            found.insert(format!("{key}: {name}"), hasher.hash_file(&path.join(name))?);
-        }
-    }
-    Ok(found)
-}
-
-const ADAPTER: &str = "adapter_config.json";
-
-/// Collects the values below a recipe key that the schema declares as paths.
-fn paths_below(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
-    match value {
-        Value::Object(map) => map.iter().for_each(|(name, v)| paths_below(&format!("{key}.{name}"), v, into)),
-        Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| paths_below(&format!("{key}.{i}"), v, into)),
-        Value::String(text) if recipe::key(key).is_some_and(|k| k.kind.ends_with("path")) => {
-            into.push((key.to_string(), text.into()));
-        }
-        _ => {}
-    }
-}
-
 fn short(sha256: &str) -> String {
     sha256.get(..12).unwrap_or(sha256).to_string()
 }
 
-fn shown(file: Option<&LockedFile>) -> String {
+fn shown(file: Option<&FileDigest>) -> String {
     file.map_or("missing".into(), |f| format!("{} ({} bytes)", short(&f.sha256), f.bytes))
-}
-
-/// Hashes the recipe without settings that cannot change a result: output folder, what is kept and shown, and paths of
-/// files (whose contents are hashed separately).
-fn recipe_sha256(recipe: &Recipe) -> String {
-    let mut value = serde_json::to_value(recipe).unwrap_or_default();
-    for path in [
-        "/run/out",
-        "/run/keep",
-        "/run/save_every",
-        "/run/samples",
-        "/run/threads",
-        "/run/eval_at_start",
-        "/model/path",
-        "/model/device",
-        "/model/storage",
-        "/data/train/path",
-        "/data/valid/path",
-        "/data/template",
-    ] {
-        let (section, key) = path.rsplit_once('/').expect("paths have a slash");
-        if let Some(section) = value.pointer_mut(section).and_then(Value::as_object_mut) {
-            section.shift_remove(key); // the rest keeps its order, on which the hash depends
-        }
-    }
-    hex(&Sha256::digest(value.to_string().as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::plan;
+    use crate::recipe::sections::Recipe;
 
     fn plan(sets: &[&str]) -> Plan {
         let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        recipe::parse("r.yaml", text, &sets).unwrap()
+        plan::parse("r.yaml", text, &sets).unwrap()
     }
 
     #[test]
-    fn places_and_bookkeeping_are_no_part_of_the_recipe() {
-        let hash = |sets: &[&str]| recipe_sha256(&plan(sets).recipe);
-        assert_eq!(hash(&[]), hash(&["run.out=elsewhere", "run.keep=9", "run.samples=0", "run.threads=3"]));
-        assert_ne!(hash(&[]), hash(&["optim.lr=1e-3"]));
-        assert_ne!(hash(&[]), hash(&["run.seed=8"]));
-    }
-
-    #[test]
-    fn models_that_a_method_reads_are_locked_and_caches_are_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        for (file, text) in [
-            ("teacher/config.json", "{}"),
-            ("teacher/model.safetensors", "w"),
-            ("teacher/notes.txt", "n"),
-            ("taught/train-00000.safetensors", "c"),
-        ] {
-            std::fs::create_dir_all(at(file).parent().unwrap()).unwrap();
-            std::fs::write(at(file), text).unwrap();
+    fn locks_of_earlier_versions_are_accepted() {
+        let list = "data.train=[{path: a.jsonl}, {path: b.jsonl}]";
+        for (sets, same) in [(vec![], true), (vec!["data.cache=c"], false), (vec![list], false)] {
+            let now = plan(&sets);
+            let (then, other) = (earlier_recipe_sha256(&now.recipe), plan(&["optim.lr=1e-3"]));
+            assert_eq!(then == recipe_sha256(&now.recipe), same, "{sets:?}");
+            let lock = |recipe: &Recipe| RunLock {
+                recipe_sha256: recipe_sha256(recipe),
+                earlier_recipe_sha256: Some(earlier_recipe_sha256(recipe)),
+                ..some_lock()
+            };
+            let earlier = RunLock { recipe_sha256: then, earlier_recipe_sha256: None, ..some_lock() };
+            assert_eq!(earlier.drift(&lock(&now.recipe)), [], "{sets:?}");
+            assert_eq!(earlier.drift(&lock(&other.recipe))[0].item, "recipe");
         }
-        let distill = format!(
-            "method={{distill: {{teachers: [{{path: {}}}], cache: {}}}}}",
-            at("teacher").display(),
-            at("taught").display()
-        );
-        let files = || method_files(&plan(&[&distill]).recipe, &mut FileHasher::open(HashTrust::Bytes)).unwrap();
-        let then = files();
-        let names: Vec<&str> = then.keys().map(String::as_str).collect();
-        let teacher = "method.distill.teachers.0.path";
-        assert_eq!(names, [format!("{teacher}: config.json"), format!("{teacher}: model.safetensors")]);
-        std::fs::write(at("teacher/model.safetensors"), "other").unwrap();
-        assert_ne!(files(), then);
     }
 
-    #[test]
-    fn every_difference_is_named_with_what_it_can_change() {
-        let file = |sha: &str| LockedFile { sha256: sha.repeat(32), bytes: 9 };
-        let then = RunLock {
+    fn file(sha: &str) -> FileDigest {
+        FileDigest { sha256: sha.repeat(32), bytes: 9 }
+    }
+
+    fn some_lock() -> RunLock {
+        RunLock {
             format: FORMAT,
             base_folder: "m".into(),
             base: [("config.json".to_string(), file("ab"))].into(),
@@ -423,6 +321,7 @@ mod tests {
             train: LockedRows { path: "t".into(), sha256: "1".repeat(64), tokens_sha256: Some("2".repeat(64)) },
             valid: None,
             recipe_sha256: "2".repeat(64),
+            earlier_recipe_sha256: None,
             arithmetic: None,
             programs: LockedPrograms { ft: "0.1.0".into(), ft_sha256: "3".repeat(64), libtorch: "2.11.0".into() },
             machine: LockedMachine {
@@ -433,7 +332,12 @@ mod tests {
             },
             result: None,
             resumed_with: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn every_difference_is_named_with_what_it_can_change() {
+        let then = some_lock();
         assert_eq!(then.drift(&then.clone()), []);
         let mut now = then.clone();
         now.base.insert("config.json".into(), file("cd"));

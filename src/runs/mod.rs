@@ -3,7 +3,8 @@
 //! facts (`run.json`) and history (`metrics.jsonl`) are recorded by the trainer; folder reads a whole run folder.
 //! diagnose finds problems; page writes `report.html`, terminal shows the same on a terminal, diff compares two runs.
 //! tensorboard and trainer_state write the curves for other programs. lock (`ft.lock`) records the hashes of all inputs
-//! and of the result, hash computes and remembers them. Nothing here knows a model or a tensor.
+//! and of the result: inputs finds the files, hash computes and remembers their hashes, recipe_hash hashes the recipe.
+//! Nothing here knows a model or a tensor.
 
 pub mod diagnose;
 pub mod diff;
@@ -11,15 +12,11 @@ pub mod facts;
 pub mod folder;
 pub mod hash;
 pub mod history;
+mod inputs;
 pub mod lock;
+pub mod number;
 pub mod page;
-mod preference;
+mod recipe_hash;
 pub mod tensorboard;
 pub mod terminal;
 pub mod trainer_state;
-
-pub use diagnose::{Diagnosis, DiagnosisInput, diagnose};
-pub use facts::{Environment, RunFacts, Software};
-pub use folder::{RunFolder, RunSample, RunStatus};
-pub use history::{History, RecordedAim, StepPoint, Validation};
-pub use lock::{Drift, RunLock};

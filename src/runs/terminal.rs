@@ -1,8 +1,12 @@
 //! Shows a run on a terminal: numbers, curves as sparklines, findings, samples.
 
-use super::diagnose::{Diagnosis, DiagnosisInput, diagnose};
+use super::diagnose::diagnose;
+use super::diagnose::finding::{Diagnosis, DiagnosisInput};
 use super::folder::{RunFolder, RunStatus};
 use super::history::smooth;
+use super::history::StepPoint;
+use crate::stats::moments::mean;
+use super::number::number;
 use crate::characters::printable;
 use crate::report;
 use crate::stats::moments::mean_of_finite;
@@ -48,15 +52,6 @@ pub fn state_style(state: RunStatus) -> Style {
         RunStatus::Running => Style::new().cyan(),
         RunStatus::Interrupted | RunStatus::Unknown => Style::new().yellow(),
         RunStatus::Failed | RunStatus::Crashed => Style::new().red(),
-    }
-}
-
-/// Formats a number as `0.0123` or `1.20e-7`, and NaN (no value) as `-`.
-pub fn number(x: f64) -> String {
-    match x {
-        x if x.is_nan() => "-".into(),
-        x if x == 0.0 || (1e-3..1e6).contains(&x.abs()) => format!("{x:.4}"),
-        x => format!("{x:.2e}"),
     }
 }
 
@@ -115,7 +110,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
     }
     let _ = writeln!(out, "\n{}\n", report::table(&facts));
 
-    let curve = |f: fn(&super::StepPoint) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
+    let curve = |f: fn(&StepPoint) -> f64| h.steps.iter().map(f).collect::<Vec<f64>>();
     let losses = curve(|p| p.loss);
     let smoothed = smooth(&losses, losses.len() / 20);
     let validation: Vec<f64> = h.validations.iter().map(|v| h.aim_value(v)).collect();

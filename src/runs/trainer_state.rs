@@ -5,7 +5,7 @@ use super::history::History;
 use super::tensorboard::{eval_tag, train_tag};
 use crate::error::Result;
 use crate::fsutil::write_json;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 

@@ -5,7 +5,7 @@ use super::test_model::{TestModel, temporary_folder};
 use crate::adapters::file;
 use crate::error::Result;
 use crate::models::{LayerReplay, Metrics};
-use crate::recipe::OptimSection;
+use crate::recipe::optim::OptimSection;
 use crate::train::checkpoint::{Checkpoints, MethodState, TrainingState};
 use crate::train::optim::Optimiser;
 use std::collections::BTreeMap;

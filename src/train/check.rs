@@ -10,34 +10,43 @@ use crate::data::encode::Example;
 use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::error::Result;
 use crate::machine;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use crate::report;
 use serde::Serialize;
 
 /// Result of `ft check`.
 #[derive(Debug, Serialize)]
 pub struct PlanCheck {
+    /// Summary of the training rows.
     pub train: DatasetSummary,
+    /// Summary of the validation rows.
     pub valid: Option<DatasetSummary>,
     /// Training rows that are identical.
     pub duplicates: Duplicates,
     /// Validation rows that are also training rows.
     pub overlap: Option<SplitOverlap>,
+    /// Optimiser steps of the run.
     pub steps: u64,
+    /// Number of parameters of the model.
     pub parameters: u64,
+    /// Number of trained parameters.
     pub trained: u64,
     /// Adapted modules by name.
     pub adapted: Vec<(String, usize)>,
     /// Tokens in the longest packed row.
     pub longest_row: usize,
+    /// Predicted memory and disk space.
     pub needs: ResourceEstimate,
-    /// Free memory and disk in bytes; `null` if the system does not report it.
+    /// Free memory in bytes; `null` if the system does not report it.
     pub memory_free: Option<u64>,
+    /// Free disk space in bytes; `null` if the system does not report it.
     pub disk_free: Option<u64>,
     /// Problems that would stop the run or make its result misleading.
     pub problems: Vec<String>,
+    /// Lengths of the training examples, drawn as text.
     #[serde(skip)]
     pub histogram: String,
+    /// The first examples, with the trained tokens marked.
     #[serde(skip)]
     pub previews: Vec<String>,
 }
@@ -79,15 +88,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
 }
 
 fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {
-    (free_memory(device), machine::free_disk(&plan.recipe.run.out))
-}
-
-/// Returns the free bytes of the device's memory; `None` if the system does not report them.
-pub(super) fn free_memory(device: tch::Device) -> Option<u64> {
-    match device {
-        tch::Device::Cuda(i) => crate::native::cuda_capacity(i).ok().map(|(free, _)| free),
-        _ => Some(machine::SystemMemory::read().free).filter(|free| *free > 0),
-    }
+    (memory::free_memory(device), machine::free_disk(&plan.recipe.run.out))
 }
 
 fn problems(c: &PlanCheck) -> Vec<String> {

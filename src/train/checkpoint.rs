@@ -32,9 +32,9 @@ pub struct TrainingState {
     pub best: Option<BestValidation>,
     /// Number of validations since the best one.
     pub stale: u32,
-    /// Steps without an update because loss or gradient were not finite: all of them, and those at the current end in a
-    /// row.
+    /// Steps without an update because loss or gradient were not finite.
     pub skipped: u64,
+    /// Skipped steps at the current end in a row.
     pub skipped_in_a_row: u32,
     /// The resolved recipe and the SHA-256 of its data files. A checkpoint is resumed only if these are unchanged.
     pub origin: serde_json::Value,
@@ -43,6 +43,7 @@ pub struct TrainingState {
 /// The best validation of a run so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BestValidation {
+    /// The step.
     pub step: u64,
     /// Value of the metric that the method aims at.
     pub value: f64,
@@ -218,7 +219,14 @@ impl Checkpoints {
         let state = generator
             .get("state")
             .ok_or_else(|| Error::user(format!("{}: no `state`", folder.join(GENERATOR).display())))?;
-        native::set_rng_state(model.device(), &state.copy())?;
+        match state.size() == native::rng_state(model.device())?.size() {
+            true => native::set_rng_state(model.device(), &state.copy())?,
+            false => report::warn(format!(
+                "the checkpoint of step {step} was saved on another kind of device, whose random generator cannot be \
+                 continued on {:?}: the random numbers of dropout start anew from run.seed",
+                model.device()
+            )),
+        }
         Ok(Weights::open_file(&folder.join(METHOD))?.all().into_iter().map(|(name, t)| (name, t.copy())).collect())
     }
 
@@ -300,49 +308,4 @@ fn key(p: &Param) -> String {
         Some(id) => format!("{id}/{}", p.name),
         None => p.name.clone(),
     }
-}
-
-/// Describes the differences between the recipe and data of a checkpoint (`then`) and the current ones: one line for
-/// each key or file, empty if there are none.
-pub fn differences(then: &serde_json::Value, now: &serde_json::Value) -> Vec<String> {
-    fn flatten(prefix: &str, v: &serde_json::Value, into: &mut BTreeMap<String, String>) {
-        match v {
-            serde_json::Value::Object(o) => {
-                for (k, v) in o {
-                    flatten(&if prefix.is_empty() { k.clone() } else { format!("{prefix}.{k}") }, v, into);
-                }
-            }
-            serde_json::Value::Null => {}
-            other => {
-                into.insert(prefix.to_string(), other.to_string());
-            }
-        }
-    }
-    let recipe = |origin: &serde_json::Value| {
-        let mut keys = BTreeMap::new();
-        flatten("", &origin["recipe"], &mut keys);
-        keys
-    };
-    let (a, b) = (recipe(then), recipe(now));
-    let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    let show = |m: &BTreeMap<String, String>, k: &String| m.get(k).cloned().unwrap_or("not set".into());
-    let mut found: Vec<String> = keys
-        .into_iter()
-        .filter(|k| a.get(*k) != b.get(*k))
-        .map(|k| format!("{k}: was {}, is {}", show(&a, k), show(&b, k)))
-        .collect();
-    let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-    let file = |v: &serde_json::Value| match v.is_object() {
-        true => {
-            format!("{} ({} rows, sha256 {:.12})", text(&v["path"]), v["rows"], text(&v["sha256"]))
-        }
-        false => "none".into(),
-    };
-    for name in ["train", "valid"] {
-        let (a, b) = (&then["data"][name], &now["data"][name]);
-        if a["sha256"] != b["sha256"] || a["rows"] != b["rows"] {
-            found.push(format!("data.{name}: was {}, is {}", file(a), file(b)));
-        }
-    }
-    found
 }

@@ -3,12 +3,12 @@
 //! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, and `batch.tokens` if the length
 //! of a step is given in examples.
 
-use super::check::free_memory;
-use super::memory::{self, ResourceEstimate};
-use super::{Prepared, prepare};
+use super::memory::{self, ResourceEstimate, free_memory};
+use super::prepare::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::recipe::{Plan, ReplayChoice};
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::ReplayChoice;
 use crate::report;
 
 /// Share of the free memory that `--fit` plans with. Predictions are accurate to 15 %.
@@ -23,7 +23,7 @@ fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> ResourceEstimate {
 }
 
 /// Fails if the run is predicted to need more memory than is free. Called before any of it is allocated.
-pub(super) fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
+pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
     let needs = needs(prepared, &prepared.sketch()?, &prepared.plan);
     match free_memory(prepared.device) {
         Some(free) if free < needs.memory => Err(Error::user(format!(
@@ -98,7 +98,8 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
 pub fn parse_size(text: &str) -> Result<u64> {
     let text = text.trim();
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let unit = match text[split..].trim().to_ascii_lowercase().trim_end_matches('b') {
+    let unit = text[split..].trim().to_ascii_lowercase();
+    let unit = match unit.strip_suffix('b').unwrap_or(&unit) {
         "" => 1.0,
         "k" => 1e3,
         "m" => 1e6,
@@ -122,6 +123,6 @@ mod tests {
             (parse_size("8GB").unwrap(), parse_size("0.5 g").unwrap(), parse_size("123").unwrap()),
             (8_000_000_000, 500_000_000, 123)
         );
-        assert!(["", "GB", "8TBB", "-1", "nan"].iter().all(|t| parse_size(t).is_err()));
+        assert!(["", "GB", "8TBB", "8GBB", "8bb", "-1", "nan"].iter().all(|t| parse_size(t).is_err()));
     }
 }

@@ -1,13 +1,20 @@
 //! Predicts the memory and disk space that a run needs, from the shapes of its tensors, before it starts.
 
 use super::optim;
-use super::prepare::{Prepared, result_kind};
+use super::prepare::Prepared;
+use super::prepare::formats::result_kind;
 use crate::adapters::kind::AdapterActivations;
 use crate::adapters::lora;
+use crate::machine;
+use crate::methods::ModelParts;
 use crate::models::{Dtype, Heads, Model};
+use crate::native;
 use crate::nn::{Param, attention, chunked};
-use crate::recipe::{Master, Plan, ReplayChoice};
+use crate::recipe::optim::Master;
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::ReplayChoice;
 use serde::Serialize;
+use tch::Device;
 
 /// Predicted needs of a run, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -28,77 +35,149 @@ pub struct ResourceEstimate {
 /// Predicts the needs of a run under `plan`. `model` is the sketch of its model; a packed row has at most `row` tokens,
 /// of which `supervised` are trained on.
 pub fn predict(prepared: &Prepared, plan: &Plan, model: &Model, row: u64, supervised: u64) -> ResourceEstimate {
-    let (trained, _) = count(plan, model);
-    let (c, recipe) = (model.config(), &plan.recipe);
-    let kind = model.kind();
-    let width = kind.elt_size_in_bytes() as u64;
-    let full = recipe.adapter.is_none();
-    let base: u64 = model.params().base().map(|p| p.tensor.numel() as u64).sum();
-    let (stored, held) = model.storage_summary_as(prepared.storage, prepared.device);
-    // For each trained parameter: the master weight, its gradient and the optimiser's state.
-    let exact = recipe.optim.master == Master::F32;
-    let master = if exact { 4 } else { 2 };
-    let state = match full {
-        true => optim::state_bytes(&recipe.optim, model.params().base()),
-        false => optim::state_bytes(&recipe.optim, model.params().trainable()),
-    };
-    let training = trained * 2 * master + state;
+    let recipe = &plan.recipe;
     let parts = recipe.method.parts(recipe.adapter.as_ref()).unwrap_or_default();
-    let other = |(numbers, dtype): &(u64, Option<Dtype>)| {
-        numbers * dtype.map_or(width, |d| d.kind().elt_size_in_bytes() as u64)
-    };
-    let others: u64 = parts.other_models.iter().map(other).sum();
-    let weights = held * (u64::from(!full) + u64::from(parts.reference_copy)) + others;
+    let shape = RunShape { prepared, plan, model, parts, row, supervised };
+    let trained = shape.trained_bytes();
+    let (weights, training, activations) = (shape.weights(), trained.total(), shape.activations(&trained));
+    let memory = weights + training + activations;
+    ResourceEstimate { weights, training, activations, memory, disk: shape.disk(&trained) }
+}
 
-    // A reward model has no output head.
-    let vocabulary = if model.heads() == Heads::Score { 0 } else { c.vocab_size };
-    let [d, f, v] = [c.hidden_size, c.intermediate_size, vocabulary].map(|n| n as u64);
-    let q = (c.num_attention_heads * c.head_dim) as u64;
-    let kv = (c.num_key_value_heads * c.head_dim) as u64;
-    let AdapterActivations { rank, dropout } =
-        recipe.adapter.as_ref().map(|adapter| adapter.activations()).unwrap_or_default();
-    // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate and
-    // up if it is gated).
-    let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
-    // Numbers that a layer keeps for its backward pass, per token: the inputs of two norms; q, k, v and result of
-    // attention, padded; the gathered result; the inputs of the activation; the low-rank activations of the adapters;
-    // with dropout, for each adapter the mask and the masked input.
-    let layer = 2 * d + 3 * q + 2 * kv + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
-    let depth = c.num_hidden_layers as u64;
-    let replayed = match recipe.run.replay {
-        ReplayChoice::None => 0,
-        ReplayChoice::Layers(n) => depth.min(n as u64),
-        ReplayChoice::All => depth,
-    };
-    // Replayed layers are recomputed one at a time, after the other layers have released their activations.
-    let again = if replayed > 0 { layer } else { 0 };
-    let kept = row * width * (d * replayed + (layer * (depth - replayed)).max(again));
-    let chunk = match parts.tables {
-        0 => supervised.min(256) * v * width,
-        tables => supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
-    };
-    // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary.
-    let widened = if stored != model.kind() && !full { d * v * width } else { 0 };
-    let head = chunk + supervised * d * width * 2 + widened;
-    let longest = prepared.rows.train().lengths.iter().max().map_or(0, |n| u64::from(*n));
-    let scores =
-        row * longest * c.num_attention_heads as u64 * attention::score_bytes(longest as i64, kind, prepared.device);
-    let backward = (row * (3 * f + 2 * d) * width).max(scores);
-    let activations = if full {
-        // In full fine-tuning the memory of activations is released while gradients are allocated, so only the excess
-        // over the gradients counts. The first gradient is the head's, together with a narrow copy of its weight and
-        // one chunk's part of the gradient; the last is the embedding's, in two formats.
-        let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
-        (kept + head + first).saturating_sub(trained * master).max(last)
-    } else {
+/// What a prediction depends on.
+struct RunShape<'a> {
+    prepared: &'a Prepared,
+    plan: &'a Plan,
+    model: &'a Model,
+    parts: ModelParts,
+    /// Tokens of a packed row.
+    row: u64,
+    /// Tokens of the row that are trained on.
+    supervised: u64,
+}
+
+/// Bytes of the trained parameters.
+struct TrainedBytes {
+    /// Master weights; gradients take as much.
+    masters: u64,
+    /// State of the optimiser.
+    optimiser: u64,
+}
+
+impl TrainedBytes {
+    fn total(&self) -> u64 {
+        2 * self.masters + self.optimiser
+    }
+}
+
+impl RunShape<'_> {
+    /// Returns true if all weights are trained.
+    fn full(&self) -> bool {
+        self.plan.recipe.adapter.is_none()
+    }
+
+    /// Returns the bytes of a number in the arithmetic's format.
+    fn width(&self) -> u64 {
+        self.model.kind().elt_size_in_bytes() as u64
+    }
+
+    /// Returns hidden size, intermediate size and vocabulary. A reward model has no output head: its vocabulary is 0.
+    fn sizes(&self) -> [u64; 3] {
+        let c = self.model.config();
+        let vocabulary = if self.model.heads() == Heads::Score { 0 } else { c.vocab_size };
+        [c.hidden_size, c.intermediate_size, vocabulary].map(|n| n as u64)
+    }
+
+    fn trained_bytes(&self) -> TrainedBytes {
+        let (optim, params) = (&self.plan.recipe.optim, self.model.params());
+        let (trained, _) = count(self.plan, self.model);
+        let master = if optim.master == Master::F32 { 4 } else { 2 };
+        let optimiser = match self.full() {
+            true => optim::state_bytes(optim, params.base()),
+            false => optim::state_bytes(optim, params.trainable()),
+        };
+        TrainedBytes { masters: trained * master, optimiser }
+    }
+
+    /// Returns the bytes of the frozen weights and of the method's other models.
+    fn weights(&self) -> u64 {
+        let (_, held) = self.model.storage_summary_as(self.prepared.storage, self.prepared.device);
+        let other = |(numbers, dtype): &(u64, Option<Dtype>)| {
+            numbers * dtype.map_or(self.width(), |d| d.kind().elt_size_in_bytes() as u64)
+        };
+        let others: u64 = self.parts.other_models.iter().map(other).sum();
+        held * (u64::from(!self.full()) + u64::from(self.parts.reference_copy)) + others
+    }
+
+    /// Returns the bytes of the numbers that all layers keep for their backward pass.
+    fn kept(&self) -> u64 {
+        let (c, recipe) = (self.model.config(), &self.plan.recipe);
+        let [d, f, _] = self.sizes();
+        let q = (c.num_attention_heads * c.head_dim) as u64;
+        let kv = (c.num_key_value_heads * c.head_dim) as u64;
+        let AdapterActivations { rank, dropout } =
+            recipe.adapter.as_ref().map(|adapter| adapter.activations()).unwrap_or_default();
+        // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate
+        // and up if it is gated).
+        let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
+        // Numbers that a layer keeps for its backward pass, per token: the inputs of two norms; q, k, v and result of
+        // attention, padded; the gathered result; the inputs of the activation; the low-rank activations of the
+        // adapters; with dropout, for each adapter the mask and the masked input.
+        let layer = 2 * d + 3 * q + 2 * kv + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
+        let depth = c.num_hidden_layers as u64;
+        let replayed = match recipe.run.replay {
+            ReplayChoice::None => 0,
+            ReplayChoice::Layers(n) => depth.min(n as u64),
+            ReplayChoice::All => depth,
+        };
+        // Replayed layers are recomputed one at a time, after the other layers have released their activations.
+        let again = if replayed > 0 { layer } else { 0 };
+        self.row * self.width() * (d * replayed + (layer * (depth - replayed)).max(again))
+    }
+
+    /// Returns the bytes of the output head's largest temporary tensors.
+    fn head(&self) -> u64 {
+        let ([d, _, v], width) = (self.sizes(), self.width());
+        let chunk = match self.parts.tables {
+            0 => self.supervised.min(256) * v * width,
+            tables => self.supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
+        };
+        // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary.
+        let (stored, _) = self.model.storage_summary_as(self.prepared.storage, self.prepared.device);
+        let widened = if stored != self.model.kind() && !self.full() { d * v * width } else { 0 };
+        chunk + self.supervised * d * width * 2 + widened
+    }
+
+    fn activations(&self, trained: &TrainedBytes) -> u64 {
+        let ([d, f, v], width) = (self.sizes(), self.width());
+        let (kept, head) = (self.kept(), self.head());
+        if self.full() {
+            // In full fine-tuning the memory of activations is released while gradients are allocated, so only the
+            // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its
+            // weight and one chunk's part of the gradient; the last is the embedding's, in two formats.
+            let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
+            return (kept + head + first).saturating_sub(trained.masters).max(last);
+        }
+        let (kind, device) = (self.model.kind(), self.prepared.device);
+        let longest = self.prepared.rows.train().lengths.iter().max().map_or(0, |n| u64::from(*n));
+        let heads = self.model.config().num_attention_heads as u64;
+        let scores = self.row * longest * heads * attention::score_bytes(longest as i64, kind, device);
+        let backward = (self.row * (3 * f + 2 * d) * width).max(scores);
         kept + head.max(backward)
-    };
-    let result = match full {
-        true => base * result_kind(plan, model).unwrap_or(model.kind()).elt_size_in_bytes() as u64,
-        false => trained * 4,
-    };
-    let disk = (trained * master + state) * (recipe.run.keep as u64 + 2) + 2 * result;
-    ResourceEstimate { weights, training, activations, memory: weights + training + activations, disk }
+    }
+
+    /// Returns the bytes of checkpoints and results.
+    fn disk(&self, trained: &TrainedBytes) -> u64 {
+        let base: u64 = self.model.params().base().map(|p| p.tensor.numel() as u64).sum();
+        let result = match self.full() {
+            true => {
+                let kind = result_kind(self.plan, self.model).unwrap_or(self.model.kind());
+                base * kind.elt_size_in_bytes() as u64
+            }
+            false => count(self.plan, self.model).0 * 4,
+        };
+        (trained.masters + trained.optimiser) * (self.plan.recipe.run.keep as u64 + 2) + 2 * result
+    }
 }
 
 /// Returns (trained, all) numbers of parameters. Under full fine-tuning a sketch has no trainable tensors: all are
@@ -125,4 +204,12 @@ pub fn count_adapted_modules(model: &Model) -> Vec<(String, usize)> {
         }
     }
     counts
+}
+
+/// Returns the free bytes of the device's memory; `None` if the system does not report them.
+pub fn free_memory(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(i) => native::cuda_capacity(i).ok().map(|(free, _)| free),
+        _ => Some(machine::SystemMemory::read().free).filter(|free| *free > 0),
+    }
 }

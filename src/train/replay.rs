@@ -1,19 +1,21 @@
 //! `ft replay`: trains a run again from its records and checks that the result has the same bits.
 
-use super::{RunSummary, StartMode, lock, prepare, run_prepared};
+use super::prepare;
+use super::records::{facts, lock};
+use super::run::run_prepared;
+use super::start::StartMode;
+use super::summary::RunSummary;
 use crate::error::{Error, Result};
-use crate::models;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
+use crate::runs::facts::Software;
 use crate::runs::folder::PLAN;
-use crate::runs::hash::HashTrust;
-use crate::runs::lock::{FILE, LockedFile};
-use crate::runs::{Drift, Environment, RunLock, Software};
+use crate::runs::hash::{FileDigest, HashTrust};
+use crate::runs::lock::{Drift, FILE, RunLock};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use tch::Device;
 
 /// Result of `ft replay`.
 #[derive(Debug, Serialize)]
@@ -24,6 +26,7 @@ pub struct ReplayComparison {
     pub equal: Option<bool>,
     /// Files of the result: (name, recorded SHA-256, new SHA-256).
     pub files: Vec<(String, Option<String>, Option<String>)>,
+    /// Summary of the new run.
     pub summary: RunSummary,
 }
 
@@ -46,11 +49,7 @@ pub fn replay(
     // Sums are split over threads, so their number changes the last bits: the recorded number is used.
     plan.recipe.run.threads = Some(recorded.machine.threads);
     let prepared = prepare::prepare(&plan)?;
-    let cuda = match models::device(&plan.recipe.model.device)? {
-        Device::Cuda(i) => Some(i),
-        _ => None,
-    };
-    let environment = Environment::read(software, cuda, tch::get_num_threads() as usize);
+    let environment = facts::environment(prepared.device, software);
     let now = lock::lock_of(&prepared, &environment, software, HashTrust::Bytes)?;
     let mut drift = recorded.drift(&now);
     for (step, earlier) in &recorded.resumed_with {
@@ -68,7 +67,7 @@ pub fn replay(
     }
     let summary = run_prepared(prepared, StartMode::Fresh, software, stop)?;
     let result = lock::result_files(&summary.out)?;
-    let sha = |files: &BTreeMap<String, LockedFile>, name: &String| files.get(name).map(|f| f.sha256.clone());
+    let sha = |files: &BTreeMap<String, FileDigest>, name: &String| files.get(name).map(|f| f.sha256.clone());
     let before = recorded.result.unwrap_or_default();
     let names: std::collections::BTreeSet<&String> = before.keys().chain(result.keys()).collect();
     let files: Vec<_> = names.into_iter().map(|n| (n.clone(), sha(&before, n), sha(&result, n))).collect();

@@ -6,21 +6,51 @@
 //! refuse the result, and the next start of the run completes the move. The report moves last, so that a report in
 //! `run.out` belongs to the earlier result until everything else has been moved.
 
-use super::prepare;
+use super::checkpoint::{Checkpoints, TrainingState};
+use super::optim::Optimiser;
+use super::prepare::formats::result_kind;
 use crate::convert::export;
 use crate::convert::verify::report::REPORT;
+use crate::convert::folder::{stop_tokens, template};
+use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
-use crate::methods::TRAINED_ADAPTER;
+use crate::methods::{SelectionMetric, TRAINED_ADAPTER};
 use crate::models::Model;
-use crate::recipe::Plan;
+use crate::native;
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::ResultChoice;
 use crate::report;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+/// Loads the best checkpoint if the recipe asks for it, replaces weights by their averages if there are such, and
+/// writes and verifies the result.
+pub fn export_result(
+    plan: &Plan,
+    model: &Model,
+    checkpoints: &Checkpoints,
+    state: &TrainingState,
+    aim: SelectionMetric,
+    mut optim: Optimiser,
+) -> Result<()> {
+    let best = state.best.filter(|_| plan.recipe.run.result == ResultChoice::Best);
+    if let Some(best) = best.filter(|b| b.step != state.step) {
+        checkpoints.restore_result(best.step, model, &mut optim)?;
+        report::info(format!(
+            "the result is the best checkpoint: step {} with validation {} {:.4}",
+            best.step, aim.metric, best.value
+        ));
+    }
+    // Verification reads the result back as a second model: the optimiser's memory is freed first.
+    optim.finish();
+    native::trim_cpu_memory();
+    export(plan, model)
+}
+
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.
-pub fn export(plan: &Plan, model: &Model) -> Result<()> {
+fn export(plan: &Plan, model: &Model) -> Result<()> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();
@@ -30,9 +60,9 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
         Some(adapter) => {
             ("adapter", export::save_adapter(model, TRAINED_ADAPTER, adapter.peft(), &recipe.model.path, &fresh)?)
         }
-        None => ("model", export::save_model(model, &fresh, prepare::result_kind(plan, model)?)?),
+        None => ("model", export::save_model(model, &fresh, result_kind(plan, model)?)?),
     };
-    prepare::write_chat_format(plan, &fresh)?;
+    write_chat_format(plan, &fresh)?;
     move_into_place(&fresh, out)?;
     saving.finish_and_clear();
     report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
@@ -40,6 +70,19 @@ pub fn export(plan: &Plan, model: &Model) -> Result<()> {
         report::info(format!("  read by {c}"));
     }
     Ok(())
+}
+
+/// Writes the chat template and the stop token that the model was trained with into the result's folder, if those in
+/// the base's files differ.
+fn write_chat_format(plan: &Plan, folder: &Path) -> Result<()> {
+    let recipe = &plan.recipe;
+    let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+    let taught: Vec<u32> = tokenizer.undeclared_stop().filter(|_| recipe.method.generates_text()).into_iter().collect();
+    let template = tokenizer.template().map(|t| t.source());
+    if let Some(text) = template.filter(|_| recipe.data.template.is_some()) {
+        template::write_template(folder, text)?;
+    }
+    stop_tokens::write_stop_tokens(folder, &recipe.model.path, &taught, template.as_slice())
 }
 
 /// Replaces an earlier result in `out` by the files of its subfolder `fresh`.

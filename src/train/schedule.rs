@@ -1,6 +1,6 @@
 //! Computes the learning rate of each step.
 
-use crate::recipe::{OptimSection, Schedule};
+use crate::recipe::optim::{OptimSection, Schedule};
 
 /// Learning rate as a function of the step: a linear warm-up from 0, then the schedule. Steps are counted from 0; as in
 /// transformers, step `s` of a warm-up of `w` steps runs at `s / w` of the peak, so the first step has the rate 0.

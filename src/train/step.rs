@@ -1,32 +1,40 @@
 //! Executes one optimiser step: the same code for a run and for a replay that verifies one.
 
-use super::checkpoint::TrainingState;
+use super::checkpoint::{Checkpoints, TrainingState};
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
 use crate::methods::{Means, Method};
 use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
-use crate::recipe::{Plan, ReplayChoice};
+use crate::recipe::plan::Plan;
+use crate::recipe::sections::ReplayChoice;
 use crate::rng;
 
 /// Everything that a step reads and changes.
 pub struct Stepper<'a> {
+    /// The settings of the run.
     pub plan: &'a Plan,
     pub model: &'a Model,
+    /// The learning rate of each step.
     pub lr: LearningRate,
+    /// The optimiser.
     pub optim: Optimiser,
+    /// Progress of the run.
     pub state: TrainingState,
 }
 
 /// Numbers of one optimiser step.
 pub struct StepOutcome {
+    /// Passes over the training rows so far.
     pub epoch: f64,
     /// Mean over the items of the step.
     pub loss: f64,
+    /// Learning rate.
     pub lr: f64,
     /// Norm of all gradients before clipping.
     pub norm: f64,
+    /// Tokens of the step.
     pub tokens: u64,
     /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,
@@ -45,7 +53,29 @@ impl StepOutcome {
     }
 }
 
-impl Stepper<'_> {
+impl<'a> Stepper<'a> {
+    /// Creates the optimiser of a run of `total` steps that continues from `state`. If the state is not that before the
+    /// first step, restores weights, optimiser, random generator and method from its checkpoint.
+    pub fn begin(
+        plan: &'a Plan,
+        model: &'a Model,
+        method: &mut dyn Method,
+        total: u64,
+        checkpoints: &Checkpoints,
+        state: TrainingState,
+    ) -> Result<Self> {
+        let recipe = &plan.recipe;
+        let mut optim =
+            Optimiser::with_extra_parameters(model.params(), &method.parameters(), &recipe.optim, recipe.run.seed)?;
+        if state.step > 0 {
+            let extra = checkpoints.restore(state.step, model, &mut optim)?;
+            method.rewind(state.cursor)?;
+            method.restore(extra)?;
+        }
+        let lr = LearningRate::new(&recipe.optim, plan.lr(), total);
+        Ok(Self { plan, model, lr, optim, state })
+    }
+
     /// Executes the next step of the method: forward and backward over its micro-batches, clipping, update. If loss or
     /// norm are not finite, the update is left out and the step is repeated to find the first tensor that is not
     /// finite.

@@ -3,13 +3,15 @@
 use super::prepare;
 use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
+use super::prepare::{formats, rows, student};
+
 use crate::error::{Error, Result};
 use crate::methods::distill::DistillSpec;
 use crate::methods::distill::answers::AnswerWriter;
 use crate::methods::distill::teach::{self, TeachSummary};
 use crate::methods::{DataContext, MethodSpec};
 use crate::models;
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +20,7 @@ use tch::{Device, Kind};
 /// Fills `out`, or the recipe's cache folder, with the teachers' `k` most likely tokens at each position. Returns the
 /// folder and a summary. Fails if neither folder is given.
 pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Result<(PathBuf, TeachSummary)> {
-    prepare::ensure_cut_model(plan)?;
+    student::ensure_cut_model(plan)?;
     let plan = &with_chosen_formats(plan)?;
     let spec = spec(plan)?;
     let Some(folder) = out.map(Path::to_path_buf).or_else(|| spec.cache.clone()) else {
@@ -26,7 +28,7 @@ pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Resu
             Error::user("no folder to write to").hint("give --out DIR, or set method.distill.cache in the recipe")
         );
     };
-    let tokenizer = prepare::tokenizer(plan)?;
+    let tokenizer = rows::load_tokenizer(plan)?;
     let taught = with_teacher_context(plan, tokenizer, |ground, place| {
         teach::fill_cache(spec, ground, place, k, &folder, stop)
     })?;
@@ -43,7 +45,7 @@ pub fn answer_writer(plan: &Plan) -> Result<AnswerWriter> {
 
 /// Returns the plan with its number formats chosen. The student need not exist.
 fn with_chosen_formats(plan: &Plan) -> Result<Plan> {
-    Ok(prepare::choose_formats(plan, models::device(&plan.recipe.model.device)?)?.0)
+    Ok(formats::choose_formats(plan, models::device(&plan.recipe.model.device)?)?.0)
 }
 
 fn spec(plan: &Plan) -> Result<&DistillSpec> {
@@ -66,5 +68,5 @@ fn with_teacher_context<R>(
         tch::set_num_threads(threads as i32);
     }
     let cache = TokenCache::new(&recipe.data.cache)?;
-    f(&prepare::data_context(plan, tokenizer, &cache), (device, recipe.model.dtype.kind()))
+    f(&rows::data_context(plan, tokenizer, &cache), (device, recipe.model.dtype.kind()))
 }

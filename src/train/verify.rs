@@ -4,15 +4,15 @@
 //! checkpoint, weights, optimiser, random generator and method are compared with it bit for bit. Nothing is written
 //! into the run's folder.
 
-use super::checkpoint::{Checkpoints, TrainingState, differences};
-use super::optim::Optimiser;
+use super::checkpoint::{Checkpoints, TrainingState};
+use super::origin::{differences, origin_of};
 use super::prepare;
-use super::schedule::LearningRate;
 use super::step::{StepOutcome, Stepper};
 use crate::error::{Error, Result};
 use crate::fsutil::{lock_folder, read_to_string};
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use crate::report;
+use crate::runs::folder::METRICS;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<RunVerification> {
     };
     let (from, to) = span(&good.iter().map(|s| s.step).collect::<Vec<_>>(), steps)?;
     let prepared = prepare::prepare(plan)?;
-    let changed = differences(&last.origin, &prepared.origin()?);
+    let changed = differences(&last.origin, &origin_of(&prepared)?);
     if !changed.is_empty() {
         return Err(Error::user(format!(
             "{}: recipe or data changed since the run:\n  {}",
@@ -60,27 +60,13 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<RunVerification> {
         ))
         .hint("restore them: only a replay of the same recipe and data can be compared"));
     }
-    let recorded = recorded(&out.join("metrics.jsonl"))?;
+    let recorded = recorded(&out.join(METRICS))?;
     let model = prepared.load_model()?;
     let total = prepared.total_steps;
     let (mut method, _) = prepared.into_method(&model)?;
-    let mut optim = Optimiser::with_extra_parameters(
-        model.params(),
-        &method.parameters(),
-        &plan.recipe.optim,
-        plan.recipe.run.seed,
-    )?;
-    let state = match good.iter().find(|s| s.step == from) {
-        Some(state) => {
-            let extra = checkpoints.restore(from, &model, &mut optim)?;
-            method.rewind(state.cursor)?;
-            method.restore(extra)?;
-            state.clone()
-        }
-        None => TrainingState::new(last.origin.clone()),
-    };
-    let lr = LearningRate::new(&plan.recipe.optim, plan.lr(), total);
-    let mut at = Stepper { plan, model: &model, lr, optim, state };
+    let saved = good.iter().find(|s| s.step == from).cloned();
+    let state = saved.unwrap_or_else(|| TrainingState::new(last.origin.clone()));
+    let mut at = Stepper::begin(plan, &model, &mut *method, total, &checkpoints, state)?;
     let mut verdict = RunVerification {
         from,
         to,

@@ -151,7 +151,7 @@ fn recipes() {
         let began = Instant::now();
         // Whether the paths in a recipe exist is checked when it runs, not when it is read.
         let later = ["model-missing", "data-missing", "path-nul"].iter().any(|n| case.ends_with(format!("{n}.yaml")));
-        match ft::recipe::load(&case, &[]) {
+        match ft::recipe::plan::load(&case, &[]) {
             Ok(_) if later => {}
             Ok(_) => panic!("{}: accepted", case.display()),
             Err(e) => fair(&case, &e, &[case.file_name().unwrap().to_str().unwrap()], began),

@@ -11,7 +11,7 @@ use ft::label::project::candidates::{CandidateCounts, CandidatePlan};
 use ft::label::project::snapshot::Project;
 use ft::label::store::Store;
 
-use ft::label::project::candidates;
+
 
 
 use ft::report;

@@ -1,8 +1,8 @@
 //! Steps that the commands which train share: `ft train`, `check`, `resume` and `replay`.
 
 use ft::error::Result;
-use ft::recipe::Plan;
-use ft::runs::Software;
+use ft::recipe::plan::Plan;
+use ft::runs::facts::Software;
 use ft::{report, runtime, train};
 use std::time::Duration;
 

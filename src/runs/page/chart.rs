@@ -4,7 +4,10 @@
 //! A value that is not finite appears as a gap with a mark and is never bridged. Many points are reduced to the
 //! smallest and largest of each interval, so that no spike is lost.
 
-use super::escape;
+use super::escape::plain;
+use super::plot::canvas;
+use super::ticks::{round_step, x_ticks};
+use maud::{Markup, html};
 use serde_json::json;
 use std::fmt::Write;
 
@@ -13,6 +16,7 @@ use std::fmt::Write;
 pub enum SeriesStyle {
     /// A line behind the others.
     Faint,
+    /// A line.
     Line,
     /// A line with a dot at each value, for a few values far apart.
     Dots,
@@ -20,9 +24,11 @@ pub enum SeriesStyle {
 
 /// A curve: values over steps.
 pub struct Series {
+    /// Name in the legend.
     pub name: String,
     /// CSS class of the colour: `train`, `valid` or `other`.
     pub colour: &'static str,
+    /// Style of the line.
     pub look: SeriesStyle,
     /// (step, value) in the order of steps.
     pub points: Vec<(f64, f64)>,
@@ -30,9 +36,11 @@ pub struct Series {
 
 /// A chart over steps.
 pub struct Chart<'a> {
+    /// Title above the plot.
     pub title: String,
     /// Explanation below the title.
     pub note: String,
+    /// The curves, the first at the back.
     pub series: Vec<Series>,
     /// Formats a value.
     pub format: fn(f64) -> String,
@@ -128,15 +136,9 @@ fn trim_zeros(text: String) -> String {
     format!("{digits}{sign}{}{unit}", if unit.is_empty() { "" } else { " " })
 }
 
-/// Returns the smallest number of the form 1, 2 or 5 times a power of ten that is at least `x`.
-pub(super) fn round_step(x: f64) -> f64 {
-    let power = 10f64.powf(x.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|d| d * power).into_iter().find(|s| *s >= x * 0.999).unwrap_or(x)
-}
-
 impl Chart<'_> {
-    /// Returns the chart as an HTML `figure`; an empty text if it has no finite value.
-    pub fn figure(&self) -> String {
+    /// Returns the chart as an HTML `figure`; nothing if it has no finite value.
+    pub fn figure(&self) -> Markup {
         let finite = |p: &&(f64, f64)| p.1.is_finite();
         let mut values: Vec<f64> =
             self.series.iter().flat_map(|s| s.points.iter().filter(finite).map(|p| p.1)).collect();
@@ -147,64 +149,54 @@ impl Chart<'_> {
                 values.push(level);
             }
         }
-        let Some(axis) = Axis::new(&values, self.log_above, self.from_zero) else { return String::new() };
+        let Some(axis) = Axis::new(&values, self.log_above, self.from_zero) else { return Markup::default() };
         let steps = self.series.iter().flat_map(|s| s.points.iter().map(|p| p.0));
         let steps = steps.chain(self.skipped.iter().map(|s| *s as f64));
         let (first, last) = steps.fold((f64::INFINITY, 1.0f64), |(a, b), s| (a.min(s), b.max(s)));
         let first = if first >= last { last - 1.0 } else { first };
         let x = |step: f64| 1000.0 * (step - first) / (last - first);
 
-        let mut svg = String::new();
-        for tick in &axis.ticks {
-            let _ = write!(svg, r#"<path class="grid" d="M0 {0:.1}H1000"/>"#, axis.y(*tick));
+        let inside = |steps: &[u64]| -> Vec<f64> {
+            steps.iter().map(|s| x(*s as f64)).filter(|x| (0.0..=1000.0).contains(x)).collect()
+        };
+        let guide = self.guide.map(|(level, name)| (axis.y(level), name)).filter(|(y, _)| (0.0..=1000.0).contains(y));
+        html! {
+            figure class="chart" data-chart=(plain(&self.data(first, last))) {
+                figcaption {
+                    b { (plain(&self.title)) }
+                    span class="note" { (plain(&self.note)) @if axis.log { " · log scale" } }
+                    span class="legend" {
+                        @for s in self.series.iter().filter(|s| !s.points.is_empty()) {
+                            span class={ "key " (s.colour) " " (s.look.class()) } { (plain(&s.name)) }
+                        }
+                    }
+                }
+                div class="plot" {
+                    (canvas(&format!("{} over steps", self.title), html! {
+                        @for tick in &axis.ticks {
+                            path class="grid" d=(format!("M0 {:.1}H1000", axis.y(*tick))) {}
+                        }
+                        @for x in inside(self.resumed) { path class="resumed" d=(format!("M{x:.1} 0V1000")) {} }
+                        @if let Some((y, _)) = guide { path class="guide" d=(format!("M0 {y:.1}H1000")) {} }
+                        @for series in &self.series { (series.paths(x, |v| axis.y(v))) }
+                        @for x in inside(self.skipped) { path class="skipped" d=(format!("M{x:.1} 972h0")) {} }
+                    }))
+                    @for tick in &axis.ticks {
+                        span class="y" style=(format!("top:{:.2}%", axis.y(*tick) / 10.0)) {
+                            (plain(&trim_zeros((self.format)(*tick))))
+                        }
+                    }
+                    @for step in x_ticks(first, last) {
+                        span class="x" style=(format!("left:{:.2}%", x(step) / 10.0)) { (step) }
+                    }
+                    @if let Some((y, name)) = guide {
+                        span class="level" style=(format!("top:{:.2}%", y / 10.0)) { (plain(name)) }
+                    }
+                    i class="cursor" {}
+                    div class="tip" {}
+                }
+            }
         }
-        for step in self.resumed.iter().map(|s| x(*s as f64)).filter(|x| (0.0..=1000.0).contains(x)) {
-            let _ = write!(svg, r#"<path class="resumed" d="M{step:.1} 0V1000"/>"#);
-        }
-        if let Some((level, _)) = self.guide.filter(|(level, _)| (0.0..=1000.0).contains(&axis.y(*level))) {
-            let _ = write!(svg, r#"<path class="guide" d="M0 {:.1}H1000"/>"#, axis.y(level));
-        }
-        for series in &self.series {
-            svg.push_str(&series.paths(x, |v| axis.y(v)));
-        }
-        for step in self.skipped.iter().map(|s| x(*s as f64)).filter(|x| (0.0..=1000.0).contains(x)) {
-            let _ = write!(svg, r#"<path class="skipped" d="M{step:.1} 972h0"/>"#);
-        }
-
-        let mut labels = String::new();
-        for tick in &axis.ticks {
-            let _ = write!(
-                labels,
-                r#"<span class="y" style="top:{:.2}%">{}</span>"#,
-                axis.y(*tick) / 10.0,
-                escape(&trim_zeros((self.format)(*tick)))
-            );
-        }
-        for step in x_ticks(first, last) {
-            let _ = write!(labels, r#"<span class="x" style="left:{:.2}%">{step}</span>"#, x(step) / 10.0);
-        }
-        if let Some((level, name)) = self.guide.filter(|(level, _)| (0.0..=1000.0).contains(&axis.y(*level))) {
-            let _ = write!(
-                labels,
-                r#"<span class="level" style="top:{:.2}%">{}</span>"#,
-                axis.y(level) / 10.0,
-                escape(name)
-            );
-        }
-        let legend: String = self
-            .series
-            .iter()
-            .filter(|s| !s.points.is_empty())
-            .map(|s| format!(r#"<span class="key {} {}">{}</span>"#, s.colour, s.look.class(), escape(&s.name)))
-            .collect();
-        let log = if axis.log { " · log scale" } else { "" };
-        format!(
-            r#"<figure class="chart" data-chart="{}"><figcaption><b>{}</b><span class="note">{}{log}</span><span class="legend">{legend}</span></figcaption><div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{}">{svg}</svg>{labels}<i class="cursor"></i><div class="tip"></div></div></figure>"#,
-            escape(&self.data(first, last)),
-            escape(&self.title),
-            escape(&self.note),
-            escape(&format!("{} over steps", self.title)),
-        )
     }
 
     /// Returns the data for hover.js as JSON: [first step, last step, [[name, colour, [[step, text], …]], …]].
@@ -237,7 +229,7 @@ impl SeriesStyle {
 }
 
 impl Series {
-    fn paths(&self, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -> String {
+    fn paths(&self, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -> Markup {
         let points = downsample(&self.points);
         let (mut line, mut dots, mut drawing) = (String::new(), String::new(), false);
         for (i, (step, value)) in points.iter().enumerate() {
@@ -253,56 +245,11 @@ impl Series {
             }
             drawing = true;
         }
-        let class = format!("{} {}", self.colour, self.look.class());
-        let dots = if dots.is_empty() { dots } else { format!(r#"<path class="dot {}" d="{dots}"/>"#, self.colour) };
-        format!(r#"<path class="{class}" d="{line}"/>{dots}"#)
+        html! {
+            path class={ (self.colour) " " (self.look.class()) } d=(line) {}
+            @if !dots.is_empty() { path class={ "dot " (self.colour) } d=(dots) {} }
+        }
     }
-}
-
-/// Returns about six whole steps for the labels of the horizontal axis.
-fn x_ticks(first: f64, last: f64) -> Vec<f64> {
-    let step = round_step(((last - first) / 6.0).max(1.0)).max(1.0).round();
-    let from = (first / step).ceil() as i64;
-    let ticks: Vec<f64> = (from..).map(|i| i as f64 * step).take_while(|s| *s <= last).collect();
-    ticks
-}
-
-/// Draws a histogram of counts in bins of equal width, with a line at `limit`.
-pub fn histogram(width: usize, counts: &[u64], limit: usize, limit_name: &str) -> String {
-    let Some(most) = counts.iter().copied().max().filter(|m| *m > 0) else { return String::new() };
-    let end = counts.len() * width;
-    // The limit is shown only if it is near: far to the right it would compress the bars.
-    let near = limit <= end * 3;
-    let range = if near { end.max(limit + width) } else { end } as f64;
-    let mut svg = String::new();
-    for (i, n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let (x, w) = (1000.0 * (i * width) as f64 / range, 1000.0 * width as f64 / range);
-        let h = 960.0 * *n as f64 / most as f64;
-        let _ = write!(
-            svg,
-            r#"<rect class="bar" x="{:.2}" y="{:.1}" width="{:.2}" height="{h:.1}"><title>{} to {} tokens: {n}</title></rect>"#,
-            x + w * 0.06,
-            1000.0 - h,
-            w * 0.88,
-            i * width,
-            (i + 1) * width - 1,
-        );
-    }
-    let mut labels =
-        format!(r#"<span class="y" style="top:4%">{most}</span><span class="y" style="top:100%">0</span>"#);
-    for tick in x_ticks(0.0, range) {
-        let _ = write!(labels, r#"<span class="x" style="left:{:.2}%">{tick}</span>"#, 100.0 * tick / range);
-    }
-    if near {
-        let x = 1000.0 * limit as f64 / range;
-        let _ = write!(svg, r#"<path class="limit" d="M{x:.1} 0V1000"/>"#);
-        let side = if x > 600.0 { "left" } else { "right" };
-        let _ =
-            write!(labels, r#"<span class="limit {side}" style="left:{:.2}%">{}</span>"#, x / 10.0, escape(limit_name));
-    }
-    format!(
-        r#"<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="lengths in tokens">{svg}</svg>{labels}</div>"#
-    )
 }
 
 #[cfg(test)]
@@ -323,7 +270,7 @@ mod tests {
     fn a_value_that_is_not_finite_breaks_the_line() {
         let points = vec![(1.0, 1.0), (2.0, 2.0), (3.0, f64::NAN), (4.0, 1.0), (5.0, 1.0)];
         let series = Series { name: "loss".into(), colour: "train", look: SeriesStyle::Line, points };
-        let svg = series.paths(|x| x, |y| y);
+        let svg = series.paths(|x| x, |y| y).into_string();
         assert_eq!(svg.matches('M').count(), 2, "{svg}");
     }
 

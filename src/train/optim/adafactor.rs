@@ -18,9 +18,13 @@ const LEAST_SCALE: f64 = 1e-3;
 /// Adafactor. The state of a matrix (N, M) has N + M numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Adafactor {
+    /// Exponent of the decay of second moments.
     pub decay_rate: f64,
+    /// Largest root mean square of an update.
     pub clip: f64,
+    /// Decay of the first moment; `None`: no first moment.
     pub momentum: Option<f64>,
+    /// Scale steps by the size of the parameter.
     pub scale_parameter: bool,
 }
 

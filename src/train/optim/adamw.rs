@@ -11,7 +11,9 @@ use tch::{Kind, Tensor};
 /// AdamW, computed by one fused call over all parameters of a group.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamW {
+    /// Decay of the first and second moments.
     pub betas: (f64, f64),
+    /// Added to the root of the second moment.
     pub eps: f64,
 }
 

@@ -18,6 +18,7 @@ const CHUNK: i64 = 1 << 20;
 
 /// AdamW with 8-bit moments: two bytes of state per parameter, and eight per block.
 pub struct AdamW8 {
+    /// Hyperparameters, and the rule for small tensors.
     pub exact: AdamW,
     /// Number of values that share a scale.
     block: i64,
@@ -27,6 +28,7 @@ pub struct AdamW8 {
 
 /// The 256 values that a byte stands for, ascending, and the boundaries at which rounding changes from one to the next.
 pub struct DynamicMap {
+    /// The values of the code.
     pub values: Tensor,
     borders: Tensor,
 }
@@ -74,6 +76,7 @@ impl DynamicMap {
 }
 
 impl AdamW8 {
+    /// Creates the rule. `block`: numbers that share a scale.
     pub fn new(exact: AdamW, block: i64, device: Device) -> Self {
         Self { exact, block, signed: DynamicMap::dynamic(true, device), unsigned: DynamicMap::dynamic(false, device) }
     }

@@ -3,13 +3,15 @@
 use super::rule::StepSize;
 use crate::error::{Error, Result};
 use crate::nn::Param;
-use crate::recipe::OptimSection;
+use crate::recipe::optim::OptimSection;
 use fancy_regex::Regex;
 
 /// Settings of a parameter: `lr` as a factor of the recipe's learning rate, and its weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupSettings {
+    /// Factor of the learning rate.
     pub lr: f64,
+    /// Weight decay.
     pub decay: f64,
 }
 

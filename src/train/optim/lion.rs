@@ -8,6 +8,7 @@ use crate::error::Result;
 /// Lion: one momentum; every step of a parameter has the size of the learning rate.
 #[derive(Debug, Clone, Copy)]
 pub struct Lion {
+    /// Weights of the momentum in the update and in its own decay.
     pub betas: (f64, f64),
 }
 

@@ -20,7 +20,7 @@ pub use rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule}
 use crate::error::{Error, Result};
 use crate::native;
 use crate::nn::{Param, ParamStore, randomness};
-use crate::recipe::{OptimKind, OptimSection};
+use crate::recipe::optim::{OptimKind, OptimSection};
 use crate::rng;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};

@@ -11,7 +11,7 @@ use super::adamw::AdamW;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use crate::nn::LayerKind;
-use crate::recipe::MuonScale;
+use crate::recipe::optim::MuonScale;
 use tch::{Kind, Tensor};
 
 /// Coefficients (a, b, c) of the Newton-Schulz iteration, chosen for a steep slope at zero.
@@ -22,9 +22,13 @@ const EPS: f64 = 1e-7;
 /// Muon for matrices (state: one momentum), AdamW for all other parameters (state: two moments).
 #[derive(Debug, Clone, Copy)]
 pub struct Muon {
+    /// Decay of the momentum.
     pub momentum: f64,
+    /// Use Nesterov momentum.
     pub nesterov: bool,
+    /// How updates are scaled with the shape of a matrix.
     pub scale: MuonScale,
+    /// Rule for parameters that are not matrices.
     pub rest: AdamW,
 }
 

@@ -10,7 +10,9 @@ use tch::{Device, Kind, Tensor};
 /// Properties of a parameter that a rule may depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterInfo {
+    /// Shape of the parameter.
     pub shape: Vec<i64>,
+    /// Kind of its layer.
     pub layer: LayerKind,
     /// Part of an adapter.
     pub adapter: bool,
@@ -19,10 +21,12 @@ pub struct ParameterInfo {
 }
 
 impl ParameterInfo {
+    /// Describes a parameter.
     pub fn of(p: &Param) -> Self {
         Self { shape: p.tensor.size(), layer: p.layer, adapter: p.adapter.is_some(), transposed: p.transposed }
     }
 
+    /// Returns the number of elements.
     pub fn numel(&self) -> i64 {
         self.shape.iter().product()
     }
@@ -31,8 +35,11 @@ impl ParameterInfo {
 /// Name, shape and number format of one tensor of a parameter's state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateField {
+    /// Name in checkpoints.
     pub name: &'static str,
+    /// Shape of the tensor.
     pub shape: Vec<i64>,
+    /// Number format of the tensor.
     pub kind: Kind,
 }
 
@@ -42,6 +49,7 @@ impl StateField {
         Self { name, shape: shape.to_vec(), kind: Kind::Float }
     }
 
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
         self.shape.iter().product::<i64>() as u64 * self.kind.elt_size_in_bytes() as u64
     }
@@ -49,9 +57,13 @@ impl StateField {
 
 /// A parameter with its gradient, both float32, and its state. The update changes parameter and state in place.
 pub struct ParameterUpdate<'a> {
+    /// Shape and kind of the parameter.
     pub form: &'a ParameterInfo,
+    /// The parameter; updated in place.
     pub param: Tensor,
+    /// Its gradient.
     pub grad: Tensor,
+    /// Its state; updated in place.
     pub state: &'a [Tensor],
 }
 
@@ -65,7 +77,9 @@ impl ParameterUpdate<'_> {
 /// Learning rate, weight decay and step number of one update.
 #[derive(Debug, Clone, Copy)]
 pub struct StepSize {
+    /// Learning rate.
     pub lr: f64,
+    /// Weight decay.
     pub decay: f64,
     /// Number of this update of the parameter, counted from 1.
     pub step: u64,

@@ -12,7 +12,9 @@ use tch::{Kind, Tensor};
 /// Schedule-free AdamW. The state of a parameter is z and the second moment.
 #[derive(Debug, Clone, Copy)]
 pub struct ScheduleFree {
+    /// Weight of the average in the trained point, and decay of the second moment.
     pub betas: (f64, f64),
+    /// Added to the root of the second moment.
     pub eps: f64,
     /// The largest learning rate so far.
     largest: f64,
@@ -23,6 +25,7 @@ pub struct ScheduleFree {
 }
 
 impl ScheduleFree {
+    /// Creates the rule before its first step.
     pub fn new(betas: (f64, f64), eps: f64) -> Self {
         Self { betas, eps, largest: 0.0, total: 0.0, share: 0.0 }
     }

@@ -9,7 +9,9 @@ use crate::error::Result;
 /// SGD. Without momentum a parameter has no state.
 #[derive(Debug, Clone, Copy)]
 pub struct Sgd {
+    /// Decay of the momentum.
     pub momentum: f64,
+    /// Use Nesterov momentum.
     pub nesterov: bool,
 }
 

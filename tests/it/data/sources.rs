@@ -214,7 +214,7 @@ fn recipes_take_one_source_or_a_list() {
     let recipe = |data: &str, sets: &[&str]| {
         let text = format!("model: {{ path: m }}\nmethod: {{ sft: {{}} }}\ndata:\n{data}\nrun: {{ out: o }}\n");
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        ft::recipe::parse("x.yaml", &text, &sets)
+        ft::recipe::plan::parse("x.yaml", &text, &sets)
     };
     let one = recipe("  train: { path: a.jsonl, rows: 3 }", &[]).unwrap();
     assert_eq!((one.recipe.data.train.0.len(), one.recipe.data.train.0[0].rows), (1, Some(3)));
@@ -255,8 +255,8 @@ fn recipes_take_one_source_or_a_list() {
     assert_snapshot("recipe-sources", &recorded);
 }
 
-fn recipe_of(text: &str) -> ft::recipe::Recipe {
-    ft::recipe::parse("y.yaml", text, &[]).unwrap().recipe
+fn recipe_of(text: &str) -> ft::recipe::sections::Recipe {
+    ft::recipe::plan::parse("y.yaml", text, &[]).unwrap().recipe
 }
 
 fn ft(folder: &Path, arguments: &[&str]) -> (bool, String, String) {

@@ -15,7 +15,7 @@ use ft::data::{self, inspect};
 
 use ft::data::dataset;
 use ft::data::encode::PairExample;
-use ft::data::inspect;
+
 use ft::data::rows::{SourceList, SourceSpec};
 
 use ft::error::Result;

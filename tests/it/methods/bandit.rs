@@ -19,9 +19,11 @@ use ft::methods::rollout::{self, PolicyObjective, RolloutSampler, SampledAnswer,
 use ft::methods::{Method, TrainingStep};
 use ft::models::{LayerReplay, Model};
 use ft::nn::Tokens;
-use ft::recipe::OptimSection;
+use ft::recipe::optim::OptimSection;
 use ft::rewards::RewardSources;
 use ft::rewards::source::{RewardInput, RewardSource};
+
+
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde_json::json;

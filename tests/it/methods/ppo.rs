@@ -18,9 +18,11 @@ use ft::methods::rollout::{PromptData, SamplingSpec};
 use ft::methods::{Method, TRAINED_ADAPTER, TrainingStep};
 use ft::models::{Heads, LayerReplay, LoadOptions, Loss, Model, Storage};
 use ft::nn::{AdapterPlan, Tokens};
-use ft::recipe::{OptimKind, OptimSection};
+use ft::recipe::optim::{OptimKind, OptimSection};
 use ft::rewards::RewardSources;
 use ft::rewards::source::{RewardInput, RewardSource};
+
+
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde::Deserialize;

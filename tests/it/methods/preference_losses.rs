@@ -14,7 +14,9 @@ use ft::methods::pairs::PairStatistics;
 use ft::methods::reference::ReferenceChoice;
 use ft::methods::{DataContext, Method, MethodSpec, dpo, kto, orpo, simpo};
 use ft::models::{LayerReplay, Model, Output};
-use ft::recipe::OptimSection;
+use ft::recipe::optim::OptimSection;
+
+
 use ft::train::optim::Optimiser;
 use serde_json::Value;
 use std::collections::BTreeMap;

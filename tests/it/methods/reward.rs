@@ -15,7 +15,7 @@ use ft::methods::reward::loss::RewardBatch;
 use ft::methods::reward::{ReportCard, RewardMethodSpec};
 use ft::models::{Heads, LayerReplay, LoadOptions, Model, RewardScorer, Storage, open_scorer, reward};
 use ft::nn::{AdapterPlan, weights};
-use ft::recipe::OptimSection;
+use ft::recipe::optim::OptimSection;
 use ft::train::optim::Optimiser;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -135,11 +135,11 @@ fn a_config_that_does_not_fit_the_tokenizer_is_refused() {
 }
 
 /// Reads a recipe with this `model` section.
-fn read(model: &str, more: &str) -> Result<recipe::Plan, String> {
+fn read(model: &str, more: &str) -> Result<recipe::plan::Plan, String> {
     let text = format!(
         "model: {model}\nmethod: {{ sft: {{}} }}\ndata: {{ train: {{ path: a.jsonl }} }}\nrun: {{ out: o }}\n{more}"
     );
-    recipe::parse("recipe.yaml", &text, &[]).map_err(|e| e.to_string())
+    recipe::plan::parse("recipe.yaml", &text, &[]).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -148,15 +148,15 @@ fn a_recipe_names_the_config_or_model_to_start_from() {
     let plan = read("{ init: random, tokenizer: t, config: { model_type: llama, hidden_size: 8, rope_parameters: { rope_theta: 5.5 } } }", "").unwrap();
     let model = &plan.recipe.model;
     assert_eq!((&model.path, model.tokenizer.as_ref()), (&absolute("t"), Some(&absolute("t"))));
-    let recipe::ModelConfig::Keys(keys) = model.config.as_ref().unwrap() else { panic!("keys") };
+    let recipe::sections::ModelConfig::Keys(keys) = model.config.as_ref().unwrap() else { panic!("keys") };
     assert_eq!((&keys["hidden_size"], &keys["rope_parameters"]["rope_theta"]), (&8.into(), &5.5.into()));
     assert_eq!(plan.recipe.optim.lr, Some(6e-4));
     let plan = read("{ init: random, config: shapes/config.json }", "").unwrap();
     assert_eq!(plan.recipe.model.path, absolute("shapes"), "the tokenizer is in the folder of the config");
     let plan = read("{ init: random, path: base }", "").unwrap();
-    assert_eq!(plan.recipe.model.config, Some(recipe::ModelConfig::File(absolute("base/config.json"))));
+    assert_eq!(plan.recipe.model.config, Some(recipe::sections::ModelConfig::File(absolute("base/config.json"))));
     // `ft recipe show` prints a recipe that can be read again.
-    let again = recipe::parse("shown.yaml", &plan.to_yaml().unwrap(), &[]).unwrap();
+    let again = recipe::plan::parse("shown.yaml", &plan.to_yaml().unwrap(), &[]).unwrap();
     assert_eq!(again.recipe, plan.recipe);
 
     for (model, more, expected) in [

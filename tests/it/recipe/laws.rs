@@ -2,7 +2,8 @@
 //! plan.
 
 use crate::support::laws::cases;
-use ft::recipe::{self, Recipe};
+use ft::recipe;
+use ft::recipe::sections::Recipe;
 use proptest::prelude::*;
 
 const GOOD: &str =

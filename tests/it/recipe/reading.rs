@@ -4,8 +4,12 @@ use crate::support::command::ft_here;
 use crate::support::snapshot::assert_snapshot;
 use ft::adapters::AdapterSpec;
 use ft::methods::MethodSpec;
-use ft::recipe::{self, Plan};
+use ft::recipe;
+use ft::recipe::plan::Plan;
 use std::collections::{BTreeSet, HashSet};
+use ft::recipe;
+
+
 use std::path::{Path, PathBuf};
 
 const GOOD: &str = "\
@@ -18,13 +22,13 @@ run: { out: adapters/x }
 
 fn plan(text: &str, sets: &[&str]) -> Plan {
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-    recipe::parse("x.yaml", text, &sets).unwrap_or_else(|e| panic!("{e}"))
+    recipe::plan::parse("x.yaml", text, &sets).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Returns the report of a wrong recipe as the terminal shows it.
 fn report(text: &str, sets: &[&str]) -> String {
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-    format!("error: {}\n", recipe::parse("x.yaml", text, &sets).expect_err("the recipe is wrong"))
+    format!("error: {}\n", recipe::plan::parse("x.yaml", text, &sets).expect_err("the recipe is wrong"))
 }
 
 /// Returns the report of `GOOD` with one of its lines replaced by `line` (the one with the same key).
@@ -258,7 +262,7 @@ fn files_that_are_no_recipe_say_so() {
 fn load_refuses_what_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.yaml");
-    let error = |path: &Path| recipe::load(path, &[]).unwrap_err().to_string();
+    let error = |path: &Path| recipe::plan::load(path, &[]).unwrap_err().to_string();
     std::fs::write(&file, b"model: \xff\xfe").unwrap();
     assert!(error(&file).contains("not UTF-8 (first bad byte at offset 7)"), "{}", error(&file));
     std::fs::write(&file, vec![b' '; 2 << 20]).unwrap();
@@ -267,7 +271,7 @@ fn load_refuses_what_cannot_be_read() {
     assert!(error(folder.path()).contains("reading"));
     // A byte-order mark and Windows line ends are no mistake, and do not shift positions.
     std::fs::write(&file, format!("\u{feff}{}", GOOD.replace('\n', "\r\n"))).unwrap();
-    assert!(recipe::load(&file, &[]).is_ok());
+    assert!(recipe::plan::load(&file, &[]).is_ok());
     std::fs::write(&file, format!("\u{feff}{}", GOOD.replace("model", "mdoel").replace('\n', "\r\n"))).unwrap();
     assert!(error(&file).contains(":1:1: unknown key `mdoel`\n  1 | mdoel: { path: base }\n    | ^^^^^\n"));
 }
@@ -281,7 +285,7 @@ fn a_damaged_recipe_never_panics() {
         for put in puts.iter().cycle().skip(at).step_by(5).take(3) {
             let damaged: String =
                 chars[..at].iter().collect::<String>() + put + &chars[at + 1..].iter().collect::<String>();
-            if let Err(e) = recipe::parse("x.yaml", &damaged, &[]) {
+            if let Err(e) = recipe::plan::parse("x.yaml", &damaged, &[]) {
                 assert!(e.exit_code() == 1 && !e.message().is_empty());
             }
         }
@@ -323,7 +327,7 @@ fn every_key_for_a_path_is_marked_as_a_path() {
     let text = GOOD.replace("data: {", "data: { template: t.jinja,");
     let value = serde_json::to_value(plan(&text, &[]).recipe).unwrap();
     assert!(Path::new(value["data"]["template"].as_str().unwrap()).is_absolute());
-    for key in recipe::keys().iter().filter(|k| matches!(k.name(), "path" | "out" | "template")) {
+    for key in recipe::schema::keys().iter().filter(|k| matches!(k.name(), "path" | "out" | "template")) {
         assert_eq!(key.kind, "path", "{}", key.path);
     }
 }
@@ -366,11 +370,12 @@ fn a_plan_survives_writing_and_reading() {
     let file = folder.path().join("run/plan.json");
     for path in shipped() {
         let plan =
-            recipe::load(&path, &["optim.lr=0.1234567890123".into(), "run.seed=18446744073709551615".into()]).unwrap();
+            recipe::plan::load(&path, &["optim.lr=0.1234567890123".into(), "run.seed=18446744073709551615".into()])
+                .unwrap();
         plan.write(&file).unwrap();
         assert_eq!(Plan::read(&file).unwrap(), plan);
         // The plan as YAML, with every default written out, is a recipe that gives the same plan.
-        let again = recipe::parse("y.yaml", &plan.to_yaml().unwrap(), &[]).unwrap_or_else(|e| panic!("{e}"));
+        let again = recipe::plan::parse("y.yaml", &plan.to_yaml().unwrap(), &[]).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(again.recipe, plan.recipe);
     }
     std::fs::write(&file, "{}").unwrap();
@@ -380,11 +385,11 @@ fn a_plan_survives_writing_and_reading() {
 #[test]
 fn shipped_recipes_are_valid_and_read_alike_by_serde_yaml() {
     for file in shipped() {
-        let plan = recipe::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
+        let plan = recipe::plan::load(&file, &[]).unwrap_or_else(|e| panic!("{e}"));
         let name = file.file_name().unwrap().to_str().unwrap();
         let header = plan.text.lines().next().unwrap();
         assert!(header.starts_with(&format!("# ft train recipes/{name}   expect: ")), "{name}: {header}");
-        let mut other: recipe::Recipe = serde_yaml::from_str(&plan.text).unwrap();
+        let mut other: recipe::sections::Recipe = serde_yaml::from_str(&plan.text).unwrap();
         let sources = [Some(&mut other.data.train), other.data.valid.as_mut()];
         for source in sources.into_iter().flatten().flat_map(|s| &mut s.0) {
             source.path = ft::fsutil::absolute(&source.path);
@@ -421,9 +426,9 @@ fn shipped_recipes_are_valid_and_read_alike_by_serde_yaml() {
 #[test]
 fn synonyms_lead_to_keys_that_exist() {
     let mut seen = HashSet::new();
-    for synonym in recipe::SYNONYMS {
+    for synonym in recipe::synonyms::SYNONYMS {
         if let Some(ours) = synonym.ours {
-            assert!(recipe::key(ours).is_some(), "{ours} is no key");
+            assert!(recipe::schema::key(ours).is_some(), "{ours} is no key");
         }
         assert!(
             synonym.ours.is_some() || !synonym.note.is_empty(),
@@ -432,13 +437,13 @@ fn synonyms_lead_to_keys_that_exist() {
         );
         for theirs in synonym.theirs {
             assert!(seen.insert(*theirs), "{theirs} is listed twice");
-            assert!(recipe::keys().iter().all(|k| k.name() != *theirs), "{theirs} is a key of its own");
+            assert!(recipe::schema::keys().iter().all(|k| k.name() != *theirs), "{theirs} is a key of its own");
             assert_eq!(theirs.to_lowercase().replace('-', "_"), *theirs, "would never be found");
-            assert_eq!(recipe::suggest_key("", theirs).path.as_deref(), synonym.ours);
+            assert_eq!(recipe::suggest::suggest_key("", theirs).path.as_deref(), synonym.ours);
         }
     }
-    for (theirs, ours) in recipe::VALUE_SYNONYMS {
-        let holders = recipe::keys().iter().filter(|k| k.choices.iter().any(|(c, _)| c == ours));
+    for (theirs, ours) in recipe::synonyms::VALUE_SYNONYMS {
+        let holders = recipe::schema::keys().iter().filter(|k| k.choices.iter().any(|(c, _)| c == ours));
         assert!(holders.count() > 0, "{theirs}: `{ours}` is no choice");
     }
 }
@@ -447,7 +452,7 @@ fn synonyms_lead_to_keys_that_exist() {
 fn the_reference_is_up_to_date() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipe.md");
     let written = std::fs::read_to_string(file).unwrap();
-    assert!(written == recipe::markdown(), "docs/recipe.md is stale: ft recipe reference > docs/recipe.md");
+    assert!(written == recipe::reference::markdown(), "docs/recipe.md is stale: ft recipe reference > docs/recipe.md");
 }
 
 #[test]
@@ -469,8 +474,8 @@ fn the_subcommands_of_ft_recipe_print_what_they_promise() {
 
     assert_eq!(stdout(&["recipe", "explain", "lr"]), stdout(&["recipe", "explain", "optim.lr"]));
     assert!(stdout(&["recipe", "explain", "optim"]).contains("optim.schedule"));
-    assert!(stdout(&["recipe", "explain"]).lines().count() >= recipe::keys().len());
-    assert_eq!(stdout(&["recipe", "reference"]), recipe::markdown());
+    assert!(stdout(&["recipe", "explain"]).lines().count() >= recipe::schema::keys().len());
+    assert_eq!(stdout(&["recipe", "reference"]), recipe::reference::markdown());
 
     let wrong = ft_here(&["recipe", "explain", "lora_r"]);
     assert_eq!(wrong.status.code(), Some(1));

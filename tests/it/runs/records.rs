@@ -9,7 +9,7 @@ use crate::support::webdriver::Driver;
 use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, whole};
 use ft::models::{Model, non_finite::NonFiniteStage};
-use ft::runs::{RunFolder, RunStatus};
+use ft::runs::folder::{RunFolder, RunStatus};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

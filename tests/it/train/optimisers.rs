@@ -5,7 +5,7 @@ use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec};
 use ft::models::{EmbeddingNoise, Heads, LayerReplay, LoadOptions, Model, Storage};
 use ft::nn::{AdapterPlan, LayerKind};
-use ft::recipe::{AdafactorSpec, GroupSpec, LionSpec, MuonScale, MuonSpec, OptimKind, OptimSection, SgdSpec};
+use ft::recipe::optim::{AdafactorSpec, GroupSpec, LionSpec, MuonScale, MuonSpec, OptimKind, OptimSection, SgdSpec};
 use ft::train::optim::{Optimiser, ParameterInfo, ParameterUpdate, StepSize, adamw8, muon, rule};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};

@@ -231,6 +231,33 @@ fn changed_data_is_refused_with_the_difference() {
 }
 
 #[test]
+fn settings_that_cannot_change_the_result_may_change_when_a_run_is_resumed() {
+    let space = Workspace::new();
+    train(&space, LORA, "run", &["run.threads=1"]);
+    let sets = [
+        "run.out=broken",
+        "run.threads=2",
+        "run.keep=9",
+        "run.samples=1",
+        "run.eval_at_start=false",
+        "model.device=cpu",
+        "model.storage=file",
+        "data.cache=tokens",
+    ];
+    let resume = |more: &[&'static str]| {
+        let mut arguments = vec!["train", LORA, "--resume"];
+        arguments.extend(STEPS.iter().chain(&sets).chain(more).flat_map(|s| ["--set", s]));
+        arguments
+    };
+    broken_off(&space, "run", "broken", 5);
+    let said = refused(&space, &resume(&["run.seed=8"]));
+    assert!(said.contains("run.seed: was ") && !said.contains("threads") && !said.contains("cache"), "{said}");
+    let said = String::from_utf8_lossy(&space.ft(&resume(&[])).stderr).into_owned();
+    assert!(said.contains("threads: was 1, is 2"), "a difference of the machine is reported: {said}");
+    assert_eq!(space.steps("broken").len(), space.steps("run").len());
+}
+
+#[test]
 fn a_folder_takes_one_run_at_a_time() {
     let space = Workspace::new();
     train(&space, LORA, "run", &[]);

@@ -3,7 +3,7 @@
 use crate::support::*;
 use ft::adapters::{LoraPlan, file};
 use ft::models::{LayerReplay, Model};
-use ft::recipe::OptimSection;
+use ft::recipe::optim::OptimSection;
 use ft::train::optim::Optimiser;
 use std::collections::BTreeMap;
 use tch::Kind;
@@ -170,7 +170,7 @@ fn steps_on_every_weight_equal_transformers_with_biases() {
 
 #[test]
 fn learning_rates_equal_transformers_step_by_step() {
-    use ft::recipe::{OptimSection, Schedule};
+    use ft::recipe::optim::{OptimSection, Schedule};
     #[derive(serde::Deserialize)]
     struct Expected {
         warmup_steps: u64,

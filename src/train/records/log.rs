@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
 use crate::methods::Means;
 use crate::report;
+use crate::runs::history::StepPoint;
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,13 +14,19 @@ use std::time::{Duration, Instant};
 /// One optimiser step, as a line of `metrics.jsonl` records it.
 #[derive(Debug, Clone)]
 pub struct StepRecord {
+    /// The step, counted from 1.
     pub step: u64,
+    /// Passes over the training rows so far.
     pub epoch: f64,
+    /// Mean training loss.
     pub loss: f64,
+    /// Learning rate.
     pub lr: f64,
+    /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Tokens seen so far.
     pub tokens: u64,
+    /// Tokens per second in this step.
     pub tokens_per_s: f64,
     /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,
@@ -49,6 +56,23 @@ impl StepRecord {
             put(k, number(*v));
         }
         Value::Object(o)
+    }
+}
+
+impl From<&StepRecord> for StepPoint {
+    fn from(line: &StepRecord) -> Self {
+        Self {
+            step: line.step,
+            epoch: line.epoch,
+            loss: line.loss,
+            lr: line.lr,
+            grad_norm: line.grad_norm,
+            tokens: line.tokens,
+            tokens_per_s: line.tokens_per_s,
+            seconds: line.seconds,
+            memory: line.memory,
+            more: line.more.clone(),
+        }
     }
 }
 
@@ -150,13 +174,63 @@ impl TrainingLog {
     }
 }
 
-/// Removes from a JSON Lines file all lines whose `step` is above `step`, and lines that cannot be read.
-pub(super) fn truncate_after(path: &Path, step: u64) -> Result<()> {
+/// Removes from a JSON Lines file all lines whose `step` is above `step`, and lines whose step cannot be read.
+///
+/// The readers of these files accept no unreadable line except the last, which a killed process left incomplete. Other
+/// unreadable lines were not written by ft: removing them is reported by a warning with their numbers.
+pub fn truncate_after(path: &Path, step: u64) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let at = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
     let text = read_to_string(path)?;
-    let kept: Vec<&str> = text.lines().filter(|l| at(l).is_some_and(|s| s <= step)).collect();
-    write_atomic(path, |w| kept.iter().try_for_each(|l| writeln!(w, "{l}")))
+    let lines = read_lines(&text);
+    if !lines.unreadable.is_empty() {
+        let numbers: Vec<String> = lines.unreadable.iter().map(usize::to_string).collect();
+        report::warn(format!(
+            "{}: lines without a readable step are removed, because the run continues after step {step}: {}",
+            path.display(),
+            numbers.join(", ")
+        ));
+    }
+    let kept = lines.by_step.iter().filter(|(s, _)| *s <= step);
+    write_atomic(path, |w| kept.clone().try_for_each(|(_, l)| writeln!(w, "{l}")))
+}
+
+/// The lines of a JSON Lines file.
+struct ReadLines<'a> {
+    /// (step, line) of the lines that have a step.
+    by_step: Vec<(u64, &'a str)>,
+    /// Numbers of the other lines, counted from 1. An incomplete last line is left out.
+    unreadable: Vec<usize>,
+}
+
+fn read_lines(text: &str) -> ReadLines<'_> {
+    let step_of = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+    let mut read = ReadLines { by_step: Vec::new(), unreadable: Vec::new() };
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        match step_of(line) {
+            Some(step) => read.by_step.push((step, line.trim_end_matches(['\n', '\r']))),
+            None if line.ends_with('\n') => read.unreadable.push(i + 1),
+            None => {}
+        }
+    }
+    read
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_cannot_be_read_are_found_and_an_incomplete_last_line_is_not_one() {
+        let text = "{\"step\":1}\nedited by hand\n{\"loss\":2}\n{\"step\":2}\n{\"step\":3}\n{\"st";
+        let lines = read_lines(text);
+        assert_eq!(lines.unreadable, [2, 3]);
+        assert_eq!(lines.by_step, [(1, "{\"step\":1}"), (2, "{\"step\":2}"), (3, "{\"step\":3}")]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, text).unwrap();
+        truncate_after(&path, 2).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
+    }
 }

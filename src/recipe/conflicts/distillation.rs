@@ -1,13 +1,14 @@
 //! Finds settings of distillation that cannot be combined.
 
-use super::conflicts::WrittenRecipe;
-use super::mistakes::Mistake;
 use super::sampling;
+use crate::recipe::mistakes::Mistake;
+use crate::recipe::written::WrittenRecipe;
 use serde_json::Value;
 
 const METHOD: &str = "method.distill";
 
-pub(super) fn check(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+/// Checks the settings of distillation.
+pub fn check(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if !w.given(METHOD) {
         return;
     }

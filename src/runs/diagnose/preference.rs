@@ -1,14 +1,14 @@
 //! Diagnoses runs of preference methods (DPO, KTO, ORPO, SimPO).
 //!
-//! Uses the same signs as the alarms of a run in progress (`methods::watch`), here on the curves of the whole run.
+//! Uses the same signs as the alarms of a run in progress (`methods::preference_alarms`), here on the curves of the whole run.
 
-use super::diagnose::{Diagnosis, DiagnosisId, DiagnosisInput, finding, number, rate};
+use super::finding::{Diagnosis, DiagnosisId, DiagnosisInput, finding, number, rate};
 use crate::methods::MethodSpec;
 use crate::methods::preference_alarms::{PreferenceMonitor, PreferenceSymptom};
 
 /// Returns the findings of a preference run; none for other methods. `still`: another finding already reports that the
 /// weights do not change, so it is not repeated.
-pub(super) fn diagnose(p: DiagnosisInput, still: bool) -> Vec<Diagnosis> {
+pub fn diagnose(p: DiagnosisInput, still: bool) -> Vec<Diagnosis> {
     let method = &p.plan.recipe.method;
     let beta = match method {
         MethodSpec::Dpo(spec) => spec.beta,

@@ -5,89 +5,46 @@
 //! events, trainer_state.json, the page (report.html) and the doctor's findings. Nothing here has an effect on
 //! training. A page that cannot be written is only a warning, because it can be made again from the other files.
 
-use super::lock;
-use super::log::{StepRecord, TrainingLog};
-use super::movement::MovementProbe;
-use super::sample::SampleRecorder;
-use super::{Prepared, RunSummary, memory};
+use crate::runs::lock;
+use crate::train::records::log::{StepRecord, TrainingLog};
+use crate::train::records::movement::MovementProbe;
+use crate::train::records::sample::SampleRecorder;
+use crate::train::prepare::Prepared;
+use crate::train::summary::RunSummary;
+use super::memory;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fsutil::io_error;
 use crate::methods::{Means, SamplePrompt, SelectionMetric, SplitStatistics};
+pub mod facts;
+pub mod files;
+pub mod lock;
+pub mod log;
+mod movement;
+mod sample;
+
+
+
+
 use crate::models::{Model, non_finite};
-use crate::recipe::Plan;
+use crate::recipe::plan::Plan;
 use crate::report;
-use crate::runs::facts::{DataFacts, LengthHistogram, NonFiniteEvent, RunSession, SessionEnd, SessionOutcome};
-use crate::runs::tensorboard::{self, EventFile};
-use crate::runs::{
-    self, DiagnosisInput, Drift, Environment, History, RunFacts, RunLock, Software, StepPoint, Validation, diagnose,
-    folder,
+use crate::runs::diagnose::diagnose;
+use crate::runs::diagnose::finding::{DiagnosisId, DiagnosisInput};
+use crate::runs::facts::{
+    self as run_facts, NonFiniteEvent, RecordedAim, RunFacts, RunSession, SessionEnd, SessionOutcome,
 };
+use crate::runs::history::{History, StepPoint, Validation};
+use crate::runs::lock::RunLock;
+use crate::runs::tensorboard::{self, EventFile};
+use crate::runs::{folder, page, terminal, trainer_state};
+use log::{StepRecord, TrainingLog};
+use movement::MovementProbe;
+use sample::SampleRecorder;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-
-/// Record files that are deleted with an earlier run.
-const RECORD_FILES: [&str; 9] = [
-    folder::METRICS,
-    folder::SAMPLES,
-    "summary.json",
-    crate::methods::reward::report_card::FILE,
-    crate::models::reward::FILE,
-    runs::facts::FACTS,
-    runs::trainer_state::FILE,
-    runs::page::FILE,
-    runs::lock::FILE,
-];
-
-/// Deletes the records of an earlier run.
-pub fn clear(out: &Path) -> Result<()> {
-    for path in RECORD_FILES.map(|name| out.join(name)).iter().filter(|p| p.exists()) {
-        std::fs::remove_file(path).map_err(|e| io_error("removing", path, e))?;
-    }
-    tensorboard::clear(out)
-}
-
-/// Collects the facts that are known before the first step.
-pub fn facts(prepared: &Prepared, model: &Model, software: &Software) -> RunFacts {
-    let recipe = &prepared.plan.recipe;
-    let (trained, parameters) = memory::count(&prepared.plan, model);
-    let data = |d: SplitStatistics| DataFacts {
-        path: d.summary.path.clone(),
-        sha256: d.summary.sha256.clone(),
-        format: d.summary.format.name().into(),
-        rows: d.summary.rows,
-        examples: d.summary.examples,
-        tokens: d.summary.tokens,
-        supervised_tokens: d.summary.supervised_tokens,
-        dropped: d.summary.dropped,
-        truncated: d.summary.truncated,
-        split: d.summary.split,
-        longest: d.summary.lengths.max,
-        max_len: recipe.batch.max_len,
-        lengths: LengthHistogram::of(d.lengths.iter().map(|n| *n as usize)),
-    };
-    let cuda = match prepared.device {
-        tch::Device::Cuda(i) => Some(i),
-        _ => None,
-    };
-    RunFacts {
-        method: prepared.plan.method().into(),
-        adapter: prepared.plan.adapter(),
-        base: recipe.model.path.clone(),
-        parameters,
-        trained,
-        steps: prepared.total_steps,
-        train: data(prepared.rows.train()),
-        valid: prepared.rows.valid().map(data),
-        environment: Environment::read(software, cuda, tch::get_num_threads() as usize),
-        aim: runs::RecordedAim::default(),
-        sessions: Vec::new(),
-        movement: None,
-        origins: Vec::new(),
-    }
-}
 
 /// Writes all records of a run in progress.
 pub struct RunRecorder<'a> {
@@ -102,7 +59,7 @@ pub struct RunRecorder<'a> {
     history: History,
     probe: MovementProbe,
     /// Findings that were reported already: each is reported once.
-    reported: BTreeSet<diagnose::DiagnosisId>,
+    reported: BTreeSet<DiagnosisId>,
     began: Instant,
     pace: UpdateThrottle,
     /// Training has ended, so the model may no longer hold the weights of the last step.
@@ -141,14 +98,14 @@ impl<'a> RunRecorder<'a> {
         let out = plan.recipe.run.out.clone();
         let log = TrainingLog::open(&out, step, facts.steps)?;
         let mut history = History::read(&out.join(folder::METRICS))?;
-        facts.aim = runs::RecordedAim { metric: aim.metric.into(), higher: aim.higher };
+        facts.aim = RecordedAim { metric: aim.metric.into(), higher: aim.higher };
         history.aim = facts.aim.clone();
         if let Some(earlier) = RunFacts::read(&out)?.filter(|_| step > 0) {
             facts.sessions = earlier.sessions;
             facts.origins = earlier.origins.into_iter().filter(|o| o.step <= step).collect();
         }
         if let Some(earlier) = RunLock::read(&out)?.filter(|_| step > 0) {
-            lock = lock_of_resumed(earlier, lock, step)?;
+            lock = lock::lock_of_resumed(earlier, lock, step)?;
         }
         facts.sessions.push(RunSession::begin(step));
         lock.write(&out)?;
@@ -232,9 +189,9 @@ impl<'a> RunRecorder<'a> {
     fn update(&mut self) -> Result<()> {
         self.run_doctor();
         self.facts.write(&self.out)?;
-        runs::trainer_state::write(&self.out, self.plan, &self.facts, &self.history)?;
-        if let Err(e) = runs::page::write(&self.out) {
-            self.log.warn(&format!("{}: {}", runs::page::FILE, e.message()));
+        trainer_state::write(&self.out, self.plan, &self.facts, &self.history)?;
+        if let Err(e) = page::write(&self.out) {
+            self.log.warn(&format!("{}: {}", page::FILE, e.message()));
         }
         Ok(())
     }
@@ -264,9 +221,9 @@ impl<'a> RunRecorder<'a> {
             self.facts.movement = movement.relative.is_finite().then_some(movement);
         }
         let patient = DiagnosisInput { plan: self.plan, facts: Some(&self.facts), history: &self.history };
-        for finding in runs::diagnose(patient) {
+        for finding in diagnose(patient) {
             if self.reported.insert(finding.id) {
-                self.log.warn(&runs::terminal::finding(&finding));
+                self.log.warn(&terminal::finding(&finding));
             }
         }
     }
@@ -301,58 +258,14 @@ impl<'a> RunRecorder<'a> {
             self.lock.result = lock::result_files(&summary.out).ok();
         }
         let seconds = self.began.elapsed().as_secs_f64();
-        let ended = SessionEnd { at: runs::facts::now(), seconds, step: self.history.last_step(), outcome, message };
+        let ended = SessionEnd { at: run_facts::now(), seconds, step: self.history.last_step(), outcome, message };
         self.facts.sessions.last_mut().expect("opened with one").ended = Some(ended);
         match self.lock.write(&self.out).and_then(|()| self.update()) {
             Err(e) => report::warn(format!("the run's records are incomplete: {}", e.message())),
             Ok(()) if outcome == SessionOutcome::Finished => {
-                report::info(format!("report of the run: {}", self.out.join(runs::page::FILE).display()));
+                report::info(format!("report of the run: {}", self.out.join(page::FILE).display()));
             }
             Ok(()) => {}
-        }
-    }
-}
-
-/// Returns the lock of a resumed run: the earlier one, with this session's differences added to it.
-///
-/// Fails if inputs changed (see [`Drift::is_input`]), such as base, tokenizer or rows. Other changes, such as another
-/// number of threads, are reported and recorded.
-fn lock_of_resumed(earlier: RunLock, now: RunLock, step: u64) -> Result<RunLock> {
-    let (fatal, harmless): (Vec<Drift>, Vec<Drift>) = earlier.drift(&now).into_iter().partition(Drift::is_input);
-    let line = |d: &Drift| format!("{}: was {}, is {}", d.item, d.was, d.is);
-    if !fatal.is_empty() {
-        let lines: Vec<String> = fatal.iter().map(line).collect();
-        return Err(Error::user(format!("files changed since the run started:\n  {}", lines.join("\n  ")))
-            .hint("restore them, or start a new run with --overwrite or another run.out"));
-    }
-    for d in &harmless {
-        report::warn(format!(
-            "{} (can change: {}); the run continues, but its numbers may differ slightly",
-            line(d),
-            d.effect
-        ));
-    }
-    let mut lock = earlier;
-    lock.result = None;
-    if !harmless.is_empty() {
-        lock.resumed_with.push((step, harmless));
-    }
-    Ok(lock)
-}
-
-impl From<&StepRecord> for StepPoint {
-    fn from(line: &StepRecord) -> Self {
-        Self {
-            step: line.step,
-            epoch: line.epoch,
-            loss: line.loss,
-            lr: line.lr,
-            grad_norm: line.grad_norm,
-            tokens: line.tokens,
-            tokens_per_s: line.tokens_per_s,
-            seconds: line.seconds,
-            memory: line.memory,
-            more: line.more.clone(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use super::log::TrainingLog;
 use crate::data::chat::ChatTokenizer;
+use super::log::truncate_after;
+
 use crate::error::Result;
 use crate::fsutil::io_error;
 use crate::generate::engine::complete;
@@ -9,7 +11,8 @@ use crate::generate::settings::GenerationSettings;
 use crate::methods::SamplePrompt;
 use crate::models::Model;
 use crate::report;
-use crate::runs::{RunSample, folder, terminal};
+use crate::runs::folder::{self, RunSample};
+use crate::runs::terminal;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,7 +34,7 @@ impl SampleRecorder {
     /// repeated.
     pub fn open(tokenizer: Rc<ChatTokenizer>, out: &Path, step: u64) -> Result<Self> {
         let path = out.join(folder::SAMPLES);
-        super::log::truncate_after(&path, step)?;
+        truncate_after(&path, step)?;
         Ok(Self { tokenizer, path, shown: None })
     }
 

@@ -3,10 +3,10 @@
 //! Their losses contain the ratio of a token's probability in training to that in sampling. A setting that makes
 //! training compute other probabilities than sampling, such as dropout, would falsify the ratio.
 
-use super::conflicts::WrittenRecipe;
-use super::mistakes::Mistake;
-use super::schema::key;
-use super::tree::NodeKind;
+use crate::recipe::mistakes::Mistake;
+use crate::recipe::schema::key;
+use crate::recipe::tree::NodeKind;
+use crate::recipe::written::WrittenRecipe;
 use serde_json::Value;
 
 /// Methods that sample their own answers.
@@ -15,7 +15,8 @@ const METHODS: [&str; 3] = ["grpo", "ppo", "rloo"];
 /// Keys that a reward of every kind may have.
 const COMMON_KEYS: [&str; 2] = ["weight", "name"];
 
-pub(super) fn check(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+/// Checks the settings of methods that sample their own answers.
+pub fn check(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let Some(method) = METHODS.into_iter().find(|m| w.given(&format!("method.{m}"))) else { return };
     for path in ["batch.examples", "batch.accumulate"].into_iter().filter(|p| w.given(p)) {
         let message = format!("`{path}` has no effect: `method.{method}` samples its own answers");
@@ -48,7 +49,7 @@ fn lengths(w: &WrittenRecipe, method: &str, mistakes: &mut Vec<Mistake>) {
 }
 
 /// Reports an empty list of rewards, and entries that do not have exactly one kind.
-pub(super) fn rewards(w: &WrittenRecipe, path: &str, mistakes: &mut Vec<Mistake>) {
+pub fn rewards(w: &WrittenRecipe, path: &str, mistakes: &mut Vec<Mistake>) {
     let Some(list) = w.values.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_array) else {
         return;
     };

@@ -1,0 +1,54 @@
+//! Finds settings of the model that cannot be combined.
+
+use crate::recipe::mistakes::Mistake;
+use crate::recipe::schema::key;
+use crate::recipe::tree::NodeKind;
+use crate::recipe::written::WrittenRecipe;
+
+/// Checks where the model comes from.
+pub fn model(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if !w.given("model") || w.value("model.init").is_none() {
+        return;
+    }
+    if w.is("model.init", "random") {
+        if w.given("adapter") {
+            let message = "an `adapter` needs a trained model; with `model.init: random` there is none";
+            mistakes.push(w.mistake_at("adapter", message, "remove `adapter`, or give `model.path`"));
+        }
+        let tokenizer = w.value("model.tokenizer");
+        if let (Some(path), Some(tokenizer)) = (w.value("model.path"), &tokenizer)
+            && path != *tokenizer
+        {
+            let message = "`model.path` has no effect: `init: random` reads `config` and `tokenizer`";
+            mistakes.push(w.mistake_at("model.path", message, "remove it"));
+        }
+        let file = w.value("model.config").is_some_and(|v| v.is_string());
+        if tokenizer.is_none() && !file && !w.given("model.path") && !w.given("model.tokenizer") {
+            let message = "`model.tokenizer` is missing: a model with random weights needs a tokenizer";
+            mistakes.push(w.mistake_at(
+                "model.init",
+                message,
+                "give a folder with a tokenizer.json; ft tokenizer train makes one",
+            ));
+        }
+        if !w.given("model.config") && !w.given("model.path") {
+            let message = "`model.config` is missing: it gives the type and size of a model with random weights";
+            let hint = "write `config: { model_type: llama, hidden_size: …, … }`, or the path of a config.json";
+            mistakes.push(w.mistake_at("model.init", message, hint));
+        }
+        return;
+    }
+    for path in ["model.config", "model.tokenizer"] {
+        if w.given(path) {
+            let message = format!("`{path}` has no effect: the model directory has its own");
+            mistakes.push(w.mistake_at(path, message, "remove it, or set `init: random`"));
+        }
+    }
+    // A misspelt required key is reported once, not also as missing.
+    let Some(NodeKind::Map(entries)) = w.node("model").map(|n| &n.kind) else { return };
+    let misspelt = entries.iter().any(|(name, _)| key(&format!("model.{}", name.text)).is_none());
+    if !w.given("model.path") && !misspelt {
+        let doc = key("model.path").map_or("", |k| &k.doc);
+        mistakes.push(w.mistake_at("model", "`model.path` is missing", doc));
+    }
+}

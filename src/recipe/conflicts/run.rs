@@ -1,0 +1,40 @@
+//! Finds settings of the run that cannot be combined.
+
+use crate::recipe::mistakes::Mistake;
+use crate::recipe::written::WrittenRecipe;
+
+/// Checks that the run has steps.
+pub fn length(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if w.number("run.epochs") == Some(0.0) && !w.given("run.steps") {
+        mistakes.push(w.mistake_at("run.epochs", "`run.epochs` 0 trains nothing", "give `epochs` or `steps`"));
+    }
+}
+
+/// Checks that there are rows for what is measured.
+pub fn validation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    let reasons = [
+        ("run.eval_every", "there are no validation rows to measure"),
+        ("run.patience", "there are no validation rows to measure"),
+    ];
+    let valid = w.given("data.valid");
+    for (path, reason) in reasons {
+        if w.differs_from_default(path) && !valid {
+            let hint = "give `data.valid: { path: FILE }`, or remove it";
+            mistakes.push(w.mistake_at(path, format!("`{path}` has no effect: {reason}"), hint));
+        }
+    }
+    if w.given("run.patience") && valid && w.number("run.eval_every") == Some(0.0) {
+        let message = "`run.patience` has no effect: without `run.eval_every` the only validation is at the end";
+        mistakes.push(w.mistake_at("run.patience", message, "set `eval_every` to a number of steps"));
+    }
+}
+
+/// Checks that the result does not replace its base.
+pub fn places(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if let (Some(out), Some(model)) = (w.value("run.out"), w.value("model.path"))
+        && out == model
+    {
+        let message = "`run.out` is the folder of the base model, which would be overwritten";
+        mistakes.push(w.mistake_at("run.out", message, "choose a folder of its own, such as adapters/NAME"));
+    }
+}

@@ -1,0 +1,39 @@
+//! Reports what a run is about to do, before its first step.
+
+use super::prepare::Prepared;
+use crate::models::{Model, dtype};
+use crate::nn::Param;
+use crate::recipe::sections::ModelInit;
+use crate::report;
+
+/// Reports model, trained parameters, number format and number of steps.
+pub fn announce(prepared: &Prepared, model: &Model) {
+    let count = |p: &Param| p.tensor.numel() as u64;
+    let trained: u64 = model.params().trainable().map(count).sum();
+    let all: u64 = model.params().base().map(count).sum();
+    report::info(format!(
+        "{}: {} parameters, {} trained ({:.2} %) on {:?}",
+        match prepared.plan.recipe.model.init {
+            ModelInit::Pretrained => model.folder().display().to_string(),
+            ModelInit::Random => format!("{} with random weights", model.config().model_type),
+        },
+        report::count(all),
+        report::count(trained),
+        100.0 * trained as f64 / all as f64,
+        prepared.device,
+    ));
+    let (stored, bytes) = model.storage_summary();
+    let held = match prepared.plan.recipe.adapter {
+        Some(_) if stored != model.kind() => {
+            format!("; frozen weights stay in {} ({})", dtype::kind_name(stored), report::bytes(bytes))
+        }
+        _ => String::new(),
+    };
+    report::info(format!("arithmetic in {} ({}){held}", dtype::kind_name(model.kind()), prepared.why));
+    let dropouts = model.config().dropouts();
+    if !dropouts.is_empty() {
+        report::info(format!("config.json asks for dropout ({}); ft trains without it", dropouts.join(", ")));
+    }
+    let run = &prepared.plan.recipe.run;
+    report::info(format!("{} steps, seed {}, out {}", prepared.total_steps, run.seed, run.out.display()));
+}

@@ -1,0 +1,82 @@
+//! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
+//!
+//! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how rows
+//! are read, model loads the base with its adapters.
+
+pub mod formats;
+mod model;
+pub mod rows;
+pub mod student;
+
+use crate::data::chat::ChatTokenizer;
+use crate::data::cache::TokenCache;
+use crate::error::{Error, Result};
+use crate::methods::{Method, MethodRows};
+use crate::models::{self, Model, Storage, dtype};
+use crate::recipe::plan::Plan;
+use model::ModelPlacement;
+use std::rc::Rc;
+use tch::Device;
+
+/// A run that is ready to start; the model is not loaded yet.
+pub struct Prepared {
+    /// The settings, with number formats and date filled in.
+    pub plan: Plan,
+    /// The base's tokenizer with the recipe's chat template.
+    pub tokenizer: Rc<ChatTokenizer>,
+    /// The rows as the method reads them.
+    pub rows: Box<dyn MethodRows>,
+    /// Optimiser steps of the run.
+    pub total_steps: u64,
+    /// Device of the model.
+    pub device: Device,
+    /// How frozen weights are held in memory.
+    pub storage: Storage,
+    /// Reason for the number format of the arithmetic, for people.
+    pub why: &'static str,
+}
+
+/// Reads and tokenises the data and counts the steps. The returned plan has its number formats and its date filled in.
+/// Makes the model first if the recipe cuts it out of a larger one. Fails if there is nothing to train.
+pub fn prepare(plan: &Plan) -> Result<Prepared> {
+    if let Some(threads) = plan.recipe.run.threads {
+        tch::set_num_threads(threads as i32);
+    }
+    let device = models::device(&plan.recipe.model.device)?;
+    student::ensure_cut_model(plan)?;
+    let (mut plan, why) = formats::choose_formats(plan, device)?;
+    dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
+    let tokenizer = rows::load_tokenizer(&plan)?;
+    // Templates may print the date: it is recorded, so that a run that is resumed or repeated later trains on the same
+    // tokens.
+    plan.recipe.data.date = tokenizer.date().map(|date| date.to_string()).or(plan.recipe.data.date);
+    let (plan, recipe) = (&plan, &plan.recipe);
+    let cache = TokenCache::new(&recipe.data.cache)?;
+    let rows = recipe.method.rows(&rows::data_context(plan, tokenizer.clone(), &cache))?;
+    let storage = formats::storage(recipe, device)?;
+    let total = recipe.run.steps.unwrap_or_else(|| rows.steps_for(recipe.run.epochs));
+    if total == 0 {
+        return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
+    }
+    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total_steps: total, device, storage, why })
+}
+
+impl Prepared {
+    /// Builds the run's model on the CPU with its weights left in their files. It has all shapes, so that needs can be
+    /// predicted before the run allocates memory.
+    pub fn sketch(&self) -> Result<Model> {
+        let placement = ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false };
+        model::load(&self.plan.recipe, &self.tokenizer, placement)
+    }
+
+    /// Loads the base with a new adapter; without an adapter, all weights become trainable float32 masters.
+    pub fn load_model(&self) -> Result<Model> {
+        let placement = ModelPlacement { device: self.device, storage: self.storage, train_base: true };
+        model::load(&self.plan.recipe, &self.tokenizer, placement)
+    }
+
+    /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.
+    pub fn into_method(self, model: &Model) -> Result<(Box<dyn Method>, Rc<ChatTokenizer>)> {
+        Ok((self.rows.method(model)?, self.tokenizer))
+    }
+}

@@ -1,0 +1,82 @@
+//! `ft train`: a run from its plan to its verified result.
+
+use super::announce::announce;
+use super::prepare::{self, Prepared};
+use super::records::{RunRecorder, facts, lock};
+use super::result;
+use super::start::{self, RunStart, StartMode};
+use super::step::Stepper;
+use super::summary::RunSummary;
+use super::training_loop::TrainingLoop;
+use crate::error::{ErrorKind, Result, catch_libtorch};
+use crate::fsutil::write_json;
+use crate::native;
+use crate::recipe::plan::Plan;
+use crate::report;
+use crate::runs::facts::Software;
+use crate::runs::folder::SUMMARY;
+use crate::runs::hash::HashTrust;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Trains according to `plan` and writes the verified result into `run.out`. If `stop` becomes true, the run saves a
+/// checkpoint after the current step and ends with an "interrupted" error.
+pub fn run(plan: &Plan, start: StartMode, software: &Software, stop: Arc<AtomicBool>) -> Result<RunSummary> {
+    run_prepared(prepare::prepare(&start::plan_for(plan, start)?)?, start, software, stop)
+}
+
+/// Does the work of [`run`] after the data was read and tokenised.
+pub(super) fn run_prepared(
+    prepared: Prepared,
+    start: StartMode,
+    software: &Software,
+    stop: Arc<AtomicBool>,
+) -> Result<RunSummary> {
+    let plan = &prepared.plan.clone();
+    let out = &plan.recipe.run.out;
+    let mut entered = start::enter(&prepared, start)?;
+    let model = prepared.load_model()?;
+    entered.create_folder(plan)?;
+    announce(&prepared, &model);
+    let facts = facts::facts(&prepared, &model, software);
+    let lock = lock::lock_of(&prepared, &facts.environment, software, HashTrust::Remembered)?;
+    let total = prepared.total_steps;
+    let (mut method, tokenizer) = prepared.into_method(&model)?;
+    let RunStart { checkpoints, state, lock: _folder_lock } = entered;
+    let first = state.step;
+    let stepper = Stepper::begin(plan, &model, &mut *method, total, &checkpoints, state)?;
+    if first > 0 {
+        report::info(format!("resuming after step {first}"));
+    }
+    let aim = method.selection_metric();
+    let records = RunRecorder::open(plan, &model, facts, lock, aim, tokenizer, first)?;
+    let mut run = TrainingLoop::new(stepper, total, checkpoints, records, stop);
+    let fitted = catch_libtorch(|| run.fit(&mut *method)).map_err(|e| match run.checkpoints.steps().last() {
+        Some(step) if e.kind() != ErrorKind::Interrupted => {
+            e.hint(format!("the checkpoint of step {step} is kept in {}", out.display()))
+        }
+        _ => e,
+    });
+    run.records.finish();
+    let TrainingLoop { stepper: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
+    let result = fitted.and_then(|stopped_early| {
+        result::export_result(plan, &model, &checkpoints, &state, aim, optim)?;
+        method.finish(&model, out)?;
+        let summary = RunSummary {
+            out: out.clone(),
+            steps: state.step,
+            tokens: state.tokens,
+            seconds: began.elapsed().as_secs_f64(),
+            loss,
+            best_step: state.best.map(|b| b.step),
+            best_metric: aim.metric.into(),
+            best_value: state.best.map(|b| b.value),
+            stopped_early,
+            memory: native::memory(model.device())?.peak,
+        };
+        write_json(&out.join(SUMMARY), &summary)?;
+        Ok(summary)
+    });
+    records.close(&result);
+    result
+}
