@@ -1,171 +1,19 @@
-//! Finds personal data in the texts of rows and replaces it by pseudonyms.
-//!
-//! Personal data is found by its form (an e-mail address, a valid check digit, a word next to a number) or in a list of
-//! names. The same value gets the same pseudonym everywhere. Pseudonyms depend on a key, so that without the key nobody
-//! can test which value belongs to a pseudonym. Invariant: the result contains no value that was found, the report
-//! contains no values at all, and scrubbing a result again changes nothing. Limit: not all personal data is found;
-//! names outside the list stay.
+//! Replaces personal data in the texts of rows, and counts what was replaced.
 
-mod check;
-mod find;
-
+use super::find;
+use super::kind::PersonalDataKind;
+use super::names::NameList;
 use crate::error::{Error, Result};
-use crate::fsutil;
 use crate::json;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
-use std::path::Path;
-
-/// Kinds of personal data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PersonalDataKind {
-    Email,
-    Phone,
-    /// National identification numbers with check digits or a distinctive form, of the countries in `find`.
-    National,
-    Card,
-    Iban,
-    Ip,
-    /// Names of people, from a list.
-    Name,
-    Date,
-    MedicalRecord,
-}
-
-impl PersonalDataKind {
-    pub const ALL: [PersonalDataKind; 9] = [
-        PersonalDataKind::Email,
-        PersonalDataKind::Phone,
-        PersonalDataKind::National,
-        PersonalDataKind::Card,
-        PersonalDataKind::Iban,
-        PersonalDataKind::Ip,
-        PersonalDataKind::Name,
-        PersonalDataKind::Date,
-        PersonalDataKind::MedicalRecord,
-    ];
-
-    /// Returns the name used in commands and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Email => "email",
-            Self::Phone => "phone",
-            Self::National => "national",
-            Self::Card => "card",
-            Self::Iban => "iban",
-            Self::Ip => "ip",
-            Self::Name => "name",
-            Self::Date => "date",
-            Self::MedicalRecord => "medical_record",
-        }
-    }
-
-    /// Returns the kind with this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|k| k.name() == name)
-    }
-
-    /// Returns the word used in pseudonyms.
-    fn label(self) -> &'static str {
-        match self {
-            Self::Email => "EMAIL",
-            Self::Phone => "PHONE",
-            Self::National => "NATIONAL-NUMBER",
-            Self::Card => "CARD",
-            Self::Iban => "IBAN",
-            Self::Ip => "IP-ADDRESS",
-            Self::Name => "NAME",
-            Self::Date => "DATE",
-            Self::MedicalRecord => "MEDICAL-RECORD",
-        }
-    }
-}
-
-/// Names to look for, each one or more words. A word with a capital in the list must have one in the text too.
-#[derive(Debug, Clone, Default)]
-pub struct NameList {
-    /// The words of each name, by its first word in lower case; longer names come first.
-    by_first: HashMap<String, Vec<Vec<String>>>,
-}
-
-impl NameList {
-    /// Reads a file with one name per line; empty lines and lines that begin with `#` are skipped.
-    pub fn read(path: &Path) -> Result<Self> {
-        let names = Self::of(fsutil::read_to_string(path)?.lines());
-        match names.by_first.is_empty() {
-            true => {
-                Err(Error::user(format!("{}: the file contains no names", path.display()))
-                    .hint("write one name per line"))
-            }
-            false => Ok(names),
-        }
-    }
-
-    /// Makes a list from names.
-    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut by_first: HashMap<String, Vec<Vec<String>>> = HashMap::new();
-        for name in names.into_iter().map(str::trim).filter(|n| !n.is_empty() && !n.starts_with('#')) {
-            let words: Vec<String> = words(name).map(|at| name[at].to_string()).collect();
-            if let Some(first) = words.first() {
-                by_first.entry(first.to_lowercase()).or_default().push(words);
-            }
-        }
-        by_first.values_mut().for_each(|names| names.sort_by_key(|n| std::cmp::Reverse(n.len())));
-        Self { by_first }
-    }
-
-    /// Finds names in a text. Returns their byte ranges, and the names as spelled in the list, in lower case.
-    fn find(&self, text: &str) -> Vec<(Range<usize>, String)> {
-        if self.by_first.is_empty() {
-            return Vec::new();
-        }
-        let places: Vec<Range<usize>> = words(text).collect();
-        let (mut found, mut i) = (Vec::new(), 0);
-        while i < places.len() {
-            let rest = &places[i..];
-            let fits = |name: &&Vec<String>| {
-                rest.len() >= name.len() && name.iter().zip(rest).all(|(n, at)| same_word(n, &text[at.clone()]))
-                    // Between the words there may be only spaces, dots of initials, hyphens and apostrophes.
-                    && rest[..name.len()].windows(2).all(|w| text[w[0].end..w[1].start].chars().all(|c| " .-'’\u{a0}".contains(c)))
-            };
-            let names = self.by_first.get(&text[places[i].clone()].to_lowercase());
-            match names.and_then(|names| names.iter().find(fits)) {
-                Some(name) => {
-                    let at = rest[0].start..rest[name.len() - 1].end;
-                    found.push((at, name.join(" ").to_lowercase()));
-                    i += name.len();
-                }
-                None => i += 1,
-            }
-        }
-        found
-    }
-}
-
-/// Compares words ignoring case, but a name with a capital does not match a word without one (`Will`, `May`).
-fn same_word(name: &str, word: &str) -> bool {
-    let capital = |s: &str| s.chars().next().is_some_and(char::is_uppercase);
-    name.to_lowercase() == word.to_lowercase() && (!capital(name) || capital(word))
-}
-
-/// Returns the byte ranges of the words of a text; an apostrophe ends a word (`Anna's`).
-fn words(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let start = from + text[from..].find(char::is_alphanumeric)?;
-        let length = text[start..].find(|c: char| !c.is_alphanumeric()).unwrap_or(text.len() - start);
-        from = start + length;
-        Some(start..from)
-    })
-}
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often one kind of personal data was found; contains no values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct FindingCounts {
+    /// How often it was found.
     pub times: u64,
     /// Number of different values.
     pub distinct: u64,
@@ -176,8 +24,11 @@ pub struct FindingCounts {
 /// What was found and replaced, in counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ScrubReport {
+    /// Number of rows that were read.
     pub rows: u64,
+    /// Number of rows in which something was replaced.
     pub rows_changed: u64,
+    /// What was found, by kind.
     pub found: BTreeMap<PersonalDataKind, FindingCounts>,
     /// Number of changed texts by column, with the path inside it: `messages[].content`.
     pub columns: BTreeMap<String, u64>,
