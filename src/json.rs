@@ -2,7 +2,7 @@
 //!
 //! A `serde_json::Value` stores 64-bit integers and floats. A longer integer, or a decimal with more digits than a
 //! float keeps, would silently become another number, in training and in written rows. Here such a number becomes an
-//! object with one private key ([`MARK`]) whose value is the digits; [`text`] and the `tojson` filter write it as a
+//! object with one private key ([`MARK`]) whose value is the digits; [`to_text`] and the `tojson` filter write it as a
 //! number again. serde_json's own solution, `arbitrary_precision`, is a feature of the whole build and breaks tagged
 //! enums that contain numbers, such as those of tokenizer.json.
 

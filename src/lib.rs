@@ -1,8 +1,8 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
 //! The floors, upper first. A module imports only from itself and from floors below (tests/it/architecture.rs checks this):
-//! cli -> train, eval, convert, label -> runs -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native, stats.
-//! cli -> selftest -> train, eval, convert, label -> recipe -> methods -> rewards -> data, generate -> models -> adapters -> nn -> native, stats.
+//! cli -> train, eval, convert, label -> runs -> recipe -> methods -> rewards -> data, generate -> jinja, scrub -> models -> adapters -> nn -> native, stats.
+//! cli -> selftest -> train, eval, convert, label -> recipe -> methods -> rewards -> data, generate -> jinja, scrub -> models -> adapters -> nn -> native, stats.
 
 pub mod adapters;
 pub mod characters;

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// A result that fails with the error of a template.
+pub type TemplateResult<T> = std::result::Result<T, TemplateError>;
+
 /// The kind of a failure. Callers choose the hint and the retry by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TemplateErrorKind {
@@ -56,6 +59,7 @@ impl TemplateError {
         self
     }
 
+    /// Returns the kind of the error.
     pub fn kind(&self) -> TemplateErrorKind {
         self.0.kind
     }

@@ -1,74 +1,20 @@
 //! Jinja's filters: `value | name(arguments)`.
 
-use super::error::TemplateError;
-use super::interpreter::{self, CallArguments, Interpreter};
-use super::strings::{self, is_space};
-use super::value::{self, PyValue, TemplateResult};
+use super::arithmetic::{apply_binary, negative};
+use super::attributes::{getattr, item_or_attribute};
+use super::call_arguments::CallArguments;
+use super::comparison::ordering;
+use super::error::{TemplateError, TemplateResult};
+use super::filter_names::UNSUPPORTED_FILTERS;
+use super::strings::{self, is_space, justify};
+use super::value::{self, PyValue};
 use super::{format, is_tests, json, limits, methods};
 use fancy_regex::Regex;
 use std::cmp::Ordering;
 use std::sync::LazyLock;
 
-/// The supported filters. The next constant continues the list.
-const FILTERS: [&str; 45] = [
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-];
-const TEXT_FILTERS: [&str; 2] = ["urlencode", "wordcount"];
-/// Filters of jinja2 that end in an error.
-const UNSUPPORTED_FILTERS: [&str; 7] =
-    ["filesizeformat", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"];
-
-/// Returns true if jinja2 has a filter of this name, supported here or not.
-pub fn exists(name: &str) -> bool {
-    FILTERS.contains(&name) || TEXT_FILTERS.contains(&name) || UNSUPPORTED_FILTERS.contains(&name)
-}
-
 /// Returns `subject | name(args)`. Fails for an unknown or unsupported filter.
-pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
+pub fn apply(name: &str, subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
     limits::spend_steps(1)?;
     if let Some(text) = subject.as_str() {
         limits::spend_copy_steps(text.len())?;
@@ -135,7 +81,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
         "center" => {
             let [width] = args.bind(name, ["width"])?;
             let width = width.map_or(Ok(80), |w| w.expect_int("width"))?;
-            subject.same_markup(methods::justify(&subject.py_str()?, width, ' ', "center")?)
+            subject.same_markup(justify(&subject.py_str()?, width, ' ', "center")?)
         }
         "format" => {
             let pattern = subject.py_str()?;
@@ -185,7 +131,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
                 PyValue::Float(x) => Ok(PyValue::Float(x.abs())),
                 PyValue::BigNumber(digits) => Ok(PyValue::BigNumber(digits.trim_start_matches('-').into())),
                 v => match v.as_int() {
-                    Some(n) if n < 0 => value::negative(&subject),
+                    Some(n) if n < 0 => negative(&subject),
                     Some(n) => Ok(PyValue::Int(n)),
                     None => Err(TemplateError::python(format!("bad operand type for abs(): '{}'", v.type_name()))),
                 },
@@ -215,7 +161,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
             let [attribute] = args.bind(name, ["name"])?;
             let attribute = attribute.ok_or_else(|| TemplateError::python("attr() needs a name"))?.py_str()?;
             subject.check_defined()?;
-            Ok(interpreter::getattr(&subject, &attribute)?.unwrap_or_else(|| {
+            Ok(getattr(&subject, &attribute)?.unwrap_or_else(|| {
                 PyValue::undefined(format!("'{}' object has no attribute '{attribute}'", subject.type_name()))
             }))
         }
@@ -235,7 +181,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
             }
             PyValue::text(out)
         }
-        "map" => map(run, subject, args),
+        "map" => map(subject, args),
         "select" | "reject" | "selectattr" | "rejectattr" => select(name, subject, args),
         "sort" => sort(subject, args),
         "unique" => {
@@ -266,8 +212,8 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
                 let key = case_key(path.get(&item)?, case)?;
                 let better = match &best {
                     None => true,
-                    Some((old, _)) if name == "min" => value::ordering(&key, old, "<")? == Some(Ordering::Less),
-                    Some((old, _)) => value::ordering(&key, old, ">")? == Some(Ordering::Greater),
+                    Some((old, _)) if name == "min" => ordering(&key, old, "<")? == Some(Ordering::Less),
+                    Some((old, _)) => ordering(&key, old, ">")? == Some(Ordering::Greater),
                 };
                 if better {
                     best = Some((key, item));
@@ -283,7 +229,7 @@ pub fn apply(run: &mut Interpreter, name: &str, subject: PyValue, args: CallArgu
                 return Err(TemplateError::python("sum() can't sum strings [use ''.join(seq) instead]"));
             }
             for item in subject.items()? {
-                total = value::apply_binary(super::ast::BinaryOperator::Add, &total, &path.get(&item)?)?;
+                total = apply_binary(super::ast::BinaryOperator::Add, &total, &path.get(&item)?)?;
             }
             Ok(total)
         }
@@ -437,7 +383,7 @@ fn truncate(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
     }
     let cut: String = text.chars().take((length - end_length) as usize).collect();
     let words = cut.rsplit_once(' ').filter(|_| !kill.is_some_and(|k| k.is_truthy())).map_or(cut.as_str(), |(w, _)| w);
-    value::apply_binary(super::ast::BinaryOperator::Add, &subject.same_markup(words)?, &end)
+    super::arithmetic::apply_binary(super::ast::BinaryOperator::Add, &subject.same_markup(words)?, &end)
 }
 
 fn int(subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {
@@ -554,7 +500,7 @@ impl AttributePath {
     fn get_or(&self, item: &PyValue, default: Option<&PyValue>) -> TemplateResult<PyValue> {
         let mut value = item.clone();
         for part in &self.0 {
-            value = interpreter::item_or_attribute(&value, part)?;
+            value = item_or_attribute(&value, part)?;
             if let (PyValue::Undefined(_), Some(default)) = (&value, default) {
                 value = default.clone();
             }
@@ -571,7 +517,7 @@ fn case_key(value: PyValue, case_sensitive: bool) -> TemplateResult<PyValue> {
     }
 }
 
-fn map(run: &mut Interpreter, subject: PyValue, mut args: CallArguments) -> TemplateResult<PyValue> {
+fn map(subject: PyValue, mut args: CallArguments) -> TemplateResult<PyValue> {
     // As jinja2: an empty or undefined subject gives no items and no error, whatever the arguments are. So do the
     // filters `select` and `reject` below.
     if !subject.is_truthy() {
@@ -592,7 +538,7 @@ fn map(run: &mut Interpreter, subject: PyValue, mut args: CallArguments) -> Temp
     let mut mapped = Vec::new();
     for item in subject.items()? {
         let args = CallArguments { positional: args.positional.clone(), named: args.named.clone() };
-        mapped.push(apply(run, &name, item, args)?);
+        mapped.push(apply(&name, item, args)?);
     }
     PyValue::generator(mapped)
 }
@@ -635,7 +581,7 @@ fn sort_by_keys(mut keyed: Vec<(Vec<PyValue>, PyValue)>, reverse: bool) -> Templ
         for (a, b) in a.0.iter().zip(&b.0) {
             let order = match value::equal(a, b) {
                 Ok(true) => continue,
-                Ok(false) => value::ordering(a, b, "<"),
+                Ok(false) => ordering(a, b, "<"),
                 Err(e) => Err(e),
             };
             match order {

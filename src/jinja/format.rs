@@ -1,12 +1,14 @@
 //! Formats by a pattern as Python does: `%`, `str.format`, and `strftime`.
 
-use super::RenderTime;
-use super::error::TemplateError;
-use super::interpreter::{self, CallArguments};
+use super::attributes::{attribute_or_item, item_or_attribute};
+use super::call_arguments::CallArguments;
+use super::error::{TemplateError, TemplateResult};
 use super::limits;
-use super::methods::justify;
-use super::strings;
-use super::value::{PyValue, TemplateResult, TextKey};
+use super::strings::{self, justify};
+use super::value::{PyValue, TextKey};
+
+/// The date and time that `strftime_now` formats.
+pub type RenderTime = jiff::civil::DateTime;
 
 /// Returns `text % value`.
 pub fn percent_format(text: &str, value: &PyValue) -> TemplateResult<PyValue> {
@@ -254,12 +256,12 @@ fn field_value(name: &str, args: &CallArguments, automatic: &mut Option<usize>) 
                 Ok(n) if index.bytes().all(|b| b.is_ascii_digit()) => PyValue::Int(n),
                 _ => PyValue::text(index)?,
             };
-            value = interpreter::item_or_attribute(&value, &index)?.check_defined()?.clone();
+            value = item_or_attribute(&value, &index)?.check_defined()?.clone();
             path = &inside[end + 1..];
         } else {
             let inside = &path[1..];
             let end = inside.find(['.', '[']).unwrap_or(inside.len());
-            value = interpreter::attribute_or_item(&value, &inside[..end])?.check_defined()?.clone();
+            value = attribute_or_item(&value, &inside[..end])?.check_defined()?.clone();
             path = &inside[end..];
         }
     }

@@ -1,9 +1,15 @@
 //! Runs the tree of a template: scopes, statements, expressions, calls, and the global functions.
 
+use super::arithmetic::{apply_binary, negative, positive};
 use super::ast::*;
-use super::error::{TemplateError, TemplateErrorKind};
-use super::value::{self, DictKey, PyDict, PyValue, TemplateResult, TextKey};
-use super::{RenderTime, filters, is_tests, limits, methods};
+use super::attributes::{attribute_or_item, item_or_attribute};
+use super::call_arguments::CallArguments;
+use super::comparison::compare;
+use super::error::{TemplateError, TemplateErrorKind, TemplateResult};
+use super::format::{RenderTime, strftime};
+use super::subscript::slice;
+use super::value::{self, Cycler, DictKey, Joiner, LoopState, MacroValue, PyDict, PyValue, VariableScope};
+use super::{filters, is_tests, limits, methods};
 use serde_json::{Map, Value as Json};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -27,128 +33,6 @@ pub fn render(body: &[Stmt], variables: &Map<String, Json>, clock: RenderTime, s
     run.macro_scopes.iter().for_each(|scope| drop(scope.variables.take()));
     run.namespaces.iter().for_each(|namespace| drop(namespace.take()));
     done.map(|_| out)
-}
-
-/// The variables of a block by name. Those of the outer scopes can be read but not assigned, as in Jinja.
-pub struct VariableScope {
-    variables: RefCell<Vec<(SharedName, PyValue)>>,
-    outer: Option<Rc<VariableScope>>,
-}
-
-impl VariableScope {
-    fn new(outer: Option<&Rc<VariableScope>>) -> Rc<Self> {
-        Rc::new(Self { variables: RefCell::default(), outer: outer.cloned() })
-    }
-
-    fn get(&self, name: &str) -> Option<PyValue> {
-        let mut scope = self;
-        loop {
-            if let Some((_, value)) = scope.variables.borrow().iter().rfind(|(n, _)| **n == *name) {
-                return Some(value.clone());
-            }
-            scope = scope.outer.as_deref()?;
-        }
-    }
-
-    fn set(&self, name: &SharedName, value: PyValue) {
-        let mut variables = self.variables.borrow_mut();
-        match variables.iter_mut().find(|(n, _)| n == name) {
-            Some(slot) => slot.1 = value,
-            None => variables.push((name.clone(), value)),
-        }
-    }
-}
-
-/// A macro, or the block of a `call`, with the scope in which it was defined.
-pub struct MacroValue {
-    definition: Arc<MacroDefinition>,
-    scope: Rc<VariableScope>,
-}
-
-impl MacroValue {
-    pub fn name(&self) -> &str {
-        &self.definition.name
-    }
-}
-
-/// The variable `loop` in the body of a loop.
-pub struct LoopState {
-    items: Vec<PyValue>,
-    at: Cell<usize>,
-    depth: usize,
-    changed: RefCell<Option<Vec<PyValue>>>,
-    /// For `loop(…)` in a recursive loop: the statement and the scope around it.
-    recursion: Option<(Arc<ForLoop>, Rc<VariableScope>)>,
-    nesting: usize,
-}
-
-impl LoopState {
-    /// Returns the levels of values nested in its items.
-    pub fn depth_of_values(&self) -> usize {
-        self.nesting
-    }
-
-    pub fn length(&self) -> usize {
-        self.items.len()
-    }
-}
-
-/// The result of `cycler(…)`, which goes round its values.
-pub struct Cycler {
-    items: Vec<PyValue>,
-    at: Cell<usize>,
-    nesting: usize,
-}
-
-impl Cycler {
-    /// Returns the levels of values nested in its items.
-    pub fn depth_of_values(&self) -> usize {
-        self.nesting
-    }
-}
-
-/// The result of `joiner(…)`: empty text at its first call, then the separator.
-pub struct Joiner {
-    separator: PyValue,
-    used: Cell<bool>,
-}
-
-/// The evaluated arguments of a call.
-#[derive(Default)]
-pub struct CallArguments {
-    pub positional: Vec<PyValue>,
-    pub named: Vec<(String, PyValue)>,
-}
-
-impl CallArguments {
-    /// Returns the arguments in the order of `names`; a parameter with an empty name is positional only. Fails for
-    /// arguments that are too many, unknown or repeated.
-    pub fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> TemplateResult<[Option<PyValue>; N]> {
-        if self.positional.len() > N {
-            return Err(TemplateError::python(format!(
-                "{function}() takes at most {N} arguments ({} given)",
-                self.positional.len()
-            )));
-        }
-        let mut bound: [Option<PyValue>; N] = std::array::from_fn(|_| None);
-        for (slot, value) in bound.iter_mut().zip(self.positional) {
-            *slot = Some(value);
-        }
-        for (name, value) in self.named {
-            let at = names.iter().position(|n| **n == *name && !n.is_empty()).ok_or_else(|| {
-                TemplateError::python(format!("{function}() got an unexpected keyword argument '{name}'"))
-            })?;
-            if bound[at].replace(value).is_some() {
-                return Err(TemplateError::python(format!("{function}() got multiple values for argument '{name}'")));
-            }
-        }
-        Ok(bound)
-    }
-
-    /// Fails if there is any argument.
-    pub fn expect_none(self, function: &str) -> TemplateResult<()> {
-        self.bind(function, []).map(|_| ())
-    }
 }
 
 /// How the run continues after a statement.
@@ -418,7 +302,7 @@ impl Interpreter {
                 let of = self.evaluate(of, scope)?;
                 let [a, b, c] = &**parts;
                 let mut part = |e: &Option<Expr>| e.as_ref().map(|e| self.evaluate(e, scope)).transpose();
-                value::slice(&of, [part(a)?, part(b)?, part(c)?])?
+                slice(&of, [part(a)?, part(b)?, part(c)?])?
             }
             Expr::Call(callee, arguments) => {
                 let callee = self.evaluate(callee, scope)?;
@@ -431,20 +315,20 @@ impl Interpreter {
                     None => return Err(TemplateError::python("a filter without a subject")),
                 };
                 let args = self.arguments(arguments, scope)?;
-                filters::apply(self, name, subject, args)?
+                filters::apply(name, subject, args)?
             }
             Expr::Test(subject, name, arguments) => {
                 let subject = self.evaluate(subject, scope)?;
                 let args = self.arguments(arguments, scope)?;
                 PyValue::Bool(is_tests::test_holds(name, &subject, args)?)
             }
-            Expr::Negative(of) => value::negative(&self.evaluate(of, scope)?)?,
-            Expr::Positive(of) => value::positive(&self.evaluate(of, scope)?)?,
+            Expr::Negative(of) => negative(&self.evaluate(of, scope)?)?,
+            Expr::Positive(of) => positive(&self.evaluate(of, scope)?)?,
             Expr::Not(of) => PyValue::Bool(!self.evaluate(of, scope)?.is_truthy()),
             Expr::Binary(operator, a, b) => {
                 let a = self.evaluate(a, scope)?;
                 let b = self.evaluate(b, scope)?;
-                value::apply_binary(*operator, &a, &b)?
+                apply_binary(*operator, &a, &b)?
             }
             Expr::Concat(parts) => {
                 let mut text = String::new();
@@ -461,7 +345,7 @@ impl Interpreter {
                 let mut left = self.evaluate(first, scope)?;
                 for (operator, right) in rest {
                     let right = self.evaluate(right, scope)?;
-                    if !value::compare(*operator, &left, &right)? {
+                    if !compare(*operator, &left, &right)? {
                         return Ok(PyValue::Bool(false));
                     }
                     left = right;
@@ -531,7 +415,7 @@ impl Interpreter {
             None => text,
         };
         let args = self.arguments(arguments, scope)?;
-        filters::apply(self, name, subject, args)
+        filters::apply(name, subject, args)
     }
 
     /// Calls a macro, method, function, loop or joiner.
@@ -668,7 +552,7 @@ impl Interpreter {
             "strftime_now" => {
                 let [format] = args.bind("strftime_now", ["format"])?;
                 match format.as_ref().and_then(PyValue::as_str) {
-                    Some(format) => PyValue::text(super::format::strftime(format, self.clock)?),
+                    Some(format) => PyValue::text(strftime(format, self.clock)?),
                     None => Err(TemplateError::python("strftime_now() needs a format as text")),
                 }
             }
@@ -701,166 +585,5 @@ impl Interpreter {
             dict.insert(DictKey::of(PyValue::text(name)?)?, value);
         }
         Ok(dict)
-    }
-}
-
-/// Attributes of Python's numbers that are not reproduced: their use is an error, as they are not undefined in Python.
-const OTHER_ATTRIBUTES: [&str; 12] = [
-    "real",
-    "imag",
-    "numerator",
-    "denominator",
-    "bit_length",
-    "bit_count",
-    "conjugate",
-    "is_integer",
-    "as_integer_ratio",
-    "to_bytes",
-    "from_bytes",
-    "hex",
-];
-
-/// Returns `object.name`: its attribute, else its item, else undefined.
-pub fn attribute_or_item(of: &PyValue, name: &str) -> TemplateResult<PyValue> {
-    of.check_defined()?;
-    if let Some(found) = getattr(of, name)? {
-        return Ok(found);
-    }
-    match of {
-        PyValue::Dict(dict) => {
-            if let Some(found) = dict.get(&TextKey(name)) {
-                return Ok(found.clone());
-            }
-        }
-        PyValue::Int(_) | PyValue::Bool(_) | PyValue::Float(_) | PyValue::BigNumber(_)
-            if OTHER_ATTRIBUTES.contains(&name) =>
-        {
-            return Err(TemplateError::unsupported(format!("the attribute '{name}' of a number")));
-        }
-        _ => {}
-    }
-    Ok(undefined_attribute(of, name))
-}
-
-/// Returns `object[index]`: its item, else its attribute, else undefined.
-pub fn item_or_attribute(of: &PyValue, index: &PyValue) -> TemplateResult<PyValue> {
-    of.check_defined()?;
-    if let Some(found) = value::get_item(of, index)? {
-        return Ok(found);
-    }
-    match index.as_str() {
-        Some(name) => Ok(getattr(of, name)?.unwrap_or_else(|| undefined_attribute(of, name))),
-        None => {
-            Ok(PyValue::undefined(format!("{} has no element {}", kind_name(of), index.py_str().unwrap_or_default())))
-        }
-    }
-}
-
-fn kind_name(of: &PyValue) -> String {
-    match of {
-        PyValue::None => "'None'".into(),
-        other => format!("'{} object'", other.type_name().to_lowercase()),
-    }
-}
-
-fn undefined_attribute(of: &PyValue, name: &str) -> PyValue {
-    PyValue::undefined(format!("{} has no attribute '{name}'", kind_name(of)))
-}
-
-/// Returns what Python's `getattr` would: methods, and the attributes of Jinja's own objects (`loop`, `cycler`,
-/// namespaces). Names with two leading underscores are undefined, as in the sandbox.
-pub fn getattr(of: &PyValue, name: &str) -> TemplateResult<Option<PyValue>> {
-    if name.starts_with("__") {
-        return Ok(Some(PyValue::undefined(format!(
-            "access to attribute '{name}' of '{}' object is refused by the sandbox.",
-            of.type_name()
-        ))));
-    }
-    let index = |n: usize| Ok(Some(PyValue::Int(n as i128)));
-    Ok(match of {
-        PyValue::Namespace(dict) => dict.borrow().get(&TextKey(name)).cloned(),
-        PyValue::GroupTuple(parts) => match name {
-            "grouper" => parts.first().cloned(),
-            "list" => parts.get(1).cloned(),
-            _ => methods::bound_method(of, name)?,
-        },
-        PyValue::Loop(state) => {
-            let (at, length) = (state.at.get(), state.items.len());
-            match name {
-                "index" => return index(at + 1),
-                "index0" => return index(at),
-                "revindex" => return index(length - at),
-                "revindex0" => return index(length - at - 1),
-                "length" => return index(length),
-                "depth" => return index(state.depth + 1),
-                "depth0" => return index(state.depth),
-                "first" => Some(PyValue::Bool(at == 0)),
-                "last" => Some(PyValue::Bool(at + 1 == length)),
-                "previtem" => Some(match at.checked_sub(1) {
-                    Some(before) => state.items[before].clone(),
-                    None => PyValue::undefined("there is no previous item"),
-                }),
-                "nextitem" => Some(match state.items.get(at + 1) {
-                    Some(next) => next.clone(),
-                    None => PyValue::undefined("there is no next item"),
-                }),
-                "cycle" => Some(PyValue::Method(Rc::new((of.clone(), "cycle")))),
-                "changed" => Some(PyValue::Method(Rc::new((of.clone(), "changed")))),
-                _ => None,
-            }
-        }
-        PyValue::Cycler(cycler) => match name {
-            "current" => Some(cycler.items[cycler.at.get()].clone()),
-            "next" => Some(PyValue::Method(Rc::new((of.clone(), "next")))),
-            "reset" => Some(PyValue::Method(Rc::new((of.clone(), "reset")))),
-            _ => None,
-        },
-        PyValue::Macro(_) => match name {
-            "name" | "arguments" | "catch_kwargs" | "catch_varargs" | "caller" => {
-                return Err(TemplateError::unsupported(format!("the attribute '{name}' of a macro")));
-            }
-            _ => None,
-        },
-        other => methods::bound_method(other, name)?,
-    })
-}
-
-/// Calls a method of Jinja's own objects, `loop` and `cycler`.
-pub fn call_jinja_method(of: &PyValue, name: &str, args: CallArguments) -> TemplateResult<PyValue> {
-    match (of, name) {
-        (PyValue::Loop(state), "cycle") => match args.positional.len() {
-            0 => Err(TemplateError::python("no items for cycling given")),
-            n => Ok(args.positional[state.at.get() % n].clone()),
-        },
-        (PyValue::Loop(state), _) => {
-            let mut last = state.changed.borrow_mut();
-            let now = args.positional;
-            let same = match &*last {
-                Some(last) if last.len() == now.len() => {
-                    let mut same = true;
-                    for (a, b) in last.iter().zip(&now) {
-                        same &= value::equal(a, b)?;
-                    }
-                    same
-                }
-                _ => false,
-            };
-            if !same {
-                *last = Some(now);
-            }
-            Ok(PyValue::Bool(!same))
-        }
-        (PyValue::Cycler(cycler), "next") => {
-            args.expect_none("next")?;
-            let now = cycler.items[cycler.at.get()].clone();
-            cycler.at.set((cycler.at.get() + 1) % cycler.items.len());
-            Ok(now)
-        }
-        (PyValue::Cycler(cycler), _) => {
-            args.expect_none("reset")?;
-            cycler.at.set(0);
-            Ok(PyValue::None)
-        }
-        (of, name) => Err(TemplateError::unsupported(format!("the method '{name}' of '{}'", of.type_name()))),
     }
 }

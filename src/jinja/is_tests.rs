@@ -1,10 +1,11 @@
 //! Jinja's tests, the names after `is`: `x is defined`, `x is divisibleby 2`.
 
 use super::ast::CompareOperator;
-use super::error::TemplateError;
-use super::interpreter::CallArguments;
-use super::value::{self, PyValue, TemplateResult};
-use super::{filters, methods};
+use super::call_arguments::CallArguments;
+use super::comparison::compare;
+use super::error::{TemplateError, TemplateResult};
+use super::value::{self, PyValue};
+use super::{filter_names, methods};
 use std::rc::Rc;
 
 /// Returns the result of `subject is name(args)`. Fails for an unknown test.
@@ -21,7 +22,7 @@ pub fn test_holds(name: &str, subject: &PyValue, args: CallArguments) -> Templat
     };
     if let Some(operator) = operator {
         let other = single_argument(name, args)?;
-        return value::compare(operator, subject, &other);
+        return compare(operator, subject, &other);
     }
     match name {
         "divisibleby" => {
@@ -71,7 +72,7 @@ pub fn test_holds(name: &str, subject: &PyValue, args: CallArguments) -> Templat
         "odd" => subject.expect_int("odd")?.rem_euclid(2) == 1,
         "even" => subject.expect_int("even")?.rem_euclid(2) == 0,
         "lower" | "upper" => methods::is_cased(&subject.py_str()?, name == "upper"),
-        "filter" => subject.as_str().is_some_and(filters::exists),
+        "filter" => subject.as_str().is_some_and(filter_names::exists),
         "test" => return Err(TemplateError::unsupported("the test 'test'")),
         name => return Err(TemplateError::python(format!("No test named '{name}'."))),
     })

@@ -1,10 +1,10 @@
 //! The filter `tojson`: `json.dumps` as transformers calls it.
 
-use super::error::TemplateError;
-use super::interpreter::CallArguments;
+use super::call_arguments::CallArguments;
+use super::error::{TemplateError, TemplateResult};
 use super::limits;
 use super::strings;
-use super::value::{PyDict, PyValue, TemplateResult};
+use super::value::{PyDict, PyValue};
 use std::fmt::Write;
 
 /// The settings of `json.dumps`.

@@ -1,94 +1,14 @@
 //! Methods of texts, lists and dicts, as in Python.
 
-use super::error::TemplateError;
-use super::interpreter::{CallArguments, call_jinja_method};
+use super::call_arguments::CallArguments;
+use super::error::{TemplateError, TemplateResult};
+use super::format::str_format;
 use super::limits;
-use super::strings::{is_printable, is_space};
-use super::value::{self, DictKey, PyValue, TemplateResult};
+use super::loop_methods::call_jinja_method;
+use super::strings::{is_printable, is_space, justify};
+use super::value::{self, DictKey, PyValue};
 use fancy_regex::Regex;
-use std::rc::Rc;
 use std::sync::LazyLock;
-
-const TEXT_METHODS: [&str; 47] = [
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "encode",
-    "endswith",
-    "expandtabs",
-    "find",
-    "format",
-    "format_map",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "maketrans",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "translate",
-    "upper",
-    "zfill",
-];
-const SEQUENCE_METHODS: [&str; 2] = ["count", "index"];
-const DICT_METHODS: [&str; 5] = ["copy", "get", "items", "keys", "values"];
-/// Methods that change a list or dict: the immutable sandbox refuses them.
-const CHANGING_LIST: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
-const CHANGING_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
-
-/// Returns the method of this name, bound to its object; `None` if Python's type has no such method.
-pub fn bound_method(of: &PyValue, name: &str) -> TemplateResult<Option<PyValue>> {
-    let known: &[&'static str] = match of {
-        PyValue::Text(_) | PyValue::Markup(_) => &TEXT_METHODS,
-        PyValue::List(_) | PyValue::Tuple(_) | PyValue::GroupTuple(_) | PyValue::Range(..) => &SEQUENCE_METHODS,
-        PyValue::Dict(_) => &DICT_METHODS,
-        _ => &[],
-    };
-    if let Some(method) = known.iter().find(|m| **m == name) {
-        return Ok(Some(PyValue::Method(Rc::new((of.clone(), *method)))));
-    }
-    let refused = || {
-        PyValue::undefined(format!(
-            "access to attribute '{name}' of '{}' object is refused by the sandbox.",
-            of.type_name()
-        ))
-    };
-    Ok(match of {
-        PyValue::List(_) if CHANGING_LIST.contains(&name) => Some(refused()),
-        PyValue::List(_) if name == "copy" => Some(PyValue::Method(Rc::new((of.clone(), "copy")))),
-        PyValue::Dict(_) if CHANGING_DICT.contains(&name) => Some(refused()),
-        PyValue::Dict(_) if name == "fromkeys" => return Err(TemplateError::unsupported("dict.fromkeys")),
-        _ => None,
-    })
-}
 
 /// Calls a bound method.
 pub fn call(of: &PyValue, name: &str, args: CallArguments) -> TemplateResult<PyValue> {
@@ -327,7 +247,7 @@ fn call_text_method(text: &str, name: &str, args: CallArguments) -> TemplateResu
             }
             PyValue::text(out)
         }
-        "format" => super::format::str_format(text, args),
+        "format" => str_format(text, args),
         "isascii" => args.expect_none(name).map(|()| PyValue::Bool(text.is_ascii())),
         "isspace" => args.expect_none(name).map(|()| PyValue::Bool(!text.is_empty() && text.chars().all(is_space))),
         "isprintable" => args.expect_none(name).map(|()| PyValue::Bool(text.chars().all(is_printable))),
@@ -362,7 +282,9 @@ fn char_class(pattern: &str) -> Regex {
 }
 
 static LETTER: LazyLock<Regex> = LazyLock::new(|| char_class(r"^\p{L}$"));
+
 static DECIMAL: LazyLock<Regex> = LazyLock::new(|| char_class(r"^\p{Nd}$"));
+
 static OTHER_NUMBER: LazyLock<Regex> =
     LazyLock::new(|| char_class(r"^[\p{Nl}\p{No}〇一二三四五六七八九十百千万億兆]$"));
 
@@ -582,20 +504,4 @@ pub fn replace(text: &str, old: &str, new: &str, count: i128) -> TemplateResult<
     limits::check_memory_for(found.min(most), new.len())?;
     limits::check_memory(text.len())?;
     PyValue::text(text.replacen(old, new, most))
-}
-
-/// `ljust`, `rjust` or `center` by `name`.
-pub fn justify(text: &str, width: i128, fill: char, name: &str) -> TemplateResult<String> {
-    let length = text.chars().count();
-    let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
-    let missing = width.saturating_sub(length);
-    limits::check_memory_for(missing, fill.len_utf8())?;
-    let left = match name {
-        "ljust" => 0,
-        "rjust" => missing,
-        // As CPython: an odd space goes to the left if the width is odd.
-        _ => missing / 2 + (missing & width & 1),
-    };
-    let pad = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();
-    Ok(format!("{}{text}{}", pad(left), pad(missing - left)))
 }

@@ -11,8 +11,13 @@
 //! steps, the bytes and the stack depth of one rendering are limited (`limits`), and a rendering that reaches a limit
 //! ends with an error. Conversations and tokenizers are elsewhere.
 
+mod arithmetic;
 mod ast;
+mod attributes;
+mod call_arguments;
+mod comparison;
 mod error;
+mod filter_names;
 mod filters;
 mod format;
 mod interpreter;
@@ -20,12 +25,16 @@ mod is_tests;
 mod json;
 mod lexer;
 mod limits;
+mod loop_methods;
+mod method_names;
 mod methods;
 mod parser;
 mod strings;
+mod subscript;
 mod value;
 
 pub use error::{TemplateError, TemplateErrorKind};
+pub use format::RenderTime;
 use serde_json::{Map, Value as Json};
 use std::sync::Arc;
 
@@ -34,9 +43,6 @@ use std::sync::Arc;
 pub struct JinjaTemplate {
     body: Arc<[ast::Stmt]>,
 }
-
-/// The date and time that `strftime_now` formats.
-pub type RenderTime = jiff::civil::DateTime;
 
 impl JinjaTemplate {
     /// Compiles the source with `trim_blocks`, `lstrip_blocks`, loop controls and the `generation` tag, as transformers

@@ -1,7 +1,7 @@
 //! Reads and writes texts and numbers as Python does: `repr`, `int(…)`, `float(…)`, whitespace, HTML escapes.
 
+use super::error::TemplateResult;
 use super::limits;
-use super::value::TemplateResult;
 use fancy_regex::Regex;
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -126,6 +126,22 @@ pub fn html_escaped(text: &str) -> TemplateResult<String> {
         .replace('<', "&lt;")
         .replace('\'', "&#39;")
         .replace('"', "&#34;"))
+}
+
+/// `ljust`, `rjust` or `center` by `name`.
+pub fn justify(text: &str, width: i128, fill: char, name: &str) -> TemplateResult<String> {
+    let length = text.chars().count();
+    let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
+    let missing = width.saturating_sub(length);
+    limits::check_memory_for(missing, fill.len_utf8())?;
+    let left = match name {
+        "ljust" => 0,
+        "rjust" => missing,
+        // As CPython: an odd space goes to the left if the width is odd.
+        _ => missing / 2 + (missing & width & 1),
+    };
+    let pad = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();
+    Ok(format!("{}{text}{}", pad(left), pad(missing - left)))
 }
 
 #[cfg(test)]

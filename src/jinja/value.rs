@@ -1,28 +1,28 @@
-//! Python's values: types, truth, comparison, arithmetic, subscripts, `str()` and `repr()`.
+//! Python's values: types, truth, equality, `str()` and `repr()`; and the objects of Jinja that are values too.
 //!
 //! Integers have up to 128 bits; arithmetic beyond that is an error. Texts and containers count against the memory
 //! limit.
 
-use super::ast::{BinaryOperator, CompareOperator};
-use super::error::TemplateError;
-use super::interpreter::{Cycler, Joiner, LoopState, MacroValue};
+use super::ast::{ForLoop, MacroDefinition, SharedName};
+use super::error::{TemplateError, TemplateResult};
 use super::limits::{self, MeteredValue};
 use super::strings;
 use crate::json as exact;
 use indexmap::{Equivalent, IndexMap};
 use serde_json::Value as Json;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+use std::sync::Arc;
 
-/// A result that fails with the error of a template.
-pub type TemplateResult<T> = std::result::Result<T, TemplateError>;
 /// The entries of a dict, in the order of insertion.
 pub type PyDict = IndexMap<DictKey, PyValue>;
+
 /// The items of a list or tuple: shared, counted against the memory limit.
 pub type SharedList = Rc<MeteredValue<Vec<PyValue>>>;
+
 /// A text: shared, counted against the memory limit.
 pub type SharedText = Rc<MeteredValue<String>>;
 
@@ -133,7 +133,7 @@ impl Equivalent<DictKey> for TextKey<'_> {
 }
 
 /// Bytes counted for an entry of a list; a key and its value in a dict count twice that.
-const ENTRY_BYTES: usize = size_of::<PyValue>();
+pub(super) const ENTRY_BYTES: usize = size_of::<PyValue>();
 
 impl PyValue {
     pub fn text(text: impl Into<String>) -> TemplateResult<Self> {
@@ -515,7 +515,7 @@ pub fn equal(a: &PyValue, b: &PyValue) -> TemplateResult<bool> {
 }
 
 /// Compares two numbers exactly, as Python does: an integer is not rounded to a float first. `None` with a NaN.
-fn compare_numbers(a: &PyValue, b: &PyValue) -> Option<Ordering> {
+pub(super) fn compare_numbers(a: &PyValue, b: &PyValue) -> Option<Ordering> {
     let with_float = |n: i128, x: f64| -> Option<Ordering> {
         if x.is_nan() {
             return None;
@@ -534,374 +534,92 @@ fn compare_numbers(a: &PyValue, b: &PyValue) -> Option<Ordering> {
     }
 }
 
-/// Returns the order of two values, `None` with a NaN. Fails for types that Python does not order; the error names
-/// `operator`.
-pub fn ordering(a: &PyValue, b: &PyValue, operator: &str) -> TemplateResult<Option<Ordering>> {
-    limits::check_depth()?;
-    limits::spend_steps(1)?;
-    let number = |v: &PyValue| matches!(v, PyValue::Int(_) | PyValue::Bool(_) | PyValue::Float(_));
-    Ok(match (a, b) {
-        (PyValue::Text(a) | PyValue::Markup(a), PyValue::Text(b) | PyValue::Markup(b)) => {
-            limits::spend_copy_steps(a.len().min(b.len()))?;
-            Some(a.as_str().cmp(b.as_str()))
-        }
-        (a, b) if number(a) && number(b) => compare_numbers(a, b),
-        (PyValue::List(x), PyValue::List(y))
-        | (PyValue::Tuple(x) | PyValue::GroupTuple(x), PyValue::Tuple(y) | PyValue::GroupTuple(y)) => {
-            for (a, b) in x.iter().zip(y.iter()) {
-                if !equal(a, b)? {
-                    return ordering(a, b, operator);
-                }
-            }
-            Some(x.len().cmp(&y.len()))
-        }
-        (PyValue::BigNumber(_), _) | (_, PyValue::BigNumber(_)) => return Err(beyond_128_bits()),
-        _ => {
-            a.check_defined()?;
-            b.check_defined()?;
-            return Err(TemplateError::python(format!(
-                "'{operator}' not supported between instances of '{}' and '{}'",
-                a.type_name(),
-                b.type_name()
-            )));
-        }
-    })
-}
-
-/// `item in container`.
-pub fn contains(container: &PyValue, item: &PyValue) -> TemplateResult<bool> {
-    Ok(match container {
-        PyValue::Text(text) | PyValue::Markup(text) => {
-            limits::spend_copy_steps(text.len())?;
-            let part = item.check_defined()?.as_str().ok_or_else(|| {
-                TemplateError::python(format!(
-                    "'in <string>' requires string as left operand, not {}",
-                    item.type_name()
-                ))
-            })?;
-            text.contains(part)
-        }
-        PyValue::Dict(dict) | PyValue::DictView("keys", dict) => match item {
-            PyValue::Undefined(_) => false,
-            item => dict.contains_key(&DictKey::of(item.clone())?),
-        },
-        PyValue::Namespace(_)
-        | PyValue::Macro(_)
-        | PyValue::None
-        | PyValue::Bool(_)
-        | PyValue::Int(_)
-        | PyValue::Float(_) => {
-            return Err(TemplateError::python(format!("argument of type '{}' is not iterable", container.type_name())));
-        }
-        other => {
-            for candidate in other.items()? {
-                if equal(&candidate, item)? {
-                    return Ok(true);
-                }
-            }
-            false
-        }
-    })
-}
-
-/// Applies a comparison operator.
-pub fn compare(operator: CompareOperator, a: &PyValue, b: &PyValue) -> TemplateResult<bool> {
-    let ordered = |name: &str, wanted: fn(Ordering) -> bool| -> TemplateResult<bool> {
-        Ok(ordering(a, b, name)?.is_some_and(wanted))
-    };
-    match operator {
-        CompareOperator::Eq => equal(a, b),
-        CompareOperator::Ne => Ok(!equal(a, b)?),
-        CompareOperator::Lt => ordered("<", Ordering::is_lt),
-        CompareOperator::Le => ordered("<=", Ordering::is_le),
-        CompareOperator::Gt => ordered(">", Ordering::is_gt),
-        CompareOperator::Ge => ordered(">=", Ordering::is_ge),
-        CompareOperator::In => contains(b, a),
-        CompareOperator::NotIn => Ok(!contains(b, a)?),
-    }
-}
-
-fn beyond_128_bits() -> TemplateError {
+pub(super) fn beyond_128_bits() -> TemplateError {
     TemplateError::unsupported("arithmetic beyond 128 bits")
 }
 
-/// Applies an arithmetic operator, which also concatenates and repeats texts and lists and formats with `%`.
-pub fn apply_binary(operator: BinaryOperator, a: &PyValue, b: &PyValue) -> TemplateResult<PyValue> {
-    // `%` with a text on the left prints an undefined value as empty text, so it comes before the check.
-    if let (BinaryOperator::Mod, PyValue::Text(text)) = (operator, a) {
-        return super::format::percent_format(text, b);
-    }
-    a.check_defined()?;
-    b.check_defined()?;
-    match (operator, a, b) {
-        // Text that is added to escaped text is escaped.
-        (BinaryOperator::Add, PyValue::Markup(_), PyValue::Text(_) | PyValue::Markup(_))
-        | (BinaryOperator::Add, PyValue::Text(_), PyValue::Markup(_)) => {
-            let escaped = |side: &PyValue| match side {
-                PyValue::Text(text) => strings::html_escaped(text.as_str()),
-                other => other.py_str(),
-            };
-            let [x, y] = [escaped(a)?, escaped(b)?];
-            limits::check_memory(x.len() + y.len())?;
-            return PyValue::markup([x, y].concat());
-        }
-        (BinaryOperator::Mul, PyValue::Markup(_), n) if n.as_int().is_some() => return repeat(a, n),
-        (BinaryOperator::Mul, n, PyValue::Markup(_)) if n.as_int().is_some() => return repeat(b, n),
-        (BinaryOperator::Mod, PyValue::Markup(_), _) => {
-            return Err(TemplateError::unsupported("formatting text from `escape` or `safe` with `%`"));
-        }
-        (BinaryOperator::Add, PyValue::Text(x), PyValue::Text(y)) => {
-            limits::check_memory(x.len() + y.len())?;
-            return PyValue::text([x.as_str(), y.as_str()].concat());
-        }
-        (BinaryOperator::Add, PyValue::List(x), PyValue::List(y)) => {
-            limits::check_memory_for(x.len() + y.len(), ENTRY_BYTES)?;
-            return PyValue::list([x.as_slice(), y.as_slice()].concat());
-        }
-        (
-            BinaryOperator::Add,
-            PyValue::Tuple(x) | PyValue::GroupTuple(x),
-            PyValue::Tuple(y) | PyValue::GroupTuple(y),
-        ) => {
-            limits::check_memory_for(x.len() + y.len(), ENTRY_BYTES)?;
-            return PyValue::tuple([x.as_slice(), y.as_slice()].concat());
-        }
-        (BinaryOperator::Mul, sequence, n) if is_repeatable(sequence) && n.as_int().is_some() => {
-            return repeat(sequence, n);
-        }
-        (BinaryOperator::Mul, n, sequence) if is_repeatable(sequence) && n.as_int().is_some() => {
-            return repeat(sequence, n);
-        }
-        _ => {}
-    }
-    let wrong = || match (operator, a) {
-        (BinaryOperator::Add, PyValue::Text(_)) => {
-            TemplateError::python(format!("can only concatenate str (not \"{}\") to str", b.type_name()))
-        }
-        _ => TemplateError::python(format!("unsupported operand types: '{}' and '{}'", a.type_name(), b.type_name())),
-    };
-    if matches!(a, PyValue::BigNumber(_)) || matches!(b, PyValue::BigNumber(_)) {
-        return Err(beyond_128_bits());
-    }
-    if let (Some(x), Some(y)) = (a.as_int(), b.as_int()) {
-        return integers(operator, x, y);
-    }
-    let (x, y) = (a.as_float().ok_or_else(wrong)?, b.as_float().ok_or_else(wrong)?);
-    floats(operator, x, y).map(PyValue::Float)
+/// The variables of a block by name. Those of the outer scopes can be read but not assigned, as in Jinja.
+pub struct VariableScope {
+    pub(super) variables: RefCell<Vec<(SharedName, PyValue)>>,
+    pub(super) outer: Option<Rc<VariableScope>>,
 }
 
-/// Returns true if the value can be multiplied by an integer to repeat it.
-fn is_repeatable(value: &PyValue) -> bool {
-    matches!(value, PyValue::Text(_) | PyValue::List(_) | PyValue::Tuple(_) | PyValue::GroupTuple(_))
-}
-
-/// `value * times`. A group of `groupby` becomes a plain tuple.
-fn repeat(what: &PyValue, times: &PyValue) -> TemplateResult<PyValue> {
-    let times = usize::try_from(times.as_int().unwrap_or(0).max(0)).unwrap_or(usize::MAX);
-    match what {
-        PyValue::Text(text) => {
-            limits::check_memory_for(times, text.len())?;
-            PyValue::text(text.repeat(times))
-        }
-        PyValue::Markup(text) => {
-            limits::check_memory_for(times, text.len())?;
-            PyValue::markup(text.repeat(times))
-        }
-        other => {
-            let items = other.as_slice().unwrap_or_default();
-            limits::check_memory_for(times, items.len() * ENTRY_BYTES)?;
-            let items = (0..times).flat_map(|_| items.iter().cloned()).collect();
-            if matches!(other, PyValue::List(_)) { PyValue::list(items) } else { PyValue::tuple(items) }
-        }
+impl VariableScope {
+    pub(super) fn new(outer: Option<&Rc<VariableScope>>) -> Rc<Self> {
+        Rc::new(Self { variables: RefCell::default(), outer: outer.cloned() })
     }
-}
 
-fn integers(operator: BinaryOperator, x: i128, y: i128) -> TemplateResult<PyValue> {
-    let zero = || TemplateError::python("division by zero");
-    let whole = match operator {
-        BinaryOperator::Add => x.checked_add(y),
-        BinaryOperator::Sub => x.checked_sub(y),
-        BinaryOperator::Mul => x.checked_mul(y),
-        BinaryOperator::Div if y == 0 => return Err(zero()),
-        BinaryOperator::Div if x.unsigned_abs() >> 53 > 0 || y.unsigned_abs() >> 53 > 0 => {
-            return Err(TemplateError::unsupported("division of integers beyond 53 bits"));
-        }
-        BinaryOperator::Div => return Ok(PyValue::Float(x as f64 / y as f64)),
-        BinaryOperator::FloorDiv | BinaryOperator::Mod if y == 0 => return Err(zero()),
-        BinaryOperator::FloorDiv => {
-            let (quotient, rest) =
-                (x.checked_div(y).ok_or_else(beyond_128_bits)?, x.checked_rem(y).ok_or_else(beyond_128_bits)?);
-            Some(quotient - i128::from(rest != 0 && (rest < 0) != (y < 0)))
-        }
-        BinaryOperator::Mod => {
-            let rest = x.checked_rem(y).ok_or_else(beyond_128_bits)?;
-            Some(if rest != 0 && (rest < 0) != (y < 0) { rest + y } else { rest })
-        }
-        BinaryOperator::Pow if y < 0 && x == 0 => {
-            return Err(TemplateError::python("0.0 cannot be raised to a negative power"));
-        }
-        BinaryOperator::Pow if y < 0 => return Ok(PyValue::Float((x as f64).powf(y as f64))),
-        BinaryOperator::Pow => match u32::try_from(y) {
-            Ok(y) => x.checked_pow(y),
-            Err(_) => None,
-        },
-    };
-    whole.map(PyValue::Int).ok_or_else(beyond_128_bits)
-}
-
-fn floats(operator: BinaryOperator, x: f64, y: f64) -> TemplateResult<f64> {
-    let divides = matches!(operator, BinaryOperator::Div | BinaryOperator::FloorDiv | BinaryOperator::Mod);
-    if divides && y == 0.0 {
-        return Err(TemplateError::python("float division by zero"));
-    }
-    // As CPython: the remainder has the divisor's sign, and the quotient is computed from the remainder.
-    let modulo = || {
-        let rest = x % y;
-        if rest == 0.0 {
-            0.0f64.copysign(y)
-        } else if (rest < 0.0) != (y < 0.0) {
-            rest + y
-        } else {
-            rest
-        }
-    };
-    Ok(match operator {
-        BinaryOperator::Add => x + y,
-        BinaryOperator::Sub => x - y,
-        BinaryOperator::Mul => x * y,
-        BinaryOperator::Div => x / y,
-        BinaryOperator::Mod => modulo(),
-        BinaryOperator::FloorDiv => {
-            let rest = x % y;
-            let mut quotient = (x - rest) / y;
-            if rest != 0.0 && (rest < 0.0) != (y < 0.0) {
-                quotient -= 1.0;
+    pub(super) fn get(&self, name: &str) -> Option<PyValue> {
+        let mut scope = self;
+        loop {
+            if let Some((_, value)) = scope.variables.borrow().iter().rfind(|(n, _)| **n == *name) {
+                return Some(value.clone());
             }
-            let floor = quotient.floor();
-            if quotient == 0.0 {
-                0.0f64.copysign(x / y)
-            } else if quotient - floor > 0.5 {
-                floor + 1.0
-            } else {
-                floor
-            }
+            scope = scope.outer.as_deref()?;
         }
-        BinaryOperator::Pow if x == 0.0 && y < 0.0 => {
-            return Err(TemplateError::python("0.0 cannot be raised to a negative power"));
-        }
-        BinaryOperator::Pow if x < 0.0 && y.fract() != 0.0 => {
-            return Err(TemplateError::unsupported("complex numbers"));
-        }
-        BinaryOperator::Pow => {
-            let result = x.powf(y);
-            if result.is_infinite() && x.is_finite() && y.is_finite() {
-                return Err(TemplateError::python("Numerical result out of range"));
-            }
-            result
-        }
-    })
-}
+    }
 
-/// `-value`.
-pub fn negative(value: &PyValue) -> TemplateResult<PyValue> {
-    match value.check_defined()? {
-        PyValue::Float(x) => Ok(PyValue::Float(-x)),
-        PyValue::BigNumber(digits) => Ok(PyValue::BigNumber(match digits.strip_prefix('-') {
-            Some(positive) => positive.into(),
-            None => format!("-{digits}").into(),
-        })),
-        other => match other.as_int() {
-            Some(n) => n.checked_neg().map(PyValue::Int).ok_or_else(beyond_128_bits),
-            None => Err(TemplateError::python(format!("bad operand type for unary -: '{}'", other.type_name()))),
-        },
+    pub(super) fn set(&self, name: &SharedName, value: PyValue) {
+        let mut variables = self.variables.borrow_mut();
+        match variables.iter_mut().find(|(n, _)| n == name) {
+            Some(slot) => slot.1 = value,
+            None => variables.push((name.clone(), value)),
+        }
     }
 }
 
-/// `+value`.
-pub fn positive(value: &PyValue) -> TemplateResult<PyValue> {
-    match value.check_defined()? {
-        PyValue::Float(_) | PyValue::BigNumber(_) => Ok(value.clone()),
-        other => match other.as_int() {
-            Some(n) => Ok(PyValue::Int(n)),
-            None => Err(TemplateError::python(format!("bad operand type for unary +: '{}'", other.type_name()))),
-        },
+/// A macro, or the block of a `call`, with the scope in which it was defined.
+pub struct MacroValue {
+    pub(super) definition: Arc<MacroDefinition>,
+    pub(super) scope: Rc<VariableScope>,
+}
+
+impl MacroValue {
+    /// Returns the name of the macro.
+    pub fn name(&self) -> &str {
+        &self.definition.name
     }
 }
 
-/// Converts Python's index, which counts from the end if negative, to a position; `None` if it is out of range.
-fn resolve_index(index: i128, length: usize) -> Option<usize> {
-    let index = if index < 0 { index + length as i128 } else { index };
-    usize::try_from(index).ok().filter(|i| *i < length)
+/// The variable `loop` in the body of a loop.
+pub struct LoopState {
+    pub(super) items: Vec<PyValue>,
+    pub(super) at: Cell<usize>,
+    pub(super) depth: usize,
+    pub(super) changed: RefCell<Option<Vec<PyValue>>>,
+    /// For `loop(…)` in a recursive loop: the statement and the scope around it.
+    pub(super) recursion: Option<(Arc<ForLoop>, Rc<VariableScope>)>,
+    pub(super) nesting: usize,
 }
 
-/// Returns `container[index]`; `None` where there is no such item.
-pub fn get_item(container: &PyValue, index: &PyValue) -> TemplateResult<Option<PyValue>> {
-    let at = || index.as_int();
-    Ok(match container {
-        PyValue::Dict(dict) => match (index.as_str(), index) {
-            (Some(name), _) => dict.get(&TextKey(name)).cloned(),
-            (_, PyValue::List(_) | PyValue::Dict(_) | PyValue::Undefined(_)) => None,
-            _ => dict.get(&DictKey::of(index.clone())?).cloned(),
-        },
-        PyValue::List(items) | PyValue::Tuple(items) | PyValue::GroupTuple(items) => {
-            at().and_then(|i| resolve_index(i, items.len())).map(|i| items[i].clone())
-        }
-        PyValue::Text(text) | PyValue::Markup(text) => match at() {
-            None => None,
-            Some(i) => {
-                limits::spend_copy_steps(text.len())?;
-                let found = match i {
-                    0.. => usize::try_from(i).ok().and_then(|i| text.chars().nth(i)),
-                    _ => usize::try_from(-1 - i).ok().and_then(|i| text.chars().rev().nth(i)),
-                };
-                found.map(|c| container.same_markup(c)).transpose()?
-            }
-        },
-        PyValue::Range(start, _, step) => {
-            let length = container.length()?;
-            at().and_then(|i| resolve_index(i, length)).map(|i| PyValue::Int(start + i as i128 * step))
-        }
-        _ => None,
-    })
+impl LoopState {
+    /// Returns the levels of values nested in its items.
+    pub fn depth_of_values(&self) -> usize {
+        self.nesting
+    }
+
+    /// Returns the number of its items.
+    pub fn length(&self) -> usize {
+        self.items.len()
+    }
 }
 
-/// `container[start:stop:step]`.
-pub fn slice(container: &PyValue, parts: [Option<PyValue>; 3]) -> TemplateResult<PyValue> {
-    container.check_defined()?;
-    let part = |v: &Option<PyValue>| match v {
-        None | Some(PyValue::None) => Ok(None),
-        Some(v) => v.expect_int("slice indices").map(Some),
-    };
-    let (start, stop, step) = (part(&parts[0])?, part(&parts[1])?, part(&parts[2])?.unwrap_or(1));
-    if step == 0 {
-        return Err(TemplateError::python("slice step cannot be zero"));
+/// The result of `cycler(…)`, which goes round its values.
+pub struct Cycler {
+    pub(super) items: Vec<PyValue>,
+    pub(super) at: Cell<usize>,
+    pub(super) nesting: usize,
+}
+
+impl Cycler {
+    /// Returns the levels of values nested in its items.
+    pub fn depth_of_values(&self) -> usize {
+        self.nesting
     }
-    let select = |length: usize| -> Vec<usize> {
-        let length = length as i128;
-        let (low, high) = if step > 0 { (0, length) } else { (-1, length - 1) };
-        let clamp = |n: i128| (if n < 0 { n.saturating_add(length) } else { n }).clamp(low, high);
-        let start = start.map_or(if step > 0 { low } else { high }, clamp);
-        let stop = stop.map_or(if step > 0 { high } else { low }, clamp);
-        let mut out = Vec::new();
-        let mut at = start;
-        while (step > 0 && at < stop) || (step < 0 && at > stop) {
-            out.push(at as usize);
-            at = at.saturating_add(step);
-        }
-        out
-    };
-    match container {
-        PyValue::Text(text) | PyValue::Markup(text) => {
-            limits::check_memory(text.len())?;
-            let chars: Vec<char> = text.chars().collect();
-            container.same_markup(select(chars.len()).into_iter().map(|i| chars[i]).collect::<String>())
-        }
-        PyValue::List(items) | PyValue::Tuple(items) | PyValue::GroupTuple(items) => {
-            limits::check_memory_for(items.len(), ENTRY_BYTES)?;
-            let picked = select(items.len()).into_iter().map(|i| items[i].clone()).collect();
-            if matches!(container, PyValue::List(_)) { PyValue::list(picked) } else { PyValue::tuple(picked) }
-        }
-        PyValue::Range(..) => Err(TemplateError::unsupported("a slice of a range")),
-        other => Err(TemplateError::python(format!("'{}' object is not subscriptable", other.type_name()))),
-    }
+}
+
+/// The result of `joiner(…)`: empty text at its first call, then the separator.
+pub struct Joiner {
+    pub(super) separator: PyValue,
+    pub(super) used: Cell<bool>,
 }

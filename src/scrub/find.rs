@@ -6,7 +6,8 @@
 //! word that says what it is.
 
 use super::check;
-use super::{NameList, PersonalDataKind};
+use super::kind::PersonalDataKind;
+use super::names::NameList;
 use fancy_regex::Regex;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -16,7 +17,9 @@ use std::sync::LazyLock;
 /// A piece of personal data in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ScrubFinding {
+    /// Range of bytes in the text.
     pub at: Range<usize>,
+    /// The kind of personal data.
     pub kind: PersonalDataKind,
     /// The rule that found it: the country of a national number, else the kind's own name.
     pub rule: &'static str,

@@ -24,6 +24,7 @@ pub struct BatchPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderCursor {
+    /// The epoch, from 0.
     pub epoch: u64,
     /// Number of steps of this epoch that were returned already.
     pub step_in_epoch: u64,
@@ -32,6 +33,7 @@ pub struct LoaderCursor {
 /// The packed rows of one optimiser step, each a list of example indices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepRows {
+    /// The packed rows, each a list of example indices.
     pub rows: Vec<Vec<usize>>,
     /// Epochs completed after this step; 1.5 is halfway through the second.
     pub epoch: f64,

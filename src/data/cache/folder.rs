@@ -34,10 +34,15 @@ pub struct TokenCache {
 /// Number and size of the files in a cache folder, and of those that were removed from it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct TokenCacheUsage {
+    /// The folder; `None` without a cache.
     pub folder: Option<PathBuf>,
+    /// Number of files that are left.
     pub files: usize,
+    /// Bytes of the files that are left.
     pub bytes: u64,
+    /// Number of files that were removed.
     pub removed: usize,
+    /// Bytes of the files that were removed.
     pub removed_bytes: u64,
 }
 

@@ -28,7 +28,9 @@ pub(super) type SequenceEntry = [u64; 5];
 /// A stored sequence: token ids, and which of them are marked as trained on or judged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MarkedSequence {
+    /// Token ids.
     pub ids: Vec<u32>,
+    /// Whether each token is marked.
     pub marked: Vec<bool>,
 }
 
@@ -36,7 +38,9 @@ pub struct MarkedSequence {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowFacts {
+    /// Number of rows and blank lines that were read.
     pub passage: ReadCounts,
+    /// Number of answers that were encoded apart from their prompt.
     pub split_boundaries: usize,
     /// Their lines are counted from the beginning of the segment.
     pub notes: NoteCounts,
@@ -45,10 +49,13 @@ pub struct RowFacts {
 /// Properties of a sequence, without its tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SequenceInfo {
+    /// Number of tokens.
     pub length: usize,
+    /// Number of marked tokens.
     pub marked: usize,
     /// Line in the segment, from 1.
     pub line: usize,
+    /// Number stored with the item: a margin or a label.
     pub value: f64,
     /// Hash of ids and marks.
     pub hash: u64,
@@ -58,6 +65,7 @@ pub struct SequenceInfo {
 #[derive(Debug)]
 pub struct TokenStore {
     pub(super) backing: TokenBacking,
+    /// Counts and notes on the rows.
     pub facts: RowFacts,
 }
 

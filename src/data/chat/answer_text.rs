@@ -20,6 +20,7 @@ pub struct RenderedAnswer {
     pub prompt: String,
     /// The prompt, the answer, and what the template writes after the answer.
     pub text: String,
+    /// What the user should know about the row.
     pub notes: Vec<RowNote>,
 }
 

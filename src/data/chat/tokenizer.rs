@@ -187,14 +187,17 @@ impl ChatTokenizer {
         .hint("remove it from the rows or the chat template, or use the tokenizer that belongs to the model"))
     }
 
+    /// Returns the id of the token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
+    /// Returns the id of the token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
+    /// Returns the id of the padding token.
     pub fn pad(&self) -> Option<u32> {
         self.pad
     }
@@ -221,10 +224,12 @@ impl ChatTokenizer {
         self.turn_end.filter(|id| !self.written_stops.contains(id))
     }
 
+    /// Returns true if the model has a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
+    /// Returns the chat template, if the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
     }

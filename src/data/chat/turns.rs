@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct ChatTurn {
     /// `system`, `user` or `assistant`.
     pub role: String,
+    /// What was said, without white space at its ends.
     pub text: String,
 }
 

@@ -28,12 +28,15 @@ const SCRATCH_BYTES: u64 = 256 << 20;
 /// The items of one segment of a file.
 #[derive(Debug)]
 pub(super) struct DatasetPart {
+    /// The stored tokens of the items.
     pub tokens: TokenStore,
+    /// The file.
     pub path: Arc<PathBuf>,
     /// Number of lines of the file before the segment.
     pub lines_before: usize,
     /// Number of items in all parts before this one, and in this one.
     pub first_item: usize,
+    /// Number of items in this part.
     pub items: usize,
 }
 
@@ -51,6 +54,7 @@ pub(super) struct DatasetBuilder<'a, T> {
 }
 
 impl<'a, T: DatasetItem> DatasetBuilder<'a, T> {
+    /// Prepares to tokenise sources; computes what cache keys depend on.
     pub fn new(tokenizer: &'a ChatTokenizer, supervise: Supervise, cache: &'a TokenCache) -> Result<Self> {
         let version = env!("CARGO_PKG_VERSION");
         let identity =

@@ -39,6 +39,7 @@ pub struct Dataset<T = Example> {
     max_len: usize,
     mix: SourceMix,
     read: Arc<AtomicUsize>,
+    /// How the sources were read and tokenised.
     pub summary: DatasetSummary,
     kind: PhantomData<fn() -> T>,
 }
@@ -101,6 +102,7 @@ impl<T: DatasetItem> Dataset<T> {
         self.lengths.len()
     }
 
+    /// Returns true if there are no items.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

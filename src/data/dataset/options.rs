@@ -22,9 +22,11 @@ pub enum Overflow {
 /// How rows are tokenised and fitted to the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EncodeOptions {
+    /// Which tokens of a conversation are trained on.
     pub supervise: Supervise,
     /// Maximum length of an item in tokens (of a pair: of its longer sequence).
     pub max_len: usize,
+    /// What happens to items over `max_len`.
     pub on_overflow: Overflow,
     /// With `Overflow::Error`, the share of too long items up to which they are dropped; more of them are an error.
     pub overflow_tolerance: f64,

@@ -36,7 +36,9 @@ pub struct PromptRow {
     /// All columns of the row. If the row has an answer (messages that end in an assistant turn, `output` or
     /// `completion`), the answer is also in the column `answer`, unless the row has its own column of that name.
     pub columns: RowColumns,
+    /// The format of the row (never `auto`).
     pub format: RowFormat,
+    /// The file of the row.
     pub path: Arc<PathBuf>,
     /// Line in its file, from 1.
     pub line: usize,
@@ -59,9 +61,11 @@ impl PromptRow {
 /// The prompts of some sources, in their order.
 #[derive(Debug, Clone)]
 pub struct PromptSet {
+    /// The prompts, in the order of the sources.
     pub rows: Vec<PromptRow>,
     /// How often each source occurs in an epoch.
     pub mix: SourceMix,
+    /// How the sources were read and tokenised.
     pub summary: DatasetSummary,
 }
 
@@ -70,6 +74,7 @@ pub struct PromptSet {
 pub struct PromptLimits {
     /// Maximum length of a prompt in tokens: the maximum of prompt and answer together, minus the longest answer.
     pub longest: usize,
+    /// What happens to longer prompts.
     pub on_overflow: Overflow,
     /// With `Overflow::Error`, the share of too long prompts up to which they are dropped; more of them are an error.
     pub tolerance: f64,
@@ -108,10 +113,12 @@ impl PromptSet {
         Ok(Self { rows: kept, mix, summary })
     }
 
+    /// Returns the number of prompts.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
+    /// Returns true if there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

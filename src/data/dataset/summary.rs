@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 /// How one file was read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileSummary {
+    /// The file.
     pub path: PathBuf,
     /// SHA-256 of the file.
     pub sha256: String,
     /// The format of the rows (never `auto`).
     pub format: RowFormat,
+    /// Number of rows.
     pub rows: usize,
     /// Empty lines that were skipped.
     pub blank_lines: usize,
@@ -28,8 +30,11 @@ pub struct FileSummary {
 /// How often one source of a mix occurs in an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SourceShare {
+    /// The path of the source, as the recipe gives it.
     pub path: PathBuf,
+    /// The weight of the source.
     pub weight: f64,
+    /// Number of different examples that the source has.
     pub examples: usize,
     /// Number of its examples in one epoch; if above `examples`, some occur more than once.
     pub per_epoch: usize,
@@ -38,9 +43,13 @@ pub struct SourceShare {
 /// A note, the number of rows it applies to, and the place of the first one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NoteSummary {
+    /// The note.
     pub note: RowNote,
+    /// Number of rows it applies to.
     pub rows: usize,
+    /// The file of the first of them.
     pub path: PathBuf,
+    /// The line of the first of them, from 1.
     pub line: usize,
 }
 
@@ -65,33 +74,43 @@ pub struct DatasetSummary {
     pub tokens_sha256: String,
     /// The format of the first file.
     pub format: RowFormat,
+    /// Number of rows in all files.
     pub rows: usize,
     /// Empty lines that were skipped.
     pub blank_lines: usize,
     /// Columns of any file that its format does not read.
     pub unused_columns: Vec<String>,
+    /// Number of examples after `on_overflow` was applied.
     pub examples: usize,
     /// Examples longer than `max_len`, before `on_overflow` was applied.
     pub too_long: usize,
+    /// Examples that `on_overflow` dropped.
     pub dropped: usize,
+    /// Examples that `on_overflow` truncated.
     pub truncated: usize,
+    /// Examples that `on_overflow` split into several.
     pub split: usize,
     /// Answers that were encoded apart from the prompt, because a token would have covered the boundary.
     pub split_boundaries: usize,
     /// What happened to rows that the user should know about.
     pub notes: Vec<NoteSummary>,
+    /// Number of tokens of all examples.
     pub tokens: usize,
+    /// Number of tokens that are trained on.
     pub supervised_tokens: usize,
     /// Lengths of the examples before `on_overflow` was applied (of a pair: of its longer sequence).
     pub lengths: LengthQuantiles,
     /// Line and file of the longest example.
     pub longest_line: usize,
+    /// File of the longest example.
     pub longest_file: PathBuf,
+    /// How each file was read.
     pub files: Vec<FileSummary>,
     /// The share of each source, if sources have weights.
     pub mix: Vec<SourceShare>,
     /// Rows that were tokenised now instead of being found in the cache, and the time in seconds.
     pub tokenised_rows: usize,
+    /// Time in seconds that reading and tokenising took.
     pub seconds: f64,
 }
 
@@ -204,10 +223,15 @@ impl DatasetSummary {
 /// Quantiles of lengths in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LengthQuantiles {
+    /// The smallest length.
     pub min: usize,
+    /// The median.
     pub p50: usize,
+    /// The 90th percentile.
     pub p90: usize,
+    /// The 99th percentile.
     pub p99: usize,
+    /// The largest length.
     pub max: usize,
 }
 

@@ -63,8 +63,11 @@ pub fn encode_prompt(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer) ->
 
 /// The prompt of a row, rendered and tokenised.
 pub(in crate::data) struct RenderedPrompt {
+    /// The prompt as text, including what the template adds.
     pub text: String,
+    /// Its token ids, as in generation.
     pub ids: Vec<u32>,
+    /// What the user should know about the row.
     pub notes: Vec<RowNote>,
 }
 

@@ -5,6 +5,7 @@ use crate::data::chat::RowNote;
 /// Token ids, and which of them are trained on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
+    /// Token ids.
     pub ids: Vec<u32>,
     /// Whether each token is a target. The first one never is: nothing precedes it that could predict it.
     pub supervised: Vec<bool>,
@@ -22,8 +23,11 @@ impl Example {
 /// The examples of a row, the number of answers whose beginning was encoded apart from the prompt, and notes for the
 /// user.
 pub struct EncodedRow<T = Example> {
+    /// The examples of the row.
     pub examples: Vec<T>,
+    /// Number of answers whose beginning was encoded apart from the prompt.
     pub split_boundaries: usize,
+    /// What the user should know about the row.
     pub notes: Vec<RowNote>,
 }
 
@@ -34,6 +38,7 @@ pub struct PairExample {
     pub prompt: Vec<u32>,
     /// Token ids of the answer, including its stop token.
     pub chosen: Vec<u32>,
+    /// Token ids of the worse answer, including its stop token.
     pub rejected: Vec<u32>,
     /// By how much the chosen answer is better, if the row says so.
     pub margin: Option<f64>,
@@ -51,9 +56,13 @@ impl PairExample {
 /// A tokenised prompt with an answer and its label: good or bad.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnpairedExample {
+    /// Token ids up to the answer, as in generation.
     pub prompt: Vec<u32>,
+    /// Token ids of the answer, including its stop token.
     pub completion: Vec<u32>,
+    /// Whether the answer is labelled as good.
     pub good: bool,
+    /// Line in its file, from 1.
     pub line: usize,
 }
 
@@ -67,7 +76,9 @@ impl UnpairedExample {
 /// A tokenised prompt without an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptExample {
+    /// Token ids of the prompt, as in generation.
     pub ids: Vec<u32>,
+    /// Line in its file, from 1.
     pub line: usize,
 }
 

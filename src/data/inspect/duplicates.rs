@@ -9,6 +9,7 @@ use std::hash::{Hash, Hasher};
 pub struct Duplicates {
     /// Number of different items that occur more than once, and number of items that could be removed.
     pub groups: usize,
+    /// Number of items that could be removed.
     pub superfluous: usize,
     /// The first groups of equal items, each with the places (`file:line`) of its first members.
     pub first: Vec<Vec<String>>,
@@ -68,6 +69,7 @@ pub fn find_duplicates(items: &impl HashedItems) -> Duplicates {
 /// Validation items that are also training items. Their loss measures memorisation, not generalisation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SplitOverlap {
+    /// Number of such validation items.
     pub rows: usize,
     /// The places of the first ones as `file:line`: (training, validation).
     pub first: Vec<(String, String)>,

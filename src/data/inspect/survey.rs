@@ -15,21 +15,27 @@ use std::path::{Path, PathBuf};
 /// The result of a survey.
 #[derive(Debug, Clone)]
 pub struct FileSurvey {
+    /// The file.
     pub path: PathBuf,
+    /// The format of the rows (never `auto`).
     pub format: RowFormat,
     /// Whether the format was detected (false if the user set it).
     pub format_detected: bool,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of empty lines that were skipped.
     pub blank_lines: usize,
     /// Every column that any row has, with the number of rows where it is not null, in order of first occurrence.
     pub columns: Vec<(String, usize)>,
     /// The columns that the format reads, and those that it does not read.
     pub used_columns: Vec<String>,
+    /// The columns that the format does not read.
     pub unused_columns: Vec<String>,
     /// The first readable rows.
     pub first: Vec<RecordRow>,
     /// Number of rows that cannot be read, and the error messages of the first ones, with place and key.
     pub bad: usize,
+    /// The error messages of the first bad rows.
     pub bad_rows: Vec<String>,
 }
 

@@ -16,6 +16,7 @@ pub struct ChatMessage {
 }
 
 impl ChatMessage {
+    /// Makes a message of text without further keys.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
@@ -33,6 +34,7 @@ impl ChatMessage {
 /// Messages in order, with tools and variables for the template.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conversation {
+    /// The messages, in order.
     pub messages: Vec<ChatMessage>,
     /// Number of messages at the beginning that are given and never trained on (the prompt of a prompt-completion row).
     pub prompt_len: usize,

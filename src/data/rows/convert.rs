@@ -9,10 +9,15 @@ use serde_json::{Map, Value, json};
 /// Formats that rows can be converted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetFormat {
+    /// `messages`: all turns.
     Messages,
+    /// `prompt` and `completion`.
     PromptCompletion,
+    /// `prompt`, `chosen` and `rejected`.
     Preference,
+    /// `prompt`, `completion` and `label`.
     Unpaired,
+    /// `prompt` alone.
     Prompt,
 }
 

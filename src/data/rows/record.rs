@@ -6,10 +6,15 @@ use super::conversation::{ChatMessage, Conversation};
 /// A row of the Alpaca format: instruction, input and output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlpacaRow {
+    /// The system message.
     pub system: Option<String>,
+    /// Earlier questions and answers.
     pub history: Vec<(String, String)>,
+    /// The task.
     pub instruction: String,
+    /// What the task is about.
     pub input: Option<String>,
+    /// The answer.
     pub output: String,
 }
 
@@ -53,6 +58,7 @@ impl AlpacaRow {
 /// A prompt, as text or as messages.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PromptContent {
+    /// Text that is not a conversation.
     Text(String),
     /// Messages up to the answer, with tools and template arguments.
     Talk(Conversation),
@@ -61,15 +67,20 @@ pub enum PromptContent {
 /// An answer: text if its prompt is text, messages if its prompt is messages.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AnswerContent {
+    /// Text that continues the prompt.
     Text(String),
+    /// The messages after the prompt.
     Talk(Vec<ChatMessage>),
 }
 
 /// A prompt with a better and a worse answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preference {
+    /// The prompt of both answers.
     pub prompt: PromptContent,
+    /// The better answer.
     pub chosen: AnswerContent,
+    /// The worse answer.
     pub rejected: AnswerContent,
     /// By how much the chosen answer is better, if the row says so.
     pub margin: Option<f64>,
@@ -80,8 +91,11 @@ pub struct Preference {
 /// A prompt with an answer and its label: good or bad.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JudgedAnswer {
+    /// The prompt of the answer.
     pub prompt: PromptContent,
+    /// The answer.
     pub answer: AnswerContent,
+    /// Whether the answer is good.
     pub good: bool,
 }
 
@@ -90,15 +104,22 @@ pub struct JudgedAnswer {
 pub enum Record {
     /// From `messages`, `conversations`, or a prompt and completion given as messages.
     Messages(Conversation),
+    /// From `instruction`, `input` and `output`.
     Alpaca(AlpacaRow),
+    /// From `prompt` and `completion` as text.
     PromptCompletion {
+        /// The prompt.
         prompt: String,
+        /// The text that is trained on.
         completion: String,
     },
+    /// From `text`.
     Text(String),
     /// A prompt without an answer.
     Prompt(PromptContent),
+    /// From `chosen` and `rejected`.
     Preference(Preference),
+    /// From an answer with a label.
     Unpaired(JudgedAnswer),
 }
 
@@ -131,5 +152,6 @@ impl Record {
 pub struct RecordRow {
     /// From 1: the line in a JSON Lines file, the number of the row in other files.
     pub line: usize,
+    /// The content of the row.
     pub record: Record,
 }

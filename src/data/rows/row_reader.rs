@@ -15,9 +15,11 @@ use std::path::Path;
 /// How the rows of one file are read: format and columns.
 #[derive(Debug, Clone)]
 pub struct RowReader {
+    /// The format of the rows; never `auto`, unless the file has no row.
     pub format: RowFormat,
     /// Columns of the first row that the format reads, and those that it does not read.
     pub used: Vec<String>,
+    /// Columns of the first row that the format does not read.
     pub unused: Vec<String>,
     columns: IndexMap<String, String>,
     /// The columns that the format may read, by their names in the file.

@@ -15,7 +15,9 @@ use std::path::Path;
 
 /// A decoded column: its cells in one or more arrays, or the reason why it cannot be decoded.
 pub(super) struct DecodedColumn {
+    /// The name of the column.
     pub name: String,
+    /// The cells in one or more arrays, or the reason why they cannot be decoded.
     pub cells: Result<Vec<Box<dyn Array>>, String>,
 }
 

@@ -13,8 +13,11 @@ pub enum FileKind {
     JsonLines,
     /// One list of objects, or objects of several lines each.
     JsonValues,
+    /// Comma-separated values with a header.
     Csv,
+    /// Apache Parquet.
     Parquet,
+    /// An Arrow IPC file or stream.
     Ipc,
 }
 

@@ -17,7 +17,9 @@ pub type RowColumns = Map<String, Value>;
 /// A place in a file, which errors write as `data/train.jsonl:17`.
 #[derive(Debug, Clone, Copy)]
 pub struct RowPlace<'a> {
+    /// The file.
     pub path: &'a Path,
+    /// The line or row number, from 1.
     pub line: usize,
 }
 
@@ -131,6 +133,7 @@ impl ColumnSelection<'_> {
 /// Number of rows and blank lines that were read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadCounts {
+    /// Number of rows.
     pub rows: usize,
     /// Blank lines, which were skipped.
     pub blank: usize,

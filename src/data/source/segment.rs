@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct FileSegment {
     /// Position in bytes (JSON Lines, CSV) or rows (Parquet); files of other kinds have one segment.
     pub start: u64,
+    /// The position after the last byte or row, in the unit of `start`.
     pub end: u64,
     /// Number of lines (or rows) of the file before the segment.
     pub before: usize,
@@ -29,10 +30,13 @@ impl FileSegment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileLayout {
+    /// The kind of the file.
     pub kind: FileKind,
+    /// The size of the file in bytes.
     pub bytes: u64,
     /// SHA-256 of the file.
     pub sha256: String,
+    /// The segments in order.
     pub segments: Vec<FileSegment>,
 }
 

@@ -22,6 +22,7 @@ const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 /// tokenizer_config.json and the older files next to it.
 pub(in crate::data) struct TokenizerSettings {
     folder: std::path::PathBuf,
+    /// Contents of tokenizer_config.json.
     pub config: RowColumns,
     /// Contents of special_tokens_map.json.
     map: RowColumns,

@@ -21,6 +21,7 @@ const PAD: &str = "<|pad|>";
 /// Options for training a tokenizer.
 #[derive(Debug, Clone)]
 pub struct BpeTraining {
+    /// Text files, or files of rows.
     pub files: Vec<PathBuf>,
     /// Number of entries, including special tokens.
     pub vocab_size: usize,
@@ -35,10 +36,15 @@ pub struct BpeTraining {
 /// Result of training a tokenizer.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct TrainedBpe {
+    /// Number of entries, including special tokens.
     pub vocab_size: usize,
+    /// The special tokens.
     pub special: Vec<String>,
+    /// Number of texts that were read.
     pub texts: u64,
+    /// Number of bytes that were read.
     pub bytes: u64,
+    /// Whether a chat template was written.
     pub chat_template: bool,
 }
 

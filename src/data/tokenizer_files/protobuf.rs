@@ -3,8 +3,11 @@
 /// The value of a field as encoded in the wire format.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum WireValue<'a> {
+    /// An integer of variable length.
     Varint(u64),
+    /// Eight bytes.
     Fixed64(u64),
+    /// Four bytes.
     Fixed32(u32),
     /// Text, bytes or a message.
     Bytes(&'a [u8]),
@@ -16,18 +19,22 @@ impl<'a> WireValue<'a> {
         if let Self::Varint(n) = self { Some(n as i64) } else { None }
     }
 
+    /// Returns the value as a boolean.
     pub fn flag(self) -> Option<bool> {
         self.signed().map(|n| n != 0)
     }
 
+    /// Returns the value as a float.
     pub fn float(self) -> Option<f32> {
         if let Self::Fixed32(bits) = self { Some(f32::from_bits(bits)) } else { None }
     }
 
+    /// Returns the value as bytes.
     pub fn bytes(self) -> Option<&'a [u8]> {
         if let Self::Bytes(bytes) = self { Some(bytes) } else { None }
     }
 
+    /// Returns the value as text.
     pub fn text(self) -> Option<&'a str> {
         std::str::from_utf8(self.bytes()?).ok()
     }
