@@ -52,7 +52,7 @@ fn compile_shim(libtorch: &Libtorch) {
         .compile("ftshim");
 }
 
-/// Compiles the matrix products of decoding, one object per instruction set to choose from at run time, and the code
+/// Compiles the matrix products of decoding, one object per level of native/isa.h to choose from at run time, and the code
 /// that calls them on tensors, on libtorch's own OpenMP threads.
 fn compile_decoding(libtorch: &Libtorch) {
     let plain = || {
@@ -75,12 +75,12 @@ fn compile_decoding(libtorch: &Libtorch) {
         .flag("-fopenmp")
         .file("native/decode.cpp")
         .compile("ftdecode");
-    product("base", "16", &[]);
+    product("portable", "16", &[]);
     if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         let wide = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"];
         product("avx2", "32", &["-mavx2", "-mfma"]);
         product("avx512", "64", &wide);
-        product("avx512bf16", "64", &[&wide[..], &["-mavx512bf16"]].concat());
+        product("avx512_bf16", "64", &[&wide[..], &["-mavx512bf16"]].concat());
         product("amx", "64", &[&wide[..], &["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]].concat());
     }
 }

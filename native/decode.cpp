@@ -2,6 +2,8 @@
 // between threads.
 //
 // A function returns a new tensor, or null if there is no kernel for these tensors. Tensors are passed as at::Tensor*.
+#include "isa.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
@@ -12,61 +14,43 @@
 
 using at::Tensor;
 
-extern "C" int ft_isa();
-
 #define ARGUMENTS(T, X) const T*, const X*, int64_t, int64_t, int64_t, int64_t, const float*, bool
-#define KERNELS(isa)                                                                                                  \
+#define KERNELS(isa, ...)                                                                                             \
   extern "C" {                                                                                                        \
   void ft_product_bf16_##isa(ARGUMENTS(uint16_t, uint16_t), float*, uint16_t*, int64_t);                              \
   void ft_product_f32_##isa(ARGUMENTS(float, float), float*, int64_t);                                                \
   void ft_product_mixed_##isa(ARGUMENTS(uint16_t, float), float*, float*, int64_t);                                   \
   void ft_product_mixed_to_bf16_##isa(ARGUMENTS(uint16_t, float), float*, uint16_t*, int64_t);                        \
-  void ft_widen_##isa(const uint16_t*, int64_t, float*);                                                              \
   void ft_attend_bf16_##isa(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float,      \
                             float*, uint16_t*);                                                                       \
   void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, float*,        \
                            float*);                                                                                   \
   }
-KERNELS(base)
-#ifdef __x86_64__
-KERNELS(avx2)
-KERNELS(avx512)
-KERNELS(avx512bf16)
-KERNELS(amx)
-#endif
+FT_LEVELS(KERNELS)
 
 namespace {
 
 struct Kernels {
-  decltype(&ft_product_bf16_base) product_bf16;
-  decltype(&ft_product_f32_base) product_f32;
-  decltype(&ft_product_mixed_base) product_mixed;
-  decltype(&ft_product_mixed_to_bf16_base) product_mixed_to_bf16;
-  decltype(&ft_widen_base) widen;
-  decltype(&ft_attend_bf16_base) attend_bf16;
-  decltype(&ft_attend_f32_base) attend_f32;
+  decltype(&ft_product_bf16_portable) product_bf16;
+  decltype(&ft_product_f32_portable) product_f32;
+  decltype(&ft_product_mixed_portable) product_mixed;
+  decltype(&ft_product_mixed_to_bf16_portable) product_mixed_to_bf16;
+  decltype(&ft_attend_bf16_portable) attend_bf16;
+  decltype(&ft_attend_f32_portable) attend_f32;
 };
 
-#define TABLE(isa)                                                                                                    \
+#define TABLE(isa, ...)                                                                                               \
   Kernels{ft_product_bf16_##isa, ft_product_f32_##isa,   ft_product_mixed_##isa, ft_product_mixed_to_bf16_##isa,      \
-          ft_widen_##isa,        ft_attend_bf16_##isa, ft_attend_f32_##isa}
+          ft_attend_bf16_##isa, ft_attend_f32_##isa},
 
-// Returns the build for a level of isa.cpp.
+// Returns the build for a level of isa.h.
 const Kernels& kernels(int level) {
-  static const Kernels builds[] = {
-      TABLE(base),
-#ifdef __x86_64__
-      TABLE(avx2),
-      TABLE(avx512),
-      TABLE(avx512bf16),
-      TABLE(amx),
-#endif
-  };
+  static const Kernels builds[] = {FT_LEVELS(TABLE)};
   return builds[std::min<int>(level, sizeof builds / sizeof *builds - 1)];
 }
 
-// The lowest level of isa.cpp that has an instruction to multiply bfloat16.
-constexpr int kBf16Products = 3;
+// The lowest level that has an instruction to multiply bfloat16.
+constexpr int kBf16Products = kLevel_avx512_bf16;
 
 bool plain(const Tensor& t, at::ScalarType kind) {
   return t.is_cpu() && t.scalar_type() == kind && t.layout() == at::kStrided && t.is_contiguous();
@@ -100,7 +84,7 @@ Format format(const Tensor& x, const Tensor& w) {
 // AMX          bfloat16    164  81     260 157     356 263       -  452      -  673
 // Without an instruction for bfloat16, libtorch multiplies it at 18 (AVX2) and 35 (AVX-512) GFLOP/s. There x is
 // converted to float32 and multiplied in the mixed format.
-constexpr int64_t kMostRows[][kFormats] = {
+constexpr int64_t kMostRows[kLevelCount][kFormats] = {
     // float32, mixed, bfloat16
     {64, 64, 64},  // portable: not measured, because libtorch's products use AVX2 if the processor has it
     {64, 64, 64},  // AVX2
@@ -174,7 +158,7 @@ int64_t ft_product_rows(bool x_half, bool w_half) {
 
 // Multiplies x (…, k) with w (n, k) transposed and adds bias (n). Returns a new tensor (…, n) of x's dtype, or `onto`
 // with the product added to it; null if there is no kernel for these tensors or libtorch's is faster. With a `level`
-// of isa.cpp our kernels of that level multiply, whatever the number of rows; with -1, whatever is fastest.
+// of isa.h our kernels of that level multiply, whatever the number of rows; with -1, whatever is fastest.
 Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bias, const Tensor* onto) {
   try {
     auto kind = x->scalar_type();

@@ -1,4 +1,5 @@
 // Lists the builds of the kernels that this processor can run, and runs loops in parallel on libtorch's threads.
+#include "isa.h"
 #include "kernels.h"
 
 #include <omp.h>
@@ -7,7 +8,6 @@
 #include <cstring>
 
 extern "C" {
-int ft_isa();
 extern const FtKernels ft_kernels_portable;
 #ifdef __x86_64__
 extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
@@ -17,8 +17,8 @@ extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
 int ft_kernels(const FtKernels** out) {
   int n = 0;
 #ifdef __x86_64__
-  if (ft_isa() >= 2) out[n++] = &ft_kernels_avx512;
-  if (ft_isa() >= 1) out[n++] = &ft_kernels_avx2;
+  if (ft_isa() >= kLevel_avx512) out[n++] = &ft_kernels_avx512;
+  if (ft_isa() >= kLevel_avx2) out[n++] = &ft_kernels_avx2;
 #endif
   out[n++] = &ft_kernels_portable;
   return n;

@@ -4,6 +4,8 @@
 // it, and the corresponding variables of ATen, oneDNN and MKL are set before those libraries read them, unless they
 // are already set to something smaller. Our own code also obeys these variables: it uses the smallest instruction set
 // of all.
+#include "isa.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -15,16 +17,10 @@ struct Level {
   const char *name, *aten, *onednn, *mkl;
 };
 
-// In increasing order; a level's number is its index. Null: the library's variable is not set, so that it is not
-// restricted.
-const Level kLevels[] = {
-    {"portable", "default", "SSE41", "SSE4_2"},
-    {"avx2", "avx2", "AVX2", "AVX2"},
-    {"avx512", "avx512", "AVX512_CORE", "AVX512"},
-    {"avx512_bf16", "avx512", "AVX512_CORE_BF16", "AVX512"},
-    {"amx", nullptr, nullptr, nullptr},
-};
-constexpr int kMost = sizeof kLevels / sizeof *kLevels - 1;
+// A level's number is its index.
+#define FT_LEVEL(name, aten, onednn, mkl) {#name, aten, onednn, mkl},
+const Level kLevels[] = {FT_ALL_LEVELS(FT_LEVEL)};
+constexpr int kMost = kLevelCount - 1;
 
 // Returns the number of the level in FT_CPU; kMost if it is not set, -1 if it is not a level.
 int asked() {
@@ -41,15 +37,15 @@ int left_by(const char* variable, const char* Level::*value) {
   int level = kMost;
   for (int i = kMost; text && i >= 0; i--)
     if (kLevels[i].*value && !strcasecmp(text, kLevels[i].*value)) {
-      level = i >= 2 && value != &Level::onednn ? kMost : i;  // ATen and MKL distinguish no levels above AVX-512
+      level = i >= kLevel_avx512 && value != &Level::onednn ? kMost : i;  // ATen and MKL distinguish no levels above AVX-512
       break;
     }
   // Levels of oneDNN that are between ours.
   if (text && !strcmp(variable, "ONEDNN_MAX_CPU_ISA")) {
-    if (!strcasecmp(text, "AVX")) level = 0;
-    if (!strncasecmp(text, "AVX2_VNNI", 9)) level = 1;
-    if (!strcasecmp(text, "AVX512_CORE_VNNI")) level = 2;
-    if (!strcasecmp(text, "AVX512_CORE_FP16") || !strcasecmp(text, "AVX10_1_512")) level = 3;
+    if (!strcasecmp(text, "AVX")) level = kLevel_portable;
+    if (!strncasecmp(text, "AVX2_VNNI", 9)) level = kLevel_avx2;
+    if (!strcasecmp(text, "AVX512_CORE_VNNI")) level = kLevel_avx512;
+    if (!strcasecmp(text, "AVX512_CORE_FP16") || !strcasecmp(text, "AVX10_1_512")) level = kLevel_avx512_bf16;
   }
   return level;
 }
@@ -58,16 +54,16 @@ int has() {
 #ifdef __x86_64__
   __builtin_cpu_init();
   auto supports_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  if (!supports_avx2) return 0;
+  if (!supports_avx2) return kLevel_portable;
   bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!wide) return 1;
-  if (!__builtin_cpu_supports("avx512bf16")) return 2;
-  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return 3;
+  if (!wide) return kLevel_avx2;
+  if (!__builtin_cpu_supports("avx512bf16")) return kLevel_avx512;
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return kLevel_avx512_bf16;
   // A process must request the registers of AMX: ARCH_REQ_XCOMP_PERM of XTILEDATA.
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 4 : 3;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? kLevel_amx : kLevel_avx512_bf16;
 #else
-  return 0;
+  return kLevel_portable;
 #endif
 }
 
@@ -90,8 +86,8 @@ __attribute__((constructor)) void limit_libraries() {
 }  // namespace
 
 extern "C" {
-// Returns the highest level that the environment allows, whatever the processor has: 0 portable, 1 AVX2, 2 AVX-512,
-// 3 AVX-512 with bf16, 4 AMX; -1 if FT_CPU is none of them.
+// Returns the highest level (FtLevel) that the environment allows, whatever the processor has; -1 if FT_CPU is none of
+// them.
 int ft_isa_allowed() {
   static const int level = [] {
     int own = asked();

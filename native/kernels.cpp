@@ -2,32 +2,25 @@
 // (FT_ISA is its name). Only the table at its end may have external linkage: of several copies of another function the
 // linker would keep one, perhaps with instructions that the processor lacks.
 #include "kernels.h"
+#include "numbers.h"
 
 #include <cstring>
 
 namespace {
 
-#define INLINE static inline __attribute__((always_inline))
-
 struct Half { uint16_t bits; };
 
-INLINE float bits_to_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
-INLINE uint32_t float_to_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+FT_INLINE float load(const float* p) { return *p; }
+FT_INLINE float load(const Half* p) { return from_bf16(p->bits); }
+FT_INLINE void store(float* p, float v) { *p = v; }
+FT_INLINE void store(Half* p, float v) { p->bits = to_bf16(v); }
+FT_INLINE float round_to(const float*, float v) { return v; }
+FT_INLINE float round_to(const Half*, float v) { Half h; store(&h, v); return load(&h); }
 
-INLINE float load(const float* p) { return *p; }
-INLINE float load(const Half* p) { return bits_to_float(uint32_t(p->bits) << 16); }
-INLINE void store(float* p, float v) { *p = v; }
-// Rounds to nearest, ties to even; NaN stays NaN.
-INLINE void store(Half* p, float v) {
-  uint32_t u = float_to_bits(v);
-  uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  p->bits = uint16_t(v != v ? 0x7fc0u : rounded);
-}
-INLINE float round_to(const float*, float v) { return v; }
-INLINE float round_to(const Half*, float v) { Half h; store(&h, v); return load(&h); }
-
+// Not the exponential of product.cpp, which serves attention only and is another polynomial: results have other bits.
+//
 // Computes exp by range reduction and the Cephes polynomial: within 2 ulp; 0 below -87.3, inf above 88.7.
-INLINE float exp_(float x) {
+FT_INLINE float exp_(float x) {
   float c = x > 88.72f ? 88.72f : x < -87.33f ? -87.33f : x;
   float n = c * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to the nearest integer
   float r = c - n * 0.693359375f + n * 2.12194440e-4f;

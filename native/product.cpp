@@ -8,6 +8,8 @@
 //
 // No headers of libtorch here: their inline functions would be compiled for instructions that some processors lack,
 // and the linker might use these copies everywhere.
+#include "numbers.h"
+
 #include <cstdint>
 #include <cstring>
 #ifdef __AVX2__
@@ -45,14 +47,9 @@ inline vu widened_bits(vh h) {
 }
 inline vf load(const uint16_t* p) { vh h; memcpy(&h, p, sizeof h); return (vf)(widened_bits(h) << 16); }
 inline float wide(float x) { return x; }
-inline float wide(uint16_t x) { uint32_t u = uint32_t(x) << 16; float f; memcpy(&f, &u, 4); return f; }
+inline float wide(uint16_t x) { return from_bf16(x); }
 inline void put(float* p, float x) { *p = x; }
-// Rounds to nearest, ties to even; NaN stays NaN.
-inline void put(uint16_t* p, float x) {
-  uint32_t u;
-  memcpy(&u, &x, 4);
-  *p = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
+inline void put(uint16_t* p, float x) { *p = to_bf16(x); }
 // Returns the sum of a vector's numbers; one half of the lanes is added to the other, repeatedly.
 inline float total(vf v) {
   vi lane;
@@ -212,16 +209,7 @@ inline void strip(const T* w, const X* x, int64_t rows, int64_t k, Streams far, 
   }
 }
 
-inline void widen(const uint16_t* from, int64_t n, float* to) {
-  int64_t i = 0;
-  for (; i + W <= n; i += W) {
-    vf v = load(from + i);
-    memcpy(to + i, &v, sizeof v);
-  }
-  for (; i < n; i++) to[i] = wide(from[i]);
-}
-
-// Does the same for bfloat16 w and float32 x with more rows than one tile has: the first tile leaves the rows of w,
+// Does the same as `strip` for bfloat16 w and float32 x with more rows than one tile has: the first tile leaves the rows of w,
 // converted to float32, in `room` (r rows) for the other tiles.
 template <class O, int r>
 inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Streams far, Finish end, float* room, O* out,
@@ -489,8 +477,6 @@ void NAME(ft_product_mixed)(ARGUMENTS(uint16_t, float), float* room, float* out,
 void NAME(ft_product_mixed_to_bf16)(ARGUMENTS(uint16_t, float), float* room, uint16_t* out, int64_t ld) {
   product<uint16_t, float, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
 }
-// Converts n numbers from bfloat16 to float32.
-void NAME(ft_widen)(const uint16_t* from, int64_t n, float* to) { widen(from, n, to); }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
                           float scale, float* scores, uint16_t* out) {
   attend<uint16_t>(q, k, v, heads, n, e, scale, scores, out);

@@ -144,9 +144,13 @@ pub fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {
 /// Hyperparameters of one AdamW step.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamwSettings {
+    /// Learning rate.
     pub lr: f64,
+    /// Decay rates of the two moments.
     pub betas: (f64, f64),
+    /// Decoupled weight decay.
     pub decay: f64,
+    /// The number added to the root of the second moment.
     pub eps: f64,
 }
 

@@ -16,8 +16,11 @@ use tch::{Kind, Tensor};
 
 /// An adapter from disk and its weight in the merge.
 pub struct WeightedAdapter {
+    /// The directory it was read from.
     pub folder: PathBuf,
+    /// Its settings and tensors.
     pub file: AdapterFile,
+    /// Its factor in the sum.
     pub weight: f64,
 }
 

@@ -72,7 +72,9 @@ impl Storage {
 /// The number format to compute in, and the reason for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChosenDtype {
+    /// The format; never `Auto`.
     pub dtype: Dtype,
+    /// The reason, for messages.
     pub why: &'static str,
 }
 

@@ -50,20 +50,35 @@ pub struct Family {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub model_type: String,
+    /// D, the width of the residual stream.
     pub hidden_size: i64,
+    /// F, the width inside the MLP.
     pub intermediate_size: i64,
+    /// The number of layers.
     pub num_hidden_layers: i64,
+    /// H, the number of query heads.
     pub num_attention_heads: i64,
+    /// K, the number of key and value heads.
     pub num_key_value_heads: i64,
+    /// E, the size of a head.
     pub head_dim: i64,
+    /// V, the number of rows of the embedding.
     pub vocab_size: i64,
+    /// The number that norms add to the variance.
     pub norm_eps: f64,
+    /// Embedding and output head share one weight.
     pub tie_word_embeddings: bool,
+    /// The linear layers of attention have a bias.
     pub attention_bias: bool,
+    /// The linear layers of the MLP have a bias.
     pub mlp_bias: bool,
+    /// The MLP's activation function, by its name in transformers.
     pub hidden_act: String,
+    /// The base of rotary embedding.
     pub rope_theta: f64,
+    /// How rotary embedding is changed for longer contexts.
     pub rope_scaling: RopeScaling,
+    /// The context that the model was made for, in tokens.
     pub max_position_embeddings: Option<i64>,
     /// Number of tokens that attention reaches back; `None`: all.
     pub sliding_window: Option<i64>,
@@ -83,6 +98,7 @@ impl Config {
         &self.file
     }
 
+    /// Returns the family that builds the model.
     pub fn family(&self) -> &'static Family {
         self.family
     }

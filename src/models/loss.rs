@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 pub struct Loss {
     /// Scalar, float32.
     pub sum: Tensor,
+    /// What is logged with the step.
     pub metrics: Metrics,
 }
 
@@ -25,7 +26,9 @@ pub struct Metrics {
 /// Minimum or maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extreme {
+    /// The smallest value.
     Minimum,
+    /// The largest value.
     Maximum,
 }
 

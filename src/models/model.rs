@@ -33,6 +33,7 @@ pub enum Heads {
 
 /// How a model is loaded.
 pub struct LoadOptions<'a> {
+    /// The device to compute on.
     pub device: Device,
     /// The number format to compute in.
     pub kind: Kind,
@@ -42,6 +43,7 @@ pub struct LoadOptions<'a> {
     pub train_base: bool,
     /// Adapters by name; attached in order, and the first one is active.
     pub adapters: Vec<(String, &'a dyn AdapterPlan)>,
+    /// The heads that the model gets.
     pub heads: Heads,
 }
 
@@ -128,6 +130,7 @@ impl Model {
         })
     }
 
+    /// Returns its config.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -137,6 +140,7 @@ impl Model {
         &self.folder
     }
 
+    /// Returns the device that it computes on.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -171,10 +175,12 @@ impl Model {
         (widest.map_or(self.kind, &kind), self.store.base().map(bytes).sum())
     }
 
+    /// Returns all its parameters, those of adapters included.
     pub fn params(&self) -> &ParamStore {
         &self.store
     }
 
+    /// Returns the number of layers.
     pub fn depth(&self) -> usize {
         self.decoder.depth()
     }

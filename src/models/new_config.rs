@@ -12,8 +12,11 @@ use std::path::Path;
 pub struct VocabularyInfo {
     /// Size of the tokenizer's vocabulary.
     pub size: i64,
+    /// The id of the token that begins a text.
     pub bos: Option<u32>,
+    /// The id of the token that ends a text.
     pub eos: Option<u32>,
+    /// The id of the padding token.
     pub pad: Option<u32>,
 }
 

@@ -17,16 +17,22 @@ use tch::{Kind, Tensor};
 /// The part of a training step in which the first non-finite number was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NonFiniteStage {
+    /// A weight that is not trained.
     FrozenWeights,
+    /// A weight that is trained.
     TrainedWeights,
+    /// The output of a layer.
     Forward,
+    /// The loss.
     Loss,
+    /// A gradient.
     Backward,
 }
 
 /// The first tensor that holds NaN or infinity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstNonFinite {
+    /// The part of the step.
     pub stage: NonFiniteStage,
     /// The parameter's name, or which output or gradient of which layer.
     pub place: String,
@@ -41,6 +47,7 @@ pub struct FirstNonFinite {
 }
 
 impl NonFiniteStage {
+    /// Returns the name for messages.
     pub fn name(self) -> &'static str {
         match self {
             NonFiniteStage::FrozenWeights => "frozen weights",

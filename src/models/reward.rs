@@ -28,7 +28,9 @@ pub struct RewardScorer {
     pub computed_in: String,
     /// Root mean square of the scores at all tokens of the probes: the scale against which differences are judged.
     pub spread: f64,
+    /// Sequences with the scores that the model gave them when it was saved.
     pub probes: Vec<RewardProbe>,
+    /// The version of ft that wrote the file.
     pub ft_version: String,
 }
 
@@ -37,7 +39,9 @@ pub struct RewardScorer {
 pub struct RewardProbe {
     /// The text that the ids were tokenised from, if there is one.
     pub text: Option<String>,
+    /// The token ids.
     pub ids: Vec<u32>,
+    /// The score of the sequence.
     pub score: f64,
 }
 
@@ -78,6 +82,7 @@ impl RewardScorer {
         path.exists().then(|| read_json(&path)).transpose()
     }
 
+    /// Writes reward.json into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join(FILE), self)
     }

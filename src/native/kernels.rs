@@ -1,6 +1,6 @@
 //! Rust interface to the fused elementwise loops of native/kernels.h: over CPU tensors, on libtorch's threads.
 //!
-//! Callers check [`serves`] first. For other tensors (CUDA, other dtypes) they compose the operation of libtorch's.
+//! Callers check [`supports`] first. For other tensors (CUDA, other dtypes) they compose the operation of libtorch's.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -175,6 +175,7 @@ fn check_rows(places: Option<&Tensor>, slots: i64, rows: i64) {
 
 // Each function checks what its loop relies on: sizes, dtypes and contiguity.
 impl Kernels {
+    /// Returns the name of the instruction set.
     pub fn name(&self) -> &'static str {
         // SAFETY: a constant string.
         unsafe { CStr::from_ptr(self.name) }.to_str().unwrap_or("?")

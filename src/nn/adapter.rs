@@ -64,9 +64,11 @@ impl LayerAdapters {
 pub struct AdapterSite<'a> {
     /// The module's name in the checkpoint.
     pub name: &'a str,
+    /// The kind of the layer.
     pub layer: LayerKind,
     /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings, (D) for norms.
     pub weight: &'a Weight,
+    /// The frozen bias, if the layer has one.
     pub bias: Option<&'a Tensor>,
     /// True for an output head that shares the embedding's weight, and for that embedding.
     pub tied: bool,

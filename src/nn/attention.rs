@@ -1,16 +1,22 @@
-//! Causal attention within the segments of a packed row, and against a cache.
+//! Causal attention within the segments of a packed row.
 //!
 //! On the CPU the forward is libtorch's flash kernel and the backward recomputes the probabilities from the saved
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
 //! products and is slower at the lengths fine-tuning sees. On CUDA in half precision the packed flash kernel does both.
 
 use super::autograd::differentiable;
-use super::cache::KvCache;
-use super::rope::Rope;
-use super::tokens::{SegmentGroup, Segments, Tokens};
+use super::tokens::{SegmentGroup, Segments};
 use crate::native::{self, kernels};
-use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
+
+/// What the attention of a layer is: causal, `softmax(q k^T * scale) v`. A family makes one for each of its layers; it
+/// travels with the queries and keys to whatever computes them. What it cannot express is refused when config.json is
+/// read, or (a sliding window shorter than the sequence) when a row is checked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Factor on the products of queries and keys.
+    pub scale: f64,
+}
 
 /// Longest segment, in tokens, whose backward recomputes all scores at once. For longer ones the flash backward is
 /// faster.
@@ -29,8 +35,9 @@ pub fn score_bytes(longest: i64, kind: Kind, device: Device) -> u64 {
     }
 }
 
-/// Computes softmax(q k^T * scale) v, causal and within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
-pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f64) -> Tensor {
+/// Computes attention within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
+pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: Attention) -> Tensor {
+    let Attention { scale } = attention;
     let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);
     if q.device().is_cuda() && half {
         return native::flash_varlen(q, k, v, &segments.bounds, segments.longest, scale)
@@ -225,140 +232,6 @@ fn scatter<'a>(blocks: impl Iterator<Item = (&'a SegmentGroup, &'a Tensor)>, sha
     whole.expect("a packed row has a segment")
 }
 
-/// Attends from one new token of each cache slot to all tokens of that slot: q (S, H, E) -> (S, H, E). The query
-/// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
-/// gradient.
-fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64) -> Tensor {
-    let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
-    let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
-    Tensor::scaled_dot_product_attention(&blocks, k, v, mask, 0.0, false, scale, false).reshape_as(q)
-}
-
-/// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot, -inf beyond its end.
-/// `None` if all slots have the same length.
-fn decode_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Option<Tensor> {
-    if lengths.iter().all(|n| *n == lengths[0]) {
-        return None;
-    }
-    let held = Tensor::from_slice(lengths).to_device(device).view([-1, 1, 1, 1]);
-    let beyond = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]).gt_tensor(&held);
-    Some(Tensor::zeros(beyond.size(), (kind, device)).masked_fill(&beyond, f64::NEG_INFINITY))
-}
-
-/// Attends from several new tokens of each cache slot, one slot after the other: q (T, H, E), in packed order ->
-/// (T, H, E). No gradient.
-fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, scale: f64) -> Tensor {
-    let mut parts = Vec::with_capacity(segments.lengths.len());
-    let mut row = 0;
-    for (slot, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let past = cache.lengths[slot];
-        let (k, v) = cache.read(layer, past + n);
-        let pick = |t: &Tensor| t.narrow(0, slot as i64, 1);
-        let queries = q.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, H, n, E)
-        let mask = Tensor::ones([n, past + n], (Kind::Bool, q.device())).tril(past);
-        let out =
-            Tensor::scaled_dot_product_attention(&queries, &pick(&k), &pick(&v), Some(&mask), 0.0, false, scale, true);
-        parts.push(out.squeeze_dim(0).transpose(0, 1));
-        row += n;
-    }
-    Tensor::cat(&parts, 0)
-}
-
-/// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
-pub struct ForwardPass<'a> {
-    segments: &'a Segments,
-    positions: &'a Tensor,
-    cache: Option<&'a mut KvCache>,
-    angles: Option<(Tensor, Tensor)>,
-    /// Rows of the cache that the new tokens are written to; the same for every layer.
-    places: Option<Tensor>,
-    /// Mask of a decoding step, once it has been computed; the same for every layer.
-    mask: Option<Option<Tensor>>,
-    /// Queries and keys of the layers given to `listen`; `None` until the layer has run.
-    captured: BTreeMap<usize, Option<QueriesAndKeys>>,
-}
-
-/// Queries, keys and scale of one layer's attention, from which its attention weights can be computed.
-#[derive(Debug)]
-pub struct QueriesAndKeys {
-    /// (T, H, E)
-    pub q: Tensor,
-    /// (T, K, E)
-    pub k: Tensor,
-    /// Factor on the products of queries and keys.
-    pub scale: f64,
-}
-
-impl QueriesAndKeys {
-    /// Returns the same tensors cut off from the graph, so that no gradient reaches the layer. With `learns` they are
-    /// new leaves that collect a gradient.
-    pub fn detach(&self, learns: bool) -> Self {
-        let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
-        Self { q: leaf(&self.q), k: leaf(&self.k), scale: self.scale }
-    }
-}
-
-impl<'a> ForwardPass<'a> {
-    /// Starts a pass over a packed row. With a `cache`, segment s continues the sequence in slot s; room for it is
-    /// reserved.
-    pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut KvCache>) -> Self {
-        let segments = &tokens.segments;
-        if let Some(cache) = &mut cache {
-            cache.reserve(&segments.lengths);
-        }
-        let (angles, places, mask, asked) = (None, None, None, BTreeMap::new());
-        Self { segments, positions: &tokens.positions, cache, angles, places, mask, captured: asked }
-    }
-
-    /// Keeps the queries and keys of these layers, for [`ForwardPass::asked`].
-    pub fn capture_attention(mut self, layers: &[usize]) -> Self {
-        self.captured = layers.iter().map(|i| (*i, None)).collect();
-        self
-    }
-
-    /// Takes the queries and keys that a layer given to `listen` has computed since the last call. `None` if it was
-    /// not given or has not run.
-    pub fn take_captured(&mut self, layer: usize) -> Option<QueriesAndKeys> {
-        self.captured.get_mut(&layer)?.take()
-    }
-
-    /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
-    pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
-        let (cos, sin) = self.angles.get_or_insert_with(|| {
-            let past = self.cache.as_ref().map(|c| c.lengths.as_slice());
-            rope.angles(self.positions, &self.segments.lengths, past, kind)
-        });
-        (cos.shallow_clone(), sin.shallow_clone())
-    }
-
-    /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
-    /// the new keys and values to it and attends to the earlier tokens as well.
-    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Tensor {
-        if let Some(asked) = self.captured.get_mut(&layer) {
-            *asked = Some(QueriesAndKeys { q: q.shallow_clone(), k: k.shallow_clone(), scale });
-        }
-        let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, scale) };
-        let lengths = &self.segments.lengths;
-        let step_only = lengths.iter().all(|n| *n == 1);
-        if step_only && let Some(out) = cache.step(layer, q, k, v, scale) {
-            return out;
-        }
-        let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1], k.device()));
-        cache.write(layer, k, v, places);
-        // If every slot is either empty or gets no token, there are no earlier tokens to attend to.
-        if cache.lengths.iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
-            packed_attention(q, k, v, self.segments, scale)
-        } else if step_only {
-            let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
-            let mask = self.mask.get_or_insert_with(|| decode_mask(&cache.lengths, longest, q.kind(), q.device()));
-            let (k, v) = cache.read(layer, longest);
-            one_token_attention(q, &k, &v, mask.as_ref(), scale)
-        } else {
-            continued_attention(q, cache, layer, self.segments, scale)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,7 +266,8 @@ mod tests {
                 g
             })
         };
-        let ours = packed_attention(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), 0.3);
+        let ours =
+            packed_attention(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), Attention { scale: 0.3 });
         let theirs = plain(&q, &k, &v, lengths, 0.3);
         let gap = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         let (a, b) = (grads(&ours), grads(&theirs));

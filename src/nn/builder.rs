@@ -51,7 +51,9 @@ pub struct ModelBuilder<'w> {
 
 /// What [`ModelBuilder::finish`] returns next to the layers.
 pub struct BuildResult {
+    /// All parameters, those of adapters included.
     pub store: ParamStore,
+    /// The switches that the layers obey.
     pub switches: Rc<AdapterSwitches>,
     /// Names of tensors in the checkpoint that no layer uses.
     pub unused: Vec<String>,
@@ -100,6 +102,7 @@ impl<'w> ModelBuilder<'w> {
         ModuleScope { builder: self, path: String::new(), std_factor: 1.0 }
     }
 
+    /// Returns the device of the layers.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -253,12 +256,14 @@ impl ModuleScope<'_> {
         Embedding { weight, adapters, kind: self.builder.kind }
     }
 
+    /// Builds a root-mean-square norm with `weight` (width).
     pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
         let weight = self.param("weight", LayerKind::Norm, &[width]);
         let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), None);
         RmsNorm { weight, adapters, eps }
     }
 
+    /// Builds a layer norm with `weight` and `bias` (width).
     pub fn layer_norm(&self, width: i64, eps: f64) -> LayerNorm {
         let weight = self.param("weight", LayerKind::Norm, &[width]);
         let bias = self.param("bias", LayerKind::Norm, &[width]);

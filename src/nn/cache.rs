@@ -87,7 +87,7 @@ impl KvCache {
         self.layers[layer].get_or_insert_with(|| (table(), table()))
     }
 
-    /// Writes keys and values (T, K, E) of one layer to the table rows `places`, as [`Cache::places`] gives them.
+    /// Writes keys and values (T, K, E) of one layer to the table rows `places`, as [`KvCache::table_rows`] gives them.
     pub(super) fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, places: &Tensor) {
         let size = k.size()[2];
         let (keys, values) = self.layer(layer, k);

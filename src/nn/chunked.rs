@@ -1,21 +1,23 @@
 //! Computes numbers from the output head's logits, a chunk of rows at a time.
 //!
 //! Logits of a whole packed row (T, V) would take gigabytes, and a graph over them several times that. Neither exists
-//! here:
-//! - `sum` returns a scalar. Its gradient is computed chunk by chunk in the forward, so that the head's products run
-//!   once and the backward only scales it.
-//! - `recomputed` returns numbers for each row and runs each chunk again in the backward. It serves heads with
-//!   adapters, and losses that weight rows after the fact.
-//! - `sum_of_parts` is like `sum`, for any inputs that can be processed in parts.
+//! here. There are two strategies:
+//! - `reduce_in_forward`: the gradient is computed chunk by chunk in the forward, so that the head's products run once
+//!   and the backward only scales it. For heads that are a plain product, and gradients that are known up to a factor for
+//!   each row (under a frozen weight) or for all rows (under a trained one, as in [`sum_over_logits`]).
+//! - `per_row_recomputed`: each chunk runs again in the backward. For heads with adapters, and losses that weight rows
+//!   after the fact.
+//!
+//! [`sum_of_parts`] is like the first, for any inputs that can be processed in parts.
 
 use super::autograd::requiring_grad;
 use super::linear::Linear;
-use super::weight::cast;
+use super::weight::{Weight, cast};
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// Rows per chunk of `sum`. While a divergence is computed about ten float32 tensors of (rows, V) exist at once.
+/// Rows per chunk of [`sum_over_logits`]. While a divergence is computed about ten float32 tensors of (rows, V) exist at once.
 pub const CHUNK: i64 = 128;
 
 /// The rows of a chunk: the first one, and how many.
@@ -34,6 +36,74 @@ pub struct ChunkedSum<const K: usize> {
     pub rows: [Tensor; K],
 }
 
+/// The gradient (V, D) of the weight of a head, summed over chunks of rows. Nothing if the weight is frozen.
+///
+/// It is added to the leaf directly, not through the graph. With a tied embedding, the gradients of head and embedding
+/// are then summed in the same order whether layers are replayed or not.
+pub(super) struct HeadWeightGradient {
+    leaf: Option<Tensor>,
+    sum: Option<Tensor>,
+}
+
+impl HeadWeightGradient {
+    pub(super) fn new(leaf: Option<&Tensor>) -> Self {
+        Self { leaf: leaf.map(Tensor::shallow_clone), sum: None }
+    }
+
+    /// Adds the gradient of one chunk: that of its logits (n, V) times its hidden states (n, D).
+    pub(super) fn add(&mut self, g_logits: &Tensor, h: &Tensor) {
+        let Some(leaf) = &self.leaf else { return };
+        let part = g_logits.tr().matmul(h); // (V, D)
+        match &mut self.sum {
+            Some(sum) => *sum += part,
+            None => self.sum = Some(cast(&part, leaf.kind())),
+        }
+    }
+
+    /// Adds the sum, times a scalar, to the gradient of the leaf.
+    pub(super) fn add_to_leaf(&self, factor: Option<&Tensor>) {
+        let (Some(leaf), Some(sum)) = (&self.leaf, &self.sum) else { return };
+        let g = factor.map_or_else(|| sum.shallow_clone(), |factor| sum * factor.to_kind(sum.kind()));
+        native::backward(&[leaf], &[&g]).expect("a leaf takes its gradient");
+    }
+}
+
+/// Numbers of all rows, and the gradients that were computed with them.
+pub(super) struct Reduction<const K: usize> {
+    /// (N) each.
+    pub rows: [Tensor; K],
+    /// (N, D): the gradient of each row's first number with respect to its hidden state; `None` if it was not computed.
+    pub direction: Option<Tensor>,
+    /// The gradient of the sum of all rows' first numbers with respect to the head's weight.
+    pub g_weight: HeadWeightGradient,
+}
+
+/// Computes K numbers for each row of `h` (N, D) under a head that is a plain product with `weight` (`operand` in the
+/// dtype of h), `size` rows at a time. `f(logits (n, V), rows)` returns the numbers, (n) each, and perhaps the gradient
+/// of the first with respect to the logits (n, V), in the dtype of h; it may overwrite the logits. Runs without gradient.
+pub(super) fn reduce_in_forward<const K: usize>(
+    weight: &Weight,
+    operand: &Tensor,
+    h: &Tensor,
+    size: i64,
+    f: impl Fn(Tensor, RowRange) -> ([Tensor; K], Option<Tensor>),
+) -> Reduction<K> {
+    let _no_grad = tch::no_grad_guard();
+    let (mut parts, mut directions) = (Vec::new(), Vec::new());
+    let mut g_weight = HeadWeightGradient::new(weight.trained());
+    for rows in chunks(h.size()[0], size) {
+        let h = h.narrow(0, rows.0, rows.1);
+        let (numbers, direction) = f(h.linear(operand, None::<&Tensor>), rows);
+        parts.push(numbers);
+        if let Some(direction) = direction {
+            directions.push(direction.matmul(operand)); // (n, D)
+            g_weight.add(&direction, &h);
+        }
+    }
+    let direction = (!directions.is_empty()).then(|| Tensor::cat(&directions, 0));
+    Reduction { rows: join_chunks(parts), direction, g_weight }
+}
+
 /// Sums numbers that `f` computes from the logits of hidden states `h` (N, D). `f(logits (n, V) float32, rows)`
 /// returns K numbers for each of the given rows, (n) each; the first of the K is summed over all N rows. A row's
 /// numbers may depend only on its own logits.
@@ -47,45 +117,24 @@ pub fn sum_over_logits<const K: usize>(
         let total = rows[0].sum(Kind::Float);
         return ChunkedSum { total, rows: rows.map(|r| r.detach()) };
     };
-    let (trained, wanted) = (weight.trained().is_some() && native::grad_enabled(), native::grad_enabled());
-    let learns = wanted && (trained || h.requires_grad());
-    let (mut parts, mut directions, mut g_weight) = (Vec::new(), Vec::new(), None::<Tensor>);
-    {
-        let _no_grad = tch::no_grad_guard();
-        let narrow = weight.operand(h.kind());
-        for rows in chunks(h.size()[0], CHUNK) {
-            let h = h.narrow(0, rows.0, rows.1);
-            let logits = h.linear(&narrow, None::<&Tensor>).to_kind(Kind::Float);
-            if !learns {
-                parts.push(f(&logits, rows));
-                continue;
-            }
-            let leaf = logits.set_requires_grad(true);
-            let numbers = tch::with_grad(|| f(&leaf, rows));
-            native::backward(&[&numbers[0]], &[&numbers[0].ones_like()]).expect("backward of one chunk of logits");
-            parts.push(numbers.map(|t| t.detach()));
-            let direction = leaf.grad().to_kind(h.kind()); // (n, V)
-            directions.push(direction.matmul(&narrow));
-            if trained {
-                let part = direction.tr().matmul(&h); // (V, D)
-                match &mut g_weight {
-                    Some(sum) => *sum += part,
-                    None => g_weight = Some(cast(&part, weight.kind())),
-                }
-            }
+    let learns = native::grad_enabled() && (weight.trained().is_some() || h.requires_grad());
+    let of_chunk = |logits: Tensor, rows: RowRange| {
+        let logits = logits.to_kind(Kind::Float);
+        if !learns {
+            return (f(&logits, rows), None);
         }
-    }
-    let rows = join_chunks(parts);
+        let leaf = logits.set_requires_grad(true);
+        let numbers = tch::with_grad(|| f(&leaf, rows));
+        native::backward(&[&numbers[0]], &[&numbers[0].ones_like()]).expect("backward of one chunk of logits");
+        (numbers.map(|t| t.detach()), Some(leaf.grad().to_kind(h.kind())))
+    };
+    let Reduction { rows, direction, g_weight } =
+        reduce_in_forward(weight, &weight.operand(h.kind()), h, CHUNK, of_chunk);
     let total = rows[0].sum(Kind::Float);
-    if learns {
-        let (direction, leaf) = (Tensor::cat(&directions, 0), weight.trained().map(Tensor::shallow_clone));
+    if let Some(direction) = direction {
         native::attach_backward(&[&requiring_grad(h)], &[&total], move |grads| {
             let Some(g) = &grads[0] else { return vec![None] };
-            // The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the
-            // gradients of head and embedding are then summed in the same order whether layers are replayed or not.
-            if let (Some(leaf), Some(sum)) = (&leaf, &g_weight) {
-                native::backward(&[leaf], &[&(sum * g.to_kind(sum.kind()))]).expect("a leaf takes its gradient");
-            }
+            g_weight.add_to_leaf(Some(g));
             vec![Some(&direction * g.to_kind(direction.kind()))]
         });
     }
@@ -175,6 +224,6 @@ pub fn sum_of_parts<P>(
 }
 
 /// Concatenates the chunks of each of the K columns.
-pub(super) fn join_chunks<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
+fn join_chunks<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
     std::array::from_fn(|k| Tensor::cat(&parts.iter().map(|p| &p[k]).collect::<Vec<_>>(), 0))
 }

@@ -9,9 +9,9 @@
 //! `H = - sum_i p_i l_i`.
 
 use super::autograd::{differentiable, requiring_grad};
-use super::chunked::{self, RowRange, chunks};
+use super::chunked::{self, HeadWeightGradient, Reduction, RowRange, chunks};
 use super::linear::Linear;
-use super::weight::{Weight, cast};
+use super::weight::Weight;
 use crate::native::{self, kernels};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -29,13 +29,6 @@ pub struct TargetScores {
     pub entropy: Option<Tensor>,
 }
 
-/// The scores of one chunk of logits.
-struct ChunkScores {
-    log_probs: Tensor,
-    hits: Tensor,
-    entropy: Option<Tensor>,
-}
-
 /// The sampling temperature, and whether the entropy is wanted.
 #[derive(Clone, Copy)]
 struct HeadOptions {
@@ -44,31 +37,36 @@ struct HeadOptions {
 }
 
 impl HeadOptions {
-    /// Computes the scores of logits (n, V). This is the only definition of a log-probability on each device, with or
-    /// without gradient, trained head or entropy: a policy and a reference model with equal weights get equal bits.
-    fn chunk_scores(self, logits: &Tensor, targets: &Tensor) -> ChunkScores {
-        if kernels::supports(&[logits]) {
-            let (log_probs, hits, entropy) =
-                kernels::best().head(logits, targets, self.temperature, self.entropy, false);
-            return ChunkScores { log_probs, hits, entropy };
+    /// Returns log-probabilities, hits and entropies (zeros if they are not wanted) of logits (n, V), (n) each. This is
+    /// the only definition of a log-probability on each device, with or without gradient, trained head or entropy: a
+    /// policy and a reference model with equal weights get equal bits.
+    fn chunk_scores(self, logits: &Tensor, targets: &Tensor) -> [Tensor; 3] {
+        if !kernels::supports(&[logits]) {
+            return self.scores_by_libtorch(logits, targets);
         }
-        let [log_probs, hits, entropy] = self.scores_by_libtorch(logits, targets);
-        ChunkScores { log_probs, hits, entropy: self.entropy.then_some(entropy) }
+        self.scores_by_kernel(logits, targets, false)
     }
 
-    /// Returns the same as `read`, and the gradient of each row's log-probability with respect to its logits (n, V),
-    /// in their dtype.
-    fn scores_with_gradient(self, logits: Tensor, targets: &Tensor) -> (ChunkScores, Tensor) {
+    /// Returns the same as `chunk_scores`, and the gradient of each row's log-probability with respect to its logits
+    /// (n, V), in their dtype.
+    fn scores_with_gradient(self, logits: Tensor, targets: &Tensor) -> ([Tensor; 3], Tensor) {
         if kernels::supports(&[&logits]) {
-            let (log_probs, hits, entropy) =
-                kernels::best().head(&logits, targets, self.temperature, self.entropy, true);
-            return (ChunkScores { log_probs, hits, entropy }, logits);
+            return (self.scores_by_kernel(&logits, targets, true), logits);
         }
-        let read = self.chunk_scores(&logits, targets);
+        let scores = self.chunk_scores(&logits, targets);
         let mut p = tempered_log_softmax(&logits, self.temperature).exp_();
         let ones = Tensor::ones([targets.size()[0], 1], (Kind::Float, logits.device()));
         let mut direction = p.neg_().scatter_add_(-1, &targets.unsqueeze(-1), &ones);
-        (read, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
+        (scores, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
+    }
+
+    /// Computes the scores by our own loop. With `direction` it overwrites the logits by the gradient of each row's
+    /// log-probability.
+    fn scores_by_kernel(self, logits: &Tensor, targets: &Tensor, direction: bool) -> [Tensor; 3] {
+        let (log_probs, hits, entropy) =
+            kernels::best().head(logits, targets, self.temperature, self.entropy, direction);
+        let entropy = entropy.unwrap_or_else(|| hits.zeros_like());
+        [log_probs, hits, entropy]
     }
 
     /// Computes the log-probability of each target, whether it is the most likely token, and the entropy (zeros if it
@@ -115,32 +113,22 @@ pub fn target_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperatur
 /// loss depends on it: an entropy that is only a metric costs no product.
 fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
     let wanted = native::grad_enabled() && h.requires_grad();
-    let weight = weight.operand(h.kind());
-    let (mut columns, mut directions) = (Vec::new(), Vec::new());
-    {
-        let _no_grad = tch::no_grad_guard();
-        for (start, n) in chunks(h.size()[0], CHUNK) {
-            let target = targets.narrow(0, start, n);
-            let logits = h.narrow(0, start, n).linear(&weight, None::<&Tensor>);
-            columns.push(match wanted {
-                true => {
-                    let (read, direction) = reading.scores_with_gradient(logits, &target);
-                    directions.push(direction.matmul(&weight)); // (n, D)
-                    read
-                }
-                false => reading.chunk_scores(&logits, &target),
-            });
+    let operand = weight.operand(h.kind());
+    let of_chunk = |logits: Tensor, (start, n): RowRange| {
+        let targets = targets.narrow(0, start, n);
+        match wanted {
+            true => {
+                let (scores, direction) = reading.scores_with_gradient(logits, &targets);
+                (scores, Some(direction))
+            }
+            false => (reading.chunk_scores(&logits, &targets), None),
         }
-    }
-    let join = |of: fn(&ChunkScores) -> Option<&Tensor>| {
-        let parts: Option<Vec<&Tensor>> = columns.iter().map(of).collect();
-        parts.map(|parts| Tensor::cat(&parts, 0))
     };
-    let log_probs = join(|r| Some(&r.log_probs)).expect("of every chunk");
-    let hits = join(|r| Some(&r.hits)).expect("of every chunk");
-    let entropy = join(|r| r.entropy.as_ref()).filter(|_| reading.entropy);
-    if wanted {
-        let (hidden, direction) = (h.detach(), Tensor::cat(&directions, 0));
+    let Reduction { rows: [log_probs, hits, entropy], direction, .. } =
+        chunked::reduce_in_forward(weight, &operand, h, CHUNK, of_chunk);
+    let entropy = Some(entropy).filter(|_| reading.entropy);
+    if let Some(direction) = direction {
+        let hidden = h.detach();
         let outputs: Vec<&Tensor> = std::iter::once(&log_probs).chain(&entropy).collect();
         native::attach_backward(&[h], &outputs, move |grads| {
             let kind = hidden.kind();
@@ -148,13 +136,13 @@ fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: He
             if let Some(Some(g)) = grads.get(1) {
                 let chunk = |(start, n)| {
                     let l = tempered_log_softmax(
-                        &hidden.narrow(0, start, n).linear(&weight, None::<&Tensor>),
+                        &hidden.narrow(0, start, n).linear(&operand, None::<&Tensor>),
                         reading.temperature,
                     );
                     let p = l.exp();
                     let entropy = -(&p * &l).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float); // (n, 1)
                     let scale = g.narrow(0, start, n).unsqueeze(-1) / -reading.temperature;
-                    ((l + entropy) * p * scale).to_kind(kind).matmul(&weight)
+                    ((l + entropy) * p * scale).to_kind(kind).matmul(&operand)
                 };
                 let part = Tensor::cat(&chunks(hidden.size()[0], CHUNK).map(chunk).collect::<Vec<_>>(), 0);
                 sum = Some(sum.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
@@ -168,9 +156,6 @@ fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: He
 /// Computes scores under a trained weight (V, D) without bias or adapter, on the CPU. If all rows fit into one chunk,
 /// the gradient with respect to its logits is kept for the backward; otherwise the backward computes each chunk
 /// again.
-///
-/// The weight's gradient is added to the leaf directly, not through the graph. With a tied embedding, the gradients
-/// of head and embedding are then summed in the same order whether layers are replayed or not.
 fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetScores {
     let wanted = native::grad_enabled();
     let keep = wanted && h.size()[0] <= CHUNK;
@@ -180,7 +165,7 @@ fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetSco
         let (value, hit, _) = kernels::best().head(&logits, &targets, 1.0, false, direction);
         (value, hit, logits)
     };
-    let (mut hits, leaf) = (Vec::new(), weight.dense(weight.kind()));
+    let (mut hits, leaf) = (Vec::new(), weight.trained().map(Tensor::shallow_clone));
     let log_probs = differentiable(
         &[&requiring_grad(h)],
         || {
@@ -197,7 +182,7 @@ fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetSco
         },
         move |(h, weight, targets, kept), g| {
             let weight = weight.as_ref().expect("kept where a gradient is wanted");
-            let mut g_weight: Option<Tensor> = None;
+            let mut g_weight = HeadWeightGradient::new(leaf.as_ref());
             let g_h: Vec<Tensor> = chunks(h.size()[0], CHUNK)
                 .map(|(start, n)| {
                     let mut direction = match kept {
@@ -205,17 +190,11 @@ fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetSco
                         None => chunk(h, weight, targets, (start, n), true).2,
                     };
                     let _ = direction.multiply_(&g.narrow(0, start, n).unsqueeze(-1).to_kind(h.kind()));
-                    let part = direction.tr().matmul(&h.narrow(0, start, n)); // (V, D)
-                    match &mut g_weight {
-                        Some(sum) => *sum += part,
-                        None => g_weight = Some(cast(&part, leaf.kind())),
-                    }
+                    g_weight.add(&direction, &h.narrow(0, start, n));
                     direction.matmul(weight)
                 })
                 .collect();
-            if let Some(g) = g_weight {
-                native::backward(&[&leaf], &[&g]).expect("a leaf takes its gradient");
-            }
+            g_weight.add_to_leaf(None);
             vec![Some(Tensor::cat(&g_h, 0))]
         },
     );
@@ -231,9 +210,7 @@ fn recomputed_head_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, readi
         if native::grad_enabled() {
             return reading.scores_by_libtorch(logits, &targets);
         }
-        let ChunkScores { log_probs, hits, entropy } = reading.chunk_scores(logits, &targets);
-        let entropy = entropy.unwrap_or_else(|| hits.zeros_like());
-        [log_probs, hits, entropy]
+        reading.chunk_scores(logits, &targets)
     };
     let [log_probs, hits, entropy] = chunked::per_row_recomputed(head, h, CHUNK, of_rows);
     TargetScores { log_probs, hits: hits.detach(), entropy: Some(entropy).filter(|_| reading.entropy) }

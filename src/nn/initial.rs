@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 /// Seed and spread of an untrained model's weights.
 pub struct InitialWeights {
+    /// Determines all values.
     pub seed: u64,
     /// Standard deviation of weights (`initializer_range` in config.json).
     pub std: f64,

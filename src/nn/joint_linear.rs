@@ -21,12 +21,15 @@ pub struct LowRank<'a> {
     pub a: Tensor,
     /// B (out, R), multiplied by the update's scale.
     pub b: Tensor,
+    /// The factor on B A.
     pub scale: f64,
 }
 
 /// One of the layers that are computed together, and its low-rank update if it has one.
 pub struct JointLayer<'a> {
+    /// The weight and the bias.
     pub base: &'a Dense,
+    /// The update of a frozen weight.
     pub update: Option<LowRank<'a>>,
 }
 

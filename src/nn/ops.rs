@@ -32,7 +32,7 @@ fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
     )
 }
 
-/// Computes [`swiglu_values`] as a layer's input that the backward recomputes.
+/// Computes `silu(gate) * up`, elementwise, as a layer's input that the backward recomputes.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> LayerInput {
     LayerInput::recomputable(swiglu_values(gate, up), || {
         let kept = (gate.detach(), up.detach());

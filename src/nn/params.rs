@@ -5,12 +5,15 @@ use tch::Tensor;
 /// The kind of layer that a parameter belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerKind {
+    /// A linear layer between two widths of the model.
     Linear,
     /// The output head; `all-linear` leaves it out.
     Head,
+    /// The embedding of tokens.
     Embedding,
     /// A trained embedding of positions.
     Positions,
+    /// A norm.
     Norm,
     /// The scalar head of a reward or value model; `all-linear` leaves it out.
     Score,
@@ -20,7 +23,9 @@ pub enum LayerKind {
 pub struct Param {
     /// The name it has on disk, e.g. `model.layers.0.self_attn.q_proj.weight` or `….q_proj.lora_A.weight`.
     pub name: String,
+    /// The values, as stored; a leaf if they are trained.
     pub tensor: Tensor,
+    /// The kind of the layer that it belongs to.
     pub layer: LayerKind,
     /// Number of the adapter that it belongs to; `None`: the base.
     pub adapter: Option<usize>,
@@ -47,10 +52,12 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
+    /// Returns all parameters.
     pub fn iter(&self) -> impl Iterator<Item = &Param> {
         self.params.iter()
     }
 
+    /// Returns the trained parameters.
     pub fn trainable(&self) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(|p| p.trainable())
     }

@@ -6,9 +6,11 @@ use tch::{Device, Kind, Tensor};
 /// How frequencies are changed for contexts longer than that of pre-training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
+    /// Frequencies as in pre-training.
     None,
     /// Positions divided by a factor (Chen et al. 2023, arXiv 2306.15595).
     Linear {
+        /// What positions are divided by.
         factor: f64,
     },
     /// A base that grows with the length of a sequence longer than `original` (dynamic NTK: bloc97 and emozilla 2023).
@@ -18,25 +20,36 @@ pub enum RopeScaling {
     /// in the cache keep the rotation of the step that wrote them, as in transformers. For sequences longer than
     /// `original`, decoding with a cache therefore differs from a full pass.
     Dynamic {
+        /// The factor of the longest context.
         factor: f64,
+        /// The context of pre-training, in tokens.
         original: f64,
     },
     /// Frequencies of long wavelengths are divided by `factor`, those of short ones kept, with a linear ramp in
     /// between (Llama 3.1).
     Llama3 {
+        /// What the frequencies of long wavelengths are divided by.
         factor: f64,
+        /// Wavelengths above `original / low` tokens are long.
         low: f64,
+        /// Wavelengths below `original / high` tokens are short.
         high: f64,
+        /// The context of pre-training, in tokens.
         original: f64,
     },
     /// Frequencies of dimensions that rotate fewer than `slow` times within `original` tokens are divided by
     /// `factor`; those of dimensions that rotate more than `fast` times are kept, with a linear ramp in between. cos
     /// and sin are multiplied by `attention` (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
+        /// What slow frequencies are divided by.
         factor: f64,
+        /// The context of pre-training, in tokens.
         original: f64,
+        /// Factor on cos and sin.
         attention: f64,
+        /// Rotations above which a frequency is kept.
         fast: f64,
+        /// Rotations below which a frequency is divided.
         slow: f64,
         /// Round the ramp's ends to whole dimensions.
         truncate: bool,

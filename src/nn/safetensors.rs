@@ -17,12 +17,16 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 /// Name, dtype and shape of one tensor in a file's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorHeader {
+    /// The name of the tensor.
     pub name: String,
+    /// The dtype in the file.
     pub dtype: Dtype,
+    /// The shape.
     pub shape: Vec<usize>,
 }
 
 impl TensorHeader {
+    /// Describes a tensor that is to be written.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
         Self { name: name.into(), dtype, shape: shape.into() }
     }

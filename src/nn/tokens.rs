@@ -11,6 +11,7 @@ pub struct Tokens {
     pub ids: Tensor,
     /// (T) positions inside each segment.
     pub positions: Tensor,
+    /// The sequences of the row.
     pub segments: Segments,
     /// Largest token id, stored here so that a check needs no copy from the GPU.
     pub largest_id: u32,
@@ -37,10 +38,12 @@ impl Tokens {
         }
     }
 
+    /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.ids.size()[0] as usize
     }
 
+    /// Returns true for a row without tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -48,17 +51,22 @@ impl Tokens {
 
 /// The segments of a packed row, and the groups in which attention computes them.
 pub struct Segments {
+    /// The number of tokens of each segment.
     pub lengths: Vec<i64>,
     /// (S + 1) int32 boundaries, in the format of packed attention kernels.
     pub bounds: Tensor,
+    /// The number of tokens of the longest segment.
     pub longest: i64,
+    /// The blocks that attention computes.
     pub groups: Vec<SegmentGroup>,
 }
 
 /// Segments of similar length that attention computes as one padded block. Causal attention never reads later
 /// positions, so padding at the end of a segment changes no result; results at padded positions are dropped.
 pub struct SegmentGroup {
+    /// The number of segments.
     pub count: i64,
+    /// The length that all are padded to.
     pub longest: i64,
     /// (count * longest) row of each position of the block, on the device; padding repeats the segment's last token.
     /// `None` if the block is the packed row itself, without padding.
@@ -70,6 +78,7 @@ pub struct SegmentGroup {
 }
 
 impl Segments {
+    /// Groups segments of these lengths, which follow each other in a row.
     pub fn new(lengths: Vec<i64>, device: Device) -> Self {
         let mut starts = vec![0i64];
         for n in &lengths {
@@ -81,10 +90,12 @@ impl Segments {
         Self { bounds: Tensor::from_slice(&bounds).to_device(device), longest, groups, lengths }
     }
 
+    /// Returns the number of tokens of all segments.
     pub fn total(&self) -> i64 {
         self.lengths.iter().sum()
     }
 
+    /// Returns the number of segments.
     pub fn count(&self) -> usize {
         self.lengths.len()
     }

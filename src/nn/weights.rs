@@ -25,10 +25,13 @@ pub struct Weights {
 pub struct TensorLocation {
     /// Index of the file in `Weights::maps`.
     file_index: usize,
+    /// The dtype on disk.
     pub kind: Kind,
+    /// The shape.
     pub shape: Vec<i64>,
     /// Bytes from the start of the file.
     pub offset: usize,
+    /// The size in bytes.
     pub bytes: usize,
     transposed: bool,
 }
@@ -136,10 +139,12 @@ impl Weights {
         &self.origin
     }
 
+    /// Returns the names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Returns the shape of a tensor; `None` if there is none of this name.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }

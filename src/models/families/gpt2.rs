@@ -5,7 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::models::family::{Config, Decoder, Family};
-use crate::nn::{Embedding, ForwardPass, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops};
+use crate::nn::{
+    Attention, Embedding, ForwardPass, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops,
+};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
@@ -116,7 +118,7 @@ struct Gpt2Block {
     c_fc: Linear,
     mlp_c_proj: Linear,
     heads: i64,
-    scale: f64,
+    attention: Attention,
 }
 
 impl Gpt2Block {
@@ -137,7 +139,7 @@ impl Gpt2Block {
             c_fc: (&mlp / "c_fc").linear(d, f, true),
             mlp_c_proj: (&mlp / "c_proj").scale_std(residual).linear(f, d, true),
             heads: c.num_attention_heads,
-            scale,
+            attention: Attention { scale },
         }
     }
 
@@ -145,7 +147,7 @@ impl Gpt2Block {
         let (rows, width) = x.size2().expect("a row of vectors");
         let qkv = self.c_attn.forward(self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
-        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.scale);
+        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.attention);
         let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
         let h = self.c_fc.forward(self.ln_2.forward(&x));
         &x + self.mlp_c_proj.forward(ops::gelu(&h))

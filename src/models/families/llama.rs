@@ -4,7 +4,9 @@
 
 use crate::error::{Error, Result};
 use crate::models::family::{Config, Decoder, Family};
-use crate::nn::{Embedding, ForwardPass, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops};
+use crate::nn::{
+    Attention, Embedding, ForwardPass, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops,
+};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
@@ -41,8 +43,11 @@ pub(super) fn map_param(name: &str) -> Option<ParamMapping> {
 /// What differs between llama-like families.
 #[derive(Clone, Copy)]
 pub(super) struct LlamaVariant {
+    /// Queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// The output of attention has a bias.
     pub output_bias: bool,
+    /// The layers of the MLP have a bias.
     pub mlp_bias: bool,
     /// Queries and keys are normalised per head before rotary embedding.
     pub qk_norm: bool,
@@ -114,6 +119,7 @@ struct LlamaBlock {
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
+    attention: Attention,
 }
 
 impl LlamaBlock {
@@ -137,6 +143,7 @@ impl LlamaBlock {
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             head_dim: e,
+            attention: Attention { scale: (e as f64).powf(-0.5) },
         }
     }
 
@@ -151,7 +158,7 @@ impl LlamaBlock {
         let (cos, sin) = pass.angles(&self.rope, x.kind());
         let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
         let v = v.view([-1, self.kv_heads, self.head_dim]);
-        let y = pass.attend(i, &q, &k, &v, (self.head_dim as f64).powf(-0.5));
+        let y = pass.attend(i, &q, &k, &v, self.attention);
         let x = x + self.o.forward(&y.view([-1, self.heads * self.head_dim]));
         let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], self.post_attention_layernorm.forward(&x));
         let y = self.down.forward(ops::swiglu(&gate, &up));
