@@ -4,7 +4,7 @@
 use crate::commands::Workspace;
 use crate::distill_runs::refused;
 use crate::support::{fixture, frozen, tensors, whole};
-use ft::methods::MicroBatch;
+use ft::methods::contract::MicroBatch;
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use ft::methods::distill::cache;
 use ft::methods::distill::divergence::divergence;

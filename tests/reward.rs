@@ -7,7 +7,7 @@ use ft::adapters::{LoraPlan, LoraSpec, file};
 use ft::convert::export;
 use ft::data::PairExample;
 use ft::fsutil::{read_json, write_json};
-use ft::methods::MicroBatch;
+use ft::methods::contract::MicroBatch;
 use ft::methods::reward::loss::RewardBatch;
 use ft::methods::reward::{ReportCard, RewardMethodSpec};
 use ft::models::{Heads, LayerReplay, LoadOptions, Model, RewardScorer, Storage, open_scorer, reward};

@@ -4,7 +4,8 @@
 //! Compares means over a window of steps and never looks at a single step: the numbers of one batch are mostly noise.
 //! The doctor of a finished run (`runs::diagnose`) asks the same questions of the same numbers.
 
-use super::{Alarm, Means};
+use super::contract::Means;
+use super::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 use std::collections::VecDeque;
 
 /// Steps in a window.
@@ -41,7 +42,7 @@ pub enum PreferenceSymptom {
     Displaced { chosen: f64, rejected: f64, of: f64 },
 }
 
-/// Follows the metrics of a run.
+/// The metrics of a run, and the failures of preference training that they show.
 pub struct PreferenceMonitor {
     method: &'static str,
     beta: f64,
@@ -110,11 +111,12 @@ impl PreferenceMonitor {
 
     /// Returns the failures that the steps so far show; none before two windows are full.
     pub fn symptoms(&self) -> Vec<PreferenceSymptom> {
-        if self.steps < 2 * WINDOW {
-            return Vec::new();
-        }
         let all = [self.movement(), self.order(), self.displacement()];
-        all.into_iter().flatten().collect()
+        all.into_iter().flatten().filter(|_| self.windows_are_full()).collect()
+    }
+
+    fn windows_are_full(&self) -> bool {
+        self.steps >= 2 * WINDOW
     }
 
     fn movement(&self) -> Option<PreferenceSymptom> {
@@ -152,13 +154,12 @@ impl PreferenceMonitor {
         displaced.then_some(PreferenceSymptom::Displaced { chosen, rejected, of })
     }
 
-    /// Adds the means of a step and returns an alarm for each failure found.
-    pub fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.record(|name| means.get(name).copied().unwrap_or(f64::NAN));
-        self.symptoms().into_iter().map(|sign| self.alarm(sign)).collect()
+    /// Explains a failure, once two windows are full.
+    fn found(&self, symptom: Option<PreferenceSymptom>) -> Option<Problem> {
+        symptom.filter(|_| self.windows_are_full()).map(|symptom| self.problem(symptom))
     }
 
-    fn alarm(&self, sign: PreferenceSymptom) -> Alarm {
+    fn problem(&self, sign: PreferenceSymptom) -> Problem {
         let method = self.method;
         let (cause, next) = match sign {
             PreferenceSymptom::Unchanged { .. } => (
@@ -186,7 +187,7 @@ impl PreferenceMonitor {
                 self.remedy(),
             ),
         };
-        Alarm { cause, next, stop: false }
+        Problem { cause, next }
     }
 
     /// Names the settings that keep the chosen answers likely.
@@ -199,6 +200,24 @@ impl PreferenceMonitor {
         }
         .to_string()
     }
+}
+
+impl RunRecord for PreferenceMonitor {
+    fn record(&mut self, means: &Means) {
+        PreferenceMonitor::record(self, |name| means.get(name).copied().unwrap_or(f64::NAN));
+    }
+}
+
+/// The alarms of preference training. None of them ends the run.
+const RULES: &[AlarmRule<PreferenceMonitor>] = &[
+    AlarmRule { name: "movement", harmful: false, find: |run| run.found(run.movement()) },
+    AlarmRule { name: "order", harmful: false, find: |run| run.found(run.order()) },
+    AlarmRule { name: "displacement", harmful: false, find: |run| run.found(run.displacement()) },
+];
+
+/// Returns a watch for a method of preference training; `method` is its name in a recipe.
+pub fn watch(method: &'static str, beta: f64) -> Watch<PreferenceMonitor> {
+    Watch::new(PreferenceMonitor::new(method, beta), RULES, Repeat::EachStep, true)
 }
 
 #[cfg(test)]
@@ -274,7 +293,7 @@ mod tests {
             matches!(signs[..], [PreferenceSymptom::Displaced { chosen, rejected, .. }] if rejected > chosen),
             "{signs:?}"
         );
-        let alarms = PreferenceMonitor::new("dpo", 0.1).alarm(signs[0]);
+        let alarms = PreferenceMonitor::new("dpo", 0.1).problem(signs[0]);
         assert!(alarms.next.contains("method.dpo.nll"), "{alarms:?}");
     }
 }

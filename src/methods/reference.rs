@@ -4,8 +4,10 @@
 //! depend on is the same: a file's name is the hash of the base's content, the number format, the device, and each
 //! sequence as it is packed (so of data, tokenizer, template and lengths). Computes no loss.
 
+use super::fixed::Split;
 use super::pairs::PackedAnswers;
-use super::{DataContext, ExtraAdapter, ModelParts, Split};
+use super::parts::{ExtraAdapter, ModelParts};
+use super::rows::DataContext;
 use crate::adapters::{AdapterSpec, file};
 use crate::data::{Dataset, DatasetItem, Example, TokenCache, pack};
 use crate::error::Result;

@@ -1,6 +1,6 @@
 //! What a method reads before the model is loaded: its rows, tokenised, measured and shown.
 
-use super::Method;
+use super::contract::Method;
 use crate::adapters::AdapterSpec;
 use crate::data::quality::{Duplicates, SplitOverlap};
 use crate::data::{

@@ -4,7 +4,7 @@ use super::Prepared;
 use crate::convert::export;
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
-use crate::methods::SplitStatistics;
+use crate::methods::rows::SplitStatistics;
 use crate::runs::hash::HashTrust;
 use crate::runs::lock::{LockedFile, LockedRows};
 use crate::runs::{Environment, RunLock, Software};

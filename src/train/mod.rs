@@ -27,7 +27,7 @@ pub use prepare::Prepared;
 use crate::adapters::file;
 use crate::error::{Error, ErrorKind, Result, catch_libtorch};
 use crate::fsutil::{create_dir_all, lock_folder, write_json};
-use crate::methods::{Alarm, Means, Method, SelectionMetric};
+use crate::methods::contract::{Alarm, Means, Method, SelectionMetric};
 use crate::models::{Dtype, Model};
 use crate::native;
 use crate::recipe::{NonFinite, Plan, ResultChoice};

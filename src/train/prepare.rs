@@ -9,7 +9,9 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::machine;
-use crate::methods::{DataContext, Method, MethodRows, ModelParts, SplitStatistics, TRAINED_ADAPTER};
+use crate::methods::contract::Method;
+use crate::methods::parts::{ModelParts, TRAINED_ADAPTER};
+use crate::methods::rows::{DataContext, MethodRows, SplitStatistics};
 use crate::models::new_config::{self, VocabularyInfo};
 use crate::models::{self, Config, LoadOptions, Model, Storage, dtype};
 use crate::nn::{AdapterPlan, Param};

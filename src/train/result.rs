@@ -11,7 +11,7 @@ use crate::adapters::AdapterSpec;
 use crate::convert::export::{self, REPORT};
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
-use crate::methods::TRAINED_ADAPTER;
+use crate::methods::parts::TRAINED_ADAPTER;
 use crate::models::Model;
 use crate::recipe::Plan;
 use crate::report;

@@ -5,7 +5,7 @@ use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::io_error;
 use crate::generate::{self, GenerationSettings};
-use crate::methods::SamplePrompt;
+use crate::methods::contract::SamplePrompt;
 use crate::models::Model;
 use crate::report;
 use crate::runs::{RunSample, folder, terminal};

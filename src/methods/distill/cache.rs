@@ -9,7 +9,7 @@
 use super::spec::{DistillSpec, TeacherSpec};
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{self, hex, read_json, write_json};
-use crate::methods::Split;
+use crate::methods::fixed::Split;
 use crate::models::content_hash;
 use crate::nn::{Weights, weights};
 use serde::{Deserialize, Serialize};

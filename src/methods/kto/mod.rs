@@ -8,11 +8,14 @@ pub mod loss;
 pub mod spec;
 pub use spec::{KtoLoss, KtoSpec};
 
+use super::contract::{Alarm, Means, MicroBatch};
 use super::fixed::FixedDataRows;
+use super::fixed::{BatchIndices, Objective, Split};
 use super::pairs::PackedAnswers;
-use super::preference_alarms::PreferenceMonitor;
+use super::preference_alarms::{self, PreferenceMonitor};
 use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};
-use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective, Split};
+use super::rows::{DataContext, MethodRows};
+use super::watch::Watch;
 use crate::data::{self, Dataset, Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
 use crate::models::{Loss, Metrics, Model, Output};
@@ -30,7 +33,7 @@ pub struct Kto {
     /// For each item, the index of the item whose answer is its mismatched answer.
     others: BTreeMap<Split, Vec<u32>>,
     survey: KtoStepStatistics,
-    watch: PreferenceMonitor,
+    watch: Watch<PreferenceMonitor>,
 }
 
 /// Numbers that all batches of a step, or of a validation, share.
@@ -63,7 +66,7 @@ impl Kto {
             max_len,
             others: BTreeMap::new(),
             survey: KtoStepStatistics::default(),
-            watch: PreferenceMonitor::new("kto", spec.beta),
+            watch: preference_alarms::watch("kto", spec.beta),
         })
     }
 
@@ -220,7 +223,7 @@ impl Objective for Kto {
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.watch.alarms(means)
+        self.watch.check(means)
     }
 }
 

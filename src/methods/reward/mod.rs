@@ -13,8 +13,10 @@ pub use measures::correlation;
 pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits, ScoredPair};
 pub use spec::{MarginChoice, RewardMethodSpec};
 
+use super::contract::{Alarm, Means, MicroBatch};
 use super::fixed::FixedDataRows;
-use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective};
+use super::fixed::{BatchIndices, Objective};
+use super::rows::{DataContext, MethodRows};
 use crate::data::{ChatTokenizer, Dataset, PairExample, Supervise};
 use crate::error::Result;
 use crate::fsutil::write_json;

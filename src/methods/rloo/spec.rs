@@ -1,6 +1,6 @@
 //! The recipe's section for RLOO.
 
-use crate::methods::rollout::{LimitSpec, SamplingSpec};
+use crate::methods::rollout::spec::{LimitSpec, SamplingSpec};
 use crate::rewards::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,11 +1,14 @@
 //! Answers to held-out prompts before and after training: means for validation, and a comparison at the end of the
 //! run.
 
-use super::sample_state::{self, StateTensors};
-use super::{RolloutSampler, SampledAnswer, stats};
+use super::answer::SampledAnswer;
+use super::sample_state;
+use super::sampler::RolloutSampler;
+use super::stats;
 use crate::error::Result;
 use crate::fsutil::{excerpt, write_json};
-use crate::methods::Means;
+use crate::methods::contract::Means;
+use crate::methods::state::StateTensors;
 use crate::models::Model;
 use crate::{report, rng};
 use rand::RngExt;

@@ -1,6 +1,6 @@
 //! Metrics of a rollout, with TRL's names and definitions (TRL 1.16, `GRPOTrainer`).
 
-use super::SampledAnswer;
+use super::answer::SampledAnswer;
 
 /// Metrics by name, in the order in which they are logged.
 pub type MetricList = Vec<(String, f64)>;

@@ -1,19 +1,15 @@
 //! Prompts as the rows of a run: read, measured and shown before the model is loaded.
 
-use super::objective::PolicyObjective;
-use super::sampling_method::{RolloutPlan, SamplingMethod};
 use super::spec::SamplingSpec;
-use super::{HeldOutPrompts, RolloutSampler, reward_models};
 use crate::adapters::AdapterSpec;
 use crate::data::prompts::PromptLimits;
 use crate::data::quality::{self, Duplicates, SplitOverlap};
 use crate::data::{BatchPlan, ChatTokenizer, Example, Loader, PromptSet, SourceList};
 use crate::error::{Error, Result};
-use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
+use crate::methods::contract::{Method, SamplePrompt};
+use crate::methods::rows::{DataContext, MethodRows, SplitStatistics};
 use crate::models::Model;
 use crate::report;
-use crate::rewards::{RewardSourceSpec, RewardSources};
-use std::cell::RefCell;
 use std::rc::Rc;
 
 /// The data that a sampling method is built from.
@@ -176,33 +172,4 @@ impl MethodRows for PromptRows {
     fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>> {
         (self.make)(model, self.prompted)
     }
-}
-
-/// Opens the rows of a method that alternates sampling and training; `key` is the method's key in the recipe.
-pub fn open<R: PolicyObjective + 'static>(
-    ground: &DataContext,
-    key: &str,
-    rewards: &[RewardSourceSpec],
-    sampling: &SamplingSpec,
-    plan: RolloutPlan,
-    rule: R,
-) -> Result<Box<dyn MethodRows>> {
-    reward_models::check_reward_models(rewards, &format!("{key}.rewards"))?;
-    let rewards = Rc::new(RefCell::new(RewardSources::open(rewards, &format!("{key}.rewards"))?));
-    let (answers, steps, spec) = (plan.answers, (plan.passes * plan.mini_batches) as u64, sampling.clone());
-    let judge = rewards.clone();
-    let rows = PromptRows::open(ground, sampling, answers, steps, move |model, prompted| {
-        let seed = prompted.seed;
-        let over = |prompts: &Rc<PromptSet>| {
-            RolloutSampler::new(prompts.clone(), prompted.tokenizer.clone(), rewards.clone(), spec.clone(), seed)
-        };
-        let rollout = over(&prompted.train)?;
-        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOutPrompts::new);
-        Ok(Box::new(SamplingMethod::new(rule, plan, rollout, held_out, prompted, model)?))
-    })?;
-    judge.borrow().check(&rows.prompted.train)?;
-    if let Some(valid) = &rows.prompted.valid {
-        judge.borrow().check(valid)?;
-    }
-    Ok(Box::new(rows))
 }

@@ -1,6 +1,44 @@
 //! Computes advantages and returns from rewards and values of tokens. Works on plain numbers of one answer or of all
 //! answers, without tensors or models. Every token is a real one; there is no padding.
 
+use super::spec::PpoSpec;
+
+/// Advantages and returns of the tokens of all answers.
+pub struct TokenEstimates {
+    /// One number per token, for each answer.
+    pub advantages: Vec<Vec<f64>>,
+    /// The same of returns: what the value function should have predicted.
+    pub returns: Vec<Vec<f64>>,
+    /// How much of the returns' variance the values explain; `None` if all returns are equal.
+    pub explained_variance: Option<f64>,
+}
+
+/// Computes advantages and returns of one score per answer, and one divergence and one value per token. `weight` is that
+/// of the divergence in the rewards.
+pub fn estimate(
+    spec: &PpoSpec,
+    scores: &[f64],
+    divergence: &[Vec<f64>],
+    weight: f64,
+    values: &[Vec<f64>],
+) -> TokenEstimates {
+    let penalties = divergence.iter().map(|d| d.iter().map(|k| weight * k).collect::<Vec<_>>());
+    let mut rewards: Vec<Vec<f64>> =
+        penalties.zip(scores).map(|(penalties, score)| token_rewards(&penalties, *score)).collect();
+    if spec.whiten_rewards {
+        whiten(&mut rewards, false);
+    }
+    let mut advantages: Vec<Vec<f64>> =
+        rewards.iter().zip(values).map(|(r, v)| gae(r, v, spec.gamma, spec.lambda)).collect();
+    let add = |(a, v): (&Vec<f64>, &Vec<f64>)| a.iter().zip(v).map(|(a, v)| a + v).collect();
+    let returns: Vec<Vec<f64>> = advantages.iter().zip(values).map(add).collect();
+    let explained_variance = explained_variance(&values.concat(), &returns.concat());
+    if spec.whiten_advantages {
+        whiten(&mut advantages, true);
+    }
+    TokenEstimates { advantages, returns, explained_variance }
+}
+
 /// Computes the rewards of an answer's tokens: `-coef * KL` each, plus the answer's score at its last token (Ouyang et
 /// al. 2022, arXiv 2203.02155, equation 2).
 ///
