@@ -53,11 +53,14 @@ pub type Means = BTreeMap<String, f64>;
 /// The validation metric that decides which checkpoint is best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SelectionMetric {
+    /// The name of the metric.
     pub metric: &'static str,
+    /// True if a larger value is better.
     pub higher: bool,
 }
 
 impl SelectionMetric {
+    /// The loss; a smaller one is better.
     pub const LOSS: Self = Self { metric: "loss", higher: false };
 
     /// Returns true if `value` is better than `best`.
@@ -80,6 +83,7 @@ pub struct Alarm {
 /// The beginning of a row, which the model completes now and then during the run so that a person can look at samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SamplePrompt {
+    /// The token ids of the beginning.
     pub ids: Vec<u32>,
     /// How the row continues; empty if the row does not say.
     pub answer: Vec<u32>,

@@ -15,7 +15,9 @@ use std::path::Path;
 /// Rows that are trained on, or rows that are only measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Split {
+    /// Rows that are trained on.
     Train,
+    /// Rows that are only measured.
     Valid,
 }
 
@@ -63,6 +65,7 @@ pub trait Objective {
     fn generates_text(&self) -> bool {
         true
     }
+    /// Looks for problems in the means of a step.
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
         Vec::new()
     }

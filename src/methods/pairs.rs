@@ -13,7 +13,9 @@ use tch::{Device, Kind, Tensor};
 
 /// Sequences packed into one row, and which tokens of each are the answer.
 pub struct PackedAnswers {
+    /// The packed row.
     pub tokens: Tokens,
+    /// The answers in it.
     pub spans: AnswerSpans,
 }
 

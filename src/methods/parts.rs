@@ -10,7 +10,9 @@ pub const TRAINED_ADAPTER: &str = "default";
 /// Describes what a method's model consists of, besides the base and the trained adapter.
 #[derive(Debug, Default)]
 pub struct ModelParts {
+    /// Which heads the model has.
     pub heads: Heads,
+    /// Adapters next to the trained one.
     pub extra_adapters: Vec<ExtraAdapter>,
     /// True if the method holds a frozen copy of the base (as its reference model).
     pub reference_copy: bool,
@@ -24,7 +26,9 @@ pub struct ModelParts {
 /// An adapter next to the trained one, on the same base.
 #[derive(Debug, Clone)]
 pub struct ExtraAdapter {
+    /// The adapter's name in the model.
     pub name: &'static str,
+    /// Its kind and layers.
     pub spec: LoraSpec,
     /// The folder of its weights; `None`: newly initialised.
     pub folder: Option<PathBuf>,

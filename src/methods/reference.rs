@@ -114,6 +114,7 @@ pub struct ReferenceSettings {
 }
 
 impl ReferenceSettings {
+    /// Creates the settings of a recipe that chose `choice`.
     pub fn new(choice: ReferenceChoice, ground: &DataContext) -> Self {
         let from = ground.adapter.and_then(|AdapterSpec::Lora(lora)| lora.from.clone());
         Self { choice, from, cache: ground.cache.clone(), budget: ground.batch.tokens }
@@ -122,14 +123,17 @@ impl ReferenceSettings {
 
 /// A request to score sequences by the reference: `width` sequences for each row, or fewer.
 pub struct ReferenceRequest<'a> {
+    /// The split that the rows belong to.
     pub split: Split,
     /// Which kind of sequences these are, if the same rows have several kinds.
     pub name: &'static str,
+    /// Number of sequences of each row.
     pub width: usize,
     /// Number of tokens in the sequences of each row.
     pub lengths: Vec<u32>,
     /// Bytes that change whenever the sequences change; they are part of the file's hash.
     pub content: Vec<u8>,
+    /// Returns the sequences of a row, given its index.
     pub sequences: Box<dyn Fn(usize) -> Result<Vec<Example>> + 'a>,
 }
 
@@ -152,7 +156,9 @@ impl<'a> ReferenceRequest<'a> {
 
 /// Gives the reference's log-probabilities, computed in each step or read from the cache.
 pub enum ReferenceScorer {
+    /// Computed in each step.
     Live(ReferenceModel),
+    /// Read from the cache, or computed before the first step.
     Cached { settings: ReferenceSettings, known: BTreeMap<(Split, &'static str), CachedLogProbs> },
 }
 

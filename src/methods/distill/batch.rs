@@ -24,7 +24,9 @@ pub enum TeacherDistributions {
 
 /// Weights of the N supervised tokens: (N) float32 each.
 pub struct TokenWeights {
+    /// Weight of the divergence from the teacher.
     pub divergence: Tensor,
+    /// Weight of the cross-entropy.
     pub cross_entropy: Tensor,
 }
 
@@ -41,9 +43,13 @@ impl TokenWeights {
 
 /// A packed row with the teachers' distributions.
 pub struct DistillBatch {
+    /// The packed row and its supervised tokens.
     pub answers: SupervisedBatch,
+    /// The teacher's distributions for these tokens.
     pub source: Rc<TeacherDistributions>,
+    /// What each token counts.
     pub weights: Rc<TokenWeights>,
+    /// The recipe's section.
     pub spec: Rc<DistillSpec>,
     /// Number of tokens that teacher and student share.
     pub vocabulary: i64,

@@ -17,10 +17,13 @@ use tch::{Device, Kind, Tensor};
 /// A summary of the cache that was filled.
 #[derive(Debug, serde::Serialize)]
 pub struct TeachSummary {
+    /// Number of items.
     pub items: usize,
+    /// Number of their supervised tokens.
     pub tokens: u64,
     /// Number of tokens stored of each distribution.
     pub k: i64,
+    /// Size of the cache.
     pub bytes: u64,
     /// Number of parts that existed already.
     pub kept: usize,

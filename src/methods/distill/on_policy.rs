@@ -26,6 +26,7 @@ pub struct OnPolicyWriter {
 }
 
 impl OnPolicyWriter {
+    /// Starts at the first step of a run.
     pub fn new(spec: &OnPolicySpec, tokenizer: Rc<ChatTokenizer>, seed: u64) -> Self {
         Self { spec: spec.clone(), tokenizer, seed, steps: 0, written: Vec::new() }
     }

@@ -35,6 +35,7 @@ pub struct TeacherOutput {
 
 /// The outputs of all teachers for the N supervised tokens of a row.
 pub struct TeacherOutputs {
+    /// One output per teacher.
     pub each: Vec<TeacherOutput>,
     vocabulary: i64,
 }

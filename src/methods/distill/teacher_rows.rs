@@ -15,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The rows of a run in the teacher's tokens.
 pub struct TeacherRows {
+    /// The teacher's tokenizer.
     pub tokenizer: Rc<ChatTokenizer>,
     train: Dataset,
     valid: Option<Dataset>,

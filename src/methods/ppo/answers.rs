@@ -17,7 +17,9 @@ pub struct AnswerTokenStats {
     pub reference: Vec<f32>,
     /// Value of the state in which the token was chosen.
     pub values: Vec<f32>,
+    /// How much better the token was than expected.
     pub advantages: Vec<f32>,
+    /// What the value function should have predicted.
     pub returns: Vec<f32>,
 }
 
@@ -42,6 +44,7 @@ impl AnswerTokenStats {
 /// What an iteration trains on.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct IterationAnswers {
+    /// The answers.
     pub samples: Vec<SampledAnswer>,
     /// The numbers of each sample's tokens.
     pub numbers: Vec<AnswerTokenStats>,

@@ -13,9 +13,11 @@ use tch::Device;
 /// What all micro-batches of an update share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PpoUpdate {
+    /// Clip ranges and weights of the loss's parts.
     pub weights: PpoLossWeights,
     /// Temperature of the rollouts, so that the distribution that is trained is the one that was sampled from.
     pub temperature: f64,
+    /// Where the value function is computed.
     pub place: ValueFunction,
 }
 

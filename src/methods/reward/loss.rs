@@ -46,6 +46,7 @@ pub struct RewardBatch {
 }
 
 impl RewardBatch {
+    /// Packs pairs into one row.
     pub fn new(items: &[PairExample], spec: RewardMethodSpec, device: Device) -> Self {
         let sequences: Vec<Vec<u32>> = pairs::sequences(items).into_iter().map(|s| s.ids).collect();
         let tokens = Tokens::pack(&sequences, device);

@@ -44,6 +44,7 @@ pub struct RolloutPlan {
     pub answers: usize,
     /// Passes over the sampled answers, and optimiser steps per pass.
     pub passes: usize,
+    /// Optimiser steps per pass.
     pub mini_batches: usize,
     /// Leave truncated answers out of the loss.
     pub mask_truncated: bool,
@@ -56,6 +57,7 @@ pub struct RolloutPlan {
     /// True if answers with advantage 0 can be left out of the forward pass: the loss has no other term that moves
     /// them.
     pub sparse: bool,
+    /// Limits beyond which an alarm is given.
     pub limits: LimitSpec,
 }
 

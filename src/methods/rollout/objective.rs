@@ -9,14 +9,18 @@ use tch::{Kind, Tensor};
 /// What the loss is averaged over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossUnit {
+    /// The tokens of answers.
     Tokens,
+    /// Answers.
     Sequences,
 }
 
 /// Answers that are left out of the forward pass but still count in the means.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SkippedAnswers {
+    /// Number of answers.
     pub sequences: f64,
+    /// Number of their tokens.
     pub tokens: f64,
 }
 
@@ -34,6 +38,7 @@ pub struct PolicyLossInputs<'a> {
     pub lengths: &'a Tensor,
     /// Items of the whole step divided by its tokens: the weight of one token in a mean over tokens.
     pub per_token: f64,
+    /// Answers that are counted here but not run.
     pub skipped: SkippedAnswers,
 }
 

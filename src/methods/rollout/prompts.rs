@@ -14,13 +14,17 @@ use std::rc::Rc;
 
 /// The data that a sampling method is built from.
 pub struct PromptData {
+    /// The training prompts.
     pub train: Rc<PromptSet>,
+    /// The validation prompts.
     pub valid: Option<Rc<PromptSet>>,
+    /// Their tokenizer.
     pub tokenizer: Rc<ChatTokenizer>,
     /// Iterates over the training prompts, one round of sampling at a time.
     pub loader: Loader,
     /// Maximum number of tokens in a packed row.
     pub budget: usize,
+    /// The run's seed.
     pub seed: u64,
 }
 

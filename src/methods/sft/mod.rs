@@ -19,6 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 /// One packed row with its targets.
 pub struct SupervisedBatch {
+    /// The packed row.
     pub tokens: Tokens,
     /// (N) rows of the trunk's output that predict a supervised token.
     pub at: Tensor,

@@ -2,7 +2,7 @@
 
 use super::escape;
 use super::plot::{figure, plot, shares, whisker};
-use crate::methods::reward::report_card::{CalibrationBin, MarginHistogram};
+use crate::methods::reward::measures::{CalibrationBin, MarginHistogram};
 use crate::methods::reward::{ReportCard, ReportCardLimits};
 use std::fmt::Write;
 
