@@ -274,6 +274,14 @@ fn a_run_resumes_in_the_middle_of_a_rollout() {
             "step {k}"
         );
     }
+    // A step can be made again, which changes nothing.
+    let mut repeated = fresh();
+    let first = numbers(repeated.next_step(&model).unwrap());
+    let before = repeated.state().keys().cloned().collect::<Vec<_>>();
+    let again = numbers(repeated.repeat_step(&model).unwrap());
+    assert_eq!(again[..], first[..again.len()], "the means are those of the rollout and come once");
+    assert_eq!(repeated.state().keys().cloned().collect::<Vec<_>>(), before);
+    assert_ne!(numbers(repeated.next_step(&model).unwrap()), again);
     // A checkpoint between two draws contains no samples.
     let mut whole = fresh();
     (0..4).for_each(|_| drop(whole.next_step(&model).unwrap()));

@@ -11,7 +11,7 @@
 //!
 //! The rooms: `spec`, the recipe's section; `parts`, the parts of the model; `value`, the value function; `kl`, the
 //! divergence from the reference and its weight; `advantages` and `loss`, the formulas, pure; `answers`, what an
-//! iteration trains on; `metrics` and `alarms`; `update`, the micro-batches; `method`, all of this as a method.
+//! iteration trains on; `metrics` and `alarms`; `update`, the micro-batches; `progress`, how far a run is; `method`, all of this as a method.
 //! Sampling, judging and the choice of answers are in `rollout`. Invariant: an iteration is a function of the weights,
 //! the prompts, the seed and its number.
 
@@ -23,6 +23,7 @@ pub mod loss;
 pub mod method;
 pub mod metrics;
 pub mod parts;
+pub mod progress;
 pub mod spec;
 pub mod update;
 pub mod value;

@@ -32,3 +32,16 @@ impl SampledAnswer {
         self.ids.len() - self.answer_start
     }
 }
+
+/// A sampled answer with what its loss needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerWithAdvantage {
+    /// The answer.
+    pub sample: SampledAnswer,
+    /// Log-probability of each of its tokens before the first optimiser step on it.
+    pub old: Vec<f32>,
+    /// Log-probability of each of its tokens under the reference.
+    pub reference: Option<Vec<f32>>,
+    /// How much better it is than the others to its prompt.
+    pub advantage: f64,
+}

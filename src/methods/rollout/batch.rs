@@ -1,6 +1,6 @@
 //! Answers as one packed row, with everything its loss needs.
 
-use super::answer::SampledAnswer;
+use super::answer::AnswerWithAdvantage;
 use super::objective::{PolicyLossInputs, PolicyObjective, SkippedAnswers};
 use super::scoring::PackedSamples;
 use crate::methods::contract::MicroBatch;
@@ -8,19 +8,6 @@ use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
-
-/// A sampled answer with what its loss needs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AnswerWithAdvantage {
-    /// The answer.
-    pub sample: SampledAnswer,
-    /// Log-probability of each of its tokens before the first optimiser step on it.
-    pub old: Vec<f32>,
-    /// Log-probability of each of its tokens under the reference.
-    pub reference: Option<Vec<f32>>,
-    /// How much better it is than the others to its prompt.
-    pub advantage: f64,
-}
 
 /// What the loss of a packed row depends on besides its answers.
 #[derive(Debug, Clone, Copy)]

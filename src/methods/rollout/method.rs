@@ -11,11 +11,12 @@
 
 use super::advantages::{Advantages, RolloutRewards};
 use super::alarms::{self, RolloutHistory};
-use super::answer::SampledAnswer;
-use super::batch::{AnswerWithAdvantage, PolicyBatch, RowContext};
+use super::answer::{AnswerWithAdvantage, SampledAnswer};
+use super::batch::{PolicyBatch, RowContext};
 use super::held_out::HeldOutPrompts;
 use super::objective::{PolicyObjective, SkippedAnswers};
 use super::open::{RolloutPace, open};
+use super::progress::RolloutProgress;
 use super::prompts::{self, PromptData};
 use super::sampler::RolloutSampler;
 use super::scoring::{log_probs, reference_log_probs};
@@ -27,7 +28,7 @@ use crate::error::Result;
 use crate::methods::contract::{Alarm, Means, Method, MicroBatch, SamplePrompt, SelectionMetric, TrainingStep};
 use crate::methods::reference::ReferenceModel;
 use crate::methods::rows::{DataContext, MethodRows};
-use crate::methods::state::{self, StateTensors, damaged};
+use crate::methods::state::StateTensors;
 use crate::methods::watch::Watch;
 use crate::models::Model;
 use crate::rewards::RewardSourceSpec;
@@ -35,7 +36,7 @@ use crate::rng;
 use rand::seq::SliceRandom;
 use std::path::Path;
 use std::rc::Rc;
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// Describes how sampled answers are trained on.
 #[derive(Debug, Clone)]
@@ -59,34 +60,6 @@ pub struct RolloutPlan {
     pub sparse: bool,
     /// Limits beyond which an alarm is given.
     pub limits: LimitSpec,
-}
-
-/// How far a run is. Together with the loader's cursor, the answers and the weights, it decides what comes next.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-struct RolloutProgress {
-    /// Number of the next round of sampling; it selects the random streams.
-    stream: u64,
-    /// Tokens of all prompts and answers sampled so far.
-    tokens_seen: f64,
-    /// Epochs of prompts done after the last round of sampling.
-    epoch: f64,
-    /// Optimiser steps made on the answers sampled last.
-    steps_done: usize,
-}
-
-/// The name of the progress in a checkpoint.
-const PROGRESS: &str = "standing";
-
-impl RolloutProgress {
-    fn save(self, state: &mut StateTensors) {
-        let Self { stream, tokens_seen, epoch, steps_done } = self;
-        state::put(state, PROGRESS, &[stream as f64, tokens_seen, epoch, steps_done as f64]);
-    }
-
-    fn load(state: &StateTensors) -> Result<Self> {
-        let [stream, tokens_seen, epoch, steps_done] = state::exactly(state, PROGRESS)?;
-        Ok(Self { stream: stream as u64, tokens_seen, epoch, steps_done: steps_done as usize })
-    }
 }
 
 /// The method on a set of prompts.
@@ -244,40 +217,6 @@ impl<R: PolicyObjective + 'static> SamplingMethod<R> {
         let micro_batches = Box::new(rows.into_iter().enumerate().map(upload));
         TrainingStep { items, micro_batches, epoch: self.progress.epoch, means: Vec::new() }
     }
-
-    /// Saves the answers that further steps train on.
-    fn save_answers(&self, state: &mut StateTensors) {
-        let samples: Vec<SampledAnswer> = self.answers.iter().map(|a| a.sample.clone()).collect();
-        sample_state::save(state, "drawn", &samples, self.rollout.sources().count());
-        state::put(state, "advantages", &self.answers.iter().map(|a| a.advantage).collect::<Vec<_>>());
-        let mut column = |name: &str, parts: Vec<&[f32]>| {
-            state.insert(name.into(), Tensor::from_slice(&parts.concat()));
-        };
-        column("old", self.answers.iter().map(|a| a.old.as_slice()).collect());
-        if self.reference.is_some() {
-            column("reference", self.answers.iter().filter_map(|a| a.reference.as_deref()).collect());
-        }
-    }
-
-    /// Loads what `save_answers` saved.
-    fn load_answers(&self, state: &StateTensors) -> Result<Vec<AnswerWithAdvantage>> {
-        let samples = sample_state::load(state, "drawn")?;
-        let tokens: usize = samples.iter().map(SampledAnswer::length).sum();
-        let advantages = state::numbers(state, "advantages")?;
-        if advantages.len() != samples.len() {
-            return Err(damaged("`advantages` has another length than its answers"));
-        }
-        let old = state::column(state, "old", tokens)?;
-        let reference = self.reference.as_ref().map(|_| state::column(state, "reference", tokens)).transpose()?;
-        let mut from = 0;
-        let answer = |(sample, advantage): (SampledAnswer, f64)| {
-            let own = from..from + sample.length();
-            from = own.end;
-            let reference = reference.as_ref().map(|r| r[own.clone()].to_vec());
-            AnswerWithAdvantage { sample, old: old[own].to_vec(), reference, advantage }
-        };
-        Ok(samples.into_iter().zip(advantages).map(answer).collect())
-    }
 }
 
 /// Returns what the choice of answers needs to know of one.
@@ -358,7 +297,7 @@ impl<R: PolicyObjective + 'static> Method for SamplingMethod<R> {
         }
         // If every step on these answers was made, the next step samples new ones, so they need not be saved.
         if self.progress.steps_done < self.steps() && !self.answers.is_empty() {
-            self.save_answers(&mut state);
+            sample_state::save_answers(&mut state, &self.answers, self.rollout.sources().count());
         }
         state
     }
@@ -369,32 +308,11 @@ impl<R: PolicyObjective + 'static> Method for SamplingMethod<R> {
         if let Some(held_out) = &mut self.held_out {
             held_out.load(&state)?;
         }
-        let saved = state.contains_key("drawn.ids");
-        self.answers = Rc::new(if saved { self.load_answers(&state)? } else { Vec::new() });
+        self.answers = Rc::new(sample_state::load_answers(&state, self.reference.is_some())?);
         Ok(())
     }
 
     fn finish(&mut self, model: &Model, out: &Path) -> Result<()> {
         self.held_out.as_mut().map_or(Ok(()), |h| h.finish(model, out, self.seed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The tensor of a checkpoint of version 0.1.
-    #[test]
-    fn the_stored_layout_of_the_progress_is_fixed() {
-        let stored = [5.0, 1234.0, 0.75, 2.0];
-        let mut state = StateTensors::from([("standing".to_string(), Tensor::from_slice(&stored))]);
-        let progress = RolloutProgress::load(&state).unwrap();
-        assert_eq!(progress, RolloutProgress { stream: 5, tokens_seen: 1234.0, epoch: 0.75, steps_done: 2 });
-        let mut again = StateTensors::new();
-        progress.save(&mut again);
-        assert_eq!(Vec::<f64>::try_from(&again["standing"]).unwrap(), stored);
-        state.insert("standing".into(), Tensor::from_slice(&stored[..3]));
-        let error = RolloutProgress::load(&state).unwrap_err();
-        assert!(format!("{error:?}").contains("checkpoint is damaged"), "{error:?}");
     }
 }

@@ -11,7 +11,7 @@
 //! - `batch`: a packed row with its loss. `method`: all of this as a method: GRPO and RLOO.
 //!
 //! `stats`: metrics of a rollout under TRL's names; `alarms`: rules on these metrics. `held_out`: answers to the same
-//! prompts before and after training. `sample_state`: samples as tensors in a checkpoint.
+//! prompts before and after training. `sample_state`, `progress`: tensors in a checkpoint.
 //!
 //! Invariant: sampled answers are a function of the weights, the prompts and (seed, stream number). Each answer has a
 //! random stream of its own, so it depends neither on the answers generated with it nor on earlier ones.
@@ -25,6 +25,7 @@ pub mod judging;
 pub mod method;
 pub mod objective;
 pub mod open;
+pub mod progress;
 pub mod prompts;
 pub mod reward_models;
 pub mod sample_state;

@@ -1,7 +1,7 @@
 //! Saves samples as tensors and loads them again. A checkpoint in the middle of an iteration needs the samples that
 //! the remaining steps train on.
 
-use super::answer::SampledAnswer;
+use super::answer::{AnswerWithAdvantage, SampledAnswer};
 use crate::error::Result;
 use crate::methods::state::{self, StateTensors, damaged};
 use tch::{Kind, Tensor};
@@ -75,6 +75,45 @@ fn cut<'a, T>(from: &mut &'a [T], n: usize) -> Option<&'a [T]> {
     Some(first)
 }
 
+/// Adds answers with their advantages. All or none of them have reference log-probabilities.
+pub fn save_answers(state: &mut StateTensors, answers: &[AnswerWithAdvantage], sources: usize) {
+    let samples: Vec<SampledAnswer> = answers.iter().map(|a| a.sample.clone()).collect();
+    save(state, ANSWERS, &samples, sources);
+    state::put(state, "advantages", &answers.iter().map(|a| a.advantage).collect::<Vec<_>>());
+    let mut column =
+        |name: &str, parts: Vec<&[f32]>| drop(state.insert(name.into(), Tensor::from_slice(&parts.concat())));
+    column("old", answers.iter().map(|a| a.old.as_slice()).collect());
+    let reference: Option<Vec<&[f32]>> = answers.iter().map(|a| a.reference.as_deref()).collect();
+    reference.into_iter().for_each(|parts| column("reference", parts));
+}
+
+/// The name of samples with advantages in a checkpoint.
+const ANSWERS: &str = "drawn";
+
+/// Reads what `save_answers` added; empty if nothing was. An error if a tensor does not match its answers, or if they
+/// have no reference log-probabilities although these are `referenced`.
+pub fn load_answers(state: &StateTensors, referenced: bool) -> Result<Vec<AnswerWithAdvantage>> {
+    if !state.contains_key("drawn.ids") {
+        return Ok(Vec::new());
+    }
+    let samples = load(state, ANSWERS)?;
+    let tokens: usize = samples.iter().map(SampledAnswer::length).sum();
+    let advantages = state::numbers(state, "advantages")?;
+    if advantages.len() != samples.len() {
+        return Err(damaged(format_args!("{} `advantages` for {} answers", advantages.len(), samples.len())));
+    }
+    let old = state::column(state, "old", tokens)?;
+    let reference = referenced.then(|| state::column(state, "reference", tokens)).transpose()?;
+    let mut from = 0;
+    let answer = |(sample, advantage): (SampledAnswer, f64)| {
+        let own = from..from + sample.length();
+        from = own.end;
+        let reference = reference.as_ref().map(|r| r[own.clone()].to_vec());
+        AnswerWithAdvantage { sample, old: old[own].to_vec(), reference, advantage }
+    };
+    Ok(samples.into_iter().zip(advantages).map(answer).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +158,31 @@ mod tests {
         assert!(refused(&|s| drop(s.insert("drawn.text".into(), text(b"n")))).contains("ends inside sample 0"));
         assert!(refused(&|s| drop(s.remove("drawn.ids"))).contains("no tensor `drawn.ids`"));
         assert!(refused(&|s| drop(s.insert("drawn.ids".into(), text(b"n")))).contains("wrong kind"));
+    }
+
+    #[test]
+    fn answers_with_advantages_are_read_back_and_checked() {
+        let mut answers: Vec<AnswerWithAdvantage> = saved()
+            .0
+            .into_iter()
+            .map(|mut sample| {
+                sample.rewards = vec![0.5, 1.0];
+                let old = vec![-0.5, -1.0, -2.0];
+                AnswerWithAdvantage { sample, reference: Some(old.clone()), old, advantage: -0.25 }
+            })
+            .collect();
+        let mut state = StateTensors::new();
+        save_answers(&mut state, &answers, 2);
+        assert_eq!(load_answers(&state, true).unwrap(), answers);
+        answers.iter_mut().for_each(|a| a.reference = None);
+        assert_eq!(load_answers(&state, false).unwrap(), answers);
+        assert_eq!(load_answers(&StateTensors::new(), true).unwrap(), []);
+        for name in ["old", "reference", "advantages"] {
+            let mut short = state.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect::<StateTensors>();
+            short.insert(name.into(), short[name].narrow(0, 0, 1));
+            let error = load_answers(&short, true).unwrap_err();
+            assert!(error.to_string().contains(&format!("`{name}`")), "{error}");
+            assert!(format!("{error:?}").contains("checkpoint is damaged"), "{error:?}");
+        }
     }
 }
