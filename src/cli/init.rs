@@ -92,7 +92,7 @@ pub fn run(args: &InitArgs) -> Result<()> {
         draft::memory_comment(&SizedRun::of(&adapter, &adapter_check), &SizedRun::of(&full, &full_check)),
     ]);
     // The text is written by hand, with comments; reading it back shows that it is a recipe.
-    let plan = recipe::parse(&args.out.display().to_string(), &text, &[])
+    let plan = recipe::plan::parse(&args.out.display().to_string(), &text, &[])
         .map_err(|e| Error::bug(format!("ft init wrote an invalid recipe: {}", e.message())))?;
     write_new(&args.out, &text)?;
     if args.json {
@@ -184,7 +184,7 @@ fn shrink_to_memory(plan: &Plan, check: &PlanCheck) -> Result<Plan> {
         Err(e) => {
             report::warn(format!("{}; the recipe needs more memory than this machine has free", e.message()));
             let mut plan = plan.clone();
-            plan.recipe.run.replay = recipe::ReplayChoice::All;
+            plan.recipe.run.replay = recipe::sections::ReplayChoice::All;
             Ok(plan)
         }
     }

@@ -1,31 +1,39 @@
 //! Everything that methods on a fixed data set have in common: reading, packing, epochs, validation, samples. A method
 //! adds an [`Objective`], which turns items into a batch with a loss.
 
+use super::contract::{Alarm, Means, Method, SamplePrompt, TrainingStep};
+use crate::models::learning::MicroBatch;
 use super::rows::{DataContext, MethodRows, SplitStatistics};
-use super::{Alarm, Means, Method, MicroBatch, SamplePrompt, SelectionMetric, TrainingStep};
-use crate::data::batch::{self, Loader, LoaderCursor, StepRows};
+use super::state::StateTensors;
+use crate::data::inspect;
+use crate::data::inspect::{Duplicates, SplitOverlap};
+use crate::data;
 use crate::data::dataset::{Dataset, DatasetItem};
 use crate::data::encode::{Example, Supervise};
-use crate::data::inspect::{self, Duplicates, SplitOverlap};
+use crate::data::batch::{Loader, LoaderCursor};
 use crate::error::Result;
 use crate::models::{Metrics, Model};
 use crate::nn::Param;
 use crate::report;
-use std::collections::BTreeMap;
 use std::path::Path;
-use tch::Tensor;
 
 /// Rows that are trained on, or rows that are only measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Split {
+    /// Rows that are trained on.
     Train,
+    /// Rows that are only measured.
     Valid,
 }
 
 /// The items of a batch, as indices into the data set of a split.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchIndices<'a> {
+    /// The split they belong to.
     pub split: Split,
+    /// Which packed row of the step, or of the validation, the batch is.
+    pub row: usize,
+    /// The items.
     pub items: &'a [usize],
     /// Epochs done before this step.
     pub epoch: f64,
@@ -58,17 +66,11 @@ pub trait Objective {
     ) -> Result<()> {
         Ok(())
     }
-    /// Adjusts the means of a validation where a number is not a mean over items.
-    fn validated(&mut self, means: Means) -> Means {
-        means
-    }
     /// Returns true if the trained model generates text, so that samples can be shown (a reward model does not).
     fn generates_text(&self) -> bool {
         true
     }
-    fn aim(&self) -> SelectionMetric {
-        SelectionMetric::LOSS
-    }
+    /// Looks for problems in the means of a step.
     fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
         Vec::new()
     }
@@ -77,11 +79,11 @@ pub trait Objective {
         Vec::new()
     }
     /// Returns what a checkpoint must store of the objective.
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        BTreeMap::new()
+    fn state(&self) -> StateTensors {
+        StateTensors::new()
     }
     /// Restores what `state` returned.
-    fn restore(&mut self, _state: BTreeMap<String, Tensor>) -> Result<()> {
+    fn restore(&mut self, _state: StateTensors) -> Result<()> {
         Ok(())
     }
     /// Reports on the result. Called when it is written to `out`; `model` has the result's weights.
@@ -152,7 +154,7 @@ impl<O: Objective + 'static> MethodRows for FixedDataRows<O> {
         let Self { train, valid, loader, budget, make } = *self;
         let mut objective = make(model)?;
         objective.prepare_data(model, &train, valid.as_ref())?;
-        Ok(Box::new(FixedDataMethod { objective, train, valid, loader, budget }))
+        Ok(Box::new(FixedDataMethod { objective, train, valid, loader, budget, last: LastStep::default() }))
     }
 }
 
@@ -163,6 +165,16 @@ pub struct FixedDataMethod<O: Objective> {
     valid: Option<Dataset<O::Item>>,
     loader: Loader,
     budget: usize,
+    last: LastStep,
+}
+
+/// The items of the last optimiser step.
+#[derive(Default)]
+struct LastStep {
+    /// The items of each packed row, as indices into the data set.
+    rows: Vec<Vec<usize>>,
+    /// Epochs done before and after the step.
+    epoch: (f64, f64),
 }
 
 /// Reads items of a data set and packs them into one row.
@@ -179,36 +191,38 @@ fn batch<O: Objective>(
 impl<O: Objective> Method for FixedDataMethod<O> {
     fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
         let before = self.loader.epoch();
-        let StepRows { rows, epoch } = self.loader.next();
-        self.objective.prepare_batches(model, Split::Train, &self.train, &rows)?;
-        let mut micro = Vec::with_capacity(rows.len());
-        for items in &rows {
-            let which = BatchIndices { split: Split::Train, items, epoch: before };
-            micro.push(batch(&mut self.objective, model, &self.train, which)?);
+        let crate::data::batch::StepRows { rows, epoch } = self.loader.next();
+        self.last = LastStep { rows, epoch: (before, epoch) };
+        self.objective.prepare_batches(model, Split::Train, &self.train, &self.last.rows)?;
+        self.repeat_step(model)
+    }
+
+    /// Makes all micro-batches at once: only then is the number of their items known.
+    fn repeat_step(&mut self, model: &Model) -> Result<TrainingStep> {
+        let LastStep { rows, epoch: (before, after) } = &self.last;
+        let mut batches = Vec::with_capacity(rows.len());
+        for (row, items) in rows.iter().enumerate() {
+            let which = BatchIndices { split: Split::Train, row, items, epoch: *before };
+            batches.push(batch(&mut self.objective, model, &self.train, which)?);
         }
-        Ok(TrainingStep { micro_batches: micro, epoch, means: Vec::new() })
+        Ok(TrainingStep::of(batches, *after))
     }
 
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {
         let Some(valid) = &self.valid else { return Ok(None) };
         let order: Vec<u32> = (0..valid.len() as u32).collect();
-        let packed = batch::pack(valid.lengths(), &order, self.budget);
+        let packed = crate::data::batch::pack(valid.lengths(), &order, self.budget);
         self.objective.prepare_batches(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
         let bar = report::bar(order.len() as u64, "validation rows");
-        for items in packed {
-            let which = BatchIndices { split: Split::Valid, items: &items, epoch: self.loader.epoch() };
+        for (row, items) in packed.iter().enumerate() {
+            let which = BatchIndices { split: Split::Valid, row, items, epoch: self.loader.epoch() };
             let batch = batch(&mut self.objective, model, valid, which)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
             bar.inc(items.len() as u64);
         }
         bar.finish_and_clear();
-        let means = metrics.means().into_iter().map(|(k, v)| (k.to_string(), v)).collect();
-        Ok(Some(self.objective.validated(means)))
-    }
-
-    fn selection_metric(&self) -> SelectionMetric {
-        self.objective.aim()
+        Ok(Some(metrics.means().into_iter().map(|(k, v)| (k.to_string(), v)).collect()))
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
@@ -245,11 +259,11 @@ impl<O: Objective> Method for FixedDataMethod<O> {
         self.objective.parameters()
     }
 
-    fn state(&self) -> BTreeMap<String, Tensor> {
+    fn state(&self) -> StateTensors {
         self.objective.state()
     }
 
-    fn restore(&mut self, state: BTreeMap<String, Tensor>) -> Result<()> {
+    fn restore(&mut self, state: StateTensors) -> Result<()> {
         self.objective.restore(state)
     }
 

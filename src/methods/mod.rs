@@ -5,17 +5,21 @@
 //! - `rows`: what a method reads before the model is loaded.
 //! - `fixed`: everything common to methods that train on a given data set; such a method only implements
 //!   [`Objective`], which turns items into a batch.
-//! - `pairs`, `reference`, `preference_alarms`: packed answers, the reference model, and alarms for preference training.
+//! - `pairs`, `reference`, `watch`, `rate`: packed answers, the reference model, alarms for preference training, and
+//!   proportions with their intervals.
 //! - `rollout`: everything common to methods that sample their own answers (reinforcement learning). Such a method
 //!   implements [`Method`] directly or through `rollout`.
 
+pub mod contract;
 pub mod distill;
 pub mod dpo;
 pub mod fixed;
 pub mod grpo;
 pub mod kto;
 pub mod orpo;
+pub mod pair_objective;
 pub mod pairs;
+pub mod parts;
 pub mod ppo;
 pub mod preference_alarms;
 pub mod reference;
@@ -25,22 +29,17 @@ pub mod rollout;
 pub mod rows;
 pub mod sft;
 pub mod simpo;
+pub mod state;
+pub mod targets;
+pub mod watch;
 
-pub use fixed::{BatchIndices, FixedDataMethod, Objective, Split};
-pub use rows::{DataContext, MethodRows, SplitStatistics};
-
-pub use crate::models::MicroBatch;
-
-use crate::adapters::{AdapterSpec, LoraSpec};
-use crate::data::batch::LoaderCursor;
+use crate::adapters::AdapterSpec;
 use crate::error::Result;
-use crate::models::{Dtype, Heads, Model};
-use crate::nn::Param;
+use crate::models::Heads;
+use parts::ModelParts;
+use rows::{DataContext, MethodRows};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use tch::Tensor;
 
 /// The methods a recipe can name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,9 +64,9 @@ pub enum MethodSpec {
     /// divergence is part of the reward.
     Rloo(rloo::RlooSpec),
     /// Proximal policy optimisation: answers are sampled, rewarded, and made more or less likely.
-    Ppo(Box<ppo::PpoSpec>),
+    Ppo(Box<ppo::spec::PpoSpec>),
     /// Distillation: a student is trained on a teacher's distributions over the supervised tokens.
-    Distill(Box<distill::DistillSpec>),
+    Distill(Box<distill::spec::DistillSpec>),
 }
 
 impl MethodSpec {
@@ -103,7 +102,7 @@ impl MethodSpec {
     }
 
     /// Returns the models that a student is distilled from; empty for other methods.
-    pub fn teachers(&self) -> &[distill::TeacherSpec] {
+    pub fn teachers(&self) -> &[distill::spec::TeacherSpec] {
         match self {
             Self::Distill(spec) => &spec.teachers,
             _ => &[],
@@ -111,7 +110,7 @@ impl MethodSpec {
     }
 
     /// Returns the same as `teachers`, mutable.
-    pub fn teachers_mut(&mut self) -> &mut [distill::TeacherSpec] {
+    pub fn teachers_mut(&mut self) -> &mut [distill::spec::TeacherSpec] {
         match self {
             Self::Distill(spec) => &mut spec.teachers,
             _ => &mut [],
@@ -129,8 +128,8 @@ impl MethodSpec {
             Self::Simpo(spec) => simpo::rows(spec, ground),
             Self::Grpo(spec) => grpo::rows(spec, ground),
             Self::Rloo(spec) => rloo::rows(spec, ground),
-            Self::Ppo(spec) => ppo::rows(spec, ground),
-            Self::Distill(spec) => distill::rows(spec, ground),
+            Self::Ppo(spec) => ppo::method::rows(spec, ground),
+            Self::Distill(spec) => distill::objective::rows(spec, ground),
         }
     }
 
@@ -138,130 +137,13 @@ impl MethodSpec {
     pub fn parts(&self, adapter: Option<&AdapterSpec>) -> Result<ModelParts> {
         match self {
             Self::Sft(_) | Self::Orpo(_) | Self::Simpo(_) => Ok(ModelParts::default()),
-            Self::Distill(spec) => distill::parts(spec),
+            Self::Distill(spec) => distill::objective::parts(spec),
             Self::Reward(_) => Ok(ModelParts { heads: Heads::Score, ..ModelParts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(spec) => reference::parts(adapter, spec.reference),
-            Self::Grpo(spec) => rollout::parts(&spec.rewards, adapter, spec.needs_reference()),
-            Self::Rloo(spec) => rollout::parts(&spec.rewards, adapter, spec.needs_reference()),
-            Self::Ppo(spec) => ppo::parts(spec, adapter),
+            Self::Grpo(spec) => rollout::reward_models::parts(&spec.rewards, adapter, spec.needs_reference()),
+            Self::Rloo(spec) => rollout::reward_models::parts(&spec.rewards, adapter, spec.needs_reference()),
+            Self::Ppo(spec) => ppo::parts::parts(spec, adapter),
         }
-    }
-}
-
-/// The name of the adapter that a recipe trains.
-pub const TRAINED_ADAPTER: &str = "default";
-
-/// Describes what a method's model consists of, besides the base and the trained adapter.
-#[derive(Debug, Default)]
-pub struct ModelParts {
-    pub heads: Heads,
-    pub extra_adapters: Vec<ExtraAdapter>,
-    /// True if the method holds a frozen copy of the base (as its reference model).
-    pub reference_copy: bool,
-    /// Sizes of other frozen models that the method holds (teachers): number of parameters and their dtype; `None`:
-    /// the run's dtype.
-    pub other_models: Vec<(u64, Option<Dtype>)>,
-    /// How many float32 tables of logits one chunk of the loss holds at the same time.
-    pub tables: u64,
-}
-
-/// An adapter next to the trained one, on the same base.
-#[derive(Debug, Clone)]
-pub struct ExtraAdapter {
-    pub name: &'static str,
-    pub spec: LoraSpec,
-    /// The folder of its weights; `None`: newly initialised.
-    pub folder: Option<PathBuf>,
-    /// True if it is trained too, false if it is frozen.
-    pub trained: bool,
-}
-
-/// The micro-batches of one optimiser step.
-pub struct TrainingStep {
-    pub micro_batches: Vec<Box<dyn MicroBatch>>,
-    /// Epochs done after this step.
-    pub epoch: f64,
-    /// Metrics that became known while the step was made (for a rollout: rewards, lengths), logged with the step.
-    pub means: Vec<(String, f64)>,
-}
-
-/// Numbers by name.
-pub type Means = BTreeMap<String, f64>;
-
-/// The validation metric that decides which checkpoint is best.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SelectionMetric {
-    pub metric: &'static str,
-    pub higher: bool,
-}
-
-impl SelectionMetric {
-    pub const LOSS: Self = Self { metric: "loss", higher: false };
-
-    /// Returns true if `value` is better than `best`.
-    pub fn better(self, value: f64, best: f64) -> bool {
-        if self.higher { value > best } else { value < best }
-    }
-}
-
-/// Something wrong with the run, found in the numbers of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Alarm {
-    /// What is wrong and why; reported once.
-    pub cause: String,
-    /// What to try next.
-    pub next: String,
-    /// If true, the run ends here and keeps its best checkpoint.
-    pub stop: bool,
-}
-
-/// The beginning of a row, which the model completes now and then during the run so that a person can look at samples.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SamplePrompt {
-    pub ids: Vec<u32>,
-    /// How the row continues; empty if the row does not say.
-    pub answer: Vec<u32>,
-}
-
-/// The interface between the training loop and a method.
-pub trait Method {
-    /// Returns the micro-batches of the next optimiser step.
-    fn next_step(&mut self, model: &Model) -> Result<TrainingStep>;
-    /// Computes means over the validation rows. `None`: there are no validation rows.
-    fn validate(&mut self, model: &Model) -> Result<Option<Means>>;
-    /// Returns which of the validation means selects the best checkpoint.
-    fn selection_metric(&self) -> SelectionMetric {
-        SelectionMetric::LOSS
-    }
-    /// Looks for problems in the means of a step (its loss and the method's own metrics).
-    fn alarms(&mut self, _means: &Means) -> Vec<Alarm> {
-        Vec::new()
-    }
-    /// Returns at most `most` prompts to show samples of: from validation rows, or from training rows if there are
-    /// none.
-    fn prompts(&self, most: usize) -> Vec<SamplePrompt>;
-    /// Returns the number of optimiser steps in `epochs` epochs.
-    fn steps_for(&self, epochs: f64) -> u64;
-    /// Returns the position in the data, for a checkpoint.
-    fn cursor(&self) -> LoaderCursor;
-    /// Moves to a position that `cursor` returned.
-    fn rewind(&mut self, at: LoaderCursor) -> Result<()>;
-    /// Returns what the method trains in addition to the model. It is no part of the result, so `state` must contain
-    /// it.
-    fn parameters(&self) -> Vec<Param> {
-        Vec::new()
-    }
-    /// Returns what a checkpoint must store of the method in addition to the cursor.
-    fn state(&self) -> BTreeMap<String, Tensor> {
-        BTreeMap::new()
-    }
-    /// Restores what `state` returned. Called after `rewind`.
-    fn restore(&mut self, _state: BTreeMap<String, Tensor>) -> Result<()> {
-        Ok(())
-    }
-    /// Reports on the result. Called when it is written to `out`; `model` has the result's weights.
-    fn finish(&mut self, _model: &Model, _out: &Path) -> Result<()> {
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! Invariant: only tokens of answers are scored, so predicting a prompt's token adds no gradient; the numbers of a
 //! sequence do not depend on the other sequences in the row. Computes no loss.
 
+use super::targets::TargetTokens;
 use crate::data::dataset::Dataset;
 use crate::data::encode::{Example, PairExample};
 use crate::error::{Error, Result};
@@ -13,7 +14,9 @@ use tch::{Device, Kind, Tensor};
 
 /// Sequences packed into one row, and which tokens of each are the answer.
 pub struct PackedAnswers {
+    /// The packed row.
     pub tokens: Tokens,
+    /// The answers in it.
     pub spans: AnswerSpans,
 }
 
@@ -63,18 +66,10 @@ impl AnswerSpans {
     /// Selects the tokens for which `wanted(sequence index, sequence, token index)` is true. The first token of a
     /// sequence is never selected: nothing precedes it that could predict it.
     pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
-        let (mut at, mut targets, mut counts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
-        for (i, e) in sequences.iter().enumerate() {
-            let before = at.len();
-            for t in (1..e.ids.len()).filter(|&t| wanted(i, e, t)) {
-                at.push(start + t as i64 - 1);
-                targets.push(i64::from(e.ids[t]));
-            }
-            counts.push((at.len() - before) as i64);
-            start += e.ids.len() as i64;
-        }
-        let put = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
-        Self { at: put(&at), targets: put(&targets), counts }
+        let ids = sequences.iter().map(|e| e.ids.as_slice());
+        let TargetTokens { at, targets, counts } =
+            TargetTokens::select(ids, |i, t| wanted(i, &sequences[i], t), device);
+        Self { at, targets, counts }
     }
 
     /// Returns the number of tokens of each span: (S) float64.

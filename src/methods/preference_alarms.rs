@@ -4,8 +4,8 @@
 //! Compares means over a window of steps and never looks at a single step: the numbers of one batch are mostly noise.
 //! The doctor of a finished run (`runs::diagnose`) asks the same questions of the same numbers.
 
-use super::{Alarm, Means};
-use crate::stats::moments::mean_of_finite;
+use super::contract::Means;
+use super::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 use std::collections::VecDeque;
 
 /// Steps in a window.
@@ -42,7 +42,7 @@ pub enum PreferenceSymptom {
     Displaced { chosen: f64, rejected: f64, of: f64 },
 }
 
-/// Follows the metrics of a run.
+/// The metrics of a run, and the failures of preference training that they show.
 pub struct PreferenceMonitor {
     method: &'static str,
     beta: f64,
@@ -53,10 +53,15 @@ pub struct PreferenceMonitor {
     best: Option<(f64, f64)>,
 }
 
+fn mean(numbers: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = numbers.filter(|x| x.is_finite()).fold((0.0, 0.0), |(sum, n), x| (sum + x, n + 1.0));
+    sum / n
+}
+
 /// Returns the mean, and the variance of the mean.
 fn spread(numbers: &[f64]) -> (f64, f64) {
-    let m = mean_of_finite(numbers.iter().copied());
-    (m, mean_of_finite(numbers.iter().map(|x| (x - m).powi(2))) / numbers.len() as f64)
+    let m = mean(numbers.iter().copied());
+    (m, mean(numbers.iter().map(|x| (x - m).powi(2))) / numbers.len() as f64)
 }
 
 impl PreferenceMonitor {
@@ -101,16 +106,17 @@ impl PreferenceMonitor {
     }
 
     fn recent(&self, of: impl Fn(&PreferenceMeans) -> f64) -> f64 {
-        mean_of_finite(self.recent.iter().map(of))
+        mean(self.recent.iter().map(of))
     }
 
     /// Returns the failures that the steps so far show; none before two windows are full.
     pub fn symptoms(&self) -> Vec<PreferenceSymptom> {
-        if self.steps < 2 * WINDOW {
-            return Vec::new();
-        }
         let all = [self.movement(), self.order(), self.displacement()];
-        all.into_iter().flatten().collect()
+        all.into_iter().flatten().filter(|_| self.windows_are_full()).collect()
+    }
+
+    fn windows_are_full(&self) -> bool {
+        self.steps >= 2 * WINDOW
     }
 
     fn movement(&self) -> Option<PreferenceSymptom> {
@@ -131,7 +137,7 @@ impl PreferenceMonitor {
     }
 
     fn displacement(&self) -> Option<PreferenceSymptom> {
-        let first = |of: fn(&PreferenceMeans) -> f64| mean_of_finite(self.first.iter().map(of));
+        let first = |of: fn(&PreferenceMeans) -> f64| mean(self.first.iter().map(of));
         let of = first(|n| n.log_prob).abs();
         // With a reference, a fall is measured from zero and does not depend on which rows a step has. Without one, it
         // is measured from the first steps and must exceed three standard errors.
@@ -148,13 +154,12 @@ impl PreferenceMonitor {
         displaced.then_some(PreferenceSymptom::Displaced { chosen, rejected, of })
     }
 
-    /// Adds the means of a step and returns an alarm for each failure found.
-    pub fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.record(|name| means.get(name).copied().unwrap_or(f64::NAN));
-        self.symptoms().into_iter().map(|sign| self.alarm(sign)).collect()
+    /// Explains a failure, once two windows are full.
+    fn found(&self, symptom: Option<PreferenceSymptom>) -> Option<Problem> {
+        symptom.filter(|_| self.windows_are_full()).map(|symptom| self.problem(symptom))
     }
 
-    fn alarm(&self, sign: PreferenceSymptom) -> Alarm {
+    fn problem(&self, sign: PreferenceSymptom) -> Problem {
         let method = self.method;
         let (cause, next) = match sign {
             PreferenceSymptom::Unchanged { .. } => (
@@ -182,7 +187,7 @@ impl PreferenceMonitor {
                 self.remedy(),
             ),
         };
-        Alarm { cause, next, stop: false }
+        Problem { cause, next }
     }
 
     /// Names the settings that keep the chosen answers likely.
@@ -195,6 +200,24 @@ impl PreferenceMonitor {
         }
         .to_string()
     }
+}
+
+impl RunRecord for PreferenceMonitor {
+    fn record(&mut self, means: &Means) {
+        PreferenceMonitor::record(self, |name| means.get(name).copied().unwrap_or(f64::NAN));
+    }
+}
+
+/// The alarms of preference training. None of them ends the run.
+const RULES: &[AlarmRule<PreferenceMonitor>] = &[
+    AlarmRule { name: "movement", harmful: false, find: |run| run.found(run.movement()) },
+    AlarmRule { name: "order", harmful: false, find: |run| run.found(run.order()) },
+    AlarmRule { name: "displacement", harmful: false, find: |run| run.found(run.displacement()) },
+];
+
+/// Returns a watch for a method of preference training; `method` is its name in a recipe.
+pub fn watch(method: &'static str, beta: f64) -> Watch<PreferenceMonitor> {
+    Watch::new(PreferenceMonitor::new(method, beta), RULES, Repeat::EachStep, true)
 }
 
 #[cfg(test)]
@@ -270,7 +293,7 @@ mod tests {
             matches!(signs[..], [PreferenceSymptom::Displaced { chosen, rejected, .. }] if rejected > chosen),
             "{signs:?}"
         );
-        let alarms = PreferenceMonitor::new("dpo", 0.1).alarm(signs[0]);
+        let alarms = PreferenceMonitor::new("dpo", 0.1).problem(signs[0]);
         assert!(alarms.next.contains("method.dpo.nll"), "{alarms:?}");
     }
 }

@@ -4,8 +4,10 @@
 //! depend on is the same: a file's name is the hash of the base's content, the number format, the device, and each
 //! sequence as it is packed (so of data, tokenizer, template and lengths). Computes no loss.
 
+use super::fixed::Split;
 use super::pairs::PackedAnswers;
-use super::{DataContext, ExtraAdapter, ModelParts, Split};
+use super::parts::{ExtraAdapter, ModelParts};
+use super::rows::DataContext;
 use crate::adapters::{AdapterSpec, file};
 use crate::data::batch::pack;
 use crate::data::cache::TokenCache;
@@ -115,6 +117,7 @@ pub struct ReferenceSettings {
 }
 
 impl ReferenceSettings {
+    /// Creates the settings of a recipe that chose `choice`.
     pub fn new(choice: ReferenceChoice, ground: &DataContext) -> Self {
         let from = ground.adapter.and_then(|adapter| adapter.continues()).map(Path::to_path_buf);
         Self { choice, from, cache: ground.cache.clone(), budget: ground.batch.tokens }
@@ -123,14 +126,17 @@ impl ReferenceSettings {
 
 /// A request to score sequences by the reference: `width` sequences for each row, or fewer.
 pub struct ReferenceRequest<'a> {
+    /// The split that the rows belong to.
     pub split: Split,
     /// Which kind of sequences these are, if the same rows have several kinds.
     pub name: &'static str,
+    /// Number of sequences of each row.
     pub width: usize,
     /// Number of tokens in the sequences of each row.
     pub lengths: Vec<u32>,
     /// Bytes that change whenever the sequences change; they are part of the file's hash.
     pub content: Vec<u8>,
+    /// Returns the sequences of a row, given its index.
     pub sequences: Box<dyn Fn(usize) -> Result<Vec<Example>> + 'a>,
 }
 
@@ -153,7 +159,9 @@ impl<'a> ReferenceRequest<'a> {
 
 /// Gives the reference's log-probabilities, computed in each step or read from the cache.
 pub enum ReferenceScorer {
+    /// Computed in each step.
     Live(ReferenceModel),
+    /// Read from the cache, or computed before the first step.
     Cached { settings: ReferenceSettings, known: BTreeMap<(Split, &'static str), CachedLogProbs> },
 }
 

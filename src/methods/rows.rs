@@ -1,6 +1,6 @@
 //! What a method reads before the model is loaded: its rows, tokenised, measured and shown.
 
-use super::Method;
+use super::contract::Method;
 use crate::adapters::AdapterSpec;
 use crate::data::batch::BatchPlan;
 use crate::data::cache::TokenCache;
@@ -18,31 +18,46 @@ use std::rc::Rc;
 /// Everything that reading a method's rows depends on.
 #[derive(Clone)]
 pub struct DataContext<'a> {
+    /// The tokenizer with its chat template.
     pub tokenizer: Rc<ChatTokenizer>,
     /// The folder of the base model.
     pub model: &'a Path,
+    /// The sources of training rows.
     pub train: &'a SourceList,
+    /// The sources of validation rows.
     pub valid: Option<&'a SourceList>,
+    /// Maximum number of tokens of an item.
     pub max_len: usize,
+    /// What happens to longer items.
     pub on_overflow: Overflow,
+    /// Share of longer items that is accepted.
     pub overflow_tolerance: f64,
+    /// Where tokenised rows are kept.
     pub cache: &'a TokenCache,
+    /// How items become packed rows and optimiser steps.
     pub batch: BatchPlan,
+    /// True if each epoch has another order.
     pub shuffle: bool,
+    /// The seed of the order.
     pub seed: u64,
+    /// The adapter that is trained; `None`: the base itself is.
     pub adapter: Option<&'a AdapterSpec>,
 }
 
 /// What was read for one split, and the number of tokens of each item.
 #[derive(Clone, Copy)]
 pub struct SplitStatistics<'a> {
+    /// What was read.
     pub summary: &'a DatasetSummary,
+    /// Number of tokens of each item.
     pub lengths: &'a [u32],
 }
 
 /// The tokenised rows of a run, ready for the model.
 pub trait MethodRows {
+    /// Returns what was read to train on.
     fn train(&self) -> SplitStatistics<'_>;
+    /// Returns what was read for validation; `None` without validation rows.
     fn valid(&self) -> Option<SplitStatistics<'_>>;
     /// Returns the number of tokens in the longest packed row of the first epoch.
     fn longest_row(&self) -> usize;

@@ -13,7 +13,6 @@ use super::mistakes::Mistake;
 
 use super::written::WrittenRecipe;
 
-use crate::adapters::{AdapterSpec, spec::SCORE};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;

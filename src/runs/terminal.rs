@@ -5,7 +5,6 @@ use super::diagnose::finding::{Diagnosis, DiagnosisInput};
 use super::folder::{RunFolder, RunStatus};
 use super::history::smooth;
 use super::history::StepPoint;
-use crate::stats::moments::mean;
 use super::number::number;
 use crate::characters::printable;
 use crate::report;

@@ -6,7 +6,7 @@ use super::prepare::formats::result_kind;
 use crate::adapters::kind::AdapterActivations;
 use crate::adapters::lora;
 use crate::machine;
-use crate::methods::ModelParts;
+use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model};
 use crate::native;
 use crate::nn::{Param, attention, chunked};

@@ -5,7 +5,7 @@ use super::prepare::Prepared;
 use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::methods::SplitStatistics;
+use crate::methods::rows::SplitStatistics;
 use crate::recipe::neutral::{remove_neutral_settings, take_source_paths};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};

@@ -15,7 +15,9 @@ use crate::convert::folder::{stop_tokens, template};
 use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
-use crate::methods::{SelectionMetric, TRAINED_ADAPTER};
+use crate::methods::contract::SelectionMetric;
+use crate::methods::parts::TRAINED_ADAPTER;
+
 use crate::models::Model;
 use crate::native;
 use crate::recipe::plan::Plan;

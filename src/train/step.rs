@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoints, TrainingState};
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
 use crate::error::Result;
-use crate::methods::{Means, Method};
+use crate::methods::contract::{Means, Method};
 use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
 use crate::recipe::plan::Plan;
@@ -87,16 +87,17 @@ impl<'a> Stepper<'a> {
             ReplayChoice::All => LayerReplay::All,
         };
         let step = method.next_step(self.model)?;
-        let items: f64 = step.micro_batches.iter().map(|b| b.items()).sum();
+        let items = step.items;
         let mut metrics = Metrics::default();
         let mut tokens = 0;
-        for (i, b) in step.micro_batches.iter().enumerate() {
+        for (i, b) in step.micro_batches.enumerate() {
+            let b = b?;
             tokens += b.tokens().len() as u64;
             self.model.set_embedding_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
                 let at = (self.state.step << 20) + i as u64;
                 EmbeddingNoise { alpha, seed: rng::derived_seed(recipe.run.seed, "neftune", at) }
             }));
-            metrics.merge(self.model.learn(&**b, items, replay)?);
+            metrics.merge(self.model.learn(&*b, items, replay)?);
         }
         let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
         let lr = self.lr.at(self.state.step);
@@ -109,8 +110,9 @@ impl<'a> Stepper<'a> {
             self.optim.step(lr)?;
             self.state.skipped_in_a_row = 0;
         } else {
-            for b in &step.micro_batches {
-                origin = self.model.find_non_finite(&**b, items)?;
+            for b in method.repeat_step(self.model)?.micro_batches {
+                let b = b?;
+                origin = self.model.find_non_finite(&*b, items)?;
                 if origin.is_some() {
                     break;
                 }

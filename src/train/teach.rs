@@ -1,15 +1,15 @@
 //! Runs the teachers of a distillation recipe before training: stores their distributions, or lets them write answers.
 
-use super::prepare;
 use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
 use super::prepare::{formats, rows, student};
 
 use crate::error::{Error, Result};
-use crate::methods::distill::DistillSpec;
+use crate::methods::MethodSpec;
 use crate::methods::distill::answers::AnswerWriter;
-use crate::methods::distill::teach::{self, TeachSummary};
-use crate::methods::{DataContext, MethodSpec};
+use crate::methods::distill::fill_cache::{self, TeachSummary};
+use crate::methods::distill::spec::DistillSpec;
+use crate::methods::rows::DataContext;
 use crate::models;
 use crate::recipe::plan::Plan;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Resu
     };
     let tokenizer = rows::load_tokenizer(plan)?;
     let taught = with_teacher_context(plan, tokenizer, |ground, place| {
-        teach::fill_cache(spec, ground, place, k, &folder, stop)
+        fill_cache::fill_cache(spec, ground, place, k, &folder, stop)
     })?;
     Ok((folder, taught))
 }

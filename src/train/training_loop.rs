@@ -5,7 +5,7 @@ use super::records::RunRecorder;
 use super::records::log::StepRecord;
 use super::step::Stepper;
 use crate::error::{Error, Result};
-use crate::methods::{Alarm, Means, Method};
+use crate::methods::contract::{Alarm, Means, Method};
 use crate::models::Model;
 use crate::native;
 use crate::recipe::optim::NonFinite;

@@ -1,7 +1,8 @@
 //! Reads the prompts of `ft generate` from the command line or from a file, and tokenises them.
 
 use ft::data::chat::ChatTokenizer;
-use ft::data::encode::example;
+use ft::data::chat::check_nothing_dropped;
+use ft::data::rows::read_record;
 use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat};
 use ft::data::source::{self, ColumnSelection};
 use ft::data::source::{RowColumns, RowPlace};
@@ -96,7 +97,7 @@ impl PromptReader<'_> {
         }
         let mut prompt = columns.remove(key).unwrap_or_default();
         columns.insert("messages".into(), prompt.clone());
-        let Record::Messages(mut talk) = record::read_record(columns, RowFormat::Messages, place)? else {
+        let Record::Messages(mut talk) = read_record(columns, RowFormat::Messages, place)? else {
             return Err(Error::bug("messages were read as something else"));
         };
         if self.drop_answer {
@@ -126,6 +127,6 @@ fn render_prompt(talk: &Conversation, tokenizer: &ChatTokenizer) -> Result<Strin
             .hint("use an instruct model, or rows with `prompt` as text")
     })?;
     let text = template.render(talk, talk.messages.len(), true)?;
-    example::check_nothing_dropped(talk, &[&text], template)?;
+    check_nothing_dropped(talk, &[&text], template)?;
     Ok(text)
 }

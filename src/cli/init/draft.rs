@@ -145,7 +145,7 @@ pub fn memory_comment(adapter: &SizedRun, full: &SizedRun) -> String {
 impl RecipeDraft {
     /// Returns the plan of the draft's values, without comments.
     pub fn plan(&self) -> Result<Plan> {
-        recipe::parse(&self.file.display().to_string(), &self.text(&[String::new(), String::new()]), &[])
+        recipe::plan::parse(&self.file.display().to_string(), &self.text(&[String::new(), String::new()]), &[])
     }
 
     /// Chooses lengths, batch and epochs for the measured rows. `limit` is the longest sequence that the model can read.

@@ -15,7 +15,7 @@ pub fn fit_plan(plan: Plan, fit: &Option<Option<String>>) -> Result<Plan> {
 }
 
 /// Reports how a run ended: as JSON on stdout or in one line on stderr.
-pub fn print_summary(summary: &train::RunSummary, json: bool) -> Result<()> {
+pub fn print_summary(summary: &train::summary::RunSummary, json: bool) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string(summary).expect("a summary is JSON"));
         return Ok(());

@@ -5,9 +5,7 @@
 use crate::label::statistics::agreement::{DistanceScale, RatingTable};
 use crate::label::record::annotator::{Annotator, AnnotatorKind};
 use crate::label::record::answer::CandidatePair;
-use crate::label::record::vote::{NewVote, Vote, VoteChoice};
-use crate::label::store::Store;
-use crate::error::Result;
+use crate::label::record::vote::{Vote, VoteChoice};
 use crate::stats::bootstrap::Bootstrap;
 
 

@@ -10,7 +10,7 @@ pub(super) type PlotRow = (String, f64, Option<[f64; 2]>);
 
 /// Returns a text of people or models for an element or a quoted attribute.
 pub(super) fn escaped(text: &str) -> Markup {
-    PreEscaped(escape(text))
+    PreEscaped(escape::escape(text))
 }
 
 /// Returns a name or title, isolated from the text around it.

@@ -5,12 +5,10 @@ use crate::label::results::ranking::SourceRanking;
 use crate::label::record::annotator::AnnotatorKind;
 use crate::report::count;
 use crate::runs::page::document::document;
-use crate::runs::page::escape::{escape, name};
-use crate::runs::page::plot::{figure, forest};
+use crate::runs::page::escape::name;
 
 use crate::stats::bootstrap::Estimate;
 use crate::stats::proportion::Proportion;
-use std::fmt::Write;
 
 use super::elements::{PlotRow, escaped, forest_figure, head, named, number, path, percent};
 

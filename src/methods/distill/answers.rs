@@ -10,8 +10,11 @@ use super::cache::teacher_hash;
 use super::spec::{DistillSpec, GenerateSpec, TeacherSpec};
 use crate::data::dataset::{PromptLimits, PromptSet};
 use crate::error::{Error, Result};
-use crate::methods::DataContext;
-use crate::methods::rollout::{RolloutSampler, SampledAnswer, SamplingSpec, check_reward_models};
+use crate::methods::rollout::answer::SampledAnswer;
+use crate::methods::rollout::reward_models::check_reward_models;
+use crate::methods::rollout::sampler::RolloutSampler;
+use crate::methods::rollout::spec::SamplingSpec;
+use crate::methods::rows::DataContext;
 use crate::models::{self, Model};
 use crate::report;
 use crate::rewards::RewardSources;
@@ -58,12 +61,12 @@ impl AnswerWriter {
             stop: own.stop.clone(),
             ..SamplingSpec::default()
         };
-        let room = PromptLimits {
+        let limits = PromptLimits {
             longest: ground.max_len,
             on_overflow: ground.on_overflow,
             tolerance: ground.overflow_tolerance,
         };
-        let prompts = Rc::new(PromptSet::open(ground.train, &ground.tokenizer, room)?);
+        let prompts = Rc::new(PromptSet::open(ground.train, &ground.tokenizer, limits)?);
         prompts.summary.warnings().iter().for_each(report::warn);
         let tokenizer = ground.tokenizer.clone();
         let rollout = RolloutSampler::new(prompts, tokenizer, Rc::new(RefCell::new(rewards)), sampling, ground.seed)?;
@@ -99,8 +102,8 @@ impl AnswerWriter {
         let n = self.spec.answers;
         let mut rows = Vec::with_capacity(prompts.len());
         // Each prompt has random streams of its own, so an interrupted run continues with the same answers.
-        let drawn = self.rollout.sample_by_prompt(&self.model, &prompts.collect::<Vec<_>>(), n)?;
-        for answers in drawn.chunks(n) {
+        let sampled = self.rollout.sample_by_prompt(&self.model, &prompts.collect::<Vec<_>>(), n)?;
+        for answers in sampled.chunks(n) {
             let worth = |s: &SampledAnswer| self.spec.least.is_none_or(|least| s.reward >= least);
             let good = |s: &&SampledAnswer| s.ended && !s.text.trim().is_empty() && worth(s);
             // If several have the same reward, the first one.

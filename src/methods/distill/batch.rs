@@ -5,7 +5,7 @@ use super::divergence::divergence;
 use super::matching::{LayerMatching, TeacherLayers};
 use super::spec::DistillSpec;
 use super::teacher::TeacherOutputs;
-use crate::methods::MicroBatch;
+use crate::models::learning::MicroBatch;
 use crate::methods::sft::SupervisedBatch;
 use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
@@ -24,29 +24,32 @@ pub enum TeacherDistributions {
 
 /// Weights of the N supervised tokens: (N) float32 each.
 pub struct TokenWeights {
+    /// Weight of the divergence from the teacher.
     pub divergence: Tensor,
+    /// Weight of the cross-entropy.
     pub cross_entropy: Tensor,
 }
 
 impl TokenWeights {
     /// Computes the weights for examples, each given as its share of cross-entropy and its number of supervised
-    /// tokens. The divergence counts only where `there` (N) is 1.
-    pub fn new(examples: impl Iterator<Item = (f64, usize)>, there: Option<Tensor>, device: Device) -> Self {
+    /// tokens. The divergence counts only where `mask` (N) is 1.
+    pub fn new(examples: impl Iterator<Item = (f64, usize)>, mask: Option<Tensor>, device: Device) -> Self {
         let shares: Vec<f32> = examples.flat_map(|(share, n)| std::iter::repeat_n(share as f32, n)).collect();
         let cross_entropy = Tensor::from_slice(&shares).to_device(device);
         let divergence: Tensor = 1.0 - &cross_entropy;
-        Self {
-            divergence: there.map_or_else(|| divergence.shallow_clone(), |there| &divergence * there),
-            cross_entropy,
-        }
+        Self { divergence: mask.map_or_else(|| divergence.shallow_clone(), |mask| &divergence * mask), cross_entropy }
     }
 }
 
 /// A packed row with the teachers' distributions.
 pub struct DistillBatch {
+    /// The packed row and its supervised tokens.
     pub answers: SupervisedBatch,
+    /// The teacher's distributions for these tokens.
     pub source: Rc<TeacherDistributions>,
+    /// What each token counts.
     pub weights: Rc<TokenWeights>,
+    /// The recipe's section.
     pub spec: Rc<DistillSpec>,
     /// Number of tokens that teacher and student share.
     pub vocabulary: i64,
@@ -67,38 +70,25 @@ impl MicroBatch for DistillBatch {
 
     fn loss(&self, out: &Output) -> Loss {
         let h = out.hidden.index_select(0, &self.answers.at);
-        let (spec, source, weights, vocabulary) =
-            (self.spec.clone(), self.source.clone(), self.weights.clone(), self.vocabulary);
-        let targets = self.answers.targets.shallow_clone();
-        let chunked::ChunkedSum { total, rows } = chunked::sum_over_logits(out.head(), &h, move |logits, rows| {
-            let logits = logits.narrow(-1, 0, vocabulary);
-            let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);
-            let target = part(&targets);
-            let plain = tempered_log_softmax(&logits, 1.0);
-            let student = if spec.temperature == 1.0 {
-                plain.shallow_clone()
-            } else {
-                tempered_log_softmax(&logits, spec.temperature)
-            };
-            let (teacher, student, best) = source.outcomes(student, rows, spec.temperature);
-            let apart = divergence(&spec.loss, &teacher, &student);
-            let entropy = -plain.gather(-1, &target.unsqueeze(-1), false).squeeze_dim(-1);
-            let own = logits.argmax(-1, false);
-            let same = |other: &Tensor| own.eq_tensor(other).to_kind(Kind::Float);
-            let loss = &apart * part(&weights.divergence) * (spec.temperature * spec.temperature)
-                + &entropy * part(&weights.cross_entropy);
-            [loss, apart, entropy, same(&target), same(&best)]
-        });
+        let tokens = TokenLosses {
+            spec: self.spec.clone(),
+            source: self.source.clone(),
+            weights: self.weights.clone(),
+            targets: self.answers.targets.shallow_clone(),
+            vocabulary: self.vocabulary,
+        };
+        let sums = chunked::sum_over_logits(out.head(), &h, move |logits, rows| tokens.of_rows(logits, rows));
+        let chunked::ChunkedSum { total, rows } = sums;
         let mut metrics = Metrics::default();
         let names = ["divergence", "cross_entropy", "accuracy", "teacher_agreement"];
         // Most likely tokens of different vocabularies cannot be compared.
-        let told = if self.spec.universal() { 3 } else { 4 };
-        for (name, numbers) in names.into_iter().zip(&rows[1..]).take(told) {
+        let shown = if self.spec.universal() { 3 } else { 4 };
+        for (name, numbers) in names.into_iter().zip(&rows[1..]).take(shown) {
             metrics.add(name, &numbers.sum(Kind::Float), self.items());
         }
         let mut sum = total;
-        if let Some((matching, shown)) = &self.matching {
-            for (name, part) in matching.losses(out, shown, &self.answers) {
+        if let Some((matching, layers)) = &self.matching {
+            for (name, part) in matching.losses(out, layers, &self.answers) {
                 metrics.add(name, &part, self.items());
                 sum = &sum + part;
             }
@@ -111,14 +101,48 @@ impl MicroBatch for DistillBatch {
     }
 }
 
+/// What the loss of a token depends on besides the student's logits.
+struct TokenLosses {
+    spec: Rc<DistillSpec>,
+    source: Rc<TeacherDistributions>,
+    weights: Rc<TokenWeights>,
+    /// (N)
+    targets: Tensor,
+    vocabulary: i64,
+}
+
+impl TokenLosses {
+    /// Computes numbers of some of the N tokens from the student's logits (n, V), each (n): the loss, the divergence from
+    /// the teacher, the cross-entropy, and whether the most likely token is the row's own, and the teacher's.
+    fn of_rows(&self, logits: &Tensor, rows: RowRange) -> [Tensor; 5] {
+        let temperature = self.spec.temperature;
+        let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);
+        let logits = logits.narrow(-1, 0, self.vocabulary);
+        let target = part(&self.targets);
+        let plain = tempered_log_softmax(&logits, 1.0);
+        let student = match temperature {
+            1.0 => plain.shallow_clone(),
+            _ => tempered_log_softmax(&logits, temperature),
+        };
+        let (teacher, student, best) = self.source.outcomes(student, rows, temperature);
+        let apart = divergence(&self.spec.loss, &teacher, &student);
+        let entropy = -plain.gather(-1, &target.unsqueeze(-1), false).squeeze_dim(-1);
+        let loss = &apart * part(&self.weights.divergence) * (temperature * temperature)
+            + &entropy * part(&self.weights.cross_entropy);
+        let own = logits.argmax(-1, false);
+        let same = |other: &Tensor| own.eq_tensor(other).to_kind(Kind::Float);
+        [loss, apart, entropy, same(&target), same(&best)]
+    }
+}
+
 impl TeacherDistributions {
     /// Returns log-probabilities of teacher and student over the same outcomes, and the teacher's most likely token.
     /// The outcomes are all tokens, or the stored tokens and one outcome for all others together. `student` (n, V)
     /// covers all tokens.
     fn outcomes(&self, student: Tensor, rows: RowRange, temperature: f64) -> (Tensor, Tensor, Tensor) {
         match self {
-            Self::Online(teaching) => {
-                let teacher = teaching.log_probs(rows, temperature);
+            Self::Online(outputs) => {
+                let teacher = outputs.log_probs(rows, temperature);
                 let best = teacher.argmax(-1, false);
                 (teacher, student, best)
             }

@@ -9,7 +9,7 @@
 use super::spec::{DistillSpec, TeacherSpec};
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{self, hex, read_json, write_json};
-use crate::methods::Split;
+use crate::methods::fixed::Split;
 use crate::models::content_hash;
 use crate::nn::{Weights, weights};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,7 @@ pub struct TeacherCacheOrigin {
     pub teachers: Vec<(String, f64)>,
     /// Fingerprint of tokenizer and chat template.
     pub tokenizer: String,
+    /// The temperature of the distributions.
     pub temperature: f64,
     /// Number of tokens stored of each distribution.
     pub k: i64,
@@ -84,6 +85,7 @@ pub fn items_hash(hashes: &[u64]) -> String {
 }
 
 impl TeacherCacheOrigin {
+    /// Describes a cache for the teachers of a recipe. Reads their files to hash them.
     pub fn of(spec: &DistillSpec, tokenizer: String, k: i64, vocabulary: i64) -> Result<Self> {
         let total: f64 = spec.teachers.iter().map(|t| t.weight).sum();
         let teachers = spec.teachers.iter().map(|t| Ok((teacher_hash(t)?, t.weight / total)));

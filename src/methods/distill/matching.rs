@@ -14,11 +14,11 @@
 use super::spec::{MatchSpec, StateDistance};
 use crate::error::{Error, Result};
 use crate::methods::sft::SupervisedBatch;
+use crate::methods::state::{StateTensors, damaged};
 use crate::models::{Activations, ExposedLayers, Model, Output};
 use crate::nn::chunked::{chunks, sum_of_parts};
 use crate::nn::{LayerKind, Param, QueriesAndKeys};
 use crate::rng;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -49,18 +49,12 @@ impl LayerMatching {
     ///
     /// An error if a model lacks a layer that is named.
     pub fn new(spec: &MatchSpec, student: &Model, teacher: &Model, seed: u64) -> Result<Self> {
+        let (s, t) = (student.config(), teacher.config());
         let depths = (student.depth(), teacher.depth());
         let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<LayerPair>> {
             let layers = layer_pairs(layers, depths, &format!("method.distill.match.{what}.layers"))?;
-            let pair = |(i, [s, t]): (usize, &[usize; 2])| LayerPair {
-                name: format!("match.{what}.{s}-{t}"),
-                student: *s,
-                teacher: *t,
-                projection: initial_projection(sizes, rng::derived_seed(seed, what, i as u64), student.device()),
-            };
-            Ok(layers.iter().enumerate().map(pair).collect())
+            Ok(projected_pairs(what, &layers, sizes, seed, student.device()))
         };
-        let (s, t) = (student.config(), teacher.config());
         let hidden = match &spec.hidden {
             Some(hidden) => pairs("hidden", &hidden.layers, (t.hidden_size, s.hidden_size))?,
             None => Vec::new(),
@@ -95,41 +89,51 @@ impl LayerMatching {
     }
 
     /// Returns the projections by name, for a checkpoint.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
+    pub fn state(&self) -> StateTensors {
         self.pairs().map(|p| (p.name.clone(), p.projection.detach())).collect()
     }
 
     /// Restores what `state` returned.
-    pub fn restore(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+    pub fn restore(&self, state: &StateTensors) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for pair in self.pairs() {
             let fits = |t: &&Tensor| t.size() == pair.projection.size();
-            let saved = state.get(&pair.name).filter(fits).ok_or_else(|| {
-                Error::user(format!("method.safetensors: `{}` is missing or of another shape", pair.name))
-                    .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite")
-            })?;
+            let saved = state
+                .get(&pair.name)
+                .filter(fits)
+                .ok_or_else(|| damaged(format_args!("`{}` is missing or of another shape", pair.name)))?;
             pair.projection.shallow_clone().copy_(saved);
         }
         Ok(())
     }
 
     /// Computes the weighted losses, summed over the row's supervised tokens, with the names of their metrics.
-    pub fn losses(&self, out: &Output, shown: &Activations, answers: &SupervisedBatch) -> Vec<(&'static str, Tensor)> {
+    pub fn losses(
+        &self,
+        out: &Output,
+        teacher: &Activations,
+        answers: &SupervisedBatch,
+    ) -> Vec<(&'static str, Tensor)> {
         let mut found = Vec::new();
         let mean = |parts: Vec<Tensor>, weight: f64| {
             let pairs = parts.len() as f64;
             Tensor::stack(&parts, 0).sum(Kind::Float) * (weight / pairs)
         };
         if let Some(spec) = &self.spec.hidden {
-            let rows = |inside: &Activations, i: usize| inside.hidden_state(i).index_select(0, &answers.at);
+            let rows = |layers: &Activations, i: usize| layers.hidden_state(i).index_select(0, &answers.at);
             let one = |p: &LayerPair| {
-                hidden_loss(&rows(&out.activations, p.student), &rows(shown, p.teacher), &p.projection, spec.distance)
+                hidden_loss(&rows(&out.activations, p.student), &rows(teacher, p.teacher), &p.projection, spec.distance)
             };
             found.push(("match_hidden", mean(self.hidden.iter().map(one).collect(), spec.weight)));
         }
         if let Some(spec) = &self.spec.attention {
             let one = |p: &LayerPair| {
-                attention_loss(out.activations.attention(p.student), shown.attention(p.teacher), &p.projection, answers)
+                attention_loss(
+                    out.activations.attention(p.student),
+                    teacher.attention(p.teacher),
+                    &p.projection,
+                    answers,
+                )
             };
             found.push(("match_attention", mean(self.attention.iter().map(one).collect(), spec.weight)));
         }
@@ -150,6 +154,17 @@ fn layer_pairs(given: &[[usize; 2]], (student, teacher): (usize, usize), key: &s
         false => given.to_vec(),
         true => (0..student).map(|s| [s, ((s + 1) * teacher).div_ceil(student) - 1]).collect(),
     })
+}
+
+/// Returns pairs of layers with newly initialised projections between `sizes`; `what` is what is matched.
+fn projected_pairs(what: &str, layers: &[[usize; 2]], sizes: (i64, i64), seed: u64, device: Device) -> Vec<LayerPair> {
+    let pair = |(i, [s, t]): (usize, &[usize; 2])| LayerPair {
+        name: format!("match.{what}.{s}-{t}"),
+        student: *s,
+        teacher: *t,
+        projection: initial_projection(sizes, rng::derived_seed(seed, what, i as u64), device),
+    };
+    layers.iter().enumerate().map(pair).collect()
 }
 
 /// Returns the identity if sizes agree, else a random matrix that preserves lengths on average; a float32 leaf.

@@ -15,7 +15,6 @@ use crate::generate::settings::GenerationSettings;
 use crate::models::Model;
 use crate::rng;
 use rand::RngExt;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// The student as a writer of answers.
@@ -25,13 +24,14 @@ pub struct OnPolicyWriter {
     seed: u64,
     /// Number of optimiser steps that answers were written for.
     pub steps: u64,
-    /// For each packed row of the current step that was not taken yet: the items written anew, `None` for the others.
-    ready: VecDeque<Vec<Option<Example>>>,
+    /// For each packed row of the last step: the items written anew, `None` for the others.
+    written: Vec<Vec<Option<Example>>>,
 }
 
 impl OnPolicyWriter {
+    /// Starts at the first step of a run.
     pub fn new(spec: &OnPolicySpec, tokenizer: Rc<ChatTokenizer>, seed: u64) -> Self {
-        Self { spec: spec.clone(), tokenizer, seed, steps: 0, ready: VecDeque::new() }
+        Self { spec: spec.clone(), tokenizer, seed, steps: 0, written: Vec::new() }
     }
 
     /// Returns an error if no row has a prompt.
@@ -47,11 +47,11 @@ impl OnPolicyWriter {
 
     /// Chooses rows of the next optimiser step at random and lets the student answer them anew.
     pub fn write(&mut self, model: &Model, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
-        let mut chance = rng::stream(self.seed, "on-policy rows", self.steps);
+        let mut random = rng::stream(self.seed, "on-policy rows", self.steps);
         let (mut prompts, mut places) = (Vec::new(), Vec::new());
         for (row, items) in packed.iter().enumerate() {
             for (place, item) in items.iter().enumerate() {
-                if chance.random::<f64>() >= self.spec.share {
+                if random.random::<f64>() >= self.spec.share {
                     continue;
                 }
                 let example = rows.get(*item)?;
@@ -72,20 +72,20 @@ impl OnPolicyWriter {
             ..GenerationSettings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
         };
         let answers = complete(model, &prompts, &settings, &mut |_, _| ())?;
-        self.ready = packed.iter().map(|items| vec![None; items.len()]).collect();
+        self.written = packed.iter().map(|items| vec![None; items.len()]).collect();
         for (((row, place, line), mut ids), answer) in places.into_iter().zip(prompts).zip(answers) {
             let mut supervised = vec![false; ids.len()];
             supervised.extend(answer.tokens.iter().map(|_| true));
             ids.extend(answer.tokens);
-            self.ready[row][place] = Some(Example { ids, supervised, line });
+            self.written[row][place] = Some(Example { ids, supervised, line });
         }
         self.steps += 1;
         Ok(())
     }
 
-    /// Removes the next packed row and returns its items that were written anew, in their places.
-    pub fn take(&mut self) -> Result<Vec<Option<Example>>> {
-        self.ready.pop_front().ok_or_else(|| Error::bug("a packed row that nobody wrote for"))
+    /// Returns the items of a packed row of the last step that were written anew, in their places.
+    pub fn row(&self, row: usize) -> Result<&[Option<Example>]> {
+        self.written.get(row).map(Vec::as_slice).ok_or_else(|| Error::bug("a packed row that nobody wrote for"))
     }
 }
 

@@ -30,11 +30,12 @@ pub struct TeacherOutput {
     /// The logarithm of its weight in the mean.
     share: f64,
     /// States and attention of the layers that are matched.
-    pub inside: Rc<Activations>,
+    pub layers: Rc<Activations>,
 }
 
 /// The outputs of all teachers for the N supervised tokens of a row.
 pub struct TeacherOutputs {
+    /// One output per teacher.
     pub each: Vec<TeacherOutput>,
     vocabulary: i64,
 }
@@ -76,15 +77,15 @@ impl TeacherModels {
 
     /// Runs all teachers on a packed row.
     pub fn outputs(&self, answers: &SupervisedBatch) -> Result<TeacherOutputs> {
-        let say = |(model, share): &(Model, f64)| {
+        let each = self.models.iter().map(|(model, share)| {
             model.infer(&answers.tokens, |out| TeacherOutput {
                 hidden: out.hidden.index_select(0, &answers.at),
                 head: out.head().clone(),
                 share: share.ln(),
-                inside: out.activations.clone(),
+                layers: out.activations.clone(),
             })
-        };
-        Ok(TeacherOutputs { each: self.models.iter().map(say).collect::<Result<_>>()?, vocabulary: self.vocabulary })
+        });
+        Ok(TeacherOutputs { each: each.collect::<Result<_>>()?, vocabulary: self.vocabulary })
     }
 }
 
@@ -93,8 +94,8 @@ impl TeacherOutputs {
     /// Without gradient.
     pub fn log_probs(&self, (start, n): RowRange, temperature: f64) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let one = |said: &TeacherOutput| {
-            let logits = said.head.forward(&said.hidden.narrow(0, start, n));
+        let one = |output: &TeacherOutput| {
+            let logits = output.head.forward(&output.hidden.narrow(0, start, n));
             tempered_log_softmax(&logits.narrow(-1, 0, self.vocabulary), temperature)
         };
         let [alone] = self.each.as_slice() else {

@@ -15,11 +15,10 @@
 //! the coefficient is subtracted. Means over tokens are over all tokens of the optimiser step.
 
 use super::spec::{GrpoLoss, GrpoSpec};
-use crate::methods::rollout::PolicyLossInputs;
-use crate::models::loss::Extreme;
+use crate::methods::rollout::objective::{PolicyLossInputs, add_clip_metrics};
 use crate::models::{Loss, Metrics};
 use crate::nn::head::TargetScores;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 /// Computes the SUM of the loss over answers (over tokens for `dapo`). `longest` is the maximum answer length in
 /// tokens.
@@ -64,27 +63,4 @@ pub fn loss(spec: &GrpoSpec, longest: usize, scores: &TargetScores, terms: &Poli
     let is_high = bounded.gt(1.0 + high).logical_and(&advantages.gt(0.0)).to_kind(Kind::Float);
     add_clip_metrics(&mut metrics, terms, &is_low, &is_high, if whole { answers } else { tokens });
     Loss { sum, metrics }
-}
-
-/// Adds `clip_ratio/…` to the metrics, from marks 0 or 1 per token (N) or per answer (S). `count` is their number,
-/// including skipped answers.
-pub fn add_clip_metrics(
-    metrics: &mut Metrics,
-    terms: &PolicyLossInputs,
-    is_low: &Tensor,
-    is_high: &Tensor,
-    count: f64,
-) {
-    let (low, high) = (is_low.sum(Kind::Float), is_high.sum(Kind::Float));
-    metrics.add("clip_ratio/region_mean", &(&low + &high), count);
-    metrics.add("clip_ratio/low_mean", &low, count);
-    metrics.add("clip_ratio/high_mean", &high, count);
-    let whole = is_low.size() == terms.lengths.size() && is_low.size() != terms.owner.size();
-    let share = |marks: &Tensor| match whole {
-        true => marks.shallow_clone(),
-        false => terms.sum_per_answer(marks) / terms.lengths,
-    };
-    let idle = Tensor::zeros([i64::from(terms.idle.sequences > 0.0)], (Kind::Float, is_low.device()));
-    metrics.add_extreme("clip_ratio/low_min", &Tensor::cat(&[&share(is_low), &idle], 0), Extreme::Minimum);
-    metrics.add_extreme("clip_ratio/high_max", &Tensor::cat(&[&share(is_high), &idle], 0), Extreme::Maximum);
 }

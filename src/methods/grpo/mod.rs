@@ -2,16 +2,16 @@
 //! better it is than its group. There is no value model. `rollout` decides what is sampled and when; this module says
 //! how rewards become advantages, and what the loss is.
 
-pub mod advantage;
+pub mod advantages;
 pub mod loss;
 pub mod spec;
 
 pub use spec::GrpoSpec;
 
-use super::rollout::objective::{Advantages, LossUnit, RolloutRewards};
-use super::rollout::sampling_method::RolloutPlan;
-use super::rollout::{PolicyLossInputs, PolicyObjective, rows};
-use super::{DataContext, MethodRows};
+use super::rollout::advantages::{Advantages, RolloutRewards};
+use super::rollout::method::{RolloutPlan, open_rows};
+use super::rollout::objective::{LossUnit, PolicyLossInputs, PolicyObjective};
+use super::rows::{DataContext, MethodRows};
 use crate::error::Result;
 use crate::models::Loss;
 use crate::nn::head::TargetScores;
@@ -39,8 +39,8 @@ impl Grpo {
 }
 
 impl PolicyObjective for Grpo {
-    fn advantages(&self, drawn: &RolloutRewards) -> Advantages {
-        advantage::advantages(drawn, self.0.scale())
+    fn advantages(&self, judged: &RolloutRewards) -> Advantages {
+        advantages::advantages(judged, self.0.scale())
     }
 
     fn items(&self) -> LossUnit {
@@ -56,5 +56,5 @@ impl PolicyObjective for Grpo {
 pub fn rows(spec: &GrpoSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     let rule = Grpo(spec.clone());
     let plan = rule.plan();
-    rows::open(ground, "method.grpo", &spec.rewards, &spec.sampling, plan, rule)
+    open_rows(ground, "method.grpo", &spec.rewards, &spec.sampling, plan, rule)
 }

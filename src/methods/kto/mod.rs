@@ -8,12 +8,16 @@ pub mod loss;
 pub mod spec;
 pub use spec::{KtoLoss, KtoSpec};
 
+use super::contract::{Alarm, Means};
+use crate::models::learning::MicroBatch;
 use super::fixed::FixedDataRows;
+use super::fixed::{BatchIndices, Objective, Split};
 use super::pairs::PackedAnswers;
-use super::preference_alarms::PreferenceMonitor;
+use super::preference_alarms::{self, PreferenceMonitor};
 use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};
-use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective, Split};
-use crate::data::batch;
+use super::rows::{DataContext, MethodRows};
+use super::watch::Watch;
+use crate::data;
 use crate::data::dataset::Dataset;
 use crate::data::encode::{Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
@@ -32,7 +36,7 @@ pub struct Kto {
     /// For each item, the index of the item whose answer is its mismatched answer.
     others: BTreeMap<Split, Vec<u32>>,
     survey: KtoStepStatistics,
-    watch: PreferenceMonitor,
+    watch: Watch<PreferenceMonitor>,
 }
 
 /// Numbers that all batches of a step, or of a validation, share.
@@ -65,7 +69,7 @@ impl Kto {
             max_len,
             others: BTreeMap::new(),
             survey: KtoStepStatistics::default(),
-            watch: PreferenceMonitor::new("kto", spec.beta),
+            watch: preference_alarms::watch("kto", spec.beta),
         })
     }
 
@@ -90,7 +94,7 @@ impl Kto {
             let policy = model.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs)?;
             Ok(policy - self.source.log_probs_of(MISMATCHED, model, &answers, split, &items)?)
         };
-        batch::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
+        crate::data::batch::pack(&lengths, &order, self.budget.max(self.max_len)).into_iter().map(ratios).collect()
     }
 }
 
@@ -222,7 +226,7 @@ impl Objective for Kto {
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        self.watch.alarms(means)
+        self.watch.check(means)
     }
 }
 

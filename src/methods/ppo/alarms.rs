@@ -1,49 +1,15 @@
-//! Alarms for PPO: problems found in the metrics of its iterations. A pure function of their history.
+//! The alarms of PPO, found in the metrics of its iterations. A pure function of their history.
 //!
 //! Each alarm is given once per run. Alarms after which further steps would do harm end the run, unless the recipe
 //! forbids it.
 
-use crate::methods::{Alarm, Means};
-use crate::stats::moments::mean_and_sample_variance;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use super::spec::AlarmSpec;
+use crate::error::Result;
+use crate::methods::contract::Means;
+use crate::methods::state::{self, StateTensors, damaged};
+use crate::methods::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 
-/// Limits beyond which an alarm is given.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AlarmSpec {
-    /// End the run and keep its best checkpoint if the divergence is negative or above its limit, or if the reward
-    /// rises while the reward minus the divergence falls. If false, these are only reported, like the other alarms.
-    pub stop: bool,
-    /// Largest KL divergence from the reference in nats per answer, averaged over an iteration.
-    #[schemars(range(min = 0.0))]
-    pub kl: f64,
-    /// Largest deviation from 1 of the ratio of new to old probability: the mean of `(ratio - 1)^2` over a step's
-    /// tokens.
-    #[schemars(range(min = 0.0))]
-    pub ratio: f64,
-    /// Largest difference between the log-probabilities of rollouts and of training before the first update of an
-    /// iteration, averaged over its tokens.
-    #[schemars(range(min = 0.0))]
-    pub drift: f64,
-    /// Smallest share of its initial entropy that the policy must keep.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub entropy: f64,
-    /// How many times longer or shorter than at the beginning answers may become.
-    #[schemars(range(min = 1.0))]
-    pub length: f64,
-    /// How far the share of answers that end by themselves may fall.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub ended: f64,
-}
-
-impl Default for AlarmSpec {
-    fn default() -> Self {
-        Self { stop: true, kl: 30.0, ratio: 1.0, drift: 0.1, entropy: 0.1, length: 2.0, ended: 0.25 }
-    }
-}
-
-/// The metrics of an iteration, in the order of `PpoMonitor::numbers`.
+/// The metrics of an iteration, in the order in which checkpoints store them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct IterationMetrics {
     kl: f64,
@@ -92,54 +58,35 @@ impl IterationMetrics {
 /// Number of first and of last iterations whose means are compared.
 const WINDOW: usize = 5;
 
-/// The kinds of alarm; the number is the index in `PpoMonitor::told`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PpoAlarm {
-    NegativeKl,
-    KlLimit,
-    Ratio,
-    Drift,
-    Entropy,
-    Length,
-    Ended,
-    Overoptimised,
-}
-
-const KINDS: usize = 8;
-
-/// Checks the metrics of a run.
+/// What the rules need of a run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PpoMonitor {
+pub struct PpoHistory {
     spec: AlarmSpec,
     /// `method.ppo`, the section of the keys that alarms name.
     keys: &'static str,
-    history: Vec<IterationMetrics>,
-    told: [bool; KINDS],
+    iterations: Vec<IterationMetrics>,
+    /// `val/ratio_var` of the last step.
+    ratio: Option<f64>,
+    /// `sampling/sampling_logp_difference/mean` of the last step.
+    drift: Option<f64>,
+    /// True if the last step was the first one of an iteration.
+    fresh: bool,
 }
 
-impl PpoMonitor {
-    pub fn new(spec: AlarmSpec, keys: &'static str) -> Self {
-        Self { spec, keys, history: Vec::new(), told: [false; KINDS] }
+impl RunRecord for PpoHistory {
+    fn record(&mut self, means: &Means) {
+        self.ratio = means.get("val/ratio_var").copied();
+        self.drift = means.get("sampling/sampling_logp_difference/mean").copied();
+        let seen = IterationMetrics::of(means);
+        self.fresh = seen.is_some();
+        self.iterations.extend(seen);
     }
+}
 
-    /// Returns the problems that the means of a step show and that were not reported before.
-    pub fn check(&mut self, means: &Means) -> Vec<Alarm> {
-        let mut found: Vec<(PpoAlarm, String, String)> =
-            [self.ratio(means), self.drift(means)].into_iter().flatten().collect();
-        if let Some(seen) = IterationMetrics::of(means) {
-            self.history.push(seen);
-            found.extend(
-                [self.divergence(), self.entropy(), self.length(), self.ended(), self.overoptimised()]
-                    .into_iter()
-                    .flatten(),
-            );
-        }
-        found.retain(|(kind, ..)| !std::mem::replace(&mut self.told[*kind as usize], true));
-        let harmful = |kind| matches!(kind, PpoAlarm::NegativeKl | PpoAlarm::KlLimit | PpoAlarm::Overoptimised);
-        found
-            .into_iter()
-            .map(|(kind, cause, next)| Alarm { cause, next, stop: self.spec.stop && harmful(kind) })
-            .collect()
+impl PpoHistory {
+    /// Returns the metrics of the iteration that began with the last step; `None` if none did.
+    fn new_iteration(&self) -> Option<&IterationMetrics> {
+        self.iterations.last().filter(|_| self.fresh)
     }
 
     /// Formats `--set` for a key of the method.
@@ -147,41 +94,48 @@ impl PpoMonitor {
         format!("--set {}.{key}={value}", self.keys)
     }
 
-    fn divergence(&self) -> Option<(PpoAlarm, String, String)> {
-        let now = self.history.last()?;
-        if now.kl < -(4.0 * now.kl_error + 0.05) {
-            let cause = format!(
-                "the divergence from the reference is {:.3} ± {:.3} nats per answer, but a KL divergence is never \
+    fn negative_kl(&self) -> Option<Problem> {
+        let now = self.new_iteration()?;
+        let negative = now.kl < -(4.0 * now.kl_error + 0.05); // false for NaN
+        if !negative {
+            return None;
+        }
+        let cause = format!(
+            "the divergence from the reference is {:.3} ± {:.3} nats per answer, but a KL divergence is never \
                  negative: answers are sampled from another distribution than the one that is trained",
-                now.kl, now.kl_error
-            );
-            let next = format!(
-                "look at sampling/sampling_logp_difference/mean in metrics.jsonl: above {}, rollouts and training \
+            now.kl, now.kl_error
+        );
+        let next = format!(
+            "look at sampling/sampling_logp_difference/mean in metrics.jsonl: above {}, rollouts and training \
                  disagree (ft selftest --model DIR compares both); near 0, there are too few answers: {} uses an \
                  estimate that is never negative",
-                self.spec.drift,
-                self.override_flag("kl.estimator", "k3")
-            );
-            return Some((PpoAlarm::NegativeKl, cause, next));
-        }
-        if now.kl - 2.0 * now.kl_error > self.spec.kl {
-            let cause = format!(
-                "the KL divergence from the reference is {:.1} nats per answer, the limit is {} ({}.alarms.kl): so far \
-                 away, rewards say little about what people would prefer",
-                now.kl, self.spec.kl, self.keys
-            );
-            let next = format!(
-                "keep the policy nearer: {} or lower optim.lr; or adjust the coefficient to a target: {}",
-                self.override_flag("kl.coef", "0.2"),
-                self.override_flag("kl.target", format!("{:.0}", (self.spec.kl / 3.0).max(1.0)))
-            );
-            return Some((PpoAlarm::KlLimit, cause, next));
-        }
-        None
+            self.spec.drift,
+            self.override_flag("kl.estimator", "k3")
+        );
+        Some(Problem { cause, next })
     }
 
-    fn ratio(&self, means: &Means) -> Option<(PpoAlarm, String, String)> {
-        let spread = *means.get("val/ratio_var")?;
+    fn kl_limit(&self) -> Option<Problem> {
+        let now = self.new_iteration()?;
+        let beyond = now.kl - 2.0 * now.kl_error > self.spec.kl; // false for NaN
+        if !beyond {
+            return None;
+        }
+        let cause = format!(
+            "the KL divergence from the reference is {:.1} nats per answer, the limit is {} ({}.alarms.kl): so far \
+                 away, rewards say little about what people would prefer",
+            now.kl, self.spec.kl, self.keys
+        );
+        let next = format!(
+            "keep the policy nearer: {} or lower optim.lr; or adjust the coefficient to a target: {}",
+            self.override_flag("kl.coef", "0.2"),
+            self.override_flag("kl.target", format!("{:.0}", (self.spec.kl / 3.0).max(1.0)))
+        );
+        Some(Problem { cause, next })
+    }
+
+    fn ratio(&self) -> Option<Problem> {
+        let spread = self.ratio?;
         if spread <= self.spec.ratio && spread.is_finite() {
             return None;
         }
@@ -192,11 +146,11 @@ impl PpoMonitor {
         );
         let next =
             format!("lower optim.lr, or make fewer passes over an iteration: {}", self.override_flag("epochs", 1));
-        Some((PpoAlarm::Ratio, cause, next))
+        Some(Problem { cause, next })
     }
 
-    fn drift(&self, means: &Means) -> Option<(PpoAlarm, String, String)> {
-        let drift = *means.get("sampling/sampling_logp_difference/mean")?;
+    fn drift(&self) -> Option<Problem> {
+        let drift = self.drift?;
         if drift <= self.spec.drift {
             return None;
         }
@@ -209,20 +163,20 @@ impl PpoMonitor {
             "ft selftest --model DIR compares decoding with a KV cache and the packed pass; model.dtype: f32 removes \
                     rounding errors"
                 .into();
-        Some((PpoAlarm::Drift, cause, next))
+        Some(Problem { cause, next })
     }
 
     /// Computes the means of a number over the first and over the last iterations; `None` while these overlap.
     fn first_and_last(&self, of: impl Fn(&IterationMetrics) -> f64) -> Option<(f64, f64)> {
-        let n = self.history.len();
-        if n < 2 * WINDOW {
+        let n = self.iterations.len();
+        if !self.fresh || n < 2 * WINDOW {
             return None;
         }
         let mean = |part: &[IterationMetrics]| part.iter().map(&of).sum::<f64>() / WINDOW as f64;
-        Some((mean(&self.history[..WINDOW]), mean(&self.history[n - WINDOW..])))
+        Some((mean(&self.iterations[..WINDOW]), mean(&self.iterations[n - WINDOW..])))
     }
 
-    fn entropy(&self) -> Option<(PpoAlarm, String, String)> {
+    fn entropy(&self) -> Option<Problem> {
         let (first, now) = self.first_and_last(|s| s.entropy)?;
         if now >= self.spec.entropy * first {
             return None;
@@ -235,10 +189,10 @@ impl PpoMonitor {
             "{}, a higher sampling.temperature or a lower optim.lr keep answers varied",
             self.override_flag("entropy_coef", 0.01)
         );
-        Some((PpoAlarm::Entropy, cause, next))
+        Some(Problem { cause, next })
     }
 
-    fn length(&self) -> Option<(PpoAlarm, String, String)> {
+    fn length(&self) -> Option<Problem> {
         let (first, now) = self.first_and_last(|s| s.length)?;
         let times = (now / first).max(first / now);
         if times <= self.spec.length || (now - first).abs() < 8.0 {
@@ -252,10 +206,10 @@ impl PpoMonitor {
             "read samples.jsonl; a reward model's report card shows how far it follows length; a `length` reward \
                     with a negative weight counteracts it"
                 .into();
-        Some((PpoAlarm::Length, cause, next))
+        Some(Problem { cause, next })
     }
 
-    fn ended(&self) -> Option<(PpoAlarm, String, String)> {
+    fn ended(&self) -> Option<Problem> {
         let (first, now) = self.first_and_last(|s| 1.0 - s.cut)?;
         if first - now <= self.spec.ended {
             return None;
@@ -269,19 +223,20 @@ impl PpoMonitor {
             "{} subtracts that from the reward of a truncated answer",
             self.override_flag("sampling.missing_eos_penalty", 1)
         );
-        Some((PpoAlarm::Ended, cause, next))
+        Some(Problem { cause, next })
     }
 
     /// Detects reward hacking: the reward rises while the reward minus the divergence falls, compared with the window
     /// in which the latter was best. Both changes must exceed three standard errors.
-    fn overoptimised(&self) -> Option<(PpoAlarm, String, String)> {
-        let n = self.history.len();
-        if n < 2 * WINDOW {
+    fn overoptimised(&self) -> Option<Problem> {
+        let n = self.iterations.len();
+        if !self.fresh || n < 2 * WINDOW {
             return None;
         }
-        let window = |from: usize| &self.history[from..from + WINDOW];
-        let moments =
-            |from: usize, of: fn(&IterationMetrics) -> f64| mean_and_sample_variance(window(from).iter().map(of));
+        let window = |from: usize| &self.iterations[from..from + WINDOW];
+        let moments = |from: usize, of: fn(&IterationMetrics) -> f64| {
+            crate::stats::moments::mean_and_sample_variance(window(from).iter().map(of))
+        };
         let net: fn(&IterationMetrics) -> f64 = |s| s.net;
         let score: fn(&IterationMetrics) -> f64 = |s| s.score;
         let best = (0..=n - 2 * WINDOW).max_by(|a, b| moments(*a, net).0.total_cmp(&moments(*b, net).0))?;
@@ -302,26 +257,65 @@ impl PpoMonitor {
             "keep the policy nearer to the reference ({}), or stop here and read the samples",
             self.override_flag("kl.coef", 0.2)
         );
-        Some((PpoAlarm::Overoptimised, cause, next))
+        Some(Problem { cause, next })
+    }
+}
+
+/// The alarms of PPO, in the order in which they are given.
+const RULES: &[AlarmRule<PpoHistory>] = &[
+    AlarmRule { name: "ratio", harmful: false, find: PpoHistory::ratio },
+    AlarmRule { name: "drift", harmful: false, find: PpoHistory::drift },
+    AlarmRule { name: "negative_kl", harmful: true, find: PpoHistory::negative_kl },
+    AlarmRule { name: "kl_limit", harmful: true, find: PpoHistory::kl_limit },
+    AlarmRule { name: "entropy", harmful: false, find: PpoHistory::entropy },
+    AlarmRule { name: "length", harmful: false, find: PpoHistory::length },
+    AlarmRule { name: "ended", harmful: false, find: PpoHistory::ended },
+    AlarmRule { name: "overoptimised", harmful: true, find: PpoHistory::overoptimised },
+];
+
+/// Returns a watch that has seen no iteration; `keys` is the section of the keys that alarms name.
+pub fn watch(spec: AlarmSpec, keys: &'static str) -> Watch<PpoHistory> {
+    let stop = spec.stop;
+    let history = PpoHistory { spec, keys, iterations: Vec::new(), ratio: None, drift: None, fresh: false };
+    Watch::new(history, RULES, Repeat::Once, stop)
+}
+
+/// The name of the only tensor of a watch in a checkpoint: seven numbers per iteration, then one for each rule of
+/// `REPORTED`, 1 if its alarm was given.
+const STORED: &str = "alarms";
+const REPORTED: [&str; 8] =
+    ["negative_kl", "kl_limit", "ratio", "drift", "entropy", "length", "ended", "overoptimised"];
+
+impl Watch<PpoHistory> {
+    /// Adds what a resumed run needs to a checkpoint.
+    pub fn save(&self, state: &mut StateTensors) {
+        let reported = REPORTED.iter().map(|name| f64::from(u8::from(self.was_reported(name))));
+        let numbers: Vec<f64> =
+            self.record().iterations.iter().flat_map(IterationMetrics::numbers).chain(reported).collect();
+        state::put(state, STORED, &numbers);
     }
 
-    /// Returns everything a checkpoint must store: seven numbers per iteration, then one for each kind of alarm.
-    pub fn numbers(&self) -> Vec<f64> {
-        let told = self.told.iter().map(|t| f64::from(u8::from(*t)));
-        self.history.iter().flat_map(IterationMetrics::numbers).chain(told).collect()
-    }
-
-    /// Restores what `numbers` returned.
-    pub fn restore(&mut self, numbers: &[f64]) {
-        let (history, told) = numbers.split_at(numbers.len().saturating_sub(KINDS));
-        self.history = history.as_chunks::<7>().0.iter().map(|n| IterationMetrics::from(*n)).collect();
-        self.told = std::array::from_fn(|i| told.get(i).is_some_and(|t| *t != 0.0));
+    /// Restores what `save` added. An empty tensor is a run without iterations.
+    pub fn load(&mut self, state: &StateTensors) -> Result<()> {
+        let numbers = state::numbers(state, STORED)?;
+        let (iterations, reported) = numbers.split_at(numbers.len().saturating_sub(REPORTED.len()));
+        let (iterations, rest) = iterations.as_chunks::<7>();
+        if !rest.is_empty() || ![0, REPORTED.len()].contains(&reported.len()) {
+            return Err(damaged(format_args!("`{STORED}` has {} numbers, expected 8 + 7 n", numbers.len())));
+        }
+        self.record_mut().iterations = iterations.iter().map(|n| IterationMetrics::from(*n)).collect();
+        for (i, name) in REPORTED.iter().enumerate() {
+            self.set_reported(name, reported.get(i).is_some_and(|given| *given != 0.0));
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::methods::contract::Alarm;
+    use tch::Tensor;
 
     const CALM: IterationMetrics =
         IterationMetrics { kl: 1.0, kl_error: 0.2, score: 0.5, net: 0.45, entropy: 2.0, length: 40.0, cut: 0.1 };
@@ -333,8 +327,8 @@ mod tests {
 
     /// Returns the alarms of a run whose iteration i has the metrics `at(i)`.
     fn run(iterations: usize, at: impl Fn(usize) -> IterationMetrics) -> Vec<Alarm> {
-        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
-        (0..iterations).flat_map(|i| watch.check(&means(at(i)))).collect()
+        let mut run = watch(AlarmSpec::default(), "method.ppo");
+        (0..iterations).flat_map(|i| run.check(&means(at(i)))).collect()
     }
 
     #[track_caller]
@@ -367,27 +361,27 @@ mod tests {
     #[test]
     fn a_divergence_over_its_limit_stops() {
         one(run(9, |i| IterationMetrics { kl: 5.0 * i as f64, ..CALM }), "limit is 30", true);
-        let mut watch = PpoMonitor::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
-        one(watch.check(&means(IterationMetrics { kl: 31.0, ..CALM })), "limit is 30", false);
-        assert_eq!(watch.check(&means(IterationMetrics { kl: 35.0, ..CALM })), [], "reported once");
+        let mut run = watch(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
+        one(run.check(&means(IterationMetrics { kl: 31.0, ..CALM })), "limit is 30", false);
+        assert_eq!(run.check(&means(IterationMetrics { kl: 35.0, ..CALM })), [], "reported once");
     }
 
     #[test]
     fn a_large_ratio_is_reported_at_any_step() {
-        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
+        let mut run = watch(AlarmSpec::default(), "method.ppo");
         let step = |spread: f64| Means::from([("val/ratio_var".to_string(), spread), ("loss".into(), 0.1)]);
-        assert_eq!(watch.check(&step(0.5)), []);
-        one(watch.check(&step(4.0)), "too large", false);
-        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
-        one(watch.check(&step(f64::INFINITY)), "too large", false);
+        assert_eq!(run.check(&step(0.5)), []);
+        one(run.check(&step(4.0)), "too large", false);
+        let mut run = watch(AlarmSpec::default(), "method.ppo");
+        one(run.check(&step(f64::INFINITY)), "too large", false);
     }
 
     #[test]
     fn a_drift_is_reported() {
-        let mut watch = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
+        let mut run = watch(AlarmSpec::default(), "method.ppo");
         let step = |drift: f64| Means::from([("sampling/sampling_logp_difference/mean".to_string(), drift)]);
-        assert_eq!(watch.check(&step(0.02)), []);
-        one(watch.check(&step(0.3)), "disagree", false);
+        assert_eq!(run.check(&step(0.02)), []);
+        one(run.check(&step(0.3)), "disagree", false);
     }
 
     #[test]
@@ -419,13 +413,37 @@ mod tests {
 
     #[test]
     fn a_restored_history_continues() {
-        let mut watch = PpoMonitor::new(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
-        (0..7).for_each(|i| drop(watch.check(&means(IterationMetrics { kl: 10.0 * i as f64, ..CALM }))));
-        let mut other = PpoMonitor::new(watch.spec.clone(), "method.ppo");
-        other.restore(&watch.numbers());
-        assert_eq!(other, watch);
-        let mut empty = PpoMonitor::new(AlarmSpec::default(), "method.ppo");
-        empty.restore(&[]);
-        assert_eq!(empty, PpoMonitor::new(AlarmSpec::default(), "method.ppo"));
+        let mut run = watch(AlarmSpec { stop: false, ..Default::default() }, "method.ppo");
+        (0..7).for_each(|i| drop(run.check(&means(IterationMetrics { kl: 10.0 * i as f64, ..CALM }))));
+        let mut other = watch(run.record().spec.clone(), "method.ppo");
+        let mut saved = StateTensors::new();
+        run.save(&mut saved);
+        other.load(&saved).unwrap();
+        assert_eq!(other.record().iterations, run.record().iterations);
+        let reported = |w: &Watch<PpoHistory>| REPORTED.map(|name| w.was_reported(name));
+        assert_eq!(reported(&other), reported(&run));
+        assert!(other.was_reported("kl_limit") && !other.was_reported("ratio"));
+        let mut empty = watch(AlarmSpec::default(), "method.ppo");
+        empty.load(&StateTensors::from([("alarms".to_string(), Tensor::from_slice(&[0f64; 0]))])).unwrap();
+        assert_eq!(empty.record(), watch(AlarmSpec::default(), "method.ppo").record());
+        assert_eq!(reported(&empty), [false; 8]);
+    }
+
+    /// The tensor of a checkpoint of version 0.1 with one iteration, after the alarms `kl_limit` and `ratio`.
+    #[test]
+    fn the_stored_layout_is_fixed_and_another_length_is_damage() {
+        let stored = [31.0, 0.2, 0.5, 0.45, 2.0, 40.0, 0.1, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let saved = |numbers: &[f64]| StateTensors::from([("alarms".to_string(), Tensor::from_slice(numbers))]);
+        let mut run = watch(AlarmSpec::default(), "method.ppo");
+        run.load(&saved(&stored)).unwrap();
+        assert_eq!(run.record().iterations, [IterationMetrics { kl: 31.0, ..CALM }]);
+        assert!(run.was_reported("kl_limit") && run.was_reported("ratio") && !run.was_reported("negative_kl"));
+        let mut again = StateTensors::new();
+        run.save(&mut again);
+        assert_eq!(Vec::<f64>::try_from(&again["alarms"]).unwrap(), stored);
+        for numbers in [&stored[..14], &stored[..7]] {
+            let error = run.load(&saved(numbers)).unwrap_err();
+            assert!(format!("{error:?}").contains("checkpoint is damaged"), "{error:?}");
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! The answers of an iteration and everything their update needs: log-probabilities under policy and reference, and
 //! values, of each token when the iteration began. A checkpoint in the middle of an iteration stores them as tensors.
 
-use crate::error::{Error, Result};
-use crate::methods::rollout::sample_state::{self, StateTensors};
-use crate::methods::rollout::{PackedSamples, SampledAnswer, packed};
-use crate::models::{Model, Output};
-use tch::{Device, Kind, Tensor};
+use crate::error::Result;
+use crate::methods::rollout::answer::SampledAnswer;
+use crate::methods::rollout::sample_state;
+use crate::methods::rollout::scoring::PackedSamples;
+use crate::methods::state::{self, StateTensors};
+use tch::{Device, Tensor};
 
 /// Numbers of one answer's tokens, one per token.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -16,7 +17,9 @@ pub struct AnswerTokenStats {
     pub reference: Vec<f32>,
     /// Value of the state in which the token was chosen.
     pub values: Vec<f32>,
+    /// How much better the token was than expected.
     pub advantages: Vec<f32>,
+    /// What the value function should have predicted.
     pub returns: Vec<f32>,
 }
 
@@ -41,6 +44,7 @@ impl AnswerTokenStats {
 /// What an iteration trains on.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct IterationAnswers {
+    /// The answers.
     pub samples: Vec<SampledAnswer>,
     /// The numbers of each sample's tokens.
     pub numbers: Vec<AnswerTokenStats>,
@@ -51,32 +55,6 @@ pub struct IterationAnswers {
 /// Joins one of the numbers of all samples, in their order in the row, to one tensor: (N).
 pub fn column(numbers: &[&AnswerTokenStats], device: Device, of: impl Fn(&AnswerTokenStats) -> &[f32]) -> Tensor {
     PackedSamples::column(&numbers.iter().map(|n| of(n)).collect::<Vec<_>>(), device)
-}
-
-/// Runs all samples through the model, in packed rows of `budget` tokens and without gradient. Returns what `f`
-/// computes for the answer tokens of each sample: K numbers per token.
-pub fn score_samples<const K: usize>(
-    model: &Model,
-    samples: &[SampledAnswer],
-    budget: usize,
-    f: impl Fn(&Output, &PackedSamples) -> [Tensor; K],
-) -> Result<Vec<[Vec<f32>; K]>> {
-    let mut found: Vec<[Vec<f32>; K]> = samples.iter().map(|_| std::array::from_fn(|_| Vec::new())).collect();
-    let all: Vec<usize> = (0..samples.len()).collect();
-    for row in packed::pack_rows(samples, &all, budget) {
-        let members: Vec<&SampledAnswer> = row.iter().map(|&i| &samples[i]).collect();
-        let packed = PackedSamples::new(&members, model.device());
-        for (k, numbers) in model.infer(&packed.tokens, |out| f(out, &packed))?.into_iter().enumerate() {
-            let numbers = Vec::<f32>::try_from(numbers.to_device(Device::Cpu).to_kind(Kind::Float).contiguous())?;
-            let mut from = 0;
-            for &i in &row {
-                let to = from + samples[i].length();
-                found[i][k] = numbers[from..to].to_vec();
-                from = to;
-            }
-        }
-    }
-    Ok(found)
 }
 
 impl IterationAnswers {
@@ -92,22 +70,15 @@ impl IterationAnswers {
 
     /// Loads what `save` saved; `None` if nothing was saved. An error if a tensor does not match the answers' tokens.
     pub fn load(saved: &StateTensors) -> Result<Option<Self>> {
-        let Some(coefficient) = saved.get("tokens.coefficient") else { return Ok(None) };
+        if !saved.contains_key("tokens.coefficient") {
+            return Ok(None);
+        }
+        let [coefficient] = state::exactly(saved, "tokens.coefficient")?;
         let samples = sample_state::load(saved, "answers")?;
         let mut numbers = vec![AnswerTokenStats::default(); samples.len()];
         let tokens: usize = samples.iter().map(SampledAnswer::length).sum();
         for (k, name) in NAMES.iter().enumerate() {
-            let found = match saved.get(&format!("tokens.{name}")) {
-                Some(t) => Vec::<f32>::try_from(t.to_kind(Kind::Float))?,
-                None => Vec::new(),
-            };
-            if found.len() != tokens {
-                return Err(Error::user(format!(
-                    "method.safetensors: `tokens.{name}` has {} numbers for the {tokens} tokens of its answers",
-                    found.len()
-                ))
-                .hint("the checkpoint is damaged: go back to an earlier one, or start anew with --overwrite"));
-            }
+            let found = state::column(saved, &format!("tokens.{name}"), tokens)?;
             let mut from = 0;
             for (n, s) in numbers.iter_mut().zip(&samples) {
                 let to = from + s.length();
@@ -115,7 +86,7 @@ impl IterationAnswers {
                 from = to;
             }
         }
-        Ok(Some(Self { samples, numbers, coefficient: coefficient.double_value(&[0]) }))
+        Ok(Some(Self { samples, numbers, coefficient }))
     }
 }
 

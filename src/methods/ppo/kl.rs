@@ -55,6 +55,7 @@ impl KlEstimator {
 /// `coef <- coef * (1 + e * n / horizon)` after n answers; their K is `n / horizon`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KlCoefficient {
+    /// The current weight.
     pub value: f64,
     adaptive: Option<(f64, f64)>,
 }

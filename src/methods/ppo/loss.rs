@@ -20,9 +20,13 @@ use tch::{Kind, Tensor};
 /// Clip ranges and weights of the loss's parts. A clip range of 0 means no clipping.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PpoLossWeights {
+    /// How far from 1 the ratio may be.
     pub clip: f64,
+    /// How far from the old value a value may be.
     pub clip_value: f64,
+    /// Weight of the value function's loss.
     pub value: f64,
+    /// Weight of the entropy bonus.
     pub entropy: f64,
     /// Estimator and coefficient of the divergence in the loss.
     pub kl: Option<(KlEstimator, f64)>,
@@ -32,8 +36,11 @@ pub struct PpoLossWeights {
 pub struct RolloutTensors {
     /// ln p_old
     pub log_probs: Tensor,
+    /// Advantages.
     pub advantages: Tensor,
+    /// Values before the update.
     pub values: Tensor,
+    /// Returns.
     pub returns: Tensor,
     /// ln p under the reference, if the divergence is part of the loss.
     pub reference: Option<Tensor>,

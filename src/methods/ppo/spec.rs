@@ -1,10 +1,9 @@
 //! The recipe's section for proximal policy optimisation. Defaults are TRL's.
 
-use super::alarms::AlarmSpec;
 use super::kl::KlEstimator;
 use crate::adapters::LoraSpec;
-use crate::methods::rollout::SamplingSpec;
-use crate::rewards::spec::RewardSourceSpec;
+use crate::methods::rollout::spec::SamplingSpec;
+use crate::rewards::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -163,4 +162,39 @@ fn yes() -> bool {
 }
 fn clip() -> f64 {
     0.2
+}
+
+/// Limits beyond which an alarm is given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlarmSpec {
+    /// End the run and keep its best checkpoint if the divergence is negative or above its limit, or if the reward
+    /// rises while the reward minus the divergence falls. If false, these are only reported, like the other alarms.
+    pub stop: bool,
+    /// Largest KL divergence from the reference in nats per answer, averaged over an iteration.
+    #[schemars(range(min = 0.0))]
+    pub kl: f64,
+    /// Largest deviation from 1 of the ratio of new to old probability: the mean of `(ratio - 1)^2` over a step's
+    /// tokens.
+    #[schemars(range(min = 0.0))]
+    pub ratio: f64,
+    /// Largest difference between the log-probabilities of rollouts and of training before the first update of an
+    /// iteration, averaged over its tokens.
+    #[schemars(range(min = 0.0))]
+    pub drift: f64,
+    /// Smallest share of its initial entropy that the policy must keep.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub entropy: f64,
+    /// How many times longer or shorter than at the beginning answers may become.
+    #[schemars(range(min = 1.0))]
+    pub length: f64,
+    /// How far the share of answers that end by themselves may fall.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub ended: f64,
+}
+
+impl Default for AlarmSpec {
+    fn default() -> Self {
+        Self { stop: true, kl: 30.0, ratio: 1.0, drift: 0.1, entropy: 0.1, length: 2.0, ended: 0.25 }
+    }
 }

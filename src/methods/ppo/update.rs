@@ -2,39 +2,22 @@
 
 use super::answers::{AnswerTokenStats, IterationAnswers, column};
 use super::loss::{PpoLossWeights, RolloutTensors};
-use crate::methods::MicroBatch;
-use crate::methods::rollout::{PackedSamples, SampledAnswer};
+use super::value::ValueFunction;
+use crate::models::learning::MicroBatch;
+use crate::methods::rollout::answer::SampledAnswer;
+use crate::methods::rollout::scoring::PackedSamples;
 use crate::models::{Loss, Output};
 use crate::nn::Tokens;
-use tch::{Device, Tensor};
-
-/// Where the value function is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ValueFunction {
-    /// A head on the policy's hidden states. It is stored in this adapter, or in the base if the base itself is
-    /// trained.
-    Head { adapter: Option<&'static str>, detach: bool },
-    /// An adapter of its own.
-    Adapter(&'static str),
-}
-
-impl ValueFunction {
-    /// Computes the values of the states `at`: (N), from the output of the pass that carries the value function.
-    pub fn values(self, out: &Output, at: &Tensor) -> Tensor {
-        match self {
-            Self::Head { adapter, detach: true } => Self::Head { adapter, detach: false }.values(&out.detached(), at),
-            Self::Head { adapter: Some(name), .. } => out.scalar_of_adapter(name, at),
-            Self::Head { adapter: None, .. } | Self::Adapter(_) => out.scalar(at),
-        }
-    }
-}
+use tch::Device;
 
 /// What all micro-batches of an update share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PpoUpdate {
+    /// Clip ranges and weights of the loss's parts.
     pub weights: PpoLossWeights,
     /// Temperature of the rollouts, so that the distribution that is trained is the one that was sampled from.
     pub temperature: f64,
+    /// Where the value function is computed.
     pub place: ValueFunction,
 }
 

@@ -13,7 +13,8 @@
 
 use super::spec::{MarginChoice, RewardMethodSpec};
 use crate::data::encode::PairExample;
-use crate::methods::MicroBatch;
+use crate::models::learning::MicroBatch;
+use crate::methods::pairs::{self, PairStatistics};
 use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
@@ -37,24 +38,23 @@ pub fn bradley_terry(chosen: &Tensor, rejected: &Tensor, margins: Option<&Tensor
 /// Pairs packed into one row: chosen, rejected, chosen, rejected, …
 pub struct RewardBatch {
     tokens: Tokens,
-    /// (N) rows of the trunk's output that give the scores: the last token of each sequence.
-    chosen: Tensor,
-    rejected: Tensor,
+    /// Rows of the trunk's output that give the scores: the last token of each sequence.
+    last: PairStatistics,
     /// (N)
     margins: Option<Tensor>,
     spec: RewardMethodSpec,
 }
 
 impl RewardBatch {
-    pub fn new(pairs: &[PairExample], spec: RewardMethodSpec, device: Device) -> Self {
-        let sequences: Vec<Vec<u32>> = pairs.iter().flat_map(|p| p.sequences().map(|s| s.ids)).collect();
+    /// Packs pairs into one row.
+    pub fn new(items: &[PairExample], spec: RewardMethodSpec, device: Device) -> Self {
+        let sequences: Vec<Vec<u32>> = pairs::sequences(items).into_iter().map(|s| s.ids).collect();
         let tokens = Tokens::pack(&sequences, device);
         let last = tokens.segments.last_rows(); // (2N)
-        let margins: Vec<f32> = pairs.iter().map(|p| p.margin.unwrap_or(0.0) as f32).collect();
+        let margins: Vec<f32> = items.iter().map(|p| p.margin.unwrap_or(0.0) as f32).collect();
         let some = spec.margin == MarginChoice::Rows && margins.iter().any(|m| *m != 0.0);
         Self {
-            chosen: last.slice(0, 0, None, 2),
-            rejected: last.slice(0, 1, None, 2),
+            last: PairStatistics::of(&last),
             margins: some.then(|| Tensor::from_slice(&margins).to_device(device)),
             tokens,
             spec,
@@ -68,11 +68,11 @@ impl MicroBatch for RewardBatch {
     }
 
     fn items(&self) -> f64 {
-        self.chosen.size()[0] as f64
+        self.last.chosen.size()[0] as f64
     }
 
     fn loss(&self, out: &Output) -> Loss {
-        let (chosen, rejected) = (out.scalar(&self.chosen), out.scalar(&self.rejected));
+        let (chosen, rejected) = (out.scalar(&self.last.chosen), out.scalar(&self.last.rejected));
         let sum = bradley_terry(&chosen, &rejected, self.margins.as_ref(), &self.spec).sum(Kind::Float);
         Loss { metrics: metrics(&sum, &chosen, &rejected), sum }
     }
@@ -157,8 +157,8 @@ mod tests {
         let taken = batch(MarginChoice::Rows);
         assert_eq!(Vec::<f32>::try_from(taken.margins.as_ref().unwrap()).unwrap(), [0.0, 1.5]);
         assert!(batch(MarginChoice::None).margins.is_none());
-        assert_eq!(Vec::<i64>::try_from(&taken.chosen).unwrap(), [2, 7]);
-        assert_eq!(Vec::<i64>::try_from(&taken.rejected).unwrap(), [4, 9]);
+        assert_eq!(Vec::<i64>::try_from(&taken.last.chosen).unwrap(), [2, 7]);
+        assert_eq!(Vec::<i64>::try_from(&taken.last.rejected).unwrap(), [4, 9]);
         assert_eq!(taken.items(), 2.0);
     }
 }

@@ -1,17 +1,135 @@
 //! The measures of a report card, each computed from scores and lengths alone.
 
-use super::report_card::{
-    Calibration, CalibrationBin, LengthBias, LengthGroup, MarginHistogram, PackingOrderEffect, ScoredPair,
-    StopTokenEffect,
-};
-use crate::stats::moments::{correlation, mean_and_population_deviation};
 use crate::stats::proportion::Proportion;
+use serde::{Deserialize, Serialize};
 
 /// Number of bins of the claimed probability, from 0.5 to 1.
 const CLAIMS: usize = 10;
 /// Number of bins of margins.
 const BARS: usize = 24;
 
+/// A held-out pair and the scores of its two answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoredPair {
+    /// The score of the chosen answer.
+    pub chosen: f64,
+    /// The score of the rejected answer.
+    pub rejected: f64,
+    /// Number of tokens of the chosen and of the rejected answer.
+    pub lengths: [usize; 2],
+}
+
+impl ScoredPair {
+    /// Returns `r_chosen - r_rejected`.
+    pub fn margin(&self) -> f64 {
+        self.chosen - self.rejected
+    }
+
+    /// Returns true if the chosen answer scores higher.
+    pub(super) fn right(&self) -> bool {
+        self.chosen > self.rejected
+    }
+}
+
+/// A group of pairs of similar length.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LengthGroup {
+    /// Mean number of tokens of the two answers, for the shortest and for the longest pair of the group.
+    pub from: f64,
+    /// The same of the longest pair.
+    pub to: f64,
+    /// Number of pairs.
+    pub pairs: usize,
+    /// Share of them that the model gets right.
+    pub accuracy: Proportion,
+}
+
+/// How well length alone predicts the preference, and how strongly the model follows length.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LengthBias {
+    /// Share of pairs that the rule "the longer answer wins" gets right, and the rule "the shorter answer wins"; in
+    /// all other pairs the lengths are equal.
+    pub longer_wins: f64,
+    /// The same of the rule "the shorter answer wins".
+    pub shorter_wins: f64,
+    /// Accuracy of the model minus that of the better rule.
+    pub gap: f64,
+    /// Accuracy on pairs whose chosen answer is the longer one, and on those whose chosen answer is the shorter one.
+    pub where_longer: Option<Proportion>,
+    /// The same where the chosen answer is the shorter one.
+    pub where_shorter: Option<Proportion>,
+    /// Correlation between differences of scores and differences of lengths; `None` if either is constant.
+    pub correlation: Option<f64>,
+}
+
+/// Calibration: whether the claimed probability `sigmoid(|r_chosen - r_rejected|)` is the probability of being right.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Expected calibration error: mean over pairs of |claimed - observed| of their bin.
+    pub ece: f64,
+    /// Mean claimed probability minus accuracy: above zero the model is overconfident.
+    pub overconfidence: f64,
+    /// The bins of the claimed probability that contain pairs.
+    pub bins: Vec<CalibrationBin>,
+}
+
+/// The pairs whose claimed probability is between two bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationBin {
+    /// Lower bound of the claimed probability.
+    pub from: f64,
+    /// Its upper bound.
+    pub to: f64,
+    /// Number of pairs between the bounds.
+    pub pairs: usize,
+    /// Mean claimed probability.
+    pub claimed: f64,
+    /// Share of pairs that the model gets right.
+    pub observed: Proportion,
+}
+
+/// A histogram of the margins `r_chosen - r_rejected`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MarginHistogram {
+    /// Mean margin.
+    pub mean: f64,
+    /// Standard deviation of the margins.
+    pub std: f64,
+    /// Lower bound of the first bin, and the width of each bin.
+    pub from: f64,
+    /// Width of each bin.
+    pub width: f64,
+    /// Number of pairs in each bin.
+    pub counts: Vec<u64>,
+}
+
+/// How scores change without the stop token and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StopTokenEffect {
+    /// Number of pairs.
+    pub pairs: usize,
+    /// Accuracy without the stop token.
+    pub accuracy: Proportion,
+    /// Accuracy on the same pairs with the stop token.
+    pub accuracy_with: f64,
+    /// Mean of the change (score without minus score with the stop token), and mean of its absolute value.
+    pub mean_change: f64,
+    /// Mean of the absolute value of the change.
+    pub mean_size: f64,
+}
+
+/// How scores change if pairs are packed in reverse order.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PackingOrderEffect {
+    /// Number of pairs.
+    pub pairs: usize,
+    /// The largest change of a score.
+    pub max_difference: f64,
+    /// The root mean square of the changes.
+    pub rms: f64,
+}
+
+/// Computes the share of pairs whose chosen answer scores higher; `None` if there are none.
 pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a ScoredPair>) -> Option<Proportion> {
     let (mut hits, mut n) = (0, 0);
     for pair in pairs {
@@ -21,6 +139,14 @@ pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a ScoredPair>) -> O
     Proportion::of(hits, n)
 }
 
+/// Computes mean and standard deviation (divided by n); (0, 0) for an empty slice.
+pub(super) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let n = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
+}
+
+/// Computes the accuracy of four groups of equally many pairs, by mean length of the two answers.
 pub(super) fn by_length(pairs: &[ScoredPair]) -> Vec<LengthGroup> {
     let length = |p: &ScoredPair| (p.lengths[0] + p.lengths[1]) as f64 / 2.0;
     let mut sorted: Vec<ScoredPair> = pairs.to_vec();
@@ -34,6 +160,7 @@ pub(super) fn by_length(pairs: &[ScoredPair]) -> Vec<LengthGroup> {
     (0..4).filter_map(group).collect()
 }
 
+/// Computes how well length alone predicts the preference. `accuracy_of_all` is that of the model on all pairs.
 pub(super) fn length_bias(pairs: &[ScoredPair], accuracy_of_all: f64) -> LengthBias {
     let n = pairs.len() as f64;
     let longer = |p: &&ScoredPair| p.lengths[0] > p.lengths[1];
@@ -52,6 +179,14 @@ pub(super) fn length_bias(pairs: &[ScoredPair], accuracy_of_all: f64) -> LengthB
     }
 }
 
+/// Computes Pearson's correlation; `None` if either is constant.
+pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+    let ((mean_a, std_a), (mean_b, std_b)) = (mean_and_deviation(a), mean_and_deviation(b));
+    let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
+    (std_a > 0.0 && std_b > 0.0).then(|| sum / a.len() as f64 / (std_a * std_b))
+}
+
+/// Computes the calibration of the scores.
 pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
     let width = 0.5 / CLAIMS as f64;
     let claim = |p: &ScoredPair| 1.0 / (1.0 + (-p.margin().abs()).exp());
@@ -71,8 +206,9 @@ pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
     Calibration { ece, overconfidence: claimed - observed, bins }
 }
 
+/// Computes the histogram of the margins; one of its borders is 0.
 pub(super) fn histogram(margins: &[f64]) -> MarginHistogram {
-    let (mean, std) = mean_and_population_deviation(margins);
+    let (mean, std) = mean_and_deviation(margins);
     let least = margins.iter().copied().fold(0.0, f64::min);
     let most = margins.iter().copied().fold(0.0, f64::max);
     // Zero is the border between two bins: pairs that the model gets wrong are left of it.
@@ -91,6 +227,7 @@ pub(super) fn histogram(margins: &[f64]) -> MarginHistogram {
     MarginHistogram { mean, std, from, width, counts }
 }
 
+/// Computes how scores change if the stop token is cut off; `cut` holds the scores of the first pairs without it.
 pub(super) fn without_stop(pairs: &[ScoredPair], cut: &[[f64; 2]]) -> Option<StopTokenEffect> {
     let both: Vec<(&ScoredPair, ScoredPair)> =
         pairs.iter().zip(cut).map(|(p, [c, r])| (p, ScoredPair { chosen: *c, rejected: *r, ..*p })).collect();
@@ -99,17 +236,18 @@ pub(super) fn without_stop(pairs: &[ScoredPair], cut: &[[f64; 2]]) -> Option<Sto
         pairs: both.len(),
         accuracy: accuracy(both.iter().map(|(_, q)| q))?,
         accuracy_with: accuracy(both.iter().map(|(p, _)| *p))?.share,
-        mean_change: mean_and_population_deviation(&changes).0,
-        mean_size: mean_and_population_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
+        mean_change: mean_and_deviation(&changes).0,
+        mean_size: mean_and_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
     })
 }
 
+/// Computes how scores change in reverse packing order; `turned` holds the scores of the first pairs in that order.
 pub(super) fn swap(pairs: &[ScoredPair], turned: &[[f64; 2]]) -> Option<PackingOrderEffect> {
     let changes = pairs.iter().zip(turned).flat_map(|(p, [c, r])| [(p.chosen - c).abs(), (p.rejected - r).abs()]);
     let changes: Vec<f64> = changes.collect();
     let worse = |a: f64, b: &f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(*b) };
     let max_difference = changes.iter().fold(0.0, worse);
-    let rms = mean_and_population_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
+    let rms = mean_and_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
     (!changes.is_empty()).then_some(PackingOrderEffect { pairs: changes.len() / 2, max_difference, rms })
 }
 
@@ -124,5 +262,7 @@ mod tests {
         assert_eq!(m.counts[..zero].iter().sum::<u64>(), 2);
         assert_eq!(m.counts[zero..].iter().sum::<u64>(), 4);
         assert_eq!(histogram(&[0.0, 0.0]).counts, [2]);
+        let slope = correlation(&[1.0, 2.0, 4.0], &[-2.0, -4.0, -8.0]).unwrap();
+        assert!((slope + 1.0).abs() < 1e-12);
     }
 }

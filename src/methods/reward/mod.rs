@@ -1,19 +1,24 @@
 //! Reward models: one number per answer, trained on pairs of a better and a worse answer.
 //!
-//! `spec`: the recipe's section. `loss`: Bradley-Terry on packed pairs. `card`: the report card; `measures`: its
-//! numbers. This file: the method, and the scoring of held-out pairs for the report card. `models::reward` reads saved
+//! `spec`: the recipe's section. `loss`: Bradley-Terry on packed pairs. `measures`: the numbers of the report card;
+//! `report_card`: all of them, with limits. This file: the method, and the scoring of held-out pairs for the report card. `models::reward` reads saved
 //! reward models.
 
 pub mod loss;
-mod measures;
+pub mod measures;
 pub mod report_card;
 pub mod spec;
 
-pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits, ScoredPair};
+pub use measures::{ScoredPair, correlation};
+pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits};
 pub use spec::{MarginChoice, RewardMethodSpec};
 
+use super::contract::{Alarm, Means};
+use crate::models::learning::MicroBatch;
 use super::fixed::FixedDataRows;
-use super::{Alarm, BatchIndices, DataContext, Means, MethodRows, MicroBatch, Objective};
+use super::fixed::{BatchIndices, Objective};
+use super::rows::{DataContext, MethodRows};
+use super::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::Dataset;
 use crate::data::encode::{PairExample, Supervise};
@@ -36,12 +41,41 @@ const LARGE: f64 = 30.0;
 pub struct RewardObjective {
     spec: RewardMethodSpec,
     tokenizer: Rc<ChatTokenizer>,
+    watch: Watch<MeanScore>,
 }
+
+/// The mean score of the last step; NaN if it has none.
+struct MeanScore(f64);
+
+impl RunRecord for MeanScore {
+    fn record(&mut self, means: &Means) {
+        self.0 = means.get("mean_reward").copied().unwrap_or(f64::NAN);
+    }
+}
+
+impl MeanScore {
+    /// The loss depends only on differences of scores, so the mean of all scores may drift until float32 loses the
+    /// differences.
+    fn drift(&self) -> Option<Problem> {
+        let cause = format!(
+            "the mean score is beyond {LARGE}: the loss depends only on differences of scores, so their mean drifts"
+        );
+        (self.0.abs() > LARGE)
+            .then(|| Problem::new(cause, "keep scores around zero with --set method.reward.center=0.01"))
+    }
+}
+
+/// The alarms of reward models.
+const RULES: &[AlarmRule<MeanScore>] = &[AlarmRule { name: "drift", harmful: false, find: MeanScore::drift }];
 
 /// Reads and tokenises the rows of a run.
 pub fn rows(spec: &RewardMethodSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
     let (spec, tokenizer) = (*spec, ground.tokenizer.clone());
-    Ok(Box::new(FixedDataRows::open(ground, Supervise::default(), move |_| Ok(RewardObjective { spec, tokenizer }))?))
+    let make = move |_: &Model| {
+        let watch = Watch::new(MeanScore(f64::NAN), RULES, Repeat::EachStep, true);
+        Ok(RewardObjective { spec, tokenizer, watch })
+    };
+    Ok(Box::new(FixedDataRows::open(ground, Supervise::default(), make)?))
 }
 
 impl Objective for RewardObjective {
@@ -56,17 +90,7 @@ impl Objective for RewardObjective {
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
-        // The loss depends only on differences of scores, so the mean of all scores may drift until float32 loses the
-        // differences.
-        let drifted = means.get("mean_reward").is_some_and(|mean| mean.abs() > LARGE);
-        let alarm = || Alarm {
-            cause: format!(
-                "the mean score is beyond {LARGE}: the loss depends only on differences of scores, so their mean drifts"
-            ),
-            next: "keep scores around zero with --set method.reward.center=0.01".into(),
-            stop: false,
-        };
-        drifted.then(alarm).into_iter().collect()
+        self.watch.check(means)
     }
 
     /// Writes the report card from scores on the validation rows.

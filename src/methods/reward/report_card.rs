@@ -1,12 +1,14 @@
 //! The report card of a reward model: measures on held-out pairs that say whether its scores can be trusted.
 //!
 //! Pure functions of scores and lengths. A card is written as report_card.json next to the weights; reinforcement
-//! learning reads it and refuses a model beyond stated limits (`Card::problems`).
+//! learning reads it and refuses a model beyond stated limits (`ReportCard::problems`).
 
-use super::measures::{accuracy, by_length, calibration, histogram, length_bias, swap, without_stop};
+use super::measures::{
+    Calibration, LengthBias, LengthGroup, MarginHistogram, PackingOrderEffect, ScoredPair, StopTokenEffect, accuracy,
+    by_length, calibration, histogram, length_bias, mean_and_deviation, swap, without_stop,
+};
 use crate::error::Result;
 use crate::fsutil::read_json;
-use crate::stats::moments::mean_and_population_deviation;
 use crate::stats::proportion::Proportion;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -14,18 +16,10 @@ use std::path::Path;
 /// The file's name in the model's folder.
 pub const FILE: &str = "report_card.json";
 
-/// A held-out pair and the scores of its two answers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ScoredPair {
-    pub chosen: f64,
-    pub rejected: f64,
-    /// Number of tokens of the chosen and of the rejected answer.
-    pub lengths: [usize; 2],
-}
-
 /// All scores that a report card is computed from.
 #[derive(Debug, Clone, Default)]
 pub struct HeldOutScores {
+    /// All pairs.
     pub pairs: Vec<ScoredPair>,
     /// Scores (chosen, rejected) of the first pairs, without the stop token and what follows it.
     pub without_stop: Vec<[f64; 2]>,
@@ -36,12 +30,15 @@ pub struct HeldOutScores {
 /// The measures of a reward model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReportCard {
+    /// Number of held-out pairs.
     pub pairs: usize,
     /// Share of pairs whose chosen answer scores higher; a tie counts as wrong.
     pub accuracy: Proportion,
     /// The same by mean length of the two answers, in four groups of equally many pairs.
     pub by_length: Vec<LengthGroup>,
+    /// How far length alone explains preference and scores.
     pub length: LengthBias,
+    /// Whether claimed probabilities are right.
     pub calibration: Calibration,
     /// `r_chosen - r_rejected`.
     pub margins: MarginHistogram,
@@ -51,100 +48,25 @@ pub struct ReportCard {
     pub without_stop: Option<StopTokenEffect>,
     /// How scores change if the pairs are packed in reverse order: only by rounding, if nothing is wrong.
     pub swap: Option<PackingOrderEffect>,
+    /// The version of ft that wrote the card.
     pub ft_version: String,
-}
-
-/// A group of pairs of similar length.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LengthGroup {
-    /// Mean number of tokens of the two answers, for the shortest and for the longest pair of the group.
-    pub from: f64,
-    pub to: f64,
-    pub pairs: usize,
-    pub accuracy: Proportion,
-}
-
-/// How well length alone predicts the preference, and how strongly the model follows length.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LengthBias {
-    /// Share of pairs that the rule "the longer answer wins" gets right, and the rule "the shorter answer wins"; in
-    /// all other pairs the lengths are equal.
-    pub longer_wins: f64,
-    pub shorter_wins: f64,
-    /// Accuracy of the model minus that of the better rule.
-    pub gap: f64,
-    /// Accuracy on pairs whose chosen answer is the longer one, and on those whose chosen answer is the shorter one.
-    pub where_longer: Option<Proportion>,
-    pub where_shorter: Option<Proportion>,
-    /// Correlation between differences of scores and differences of lengths; `None` if either is constant.
-    pub correlation: Option<f64>,
-}
-
-/// Calibration: whether the claimed probability `sigmoid(|r_chosen - r_rejected|)` is the probability of being right.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Calibration {
-    /// Expected calibration error: mean over pairs of |claimed - observed| of their bin.
-    pub ece: f64,
-    /// Mean claimed probability minus accuracy: above zero the model is overconfident.
-    pub overconfidence: f64,
-    /// The bins of the claimed probability that contain pairs.
-    pub bins: Vec<CalibrationBin>,
-}
-
-/// The pairs whose claimed probability is between two bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct CalibrationBin {
-    pub from: f64,
-    pub to: f64,
-    pub pairs: usize,
-    /// Mean claimed probability.
-    pub claimed: f64,
-    /// Share of pairs that the model gets right.
-    pub observed: Proportion,
-}
-
-/// A histogram of the margins `r_chosen - r_rejected`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MarginHistogram {
-    pub mean: f64,
-    pub std: f64,
-    /// Lower bound of the first bin, and the width of each bin.
-    pub from: f64,
-    pub width: f64,
-    pub counts: Vec<u64>,
 }
 
 /// Mean, standard deviation and range of the scores.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ScoreSpread {
+    /// Mean of all scores.
     pub mean: f64,
+    /// Their standard deviation.
     pub std: f64,
+    /// The lowest score.
     pub min: f64,
+    /// The highest score.
     pub max: f64,
+    /// Mean score of chosen answers.
     pub chosen_mean: f64,
+    /// Mean score of rejected answers.
     pub rejected_mean: f64,
-}
-
-/// How scores change without the stop token and what follows it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct StopTokenEffect {
-    pub pairs: usize,
-    pub accuracy: Proportion,
-    /// Accuracy on the same pairs with the stop token.
-    pub accuracy_with: f64,
-    /// Mean of the change (score without minus score with the stop token), and mean of its absolute value.
-    pub mean_change: f64,
-    pub mean_size: f64,
-}
-
-/// How scores change if pairs are packed in reverse order.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct PackingOrderEffect {
-    pub pairs: usize,
-    /// The largest change of a score.
-    pub max_difference: f64,
-    /// The root mean square of the changes.
-    pub rms: f64,
 }
 
 /// The limits that a reward model must keep before reinforcement learning accepts it.
@@ -174,14 +96,14 @@ impl ReportCard {
         let pairs = &evidence.pairs;
         let accuracy = accuracy(pairs)?;
         let scores: Vec<f64> = pairs.iter().flat_map(|p| [p.chosen, p.rejected]).collect();
-        let (mean, std) = mean_and_population_deviation(&scores);
+        let (mean, std) = mean_and_deviation(&scores);
         let rewards = ScoreSpread {
             mean,
             std,
             min: scores.iter().copied().fold(f64::INFINITY, f64::min),
             max: scores.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-            chosen_mean: mean_and_population_deviation(&pairs.iter().map(|p| p.chosen).collect::<Vec<_>>()).0,
-            rejected_mean: mean_and_population_deviation(&pairs.iter().map(|p| p.rejected).collect::<Vec<_>>()).0,
+            chosen_mean: mean_and_deviation(&pairs.iter().map(|p| p.chosen).collect::<Vec<_>>()).0,
+            rejected_mean: mean_and_deviation(&pairs.iter().map(|p| p.rejected).collect::<Vec<_>>()).0,
         };
         Some(Self {
             pairs: pairs.len(),
@@ -281,18 +203,6 @@ impl ReportCard {
             ));
         }
         lines
-    }
-}
-
-impl ScoredPair {
-    /// Returns `r_chosen - r_rejected`.
-    pub fn margin(&self) -> f64 {
-        self.chosen - self.rejected
-    }
-
-    /// Returns true if the chosen answer scores higher.
-    pub(super) fn right(&self) -> bool {
-        self.chosen > self.rejected
     }
 }
 

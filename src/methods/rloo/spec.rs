@@ -1,7 +1,7 @@
 //! The recipe's section for RLOO.
 
-use crate::methods::rollout::{LimitSpec, SamplingSpec};
-use crate::rewards::spec::RewardSourceSpec;
+use crate::methods::rollout::spec::{LimitSpec, SamplingSpec};
+use crate::rewards::RewardSourceSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,11 @@
-//! Alarms for GRPO and RLOO, found in the metrics of rollouts: each names the problem, its likely cause and what to
+//! The alarms of GRPO and RLOO, found in the metrics of rollouts: each names the problem, its likely cause and what to
 //! try next.
 
-use super::sample_state::StateTensors;
 use super::spec::LimitSpec;
 use crate::error::Result;
-use crate::methods::{Alarm, Means};
-use tch::Tensor;
+use crate::methods::contract::Means;
+use crate::methods::state::{self, StateTensors};
+use crate::methods::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 
 /// Number of rollouts whose mean describes the beginning of the run.
 const FIRST: usize = 3;
@@ -20,105 +20,172 @@ const CUT: f64 = 0.3;
 /// Above this share of clipped ratios, the optimiser steps are too large.
 const CLIPPED: f64 = 0.5;
 
-/// Checks the metrics of each rollout.
-#[derive(Debug, Clone)]
-pub struct RolloutMonitor {
-    limits: LimitSpec,
-    /// Sums over the first rollouts: entropy, length, share of truncated answers.
-    first: [f64; 3],
-    /// Number of rollouts in these sums.
-    seen: f64,
-    /// Number of consecutive rollouts with uniform rewards.
-    flat: f64,
+/// Metrics of rollouts, summed or of one rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct RolloutMeans {
+    entropy: f64,
+    length: f64,
+    /// Share of truncated answers.
+    truncated: f64,
 }
 
-impl RolloutMonitor {
-    pub fn new(limits: LimitSpec) -> Self {
-        Self { limits, first: [0.0; 3], seen: 0.0, flat: 0.0 }
-    }
+/// The metrics of a step.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct StepMeans {
+    kl: Option<f64>,
+    /// Share of clipped probability ratios.
+    clipped: Option<f64>,
+    /// The rest is known on a step with a new rollout only.
+    reward: Option<f64>,
+    drift: Option<f64>,
+    rollout: RolloutMeans,
+    /// True if the rollout is compared with those at the beginning of the run, false if it is one of them.
+    compared: bool,
+}
 
-    /// Returns the problems that the means of a step show. Most are checked only on a step with a new rollout.
-    pub fn check(&mut self, means: &Means) -> Vec<Alarm> {
+/// What the rules need of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RolloutHistory {
+    limits: LimitSpec,
+    /// Sums over the first rollouts.
+    first: RolloutMeans,
+    /// Number of rollouts in these sums.
+    rollouts: f64,
+    /// Number of consecutive rollouts with uniform rewards.
+    uniform: f64,
+    now: StepMeans,
+}
+
+impl RunRecord for RolloutHistory {
+    fn record(&mut self, means: &Means) {
         let get = |name: &str| means.get(name).copied();
-        let mut found = Vec::new();
-        let mut say = |cause: &str, next: &str, stop: bool| {
-            found.push(Alarm { cause: cause.into(), next: next.into(), stop });
+        let number = |name: &str| get(name).unwrap_or(f64::NAN);
+        self.now =
+            StepMeans { kl: get("objective/kl"), clipped: get("clip_ratio/region_mean"), ..StepMeans::default() };
+        let Some(reward) = get("reward") else { return };
+        let rollout = RolloutMeans {
+            entropy: number("entropy"),
+            length: number("completions/mean_length"),
+            truncated: number("completions/clipped_ratio"),
         };
-        if let (Some(kl), Some(limit)) = (get("objective/kl"), self.limits.kl)
-            && kl > limit
-        {
-            let next = "continue from the best checkpoint with a larger beta, a lower optim.lr, or fewer steps";
-            say("the KL divergence from the reference is beyond limits.kl", next, true);
+        let compared = self.rollouts as usize >= FIRST;
+        let drift = get("sampling/sampling_logp_difference/mean");
+        self.now = StepMeans { reward: Some(reward), drift, rollout, compared, ..self.now };
+        self.uniform = if get("frac_reward_zero_std") == Some(1.0) { self.uniform + 1.0 } else { 0.0 };
+        if !compared {
+            self.rollouts += 1.0;
+            self.first.entropy += rollout.entropy;
+            self.first.length += rollout.length;
+            self.first.truncated += rollout.truncated;
         }
-        if get("clip_ratio/region_mean").is_some_and(|share| share > CLIPPED) {
-            let next = "lower optim.lr, or make fewer passes over one rollout";
-            say("more than half of the probability ratios are clipped: the optimiser steps are too large", next, false);
-        }
-        let Some(reward) = get("reward") else { return found };
-        if get("sampling/sampling_logp_difference/mean").is_some_and(|gap| gap > self.limits.drift) {
-            let next = "try model.dtype: f32; if the difference stays, ft selftest --model DIR looks for its cause";
-            say(
-                "answers are sampled from another distribution than the one that is trained (limits.drift)",
-                next,
-                false,
-            );
-        }
-        let now = [get("entropy"), get("completions/mean_length"), get("completions/clipped_ratio")];
-        let now = now.map(|x| x.unwrap_or(f64::NAN));
-        self.flat = if get("frac_reward_zero_std") == Some(1.0) { self.flat + 1.0 } else { 0.0 };
-        if self.flat >= FLAT {
-            let next = match reward > 0.5 {
-                true => "the prompts have become too easy: use harder ones, or stop here",
-                false => {
-                    "no answer is ever right: start from a model that sometimes is (after a few steps of sft), add a \
-                     reward for partly right answers, or raise the temperature or the number of answers per prompt"
-                }
-            };
-            say(
-                "all answers to a prompt get the same reward, in one rollout after another, so every advantage is zero",
-                next,
-                false,
-            );
-        }
-        if (self.seen as usize) < FIRST {
-            self.seen += 1.0;
-            self.first.iter_mut().zip(now).for_each(|(sum, x)| *sum += x);
-            return found;
-        }
-        let [entropy, length, cut] = self.first.map(|sum| sum / self.seen);
-        if now[0] < COLLAPSE * entropy {
-            let next =
-                "lower optim.lr, add an entropy bonus (entropy: 0.001 to 0.01), or clip higher (epsilon_high: 0.28)";
-            say("the entropy has collapsed: nearly every answer is the same", next, false);
-        }
-        if now[1] > LONGER * length || now[1] * LONGER < length {
-            let next = "read the samples: the reward may favour long or short answers; a `length` reward or a larger beta limits the drift";
-            say("the answers' length has drifted far from its value at the beginning", next, false);
-        }
-        if now[2] > cut + CUT {
-            let next = "set sampling.missing_eos_penalty, or raise sampling.max_new_tokens if the answers are right";
-            say(
-                "many more answers are truncated than at the beginning: the model no longer ends its answers",
-                next,
-                false,
-            );
-        }
-        found
+    }
+}
+
+impl RolloutHistory {
+    /// Returns the means at the beginning of the run and those of the new rollout; `None` on a step without one, or at
+    /// the beginning.
+    fn first_and_now(&self) -> Option<(RolloutMeans, RolloutMeans)> {
+        let mean = |sum: f64| sum / self.rollouts;
+        let RolloutMeans { entropy, length, truncated } = self.first;
+        let first = RolloutMeans { entropy: mean(entropy), length: mean(length), truncated: mean(truncated) };
+        self.now.compared.then_some((first, self.now.rollout))
     }
 
-    /// Saves what a resumed run needs.
-    pub fn save(&self, state: &mut StateTensors) {
-        let numbers = [&self.first[..], &[self.seen, self.flat]].concat();
-        state.insert("watch".into(), Tensor::from_slice(&numbers));
+    fn divergence(&self) -> Option<Problem> {
+        let (kl, limit) = (self.now.kl?, self.limits.kl?);
+        let next = "continue from the best checkpoint with a larger beta, a lower optim.lr, or fewer steps";
+        (kl > limit).then(|| Problem::new("the KL divergence from the reference is beyond limits.kl", next))
     }
 
-    /// Loads what `put` saved.
-    pub fn load(&mut self, state: &StateTensors) -> Result<()> {
-        if let Some(numbers) = state.get("watch") {
-            let numbers = Vec::<f64>::try_from(numbers)?;
-            if let [a, b, c, seen, flat] = numbers.as_slice() {
-                (self.first, self.seen, self.flat) = ([*a, *b, *c], *seen, *flat);
+    fn clipping(&self) -> Option<Problem> {
+        let cause = "more than half of the probability ratios are clipped: the optimiser steps are too large";
+        (self.now.clipped? > CLIPPED)
+            .then(|| Problem::new(cause, "lower optim.lr, or make fewer passes over one rollout"))
+    }
+
+    fn drift(&self) -> Option<Problem> {
+        let cause = "answers are sampled from another distribution than the one that is trained (limits.drift)";
+        let next = "try model.dtype: f32; if the difference stays, ft selftest --model DIR looks for its cause";
+        (self.now.drift? > self.limits.drift).then(|| Problem::new(cause, next))
+    }
+
+    fn uniform_rewards(&self) -> Option<Problem> {
+        let reward = self.now.reward?;
+        let next = match reward > 0.5 {
+            true => "the prompts have become too easy: use harder ones, or stop here",
+            false => {
+                "no answer is ever right: start from a model that sometimes is (after a few steps of sft), add a \
+                 reward for partly right answers, or raise the temperature or the number of answers per prompt"
             }
+        };
+        let cause =
+            "all answers to a prompt get the same reward, in one rollout after another, so every advantage is zero";
+        (self.uniform >= FLAT).then(|| Problem::new(cause, next))
+    }
+
+    fn entropy(&self) -> Option<Problem> {
+        let (first, now) = self.first_and_now()?;
+        let next = "lower optim.lr, add an entropy bonus (entropy: 0.001 to 0.01), or clip higher (epsilon_high: 0.28)";
+        (now.entropy < COLLAPSE * first.entropy)
+            .then(|| Problem::new("the entropy has collapsed: nearly every answer is the same", next))
+    }
+
+    fn length(&self) -> Option<Problem> {
+        let (first, now) = self.first_and_now()?;
+        let next = "read the samples: the reward may favour long or short answers; a `length` reward or a larger beta limits the drift";
+        (now.length > LONGER * first.length || now.length * LONGER < first.length)
+            .then(|| Problem::new("the answers' length has drifted far from its value at the beginning", next))
+    }
+
+    fn truncation(&self) -> Option<Problem> {
+        let (first, now) = self.first_and_now()?;
+        let cause = "many more answers are truncated than at the beginning: the model no longer ends its answers";
+        let next = "set sampling.missing_eos_penalty, or raise sampling.max_new_tokens if the answers are right";
+        (now.truncated > first.truncated + CUT).then(|| Problem::new(cause, next))
+    }
+}
+
+/// The alarms of GRPO and RLOO.
+const RULES: &[AlarmRule<RolloutHistory>] = &[
+    AlarmRule { name: "divergence", harmful: true, find: RolloutHistory::divergence },
+    AlarmRule { name: "clipping", harmful: false, find: RolloutHistory::clipping },
+    AlarmRule { name: "drift", harmful: false, find: RolloutHistory::drift },
+    AlarmRule { name: "uniform rewards", harmful: false, find: RolloutHistory::uniform_rewards },
+    AlarmRule { name: "entropy", harmful: false, find: RolloutHistory::entropy },
+    AlarmRule { name: "length", harmful: false, find: RolloutHistory::length },
+    AlarmRule { name: "truncation", harmful: false, find: RolloutHistory::truncation },
+];
+
+/// Returns a watch that has seen no rollout.
+pub fn watch(limits: LimitSpec) -> Watch<RolloutHistory> {
+    let history = RolloutHistory {
+        limits,
+        first: RolloutMeans::default(),
+        rollouts: 0.0,
+        uniform: 0.0,
+        now: StepMeans::default(),
+    };
+    Watch::new(history, RULES, Repeat::EachStep, true)
+}
+
+/// The name of the only tensor of a watch in a checkpoint.
+const STORED: &str = "watch";
+
+impl Watch<RolloutHistory> {
+    /// Adds what a resumed run needs to a checkpoint.
+    pub fn save(&self, state: &mut StateTensors) {
+        let RolloutHistory { first: RolloutMeans { entropy, length, truncated }, rollouts, uniform, .. } =
+            *self.record();
+        state::put(state, STORED, &[entropy, length, truncated, rollouts, uniform]);
+    }
+
+    /// Restores what `save` added. Keeps what it has if the checkpoint has no such tensor.
+    pub fn load(&mut self, state: &StateTensors) -> Result<()> {
+        if state.contains_key(STORED) {
+            let [entropy, length, truncated, rollouts, uniform] = state::exactly(state, STORED)?;
+            let history = self.record_mut();
+            history.first = RolloutMeans { entropy, length, truncated };
+            (history.rollouts, history.uniform) = (rollouts, uniform);
         }
         Ok(())
     }
@@ -127,6 +194,7 @@ impl RolloutMonitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Tensor;
 
     fn means(pairs: &[(&str, f64)]) -> Means {
         pairs.iter().map(|(k, v)| (k.to_string(), *v)).collect()
@@ -157,14 +225,14 @@ mod tests {
             ("objective/kl", 2.0, "beyond limits.kl", true),
         ];
         for (name, value, said, stop) in cases {
-            let mut watch = RolloutMonitor::new(LimitSpec { kl: Some(1.0), ..Default::default() });
+            let mut run = watch(LimitSpec { kl: Some(1.0), ..Default::default() });
             for _ in 0..10 {
-                assert_eq!(watch.check(&usual()), []);
+                assert_eq!(run.check(&usual()), []);
             }
             let mut bad = usual();
             bad.insert(name.into(), value);
-            let watch = watch.check(&bad);
-            assert!(matches!(watch.as_slice(), [a] if a.cause.contains(said) && a.stop == stop), "{name}: {watch:?}");
+            let found = run.check(&bad);
+            assert!(matches!(found.as_slice(), [a] if a.cause.contains(said) && a.stop == stop), "{name}: {found:?}");
         }
     }
 
@@ -172,14 +240,34 @@ mod tests {
     fn uniform_rewards_are_reported_after_a_while_and_the_count_survives_a_checkpoint() {
         let mut flat = usual();
         flat.insert("frac_reward_zero_std".into(), 1.0);
-        let mut watch = RolloutMonitor::new(LimitSpec::default());
+        let mut run = watch(LimitSpec::default());
         for _ in 0..FLAT as usize - 1 {
-            assert_eq!(watch.check(&flat), []);
+            assert_eq!(run.check(&flat), []);
         }
         let mut state = StateTensors::new();
-        watch.save(&mut state);
-        let mut resumed = RolloutMonitor::new(LimitSpec::default());
+        run.save(&mut state);
+        let mut resumed = watch(LimitSpec::default());
         resumed.load(&state).unwrap();
         assert!(resumed.check(&flat)[0].next.contains("no answer is ever right"));
+    }
+
+    /// The tensor of a checkpoint of version 0.1: sums of entropy, length and truncated share over the first rollouts,
+    /// their number, and the number of rollouts with uniform rewards.
+    #[test]
+    fn the_stored_layout_is_fixed_and_another_length_is_damage() {
+        let stored = [3.0, 60.0, 0.3, 3.0, 7.0];
+        let mut state = StateTensors::from([("watch".to_string(), Tensor::from_slice(&stored))]);
+        let mut run = watch(LimitSpec::default());
+        run.load(&state).unwrap();
+        assert_eq!(run.record().first, RolloutMeans { entropy: 3.0, length: 60.0, truncated: 0.3 });
+        assert_eq!((run.record().rollouts, run.record().uniform), (3.0, 7.0));
+        let mut again = StateTensors::new();
+        run.save(&mut again);
+        assert_eq!(Vec::<f64>::try_from(&again["watch"]).unwrap(), stored);
+        state.insert("watch".into(), Tensor::from_slice(&stored[..4]));
+        let error = watch(LimitSpec::default()).load(&state).unwrap_err();
+        assert!(format!("{error:?}").contains("checkpoint is damaged"), "{error:?}");
+        assert!(error.to_string().contains("`watch` has 4 numbers, expected 5"), "{error}");
+        watch(LimitSpec::default()).load(&StateTensors::new()).unwrap();
     }
 }

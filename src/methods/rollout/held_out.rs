@@ -1,11 +1,14 @@
 //! Answers to held-out prompts before and after training: means for validation, and a comparison at the end of the
 //! run.
 
-use super::sample_state::{self, StateTensors};
-use super::{RolloutSampler, SampledAnswer, stats};
+use super::answer::SampledAnswer;
+use super::sample_state;
+use super::sampler::RolloutSampler;
+use super::stats;
 use crate::error::Result;
 use crate::fsutil::{excerpt, write_json};
-use crate::methods::Means;
+use crate::methods::contract::Means;
+use crate::methods::state::StateTensors;
 use crate::models::Model;
 use crate::stats::{bootstrap::mean_interval, moments::mean};
 use crate::{report, rng};
@@ -29,34 +32,49 @@ pub struct HeldOutPrompts {
 /// The comparison of answers before and after training, written to `held_out.json`.
 #[derive(Debug, Serialize)]
 pub struct HeldOutComparison {
+    /// Number of prompts.
     pub prompts: usize,
+    /// Mean reward before training.
     pub reward_before: f64,
+    /// Mean reward after training.
     pub reward_after: f64,
+    /// Mean of the differences.
     pub difference: f64,
     /// 95 % interval of the difference, from a paired bootstrap over prompts (percentiles).
     pub interval: (f64, f64),
+    /// Number of prompts whose answer after training has a higher reward.
     pub better: usize,
+    /// Number of prompts whose answer after training has a lower reward.
     pub worse: usize,
     /// Share of prompts whose answer after training is better; an equally good one counts half.
     pub win_rate: f64,
+    /// The first prompts with their answers.
     pub samples: Vec<BeforeAfter>,
 }
 
 /// The answers to one prompt.
 #[derive(Debug, Serialize)]
 pub struct BeforeAfter {
+    /// The prompt as the model sees it.
     pub prompt: String,
     /// The last line of the prompt, without the marks of the chat template.
     pub asked: String,
+    /// The answer before training.
     pub before: HeldOutAnswer,
+    /// The answer after training.
     pub after: HeldOutAnswer,
 }
 
+/// An answer as it is written to `held_out.json`.
 #[derive(Debug, Serialize)]
 pub struct HeldOutAnswer {
+    /// The answer's text.
     pub text: String,
+    /// The weighted sum of its rewards.
     pub reward: f64,
+    /// The reward from each source.
     pub rewards: Vec<f64>,
+    /// False if it was truncated.
     pub ended: bool,
 }
 
@@ -73,6 +91,7 @@ impl HeldOutPrompts {
         Self { rollout, baseline: Vec::new(), sources }
     }
 
+    /// Returns the sampler of the prompts.
     pub fn rollout(&self) -> &RolloutSampler {
         &self.rollout
     }

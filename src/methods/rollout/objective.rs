@@ -1,44 +1,26 @@
-//! What distinguishes GRPO and RLOO: how rewards become advantages, and the loss of a packed row.
+//! What distinguishes GRPO and RLOO: how rewards become advantages, and the loss of a packed row. Pure.
 
-use super::PackedSamples;
-use crate::methods::MicroBatch;
-use crate::models::{Loss, Metrics, Output};
-use crate::nn::{Tokens, head::TargetScores};
-use std::rc::Rc;
+use super::advantages::{Advantages, RolloutRewards};
+use crate::models::loss::Extreme;
+use crate::models::{Loss, Metrics};
+use crate::nn::head::TargetScores;
 use tch::{Kind, Tensor};
-
-/// Advantages of sampled answers.
-pub struct Advantages {
-    /// One number per answer.
-    pub values: Vec<f64>,
-    /// The share of answers whose group (or batch) has equal rewards throughout.
-    pub uniform_share: f64,
-    /// Further metrics to log.
-    pub more: Vec<(String, f64)>,
-}
-
-/// The numbers that advantages are computed from. The answers to one prompt are consecutive.
-pub struct RolloutRewards<'a> {
-    pub rewards: &'a [f64],
-    /// Number of answers to each prompt.
-    pub answers_per_prompt: usize,
-    /// Number of tokens of each answer.
-    pub lengths: &'a [f64],
-    /// The sum of `old - reference` over each answer's tokens, if a reference model is used.
-    pub kl: Option<&'a [f64]>,
-}
 
 /// What the loss is averaged over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossUnit {
+    /// The tokens of answers.
     Tokens,
+    /// Answers.
     Sequences,
 }
 
 /// Answers that are left out of the forward pass but still count in the means.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SkippedAnswers {
+    /// Number of answers.
     pub sequences: f64,
+    /// Number of their tokens.
     pub tokens: f64,
 }
 
@@ -56,7 +38,8 @@ pub struct PolicyLossInputs<'a> {
     pub lengths: &'a Tensor,
     /// Items of the whole step divided by its tokens: the weight of one token in a mean over tokens.
     pub per_token: f64,
-    pub idle: SkippedAnswers,
+    /// Answers that are counted here but not run.
+    pub skipped: SkippedAnswers,
 }
 
 impl PolicyLossInputs<'_> {
@@ -72,8 +55,8 @@ impl PolicyLossInputs<'_> {
 
     /// Returns the numbers of tokens and of answers, including skipped ones.
     pub fn counts(&self) -> (f64, f64) {
-        let tokens = self.owner.size()[0] as f64 + self.idle.tokens;
-        (tokens, self.lengths.size()[0] as f64 + self.idle.sequences)
+        let tokens = self.owner.size()[0] as f64 + self.skipped.tokens;
+        (tokens, self.lengths.size()[0] as f64 + self.skipped.sequences)
     }
 }
 
@@ -87,50 +70,25 @@ pub trait PolicyObjective {
     fn loss(&self, scores: &TargetScores, terms: &PolicyLossInputs) -> Loss;
 }
 
-/// Answers as one packed row, with everything its loss needs.
-pub(super) struct PolicyBatch<R> {
-    pub rule: Rc<R>,
-    pub packed: PackedSamples,
-    pub old: Tensor,
-    pub reference: Option<Tensor>,
-    pub advantages: Tensor,
-    pub temperature: f64,
-    pub entropy: bool,
-    pub items: f64,
-    pub per_token: f64,
-    pub idle: SkippedAnswers,
-    /// True for a placeholder whose loss is zero: a step without any answer to train on still needs a forward pass.
-    pub no_trainable_answer: bool,
-}
-
-impl<R: PolicyObjective> MicroBatch for PolicyBatch<R> {
-    fn tokens(&self) -> &Tokens {
-        &self.packed.tokens
-    }
-
-    fn items(&self) -> f64 {
-        self.items
-    }
-
-    fn loss(&self, out: &Output) -> Loss {
-        let scores = out.scores(&self.packed.at, &self.packed.targets, self.temperature, self.entropy);
-        let terms = PolicyLossInputs {
-            old: &self.old,
-            reference: self.reference.as_ref(),
-            advantages: &self.advantages,
-            owner: &self.packed.owner,
-            lengths: &self.packed.lengths,
-            per_token: self.per_token,
-            idle: self.idle,
-        };
-        if self.no_trainable_answer {
-            let sum = scores.log_probs.sum(Kind::Float) * 0.0;
-            let mut metrics = Metrics::default();
-            metrics.add("loss", &sum, self.items);
-            return Loss { sum, metrics };
-        }
-        let mut loss = self.rule.loss(&scores, &terms);
-        loss.metrics.add("loss", &loss.sum, self.items);
-        loss
-    }
+/// Adds `clip_ratio/…` to the metrics, from marks 0 or 1 per token (N) or per answer (S). `count` is their number,
+/// including skipped answers.
+pub fn add_clip_metrics(
+    metrics: &mut Metrics,
+    terms: &PolicyLossInputs,
+    is_low: &Tensor,
+    is_high: &Tensor,
+    count: f64,
+) {
+    let (low, high) = (is_low.sum(Kind::Float), is_high.sum(Kind::Float));
+    metrics.add("clip_ratio/region_mean", &(&low + &high), count);
+    metrics.add("clip_ratio/low_mean", &low, count);
+    metrics.add("clip_ratio/high_mean", &high, count);
+    let whole = is_low.size() == terms.lengths.size() && is_low.size() != terms.owner.size();
+    let share = |marks: &Tensor| match whole {
+        true => marks.shallow_clone(),
+        false => terms.sum_per_answer(marks) / terms.lengths,
+    };
+    let skipped = Tensor::zeros([i64::from(terms.skipped.sequences > 0.0)], (Kind::Float, is_low.device()));
+    metrics.add_extreme("clip_ratio/low_min", &Tensor::cat(&[&share(is_low), &skipped], 0), Extreme::Minimum);
+    metrics.add_extreme("clip_ratio/high_max", &Tensor::cat(&[&share(is_high), &skipped], 0), Extreme::Maximum);
 }

@@ -2,9 +2,9 @@
 
 use crate::adapters::{AdapterSpec, file};
 use crate::error::{Error, Result};
+use crate::methods::parts::{ExtraAdapter, ModelParts};
 use crate::methods::reference::{self, ReferenceChoice};
 use crate::methods::reward::report_card::{self, ReportCard, ReportCardLimits};
-use crate::methods::{ExtraAdapter, ModelParts};
 use crate::models::Heads;
 use crate::report;
 use crate::rewards::model::adapter_name;

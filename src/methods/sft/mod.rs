@@ -6,8 +6,11 @@
 pub mod spec;
 pub use spec::SftSpec;
 
+use crate::models::learning::MicroBatch;
 use super::fixed::FixedDataRows;
-use super::{BatchIndices, DataContext, MethodRows, MicroBatch, Objective};
+use super::fixed::{BatchIndices, Objective};
+use super::rows::{DataContext, MethodRows};
+use super::targets::TargetTokens;
 use crate::data::encode::Example;
 use crate::error::Result;
 use crate::models::{Loss, Metrics, Model, Output};
@@ -16,6 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 /// One packed row with its targets.
 pub struct SupervisedBatch {
+    /// The packed row.
     pub tokens: Tokens,
     /// (N) rows of the trunk's output that predict a supervised token.
     pub at: Tensor,
@@ -27,20 +31,9 @@ impl SupervisedBatch {
     /// Packs examples into one row.
     pub fn new(examples: &[&Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-        let (mut at, mut targets, mut start) = (Vec::new(), Vec::new(), 0i64);
-        for e in examples {
-            // Nothing precedes the first token of an example, so nothing can predict it.
-            for t in (1..e.ids.len()).filter(|&t| e.supervised[t]) {
-                at.push(start + t as i64 - 1);
-                targets.push(e.ids[t] as i64);
-            }
-            start += e.ids.len() as i64;
-        }
-        Self {
-            tokens: Tokens::pack(&ids, device),
-            at: Tensor::from_slice(&at).to_device(device),
-            targets: Tensor::from_slice(&targets).to_device(device),
-        }
+        let supervised = |i: usize, t: usize| examples[i].supervised[t];
+        let TargetTokens { at, targets, .. } = TargetTokens::select(ids.iter().copied(), supervised, device);
+        Self { tokens: Tokens::pack(&ids, device), at, targets }
     }
 
     /// Returns the number of supervised tokens in the row.

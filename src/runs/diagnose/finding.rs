@@ -3,7 +3,7 @@
 use crate::recipe::plan::Plan;
 use crate::runs::facts::RunFacts;
 use crate::runs::history::{History, StepPoint};
-use crate::stats::moments::mean;
+use crate::stats::moments::mean_of_finite;
 use serde::Serialize;
 
 /// Known problems. Their names are stable: scripts may match on them.

@@ -4,7 +4,7 @@ use super::finding::{Diagnosis, DiagnosisId, DiagnosisInput, finding, losses, nu
 use crate::models::Dtype;
 use crate::runs::facts::NonFiniteEvent;
 use crate::runs::history::StepPoint;
-use crate::stats::moments::mean;
+use crate::stats::moments::mean_of_finite;
 
 /// A loss below this is regarded as zero.
 const ZERO: f64 = 1e-3;

@@ -2,7 +2,7 @@
 
 use super::finding::{Diagnosis, DiagnosisId, DiagnosisInput, TREND, finding, losses, number, rate};
 use crate::runs::history::StepPoint;
-use crate::stats::moments::mean;
+use crate::stats::moments::mean_of_finite;
 
 /// Finds a loss that does not fall.
 pub fn flat_loss(p: DiagnosisInput) -> Option<Diagnosis> {

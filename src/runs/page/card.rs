@@ -2,7 +2,7 @@
 
 use super::escape::plain;
 use super::plot::{ShareAxis, figure, plot, share_axis, whisker};
-use crate::methods::reward::report_card::{CalibrationBin, MarginHistogram};
+use crate::methods::reward::measures::{CalibrationBin, MarginHistogram};
 use crate::methods::reward::{ReportCard, ReportCardLimits};
 use maud::{Markup, PreEscaped, html};
 

@@ -4,7 +4,7 @@ use crate::adapters::{AdapterFile, LoraPlan, file};
 use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil;
-use crate::methods::{ExtraAdapter, ModelParts, TRAINED_ADAPTER};
+use crate::methods::parts::{ExtraAdapter, ModelParts, TRAINED_ADAPTER};
 use crate::models::new_config::{self, VocabularyInfo};
 use crate::models::{Config, LoadOptions, Model, Storage};
 use crate::nn::AdapterPlan;

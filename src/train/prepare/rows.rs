@@ -4,7 +4,7 @@ use crate::data::batch::BatchPlan;
 use crate::data::chat::ChatTokenizer;
 use crate::data::cache::TokenCache;
 use crate::error::Result;
-use crate::methods::DataContext;
+use crate::methods::rows::DataContext;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ModelInit;
 use crate::report;

@@ -1,6 +1,6 @@
 //! Collects the contents of `run.json` that are known before the first step.
 
-use crate::methods::SplitStatistics;
+use crate::methods::rows::SplitStatistics;
 use crate::models::Model;
 use crate::runs::facts::{DataFacts, Environment, LengthHistogram, RecordedAim, RunFacts, Software};
 use crate::train::memory;

@@ -3,7 +3,7 @@
 use crate::convert::verify::report::REPORT;
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
-use crate::methods::SplitStatistics;
+use crate::methods::rows::SplitStatistics;
 use crate::report;
 use crate::runs::facts::{Environment, Software};
 use crate::runs::hash::{FileDigest, HashTrust};

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::fsutil::{io_error, read_to_string, write_atomic};
-use crate::methods::Means;
+use crate::methods::contract::Means;
 use crate::report;
 use crate::runs::history::StepPoint;
 use serde_json::{Map, Value};

@@ -5,17 +5,6 @@
 //! events, trainer_state.json, the page (report.html) and the doctor's findings. Nothing here has an effect on
 //! training. A page that cannot be written is only a warning, because it can be made again from the other files.
 
-use crate::runs::lock;
-use crate::train::records::log::{StepRecord, TrainingLog};
-use crate::train::records::movement::MovementProbe;
-use crate::train::records::sample::SampleRecorder;
-use crate::train::prepare::Prepared;
-use crate::train::summary::RunSummary;
-use super::memory;
-use crate::data::chat::ChatTokenizer;
-use crate::error::{Error, ErrorKind, Result};
-use crate::fsutil::io_error;
-use crate::methods::{Means, SamplePrompt, SelectionMetric, SplitStatistics};
 pub mod facts;
 pub mod files;
 pub mod lock;
@@ -23,9 +12,10 @@ pub mod log;
 mod movement;
 mod sample;
 
-
-
-
+use super::summary::RunSummary;
+use crate::data::chat::ChatTokenizer;
+use crate::error::{ErrorKind, Result};
+use crate::methods::contract::{Means, SamplePrompt, SelectionMetric};
 use crate::models::{Model, non_finite};
 use crate::recipe::plan::Plan;
 use crate::report;

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::fsutil::io_error;
 use crate::generate::engine::complete;
 use crate::generate::settings::GenerationSettings;
-use crate::methods::SamplePrompt;
+use crate::methods::contract::SamplePrompt;
+
 use crate::models::Model;
 use crate::report;
 use crate::runs::folder::{self, RunSample};

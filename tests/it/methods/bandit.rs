@@ -11,12 +11,16 @@ use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Overflow, PromptLimits, PromptSet};
 use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
+use ft::methods::contract::{Method, TrainingStep};
 use ft::methods::grpo::{Grpo, GrpoSpec};
 use ft::methods::rloo::{Rloo, RlooSpec};
-use ft::methods::rollout::rows::PromptData;
-use ft::methods::rollout::sampling_method::RolloutPlan;
-use ft::methods::rollout::{self, PolicyObjective, RolloutSampler, SampledAnswer, SamplingMethod, SamplingSpec, stats};
-use ft::methods::{Method, TrainingStep};
+use ft::methods::rollout::answer::SampledAnswer;
+use ft::methods::rollout::method::{RolloutPlan, SamplingMethod};
+use ft::methods::rollout::objective::PolicyObjective;
+use ft::methods::rollout::prompts::PromptData;
+use ft::methods::rollout::sampler::RolloutSampler;
+use ft::methods::rollout::spec::{LimitSpec, SamplingSpec};
+use ft::methods::rollout::{scoring, stats};
 use ft::models::{LayerReplay, Model};
 use ft::nn::Tokens;
 use ft::recipe::optim::OptimSection;
@@ -100,10 +104,9 @@ fn cycle<R: PolicyObjective + 'static>(
 fn learn(method: &mut dyn Method, model: &Model, steps: usize, lr: f64) -> f64 {
     let mut optim = Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap();
     for _ in 0..steps {
-        let TrainingStep { micro_batches: micro, .. } = method.next_step(model).unwrap();
-        let items: f64 = micro.iter().map(|b| b.items()).sum();
-        for b in &micro {
-            model.learn(&**b, items, LayerReplay::None).unwrap();
+        let TrainingStep { items, micro_batches, .. } = method.next_step(model).unwrap();
+        for b in micro_batches.map(Result::unwrap) {
+            model.learn(&*b, items, LayerReplay::None).unwrap();
         }
         let _ = optim.clip(1.0).unwrap();
         optim.step(lr).unwrap();
@@ -193,7 +196,7 @@ fn sampling_and_training_agree_on_log_probabilities() {
     for temperature in [1.0, 0.7] {
         let spec = SamplingSpec { temperature, ..longer() };
         let samples = rollout(arms(), spec, 3).sample(&model, &[0, 1, 2], 8, 0).unwrap();
-        let learnt = rollout::log_probs(&model, &samples, temperature, 64, true).unwrap();
+        let learnt = scoring::log_probs(&model, &samples, temperature, 64, true).unwrap();
         let drift = stats::drift_metrics(&samples, &learnt.log_probs);
         assert!(drift[1].0.ends_with("difference/max") && drift[1].1 < 1e-4, "{temperature}: {drift:?}");
         assert!(drift[4].1 > 0.9999 && drift[4].1 < 1.0001, "{drift:?}");
@@ -217,10 +220,9 @@ fn sampling_uses_the_adapter_as_updated_by_the_last_step() {
         let mut optim = Optimiser::new(model.params(), &OptimSection::default(), 7).unwrap();
         let mut apart = Vec::new();
         for _ in 0..4 {
-            let TrainingStep { micro_batches: micro, means, .. } = method.next_step(&model).unwrap();
-            let items: f64 = micro.iter().map(|b| b.items()).sum();
-            for b in &micro {
-                model.learn(&**b, items, LayerReplay::None).unwrap();
+            let TrainingStep { items, micro_batches, means, .. } = method.next_step(&model).unwrap();
+            for b in micro_batches.map(Result::unwrap) {
+                model.learn(&*b, items, LayerReplay::None).unwrap();
             }
             optim.step(0.01).unwrap();
             optim.zero_gradients();
@@ -243,7 +245,7 @@ fn a_run_resumes_in_the_middle_of_a_rollout() {
         passes: 2,
         mini_batches: 2,
         resample: 1,
-        limits: rollout::LimitSpec { kl: Some(9.0), ..Default::default() },
+        limits: LimitSpec { kl: Some(9.0), ..Default::default() },
         ..serde_json::from_value(json!({ "rewards": [] })).unwrap()
     };
     let fresh = || {
@@ -256,7 +258,7 @@ fn a_run_resumes_in_the_middle_of_a_rollout() {
         )
     };
     let numbers = |step: TrainingStep| -> Vec<f64> {
-        let losses = step.micro_batches.iter().flat_map(|b| {
+        let losses = step.micro_batches.map(Result::unwrap).flat_map(|b| {
             let loss = model.infer(b.tokens(), |out| b.loss(out)).unwrap();
             [loss.sum.double_value(&[]), b.items(), b.tokens().len() as f64]
         });
@@ -278,6 +280,14 @@ fn a_run_resumes_in_the_middle_of_a_rollout() {
             "step {k}"
         );
     }
+    // A step can be made again, which changes nothing.
+    let mut repeated = fresh();
+    let first = numbers(repeated.next_step(&model).unwrap());
+    let before = repeated.state().keys().cloned().collect::<Vec<_>>();
+    let again = numbers(repeated.repeat_step(&model).unwrap());
+    assert_eq!(again[..], first[..again.len()], "the means are those of the rollout and come once");
+    assert_eq!(repeated.state().keys().cloned().collect::<Vec<_>>(), before);
+    assert_ne!(numbers(repeated.next_step(&model).unwrap()), again);
     // A checkpoint between two draws contains no samples.
     let mut whole = fresh();
     (0..4).for_each(|_| drop(whole.next_step(&model).unwrap()));

@@ -3,10 +3,10 @@
 
 use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, tensors, whole};
-
 use crate::distill_runs::refused;
 use crate::support::ClosureBatch;
-use ft::methods::MicroBatch;
+use ft::models::learning::MicroBatch;
+
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use ft::methods::distill::cache;
 use ft::methods::distill::divergence::divergence;

@@ -9,13 +9,17 @@ use crate::support::{self, Gap, Row, Sequence, adapted, assert_close, assert_num
 use ft::adapters::{LoraPlan, LoraSpec, Targets};
 use ft::data::batch::{BatchPlan, Loader};
 use ft::error::Result;
-use ft::methods::ppo::advantage::{explained_variance, gae, token_rewards, whiten};
+use ft::methods::contract::{Method, TrainingStep};
+use ft::methods::parts::TRAINED_ADAPTER;
+use ft::methods::ppo::advantages::{explained_variance, gae, token_rewards, whiten};
 use ft::methods::ppo::kl::KlEstimator;
 use ft::methods::ppo::loss::{PpoLossWeights, RolloutTensors};
-use ft::methods::ppo::{Ppo, PpoSpec, VALUE};
+use ft::methods::ppo::method::Ppo;
+use ft::methods::ppo::spec::PpoSpec;
+use ft::methods::ppo::value::VALUE;
 use ft::methods::reference::ReferenceModel;
-use ft::methods::rollout::{PromptData, SamplingSpec};
-use ft::methods::{Method, TRAINED_ADAPTER, TrainingStep};
+use ft::methods::rollout::prompts::PromptData;
+use ft::methods::rollout::spec::SamplingSpec;
 use ft::models::{Heads, LayerReplay, LoadOptions, Loss, Model, Storage};
 use ft::nn::{AdapterPlan, Tokens};
 use ft::recipe::optim::{OptimKind, OptimSection};
@@ -277,10 +281,9 @@ fn method(
 fn learn(method: &mut Ppo, model: &Model, optim: &mut Optimiser, steps: usize, lr: f64) -> Vec<BTreeMap<String, f64>> {
     let mut told = Vec::new();
     for _ in 0..steps {
-        let TrainingStep { micro_batches: micro, means, .. } = method.next_step(model).unwrap();
-        let items: f64 = micro.iter().map(|b| b.items()).sum();
-        for b in &micro {
-            let pass = |m: &Model| m.learn(&**b, items, LayerReplay::None).map(drop);
+        let TrainingStep { items, micro_batches, means, .. } = method.next_step(model).unwrap();
+        for b in micro_batches.map(Result::unwrap) {
+            let pass = |m: &Model| m.learn(&*b, items, LayerReplay::None).map(drop);
             match b.adapter() {
                 Some(name) => model.with_adapter(Some(name), pass),
                 None => pass(model),
@@ -400,13 +403,15 @@ fn at_the_first_step_policy_sampler_and_reference_agree() {
         let model = load(shape);
         let sampling = SamplingSpec { prompts: 3, max_new_tokens: 9, temperature, ..Default::default() };
         let mut ppo = method(shape, json!({ "answers": 5 }), bandit::arms(), sampling, 5, &model);
-        let TrainingStep { micro_batches: micro, means, .. } = ppo.next_step(&model).unwrap();
+        let TrainingStep { items, micro_batches, means, .. } = ppo.next_step(&model).unwrap();
+        let micro: Vec<_> = micro_batches.map(Result::unwrap).collect();
         let means: BTreeMap<String, f64> = means.into_iter().collect();
         assert!(means["sampling/sampling_logp_difference/max"] < 1e-4, "{means:?}");
         // The reference still equals the policy, so no KL penalty is subtracted from the rewards.
         assert!(means["objective/kl"].abs() < 1e-4, "{means:?}");
         assert!((means["objective/rlhf_reward"] - means["reward"]).abs() < 1e-5, "{means:?}");
         assert_eq!(micro.iter().map(|b| b.items()).sum::<f64>(), means["completions/mean_length"] * 15.0);
+        assert_eq!(micro.iter().map(|b| b.items()).sum::<f64>(), items);
         let mut metrics = ft::models::Metrics::default();
         for b in &micro {
             let pass = |m: &Model| m.infer(b.tokens(), |out| b.loss(out)).unwrap().metrics;
@@ -434,12 +439,12 @@ fn restoring_inside_an_iteration_is_reproducible() {
     let sampling = SamplingSpec { prompts: 2, max_new_tokens: 6, ..Default::default() };
     let new = || method(Shape::Adapter, settings.clone(), bandit::arms(), sampling.clone(), seed, &model);
     let numbers = |ppo: &mut Ppo| {
-        let TrainingStep { micro_batches: micro, means, epoch } = ppo.next_step(&model).unwrap();
-        let pass = |b: &dyn ft::methods::MicroBatch| {
+        let TrainingStep { micro_batches, means, epoch, .. } = ppo.next_step(&model).unwrap();
+        let pass = |b: &dyn ft::models::learning::MicroBatch| {
             let loss = |m: &Model| m.infer(b.tokens(), |out| b.loss(out)).unwrap().sum.double_value(&[]);
             b.adapter().map_or_else(|| loss(&model), |name| model.with_adapter(Some(name), loss))
         };
-        (micro.iter().map(|b| pass(&**b)).collect::<Vec<f64>>(), means, epoch)
+        (micro_batches.map(|b| pass(&*b.unwrap())).collect::<Vec<f64>>(), means, epoch)
     };
     let all: Vec<_> = {
         let mut uninterrupted = new();

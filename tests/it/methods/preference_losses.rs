@@ -12,9 +12,15 @@ use ft::data::dataset::Overflow;
 use ft::data::rows::{SourceList, SourceSpec};
 use ft::methods::pairs::PairStatistics;
 use ft::methods::reference::ReferenceChoice;
-use ft::methods::{DataContext, Method, MethodSpec, dpo, kto, orpo, simpo};
+use ft::methods::rows::DataContext;
+use ft::methods::{dpo, kto, MethodSpec, orpo, simpo};
+use ft::methods::contract::Method;
 use ft::models::{LayerReplay, Model, Output};
 use ft::recipe::optim::OptimSection;
+
+
+
+
 
 
 use ft::train::optim::Optimiser;
@@ -222,12 +228,13 @@ fn near(name: &str, ours: f64, theirs: f64, tolerance: f64) {
 /// Adds the gradients of one step to the model; returns its mean metrics and its number of micro-batches.
 fn learn(model: &Model, method: &mut dyn Method, replay: LayerReplay) -> (BTreeMap<&'static str, f64>, usize) {
     let step = method.next_step(model).unwrap();
-    let items = step.micro_batches.iter().map(|b| b.items()).sum();
+    let (items, mut count) = (step.items, 0);
     let mut metrics = ft::models::Metrics::default();
-    for b in &step.micro_batches {
-        metrics.merge(model.learn(&**b, items, replay).unwrap());
+    for b in step.micro_batches.map(Result::unwrap) {
+        count += 1;
+        metrics.merge(model.learn(&*b, items, replay).unwrap());
     }
-    (metrics.means(), step.micro_batches.len())
+    (metrics.means(), count)
 }
 
 /// Takes the steps of a run and compares each with what TRL logged.
@@ -364,7 +371,7 @@ fn no_gradient_comes_from_predicting_a_prompt() {
     for (name, spec) in methods() {
         let model = model();
         let mut method = files.method(&spec, &model, 3, 2048);
-        let step = method.next_step(&model).unwrap();
+        let mut step = method.next_step(&model).unwrap();
         let rows = spec.rows(&files.ground(3, 2048)).unwrap().preview(3).unwrap();
         // 1 for every position whose next token is trained on, else 0. The packed row has the examples in the order of
         // `shown`.
@@ -373,7 +380,7 @@ fn no_gradient_comes_from_predicting_a_prompt() {
             .flat_map(|e| (0..e.ids.len()).map(|t| f32::from(u8::from(e.supervised.get(t + 1) == Some(&true)))))
             .collect();
         let answers = Tensor::from_slice(&answers).to_device(model.device());
-        let b = &step.micro_batches[0];
+        let b = step.micro_batches.next().unwrap().unwrap();
         let mut found = Vec::new();
         let watched = |out: &Output| {
             let loss = b.loss(out);

@@ -10,7 +10,7 @@ use ft::adapters::{LoraPlan, LoraSpec, file};
 use ft::convert::export;
 use ft::data::encode::PairExample;
 use ft::fsutil::{read_json, write_json};
-use ft::methods::MicroBatch;
+use ft::models::learning::MicroBatch;
 use ft::methods::reward::loss::RewardBatch;
 use ft::methods::reward::{ReportCard, RewardMethodSpec};
 use ft::models::{Heads, LayerReplay, LoadOptions, Model, RewardScorer, Storage, open_scorer, reward};

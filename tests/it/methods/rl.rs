@@ -8,8 +8,10 @@ use crate::support::{assert_within, json};
 use ft::methods::grpo::spec::{GrpoLoss, ScaleRewards};
 use ft::methods::grpo::{Grpo, GrpoSpec};
 use ft::methods::rloo::{Rloo, RlooSpec};
-use ft::methods::rollout::objective::{LossUnit, PolicyLossInputs, RolloutRewards, SkippedAnswers};
-use ft::methods::rollout::{PolicyObjective, SampledAnswer, stats};
+use ft::methods::rollout::advantages::RolloutRewards;
+use ft::methods::rollout::answer::SampledAnswer;
+use ft::methods::rollout::objective::{LossUnit, PolicyLossInputs, PolicyObjective, SkippedAnswers};
+use ft::methods::rollout::stats;
 use ft::models::Loss;
 use ft::nn::head::TargetScores;
 use serde::Deserialize;
@@ -97,7 +99,7 @@ impl Cases {
             owner: &Tensor::from_slice(&owner),
             lengths: &float(&chosen_lengths),
             per_token: items / tokens,
-            idle: SkippedAnswers::default(),
+            skipped: SkippedAnswers::default(),
         };
         let scores = TargetScores {
             log_probs: pick(&new),

@@ -7,7 +7,7 @@ use ft::methods::MethodSpec;
 use ft::recipe;
 use ft::recipe::plan::Plan;
 use std::collections::{BTreeSet, HashSet};
-use ft::recipe;
+
 
 
 use std::path::{Path, PathBuf};

@@ -9,9 +9,7 @@ use crate::data::rows::{
 use crate::data::source::{RowColumns, RowPlace};
 
 
-use crate::data::rows::detect;
 
-use crate::label::record;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 

@@ -1,24 +1,23 @@
-//! What is read before the model is loaded: prompts and rewards; and the parts of the model.
+//! The parts of the model that PPO needs, and what a recipe's section must keep.
 
+use super::kl::KlEstimator;
 use super::spec::{KlPlace, PpoSpec, ValueSpec};
-use super::{KEYS, Ppo, VALUE, kl::KlEstimator};
+use super::value::VALUE;
 use crate::adapters::spec::Targets;
 use crate::adapters::{AdapterSpec, LoraSpec};
-use crate::data::dataset::PromptSet;
 use crate::error::{Error, Result};
-use crate::methods::reference::ReferenceModel;
-use crate::methods::rollout::{self, HeldOutPrompts, PromptRows, RolloutSampler};
-use crate::methods::{DataContext, ExtraAdapter, MethodRows, ModelParts};
+use crate::methods::parts::{ExtraAdapter, ModelParts};
+use crate::methods::rollout::reward_models;
 use crate::models::Heads;
 use crate::report;
-use crate::rewards::RewardSources;
-use std::cell::RefCell;
-use std::rc::Rc;
+
+/// The recipe's section of this method, for messages.
+pub const KEYS: &str = "method.ppo";
 
 /// Returns the parts of the model: a scalar head for the value function, and the adapters besides the policy's. An
 /// error if the value function is to be an adapter on a base that is trained itself.
 pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<ModelParts> {
-    let mut parts = rollout::parts(&spec.rewards, adapter, true)?;
+    let mut parts = reward_models::parts(&spec.rewards, adapter, true)?;
     parts.heads = Heads::Both;
     let mut value = match (&spec.value, adapter) {
         (ValueSpec::Head(_), None) => return Ok(parts),
@@ -40,31 +39,8 @@ pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<ModelParts
     Ok(parts)
 }
 
-/// Reads the prompts and opens the sources of rewards.
-pub fn rows(spec: &PpoSpec, ground: &DataContext) -> Result<Box<dyn MethodRows>> {
-    check(spec)?;
-    rollout::check_reward_models(&spec.rewards, &format!("{KEYS}.rewards"))?;
-    let rewards = Rc::new(RefCell::new(RewardSources::open(&spec.rewards, &format!("{KEYS}.rewards"))?));
-    let (own, judge) = (spec.clone(), rewards.clone());
-    let rows = PromptRows::open(ground, &spec.sampling, spec.answers, spec.steps(), move |model, prompted| {
-        let over = |prompts: &Rc<PromptSet>| {
-            let (tokenizer, sampling) = (prompted.tokenizer.clone(), own.sampling.clone());
-            RolloutSampler::new(prompts.clone(), tokenizer, rewards.clone(), sampling, prompted.seed)
-        };
-        let train = over(&prompted.train)?;
-        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOutPrompts::new);
-        Ok(Box::new(Ppo::new(own, train, held_out, ReferenceModel::of(model)?, prompted)))
-    })?;
-    // Rows that a reward cannot read are found before the model is loaded.
-    [Some(&rows.prompted().train), rows.prompted().valid.as_ref()]
-        .into_iter()
-        .flatten()
-        .try_for_each(|prompts| judge.borrow().check(prompts))?;
-    Ok(Box::new(rows))
-}
-
 /// Returns an error if values of the section contradict each other.
-fn check(spec: &PpoSpec) -> Result<()> {
+pub fn check(spec: &PpoSpec) -> Result<()> {
     let drawn = spec.sampling.prompts * spec.answers;
     if spec.mini_batches > drawn {
         return Err(Error::user(format!(

@@ -6,8 +6,9 @@ use super::teacher::{self, TeacherModels};
 use crate::data::dataset::Dataset;
 use crate::data::encode::Example;
 use crate::error::{Error, Result};
+use crate::methods::fixed::Split;
+use crate::methods::rows::DataContext;
 use crate::methods::sft::SupervisedBatch;
-use crate::methods::{DataContext, Split};
 use crate::nn::chunked;
 use crate::report;
 use std::path::Path;
@@ -17,10 +18,13 @@ use tch::{Device, Kind, Tensor};
 /// A summary of the cache that was filled.
 #[derive(Debug, serde::Serialize)]
 pub struct TeachSummary {
+    /// Number of items.
     pub items: usize,
+    /// Number of their supervised tokens.
     pub tokens: u64,
     /// Number of tokens stored of each distribution.
     pub k: i64,
+    /// Size of the cache.
     pub bytes: u64,
     /// Number of parts that existed already.
     pub kept: usize,
@@ -113,16 +117,21 @@ fn part_of(
         }
         let examples = items[from..to].iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
         counts.extend(examples.iter().map(|e| e.target_count() as i64));
-        let said = teachers.outputs(&SupervisedBatch::new(&examples.iter().collect::<Vec<_>>(), device))?;
-        for rows in chunked::chunks(said.each[0].hidden.size()[0], chunked::CHUNK) {
-            all.push(cache::top_tokens(&said.log_probs(rows, origin.temperature), origin.k));
+        let outputs = teachers.outputs(&SupervisedBatch::new(&examples.iter().collect::<Vec<_>>(), device))?;
+        for rows in chunked::chunks(outputs.each[0].hidden.size()[0], chunked::CHUNK) {
+            all.push(cache::top_tokens(&outputs.log_probs(rows, origin.temperature), origin.k));
         }
         from = to;
     }
-    let cat = |f: &dyn Fn(&TopTokens) -> Tensor| Tensor::cat(&all.iter().map(f).collect::<Vec<_>>(), 0);
-    let tail =
-        all.iter().all(|s| s.tail.is_some()).then(|| cat(&|s| s.tail.as_ref().expect("checked").shallow_clone()));
-    let stored =
-        TopTokens { ids: cat(&|s| s.ids.shallow_clone()), log_probs: cat(&|s| s.log_probs.shallow_clone()), tail };
-    Ok((stored, counts))
+    Ok((joined(&all), counts))
+}
+
+/// Joins the distributions of consecutive tokens.
+fn joined(parts: &[TopTokens]) -> TopTokens {
+    let tails: Option<Vec<&Tensor>> = parts.iter().map(|p| p.tail.as_ref()).collect();
+    TopTokens {
+        ids: Tensor::cat(&parts.iter().map(|p| &p.ids).collect::<Vec<_>>(), 0),
+        log_probs: Tensor::cat(&parts.iter().map(|p| &p.log_probs).collect::<Vec<_>>(), 0),
+        tail: tails.map(|tails| Tensor::cat(&tails, 0)),
+    }
 }

@@ -1,7 +1,43 @@
 //! Computes advantages and returns from rewards and values of tokens. Works on plain numbers of one answer or of all
 //! answers, without tensors or models. Every token is a real one; there is no padding.
 
-use crate::stats::moments::mean_and_sample_variance;
+use super::spec::PpoSpec;
+
+/// Advantages and returns of the tokens of all answers.
+pub struct TokenEstimates {
+    /// One number per token, for each answer.
+    pub advantages: Vec<Vec<f64>>,
+    /// The same of returns: what the value function should have predicted.
+    pub returns: Vec<Vec<f64>>,
+    /// How much of the returns' variance the values explain; `None` if all returns are equal.
+    pub explained_variance: Option<f64>,
+}
+
+/// Computes advantages and returns of one score per answer, and one divergence and one value per token. `weight` is that
+/// of the divergence in the rewards.
+pub fn estimate(
+    spec: &PpoSpec,
+    scores: &[f64],
+    divergence: &[Vec<f64>],
+    weight: f64,
+    values: &[Vec<f64>],
+) -> TokenEstimates {
+    let penalties = divergence.iter().map(|d| d.iter().map(|k| weight * k).collect::<Vec<_>>());
+    let mut rewards: Vec<Vec<f64>> =
+        penalties.zip(scores).map(|(penalties, score)| token_rewards(&penalties, *score)).collect();
+    if spec.whiten_rewards {
+        whiten(&mut rewards, false);
+    }
+    let mut advantages: Vec<Vec<f64>> =
+        rewards.iter().zip(values).map(|(r, v)| gae(r, v, spec.gamma, spec.lambda)).collect();
+    let add = |(a, v): (&Vec<f64>, &Vec<f64>)| a.iter().zip(v).map(|(a, v)| a + v).collect();
+    let returns: Vec<Vec<f64>> = advantages.iter().zip(values).map(add).collect();
+    let explained_variance = explained_variance(&values.concat(), &returns.concat());
+    if spec.whiten_advantages {
+        whiten(&mut advantages, true);
+    }
+    TokenEstimates { advantages, returns, explained_variance }
+}
 
 /// Computes the rewards of an answer's tokens: `-coef * KL` each, plus the answer's score at its last token (Ouyang et
 /// al. 2022, arXiv 2203.02155, equation 2).
@@ -31,10 +67,21 @@ pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64>
     advantages
 }
 
+/// Computes mean and variance (divided by n - 1); (0, 0) for no numbers, variance 0 for a single one.
+pub fn mean_and_variance(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let n = numbers.clone().count() as f64;
+    if n == 0.0 {
+        return (0.0, 0.0);
+    }
+    let mean = numbers.clone().sum::<f64>() / n;
+    let squares: f64 = numbers.map(|x| (x - mean).powi(2)).sum();
+    (mean, if n > 1.0 { squares / (n - 1.0) } else { 0.0 })
+}
+
 /// Scales all numbers of all answers to variance 1 and, with `shift`, to mean 0. As TRL's `masked_whiten`:
 /// `(x - mean) / sqrt(var + 1e-8)`, then `+ mean` without `shift`.
 pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
-    let (mean, variance) = mean_and_sample_variance(answers.iter().flatten().copied());
+    let (mean, variance) = mean_and_variance(answers.iter().flatten().copied());
     let scale = 1.0 / (variance + 1e-8).sqrt();
     for x in answers.iter_mut().flatten() {
         *x = (*x - mean) * scale + if shift { 0.0 } else { mean };
@@ -45,8 +92,8 @@ pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
 /// more than the mean, negative if they are worse than the mean. `None` if all returns are equal.
 pub fn explained_variance(values: &[f64], returns: &[f64]) -> Option<f64> {
     assert_eq!(values.len(), returns.len(), "one value a return");
-    let (_, all) = mean_and_sample_variance(returns.iter().copied());
-    let (_, left) = mean_and_sample_variance(returns.iter().zip(values).map(|(r, v)| r - v));
+    let (_, all) = mean_and_variance(returns.iter().copied());
+    let (_, left) = mean_and_variance(returns.iter().zip(values).map(|(r, v)| r - v));
     (all > 1e-12).then(|| 1.0 - left / all)
 }
 
@@ -112,11 +159,11 @@ mod tests {
     fn whitening_counts_every_token_once() {
         let mut answers = vec![vec![1.0, 2.0, 3.0], vec![10.0], vec![]];
         whiten(&mut answers, true);
-        let (mean, variance) = mean_and_sample_variance(answers.iter().flatten().copied());
+        let (mean, variance) = mean_and_variance(answers.iter().flatten().copied());
         assert!(mean.abs() < 1e-15 && (variance - 1.0).abs() < 1e-8);
         let mut kept = vec![vec![1.0, 2.0, 3.0], vec![10.0]];
         whiten(&mut kept, false);
-        let (mean, variance) = mean_and_sample_variance(kept.iter().flatten().copied());
+        let (mean, variance) = mean_and_variance(kept.iter().flatten().copied());
         assert!((mean - 4.0).abs() < 1e-12 && (variance - 1.0).abs() < 1e-8);
         // One number, or equal ones, have no spread to divide by.
         let mut same = vec![vec![3.0, 3.0]];

@@ -1,35 +1,35 @@
 //! Prompts as the rows of a run: read, measured and shown before the model is loaded.
 
-use super::objective::PolicyObjective;
-use super::sampling_method::{RolloutPlan, SamplingMethod};
 use super::spec::SamplingSpec;
-use super::{HeldOutPrompts, RolloutSampler, reward_models};
+use crate::adapters::AdapterSpec;
+use crate::data::dataset::PromptLimits;
+use crate::data::inspect;
+use crate::data::inspect::{Duplicates, SplitOverlap};
 use crate::data::batch::{BatchPlan, Loader};
 use crate::data::chat::ChatTokenizer;
-use crate::data::dataset::{PromptLimits, PromptSet};
 use crate::data::encode::Example;
-use crate::data::inspect::{self, Duplicates, SplitOverlap};
+use crate::data::dataset::PromptSet;
 use crate::data::rows::SourceList;
-
-
 use crate::error::{Error, Result};
-use crate::methods::{DataContext, Method, MethodRows, SamplePrompt, SplitStatistics};
+use crate::methods::contract::{Method, SamplePrompt};
+use crate::methods::rows::{DataContext, MethodRows, SplitStatistics};
 use crate::models::Model;
 use crate::report;
-use crate::rewards::RewardSources;
-use crate::rewards::spec::RewardSourceSpec;
-use std::cell::RefCell;
 use std::rc::Rc;
 
 /// The data that a sampling method is built from.
 pub struct PromptData {
+    /// The training prompts.
     pub train: Rc<PromptSet>,
+    /// The validation prompts.
     pub valid: Option<Rc<PromptSet>>,
+    /// Their tokenizer.
     pub tokenizer: Rc<ChatTokenizer>,
     /// Iterates over the training prompts, one round of sampling at a time.
     pub loader: Loader,
     /// Maximum number of tokens in a packed row.
     pub budget: usize,
+    /// The run's seed.
     pub seed: u64,
 }
 
@@ -56,14 +56,13 @@ impl PromptRows {
         steps: u64,
         make: impl FnOnce(&Model, PromptData) -> Result<Box<dyn Method>> + 'static,
     ) -> Result<Self> {
-        if let Some(adapter) = ground.adapter
-            && adapter.dropout() > 0.0
+        if let Some(AdapterSpec::Lora(lora)) = ground.adapter
+            && lora.dropout > 0.0
         {
             return Err(Error::user(format!(
-                "adapter.{}.dropout is {}: with dropout, training would compute other probabilities than those that \
+                "adapter.lora.dropout is {}: with dropout, training would compute other probabilities than those that \
                  answers are sampled from",
-                adapter.name(),
-                adapter.dropout()
+                lora.dropout
             ))
             .hint("set it to 0"));
         }
@@ -182,33 +181,4 @@ impl MethodRows for PromptRows {
     fn method(self: Box<Self>, model: &Model) -> Result<Box<dyn Method>> {
         (self.make)(model, self.prompted)
     }
-}
-
-/// Opens the rows of a method that alternates sampling and training; `key` is the method's key in the recipe.
-pub fn open<R: PolicyObjective + 'static>(
-    ground: &DataContext,
-    key: &str,
-    rewards: &[RewardSourceSpec],
-    sampling: &SamplingSpec,
-    plan: RolloutPlan,
-    rule: R,
-) -> Result<Box<dyn MethodRows>> {
-    reward_models::check_reward_models(rewards, &format!("{key}.rewards"))?;
-    let rewards = Rc::new(RefCell::new(RewardSources::open(rewards, &format!("{key}.rewards"))?));
-    let (answers, steps, spec) = (plan.answers, (plan.passes * plan.mini_batches) as u64, sampling.clone());
-    let judge = rewards.clone();
-    let rows = PromptRows::open(ground, sampling, answers, steps, move |model, prompted| {
-        let seed = prompted.seed;
-        let over = |prompts: &Rc<PromptSet>| {
-            RolloutSampler::new(prompts.clone(), prompted.tokenizer.clone(), rewards.clone(), spec.clone(), seed)
-        };
-        let rollout = over(&prompted.train)?;
-        let held_out = prompted.valid.as_ref().map(over).transpose()?.map(HeldOutPrompts::new);
-        Ok(Box::new(SamplingMethod::new(rule, plan, rollout, held_out, prompted, model)?))
-    })?;
-    judge.borrow().check(&rows.prompted.train)?;
-    if let Some(valid) = &rows.prompted.valid {
-        judge.borrow().check(valid)?;
-    }
-    Ok(Box::new(rows))
 }

@@ -1,4 +1,4 @@
-//! A teacher with another tokenizer: reads the rows in the teacher's tokens, and matches its tokens with the
+//! The rows of a run for a teacher with another tokenizer: reads the rows in the teacher's tokens, and matches its tokens with the
 //! student's.
 //!
 //! As in arXiv 2402.12030, the tokens of an answer are compared in order, the first with the first; if one side has
@@ -9,13 +9,15 @@ use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::Dataset;
 use crate::data::encode::Example;
 use crate::error::{Error, Result};
+use crate::methods::fixed::{BatchIndices, Split};
+use crate::methods::rows::DataContext;
 use crate::methods::sft::SupervisedBatch;
-use crate::methods::{BatchIndices, DataContext, Split};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// The rows of a run in the teacher's tokens.
 pub struct TeacherRows {
+    /// The teacher's tokenizer.
     pub tokenizer: Rc<ChatTokenizer>,
     train: Dataset,
     valid: Option<Dataset>,
@@ -67,18 +69,18 @@ impl TeacherRows {
             Split::Valid => self.valid.as_ref().ok_or_else(|| Error::bug("validation without rows"))?,
         };
         let theirs = which.items.iter().map(|i| rows.get(*i)).collect::<Result<Vec<Example>>>()?;
-        let (mut at, mut there, mut start) = (Vec::new(), Vec::new(), 0);
+        let (mut at, mut mask, mut start) = (Vec::new(), Vec::new(), 0);
         for (ours, theirs) in ours.iter().zip(&theirs) {
             let (n, m) = (ours.target_count() as i64, theirs.target_count() as i64);
             at.extend((0..n).map(|t| start + t.min(m - 1).max(0)));
-            there.extend((0..n).map(|t| f32::from(u8::from(t < m))));
+            mask.extend((0..n).map(|t| f32::from(u8::from(t < m))));
             start += m;
         }
-        let mut teaching = teachers.outputs(&SupervisedBatch::new(&theirs.iter().collect::<Vec<_>>(), device))?;
+        let mut outputs = teachers.outputs(&SupervisedBatch::new(&theirs.iter().collect::<Vec<_>>(), device))?;
         let at = Tensor::from_slice(&at).to_device(device);
-        for said in &mut teaching.each {
-            said.hidden = said.hidden.index_select(0, &at);
+        for output in &mut outputs.each {
+            output.hidden = output.hidden.index_select(0, &at);
         }
-        Ok((teaching, Tensor::from_slice(&there).to_device(device).to_kind(Kind::Float)))
+        Ok((outputs, Tensor::from_slice(&mask).to_device(device).to_kind(Kind::Float)))
     }
 }

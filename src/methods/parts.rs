@@ -1,0 +1,37 @@
+//! What a method's model consists of besides the base and the trained adapter: heads, further adapters, frozen models.
+
+use crate::adapters::LoraSpec;
+use crate::models::{Dtype, Heads};
+use std::path::PathBuf;
+
+/// The name of the adapter that a recipe trains.
+pub const TRAINED_ADAPTER: &str = "default";
+
+/// Describes what a method's model consists of, besides the base and the trained adapter.
+#[derive(Debug, Default)]
+pub struct ModelParts {
+    /// Which heads the model has.
+    pub heads: Heads,
+    /// Adapters next to the trained one.
+    pub extra_adapters: Vec<ExtraAdapter>,
+    /// True if the method holds a frozen copy of the base (as its reference model).
+    pub reference_copy: bool,
+    /// Sizes of other frozen models that the method holds (teachers): number of parameters and their dtype; `None`:
+    /// the run's dtype.
+    pub other_models: Vec<(u64, Option<Dtype>)>,
+    /// How many float32 tables of logits one chunk of the loss holds at the same time.
+    pub tables: u64,
+}
+
+/// An adapter next to the trained one, on the same base.
+#[derive(Debug, Clone)]
+pub struct ExtraAdapter {
+    /// The adapter's name in the model.
+    pub name: &'static str,
+    /// Its kind and layers.
+    pub spec: LoraSpec,
+    /// The folder of its weights; `None`: newly initialised.
+    pub folder: Option<PathBuf>,
+    /// True if it is trained too, false if it is frozen.
+    pub trained: bool,
+}

@@ -1,0 +1,50 @@
+//! Which tokens of a packed row a loss predicts: the positions of the trunk's output, and the tokens expected there.
+
+use tch::{Device, Tensor};
+
+/// Tokens of S packed sequences that a loss predicts, N in all.
+pub struct TargetTokens {
+    /// (N) rows of the trunk's output that predict these tokens, sequence after sequence.
+    pub at: Tensor,
+    /// (N) the tokens.
+    pub targets: Tensor,
+    /// Number of these tokens in each sequence.
+    pub counts: Vec<i64>,
+}
+
+impl TargetTokens {
+    /// Selects the tokens for which `wanted(sequence index, token index)` is true, of sequences packed one after the
+    /// other into one row. The first token of a sequence is never selected: nothing precedes it that could predict it.
+    pub fn select<'a>(
+        sequences: impl IntoIterator<Item = &'a [u32]>,
+        wanted: impl Fn(usize, usize) -> bool,
+        device: Device,
+    ) -> Self {
+        let (mut at, mut targets, mut counts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
+        for (i, ids) in sequences.into_iter().enumerate() {
+            let before = at.len();
+            for t in (1..ids.len()).filter(|&t| wanted(i, t)) {
+                at.push(start + t as i64 - 1);
+                targets.push(i64::from(ids[t]));
+            }
+            counts.push((at.len() - before) as i64);
+            start += ids.len() as i64;
+        }
+        let upload = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
+        Self { at: upload(&at), targets: upload(&targets), counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_precede_their_tokens_and_no_sequence_predicts_its_first() {
+        let found =
+            TargetTokens::select([&[5u32, 6, 7][..], &[8], &[], &[9, 10]], |i, t| i != 0 || t == 2, Device::Cpu);
+        assert_eq!(Vec::<i64>::try_from(found.at).unwrap(), [1, 4]);
+        assert_eq!(Vec::<i64>::try_from(found.targets).unwrap(), [7, 10]);
+        assert_eq!(found.counts, [1, 0, 0, 1]);
+    }
+}
