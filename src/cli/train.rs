@@ -4,14 +4,9 @@ use super::shared::interrupt::stop_on_signal;
 use super::shared::training::{fit_plan, print_summary, software};
 use clap::Args;
 use ft::error::Result;
-use ft::{recipe, train};
-use ft::recipe::plan::Plan;
-use ft::runs::facts::Software;
-use ft::train::fit;
+use ft::recipe;
 use ft::train::run;
 use ft::train::start::StartMode;
-use ft::train::summary::RunSummary;
-use ft::{report, runtime};
 use std::path::PathBuf;
 
 #[derive(Args)]

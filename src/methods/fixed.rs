@@ -7,7 +7,6 @@ use super::rows::{DataContext, MethodRows, SplitStatistics};
 use super::state::StateTensors;
 use crate::data::inspect;
 use crate::data::inspect::{Duplicates, SplitOverlap};
-use crate::data;
 use crate::data::dataset::{Dataset, DatasetItem};
 use crate::data::encode::{Example, Supervise};
 use crate::data::batch::{Loader, LoaderCursor};

@@ -7,7 +7,6 @@ use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat};
 use ft::data::source::{self, ColumnSelection};
 use ft::data::source::{RowColumns, RowPlace};
 use ft::error::{Context, Error, Result};
-use ft::label::record;
 use serde_json::Value;
 use std::path::Path;
 

@@ -5,7 +5,6 @@ use super::beams::BeamArgs;
 use super::generation_config::GenerationConfig;
 use super::model::ModelArgs;
 use clap::Args;
-use clap::ValueEnum;
 use ft::data::chat::ChatTokenizer;
 
 use ft::error::{Error, Result};

@@ -17,7 +17,6 @@ use super::preference_alarms::{self, PreferenceMonitor};
 use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};
 use super::rows::{DataContext, MethodRows};
 use super::watch::Watch;
-use crate::data;
 use crate::data::dataset::Dataset;
 use crate::data::encode::{Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};

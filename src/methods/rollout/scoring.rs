@@ -1,7 +1,6 @@
 //! Computes log-probabilities of sampled answers the way training does: packed, in chunks, without a KV cache.
 
 use super::answer::SampledAnswer;
-use crate::data;
 use crate::error::Result;
 use crate::methods::reference::ReferenceModel;
 use crate::methods::targets::TargetTokens;

@@ -4,7 +4,6 @@
 
 use super::answer::SampledAnswer;
 use super::objective::{LossUnit, SkippedAnswers};
-use crate::data;
 
 /// What the decision needs to know of a sampled answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
