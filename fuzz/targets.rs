@@ -6,14 +6,13 @@
 use ft::adapters::file;
 use ft::convert::gguf::file::Gguf;
 use ft::convert::gguf::{architecture, quant, vocabulary};
-use ft::data;
+use ft::data::rows;
 use ft::data::chat::ChatTemplate;
 use ft::data::chat::ChatTokenizer;
 use ft::data::rows::{Record, RowFormat};
 
-
 use ft::error::{Error, Result};
-use ft::label::project::import::insert::import;
+use ft::label::project::import::file as label_file;
 use ft::label::project::import::row::LabelImportOptions;
 use ft::models::Config;
 use ft::nn::weights;
@@ -92,7 +91,7 @@ pub fn template(data: &[u8]) {
     let Some(template) = fair(ChatTemplate::compile("fuzz.jinja", text, &Default::default())) else { return };
     let row = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you"}]}"#;
     let (_folder, path) = file("row.jsonl", row.as_bytes());
-    for row in fair(data::read_rows(&path, RowFormat::Auto, None)).unwrap_or_default().1 {
+    for row in fair(rows::read_rows(&path, RowFormat::Auto, None)).unwrap_or_default().1 {
         if let Record::Messages(talk) = row.record {
             fair(template.render(&talk, 1, true));
             fair(template.render(&talk, 2, false));
@@ -104,7 +103,7 @@ pub fn template(data: &[u8]) {
 pub fn rows(data: &[u8]) {
     for name in ["fuzz.jsonl", "fuzz.json", "fuzz.csv"] {
         let (_folder, path) = file(name, data);
-        for row in fair(data::read_rows(&path, RowFormat::Auto, None)).unwrap_or_default().1 {
+        for row in fair(rows::read_rows(&path, RowFormat::Auto, None)).unwrap_or_default().1 {
             assert!(row.line > 0, "{name}: a row without a line");
             row.record.into_texts();
         }
@@ -125,7 +124,7 @@ pub fn tokenizer(data: &[u8]) {
 pub fn labels(data: &[u8]) {
     for name in ["fuzz.jsonl", "fuzz.json"] {
         let (_folder, path) = file(name, data);
-        for row in fair(import::read(&path, &LabelImportOptions::default())).unwrap_or_default() {
+        for row in fair(label_file::read(&path, &LabelImportOptions::default())).unwrap_or_default() {
             assert!(!row.prompt.key.is_empty(), "a prompt without an id");
         }
     }

@@ -47,7 +47,9 @@ pub fn run(verb: RecipeCommand) -> Result<()> {
             let plan = recipe::plan::load(&recipe, &sets)?;
             if json { print_json(&plan.recipe) } else { print(&plan.to_yaml()?) }
         }
-        RecipeCommand::Explain { key } => print(&recipe::reference::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?),
+        RecipeCommand::Explain { key } => {
+            print(&recipe::reference::explain(key.as_deref().unwrap_or("").trim_end_matches('.'))?)
+        }
         RecipeCommand::Schema => print_json(recipe::schema::schema()),
         RecipeCommand::Reference => print(&recipe::reference::markdown()),
     }

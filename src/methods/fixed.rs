@@ -2,15 +2,15 @@
 //! adds an [`Objective`], which turns items into a batch with a loss.
 
 use super::contract::{Alarm, Means, Method, SamplePrompt, TrainingStep};
-use crate::models::learning::MicroBatch;
 use super::rows::{DataContext, MethodRows, SplitStatistics};
 use super::state::StateTensors;
-use crate::data::inspect;
-use crate::data::inspect::{Duplicates, SplitOverlap};
+use crate::data::batch::{Loader, LoaderCursor};
 use crate::data::dataset::{Dataset, DatasetItem};
 use crate::data::encode::{Example, Supervise};
-use crate::data::batch::{Loader, LoaderCursor};
+use crate::data::inspect;
+use crate::data::inspect::{Duplicates, SplitOverlap};
 use crate::error::Result;
+use crate::models::learning::MicroBatch;
 use crate::models::{Metrics, Model};
 use crate::nn::Param;
 use crate::report;

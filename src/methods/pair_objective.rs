@@ -2,7 +2,6 @@
 //! pairs, metrics and alarms. Such a method only says what the loss of scored pairs is.
 
 use super::contract::{Alarm, Means};
-use crate::models::learning::MicroBatch;
 use super::fixed::{BatchIndices, FixedDataRows, Objective, Split};
 use super::pairs::{self, AnswerScores, AnswerSpans, PackedAnswers, PairStatistics};
 use super::preference_alarms::{self, PreferenceMonitor};
@@ -12,6 +11,7 @@ use super::watch::Watch;
 use crate::data::dataset::Dataset;
 use crate::data::encode::{Example, PairExample, Supervise};
 use crate::error::Result;
+use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Model, Output};
 use crate::nn::Tokens;
 use std::rc::Rc;

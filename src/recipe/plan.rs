@@ -4,12 +4,11 @@
 //! samples its own answers; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's
 //! folder.
 
-use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
-use crate::recipe::optim::{OptimKind, Schedule};
-use super::{check, conflicts, overrides, tree};
-use super::mistakes::SourceTexts;
 use super::mistakes::Mistake;
-
+use super::mistakes::SourceTexts;
+use super::{check, conflicts, overrides, tree};
+use crate::recipe::optim::{OptimKind, Schedule};
+use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
 
 use super::written::WrittenRecipe;
 

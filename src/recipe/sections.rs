@@ -10,7 +10,6 @@ use crate::data::chat::TemplateOptions;
 pub use crate::data::dataset::Overflow;
 pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
 
-
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 use crate::models::{Dtype, Storage};

@@ -1,8 +1,8 @@
 //! Runs the teachers of a distillation recipe before training: stores their distributions, or lets them write answers.
 
+use super::prepare::{formats, rows, student};
 use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
-use super::prepare::{formats, rows, student};
 
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;

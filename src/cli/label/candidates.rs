@@ -11,9 +11,6 @@ use ft::label::project::candidates::{CandidateCounts, CandidatePlan};
 use ft::label::project::snapshot::Project;
 use ft::label::store::Store;
 
-
-
-
 use ft::report;
 use serde_json::json;
 use std::path::Path;

@@ -4,12 +4,10 @@ use super::{AggregationArg, parse_judges};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::fsutil::{write_atomic, write_json};
+use ft::label::project::snapshot::Project;
 use ft::label::report::contents::LabelReport;
 use ft::label::report::page::render;
-use ft::label::project::snapshot::Project;
 use ft::label::store::Store;
-
-
 
 use ft::stats::bootstrap::{Bootstrap, Estimate};
 

@@ -1,12 +1,12 @@
 //! Judges with a language model and a rubric.
 
 use super::judge::{JudgeTask, Opinion, PairJudge};
-use crate::data::rows::ChatMessage;
 use crate::data::chat::ChatTokenizer;
+use crate::data::rows::ChatMessage;
 use crate::error::{Error, Result};
-use crate::generate::settings::GenerationSettings;
 use crate::generate::engine::complete;
 use crate::generate::prompt_check::max_sequence_tokens;
+use crate::generate::settings::GenerationSettings;
 use crate::label::project::encoding;
 use crate::label::record::annotator::AnnotatorKind;
 use crate::label::record::vote::VoteChoice;

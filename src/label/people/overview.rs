@@ -2,15 +2,11 @@
 //!
 //! Point estimates only; [`super::report`] has the intervals.
 
-use crate::label::statistics::agreement::{DistanceScale, RatingTable};
 use crate::label::record::annotator::{Annotator, AnnotatorKind};
 use crate::label::record::answer::CandidatePair;
 use crate::label::record::vote::{Vote, VoteChoice};
+use crate::label::statistics::agreement::{DistanceScale, RatingTable};
 use crate::stats::bootstrap::Bootstrap;
-
-
-
-
 
 use crate::label::statistics::summary::upper_median;
 use serde::Serialize;

@@ -6,13 +6,12 @@
 
 use super::encoding;
 use super::similar::Shingles;
+use super::snapshot::Project;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::generate::answer::GeneratedAnswer;
 use crate::generate::engine::{BatchLimits, Engine, GenerationRequest};
 use crate::generate::settings::GenerationSettings;
-use super::snapshot::Project;
-
 
 use crate::label::record::answer::{NewCandidate, StoredPrompt};
 use crate::models::Model;

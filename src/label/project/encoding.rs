@@ -1,10 +1,12 @@
 //! Converts stored prompts and answers into conversations and token ids for a model.
 
-use crate::data::source::RowPlace;
-use crate::data::rows::{AnswerContent, ChatMessage, Conversation, JudgedAnswer, PromptContent, Record, RecordRow, RowFormat, read_record};
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::DatasetItem;
 use crate::data::encode::{Supervise, UnpairedExample};
+use crate::data::rows::{
+    AnswerContent, ChatMessage, Conversation, JudgedAnswer, PromptContent, Record, RecordRow, RowFormat, read_record,
+};
+use crate::data::source::RowPlace;
 use crate::error::{Error, Result};
 use crate::label::record::answer::{Candidate, StoredPrompt};
 use serde_json::Map;

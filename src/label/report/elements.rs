@@ -1,7 +1,7 @@
 //! Makes the elements that the page repeats: texts of people, figures, cells and heads of tables.
 
-use crate::runs::page::{escape, plot};
 use crate::runs::page::escape::name;
+use crate::runs::page::{escape, plot};
 use maud::{Markup, PreEscaped, html};
 use std::fmt::Display;
 

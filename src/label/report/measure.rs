@@ -10,8 +10,8 @@ use crate::label::results::bias::{JudgeHabits, habits, length_baseline};
 use crate::label::results::ranking::SourceRanking;
 use crate::label::results::verdict::{Aggregation, PairVerdict, VERDICTS, aggregate, symmetric_dawid_skene};
 use crate::label::statistics::agreement::{DistanceScale, RatingTable};
-use crate::stats::bootstrap::Bootstrap;
 use crate::label::statistics::dawid_skene::UnitRatings;
+use crate::stats::bootstrap::Bootstrap;
 use crate::stats::proportion::Proportion;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,16 +3,13 @@
 //! Pure functions over votes and verdicts. Lengths are in characters, as token counts of different models are not
 //! comparable.
 
-use crate::label::results::verdict::PairVerdict;
 use crate::label::project::snapshot::Project;
 use crate::label::project::votes::ResolvedVote;
 use crate::label::record::annotator::AnnotatorKind;
 use crate::label::record::vote::VoteChoice;
+use crate::label::results::verdict::PairVerdict;
 use crate::stats::moments::correlation;
 use crate::stats::proportion::Proportion;
-
-
-
 
 use crate::label::record::answer::CandidatePair;
 

@@ -3,17 +3,15 @@
 //! Pure functions over outcomes. A tie or "both bad" is half a win for each source. Outcomes on the same prompt are not
 //! independent, so intervals resample prompts.
 
-use crate::label::results::verdict::PairVerdict;
 use crate::label::project::snapshot::Project;
 use crate::label::record::vote::VoteChoice;
+use crate::label::results::verdict::PairVerdict;
 
-
-
-use crate::stats::bootstrap::{Bootstrap, Estimate, percentiles};
 use crate::label::statistics::paired_comparison::{
     MEAN_RATING, SourceComparison, bradley_terry, connected_groups, elo,
 };
 use crate::rng;
+use crate::stats::bootstrap::{Bootstrap, Estimate, percentiles};
 
 use rand::seq::SliceRandom;
 use serde::Serialize;

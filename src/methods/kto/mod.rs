@@ -9,7 +9,6 @@ pub mod spec;
 pub use spec::{KtoLoss, KtoSpec};
 
 use super::contract::{Alarm, Means};
-use crate::models::learning::MicroBatch;
 use super::fixed::FixedDataRows;
 use super::fixed::{BatchIndices, Objective, Split};
 use super::pairs::PackedAnswers;
@@ -20,6 +19,7 @@ use super::watch::Watch;
 use crate::data::dataset::Dataset;
 use crate::data::encode::{Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
+use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
 use crate::report;

@@ -1,10 +1,10 @@
 //! The metrics of an iteration, under TRL's names.
 
-use crate::stats::moments::mean_and_sample_variance;
 use super::answers::AnswerTokenStats;
 use super::kl::KlEstimator;
 use crate::methods::rollout::answer::SampledAnswer;
 use crate::methods::rollout::stats::MetricList;
+use crate::stats::moments::mean_and_sample_variance;
 
 /// Estimates the KL divergence from the reference of each token of each answer.
 pub fn divergence(numbers: &[AnswerTokenStats], estimator: KlEstimator) -> Vec<Vec<f64>> {

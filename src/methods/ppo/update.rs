@@ -3,9 +3,9 @@
 use super::answers::{AnswerTokenStats, IterationAnswers, column};
 use super::loss::{PpoLossWeights, RolloutTensors};
 use super::value::ValueFunction;
-use crate::models::learning::MicroBatch;
 use crate::methods::rollout::answer::SampledAnswer;
 use crate::methods::rollout::scoring::PackedSamples;
+use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Output};
 use crate::nn::Tokens;
 use tch::Device;

@@ -13,8 +13,8 @@
 
 use super::spec::{MarginChoice, RewardMethodSpec};
 use crate::data::encode::PairExample;
-use crate::models::learning::MicroBatch;
 use crate::methods::pairs::{self, PairStatistics};
+use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};

@@ -14,7 +14,6 @@ pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits};
 pub use spec::{MarginChoice, RewardMethodSpec};
 
 use super::contract::{Alarm, Means};
-use crate::models::learning::MicroBatch;
 use super::fixed::FixedDataRows;
 use super::fixed::{BatchIndices, Objective};
 use super::rows::{DataContext, MethodRows};
@@ -24,6 +23,7 @@ use crate::data::dataset::Dataset;
 use crate::data::encode::{PairExample, Supervise};
 use crate::error::Result;
 use crate::fsutil::write_json;
+use crate::models::learning::MicroBatch;
 use crate::models::{Model, reward};
 use crate::report;
 use std::path::Path;

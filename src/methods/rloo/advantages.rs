@@ -8,8 +8,8 @@
 
 use super::spec::RlooSpec;
 use crate::methods::rollout::advantages::{Advantages, RolloutRewards, are_uniform};
-use crate::stats::moments::{sample_deviation};
 use crate::stats::moments::mean;
+use crate::stats::moments::sample_deviation;
 
 /// Computes one advantage per answer; 0 for the answers of a group whose rewards are all equal.
 pub fn advantages(spec: &RlooSpec, judged: &RolloutRewards) -> Advantages {

@@ -2,7 +2,7 @@
 //! means in `grpo::advantages`, leave-one-out in `rloo::advantages`, generalised estimates per token in
 //! `ppo::advantages`.
 
-use crate::stats::moments::{sample_deviation};
+use crate::stats::moments::sample_deviation;
 
 /// Advantages of sampled answers.
 pub struct Advantages {

@@ -5,8 +5,8 @@ use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::PromptSet;
 use crate::error::Result;
 use crate::models::Model;
-use crate::rewards::source::RewardInput;
 use crate::rewards::RewardSources;
+use crate::rewards::source::RewardInput;
 use std::cell::RefCell;
 use std::rc::Rc;
 

@@ -2,13 +2,13 @@
 
 use super::spec::SamplingSpec;
 use crate::adapters::AdapterSpec;
-use crate::data::dataset::PromptLimits;
-use crate::data::inspect;
-use crate::data::inspect::{Duplicates, SplitOverlap};
 use crate::data::batch::{BatchPlan, Loader};
 use crate::data::chat::ChatTokenizer;
-use crate::data::encode::Example;
+use crate::data::dataset::PromptLimits;
 use crate::data::dataset::PromptSet;
+use crate::data::encode::Example;
+use crate::data::inspect;
+use crate::data::inspect::{Duplicates, SplitOverlap};
 use crate::data::rows::SourceList;
 use crate::error::{Error, Result};
 use crate::methods::contract::{Method, SamplePrompt};

@@ -4,9 +4,9 @@ use super::answer::SampledAnswer;
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::PromptSet;
 use crate::error::{Error, Result};
+use crate::generate::answer::StopReason;
 use crate::generate::engine::{BatchLimits, Engine, FinishedAnswer, GenerationRequest};
 use crate::generate::settings::GenerationSettings;
-use crate::generate::answer::StopReason;
 use crate::models::Model;
 use crate::report;
 

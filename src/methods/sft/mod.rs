@@ -6,13 +6,13 @@
 pub mod spec;
 pub use spec::SftSpec;
 
-use crate::models::learning::MicroBatch;
 use super::fixed::FixedDataRows;
 use super::fixed::{BatchIndices, Objective};
 use super::rows::{DataContext, MethodRows};
 use super::targets::TargetTokens;
 use crate::data::encode::Example;
 use crate::error::Result;
+use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Model, Output};
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};

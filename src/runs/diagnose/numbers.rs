@@ -63,7 +63,8 @@ pub fn loss_zero(p: DiagnosisInput) -> Option<Diagnosis> {
     if first.len() < 3 || losses(first) > 10.0 * ZERO {
         return None;
     }
-    let accuracy = mean_of_finite(first.iter().filter_map(|s| s.more.iter().find(|(k, _)| k == "accuracy").map(|(_, v)| *v)));
+    let accuracy =
+        mean_of_finite(first.iter().filter_map(|s| s.more.iter().find(|(k, _)| k == "accuracy").map(|(_, v)| *v)));
     let mut evidence = vec![("mean loss of the first steps", number(losses(first)))];
     if accuracy.is_finite() {
         evidence.push(("tokens predicted correctly at the start", format!("{:.1} %", 100.0 * accuracy)));

@@ -8,8 +8,8 @@ mod model;
 pub mod rows;
 pub mod student;
 
-use crate::data::chat::ChatTokenizer;
 use crate::data::cache::TokenCache;
+use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::methods::contract::Method;
 use crate::methods::rows::MethodRows;

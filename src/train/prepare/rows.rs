@@ -1,8 +1,8 @@
 //! Loads what a method needs to read the recipe's rows: the tokenizer, and the settings of data and batches.
 
 use crate::data::batch::BatchPlan;
-use crate::data::chat::ChatTokenizer;
 use crate::data::cache::TokenCache;
+use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::methods::rows::DataContext;
 use crate::recipe::plan::Plan;

@@ -1,11 +1,11 @@
 //! Cuts the model of a run out of a larger one, as `model.cut` asks.
 
 use crate::convert::student::{KeptLayers, StudentCut, cut_student_if_missing};
+use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::{Dataset, EncodeOptions, Overflow};
 use crate::data::encode::{Example, Supervise};
 use crate::data::rows::{SourceList, SourceSpec};
-use crate::data::cache::TokenCache;
 use crate::error::Result;
 use crate::models;
 use crate::recipe::plan::Plan;

@@ -1,8 +1,8 @@
 //! Samples: the model's answers to a few prompts before, during and after training, for people to read.
 
 use super::log::TrainingLog;
-use crate::data::chat::ChatTokenizer;
 use super::log::truncate_after;
+use crate::data::chat::ChatTokenizer;
 
 use crate::error::Result;
 use crate::fsutil::io_error;

@@ -5,7 +5,6 @@ use crate::support::command;
 use crate::support::fixture;
 use crate::support::rows::{says, user};
 use ft::data::chat::ChatTemplate;
-use ft::data::inspect::survey;
 use ft::data::inspect::survey_file;
 use ft::data::rows::{Record, RowFormat, SourceSpec};
 use ft::data::rows::{RowPurpose, RowReader, read_rows};

@@ -12,7 +12,6 @@ use ft::data::{self, inspect};
 
 use ft::data::dataset;
 
-
 use ft::data::rows::read_rows;
 use ft::error::{Error, Result};
 use serde_json::{Value, json};

@@ -3,13 +3,12 @@
 use crate::support::files::jsonl;
 use crate::support::laws::cases;
 use crate::support::rows::{talk, tiny_tokenizer};
-use ft::data;
+use ft::data::dataset;
 use ft::data::batch::pack;
 use ft::data::dataset::{EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::RowFormat;
 use ft::scrub::{NameList, PersonalDataKind, Scrubber};
-
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -23,7 +22,7 @@ fn examples(row: &Value) -> [Example; 3] {
     [Supervise::Assistant, Supervise::Last, Supervise::All].map(|supervise| {
         let on_overflow = Overflow::Error;
         let options = EncodeOptions { supervise, max_len: 8192, on_overflow, overflow_tolerance: 0.0 };
-        data::load(&path, RowFormat::Auto, None, &tokenizer, &options).unwrap().to_vec().unwrap().remove(0)
+        dataset::load(&path, RowFormat::Auto, None, &tokenizer, &options).unwrap().to_vec().unwrap().remove(0)
     })
 }
 
@@ -49,7 +48,7 @@ proptest! {
     ) {
         let mut order: Vec<u32> = (0..lengths.len() as u32).collect();
         order.rotate_left(shift % lengths.len().max(1));
-        let rows = pack::pack(&lengths, &order, budget);
+        let rows = pack(&lengths, &order, budget);
         let mut seen: Vec<usize> = rows.concat();
         seen.sort_unstable();
         prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());

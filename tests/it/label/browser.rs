@@ -7,10 +7,7 @@ use crate::support::labeling::*;
 use crate::support::needs::{AXE, BROWSER, axe, needs};
 use crate::support::webdriver::*;
 use ft::label::store::Store;
-use ft::label::record::*;
-use crate::label_support::*;
 
-use crate::webdriver::*;
 use ft::label::record::answer::{NewCandidate, NewPair, NewPrompt};
 use ft::label::record::settings::{Criterion, ProjectSettings};
 use ft::label::record::vote::VoteChoice;

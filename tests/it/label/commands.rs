@@ -3,13 +3,9 @@
 use crate::support::command::stderr;
 use crate::support::labeling::*;
 use crate::support::needs::{SCRIPT, needs};
-use ft::label::store::Store;
 use ft::label::record::annotator::AnnotatorKind;
 use ft::label::record::vote::VoteChoice;
-use crate::label_support::*;
-
-
-
+use ft::label::store::Store;
 
 use serde_json::{Value, json};
 use std::io::Write;

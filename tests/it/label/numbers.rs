@@ -4,22 +4,15 @@
 use crate::support::command::stderr;
 use crate::support::json;
 use crate::support::workspace::Workspace;
-use ft::label::statistics::dawid_skene::UnitRatings;
-use ft::label::statistics::dawid_skene;
-use ft::label::statistics::agreement::{DistanceScale, RatingTable};
-use ft::label::statistics::paired_comparison::{bradley_terry, SourceComparison};
+use ft::label::project::snapshot::Project;
 use ft::label::record::annotator::AnnotatorKind;
 use ft::label::record::vote::{NewVote, VoteChoice};
-use ft::label::project::snapshot::Project;
+use ft::label::statistics::agreement::{DistanceScale, RatingTable};
+use ft::label::statistics::dawid_skene;
+use ft::label::statistics::dawid_skene::UnitRatings;
+use ft::label::statistics::paired_comparison::{SourceComparison, bradley_terry};
 use ft::label::store::Store;
 use ft::stats::bootstrap::{Bootstrap, Estimate};
-
-
-
-
-
-
-
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -133,7 +126,7 @@ fn error_rates_of_annotators_equal_crowd_kit() {
         let raters = crowd.votes.iter().map(|v| v.1).max().unwrap() + 1;
         let mut units: Vec<UnitRatings> = vec![Vec::new(); crowd.posterior.len()];
         crowd.votes.iter().for_each(|(unit, rater, class)| units[*unit].push((*rater, *class)));
-        let found = dawid_skene(&units, raters, crowd.classes.len());
+        let found = dawid_skene::dawid_skene(&units, raters, crowd.classes.len());
         for (unit, (ours, theirs)) in found.posterior.iter().zip(&crowd.posterior).enumerate() {
             ours.iter().zip(theirs).for_each(|(o, t)| near(&format!("{}, unit {unit}", crowd.name), *o, *t, 1e-6));
         }

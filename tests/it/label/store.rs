@@ -3,26 +3,20 @@
 
 use crate::support::labeling::*;
 use crate::support::needs::{POSTGRES, needs};
-use ft::label::store::Store;
-use ft::label::people::task::TaskRefusal;
 use ft::label::people::desk::Desk;
 use ft::label::people::request::{DeskError, DeskRequest};
-use ft::label::record::*;
 use ft::label::people::screen::{ScreenVote, SideChoice};
+use ft::label::people::task::TaskRefusal;
 use ft::label::record::lease::Lease;
+use ft::label::record::*;
+use ft::label::store::Store;
 use ft::label::store::VoteInsertion;
-use crate::label_support::*;
-
-
-
-
 
 use ft::label::record::annotator::AnnotatorKind;
 use ft::label::record::answer::{InsertCounts, NewCandidate, NewPair, NewPrompt};
 
 use ft::label::record::settings::ProjectSettings;
 use ft::label::record::vote::{NewVote, VoteChoice};
-
 
 use serde_json::json;
 use std::path::Path;

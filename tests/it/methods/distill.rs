@@ -1,10 +1,9 @@
 //! Compares distillation with its formulas: divergences, losses between layers, whole objectives. Also tests students
 //! that are cut out of a larger model.
 
+use crate::support::ClosureBatch;
 use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen, tensors, whole};
-use crate::distill_runs::refused;
-use crate::support::ClosureBatch;
 use ft::models::learning::MicroBatch;
 
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};

@@ -26,7 +26,6 @@ use ft::recipe::optim::{OptimKind, OptimSection};
 use ft::rewards::RewardSources;
 use ft::rewards::source::{RewardInput, RewardSource};
 
-
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde::Deserialize;

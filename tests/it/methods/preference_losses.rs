@@ -10,18 +10,13 @@ use ft::data::cache::{CacheChoice, TokenCache};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::Overflow;
 use ft::data::rows::{SourceList, SourceSpec};
+use ft::methods::contract::Method;
 use ft::methods::pairs::PairStatistics;
 use ft::methods::reference::ReferenceChoice;
 use ft::methods::rows::DataContext;
-use ft::methods::{dpo, kto, MethodSpec, orpo, simpo};
-use ft::methods::contract::Method;
+use ft::methods::{MethodSpec, dpo, kto, orpo, simpo};
 use ft::models::{LayerReplay, Model, Output};
 use ft::recipe::optim::OptimSection;
-
-
-
-
-
 
 use ft::train::optim::Optimiser;
 use serde_json::Value;

@@ -6,8 +6,8 @@ use ft::adapters::AdapterKind;
 use ft::adapters::merge::WeightedAdapter;
 use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
 use ft::convert::export;
-use ft::convert::verify::report::ExportVerdict;
 use ft::convert::merged;
+use ft::convert::verify::report::ExportVerdict;
 use ft::models::{Config, LayerReplay, Model};
 use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
 

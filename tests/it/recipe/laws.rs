@@ -23,7 +23,7 @@ fn setting() -> impl Strategy<Value = (&'static str, &'static str, String)> {
 }
 
 fn parse(text: &str, sets: &[String]) -> Recipe {
-    recipe::parse("x.yaml", text, sets).unwrap_or_else(|e| panic!("{text}\n{sets:?}\n{e}")).recipe
+    recipe::plan::parse("x.yaml", text, sets).unwrap_or_else(|e| panic!("{text}\n{sets:?}\n{e}")).recipe
 }
 
 proptest! {

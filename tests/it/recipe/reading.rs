@@ -8,8 +8,6 @@ use ft::recipe;
 use ft::recipe::plan::Plan;
 use std::collections::{BTreeSet, HashSet};
 
-
-
 use std::path::{Path, PathBuf};
 
 const GOOD: &str = "\
@@ -513,7 +511,7 @@ const UNCOMMON: &[&str] = &[
 #[test]
 fn the_annotated_recipe_names_every_common_key_with_a_valid_value() {
     let text = std::fs::read_to_string("recipes/annotated.yaml").unwrap();
-    let plan = recipe::parse("annotated.yaml", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
+    let plan = recipe::plan::parse("annotated.yaml", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
     let values = serde_json::to_value(&plan.recipe).unwrap();
     let line_of_key = fancy_regex::Regex::new("^( *)(# )?([a-z_]+):( .*)?$").unwrap();
     let (mut named, mut parents) = (BTreeSet::new(), Vec::<(usize, String)>::new());
@@ -523,7 +521,7 @@ fn the_annotated_recipe_names_every_common_key_with_a_valid_value() {
         parents.retain(|(above, _)| *above < indent);
         parents.push((indent, key.to_string()));
         let path = parents.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>().join(".");
-        let known = recipe::key(&path).unwrap_or_else(|| panic!("line {}: `{path}` is no key", i + 1));
+        let known = recipe::schema::key(&path).unwrap_or_else(|| panic!("line {}: `{path}` is no key", i + 1));
         if off {
             // With the comment sign removed, the key must be right where it stands.
             let on = |(j, other): (usize, &str)| match (j == i, key, other.trim_start().split(':').next()) {
@@ -532,7 +530,7 @@ fn the_annotated_recipe_names_every_common_key_with_a_valid_value() {
                 _ => other.to_string(),
             };
             let changed: Vec<String> = text.lines().enumerate().map(on).collect();
-            recipe::parse("annotated.yaml", &changed.join("\n"), &[]).unwrap_or_else(|e| panic!("{e}"));
+            recipe::plan::parse("annotated.yaml", &changed.join("\n"), &[]).unwrap_or_else(|e| panic!("{e}"));
         } else if let (Some(default), false) = (&known.default, line.contains("(default ")) {
             let value = path.split('.').fold(&values, |value, key| &value[key]);
             assert_eq!(value, default, "line {}: {path}", i + 1);
@@ -544,7 +542,7 @@ fn the_annotated_recipe_names_every_common_key_with_a_valid_value() {
     let uncommon = |path: &str| {
         UNCOMMON.iter().any(|u| path == *u || within(path, u) || (u.ends_with('.') && path.starts_with(u)))
     };
-    let missing: Vec<&str> = recipe::keys()
+    let missing: Vec<&str> = recipe::schema::keys()
         .iter()
         .map(|key| key.path.as_str())
         .filter(|path| sections.iter().any(|s| within(path, s)) && !uncommon(path) && !named.contains(*path))

@@ -250,7 +250,7 @@ fn settings_that_cannot_change_the_result_may_change_when_a_run_is_resumed() {
         arguments
     };
     broken_off(&space, "run", "broken", 5);
-    let said = refused(&space, &resume(&["run.seed=8"]));
+    let said = space.refused(&resume(&["run.seed=8"]));
     assert!(said.contains("run.seed: was ") && !said.contains("threads") && !said.contains("cache"), "{said}");
     let said = String::from_utf8_lossy(&space.ft(&resume(&[])).stderr).into_owned();
     assert!(said.contains("threads: was 1, is 2"), "a difference of the machine is reported: {said}");

@@ -1,8 +1,8 @@
 //! Finds the prompt, its id and the answers among the columns of a row.
 
 use super::row::LabelImportOptions;
-use crate::json;
 use crate::error::{Error, Result};
+use crate::json;
 use crate::label::record::answer::{JsonMap, NewPrompt};
 use serde_json::{Value, json};
 

@@ -3,13 +3,10 @@
 //! `value.selected` is `left` (the first answer) or `right` (the second). The Pairwise tag cannot express a tie: an
 //! additional Choices tag with tie, equal, both or neither does.
 
+use crate::data::source::RowColumns;
+use crate::label::project::import::fields::{as_messages, new_prompt, own_id, prompt_and_answer_fields};
 use crate::label::project::import::pick::{AnswerPick, pairwise_verdicts, parse_pick};
 use crate::label::project::import::row::{ImportedAnswer, ImportedRow, LabelImportOptions};
-use crate::label::project::import::fields::{as_messages, new_prompt, own_id, prompt_and_answer_fields};
-use crate::data::source::RowColumns;
-
-
-
 
 use crate::error::{Error, Result};
 use serde_json::Value;

@@ -1,9 +1,9 @@
 //! Defines what is read from one row of a file: a prompt, its answers, and judgements of them.
 
-use crate::scrub::Scrubber;
 use crate::error::Result;
 use crate::label::record::answer::{JsonMap, NewPrompt};
 use crate::label::record::vote::VoteChoice;
+use crate::scrub::Scrubber;
 use serde_json::{Map, Value};
 
 /// The layout of an import file.

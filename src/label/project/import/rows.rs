@@ -1,14 +1,12 @@
 //! Reads rows of ft's own data files: a prompt in any known format with no answer, one answer, a list of answers, or a
 //! pair.
 
-use crate::label::project::import::row::{ImportedAnswer, ImportedRow, LabelImportOptions};
-use crate::label::project::import::fields::{new_prompt, own_id};
 use crate::data::rows::{
     AnswerContent as Said, ChatMessage, PromptContent, Record, RowPurpose, detect_format, read_record,
 };
 use crate::data::source::{RowColumns, RowPlace};
-
-
+use crate::label::project::import::fields::{new_prompt, own_id};
+use crate::label::project::import::row::{ImportedAnswer, ImportedRow, LabelImportOptions};
 
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
