@@ -8,7 +8,7 @@ use ft::data::chat::ChatTemplate;
 use ft::data::inspect::survey_file;
 use ft::data::rows::{Record, RowFormat, SourceSpec};
 use ft::data::rows::{RowPurpose, RowReader, read_rows};
-use ft::data::{self, source};
+use ft::data::source;
 use ft::json;
 
 use serde_json::{Map, Value, json};

@@ -7,8 +7,8 @@ use crate::support::rows::{talk, tiny_tokenizer, with_template};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
+use ft::data::inspect;
 use ft::data::rows::{Record, RowFormat};
-use ft::data::{self, inspect};
 
 use ft::data::dataset;
 

@@ -3,8 +3,8 @@
 use crate::support::files::jsonl;
 use crate::support::laws::cases;
 use crate::support::rows::{talk, tiny_tokenizer};
-use ft::data::dataset;
 use ft::data::batch::pack;
+use ft::data::dataset;
 use ft::data::dataset::{EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::RowFormat;

@@ -9,9 +9,9 @@ use ft::data::chat::ChatTemplate;
 use ft::data::chat::{ChatTokenizer, RowNote, TemplateOptions};
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::Supervise;
+use ft::data::inspect;
 use ft::data::rows::{ChatMessage, RowFormat};
 use ft::data::source::RowColumns;
-use ft::data::{self, inspect};
 
 use ft::data::dataset;
 use ft::data::encode::PairExample;

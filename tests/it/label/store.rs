@@ -8,7 +8,6 @@ use ft::label::people::request::{DeskError, DeskRequest};
 use ft::label::people::screen::{ScreenVote, SideChoice};
 use ft::label::people::task::TaskRefusal;
 use ft::label::record::lease::Lease;
-use ft::label::record::*;
 use ft::label::store::Store;
 use ft::label::store::VoteInsertion;
 

@@ -11,7 +11,7 @@ use ft::convert::verify::report::ExportVerdict;
 use ft::models::{Config, LayerReplay, Model};
 use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
 
-use ft::nn::{Weight, weights};
+use ft::nn::Weight;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,6 @@
 use crate::support::files::jsonl;
 use crate::support::rows::tiny_tokenizer;
 use crate::support::{self, fixture};
-use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::Overflow;
 use ft::data::dataset::PromptLimits;
 use ft::data::dataset::{PromptRow, PromptSet};
