@@ -21,7 +21,7 @@ use super::prompts::{self, PromptData};
 use super::sampler::RolloutSampler;
 use super::scoring::{log_probs, reference_log_probs};
 use super::spec::{LimitSpec, SamplingSpec};
-use super::update::{self, Candidate, Filters};
+use super::update::{self, Filters, RolloutCandidate};
 use super::{sample_state, stats};
 use crate::data::batch::{Loader, LoaderCursor};
 use crate::error::Result;
@@ -195,7 +195,7 @@ impl<R: PolicyObjective + 'static> SamplingMethod<R> {
     /// Returns the micro-batches of an optimiser step on the current rollout: it is decided which answers are run,
     /// packed and counted; each row is uploaded to `device` when it is asked for.
     fn policy_batches(&self, step: usize, device: Device) -> TrainingStep {
-        let candidates: Vec<Candidate> = self.answers.iter().map(candidate).collect();
+        let candidates: Vec<RolloutCandidate> = self.answers.iter().map(candidate).collect();
         let filters = Filters { mask_truncated: self.plan.mask_truncated, skip_zero_advantage: self.plan.sparse };
         let selection = update::choose(&candidates, &self.mini_batch(step), filters);
         let rows = update::pack(&candidates, &selection.run, self.budget);
@@ -221,8 +221,8 @@ impl<R: PolicyObjective + 'static> SamplingMethod<R> {
 }
 
 /// Returns what the choice of answers needs to know of one.
-fn candidate(answer: &AnswerWithAdvantage) -> Candidate {
-    Candidate { advantage: answer.advantage, ..Candidate::of(&answer.sample) }
+fn candidate(answer: &AnswerWithAdvantage) -> RolloutCandidate {
+    RolloutCandidate { advantage: answer.advantage, ..RolloutCandidate::of(&answer.sample) }
 }
 
 /// Reads the prompts of a method that alternates sampling and training, and opens its sources of rewards; `key` is the

@@ -1,7 +1,6 @@
 //! Prompts as the rows of a run: read, measured and shown before the model is loaded.
 
 use super::spec::SamplingSpec;
-use crate::adapters::AdapterSpec;
 use crate::data::batch::{BatchPlan, Loader};
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::PromptLimits;
@@ -56,13 +55,14 @@ impl PromptRows {
         steps: u64,
         make: impl FnOnce(&Model, PromptData) -> Result<Box<dyn Method>> + 'static,
     ) -> Result<Self> {
-        if let Some(AdapterSpec::Lora(lora)) = ground.adapter
-            && lora.dropout > 0.0
+        if let Some(adapter) = ground.adapter
+            && adapter.dropout() > 0.0
         {
             return Err(Error::user(format!(
-                "adapter.lora.dropout is {}: with dropout, training would compute other probabilities than those that \
+                "adapter.{}.dropout is {}: with dropout, training would compute other probabilities than those that \
                  answers are sampled from",
-                lora.dropout
+                adapter.name(),
+                adapter.dropout()
             ))
             .hint("set it to 0"));
         }

@@ -7,7 +7,7 @@ use super::objective::{LossUnit, SkippedAnswers};
 
 /// What the decision needs to know of a sampled answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+pub struct RolloutCandidate {
     /// Number of tokens of prompt and answer.
     pub tokens: usize,
     /// Number of tokens of the answer.
@@ -18,7 +18,7 @@ pub struct Candidate {
     pub ended: bool,
 }
 
-impl Candidate {
+impl RolloutCandidate {
     /// Describes an answer that has no advantage yet.
     pub fn of(sample: &SampledAnswer) -> Self {
         Self { tokens: sample.ids.len(), length: sample.length(), advantage: 0.0, ended: sample.ended }
@@ -55,10 +55,10 @@ pub fn mini_batch(order: &[usize], part: usize, parts: usize) -> &[usize] {
 
 /// Decides which answers of a mini-batch are run. If no answer has an advantage, the shortest one is run, so that the
 /// step has a forward pass and metrics; if every answer is truncated and masked, the shortest of these as a placeholder.
-pub fn choose(candidates: &[Candidate], mini_batch: &[usize], filters: Filters) -> Selection {
+pub fn choose(candidates: &[RolloutCandidate], mini_batch: &[usize], filters: Filters) -> Selection {
     let mut found = Selection::default();
     for &i in mini_batch {
-        let Candidate { advantage, ended, .. } = candidates[i];
+        let RolloutCandidate { advantage, ended, .. } = candidates[i];
         let list = match (filters.mask_truncated && !ended, filters.skip_zero_advantage && advantage == 0.0) {
             (true, _) => &mut found.masked,
             (false, true) => &mut found.skipped,
@@ -77,7 +77,7 @@ pub fn choose(candidates: &[Candidate], mini_batch: &[usize], filters: Filters) 
 }
 
 /// Decides which of the answers `run` share a packed row of at most `budget` tokens. Panics if one is longer.
-pub fn pack(candidates: &[Candidate], run: &[usize], budget: usize) -> Vec<Vec<usize>> {
+pub fn pack(candidates: &[RolloutCandidate], run: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let lengths: Vec<u32> = candidates.iter().map(|c| c.tokens as u32).collect();
     let order: Vec<u32> = run.iter().map(|i| *i as u32).collect();
     crate::data::batch::pack(&lengths, &order, budget)
@@ -98,7 +98,12 @@ pub struct StepWeights {
 
 /// Computes what each row counts: its own tokens or answers. The last row also counts what no row contains: skipped
 /// answers, and where answers are counted, masked ones.
-pub fn weigh(candidates: &[Candidate], selection: &Selection, rows: &[Vec<usize>], unit: LossUnit) -> StepWeights {
+pub fn weigh(
+    candidates: &[RolloutCandidate],
+    selection: &Selection,
+    rows: &[Vec<usize>],
+    unit: LossUnit,
+) -> StepWeights {
     let Selection { run, skipped, masked, placeholder } = selection;
     let tokens_of = |answers: &[usize]| answers.iter().map(|i| candidates[*i].length as f64).sum::<f64>();
     let trained = if *placeholder { &[][..] } else { run };
@@ -128,9 +133,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn candidate() -> impl Strategy<Value = Candidate> {
+    fn candidate() -> impl Strategy<Value = RolloutCandidate> {
         (1usize..40, 1usize..24, prop_oneof![Just(0.0), -1.0f64..1.0], any::<bool>()).prop_map(
-            |(prompt, length, advantage, ended)| Candidate { tokens: prompt + length, length, advantage, ended },
+            |(prompt, length, advantage, ended)| RolloutCandidate { tokens: prompt + length, length, advantage, ended },
         )
     }
 
@@ -203,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_step_without_a_usable_answer_runs_the_shortest() {
-        let answer = |tokens, advantage, ended| Candidate { tokens, length: 2, advantage, ended };
+        let answer = |tokens, advantage, ended| RolloutCandidate { tokens, length: 2, advantage, ended };
         let all = [answer(9, 0.0, true), answer(5, 0.0, true), answer(3, 1.0, false), answer(4, 0.0, false)];
         let filters = Filters { mask_truncated: true, skip_zero_advantage: true };
         let found = choose(&all, &[0, 1, 2, 3], filters);

@@ -21,6 +21,7 @@ fn promised(words: &[String]) -> &'static [&'static str] {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[1..] {
         ["doctor", ..] => &["training on cpu", "memory", "disk"],
+        ["init", ..] => &["first.yaml", "ft check"],
         ["check", ..] => &["as the model sees it", "lengths in tokens"],
         ["train", ..] => &["step 1/", "trained ("],
         ["eval", ..] => &["exact match", "perplexity"],
@@ -61,7 +62,9 @@ fn every_command_in_readme_runs() {
                 if words[1] == "train" {
                     let out = words.iter().find_map(|w| w.strip_prefix("run.out=")).map(String::from);
                     let recipe = std::path::Path::new(&words[2]).file_stem().unwrap().to_str().unwrap();
-                    let out = out.unwrap_or_else(|| format!("adapters/{recipe}"));
+                    // `ft init` writes to runs/, shipped recipes to adapters/.
+                    let folder = if words[2].starts_with("recipes/") { "adapters" } else { "runs" };
+                    let out = out.unwrap_or_else(|| format!("{folder}/{recipe}"));
                     assert_eq!(space.json(&format!("{out}/export_report.json"))["verdict"], "passed", "{command}");
                     assert!(space.json(&format!("{out}/summary.json"))["steps"].as_u64().unwrap() > 0, "{command}");
                 }
