@@ -52,8 +52,8 @@ fn compile_shim(libtorch: &Libtorch) {
         .compile("ftshim");
 }
 
-/// Compiles the matrix products of decoding, one object per level of native/isa.h to choose from at run time, and the code
-/// that calls them on tensors, on libtorch's own OpenMP threads.
+/// Compiles the matrix products of decoding, one object per level of native/isa.h to choose from at run time, and the
+/// code that calls them on tensors, on libtorch's own OpenMP threads.
 fn compile_decoding(libtorch: &Libtorch) {
     let plain = || {
         let mut build = cc::Build::new();

@@ -209,8 +209,8 @@ inline void strip(const T* w, const X* x, int64_t rows, int64_t k, Streams far, 
   }
 }
 
-// Does the same as `strip` for bfloat16 w and float32 x with more rows than one tile has: the first tile leaves the rows of w,
-// converted to float32, in `room` (r rows) for the other tiles.
+// Does the same as `strip` for bfloat16 w and float32 x with more rows than one tile has: the first tile leaves the
+// rows of w, converted to float32, in `room` (r rows) for the other tiles.
 template <class O, int r>
 inline void widened(const uint16_t* w, const float* x, int64_t rows, int64_t k, Streams far, Finish end, float* room, O* out,
                     int64_t ld) {
@@ -458,8 +458,8 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
 
 extern "C" {
 // Products for x and w of the same dtype, and (`mixed`) for bfloat16 w with float32 x, for which `room` must have
-// space for 4 rows of float32; `_to_bf16` rounds the result. With AMX, the `room` of the bfloat16 product must have
-// space for x with its rows rounded up to 16 and its columns to 32.
+// space for 4 rows of float32; the function with `_to_bf16` in its name rounds the result. With AMX, the `room` of the
+// bfloat16 product must have space for x with its rows rounded up to 16 and its columns to 32.
 #define ARGUMENTS(T, X) const T *w, const X *x, int64_t rows, int64_t k, int64_t from, int64_t to, const float *bias, bool onto
 void NAME(ft_product_bf16)(ARGUMENTS(uint16_t, uint16_t), float* room, uint16_t* out, int64_t ld) {
 #ifdef __AMX_BF16__

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::sync::Once;
 use std::{fmt, panic};
 
+/// A result whose error is an [`Error`] unless another type is given.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Who has to act on an error; decides the exit code.
@@ -56,14 +57,17 @@ impl Error {
         self
     }
 
+    /// Returns who has to act on the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
+    /// Returns the message without its hints.
     pub fn message(&self) -> &str {
         &self.message
     }
 
+    /// Returns the hints, in the order in which they were added.
     pub fn hints(&self) -> &[String] {
         &self.hints
     }

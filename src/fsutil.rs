@@ -29,10 +29,12 @@ pub fn io_error(doing: &str, path: &Path, e: std::io::Error) -> Error {
     }
 }
 
+/// Reads a whole file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| io_error("reading", path, e))
 }
 
+/// Reads a whole file as text. Fails if it is not UTF-8; the error names the offset of the first bad byte.
 pub fn read_to_string(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     String::from_utf8(bytes).map_err(|e| {
@@ -71,6 +73,7 @@ pub fn excerpt(text: &str) -> String {
     if text.chars().nth(MOST).is_some() { format!("{head}…") } else { head }
 }
 
+/// Creates a folder and its missing parents.
 pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| io_error("creating folder", path, e))
 }
@@ -170,11 +173,12 @@ pub fn temporary_name(name: &str) -> String {
     format!(".{name}.tmp-{}-{:016x}", std::process::id(), rand::random::<u64>())
 }
 
-/// Returns true for the name of an unfinished file or folder, as the function above makes it.
+/// Returns true for the name of an unfinished file or folder, as [`temporary_name`] makes it.
 pub fn is_temporary_name(name: &str) -> bool {
     name.starts_with('.') && name.contains(".tmp-")
 }
 
+/// Writes a value as indented JSON, by [`write_atomic`].
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
     text.push('\n');
@@ -196,6 +200,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
+/// Returns the bytes in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

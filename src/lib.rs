@@ -1,8 +1,11 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
-//! The floors, upper first. A module imports only from itself and from floors below (tests/it/architecture.rs checks this):
-//! cli -> train, eval, convert, label -> runs -> recipe -> methods -> rewards -> data, generate -> jinja, scrub -> models -> adapters -> nn -> native, stats.
-//! cli -> selftest -> train, eval, convert, label -> recipe -> methods -> rewards -> data, generate -> jinja, scrub -> models -> adapters -> nn -> native, stats.
+//! The modules form layers, called floors. A module imports only from itself and from lower floors; train also imports
+//! from convert. tests/it/architecture.rs checks this. From top to bottom: cli; selftest; train, eval, convert, label;
+//! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; native, stats.
+//!
+//! Every floor may use characters, choice, error, report, fsutil, json, rng and machine. Only cli and main use runtime
+//! and libtorch, which load libtorch into the process.
 
 pub mod adapters;
 pub mod characters;

@@ -52,6 +52,7 @@ pub fn check_cpu_limit() -> Result<(), String> {
 }
 
 impl Cpu {
+    /// Reads the properties of the processor; unknown ones stay empty or false.
     pub fn read() -> Cpu {
         let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let allowed = allowed_processors();
@@ -136,6 +137,7 @@ pub struct SystemMemory {
 }
 
 impl SystemMemory {
+    /// Reads the machine's memory and the limits of this process's control groups.
     pub fn read() -> SystemMemory {
         let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let field = |key: &str| -> u64 {
@@ -249,6 +251,7 @@ pub struct CudaDriver {
     pub devices: Vec<CudaDevice>,
 }
 
+/// A CUDA device as the driver describes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct CudaDevice {
     pub name: String,

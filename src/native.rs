@@ -1,6 +1,6 @@
 //! Rust interface to native/shim.cpp: the parts of libtorch that tch does not bind, such as autograd nodes with a
 //! Rust backward, fused optimiser steps, generator states and memory statistics. All unsafe calls into libtorch are
-//! in this module.
+//! in this module; those into our own loops and products are in `kernels` and `products`.
 
 pub mod kernels;
 pub mod products;

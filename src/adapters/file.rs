@@ -1,6 +1,6 @@
 //! Reads and writes adapter directories in PEFT's layout: adapter_config.json with the keys of every PEFT version, and
-//! adapter_model.safetensors, in which tensor names have the prefix `base_model.model.`.
-//! The keys themselves are in `peft`.
+//! adapter_model.safetensors, in which tensor names have the prefix `base_model.model.`. The keys themselves
+//! are in `peft`.
 
 use super::lora::BASE_LAYER;
 use super::peft;
@@ -83,7 +83,8 @@ pub fn write<'a>(
 }
 
 /// Copies an adapter's tensors into the parameters built for it. Fails with a list of missing, unexpected and wrongly
-/// shaped tensors. Base weights are left out: [`LoraPlan::with_base_weights`](super::LoraPlan::with_base_weights) has already set them.
+/// shaped tensors. Base weights are left out:
+/// [`LoraPlan::with_base_weights`](super::LoraPlan::with_base_weights) has already set them.
 pub fn load_into<'a>(
     params: impl Iterator<Item = &'a Param>,
     tensors: &BTreeMap<String, Tensor>,

@@ -1,5 +1,5 @@
-//! What a kind of adapter answers about itself from its settings ([`AdapterKind`]), so that the rest of ft never asks
-//! which kind it is.
+//! The interface of the kinds of adapters ([`AdapterKind`]): everything that follows from a kind's settings, so that
+//! the rest of ft need not distinguish kinds.
 //!
 //! How a kind computes is `nn::Adapter`, which its [`plan`](AdapterKind::plan) attaches to layers. A new kind is a
 //! variant of [`AdapterSpec`], its settings, and one implementation of each of the two traits.
@@ -119,7 +119,8 @@ impl AdapterKind for LoraSpec {
     }
 }
 
-/// Fails unless an adapter of `ours` can start from one of `theirs`, in `folder`: with the same rank, alpha and scaling.
+/// Fails unless an adapter of `ours` can start from one of `theirs`, in `folder`: with the same rank, alpha and
+/// scaling.
 fn check_same_scales(ours: &LoraSpec, theirs: &LoraSpec, folder: &Path) -> Result<()> {
     let scales = |s: &LoraSpec| {
         [

@@ -93,7 +93,7 @@ struct DecodingRow {
     sequence: GrowingSequence,
 }
 
-/// A request of which `begun` answers have begun, and others wait.
+/// A queued request: `answers_begun` of its answers have begun, the others wait.
 struct WaitingRequest {
     id: usize,
     request: GenerationRequest,

@@ -20,7 +20,7 @@ pub(super) struct GrowingSequence {
     start: usize,
     /// Most tokens of the answer.
     max_answer_tokens: usize,
-    /// Whether `longest` is set by the model's context rather than by the settings.
+    /// Whether `max_answer_tokens` is set by the model's context rather than by the settings.
     limited_by_context: bool,
     log_probs: Vec<f32>,
     rng: ChaCha8Rng,

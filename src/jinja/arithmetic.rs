@@ -77,7 +77,7 @@ fn is_repeatable(value: &PyValue) -> bool {
     matches!(value, PyValue::Text(_) | PyValue::List(_) | PyValue::Tuple(_) | PyValue::GroupTuple(_))
 }
 
-/// `value * times`. A group of `groupby` becomes a plain tuple.
+/// Computes `value * times`. A group of `groupby` becomes a plain tuple.
 fn repeat(what: &PyValue, times: &PyValue) -> TemplateResult<PyValue> {
     let times = usize::try_from(times.as_int().unwrap_or(0).max(0)).unwrap_or(usize::MAX);
     match what {
@@ -184,7 +184,7 @@ fn floats(operator: BinaryOperator, x: f64, y: f64) -> TemplateResult<f64> {
     })
 }
 
-/// `-value`.
+/// Computes `-value`.
 pub fn negative(value: &PyValue) -> TemplateResult<PyValue> {
     match value.check_defined()? {
         PyValue::Float(x) => Ok(PyValue::Float(-x)),
@@ -199,7 +199,7 @@ pub fn negative(value: &PyValue) -> TemplateResult<PyValue> {
     }
 }
 
-/// `+value`.
+/// Computes `+value`.
 pub fn positive(value: &PyValue) -> TemplateResult<PyValue> {
     match value.check_defined()? {
         PyValue::Float(_) | PyValue::BigNumber(_) => Ok(value.clone()),

@@ -40,7 +40,7 @@ pub fn ordering(a: &PyValue, b: &PyValue, operator: &str) -> TemplateResult<Opti
     })
 }
 
-/// `item in container`.
+/// Returns whether `item in container` is true.
 pub fn contains(container: &PyValue, item: &PyValue) -> TemplateResult<bool> {
     Ok(match container {
         PyValue::Text(text) | PyValue::Markup(text) => {

@@ -38,17 +38,17 @@ impl TemplateError {
         Self(Box::new(TemplateErrorData { kind, message: message.into(), line: None }))
     }
 
-    /// An error that Python would raise, with Python's message where that helps.
+    /// Makes an error that Python would raise, with Python's message where that helps.
     pub(super) fn python(message: impl Into<String>) -> Self {
         Self::new(TemplateErrorKind::Python, message)
     }
 
-    /// `what` exists in Python's Jinja and is not reproduced.
+    /// Makes the error for `what`, which exists in Python's Jinja and is not reproduced.
     pub(super) fn unsupported(what: impl fmt::Display) -> Self {
         Self::new(TemplateErrorKind::Unsupported, format!("not supported: {what}"))
     }
 
-    /// A syntax error at a 1-based line.
+    /// Makes a syntax error at a 1-based line.
     pub(super) fn syntax(line: usize, message: impl Into<String>) -> Self {
         Self::new(TemplateErrorKind::Syntax, message).at_line(line)
     }

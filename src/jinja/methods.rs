@@ -321,13 +321,13 @@ fn is_titlecase(c: char) -> bool {
             && c.to_uppercase().count() > 1
 }
 
-/// `isupper`, `islower`: all cased letters have this case, and there is one.
+/// Returns `isupper` or `islower`: true if all cased letters have this case and there is one.
 pub fn is_cased(text: &str, upper: bool) -> bool {
     let wrong = |c: char| is_titlecase(c) || if upper { c.is_lowercase() } else { c.is_uppercase() };
     text.chars().any(is_cased_char) && !text.chars().any(wrong)
 }
 
-/// `istitle`: words begin with a capital and have no other one, and there is a cased letter.
+/// Returns `istitle`: true if words begin with a capital and have no other one, and there is a cased letter.
 fn is_title(text: &str) -> bool {
     let (mut inside, mut cased) = (false, false);
     for c in text.chars() {
@@ -390,7 +390,7 @@ fn swapcase(text: &str) -> String {
     out
 }
 
-/// `strip`, `lstrip` or `rstrip` by `name`: removes whitespace, or the given characters.
+/// Removes whitespace, or the given characters, as the method `name` does: `strip`, `lstrip` or `rstrip`.
 pub fn strip(text: &str, name: &str, chars: Option<&PyValue>) -> TemplateResult<String> {
     let chars = match chars {
         None | Some(PyValue::None) => None,
@@ -448,7 +448,7 @@ fn split(text: &str, separator: Option<PyValue>, most: Option<PyValue>, from_end
     PyValue::list(texts(parts)?)
 }
 
-/// `split` and `rsplit` without a separator: words between runs of whitespace.
+/// Splits as `split` and `rsplit` do without a separator: into the words between runs of whitespace.
 fn split_whitespace(text: &str, most: usize, from_end: bool) -> TemplateResult<PyValue> {
     let (mut parts, mut rest) = (Vec::new(), text);
     loop {
@@ -479,7 +479,7 @@ fn split_whitespace(text: &str, most: usize, from_end: bool) -> TemplateResult<P
     PyValue::list(texts(parts)?)
 }
 
-/// `splitlines`.
+/// Splits as `splitlines` does; with `keep`, lines keep their ends.
 pub fn split_lines(text: &str, keep: bool) -> Vec<&str> {
     let ends = |c: char| {
         matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
@@ -497,7 +497,7 @@ pub fn split_lines(text: &str, keep: bool) -> Vec<&str> {
     out
 }
 
-/// `replace`; a negative count replaces all.
+/// Replaces the first `count` occurrences, as `replace` does; a negative count replaces all.
 pub fn replace(text: &str, old: &str, new: &str, count: i128) -> TemplateResult<PyValue> {
     let most = usize::try_from(count).unwrap_or(usize::MAX);
     let found = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };

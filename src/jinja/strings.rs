@@ -16,7 +16,7 @@ pub fn is_space(c: char) -> bool {
 static UNPRINTABLE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^[\p{C}\p{Z}]$").unwrap_or_else(|e| unreachable!("{e}")));
 
-/// `str.isprintable` of one character.
+/// Returns `str.isprintable` of one character.
 pub fn is_printable(c: char) -> bool {
     match c {
         ' '..='~' => true,
@@ -25,7 +25,8 @@ pub fn is_printable(c: char) -> bool {
     }
 }
 
-/// `repr(x)` of a float: the shortest digits that read back as `x`, with an exponent below 1e-4 and from 1e16 on.
+/// Returns `repr(x)` of a float: the shortest digits that read back as `x`, with an exponent below 1e-4 and from
+/// 1e16 on.
 pub fn float_repr(x: f64) -> String {
     if x.is_nan() {
         return "nan".into();
@@ -45,7 +46,7 @@ pub fn float_repr(x: f64) -> String {
     }
 }
 
-/// `repr(text)`: in single quotes, or in double quotes where that needs no escape.
+/// Returns `repr(text)`: in single quotes, or in double quotes where that needs no escape.
 pub fn text_repr(text: &str) -> TemplateResult<String> {
     super::limits::check_memory(text.len())?;
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
@@ -128,7 +129,7 @@ pub fn html_escaped(text: &str) -> TemplateResult<String> {
         .replace('"', "&#34;"))
 }
 
-/// `ljust`, `rjust` or `center` by `name`.
+/// Pads a text to `width` as the method `name` does: `ljust`, `rjust` or `center`.
 pub fn justify(text: &str, width: i128, fill: char, name: &str) -> TemplateResult<String> {
     let length = text.chars().count();
     let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);

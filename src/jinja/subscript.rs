@@ -41,7 +41,7 @@ pub fn get_item(container: &PyValue, index: &PyValue) -> TemplateResult<Option<P
     })
 }
 
-/// `container[start:stop:step]`.
+/// Returns `container[start:stop:step]`; `parts` are start, stop and step.
 pub fn slice(container: &PyValue, parts: [Option<PyValue>; 3]) -> TemplateResult<PyValue> {
     container.check_defined()?;
     let part = |v: &Option<PyValue>| match v {

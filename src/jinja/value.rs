@@ -148,7 +148,8 @@ impl PyValue {
         Ok(PyValue::Markup(Rc::new(MeteredValue::new(text, bytes, 0)?)))
     }
 
-    /// Returns `text` as `Markup` if this value is, else as plain text: what Python's methods and indices of a text give.
+    /// Returns `text` as `Markup` if this value is `Markup`, else as plain text, as Python's methods and indices of a
+    /// text do.
     pub fn same_markup(&self, text: impl Into<String>) -> TemplateResult<Self> {
         if matches!(self, PyValue::Markup(_)) { Self::markup(text) } else { Self::text(text) }
     }
@@ -316,7 +317,7 @@ impl PyValue {
         }
     }
 
-    /// `bool()`.
+    /// Returns Python's `bool(value)`.
     pub fn is_truthy(&self) -> bool {
         match self {
             PyValue::Undefined(_) | PyValue::None => false,
@@ -331,7 +332,7 @@ impl PyValue {
         }
     }
 
-    /// `len()`.
+    /// Returns Python's `len(value)`. Fails for values without a length.
     pub fn length(&self) -> TemplateResult<usize> {
         Ok(match self {
             PyValue::Undefined(_) => 0,
@@ -350,7 +351,7 @@ impl PyValue {
         })
     }
 
-    /// `list(value)`: the items of anything iterable. A generator is empty afterwards.
+    /// Returns Python's `list(value)`: the items of anything iterable. A generator is empty afterwards.
     pub fn items(&self) -> TemplateResult<Vec<PyValue>> {
         let items: Vec<PyValue> = match self {
             PyValue::Undefined(_) => Vec::new(),
@@ -391,7 +392,7 @@ impl PyValue {
         }
     }
 
-    /// `str()`.
+    /// Returns Python's `str(value)`.
     pub fn py_str(&self) -> TemplateResult<String> {
         limits::check_depth()?;
         Ok(match self {
@@ -404,7 +405,7 @@ impl PyValue {
         })
     }
 
-    /// `repr()`.
+    /// Returns Python's `repr(value)`.
     pub fn repr(&self) -> TemplateResult<String> {
         limits::check_depth()?;
         limits::spend_steps(1)?;
@@ -461,7 +462,7 @@ pub fn item_tuples(dict: &PyDict) -> TemplateResult<Vec<PyValue>> {
     dict.iter().map(|(k, v)| PyValue::tuple(vec![k.0.clone(), v.clone()])).collect()
 }
 
-/// `==`.
+/// Returns Python's `a == b`.
 pub fn equal(a: &PyValue, b: &PyValue) -> TemplateResult<bool> {
     limits::check_depth()?;
     limits::spend_steps(1)?;

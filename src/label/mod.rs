@@ -1,7 +1,7 @@
 //! Labels preference data: people and machines compare pairs of answers to a prompt.
 //!
-//! The rooms, each using only those before it:
-//! - Data: `record` defines the stored records, `store` reads and writes them (the only place that knows SQL), `project`
+//! The modules, in groups that use only the groups before them:
+//! - Records: `record` defines what is stored, `store` reads and writes them (the only place that knows SQL), `project`
 //!   reads a project as a whole and fills it with prompts, answers and pairs.
 //! - Votes of machines: `machines` asks reward models, language models and commands.
 //! - Votes of people: `people` decides which task each annotator gets next and stores every vote before it acknowledges

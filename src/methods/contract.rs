@@ -1,5 +1,6 @@
 //! The interface between the training loop and a method: a method makes the micro-batches of each optimiser step, the
-//! loop runs them. A micro-batch is a packed row together with a pure function from the trunk's hidden states to a loss.
+//! loop runs them. A micro-batch is a packed row together with a pure function from the trunk's hidden states to a
+//! loss.
 
 use super::state::StateTensors;
 use crate::data::batch::LoaderCursor;

@@ -2,13 +2,18 @@
 //! micro-batch is a packed row together with a pure function from the trunk's hidden states to a loss.
 //!
 //! Modules that methods share:
-//! - `rows`: what a method reads before the model is loaded.
+//! - `contract`: the interface between the training loop and a method ([`Method`](contract::Method)).
+//! - `rows`: what a method reads before the model is loaded. `parts`: what its model consists of besides the base and
+//!   the trained adapter. `state`: its tensors in a checkpoint.
 //! - `fixed`: everything common to methods that train on a given data set; such a method only implements
-//!   [`Objective`], which turns items into a batch.
-//! - `pairs`, `reference`, `watch`, `rate`: packed answers, the reference model, alarms for preference training, and
-//!   proportions with their intervals.
+//!   [`Objective`](fixed::Objective), which turns items into a batch.
+//! - `pair_objective`: the same for methods on pairs of answers, which only implement a loss
+//!   ([`PairLoss`](pair_objective::PairLoss)).
+//! - `targets`, `pairs`: the tokens that a loss predicts; answers in a packed row and their log-probabilities.
+//!   `reference`: the reference model.
+//! - `watch`: alarms from the metrics of steps. `preference_alarms`: those of preference training.
 //! - `rollout`: everything common to methods that sample their own answers (reinforcement learning). Such a method
-//!   implements [`Method`] directly or through `rollout`.
+//!   implements `Method` directly (PPO) or through `rollout` (GRPO, RLOO).
 
 pub mod contract;
 pub mod distill;

@@ -107,7 +107,7 @@ pub struct PairStatistics {
 }
 
 impl PairStatistics {
-    /// Splits one number per sequence (2P), in the order of [`Answers::pack_pairs`], into chosen and rejected.
+    /// Splits one number per sequence (2P), in the order of [`PackedAnswers::pack_pairs`], into chosen and rejected.
     pub fn of(numbers: &Tensor) -> Self {
         let pairs = numbers.view([-1, 2]);
         Self { chosen: pairs.select(1, 0), rejected: pairs.select(1, 1) }

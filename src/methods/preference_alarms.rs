@@ -2,7 +2,7 @@
 //! answers gets lost, or the chosen answers become unlikely together with the rejected ones.
 //!
 //! Compares means over a window of steps and never looks at a single step: the numbers of one batch are mostly noise.
-//! The doctor of a finished run (`runs::diagnose`) asks the same questions of the same numbers.
+//! The diagnosis of a finished run (`runs::diagnose`) applies the same rules to the same metrics.
 
 use super::contract::Means;
 use super::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};

@@ -92,8 +92,8 @@ impl ReferenceModel {
         }
     }
 
-    /// Computes the log-probability of each answer of a packed row, as [`super::pairs::AnswerSpans::scores`] does, without
-    /// gradient.
+    /// Computes the log-probability of each answer of a packed row, as [`super::pairs::AnswerSpans::scores`] does,
+    /// without gradient.
     pub fn log_probs(&self, model: &Model, answers: &PackedAnswers) -> Result<Tensor> {
         self.with(model, |m| m.infer(&answers.tokens, |out| answers.spans.scores(out).log_probs))
     }
@@ -166,7 +166,7 @@ pub enum ReferenceScorer {
 }
 
 impl ReferenceScorer {
-    /// Creates the scorer. A cached one has no numbers until `begin` was called.
+    /// Creates the scorer. A cached one has no numbers until `prepare` was called.
     pub fn new(keep: &ReferenceSettings, model: &Model) -> Result<Self> {
         Ok(match keep.choice {
             ReferenceChoice::Live => Self::Live(ReferenceModel::of(model)?),

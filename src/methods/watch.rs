@@ -1,5 +1,5 @@
-//! Alarms: looks for problems in the metrics of a run's steps. One mechanism for all methods; each method has a table of
-//! rules.
+//! Alarms: looks for problems in the metrics of a run's steps. One mechanism for all methods; each method has a table
+//! of rules.
 //!
 //! A [`Watch`] gives the metrics of each step to a record, which keeps what the rules need (sums, windows, the first
 //! iterations). Then it asks each rule of the table in turn. Rules are pure functions of the record.

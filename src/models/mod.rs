@@ -6,7 +6,11 @@
 //!
 //! From bottom to top: `family` (what a family provides), `families` (the table of them), `config` (reading
 //! config.json), `checkpoint` (weights under a family's names), `model` (running), `learning` (training), `open`
-//! (from disk, for inference).
+//! (from disk, for inference), `reward` (scores of reward models).
+//!
+//! Next to these: `loss` and `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
+//! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
+//! first NaN or infinity).
 
 pub mod activations;
 pub mod checkpoint;

@@ -160,8 +160,8 @@ impl Model {
         self.storage_summary_by(|p| p.tensor.kind())
     }
 
-    /// Returns what [`Model::storage_summary`] would return if this model were loaded on `device` with `storage`. This model
-    /// itself must have been loaded with its weights as they are in their files.
+    /// Returns what [`Model::storage_summary`] would return if this model were loaded on `device` with `storage`. This
+    /// model itself must have been loaded with its weights as they are in their files.
     pub fn storage_summary_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
         self.storage_summary_by(|p| match p.tensor.kind() {
             own if p.tensor.dim() >= 2 && storage.keeps_kind(own, self.kind, device) => own,

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 pub struct EmbeddingNoise {
     /// The size of the noise.
     pub alpha: f64,
-    /// Determines the noise, together with nothing else.
+    /// Random seed; the noise depends on nothing else.
     pub seed: u64,
 }
 

@@ -143,8 +143,8 @@ pub fn score_position(ids: &[u32], pad: Option<u32>) -> usize {
     ids.iter().rposition(|id| Some(*id) != pad).unwrap_or(0)
 }
 
-/// Returns the scores of sequences under the active adapter, in their order. They are packed in rows of up to `PACKED_TOKENS`
-/// tokens.
+/// Returns the scores of sequences under the active adapter, in their order. They are packed in rows of up to
+/// `PACKED_TOKENS` tokens.
 pub fn scores<S: AsRef<[u32]>>(model: &Model, sequences: &[S], pad: Option<u32>) -> Result<Vec<f64>> {
     let mut all = Vec::with_capacity(sequences.len());
     while all.len() < sequences.len() {

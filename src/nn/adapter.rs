@@ -1,4 +1,5 @@
-//! What an adapter is to a layer and to the builder. The kinds of adapters are in `crate::adapters`.
+//! The interfaces through which layers use adapters ([`Adapter`]) and the builder attaches them ([`AdapterPlan`]). The
+//! kinds of adapters are in `crate::adapters`.
 
 use super::joint_linear::LowRank;
 use super::ops::embedding_rows;

@@ -9,9 +9,9 @@ use super::tokens::{SegmentGroup, Segments};
 use crate::native::{self, kernels};
 use tch::{Device, Kind, Tensor};
 
-/// What the attention of a layer is: causal, `softmax(q k^T * scale) v`. A family makes one for each of its layers; it
-/// travels with the queries and keys to whatever computes them. What it cannot express is refused when config.json is
-/// read, or (a sliding window shorter than the sequence) when a row is checked.
+/// Settings of a layer's attention, which is causal: `softmax(q k^T * scale) v`. A family makes one for each of its
+/// layers and passes it along with queries and keys. Attention that these settings cannot express is refused when
+/// config.json is read, or (a sliding window shorter than the sequence) when a row is checked.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Factor on the products of queries and keys.

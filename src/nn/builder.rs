@@ -1,8 +1,8 @@
 //! Builds a model's layers from weights.
 //!
-//! A family asks a [`ModuleScope`] for layers by name and shape. The builder loads or samples their weights, offers each
-//! layer to the planned adapters, and records every parameter, so that family files contain nothing about adapters or
-//! files.
+//! A family asks a [`ModuleScope`] for layers by name and shape. The builder loads or samples their weights, offers
+//! each layer to the planned adapters, and records every parameter, so that family files contain nothing about adapters
+//! or files.
 
 use super::adapter::{AdapterPlan, AdapterSite, AdapterSwitches, LayerAdapters, ParamRole};
 use super::embedding::Embedding;

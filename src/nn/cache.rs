@@ -1,7 +1,7 @@
 //! Key/value cache of decoding: one slot for each sequence.
 //!
 //! Copying the cache at every decoding step would cost more than the step. So each layer has one table of keys and
-//! one of values, (room for slots, K, capacity, E), in which the keys of a head are contiguous and attention reads
+//! one of values, (slot capacity, K, capacity, E), in which the keys of a head are contiguous and attention reads
 //! them in place. A table doubles its number of slots or its capacity when it is full; sequences are added and
 //! removed in place. The slots in use are always the first ones of the table.
 
@@ -10,12 +10,13 @@ use tch::{Device, Tensor};
 
 /// Key/value cache for batched decoding.
 pub struct KvCache {
-    /// Keys and values, (places, K, capacity, E) each; allocated when the layer first writes.
+    /// Keys and values, (slot_capacity, K, capacity, E) each; allocated when the layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
     /// Number of tokens in each slot in use.
     pub lengths: Vec<i64>,
     /// Number of slots that the tables have room for.
     slot_capacity: i64,
+    /// Number of tokens that each slot has room for.
     capacity: i64,
 }
 
@@ -116,7 +117,7 @@ impl KvCache {
     }
 
     /// Returns the rows, (T * K), to which each head of each new token is written in a table flattened to
-    /// (places * K * capacity, E).
+    /// (slot_capacity * K * capacity, E).
     pub(super) fn table_rows(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
         let tokens = (0..self.lengths.len()).flat_map(|s| (0..added[s]).map(move |t| (s as i64, self.lengths[s] + t)));
         let rows: Vec<i64> =

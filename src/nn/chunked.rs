@@ -3,8 +3,8 @@
 //! Logits of a whole packed row (T, V) would take gigabytes, and a graph over them several times that. Neither exists
 //! here. There are two strategies:
 //! - `reduce_in_forward`: the gradient is computed chunk by chunk in the forward, so that the head's products run once
-//!   and the backward only scales it. For heads that are a plain product, and gradients that are known up to a factor for
-//!   each row (under a frozen weight) or for all rows (under a trained one, as in [`sum_over_logits`]).
+//!   and the backward only scales it. For heads that are a plain product, and gradients that are known up to a factor
+//!   for each row (under a frozen weight) or for all rows (under a trained one, as in [`sum_over_logits`]).
 //! - `per_row_recomputed`: each chunk runs again in the backward. For heads with adapters, and losses that weight rows
 //!   after the fact.
 //!
@@ -17,7 +17,8 @@ use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// Rows per chunk of [`sum_over_logits`]. While a divergence is computed about ten float32 tensors of (rows, V) exist at once.
+/// Rows per chunk of [`sum_over_logits`]. While a divergence is computed, about ten float32 tensors of (rows, V) exist
+/// at once.
 pub const CHUNK: i64 = 128;
 
 /// The rows of a chunk: the first one, and how many.
@@ -80,7 +81,8 @@ pub(super) struct Reduction<const K: usize> {
 
 /// Computes K numbers for each row of `h` (N, D) under a head that is a plain product with `weight` (`operand` in the
 /// dtype of h), `size` rows at a time. `f(logits (n, V), rows)` returns the numbers, (n) each, and perhaps the gradient
-/// of the first with respect to the logits (n, V), in the dtype of h; it may overwrite the logits. Runs without gradient.
+/// of the first with respect to the logits (n, V), in the dtype of h; it may overwrite the logits. Runs without
+/// gradient.
 pub(super) fn reduce_in_forward<const K: usize>(
     weight: &Weight,
     operand: &Tensor,

@@ -59,8 +59,8 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// Takes the queries and keys that a layer given to `capture_attention` has computed since the last call. `None` if it was
-    /// not given or has not run.
+    /// Takes the queries and keys that a layer given to `capture_attention` has computed since the last call. `None` if
+    /// it was not given or has not run.
     pub fn take_captured(&mut self, layer: usize) -> Option<QueriesAndKeys> {
         self.captured.get_mut(&layer)?.take()
     }

@@ -71,7 +71,8 @@ pub struct SegmentGroup {
     /// (count * longest) row of each position of the block, on the device; padding repeats the segment's last token.
     /// `None` if the block is the packed row itself, without padding.
     pub device_rows: Option<Tensor>,
-    /// (count * longest) row of each position of the block, on the CPU, with -1 for padding. `None` as in `slots`.
+    /// (count * longest) row of each position of the block, on the CPU, with -1 for padding. `None` as in
+    /// `device_rows`.
     pub cpu_rows: Option<Tensor>,
     /// Positions of the block that are not padding, and the row of each. `None` if all are, in order.
     pub unpadded: Option<(Tensor, Tensor)>,

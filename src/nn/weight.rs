@@ -1,9 +1,9 @@
 //! A layer's weight and the products with it: the only place that knows how a weight's numbers are stored.
 //!
-//! A weight may be stored in a narrower format than that of the arithmetic. It is widened while it is multiplied, by the
-//! kernels of decoding as they read it and elsewhere into a temporary copy. Widening does not round. Another way to
-//! store a weight (4-bit or 8-bit blocks) is another variant of [`Weight`] and needs no change outside this file and the
-//! builder that reads it.
+//! A weight may be stored in a narrower format than that of the arithmetic. It is widened while it is multiplied, by
+//! the kernels of decoding as they read it and elsewhere into a temporary copy. Widening does not round. Another way to
+//! store a weight (4-bit or 8-bit blocks) is another variant of [`Weight`] and needs no change outside this file and
+//! the builder that reads it.
 
 use crate::native;
 use std::cell::Cell;

@@ -1,7 +1,7 @@
 //! Checks a recipe's tree against the schema: finds every mistake and returns the values as JSON.
 //!
 //! The check is driven by the schema alone: a new key, method or adapter needs no change here. Rules that the schema
-//! cannot express, such as two keys that contradict each other, are in the modules for conflicts.
+//! cannot express, such as two keys that contradict each other, are in `conflicts`.
 
 use super::mistakes::{Mistake, SourceSpan};
 use super::repair::{describe_value, leaf, repair, with_article};

@@ -1,4 +1,4 @@
-//! Reads a recipe, checks it and resolves it into a [`plan::Plan`]. The only floor that knows YAML.
+//! Reads a recipe, checks it and resolves it into a [`plan::Plan`]. The only module that knows YAML.
 //!
 //! The steps: parse YAML into a tree with positions, apply `--set` overrides, check the tree against the schema, check
 //! settings against each other, fill in defaults. All mistakes are collected and reported together. The structs in

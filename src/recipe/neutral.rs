@@ -1,9 +1,9 @@
 //! Lists the settings that cannot change the result of a run.
 //!
-//! A run is compared with an earlier one in two places: `ft.lock` (by a hash of the recipe) and checkpoints (key by key).
-//! Both leave out the settings listed here, so that they accept and refuse the same changes. Number of threads and
-//! device do change the last bits of a result, but they belong to the machine: `ft.lock` records those in use, and a
-//! difference is reported as one of the machine.
+//! A run is compared with an earlier one in two places: `ft.lock` (by a hash of the recipe) and checkpoints (key by
+//! key). Both leave out the settings listed here, so that they accept and refuse the same changes. Number of threads
+//! and device do change the last bits of a result, but they belong to the machine: `ft.lock` records those in use, and
+//! a difference is reported as one of the machine.
 
 use serde_json::Value;
 

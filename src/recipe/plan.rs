@@ -4,17 +4,14 @@
 //! samples its own answers; with `model.init: random`, `model.config` is set and `model.path` is the tokenizer's
 //! folder.
 
-use super::mistakes::Mistake;
-use super::mistakes::SourceTexts;
-use super::{check, conflicts, overrides, tree};
-use crate::recipe::optim::{OptimKind, Schedule};
-use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
-
+use super::mistakes::{Mistake, SourceTexts};
 use super::written::WrittenRecipe;
-
+use super::{check, conflicts, overrides, tree};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;
+use crate::recipe::optim::{OptimKind, Schedule};
+use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

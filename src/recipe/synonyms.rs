@@ -1,8 +1,8 @@
 //! Names that other tools (TRL and transformers, Axolotl, LLaMA-Factory, Unsloth, torchtune) use for the keys of a
 //! recipe.
 //!
-//! A table only. Every path in it exists in the schema; tests/it/recipe/reading.rs checks that. Names that are also keys here need
-//! no row: `suggest` finds them without the table.
+//! A table only. Every path in it exists in the schema; tests/it/recipe/reading.rs checks that. Names that are also
+//! keys here need no row: `suggest` finds them without the table.
 
 /// Other tools' names for one key, with a note for people who know them.
 pub struct Synonym {

@@ -109,18 +109,22 @@ impl Progress {
         self
     }
 
+    /// Adds finished pieces.
     pub fn inc(&self, pieces: u64) {
         self.bar.inc(pieces);
     }
 
+    /// Sets the number of finished pieces.
     pub fn set_position(&self, pieces: u64) {
         self.bar.set_position(pieces);
     }
 
+    /// Sets the number of all pieces.
     pub fn set_length(&self, pieces: u64) {
         self.bar.set_length(pieces);
     }
 
+    /// Sets the text of the bar or spinner.
     pub fn set_message(&self, what: impl Into<String>) {
         self.bar.set_message(what.into());
     }

@@ -3,11 +3,9 @@
 use super::program::LineProgram;
 use super::source::{ABSTAINED, RewardInput, RewardSource};
 use super::spec::CommandSpec;
-use crate::json;
-
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
-
+use crate::json;
 use crate::models::Model;
 use serde_json::json;
 

@@ -5,11 +5,9 @@
 
 use super::source::{ABSTAINED, RewardInput, RewardSource};
 use super::spec::HttpSpec;
-use crate::json as exact;
-
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
-
+use crate::json as exact;
 use crate::models::Model;
 use serde_json::{Value, json};
 use std::thread;

@@ -88,7 +88,7 @@ impl ModelReward {
 }
 
 impl RewardSource for ModelReward {
-    /// The reward model must have the policy's tokenizer, as answers are scored by the token ids that were sampled.
+    /// Fails if the reward model has another tokenizer than the policy: answers are scored by their sampled token ids.
     fn check_tokenizer(&self, tokenizer: &ChatTokenizer) -> Result<()> {
         let folder = &self.spec.path;
         if let Some(scoring) = RewardScorer::read(folder)? {

@@ -29,7 +29,7 @@ pub struct LineProgram {
 }
 
 impl LineProgram {
-    /// Errors: `run` is empty.
+    /// Describes a program; starts nothing. Fails if `run` is empty.
     pub fn new(spec: CommandSpec, reads: &'static str, prints: &'static str, most: usize) -> Result<Self> {
         match spec.run.first() {
             Some(program) if !program.is_empty() => {

@@ -1,4 +1,4 @@
-//! What a source of rewards gets and returns.
+//! Defines the input and the output of a source of rewards.
 
 use crate::data::chat::ChatTokenizer;
 use crate::data::dataset::{PromptRow, PromptSet};

@@ -3,7 +3,6 @@
 use super::source::{RewardInput, RewardSource};
 use super::spec::{ExactSpec, LengthSpec, LengthUnit, OverlapSpec, RegexSpec};
 use crate::data::dataset::{PromptRow, PromptSet};
-
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::models::Model;

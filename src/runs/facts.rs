@@ -16,7 +16,7 @@ pub const FACTS: &str = "run.json";
 pub struct RunFacts {
     /// Name of the training method.
     pub method: String,
-    /// `lora r16`; `None` where every weight is trained.
+    /// A short description of the adapter, such as `lora r16`; `None` if every weight is trained.
     pub adapter: Option<String>,
     /// Folder of the base model.
     pub base: PathBuf,

@@ -4,12 +4,10 @@
 //! on the CPU gives the same bits again.
 
 use super::facts::{Environment, Software};
-use super::hash::FileDigest;
-use super::hash::{FileHasher, HashTrust};
+use super::hash::{FileDigest, FileHasher, HashTrust};
 use super::inputs::{ModelFiles, method_files, model_files};
 use super::recipe_hash::{earlier_recipe_sha256, recipe_sha256};
 use crate::data::chat::is_template_name;
-
 use crate::error::{Error, Result};
 use crate::fsutil::{read_json, write_json};
 use crate::models::Dtype;

@@ -6,8 +6,8 @@ use crate::recipe::sections::Recipe;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Hashes the recipe without the settings that cannot change a result (`recipe::neutral`) and without the paths of files
-/// whose contents are hashed separately.
+/// Hashes the recipe without the settings that cannot change a result (`recipe::neutral`) and without the paths of
+/// files whose contents are hashed separately.
 pub fn recipe_sha256(recipe: &Recipe) -> String {
     let mut value = serde_json::to_value(recipe).unwrap_or_default();
     remove_neutral_settings(&mut value);

@@ -3,8 +3,7 @@
 use super::diagnose::diagnose;
 use super::diagnose::finding::{Diagnosis, DiagnosisInput};
 use super::folder::{RunFolder, RunStatus};
-use super::history::StepPoint;
-use super::history::smooth;
+use super::history::{StepPoint, smooth};
 use super::number::number;
 use crate::characters::printable;
 use crate::report;

@@ -13,6 +13,7 @@ const BASE: CheckTitle = ("base", "the adapter switched off against a model that
 const ISOLATION: CheckTitle =
     ("isolation", "one token changed: logits before it and of the other rows, which must not move");
 const CACHE: CheckTitle = ("cache", "prefill and decoding token by token over a cache against one pass: logits");
+/// Title of the check of merged weights.
 pub const MERGED: CheckTitle = ("merged", "the adapter folded into the weights against the adapted model: logits");
 
 /// Checks that a model whose adapter is switched off gives the logits of one that never had it, `bare`.

@@ -1,4 +1,4 @@
-//! What a selftest runs on: model, device and rows.
+//! Defines what a selftest runs on: model, device and rows.
 
 use crate::error::{Error, Result};
 use crate::machine::SystemMemory;

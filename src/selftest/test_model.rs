@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 const ADAPTER: &str = "adapter";
 
-/// A row with the loss to compute of it.
+/// A packed row with the function that computes its loss.
 struct RowWithLoss<'a> {
     row: &'a PackedTestRow,
     loss: fn(&PackedTestRow, &Output) -> Loss,
@@ -166,6 +166,7 @@ impl TestModel {
         logits(&model, &Tokens::pack(&rows, model.device()))
     }
 
+    /// Returns what determines the model's rounding errors.
     pub fn rounding(&self) -> Rounding {
         Rounding { kind: self.model.kind(), depth: self.model.depth(), device: self.model.device() }
     }
@@ -176,6 +177,7 @@ impl TestModel {
         PackedTestRow::pack(&sequences, self.model.device())
     }
 
+    /// Returns the indices of all rows.
     pub fn all_rows(&self) -> Vec<usize> {
         (0..self.rows.len()).collect()
     }
@@ -289,8 +291,8 @@ pub mod tests {
         SelftestInput { model, adapter: None, device: Device::Cpu, kind, rows }
     }
 
-    /// A tiny model for tests of single checks. Whole runs are tested in tests/it/selftest.rs, in a process of their own:
-    /// libtorch's random generator is shared by all tests of a process.
+    /// A tiny model for tests of single checks. Whole runs are tested in tests/it/selftest.rs, in a process of their
+    /// own: libtorch's random generator is shared by all tests of a process.
     pub fn tiny(kind: Kind, dropout: f64) -> TestModel {
         tch::set_num_threads(1);
         TestModel::load(&subject(kind), kind, dropout).unwrap()

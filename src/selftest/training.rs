@@ -11,8 +11,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
+/// Title of the check against finite differences.
 pub const DIFFERENCES: CheckTitle =
     ("gradients", "the adapter's gradient against central differences of the loss, along random directions");
+/// Title of the check of bf16 against float32.
 pub const PRECISION: CheckTitle = ("precision", "bf16 against float32: loss and the whole gradient");
 const ACCUMULATION: CheckTitle =
     ("accumulation", "three unequal micro-batches against one batch: loss and each gradient");

@@ -85,8 +85,8 @@ pub fn percentiles(mut values: Vec<f64>) -> Option<[f64; 2]> {
     Some([at(0.025), at(0.975)])
 }
 
-/// Computes the percentiles 2.5 and 97.5 of the means of `draws` resamples of `values`, as one of these means each;
-/// (0, 0) if there are no values.
+/// Computes the percentiles 2.5 and 97.5 of the means of `draws` resamples of `values`, without interpolation; (0, 0)
+/// if there are no values.
 pub fn mean_interval(values: &[f64], draws: usize, rng: &mut ChaCha8Rng) -> (f64, f64) {
     if values.is_empty() {
         return (0.0, 0.0);

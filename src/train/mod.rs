@@ -1,9 +1,13 @@
 //! Trains a model: the one loop that serves every method.
 //!
-//! [`run::run`] is the pipeline: prepare (data, formats, model), start (earlier work in the run's folder), training_loop
-//! (steps, validation, checkpoints) and result (the verified export). Records are written along the way. A method only
-//! decides which micro-batches make a step and how their loss is computed; gradient accumulation, clipping, the
-//! optimiser, validation, checkpoints, records and early stopping are written once, here.
+//! [`run::run`] is the pipeline: prepare (data, formats, model), start (earlier work in the run's folder),
+//! training_loop (steps, validation, checkpoints) and result (the verified export). Records are written along the way.
+//! A method only decides which micro-batches make a step and how their loss is computed; gradient accumulation,
+//! clipping, the optimiser, validation, checkpoints, records and early stopping are written once, here.
+//!
+//! step executes one optimiser step, with optim and schedule. checkpoint saves and restores a run; origin decides
+//! whether a checkpoint may be resumed. memory predicts what a run needs. announce and summary report its beginning and
+//! its end.
 //!
 //! check and fit stop before the model is loaded; replay and verify repeat a run; teach runs the teachers of a
 //! distillation.

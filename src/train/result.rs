@@ -2,9 +2,9 @@
 //!
 //! The result is written and verified in a folder of its own. Its files are then moved into `run.out` one by one,
 //! because a folder that also contains the run cannot be exchanged as a whole. A kill between two moves leaves a
-//! mixture of two results. Therefore the files are moved out of a folder named [`MOVING_FOLDER`]: while it exists, readers
-//! refuse the result, and the next start of the run completes the move. The report moves last, so that a report in
-//! `run.out` belongs to the earlier result until everything else has been moved.
+//! mixture of two results. Therefore the files are moved out of a folder named [`MOVING_FOLDER`]: while it exists,
+//! readers refuse the result, and the next start of the run completes the move. The report moves last, so that a report
+//! in `run.out` belongs to the earlier result until everything else has been moved.
 
 use super::checkpoint::{Checkpoints, TrainingState};
 use super::optim::Optimiser;
@@ -17,7 +17,6 @@ use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
 use crate::methods::contract::SelectionMetric;
 use crate::methods::parts::TRAINED_ADAPTER;
-
 use crate::models::Model;
 use crate::native;
 use crate::recipe::plan::Plan;

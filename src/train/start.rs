@@ -72,8 +72,8 @@ pub struct RunStart {
     pub lock: Option<File>,
 }
 
-/// Checks that a prepared run may start: it does not overwrite its own base, its folder is free, it fits into memory, and
-/// earlier work in the folder is as `start` expects. Deletes earlier work if `start` asks for it.
+/// Checks that a prepared run may start: it does not overwrite its own base, its folder is free, it fits into memory,
+/// and earlier work in the folder is as `start` expects. Deletes earlier work if `start` asks for it.
 pub fn enter(prepared: &Prepared, start: StartMode) -> Result<RunStart> {
     let (model, run) = (&prepared.plan.recipe.model, &prepared.plan.recipe.run);
     let origin = origin::origin_of(prepared)?;
@@ -104,8 +104,8 @@ impl RunStart {
 
 /// Returns the state to resume from; `None` starts from step 0. With [`StartMode::Overwrite`] earlier work is deleted.
 ///
-/// Fails if `run.out` has earlier work and `start` is [`StartMode::Fresh`], if there is no checkpoint to resume from, or if
-/// recipe or data differ from those of the checkpoint.
+/// Fails if `run.out` has earlier work and `start` is [`StartMode::Fresh`], if there is no checkpoint to resume from,
+/// or if recipe or data differ from those of the checkpoint.
 fn earlier_work(
     out: &Path,
     checkpoints: &Checkpoints,

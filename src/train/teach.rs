@@ -3,7 +3,6 @@
 use super::prepare::{formats, rows, student};
 use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
-
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 use crate::methods::distill::answers::AnswerWriter;

@@ -9,7 +9,7 @@ use ft::runtime::{CudaPart, Runtime};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-/// How good a finding is.
+/// The result of a check.
 #[derive(Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {

@@ -1,11 +1,8 @@
 //! Reads the prompts of `ft generate` from the command line or from a file, and tokenises them.
 
-use ft::data::chat::ChatTokenizer;
-use ft::data::chat::check_nothing_dropped;
-use ft::data::rows::read_record;
-use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat};
-use ft::data::source::{self, ColumnSelection};
-use ft::data::source::{RowColumns, RowPlace};
+use ft::data::chat::{ChatTokenizer, check_nothing_dropped};
+use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat, read_record};
+use ft::data::source::{self, ColumnSelection, RowColumns, RowPlace};
 use ft::error::{Context, Error, Result};
 use serde_json::Value;
 use std::path::Path;

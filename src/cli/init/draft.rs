@@ -110,7 +110,7 @@ pub struct SizedRun {
 }
 
 impl SizedRun {
-    /// Takes the numbers out of a plan and its check.
+    /// Returns the numbers of a plan and its check.
     pub fn of(plan: &Plan, check: &PlanCheck) -> Self {
         Self {
             needs: check.needs.memory,
@@ -121,7 +121,7 @@ impl SizedRun {
     }
 }
 
-/// Says how much memory LoRA and full fine-tuning need, and how to choose the other one.
+/// Returns a comment on how much memory LoRA and full fine-tuning need, and how to choose the other one.
 pub fn memory_comment(adapter: &SizedRun, full: &SizedRun) -> String {
     let fits = |run: &SizedRun| match run.free {
         Some(free) if run.needs <= free => "fits",
@@ -148,7 +148,8 @@ impl RecipeDraft {
         recipe::plan::parse(&self.file.display().to_string(), &self.text(&[String::new(), String::new()]), &[])
     }
 
-    /// Chooses lengths, batch and epochs for the measured rows. `limit` is the longest sequence that the model can read.
+    /// Chooses lengths, batch and epochs for the measured rows. `limit` is the longest sequence that the model can
+    /// read.
     pub fn fit_to_rows(&mut self, rows: &DatasetSummary, limit: usize, tokens: usize) {
         let longest = rows.lengths.max.max(2);
         self.longest = Some(longest);
@@ -161,7 +162,7 @@ impl RecipeDraft {
         self.eval_every = if self.valid.is_some() { steps.div_ceil(4) } else { 0 };
     }
 
-    /// Says what was detected about the model and its rows.
+    /// Returns a comment on what was detected about the model and its rows.
     pub fn header(&self, config: &Config, rows: &DatasetSummary) -> String {
         let lengths = &rows.lengths;
         format!(
@@ -178,7 +179,8 @@ impl RecipeDraft {
         )
     }
 
-    /// Writes the recipe. `notes` are the comments at the beginning and before the adapter; they may be empty.
+    /// Returns the text of the recipe. `notes` are the comments at the beginning and before the adapter; they may be
+    /// empty.
     pub fn text(&self, notes: &[String; 2]) -> String {
         let [header, memory] = notes;
         let mut out = format!("# ft train {}\n{}\n", quoted(&self.file), comment(header));
@@ -228,7 +230,7 @@ impl RecipeDraft {
         out + &format!("  out: {}\n", quoted(&self.run_out))
     }
 
-    /// Says what happens to examples that the model cannot read whole.
+    /// Returns a comment on what happens to examples that the model cannot read whole.
     fn overflow(&self) -> String {
         match self.longest {
             Some(longest) if longest <= self.max_len => String::new(),
@@ -255,8 +257,8 @@ fn comment_at(indent: &str, text: &str) -> String {
     text.lines().map(|line| format!("{indent}# {line}\n")).collect()
 }
 
-/// Returns a path as YAML: as it is if nothing in it can be read as something else (a number, `null`, a comment), else in
-/// double quotes. The result never contains a line break.
+/// Returns a path as YAML: as it is if nothing in it can be read as something else (a number, `null`, a comment), else
+/// in double quotes. The result never contains a line break.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);

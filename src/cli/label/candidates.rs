@@ -6,11 +6,9 @@ use crate::cli::shared::sampling::{SamplingArgs, generation_settings};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::generate::engine::BatchLimits;
-use ft::label::project::candidates;
-use ft::label::project::candidates::{CandidateCounts, CandidatePlan};
+use ft::label::project::candidates::{self, CandidateCounts, CandidatePlan};
 use ft::label::project::snapshot::Project;
 use ft::label::store::Store;
-
 use ft::report;
 use serde_json::json;
 use std::path::Path;

@@ -137,7 +137,8 @@ impl JudgeArgs {
         })
     }
 
-    /// Lets the judge vote on every open pair, a batch at a time, and reports its ties, errors of order and length bias.
+    /// Lets the judge vote on every open pair, a batch at a time, and reports its ties, errors of order and length
+    /// bias.
     fn judge_pairs(&self, store: &Store, judge: &mut dyn PairJudge, name: String, orders: JudgingOrder) -> Result<()> {
         let name = self.name.clone().unwrap_or(name);
         let annotator = store.annotator(&name, judge.kind(), &judge.detail())?;

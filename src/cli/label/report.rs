@@ -8,11 +8,8 @@ use ft::label::project::snapshot::Project;
 use ft::label::report::contents::LabelReport;
 use ft::label::report::page::render;
 use ft::label::store::Store;
-
-use ft::stats::bootstrap::{Bootstrap, Estimate};
-
 use ft::report;
-
+use ft::stats::bootstrap::{Bootstrap, Estimate};
 use std::io::Write;
 use std::path::PathBuf;
 

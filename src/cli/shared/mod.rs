@@ -1,4 +1,4 @@
-//! What several commands share: arguments with the same meaning, and steps of their work.
+//! Arguments and steps of work that several commands share.
 
 pub mod answer_file;
 pub mod answer_printer;

@@ -3,7 +3,6 @@
 use clap::{Args, ValueEnum};
 use ft::convert::folder::template;
 use ft::data::chat::{ChatTokenizer, TemplateOptions};
-
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, ChosenDtype};
 use ft::models::{self, Model};

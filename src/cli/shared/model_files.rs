@@ -22,8 +22,8 @@ const TOKENIZER: [&str; 8] = [
 /// Subfolder with further chat templates.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// Returns the SHA-256 of each file in `folder` that answers depend on: configs, weights, tokenizer and templates. Other
-/// files, such as the records of the run that made an adapter, are left out. The hash of a large file that looks
+/// Returns the SHA-256 of each file in `folder` that answers depend on: configs, weights, tokenizer and templates.
+/// Other files, such as the records of the run that made an adapter, are left out. The hash of a large file that looks
 /// unchanged is remembered, so that only the first call reads the weights.
 pub fn hash_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let mut hasher = FileHasher::open(HashTrust::Remembered);

@@ -6,7 +6,6 @@ use super::generation_config::GenerationConfig;
 use super::model::ModelArgs;
 use clap::Args;
 use ft::data::chat::ChatTokenizer;
-
 use ft::error::{Error, Result};
 use ft::generate::beam::BeamSettings;
 use ft::generate::settings::GenerationSettings;

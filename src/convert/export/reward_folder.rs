@@ -9,7 +9,6 @@ use crate::adapters::spec::SCORE;
 use crate::convert::verify::logit_distance;
 use crate::convert::verify::report::REPORT;
 use crate::data::chat::ChatTokenizer;
-
 use crate::error::{Error, Result};
 use crate::fsutil::{read_json, write_json};
 use crate::models::{Config, Model, RewardScorer};

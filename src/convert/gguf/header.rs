@@ -45,6 +45,7 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }

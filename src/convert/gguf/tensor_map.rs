@@ -1,7 +1,7 @@
 //! Gives each tensor of a GGUF file its name, shape and layout in a Hugging Face directory.
 //!
-//! A tensor that is missing, has another shape or is unknown to the architecture is an error that names it: a model that
-//! was only partly understood is never written.
+//! A tensor that is missing, has another shape or is unknown to the architecture is an error that names it: a model
+//! that was only partly understood is never written.
 
 use super::file::Gguf;
 use super::header::TensorInfo;

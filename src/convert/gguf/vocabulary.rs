@@ -6,7 +6,6 @@
 use super::file::Gguf;
 use super::pretokenizer::PreTokenizer;
 use crate::data::tokenizer_files::{added_tokens, sentencepiece};
-
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};

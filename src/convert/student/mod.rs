@@ -32,7 +32,7 @@ pub const STUDENT_FILE: &str = "student.json";
 pub struct StudentOrigin {
     /// SHA-256 of the larger model.
     pub from_sha256: String,
-    /// What was asked for.
+    /// The sizes that were asked for.
     pub cut: StudentCut,
     /// The kept layers, by their number in the larger model.
     pub kept_layers: Vec<usize>,

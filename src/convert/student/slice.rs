@@ -1,7 +1,6 @@
 //! Decides which rows and columns of each tensor a student keeps, and under which name.
 
 use crate::convert::student::activations::Importance;
-
 use crate::error::{Error, Result};
 use crate::models::Config;
 use crate::nn::Weights;
@@ -27,6 +26,8 @@ fn layer_index(name: &str) -> Option<(usize, std::ops::Range<usize>)> {
 }
 
 impl TensorSlices {
+    /// Decides what is kept: the layers `kept`, and in each of them the `mlp` neurons and `heads` query heads with the
+    /// largest activations. Fails if a needed activation was not measured.
     pub fn new(c: &Config, kept: &[usize], mlp: i64, heads: i64, important: &Importance) -> Result<Self> {
         let layers: BTreeMap<usize, usize> = kept.iter().enumerate().map(|(new, old)| (*old, new)).collect();
         let found = |old: usize, module: &str| {

@@ -1,8 +1,8 @@
 //! Verifies a directory that was just written: reads it into a fresh model and compares it with the model in memory.
 //!
 //! logit_distance: how far the outputs of two models are apart. thresholds: how far they may be. compatibility: which
-//! other programs read the directory. kind: how each kind of directory is read back. report: the result, which is written
-//! to export_report.json. check: the comparison.
+//! other programs read the directory. kind: how each kind of directory is read back. report: the result, which is
+//! written to export_report.json. check: the comparison.
 
 pub(super) mod check;
 pub mod compatibility;

@@ -1,4 +1,7 @@
 //! Token ids in memory or in files, and the folder that keeps such files between runs.
+//!
+//! `token_writer` stores the token ids of sequences, `token_store` reads them; `folder` finds the files of earlier
+//! runs; `choice` is the recipe's setting.
 
 mod choice;
 mod folder;

@@ -2,7 +2,8 @@
 //!
 //! `template` renders messages (`template_files` finds its text, `tool_arguments` decodes what it expects as objects).
 //! `answer_text` finds an answer in the rendered text, and `omissions` what the template left out. [`ChatTokenizer`]
-//! (`tokenizer`, built by `load`) has both, and encodes text; `turns` splits token ids back into turns.
+//! (`tokenizer`, built by `load`) has both, and encodes text; `turns` splits token ids back into turns. `notes` counts
+//! what happened to rows that the user should know about.
 
 mod answer_text;
 mod load;

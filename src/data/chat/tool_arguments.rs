@@ -2,7 +2,7 @@
 //!
 //! A template that prints the arguments unchanged needs JSON text. A template that encodes them itself, with
 //! `arguments | tojson`, would print a quoted string full of escapes (as in transformers), and the model would learn to
-//! answer so. Which kind a template is can be seen in what it renders, not in its source.
+//! answer so. Which kind a template is follows from what it renders, not from its source.
 
 use crate::data::rows::ChatMessage;
 use crate::json;

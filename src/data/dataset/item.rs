@@ -26,7 +26,8 @@ pub trait DatasetItem: Sized + Send {
     ) -> Result<EncodedRow<Self>>;
     /// Returns the sequences that the model sees, with the tokens that are trained on or judged.
     fn to_examples(&self) -> Vec<Example>;
-    /// Converts the item to its stored form: [`DatasetItem::SEQUENCES`] sequences, the line, and a number (margin or label).
+    /// Converts the item to its stored form: [`DatasetItem::SEQUENCES`] sequences, the line, and a number (margin or
+    /// label).
     fn into_stored(self) -> (Vec<MarkedSequence>, usize, f64);
     /// Converts the stored form back to the item.
     fn from_stored(sequences: Vec<MarkedSequence>, line: usize, value: f64) -> Self;

@@ -100,7 +100,7 @@ pub struct DatasetSummary {
     pub supervised_tokens: usize,
     /// Lengths of the examples before `on_overflow` was applied (of a pair: of its longer sequence).
     pub lengths: LengthQuantiles,
-    /// Line and file of the longest example.
+    /// Line of the longest example in its file, from 1.
     pub longest_line: usize,
     /// File of the longest example.
     pub longest_file: PathBuf,
@@ -108,7 +108,7 @@ pub struct DatasetSummary {
     pub files: Vec<FileSummary>,
     /// The share of each source, if sources have weights.
     pub mix: Vec<SourceShare>,
-    /// Rows that were tokenised now instead of being found in the cache, and the time in seconds.
+    /// Rows that were tokenised now instead of being found in the cache.
     pub tokenised_rows: usize,
     /// Time in seconds that reading and tokenising took.
     pub seconds: f64,

@@ -20,8 +20,7 @@ impl Example {
     }
 }
 
-/// The examples of a row, the number of answers whose beginning was encoded apart from the prompt, and notes for the
-/// user.
+/// The result of encoding a row: its examples, with counts and notes for the user.
 pub struct EncodedRow<T = Example> {
     /// The examples of the row.
     pub examples: Vec<T>,

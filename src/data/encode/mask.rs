@@ -3,8 +3,8 @@
 //! The mask comes from the structure of the messages, never from searching the text (see `row`). If a token would cover
 //! the end of the prompt and the beginning of the answer, the text is encoded in two pieces, as in generation. The
 //! second piece continues the first, without the space that some tokenizers add before every text. The exception is a
-//! space at the end of a prompt: if the tokenizer's tokens include the space before their word, the space belongs to the
-//! answer (`ChatTokenizer::prompt_end`), and the ids are those of the joined text.
+//! space at the end of a prompt: if the tokenizer's tokens include the space before their word, the space belongs to
+//! the answer (`ChatTokenizer::prompt_end`), and the ids are those of the joined text.
 
 use super::example::Example;
 use crate::data::chat::{ChatTokenizer, RenderedAnswer};

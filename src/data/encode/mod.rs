@@ -1,7 +1,8 @@
 //! From a row to token ids and a mask of the tokens to train on.
 //!
 //! `row` encodes a row of any format for supervised fine-tuning, `answers` the rows of prompts, pairs and labelled
-//! answers. `mask` decides which tokens are trained on; `special` checks BOS and appends EOS. Nothing is stored here.
+//! answers; `example` has the types of the results. `mask` decides which tokens are trained on; `special` checks BOS
+//! and appends EOS. Nothing is stored here.
 
 mod answers;
 mod example;

@@ -7,9 +7,9 @@
 //! `<|im_end|>`) is never generated and never trained on.
 //!
 //! A template may rewrite earlier turns when later ones follow (Qwen3 drops old thinking), or render the last turn
-//! differently than its prompt (see `chat::answer_text`). The rendering of the whole conversation does not show such turns as
-//! generation would see them. Each of them is therefore trained on in an example that ends with it. A conversation
-//! becomes as few examples as its template allows.
+//! differently than its prompt (see `chat::answer_text`). The rendering of the whole conversation does not show such
+//! turns as generation would see them. Each of them is therefore trained on in an example that ends with it. A
+//! conversation becomes as few examples as its template allows.
 
 use super::example::{EncodedRow, Example};
 use super::mask::{TrainedTurn, encode_rendering};

@@ -7,9 +7,9 @@ use std::hash::{Hash, Hasher};
 /// Duplicate items: those with exactly the same tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Duplicates {
-    /// Number of different items that occur more than once, and number of items that could be removed.
+    /// Number of different items that occur more than once.
     pub groups: usize,
-    /// Number of items that could be removed.
+    /// Number of items that could be removed so that each occurs once.
     pub superfluous: usize,
     /// The first groups of equal items, each with the places (`file:line`) of its first members.
     pub first: Vec<Vec<String>>,

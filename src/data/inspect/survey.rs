@@ -27,15 +27,15 @@ pub struct FileSurvey {
     pub blank_lines: usize,
     /// Every column that any row has, with the number of rows where it is not null, in order of first occurrence.
     pub columns: Vec<(String, usize)>,
-    /// The columns that the format reads, and those that it does not read.
+    /// The columns that the format reads.
     pub used_columns: Vec<String>,
     /// The columns that the format does not read.
     pub unused_columns: Vec<String>,
     /// The first readable rows.
     pub first: Vec<RecordRow>,
-    /// Number of rows that cannot be read, and the error messages of the first ones, with place and key.
+    /// Number of rows that cannot be read.
     pub bad: usize,
-    /// The error messages of the first bad rows.
+    /// The error messages of the first bad rows, with place and key.
     pub bad_rows: Vec<String>,
 }
 

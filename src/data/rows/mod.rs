@@ -1,8 +1,10 @@
 //! What a row says: from the columns of a raw row to a [`Record`], whatever the format of the row.
 //!
-//! `row_reader` is the way through this folder: it detects the format of a file once (`detect`, from the columns that
-//! each `format` reads) and then reads every row as a record (`read`; `messages` and `answers` read the parts that
-//! several formats share). `convert` writes a record as a row of another format. Nothing here knows tokens.
+//! `row_reader` is the entry point: it detects the format of a file once (`detect`, from the columns that each `format`
+//! reads) and then reads every row as a record (`read`). `record_reader` reads single columns by name and type;
+//! `messages`, `answers`, `dialogue`, `verdict` and `json_text` read the parts that several formats share. `record` and
+//! `conversation` have the types of the results. `convert` writes a record as a row of another format. `source_spec`
+//! has the sources of a recipe. Nothing here depends on tokens.
 
 mod answers;
 mod conversation;

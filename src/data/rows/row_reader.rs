@@ -17,7 +17,7 @@ use std::path::Path;
 pub struct RowReader {
     /// The format of the rows; never `auto`, unless the file has no row.
     pub format: RowFormat,
-    /// Columns of the first row that the format reads, and those that it does not read.
+    /// Columns of the first row that the format reads.
     pub used: Vec<String>,
     /// Columns of the first row that the format does not read.
     pub unused: Vec<String>,

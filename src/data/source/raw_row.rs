@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
 
-/// Maximum number of rows of a chunk, and the number of bytes of text after which a chunk is full.
+/// Maximum number of rows of a chunk.
 pub(super) const CHUNK_ROWS: usize = 4096;
+/// Number of bytes of text after which a chunk is full.
 pub(super) const CHUNK_BYTES: usize = 8 << 20;
 
 /// Columns of one row, in the file's order.

@@ -1,6 +1,7 @@
 //! Exports verdicts as training rows: pairs, ranked answers, single judged answers, or records for Argilla.
 //!
-//! `rows` chooses what is exported and splits it; each layout has a file.
+//! `options` says what is exported, `judged` gathers what is known about a pair, `rows` chooses the pairs and splits
+//! the rows; each layout has a file: `preference`, `ranked`, `unpaired`, `argilla`.
 
 mod argilla;
 mod judged;

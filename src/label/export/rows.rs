@@ -1,4 +1,4 @@
-//! Exports verdicts as training rows: pairs, ranked answers, single judged answers, or records for Argilla.
+//! Chooses the verdicts to export, writes them in the wanted layout, and splits the rows into training and validation.
 //!
 //! Column names are those of TRL; additional columns record where a row comes from, under the names that other tools
 //! use. Pure: takes a project and its verdicts, returns rows. Invariant: no prompt is in both the training and the

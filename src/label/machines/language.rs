@@ -21,8 +21,8 @@ pub const RUBRIC: &str = "You compare two answers to the same question. Judge wh
 what was asked, and whether it is clear. Do not prefer an answer because it is longer, because it comes first, or because \
 of its tone.";
 
-/// The verdict words of a language model, in the order of [`WORD_CHOICES`]. They are letters and not digits because many
-/// tokenizers split a digit from the space before it: ` 1` and ` tie` would then begin with the same token.
+/// The verdict words of a language model, in the order of [`WORD_CHOICES`]. They are letters and not digits because
+/// many tokenizers split a digit from the space before it: ` 1` and ` tie` would then begin with the same token.
 const WORDS: [&str; 4] = ["A", "B", "tie", "bad"];
 
 /// The choice that each of [`WORDS`] stands for.

@@ -2,8 +2,8 @@
 //! disk.
 //!
 //! A commit waits for the disk, which would limit the number of votes per second. So all requests that arrive during a
-//! commit share the next one. If a commit fails, none of its requests is acknowledged, and the assignment is rebuilt from
-//! the store.
+//! commit share the next one. If a commit fails, none of its requests is acknowledged, and the assignment is rebuilt
+//! from the store.
 //!
 //! The web server and the terminal both use the desk; it knows neither HTTP nor keys.
 

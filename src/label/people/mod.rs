@@ -1,6 +1,9 @@
-//! Lets people compare answers. `screen` defines what an annotator sees and sends, `assignment` knows who holds which
-//! task and `next_task` chooses the next one, `desk` stores every vote before it acknowledges it, in a `transaction` of the store. For an admin, `overview`
-//! computes the progress and `adjudication` saves final decisions.
+//! Lets people compare answers.
+//!
+//! `screen` defines what an annotator sees and sends, `request` what is asked of the desk, `task` what the assignment
+//! answers. `assignment` knows who holds which task, and `next_task` chooses the next one. `desk` saves every vote, in
+//! a `transaction` of the store, before it acknowledges it. For an admin, `overview` computes the progress and
+//! `adjudication` saves final decisions.
 
 pub mod adjudication;
 pub mod assignment;

@@ -1,14 +1,13 @@
 //! Computes the admin's overview of a project: progress, speed and side bias of each annotator, and disagreements.
 //!
-//! Point estimates only; [`super::report`] has the intervals.
+//! Point estimates only; [`crate::label::report`] has the intervals.
 
 use crate::label::record::annotator::{Annotator, AnnotatorKind};
 use crate::label::record::answer::CandidatePair;
 use crate::label::record::vote::{Vote, VoteChoice};
 use crate::label::statistics::agreement::{DistanceScale, RatingTable};
-use crate::stats::bootstrap::Bootstrap;
-
 use crate::label::statistics::summary::upper_median;
+use crate::stats::bootstrap::Bootstrap;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 

@@ -12,7 +12,6 @@ use crate::error::{Context, Result};
 use crate::generate::answer::GeneratedAnswer;
 use crate::generate::engine::{BatchLimits, Engine, GenerationRequest};
 use crate::generate::settings::GenerationSettings;
-
 use crate::label::record::answer::{NewCandidate, StoredPrompt};
 use crate::models::Model;
 use crate::rng;
@@ -57,8 +56,8 @@ pub fn unanswered_prompts<'p>(project: &'p Project, plan: &CandidatePlan) -> Vec
     project.prompts.iter().filter(|p| have.get(&p.id).copied().unwrap_or(0) < plan.answers).collect()
 }
 
-/// Generates answers to the prompts that [`unanswered_prompts`] returns. `done` gets the kept answers of a prompt as soon as all its
-/// answers are complete.
+/// Generates answers to the prompts that [`unanswered_prompts`] returns. `done` gets the kept answers of a prompt as
+/// soon as all its answers are complete.
 ///
 /// Errors: a prompt that cannot be encoded or does not fit the model (named by its key); an error of `done`.
 pub fn generate(

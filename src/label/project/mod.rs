@@ -1,6 +1,8 @@
-//! Holds what is about one project: its records at one moment (`snapshot`), its votes with all references resolved
-//! (`votes`), and what fills it: `import` loads existing files, `candidates` generates answers, `pairs` chooses the pairs
-//! to compare. `encoding` turns prompts and answers into tokens; `similar` compares texts.
+//! Reads one project as a whole, and fills it.
+//!
+//! `snapshot` reads all records at one moment, `votes` resolves the references of its votes. `import` adds prompts and
+//! answers from files, `candidates` generates answers, `pairs` chooses the pairs to compare. `encoding` turns prompts
+//! and answers into tokens; `similar` compares texts.
 
 pub mod candidates;
 pub mod encoding;

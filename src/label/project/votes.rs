@@ -1,9 +1,9 @@
 //! Resolves the votes of a project for the statistics.
 //!
-//! A stored vote refers to its annotator and pair by id, may be undone, and may be on a hidden repeat. A [`ResolvedVote`]
-//! is a vote with these references resolved. Invariant: for each annotator and pair there is one, the last vote that was
-//! not undone. A vote on a hidden repeat becomes a vote on the original pair with `repeat` set, so that a statistic counts
-//! a person twice only on purpose.
+//! A stored vote refers to its annotator and pair by id, may be undone, and may be on a hidden repeat. A
+//! [`ResolvedVote`] is a vote with these references resolved. Invariant: for each annotator and pair there is one, the
+//! last vote that was not undone. A vote on a hidden repeat becomes a vote on the original pair with `repeat` set, so
+//! that a statistic counts a person twice only on purpose.
 
 use super::snapshot::Project;
 use crate::label::record::annotator::{Annotator, AnnotatorKind};

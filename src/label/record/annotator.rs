@@ -1,4 +1,4 @@
-//! Defines who compares: people, reward models, language models and commands.
+//! Defines annotators: people, reward models, language models and commands that compare answers.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

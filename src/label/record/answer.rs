@@ -1,4 +1,4 @@
-//! Defines what annotators compare: prompts, candidate answers and pairs of answers.
+//! Defines prompts, candidate answers, and the pairs of answers that annotators compare.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

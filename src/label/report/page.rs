@@ -1,19 +1,15 @@
 //! Renders the report as one HTML page in the style of run pages. The page loads nothing from the network.
 
+use super::elements::{PlotRow, escaped, forest_figure, head, named, number, path, percent};
 use crate::label::record::annotator::AnnotatorKind;
 use crate::label::report::contents::{Agreement, JudgeReport, LabelReport};
 use crate::label::results::ranking::SourceRanking;
+use crate::label::results::verdict::Aggregation;
 use crate::report::count;
 use crate::runs::page::document::document;
 use crate::runs::page::escape::name;
-
 use crate::stats::bootstrap::Estimate;
 use crate::stats::proportion::Proportion;
-
-use super::elements::{PlotRow, escaped, forest_figure, head, named, number, path, percent};
-
-use crate::label::results::verdict::Aggregation;
-
 use maud::{Markup, PreEscaped, html};
 
 /// Renders the page.

@@ -6,14 +6,12 @@
 use crate::label::project::snapshot::Project;
 use crate::label::project::votes::ResolvedVote;
 use crate::label::record::annotator::AnnotatorKind;
+use crate::label::record::answer::CandidatePair;
 use crate::label::record::vote::VoteChoice;
 use crate::label::results::verdict::PairVerdict;
+use crate::label::statistics::summary::upper_median;
 use crate::stats::moments::correlation;
 use crate::stats::proportion::Proportion;
-
-use crate::label::record::answer::CandidatePair;
-
-use crate::label::statistics::summary::upper_median;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};

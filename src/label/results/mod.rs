@@ -1,5 +1,5 @@
-//! Computes what the votes of a project come to: `verdict` decides each pair, `ranking` compares the sources of answers,
-//! `bias` measures the habits of annotators.
+//! Computes results from the votes of a project: `verdict` decides each pair, `ranking` compares the sources of
+//! answers, `bias` measures the habits of annotators.
 
 pub mod bias;
 pub mod ranking;

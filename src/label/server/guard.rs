@@ -105,6 +105,7 @@ pub struct RateLimiter<K> {
 const BUCKETS: usize = 10_000;
 
 impl<K: Hash + Eq> RateLimiter<K> {
+    /// Creates a limiter that allows `rate` events per second and `burst` events at once, for each key.
     pub fn new(rate: f64, burst: f64) -> Self {
         Self { rate, burst, buckets: Mutex::new(HashMap::new()) }
     }

@@ -3,6 +3,9 @@
 //! Every request carries a token in a header. There are no cookies, so no other site can make a browser act here.
 //! Tokens are stored as hashes, compared in constant time and never logged. The server answers only under the host
 //! names that it was given. It serves one page, embedded in the program, which loads nothing from elsewhere.
+//!
+//! `api` has the routes, `guard` checks requests before they are read, `people` finds the person with a token, `state`
+//! is shared by all requests, `error` is the response to a request that failed.
 
 mod api;
 mod error;

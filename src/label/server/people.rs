@@ -91,6 +91,7 @@ impl CachedAnnotators {
 }
 
 impl PeopleByToken {
+    /// Reads the annotators. `owner` runs the server, may see everything, and signs in with `token`.
     pub fn new(store: Store, owner: Annotator, token: &SignInToken) -> Result<Self> {
         let known = Mutex::new(CachedAnnotators::now(&store)?);
         let owner = (token.hash(), SignedInPerson { id: owner.id, name: owner.name, admin: true });

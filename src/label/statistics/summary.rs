@@ -1,4 +1,4 @@
-//! Summarises lists of numbers. More is in `stats`, which serves all areas.
+//! Computes a median and an entropy. Statistics that other modules use too are in `crate::stats`.
 
 /// Returns the median, of two middle values the larger one; `None` if there are no values.
 pub fn upper_median(mut values: Vec<f64>) -> Option<f64> {

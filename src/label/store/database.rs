@@ -23,14 +23,17 @@ pub enum SqlParameter<'a> {
 }
 
 impl<'a> SqlParameter<'a> {
+    /// Returns a text, or NULL.
     pub fn text(value: Option<&'a str>) -> Self {
         value.map_or(Self::Null, Self::Text)
     }
 
+    /// Returns an integer, or NULL.
     pub fn int(value: Option<i64>) -> Self {
         value.map_or(Self::Null, Self::Int)
     }
 
+    /// Returns a floating-point number, or NULL.
     pub fn real(value: Option<f64>) -> Self {
         value.map_or(Self::Null, Self::Real)
     }
@@ -53,6 +56,7 @@ impl SqlRow {
         Self(cells.into_iter())
     }
 
+    /// Reads an integer cell.
     pub fn int(&mut self) -> Result<i64> {
         match self.0.next() {
             Some(SqlValue::Int(n)) => Ok(n),
@@ -60,10 +64,12 @@ impl SqlRow {
         }
     }
 
+    /// Reads an integer cell as a boolean: false if it is 0.
     pub fn flag(&mut self) -> Result<bool> {
         self.int().map(|n| n != 0)
     }
 
+    /// Reads a text cell.
     pub fn text(&mut self) -> Result<String> {
         match self.0.next() {
             Some(SqlValue::Text(text)) => Ok(text),
@@ -71,6 +77,7 @@ impl SqlRow {
         }
     }
 
+    /// Reads an integer cell that may be NULL.
     pub fn int_or_null(&mut self) -> Result<Option<i64>> {
         match self.0.next() {
             Some(SqlValue::Null) => Ok(None),
@@ -79,6 +86,7 @@ impl SqlRow {
         }
     }
 
+    /// Reads a floating-point cell that may be NULL.
     pub fn real_or_null(&mut self) -> Result<Option<f64>> {
         match self.0.next() {
             Some(SqlValue::Null) => Ok(None),
@@ -88,6 +96,7 @@ impl SqlRow {
         }
     }
 
+    /// Reads a text cell that may be NULL.
     pub fn text_or_null(&mut self) -> Result<Option<String>> {
         match self.0.next() {
             Some(SqlValue::Null) => Ok(None),

@@ -2,6 +2,10 @@
 //!
 //! When a writing method returns, its changes are on disk and survive SIGKILL and a loss of power. All calls block.
 //! Every write is a transaction of its own, or part of the one that [`Store::write`] opens.
+//!
+//! `open` creates, opens and migrates a project (`schema` has its tables); `connection` runs queries, `records` reads
+//! and adds records, `writer` changes them inside a transaction, `rows` converts them. `database` defines what a
+//! database must offer; `sqlite` and `postgres` implement it.
 
 mod connection;
 mod database;

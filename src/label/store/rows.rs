@@ -6,10 +6,12 @@ use crate::label::record::annotator::{Annotator, AnnotatorKind};
 use crate::label::record::answer::{Candidate, StoredPrompt};
 use crate::label::record::vote::{Vote, VoteChoice};
 
+/// Reads a prompt from its columns in the order of the table.
 pub fn prompt(row: &mut SqlRow) -> Result<StoredPrompt> {
     Ok(StoredPrompt { id: row.int()?, key: row.text()?, messages: row.json()?, columns: row.json()? })
 }
 
+/// Reads a candidate answer from its columns in the order of the table.
 pub fn candidate(row: &mut SqlRow) -> Result<Candidate> {
     let (id, prompt, source, text) = (row.int()?, row.int()?, row.text()?, row.text()?);
     Ok(Candidate { id, prompt, source, text, tokens: row.int_or_null()? })
@@ -34,6 +36,7 @@ pub fn shown(database: &mut dyn Database, pair: i64) -> Result<PairContent> {
 pub const VOTE_COLUMNS: &str = "id, pair, annotator, choice, strength, swapped, seconds, note, flagged, ratings, edited, detail, \
                     created, undone";
 
+/// Reads a vote from the columns [`VOTE_COLUMNS`].
 pub fn vote(row: &mut SqlRow) -> Result<Vote> {
     Ok(Vote {
         id: row.int()?,
@@ -53,6 +56,7 @@ pub fn vote(row: &mut SqlRow) -> Result<Vote> {
     })
 }
 
+/// Reads an annotator from its columns in the order of the table.
 pub fn annotator(row: &mut SqlRow) -> Result<Annotator> {
     Ok(Annotator {
         id: row.int()?,
@@ -70,6 +74,7 @@ pub fn parse_name<T>(name: String, named: impl Fn(&str) -> Option<T>) -> Result<
     })
 }
 
+/// Returns a value as JSON text.
 pub fn json(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|e| Error::bug(format!("settings or columns as JSON: {e}")))
 }

@@ -45,10 +45,12 @@ pub struct VoteDraft {
 }
 
 impl VoteDraft {
+    /// Returns the rating of one side (`left` or `right`) by a criterion; `None` if it has none.
     pub fn rating(&self, criterion: &str, side: &str) -> Option<i64> {
         self.ratings.get(criterion)?.get(side)?.as_i64()
     }
 
+    /// Returns true if any rating is set.
     pub fn is_rated(&self) -> bool {
         !self.ratings.is_empty()
     }

@@ -112,8 +112,8 @@ struct TokenLosses {
 }
 
 impl TokenLosses {
-    /// Computes numbers of some of the N tokens from the student's logits (n, V), each (n): the loss, the divergence from
-    /// the teacher, the cross-entropy, and whether the most likely token is the row's own, and the teacher's.
+    /// Computes numbers of some of the N tokens from the student's logits (n, V), each (n): the loss, the divergence
+    /// from the teacher, the cross-entropy, and whether the most likely token is the row's own, and the teacher's.
     fn of_rows(&self, logits: &Tensor, rows: RowRange) -> [Tensor; 5] {
         let temperature = self.spec.temperature;
         let part = |t: &Tensor| t.narrow(0, rows.0, rows.1);

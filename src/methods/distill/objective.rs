@@ -115,8 +115,8 @@ impl Distill {
         })
     }
 
-    /// Returns the share of cross-entropy and the number of supervised tokens of each example. What the student wrote is
-    /// not to be imitated: for these examples only the divergence from the teacher counts.
+    /// Returns the share of cross-entropy and the number of supervised tokens of each example. What the student wrote
+    /// is not to be imitated: for these examples only the divergence from the teacher counts.
     fn cross_entropy_shares(
         &self,
         examples: &[&Example],

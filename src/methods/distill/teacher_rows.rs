@@ -1,5 +1,5 @@
-//! The rows of a run for a teacher with another tokenizer: reads the rows in the teacher's tokens, and matches its tokens with the
-//! student's.
+//! The rows of a run for a teacher with another tokenizer: reads the rows in the teacher's tokens, and matches its
+//! tokens with the student's.
 //!
 //! As in arXiv 2402.12030, the tokens of an answer are compared in order, the first with the first; if one side has
 //! more tokens, the rest is compared with nothing.

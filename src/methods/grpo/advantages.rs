@@ -6,8 +6,7 @@
 
 use super::spec::ScaleRewards;
 use crate::methods::rollout::advantages::{Advantages, RolloutRewards, is_uniform};
-use crate::stats::moments::mean;
-use crate::stats::moments::sample_deviation;
+use crate::stats::moments::{mean, sample_deviation};
 
 /// Added to the deviation, so that it can divide.
 const EPSILON: f64 = 1e-4;

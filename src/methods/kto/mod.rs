@@ -6,11 +6,11 @@
 
 pub mod loss;
 pub mod spec;
+
 pub use spec::{KtoLoss, KtoSpec};
 
 use super::contract::{Alarm, Means};
-use super::fixed::FixedDataRows;
-use super::fixed::{BatchIndices, Objective, Split};
+use super::fixed::{BatchIndices, FixedDataRows, Objective, Split};
 use super::pairs::PackedAnswers;
 use super::preference_alarms::{self, PreferenceMonitor};
 use super::reference::{ReferenceRequest, ReferenceScorer, ReferenceSettings};

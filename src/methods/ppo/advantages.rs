@@ -13,8 +13,8 @@ pub struct TokenEstimates {
     pub explained_variance: Option<f64>,
 }
 
-/// Computes advantages and returns of one score per answer, and one divergence and one value per token. `weight` is that
-/// of the divergence in the rewards.
+/// Computes advantages and returns of one score per answer, and one divergence and one value per token. `weight` is
+/// that of the divergence in the rewards.
 pub fn estimate(
     spec: &PpoSpec,
     scores: &[f64],

@@ -9,9 +9,13 @@
 //! and values, for each of their tokens, in packed rows without gradient; then make `epochs` passes of `mini_batches`
 //! optimiser steps each. Every sum runs over real tokens, never over padding.
 //!
-//! The rooms: `spec`, the recipe's section; `parts`, the parts of the model; `value`, the value function; `kl`, the
-//! divergence from the reference and its weight; `advantages` and `loss`, the formulas, pure; `answers`, what an
-//! iteration trains on; `metrics` and `alarms`; `update`, the micro-batches; `progress`, how far a run is; `method`, all of this as a method.
+//! Modules:
+//! - `spec`: the recipe's section. `parts`: the parts of the model. `value`: the value function.
+//! - `kl`: the divergence from the reference and its weight. `advantages`, `loss`: the formulas, pure.
+//! - `answers`: what an iteration trains on. `update`: the micro-batches. `progress`: how far a run is.
+//! - `metrics`, `alarms`: what is logged of an iteration, and the rules on it.
+//! - `method`: joins all of these into the method.
+//!
 //! Sampling, judging and the choice of answers are in `rollout`. Invariant: an iteration is a function of the weights,
 //! the prompts, the seed and its number.
 

@@ -1,4 +1,4 @@
-//! The parts of the model that PPO needs, and what a recipe's section must keep.
+//! Chooses the parts of the model that PPO needs, and checks that the values of its recipe section fit together.
 
 use super::kl::KlEstimator;
 use super::spec::{KlPlace, PpoSpec, ValueSpec};

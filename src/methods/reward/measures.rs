@@ -34,9 +34,9 @@ impl ScoredPair {
 /// A group of pairs of similar length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LengthGroup {
-    /// Mean number of tokens of the two answers, for the shortest and for the longest pair of the group.
+    /// Mean number of tokens of the two answers of the group's shortest pair.
     pub from: f64,
-    /// The same of the longest pair.
+    /// Mean number of tokens of the two answers of the group's longest pair.
     pub to: f64,
     /// Number of pairs.
     pub pairs: usize,
@@ -47,16 +47,15 @@ pub struct LengthGroup {
 /// How well length alone predicts the preference, and how strongly the model follows length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LengthBias {
-    /// Share of pairs that the rule "the longer answer wins" gets right, and the rule "the shorter answer wins"; in
-    /// all other pairs the lengths are equal.
+    /// Share of pairs that the rule "the longer answer wins" gets right.
     pub longer_wins: f64,
-    /// The same of the rule "the shorter answer wins".
+    /// Share of pairs that the rule "the shorter answer wins" gets right; in all other pairs the lengths are equal.
     pub shorter_wins: f64,
     /// Accuracy of the model minus that of the better rule.
     pub gap: f64,
-    /// Accuracy on pairs whose chosen answer is the longer one, and on those whose chosen answer is the shorter one.
+    /// Accuracy on pairs whose chosen answer is the longer one; `None` if there are none.
     pub where_longer: Option<Proportion>,
-    /// The same where the chosen answer is the shorter one.
+    /// Accuracy on pairs whose chosen answer is the shorter one; `None` if there are none.
     pub where_shorter: Option<Proportion>,
     /// Correlation between differences of scores and differences of lengths; `None` if either is constant.
     pub correlation: Option<f64>,
@@ -95,7 +94,7 @@ pub struct MarginHistogram {
     pub mean: f64,
     /// Standard deviation of the margins.
     pub std: f64,
-    /// Lower bound of the first bin, and the width of each bin.
+    /// Lower bound of the first bin.
     pub from: f64,
     /// Width of each bin.
     pub width: f64,
@@ -112,7 +111,7 @@ pub struct StopTokenEffect {
     pub accuracy: Proportion,
     /// Accuracy on the same pairs with the stop token.
     pub accuracy_with: f64,
-    /// Mean of the change (score without minus score with the stop token), and mean of its absolute value.
+    /// Mean of the change: score without minus score with the stop token.
     pub mean_change: f64,
     /// Mean of the absolute value of the change.
     pub mean_size: f64,

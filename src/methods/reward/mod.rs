@@ -1,8 +1,8 @@
 //! Reward models: one number per answer, trained on pairs of a better and a worse answer.
 //!
 //! `spec`: the recipe's section. `loss`: Bradley-Terry on packed pairs. `measures`: the numbers of the report card;
-//! `report_card`: all of them, with limits. This file: the method, and the scoring of held-out pairs for the report card. `models::reward` reads saved
-//! reward models.
+//! `report_card`: all of them, with limits. This file: the method, and the scoring of held-out pairs for the report
+//! card. `models::reward` reads saved reward models.
 
 pub mod loss;
 pub mod measures;
@@ -14,8 +14,7 @@ pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits};
 pub use spec::{MarginChoice, RewardMethodSpec};
 
 use super::contract::{Alarm, Means};
-use super::fixed::FixedDataRows;
-use super::fixed::{BatchIndices, Objective};
+use super::fixed::{BatchIndices, FixedDataRows, Objective};
 use super::rows::{DataContext, MethodRows};
 use super::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 use crate::data::chat::ChatTokenizer;
@@ -29,9 +28,9 @@ use crate::report;
 use std::path::Path;
 use std::rc::Rc;
 
-/// Number of pairs that are also scored without their stop token, and number of pairs that are also scored in reverse
-/// packing order.
+/// Number of pairs that are also scored without their stop token.
 const CUT: usize = 512;
+/// Number of pairs that are also scored in reverse packing order.
 const TURNED: usize = 64;
 
 /// Largest absolute mean score before an alarm is given.

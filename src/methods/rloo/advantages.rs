@@ -3,13 +3,12 @@
 //! With R_i = clip(reward_i) - beta Σ_t (old - reference) and k answers to a prompt:
 //!
 //! ```text
-//! A_i  = R_i - 1/(k-1) Σ_{j≠i} R_j                               Ahmadian et al. 2024, arXiv 2402.14740, the RLOO estimator
+//! A_i  = R_i - 1/(k-1) Σ_{j≠i} R_j                         Ahmadian et al. 2024, arXiv 2402.14740, the RLOO estimator
 //! ```
 
 use super::spec::RlooSpec;
 use crate::methods::rollout::advantages::{Advantages, RolloutRewards, are_uniform};
-use crate::stats::moments::mean;
-use crate::stats::moments::sample_deviation;
+use crate::stats::moments::{mean, sample_deviation};
 
 /// Computes one advantage per answer; 0 for the answers of a group whose rewards are all equal.
 pub fn advantages(spec: &RlooSpec, judged: &RolloutRewards) -> Advantages {

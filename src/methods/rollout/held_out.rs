@@ -173,7 +173,7 @@ impl HeldOutPrompts {
         }
     }
 
-    /// Loads what `put` saved.
+    /// Loads what `save` saved. Keeps what it has if the checkpoint has no such answers.
     pub fn load(&mut self, state: &StateTensors) -> Result<()> {
         if state.contains_key("before.ids") {
             self.baseline = sample_state::load(state, "before")?;
@@ -182,7 +182,7 @@ impl HeldOutPrompts {
     }
 }
 
-/// Returns -1, 0 or 1.
+/// Returns the sign of a number: -1, 0 or 1.
 fn sign(x: f64) -> f64 {
     f64::from(u8::from(x > 0.0)) - f64::from(u8::from(x < 0.0))
 }

@@ -44,7 +44,7 @@ use tch::Device;
 pub struct RolloutPlan {
     /// Number of answers to each prompt.
     pub answers: usize,
-    /// Passes over the sampled answers, and optimiser steps per pass.
+    /// Passes over the sampled answers before new ones are sampled.
     pub passes: usize,
     /// Optimiser steps per pass.
     pub mini_batches: usize,

@@ -1,4 +1,5 @@
-//! What distinguishes GRPO and RLOO: how rewards become advantages, and the loss of a packed row. Pure.
+//! The interface of a method on rollouts: how rewards become advantages, and the loss of a packed row. GRPO and RLOO
+//! differ in nothing else. Pure.
 
 use super::advantages::{Advantages, RolloutRewards};
 use crate::models::loss::Extreme;

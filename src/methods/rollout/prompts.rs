@@ -3,11 +3,9 @@
 use super::spec::SamplingSpec;
 use crate::data::batch::{BatchPlan, Loader};
 use crate::data::chat::ChatTokenizer;
-use crate::data::dataset::PromptLimits;
-use crate::data::dataset::PromptSet;
+use crate::data::dataset::{PromptLimits, PromptSet};
 use crate::data::encode::Example;
-use crate::data::inspect;
-use crate::data::inspect::{Duplicates, SplitOverlap};
+use crate::data::inspect::{self, Duplicates, SplitOverlap};
 use crate::data::rows::SourceList;
 use crate::error::{Error, Result};
 use crate::methods::contract::{Method, SamplePrompt};

@@ -8,8 +8,7 @@ use crate::methods::reward::report_card::{self, ReportCard, ReportCardLimits};
 use crate::models::Heads;
 use crate::report;
 use crate::rewards::model::adapter_name;
-use crate::rewards::spec::RewardModelSpec;
-use crate::rewards::spec::RewardSourceSpec;
+use crate::rewards::spec::{RewardModelSpec, RewardSourceSpec};
 
 /// Returns an error for a reward model without a report card or with one beyond its limits, unless the recipe forces
 /// its use. `key` is the place of `rewards` in the recipe.

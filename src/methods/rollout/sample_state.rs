@@ -29,8 +29,8 @@ pub fn save(state: &mut StateTensors, name: &str, samples: &[SampledAnswer], sou
     insert("text", Tensor::from_slice(&text));
 }
 
-/// Reads the samples that were saved under `name`. An error if a tensor is missing, the sizes do not match, or a text is
-/// not UTF-8.
+/// Reads the samples that were saved under `name`. An error if a tensor is missing, the sizes do not match, or a text
+/// is not UTF-8.
 pub fn load(state: &StateTensors, name: &str) -> Result<Vec<SampledAnswer>> {
     let key = |what: &str| format!("{name}.{what}");
     let size = |what: &str| state::tensor(state, &key(what)).map(Tensor::size);

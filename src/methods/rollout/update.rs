@@ -54,7 +54,8 @@ pub fn mini_batch(order: &[usize], part: usize, parts: usize) -> &[usize] {
 }
 
 /// Decides which answers of a mini-batch are run. If no answer has an advantage, the shortest one is run, so that the
-/// step has a forward pass and metrics; if every answer is truncated and masked, the shortest of these as a placeholder.
+/// step has a forward pass and metrics; if every answer is truncated and masked, the shortest of these is run as a
+/// placeholder.
 pub fn choose(candidates: &[RolloutCandidate], mini_batch: &[usize], filters: Filters) -> Selection {
     let mut found = Selection::default();
     for &i in mini_batch {

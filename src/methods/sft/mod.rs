@@ -4,10 +4,10 @@
 //! the whole optimiser step.
 
 pub mod spec;
+
 pub use spec::SftSpec;
 
-use super::fixed::FixedDataRows;
-use super::fixed::{BatchIndices, Objective};
+use super::fixed::{BatchIndices, FixedDataRows, Objective};
 use super::rows::{DataContext, MethodRows};
 use super::targets::TargetTokens;
 use crate::data::encode::Example;

@@ -1,4 +1,4 @@
-//! What the training doctor reads and what it reports.
+//! Defines the input of the training doctor and the problems that it reports.
 
 use crate::recipe::plan::Plan;
 use crate::runs::facts::RunFacts;

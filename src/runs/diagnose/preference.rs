@@ -1,6 +1,7 @@
 //! Diagnoses runs of preference methods (DPO, KTO, ORPO, SimPO).
 //!
-//! Uses the same signs as the alarms of a run in progress (`methods::preference_alarms`), here on the curves of the whole run.
+//! Uses the same signs as the alarms of a run in progress (`methods::preference_alarms`), here on the curves of the
+//! whole run.
 
 use super::finding::{Diagnosis, DiagnosisId, DiagnosisInput, finding, number, rate};
 use crate::methods::MethodSpec;

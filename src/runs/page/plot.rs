@@ -15,8 +15,8 @@ pub fn figure(title: &str, note: &str, plot: &str) -> String {
     markup.into_string()
 }
 
-/// Wraps SVG elements into a drawing with a name for screen readers. Coordinates are thousandths of width and height from
-/// the top left; the drawing stretches with the page.
+/// Wraps SVG elements into a drawing with a name for screen readers. Coordinates are thousandths of width and height
+/// from the top left; the drawing stretches with the page.
 pub fn canvas(name: &str, svg: Markup) -> Markup {
     html! {
         svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label=(plain(name)) { (svg) }

@@ -3,8 +3,8 @@
 //!
 //! `b2 = 1 - t^(-decay_rate)`; of `g^2 + 1e-30` a matrix keeps running means of its rows R and columns C only,
 //! `v = R C / mean(R)`, other parameters keep v whole; `u = g / sqrt(v)`, `u <- u / max(1, rms(u) / clip)`,
-//! `p <- p - lr wd p - lr u`; with `scale_parameter`, lr is multiplied by `max(1e-3, rms(p))`; with `momentum` b, `lr u` is
-//! averaged over time first.
+//! `p <- p - lr wd p - lr u`; with `scale_parameter`, lr is multiplied by `max(1e-3, rms(p))`; with `momentum` b,
+//! `lr u` is averaged over time first.
 
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;

@@ -4,8 +4,8 @@
 //! `b <- mu b + (1 - mu) g`, `u = mu b + (1 - mu) g` (Nesterov) or b, `O = NewtonSchulz(u)`,
 //! `p <- p - lr wd p - lr scale O`. Newton-Schulz: `X = u / |u|`, then five times `A = X X^T`,
 //! `X <- a X + (b A + c A A) X`, in bfloat16. `scale` is `0.2 sqrt(max(N, M))`, which gives O the size of AdamW's steps
-//! (Liu et al. 2025, arXiv 2502.16982, equation 4), or `sqrt(max(1, N / M))` as first published, where N counts outputs: a
-//! weight of GPT-2, which is stored as (in, out), gets the step of the same layer in another family.
+//! (Liu et al. 2025, arXiv 2502.16982, equation 4), or `sqrt(max(1, N / M))` as first published, where N counts
+//! outputs: a weight of GPT-2, which is stored as (in, out), gets the step of the same layer in another family.
 
 use super::adamw::AdamW;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};

@@ -1,7 +1,7 @@
 //! Stochastic gradient descent with momentum (Sutskever et al. 2013, equations 1 to 4), as torch.optim.SGD computes it:
 //!
-//! `g <- g + wd p`, `b <- mu b + g` (`b = g` at the first step), `p <- p - lr b`, with Nesterov `p <- p - lr (g + mu b)`.
-//! Weight decay is the L2 term of the loss here, not decoupled.
+//! `g <- g + wd p`, `b <- mu b + g` (`b = g` at the first step), `p <- p - lr b`, with Nesterov
+//! `p <- p - lr (g + mu b)`. Weight decay is the L2 term of the loss here, not decoupled.
 
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;

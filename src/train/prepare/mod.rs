@@ -1,7 +1,7 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
-//! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how rows
-//! are read, model loads the base with its adapters.
+//! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how
+//! rows are read, model loads the base with its adapters.
 
 pub mod formats;
 mod model;

@@ -1,15 +1,12 @@
 //! Samples: the model's answers to a few prompts before, during and after training, for people to read.
 
-use super::log::TrainingLog;
-use super::log::truncate_after;
+use super::log::{TrainingLog, truncate_after};
 use crate::data::chat::ChatTokenizer;
-
 use crate::error::Result;
 use crate::fsutil::io_error;
 use crate::generate::engine::complete;
 use crate::generate::settings::GenerationSettings;
 use crate::methods::contract::SamplePrompt;
-
 use crate::models::Model;
 use crate::report;
 use crate::runs::folder::{self, RunSample};

@@ -4,12 +4,10 @@
 //! lists of `{user_id, value, status}` (the older push to the Hub), and `fields` with `responses` (JSON of both).
 
 use crate::data::source::RowColumns;
+use crate::error::{Error, Result};
 use crate::label::project::import::fields::{as_messages, new_prompt, own_id, prompt_and_answer_fields};
 use crate::label::project::import::pick::{AnswerPick, pairwise_verdicts, parse_pick};
-use crate::label::project::import::row::{ImportedAnswer, ImportedRow, LabelImportOptions};
-
-use crate::error::{Error, Result};
-use crate::label::project::import::row::ImportedVerdict;
+use crate::label::project::import::row::{ImportedAnswer, ImportedRow, ImportedVerdict, LabelImportOptions};
 use crate::label::record::vote::VoteChoice;
 use serde_json::Value;
 use std::collections::BTreeMap;

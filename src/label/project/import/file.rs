@@ -2,8 +2,7 @@
 
 use super::row::{ImportedRow, LabelImportFormat, LabelImportOptions};
 use super::{argilla, label_studio, rows};
-use crate::data::source::RowPlace;
-use crate::data::source::{self, ColumnSelection};
+use crate::data::source::{self, ColumnSelection, RowPlace};
 use crate::error::{Error, Result};
 use crate::label::record::answer::{JsonMap, NewPrompt};
 use serde_json::Value;

@@ -3,8 +3,7 @@
 use super::row::ImportedRow;
 use crate::error::{Context, Error, Result};
 use crate::label::record::annotator::AnnotatorKind;
-use crate::label::record::answer::CandidatePair;
-use crate::label::record::answer::{NewCandidate, NewPair, NewPrompt};
+use crate::label::record::answer::{CandidatePair, NewCandidate, NewPair, NewPrompt};
 use crate::label::record::vote::NewVote;
 use crate::label::store::Store;
 use serde_json::{Value, json};

@@ -4,11 +4,10 @@
 //! additional Choices tag with tie, equal, both or neither does.
 
 use crate::data::source::RowColumns;
+use crate::error::{Error, Result};
 use crate::label::project::import::fields::{as_messages, new_prompt, own_id, prompt_and_answer_fields};
 use crate::label::project::import::pick::{AnswerPick, pairwise_verdicts, parse_pick};
 use crate::label::project::import::row::{ImportedAnswer, ImportedRow, LabelImportOptions};
-
-use crate::error::{Error, Result};
 use serde_json::Value;
 
 /// Returns true if the columns are a task of Label Studio.

@@ -5,10 +5,9 @@ use crate::data::rows::{
     AnswerContent as Said, ChatMessage, PromptContent, Record, RowPurpose, detect_format, read_record,
 };
 use crate::data::source::{RowColumns, RowPlace};
+use crate::error::{Error, Result};
 use crate::label::project::import::fields::{new_prompt, own_id};
 use crate::label::project::import::row::{ImportedAnswer, ImportedRow, LabelImportOptions};
-
-use crate::error::{Error, Result};
 use serde_json::{Value, json};
 
 /// Columns with several answers.

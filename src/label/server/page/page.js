@@ -1,19 +1,20 @@
 // Shows one task after the other and sends the votes. Only fields named `html` are inserted as HTML: the server has
-// sanitised them. Any other text is inserted as text, isolated so that it does not change the direction of its surroundings.
+// sanitised them. Any other text is inserted as text, isolated so that it does not change the direction of its
+// surroundings.
 // A vote carries a request id, so that sending it again after a lost connection changes nothing.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const KEPT = "ft-label-token", DRAFT = "ft-label-draft";
-const THINK = 350; // milliseconds in which a key that was meant for the last task is not taken for this one
+const THINK = 350; // milliseconds during which a new task ignores keys: they were meant for the previous one
 
-let token = null; // kept for this tab only: another tab may be another person
+let token = null; // stored for this tab only: another tab may belong to another person
 let me = null;
 let task = null;
-let draft = null; // what was said so far: {task, flagged, note, edited, strength, ratings, spent}
+let draft = null; // the vote in preparation: {task, flagged, note, edited, strength, ratings, spent}
 let busy = false, shownAt = 0, since = 0, alive = null, again = null, watching = null;
 
-// ---- talking to the server
+// ---- requests to the server
 
 class Refused extends Error {
   constructor(status, what, again, code) { super(what); this.status = status; this.again = again; this.code = code; }
@@ -35,7 +36,7 @@ async function ask(path, body = {}, keepalive = false) {
   return said;
 }
 
-// Asks until it is answered: a broken line or a full disk may pass, and nothing is lost meanwhile.
+// Repeats a request until it succeeds: a lost connection or a full disk may be temporary. The vote is kept meanwhile.
 async function insist(path, body) {
   for (let wait = 1; ; wait = Math.min(wait * 2, 15)) {
     try {
@@ -62,10 +63,11 @@ const tell = (text) => { $("news").textContent = text; };
 
 // ---- text
 
-// Characters that nobody sees: controls of direction, and those of terminals. The server marks them in Markdown.
+// Invisible characters: controls of text direction and of terminals. In Markdown, the server marks them.
 const HIDDEN = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069])/u;
 
-// Somebody's words: they take their direction from their own letters, and what nobody sees is shown by its code point.
+// Returns an element with a text of people or models. Its direction comes from its own letters; invisible characters
+// are shown as their code points.
 function words(text) {
   const all = document.createElement("bdi");
   String(text).split(HIDDEN).forEach((part, i) => {
@@ -78,7 +80,7 @@ function words(text) {
   return all;
 }
 
-// What is wider than its place scrolls, also by keyboard.
+// Lets the keyboard scroll elements that are wider than their place.
 function reachable() {
   for (const box of document.querySelectorAll(".text pre, .text div:has(> table), .text bdi:has(> math)")) {
     const wide = box.scrollWidth > box.clientWidth && getComputedStyle(box).display !== "inline";
@@ -136,7 +138,7 @@ async function start() {
   });
 }
 
-// Runs something that asks the server; one at a time.
+// Runs a function that sends requests, one function at a time.
 async function guarded(work) {
   if (busy) return;
   busy = true;
@@ -202,7 +204,7 @@ function turn(said, news) {
 
 const ROLES = { user: "Question", assistant: "Earlier answer", system: "Instruction to the model", tool: "Result of a tool" };
 
-// The turns of a prompt.
+// Returns the elements of the turns of a prompt.
 function spoken(prompt) {
   return prompt.map((said) => {
     const turn = element("div", null, said.role === "user" ? "turn" : "turn other");
@@ -272,7 +274,7 @@ function tick() {
 }
 setInterval(tick, 500);
 
-// What was said so far outlives a reload.
+// Stores the vote in preparation, so that a reload does not lose it.
 function keep() {
   if (!draft) return;
   draft.note = $("note").value;
@@ -282,7 +284,7 @@ function keep() {
   sessionStorage.setItem(DRAFT, JSON.stringify(draft));
 }
 
-// ---- what a person does
+// ---- actions of a person
 
 function ballot(choice) {
   keep();
@@ -416,7 +418,7 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) { draft.spent += (performance.now() - since) / 1000; since = performance.now(); sessionStorage.setItem(DRAFT, JSON.stringify(draft)); }
   else { since = performance.now(); ask("keep").catch(() => {}); }
 });
-// The task goes back soon, unless this was a reload.
+// The page was closed or is reloaded: the server gives the task to somebody else unless the page is back soon.
 addEventListener("pagehide", () => {
   if (token && task) { keep(); ask("leave", {}, true).catch(() => {}); }
 });
@@ -548,6 +550,6 @@ $("open-overview").addEventListener("click", () => guarded(async () => {
   watching = setInterval(() => { if (!busy && !document.hidden) look().catch(() => {}); }, 5000);
 }));
 
-// A link in a tab that is open already: somebody else signs in here.
+// A link with another token was opened in this tab: somebody else signs in here.
 addEventListener("hashchange", () => { if (location.hash.includes("token=")) start(); });
 start();

@@ -1,4 +1,4 @@
-//! What went into the run: its rows, programs, machine and files.
+//! Renders the inputs of a run: its rows, programs, machine and files.
 
 use super::format::short_sha;
 use crate::report;
