@@ -2,6 +2,7 @@
 //! answers, without tensors or models. Every token is a real one; there is no padding.
 
 use super::spec::PpoSpec;
+use crate::stats::moments::mean_and_sample_variance;
 
 /// Advantages and returns of the tokens of all answers.
 pub struct TokenEstimates {
@@ -67,21 +68,10 @@ pub fn gae(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> Vec<f64>
     advantages
 }
 
-/// Computes mean and variance (divided by n - 1); (0, 0) for no numbers, variance 0 for a single one.
-pub fn mean_and_variance(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let n = numbers.clone().count() as f64;
-    if n == 0.0 {
-        return (0.0, 0.0);
-    }
-    let mean = numbers.clone().sum::<f64>() / n;
-    let squares: f64 = numbers.map(|x| (x - mean).powi(2)).sum();
-    (mean, if n > 1.0 { squares / (n - 1.0) } else { 0.0 })
-}
-
 /// Scales all numbers of all answers to variance 1 and, with `shift`, to mean 0. As TRL's `masked_whiten`:
 /// `(x - mean) / sqrt(var + 1e-8)`, then `+ mean` without `shift`.
 pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
-    let (mean, variance) = mean_and_variance(answers.iter().flatten().copied());
+    let (mean, variance) = mean_and_sample_variance(answers.iter().flatten().copied());
     let scale = 1.0 / (variance + 1e-8).sqrt();
     for x in answers.iter_mut().flatten() {
         *x = (*x - mean) * scale + if shift { 0.0 } else { mean };
@@ -92,8 +82,8 @@ pub fn whiten(answers: &mut [Vec<f64>], shift: bool) {
 /// more than the mean, negative if they are worse than the mean. `None` if all returns are equal.
 pub fn explained_variance(values: &[f64], returns: &[f64]) -> Option<f64> {
     assert_eq!(values.len(), returns.len(), "one value a return");
-    let (_, all) = mean_and_variance(returns.iter().copied());
-    let (_, left) = mean_and_variance(returns.iter().zip(values).map(|(r, v)| r - v));
+    let (_, all) = mean_and_sample_variance(returns.iter().copied());
+    let (_, left) = mean_and_sample_variance(returns.iter().zip(values).map(|(r, v)| r - v));
     (all > 1e-12).then(|| 1.0 - left / all)
 }
 
@@ -159,11 +149,11 @@ mod tests {
     fn whitening_counts_every_token_once() {
         let mut answers = vec![vec![1.0, 2.0, 3.0], vec![10.0], vec![]];
         whiten(&mut answers, true);
-        let (mean, variance) = mean_and_variance(answers.iter().flatten().copied());
+        let (mean, variance) = mean_and_sample_variance(answers.iter().flatten().copied());
         assert!(mean.abs() < 1e-15 && (variance - 1.0).abs() < 1e-8);
         let mut kept = vec![vec![1.0, 2.0, 3.0], vec![10.0]];
         whiten(&mut kept, false);
-        let (mean, variance) = mean_and_variance(kept.iter().flatten().copied());
+        let (mean, variance) = mean_and_sample_variance(kept.iter().flatten().copied());
         assert!((mean - 4.0).abs() < 1e-12 && (variance - 1.0).abs() < 1e-8);
         // One number, or equal ones, have no spread to divide by.
         let mut same = vec![vec![3.0, 3.0]];

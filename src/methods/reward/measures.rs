@@ -1,5 +1,6 @@
 //! The measures of a report card, each computed from scores and lengths alone.
 
+use crate::stats::moments::{correlation, mean_and_population_deviation};
 use crate::stats::proportion::Proportion;
 use serde::{Deserialize, Serialize};
 
@@ -138,13 +139,6 @@ pub(super) fn accuracy<'a>(pairs: impl IntoIterator<Item = &'a ScoredPair>) -> O
     Proportion::of(hits, n)
 }
 
-/// Computes mean and standard deviation (divided by n); (0, 0) for an empty slice.
-pub(super) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
-}
-
 /// Computes the accuracy of four groups of equally many pairs, by mean length of the two answers.
 pub(super) fn by_length(pairs: &[ScoredPair]) -> Vec<LengthGroup> {
     let length = |p: &ScoredPair| (p.lengths[0] + p.lengths[1]) as f64 / 2.0;
@@ -178,13 +172,6 @@ pub(super) fn length_bias(pairs: &[ScoredPair], accuracy_of_all: f64) -> LengthB
     }
 }
 
-/// Computes Pearson's correlation; `None` if either is constant.
-pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
-    let ((mean_a, std_a), (mean_b, std_b)) = (mean_and_deviation(a), mean_and_deviation(b));
-    let sum: f64 = a.iter().zip(b).map(|(x, y)| (x - mean_a) * (y - mean_b)).sum();
-    (std_a > 0.0 && std_b > 0.0).then(|| sum / a.len() as f64 / (std_a * std_b))
-}
-
 /// Computes the calibration of the scores.
 pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
     let width = 0.5 / CLAIMS as f64;
@@ -207,7 +194,7 @@ pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
 
 /// Computes the histogram of the margins; one of its borders is 0.
 pub(super) fn histogram(margins: &[f64]) -> MarginHistogram {
-    let (mean, std) = mean_and_deviation(margins);
+    let (mean, std) = mean_and_population_deviation(margins);
     let least = margins.iter().copied().fold(0.0, f64::min);
     let most = margins.iter().copied().fold(0.0, f64::max);
     // Zero is the border between two bins: pairs that the model gets wrong are left of it.
@@ -235,8 +222,8 @@ pub(super) fn without_stop(pairs: &[ScoredPair], cut: &[[f64; 2]]) -> Option<Sto
         pairs: both.len(),
         accuracy: accuracy(both.iter().map(|(_, q)| q))?,
         accuracy_with: accuracy(both.iter().map(|(p, _)| *p))?.share,
-        mean_change: mean_and_deviation(&changes).0,
-        mean_size: mean_and_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
+        mean_change: mean_and_population_deviation(&changes).0,
+        mean_size: mean_and_population_deviation(&changes.iter().map(|c| c.abs()).collect::<Vec<_>>()).0,
     })
 }
 
@@ -246,7 +233,7 @@ pub(super) fn swap(pairs: &[ScoredPair], turned: &[[f64; 2]]) -> Option<PackingO
     let changes: Vec<f64> = changes.collect();
     let worse = |a: f64, b: &f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(*b) };
     let max_difference = changes.iter().fold(0.0, worse);
-    let rms = mean_and_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
+    let rms = mean_and_population_deviation(&changes.iter().map(|c| c * c).collect::<Vec<_>>()).0.sqrt();
     (!changes.is_empty()).then_some(PackingOrderEffect { pairs: changes.len() / 2, max_difference, rms })
 }
 

@@ -9,7 +9,7 @@ pub mod measures;
 pub mod report_card;
 pub mod spec;
 
-pub use measures::{ScoredPair, correlation};
+pub use measures::ScoredPair;
 pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits};
 pub use spec::{MarginChoice, RewardMethodSpec};
 

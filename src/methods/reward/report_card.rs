@@ -5,10 +5,11 @@
 
 use super::measures::{
     Calibration, LengthBias, LengthGroup, MarginHistogram, PackingOrderEffect, ScoredPair, StopTokenEffect, accuracy,
-    by_length, calibration, histogram, length_bias, mean_and_deviation, swap, without_stop,
+    by_length, calibration, histogram, length_bias, swap, without_stop,
 };
 use crate::error::Result;
 use crate::fsutil::read_json;
+use crate::stats::moments::mean_and_population_deviation;
 use crate::stats::proportion::Proportion;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -96,14 +97,14 @@ impl ReportCard {
         let pairs = &evidence.pairs;
         let accuracy = accuracy(pairs)?;
         let scores: Vec<f64> = pairs.iter().flat_map(|p| [p.chosen, p.rejected]).collect();
-        let (mean, std) = mean_and_deviation(&scores);
+        let (mean, std) = mean_and_population_deviation(&scores);
         let rewards = ScoreSpread {
             mean,
             std,
             min: scores.iter().copied().fold(f64::INFINITY, f64::min),
             max: scores.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-            chosen_mean: mean_and_deviation(&pairs.iter().map(|p| p.chosen).collect::<Vec<_>>()).0,
-            rejected_mean: mean_and_deviation(&pairs.iter().map(|p| p.rejected).collect::<Vec<_>>()).0,
+            chosen_mean: mean_and_population_deviation(&pairs.iter().map(|p| p.chosen).collect::<Vec<_>>()).0,
+            rejected_mean: mean_and_population_deviation(&pairs.iter().map(|p| p.rejected).collect::<Vec<_>>()).0,
         };
         Some(Self {
             pairs: pairs.len(),

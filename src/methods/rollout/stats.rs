@@ -1,23 +1,10 @@
 //! Metrics of a rollout, with TRL's names and definitions (TRL 1.16, `GRPOTrainer`).
 
 use super::answer::SampledAnswer;
+use crate::stats::moments::{mean, sample_deviation};
 
 /// Metrics by name, in the order in which they are logged.
 pub type MetricList = Vec<(String, f64)>;
-
-/// Computes the mean; 0 for an empty slice.
-pub fn mean(numbers: &[f64]) -> f64 {
-    if numbers.is_empty() { 0.0 } else { numbers.iter().sum::<f64>() / numbers.len() as f64 }
-}
-
-/// Computes the unbiased standard deviation (divided by n - 1); 0 for fewer than two numbers.
-pub fn deviation(numbers: &[f64]) -> f64 {
-    if numbers.len() < 2 {
-        return 0.0;
-    }
-    let middle = mean(numbers);
-    (numbers.iter().map(|x| (x - middle).powi(2)).sum::<f64>() / (numbers.len() - 1) as f64).sqrt()
-}
 
 /// Computes `completions/…`: lengths in tokens including the stop token, for all answers and for those that ended, and
 /// the share that was truncated.
@@ -46,14 +33,14 @@ pub fn completions(samples: &[SampledAnswer]) -> MetricList {
 /// reward to; a source that abstained from every answer has no metrics.
 pub fn reward_metrics<'n>(samples: &[SampledAnswer], names: impl Iterator<Item = &'n str>) -> MetricList {
     let all: Vec<f64> = samples.iter().map(|s| s.reward).collect();
-    let mut found = vec![("reward".to_string(), mean(&all)), ("reward_std".to_string(), deviation(&all))];
+    let mut found = vec![("reward".to_string(), mean(&all)), ("reward_std".to_string(), sample_deviation(&all))];
     for (i, name) in names.enumerate() {
         let one: Vec<f64> = samples.iter().map(|s| s.rewards[i]).filter(|r| !r.is_nan()).collect();
         if one.is_empty() {
             continue;
         }
         found.push((format!("rewards/{name}/mean"), mean(&one)));
-        found.push((format!("rewards/{name}/std"), deviation(&one)));
+        found.push((format!("rewards/{name}/std"), sample_deviation(&one)));
     }
     found
 }
