@@ -1,7 +1,7 @@
 // Answers by llama.cpp through node-llama-cpp, as benches/processors.py asks for them.
 //
-// Reads its settings as JSON from the first argument; prints one JSON line a repetition. Times are of a loaded and warmed
-// model: to the first token, and from there to the last. Each token comes back through JavaScript.
+// Reads its settings as JSON from the first argument; prints one JSON line per repetition: the seconds to the first
+// token, and from there to the last. Loading and warming up are not measured. Each token passes through JavaScript.
 
 import {createRequire} from "node:module";
 import {pathToFileURL} from "node:url";
@@ -23,7 +23,7 @@ for (const test of settings.cases) {
         await sequence.clearHistory();
         const began = seconds();
         let first = null, last = null, made = 0;
-        // Tokens that end an answer are given out like others, and the answer goes on.
+        // Tokens that would end an answer are returned like others, and generation continues.
         for await (const _ of sequence.evaluate(tokens, {temperature: 0, yieldEogToken: true})) {
             last = seconds();
             first ??= last;

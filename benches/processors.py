@@ -23,8 +23,7 @@ from pathlib import Path
 import speed
 
 # The kinds in ascending order, as FT_CPU names them: for each, the values with the same meaning for ATen, oneDNN and
-# MKL
-# (native/isa.cpp), and the names in /proc/cpuinfo of the instructions that it adds.
+# MKL (native/isa.cpp), and the names in /proc/cpuinfo of the instructions that it adds.
 KINDS = {
     "avx2": ("avx2", "AVX2", "AVX2", ["avx2", "fma", "bmi2"]),
     "avx512": ("avx512", "AVX512_CORE", "AVX512", ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]),
@@ -245,7 +244,7 @@ class Bench:
         return [r for r in self.records if all(r[k] == v for k, v in wanted.items())]
 
     def cells(self, wanted, first):
-        """Returns tokens/s, the speed of `first` as a multiple of it, share of the possible, peak memory: medians over
+        """Returns tokens/s, the speed of `first` as a multiple of it, share of the limit, peak memory: medians over
         the turns."""
         own, other = self.find(**wanted), self.find(**wanted | {"side": first})
         if not own:

@@ -1,6 +1,7 @@
 #!/bin/sh
-# A rustc wrapper: coverage for libFuzzer in the crates whose parsers are fuzzed, and in no other, so that the dependencies
-# compile once and as always. Works with stable Rust; no sanitizer, for the parsers hold no unsafe code.
+# Wraps rustc: adds libFuzzer's coverage instrumentation to the crates whose parsers are fuzzed. All other crates are
+# compiled as usual, and only once. Works with stable Rust. No sanitizer is used, because the parsers contain no
+# unsafe code.
 case " $* " in
 *" --crate-name ft "* | *" --crate-name gguf "* | *" --crate-name safetensors "* | *" --crate-name recipe "* | \
     *" --crate-name config "* | *" --crate-name template "* | *" --crate-name rows "* | *" --crate-name tokenizer "* | \

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Fuzzes every target for SECONDS_EACH (60) and keeps a minimised corpus; what breaks a parser is left in fuzz/artifacts.
+# Fuzzes every target for SECONDS_EACH (60) seconds and keeps a minimised corpus. Inputs that break a parser are written
+# to fuzz/artifacts.
 # Builds into FUZZ_TARGET_DIR (target/fuzz), about 2 GB, which may be removed afterwards.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -23,7 +24,7 @@ for target in ${1:-gguf safetensors recipe config template rows tokenizer labels
         -artifact_prefix="artifacts/$target/" "$found" "corpus/$target" ${seeds[@]+"${seeds[@]}"} 2>&1 | tail -n "${LINES_SHOWN:-25}" || status=1
     rm -rf "$found.min"; mkdir "$found.min"
     "$binary" -merge=1 -max_len=4096 "$found.min" "$found" "corpus/$target" >/dev/null 2>&1 || true
-    # Some 80 files from the smallest on, at most 70 kB a target.
+    # Keeps about 80 files spread over all sizes, smallest first, at most 70 kB per target.
     python3 - "$found.min" "corpus/$target" <<'PY'
 import pathlib, shutil, sys
 source, kept = map(pathlib.Path, sys.argv[1:])

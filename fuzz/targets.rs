@@ -6,11 +6,9 @@
 use ft::adapters::file;
 use ft::convert::gguf::file::Gguf;
 use ft::convert::gguf::{architecture, quant, vocabulary};
-use ft::data::chat::ChatTemplate;
-use ft::data::chat::ChatTokenizer;
+use ft::data::chat::{ChatTemplate, ChatTokenizer};
 use ft::data::rows;
 use ft::data::rows::{Record, RowFormat};
-
 use ft::error::{Error, Result};
 use ft::label::project::import::file as label_file;
 use ft::label::project::import::row::LabelImportOptions;

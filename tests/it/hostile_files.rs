@@ -4,7 +4,6 @@
 use crate::support::*;
 use ft::convert::gguf::import::{GgufImportOptions, import};
 use ft::data::chat::ChatTokenizer;
-
 use ft::error::{Error, Result};
 use ft::models::{self, Heads, LoadOptions, Model, Storage};
 use std::collections::BTreeSet;

@@ -16,7 +16,7 @@ fn readme_commands() -> Vec<String> {
     blocks.flat_map(|b| b.lines().map(command).collect::<Vec<_>>()).filter(|l| !l.is_empty()).collect()
 }
 
-/// Returns what README promises of a command: words that it prints.
+/// Returns the words that a command must print according to README.
 fn promised(words: &[String]) -> &'static [&'static str] {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[1..] {

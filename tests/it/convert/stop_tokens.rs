@@ -4,7 +4,6 @@
 use crate::support::command::stderr;
 use crate::support::workspace::Workspace;
 use ft::data::chat::ChatTokenizer;
-
 use serde_json::{Value, json};
 
 const BASE: &str = "models/medical";

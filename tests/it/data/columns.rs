@@ -1,16 +1,13 @@
 //! Reads columns of every type as pyarrow, datasets and pandas write them. tests/reference/columns.py writes the files
 //! and the expected values.
 
-use crate::support::command;
-use crate::support::fixture;
 use crate::support::rows::{says, user};
+use crate::support::{command, fixture};
 use ft::data::chat::ChatTemplate;
 use ft::data::inspect::survey_file;
-use ft::data::rows::{Record, RowFormat, SourceSpec};
-use ft::data::rows::{RowPurpose, RowReader, read_rows};
+use ft::data::rows::{Record, RowFormat, RowPurpose, RowReader, SourceSpec, read_rows};
 use ft::data::source;
 use ft::json;
-
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 

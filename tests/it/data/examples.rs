@@ -7,12 +7,8 @@ use crate::support::rows::{talk, tiny_tokenizer, with_template};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
-use ft::data::inspect;
-use ft::data::rows::{Record, RowFormat};
-
-use ft::data::dataset;
-
-use ft::data::rows::read_rows;
+use ft::data::rows::{Record, RowFormat, read_rows};
+use ft::data::{dataset, inspect};
 use ft::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -9,7 +9,6 @@ use ft::data::dataset::{EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::rows::RowFormat;
 use ft::scrub::{NameList, PersonalDataKind, Scrubber};
-
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -4,7 +4,6 @@
 use crate::support::command::stderr;
 use crate::support::workspace::Workspace;
 use ft::scrub::{NameList, PersonalDataKind, Scrubber};
-
 use serde_json::{Value, json};
 
 fn scrub(text: &str) -> String {

@@ -1,16 +1,14 @@
 //! Tests where rows come from: several files, mixes, the cache of token ids, and files that are read in parts.
 
-use crate::support::command;
-use crate::support::fixture;
 use crate::support::rows::tiny_tokenizer;
 use crate::support::snapshot::assert_snapshot;
+use crate::support::{command, fixture};
 use ft::data::batch::{BatchPlan, Loader};
 use ft::data::cache::{CacheChoice, TokenCache};
 use ft::data::chat::ChatTokenizer;
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
 use ft::data::encode::{Example, Supervise};
 use ft::data::inspect;
-
 use ft::data::rows::{RowFormat, SourceList, SourceSpec};
 use ft::error::Result;
 use serde_json::json;

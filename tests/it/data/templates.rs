@@ -5,19 +5,12 @@ use crate::support::files::jsonl;
 use crate::support::rows::{message, talk, with_template};
 use crate::support::{fixture, json};
 use ft::data::cache::TokenCache;
-use ft::data::chat::ChatTemplate;
-use ft::data::chat::{ChatTokenizer, RowNote, TemplateOptions};
+use ft::data::chat::{ChatTemplate, ChatTokenizer, RowNote, TemplateOptions};
 use ft::data::dataset::{Dataset, EncodeOptions, Overflow};
-use ft::data::encode::Supervise;
-use ft::data::inspect;
-use ft::data::rows::{ChatMessage, RowFormat};
+use ft::data::encode::{PairExample, Supervise};
+use ft::data::rows::{ChatMessage, RowFormat, SourceList, SourceSpec};
 use ft::data::source::RowColumns;
-
-use ft::data::dataset;
-use ft::data::encode::PairExample;
-
-use ft::data::rows::{SourceList, SourceSpec};
-
+use ft::data::{dataset, inspect};
 use ft::error::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -419,7 +412,7 @@ fn ids_equal_those_of_the_joined_text_if_a_prompt_ends_in_a_space() {
             .concat(),
         tokenizer.encode_plain("the river").unwrap()
     );
-    // A coloured shown shows a space as a dot, so that its side of the boundary is visible.
+    // A coloured preview shows a space as a dot, so that it is visible on which side of the boundary the space is.
     let dataset =
         load(&[json!({ "prompt": "the", "completion": " river" })], &tokenizer, Supervise::Assistant).unwrap();
     assert!(inspect::preview(&dataset.get(0).unwrap(), &tokenizer, true).unwrap().contains("·river"));

@@ -1,8 +1,7 @@
 //! Compares tokenizers with their reference libraries (GPT-2's two files, added tokens, SentencePiece), and tests
 //! tokenizers trained on text.
 
-use crate::support::command::ft_here;
-use crate::support::command::stderr;
+use crate::support::command::{ft_here, stderr};
 use crate::support::{fixture, json};
 use ft::data::chat::ChatTokenizer;
 use ft::data::rows::ChatMessage;

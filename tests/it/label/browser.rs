@@ -6,12 +6,10 @@
 use crate::support::labeling::*;
 use crate::support::needs::{AXE, BROWSER, axe, needs};
 use crate::support::webdriver::*;
-use ft::label::store::Store;
-
 use ft::label::record::answer::{NewCandidate, NewPair, NewPrompt};
 use ft::label::record::settings::{Criterion, ProjectSettings};
 use ft::label::record::vote::VoteChoice;
-
+use ft::label::store::Store;
 use serde_json::{Value, json};
 
 /// Prompts with two answers, formatted as models write them.

@@ -6,7 +6,6 @@ use crate::support::needs::{SCRIPT, needs};
 use ft::label::record::annotator::AnnotatorKind;
 use ft::label::record::vote::VoteChoice;
 use ft::label::store::Store;
-
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};

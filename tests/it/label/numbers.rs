@@ -13,7 +13,6 @@ use ft::label::statistics::dawid_skene::UnitRatings;
 use ft::label::statistics::paired_comparison::{SourceComparison, bradley_terry};
 use ft::label::store::Store;
 use ft::stats::bootstrap::{Bootstrap, Estimate};
-
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};

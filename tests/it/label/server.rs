@@ -4,7 +4,6 @@
 use crate::support::labeling::*;
 use ft::label::record::settings::{Criterion, ProjectSettings};
 use ft::label::record::vote::VoteChoice;
-
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;

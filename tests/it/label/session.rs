@@ -41,7 +41,7 @@ fn vote(id: i64, pair: i64, annotator: i64, choice: VoteChoice, swapped: bool) -
     }
 }
 
-/// A session together with an independent record of its history, against which the invariants are checked.
+/// A task assignment together with an independent record of its history, against which the invariants are checked.
 struct World {
     session: TaskAssignment,
     pairs: BTreeMap<i64, CandidatePair>,

@@ -7,16 +7,12 @@ use ft::label::people::desk::Desk;
 use ft::label::people::request::{DeskError, DeskRequest};
 use ft::label::people::screen::{ScreenVote, SideChoice};
 use ft::label::people::task::TaskRefusal;
-use ft::label::record::lease::Lease;
-use ft::label::store::Store;
-use ft::label::store::VoteInsertion;
-
 use ft::label::record::annotator::AnnotatorKind;
 use ft::label::record::answer::{InsertCounts, NewCandidate, NewPair, NewPrompt};
-
+use ft::label::record::lease::Lease;
 use ft::label::record::settings::ProjectSettings;
 use ft::label::record::vote::{NewVote, VoteChoice};
-
+use ft::label::store::{Store, VoteInsertion};
 use serde_json::json;
 use std::path::Path;
 

@@ -26,7 +26,6 @@ use ft::nn::Tokens;
 use ft::recipe::optim::OptimSection;
 use ft::rewards::RewardSources;
 use ft::rewards::source::{RewardInput, RewardSource};
-
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde_json::json;

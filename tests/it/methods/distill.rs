@@ -1,18 +1,15 @@
 //! Compares distillation with its formulas: divergences, losses between layers, whole objectives. Also tests students
 //! that are cut out of a larger model.
 
-use crate::support::ClosureBatch;
 use crate::support::workspace::Workspace;
-use crate::support::{fixture, frozen, tensors, whole};
-use ft::models::learning::MicroBatch;
-
+use crate::support::{ClosureBatch, fixture, frozen, tensors, whole};
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
-use ft::methods::distill::cache;
 use ft::methods::distill::divergence::divergence;
-use ft::methods::distill::matching;
 use ft::methods::distill::spec::{self, Divergence, JsdSpec, NoSettings, SkewSpec, StateDistance};
 use ft::methods::distill::teacher::TeacherModels;
+use ft::methods::distill::{cache, matching};
 use ft::methods::sft::SupervisedBatch;
+use ft::models::learning::MicroBatch;
 use ft::models::{ExposedLayers, LayerReplay, Loss, Metrics, Model, Output};
 use ft::nn::{QueriesAndKeys, Tokens, chunked};
 use serde_json::Value;

@@ -25,7 +25,6 @@ use ft::nn::{AdapterPlan, Tokens};
 use ft::recipe::optim::{OptimKind, OptimSection};
 use ft::rewards::RewardSources;
 use ft::rewards::source::{RewardInput, RewardSource};
-
 use ft::train::optim::Optimiser;
 use rayon::prelude::*;
 use serde::Deserialize;

@@ -17,7 +17,6 @@ use ft::methods::rows::DataContext;
 use ft::methods::{MethodSpec, dpo, kto, orpo, simpo};
 use ft::models::{LayerReplay, Model, Output};
 use ft::recipe::optim::OptimSection;
-
 use ft::train::optim::Optimiser;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -2,8 +2,7 @@
 //! reference: saving, refusals, the report card, `ft score` and packing.
 
 use crate::support::command::stderr;
-use crate::support::files::copied;
-use crate::support::files::jsonl;
+use crate::support::files::{copied, jsonl};
 use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::{LoraPlan, LoraSpec, file};

@@ -327,7 +327,7 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
     assert!(refused(&|c| c["n_head"] = 5.into()).contains("n_head"));
     assert!(refused(&|c| c["n_embd"] = Value::Null).contains("`n_embd`"));
     assert!(refused(&|c| c["model_type"] = "gpt9".into()).contains("qwen3"));
-    // A text longer than the table of learned positions is refused.
+    // A text longer than the table of position embeddings is refused.
     let model = frozen(&fixture("tiny-gpt2"), Kind::Float);
     assert_eq!(model.context_limit(), Some(64));
     let e = model.infer(&Tokens::pack(&[vec![3u32; 65]], device()), |_| ()).unwrap_err();

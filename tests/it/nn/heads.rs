@@ -2,16 +2,12 @@
 //! of them in PEFT's format.
 
 use crate::support::*;
-use ft::adapters::AdapterKind;
 use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
-use ft::convert::export;
-use ft::convert::merged;
+use ft::adapters::{AdapterKind, LoraPlan, LoraSpec, Targets, file};
 use ft::convert::verify::report::ExportVerdict;
+use ft::convert::{export, merged};
 use ft::models::{Config, LayerReplay, Model};
-use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weights};
-
-use ft::nn::Weight;
+use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weight, Weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -338,8 +334,8 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
 /// A dropout mask of zeros and 1 / 0.9 must not be rounded to bfloat16: every update would be 0.16 % too small.
 ///
 /// libtorch's generator is shared by all tests of this process, so the masks differ from run to run and the bound must
-/// hold for any of them. Inputs and factors are positive: an output then adds up 256 terms of like size, whose masks
-/// move it by sqrt(0.1 / 0.9 / 256) = 2 %, and the mean over 512 rows and 200 draws by 0.006 % (standard deviation).
+/// hold for any of them. Inputs and factors are positive: an output then adds up 256 terms of similar size, whose masks
+/// change it by sqrt(0.1 / 0.9 / 256) = 2 %, and the mean over 512 rows and 200 draws by 0.006 % (standard deviation).
 #[test]
 fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
     let (inputs, outputs, rows) = (256, 64, 512);

@@ -7,7 +7,6 @@ use ft::methods::MethodSpec;
 use ft::recipe;
 use ft::recipe::plan::Plan;
 use std::collections::{BTreeSet, HashSet};
-
 use std::path::{Path, PathBuf};
 
 const GOOD: &str = "\
@@ -523,7 +522,7 @@ fn the_annotated_recipe_names_every_common_key_with_a_valid_value() {
         let path = parents.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>().join(".");
         let known = recipe::schema::key(&path).unwrap_or_else(|| panic!("line {}: `{path}` is no key", i + 1));
         if off {
-            // With the comment sign removed, the key must be right where it stands.
+            // With the comment sign removed, the key must be valid at its place.
             let on = |(j, other): (usize, &str)| match (j == i, key, other.trim_start().split(':').next()) {
                 (true, ..) => other.replacen("# ", "", 1),
                 (_, "accumulate", Some("examples")) => String::new(),

@@ -4,11 +4,8 @@
 use crate::support::files::jsonl;
 use crate::support::rows::tiny_tokenizer;
 use crate::support::{self, fixture};
-use ft::data::dataset::Overflow;
-use ft::data::dataset::PromptLimits;
-use ft::data::dataset::{PromptRow, PromptSet};
+use ft::data::dataset::{Overflow, PromptLimits, PromptRow, PromptSet};
 use ft::data::rows::{RowFormat, SourceList, SourceSpec};
-
 use ft::error::Result;
 use ft::models::Model;
 use ft::rewards::RewardSources;

@@ -5,7 +5,6 @@ use crate::support::needs::postgres;
 use ft::label::record::answer::{NewCandidate, NewPair, NewPrompt};
 use ft::label::record::settings::ProjectSettings;
 use ft::label::store::Store;
-
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::chown;

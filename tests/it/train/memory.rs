@@ -57,8 +57,8 @@ fn write_sparse_model(folder: &Path, rows: u64, width: u64) {
 fn a_run_that_does_not_fit_is_refused_before_its_model_is_read() {
     let space = Workspace::new();
     let free = proc_bytes("/proc/meminfo", "MemAvailable").unwrap();
-    // The weights file has a quarter of the free memory; float32 masters, gradients and moments need eight times the
-    // file.
+    // The weights file is as large as a quarter of the free memory; float32 masters, gradients and moments need eight
+    // times that.
     let width = 4096;
     write_sparse_model(&space.path("models/smollm2-135m-instruct"), free / 4 / 2 / width, width);
     let sets = ["batch.max_len=256", "batch.tokens=256"].iter().flat_map(|s| ["--set", s]);

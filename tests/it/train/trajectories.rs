@@ -185,8 +185,8 @@ fn learning_rates_equal_transformers_step_by_step() {
         ("cosine", Schedule::Cosine, 0.0, 0),
         ("cosine_floor_0.1", Schedule::Cosine, 0.1, 0),
         ("wsd_linear_decay_6", Schedule::Wsd, 0.0, 0),
-        // transformers raises the warm-up of this schedule by the floor, too; ours starts at zero like all other
-        // schedules. So only the steps after the warm-up are compared.
+        // In transformers, the warm-up of this schedule starts at the minimum rate; ours starts at zero like that of
+        // all other schedules. So only the steps after the warm-up are compared.
         ("wsd_linear_decay_6_floor_0.1", Schedule::Wsd, 0.1, expected.warmup_steps),
     ] {
         let warmup = expected.warmup_steps as f64;
