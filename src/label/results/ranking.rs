@@ -6,7 +6,9 @@
 use crate::label::project::snapshot::Project;
 use crate::label::record::vote::VoteChoice;
 use crate::label::results::verdict::PairVerdict;
-use crate::label::statistics::paired_comparison::{MEAN_RATING, SourceComparison, bradley_terry, connected_groups, elo};
+use crate::label::statistics::paired_comparison::{
+    MEAN_RATING, SourceComparison, bradley_terry, connected_groups, elo,
+};
 use crate::rng;
 use crate::stats::bootstrap::{Bootstrap, Estimate, percentiles};
 use rand::seq::SliceRandom;

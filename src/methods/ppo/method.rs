@@ -163,7 +163,8 @@ impl Ppo {
     /// asked for.
     fn batches(&self, answers: &Rc<IterationAnswers>, step: u64, device: Device) -> TrainingStep {
         let chosen = self.mini_batch(answers.samples.len(), step);
-        let candidates: Vec<update::RolloutCandidate> = answers.samples.iter().map(update::RolloutCandidate::of).collect();
+        let candidates: Vec<update::RolloutCandidate> =
+            answers.samples.iter().map(update::RolloutCandidate::of).collect();
         let rows = update::pack(&candidates, &chosen, self.budget);
         let (answers, update) = (answers.clone(), self.update(answers.coefficient));
         let micro_batches = rows.into_iter().flat_map(move |row| update.batches(&answers, &row, device)).map(Ok);
