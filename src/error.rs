@@ -149,6 +149,7 @@ fn libtorch_message(payload: &(dyn Any + Send)) -> Option<String> {
 
 /// Adds `result.context(|| …)`: puts what was being done in front of an error's message.
 pub trait Context<T> {
+    /// Puts `what` in front of the error's message; it is only called if there is an error.
     fn context<D: fmt::Display>(self, what: impl FnOnce() -> D) -> Result<T>;
 }
 

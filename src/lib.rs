@@ -7,6 +7,8 @@
 //! Every floor may use characters, choice, error, report, fsutil, json, rng and machine. Only cli and main use runtime
 //! and libtorch, which load libtorch into the process.
 
+#![warn(missing_docs)]
+
 pub mod adapters;
 pub mod characters;
 pub mod choice;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 /// The properties of the processor that determine the speed of training.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cpu {
+    /// Name of the processor.
     pub model: String,
     /// Cores that this process may use, hyper-threads of one core counted once.
     pub cores: usize,
@@ -19,9 +20,13 @@ pub struct Cpu {
     pub logical: usize,
     /// Processor time that a control group grants, in processors (1.5 = one and a half); `None` if unlimited.
     pub quota: Option<f64>,
+    /// AVX2.
     pub avx2: bool,
+    /// AVX-512 F.
     pub avx512: bool,
+    /// AVX-512 products of bfloat16.
     pub avx512_bf16: bool,
+    /// AMX tiles of bfloat16.
     pub amx_bf16: bool,
     /// Whether an Arm processor has bfloat16 products.
     pub arm_bf16: bool,
@@ -130,7 +135,9 @@ fn allowed_processors() -> Option<BTreeSet<usize>> {
 /// Total and free memory for this process, in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct SystemMemory {
+    /// Memory of the machine, or the limit of its control group.
     pub total: u64,
+    /// Memory that can still be allocated.
     pub free: u64,
     /// Whether a control group, not the machine, limits the total.
     pub limited: bool,
@@ -248,15 +255,18 @@ pub struct CudaDriver {
     pub release: Option<String>,
     /// The newest CUDA version it supports, e.g. `(13, 0)`.
     pub cuda: (u32, u32),
+    /// The devices, by number.
     pub devices: Vec<CudaDevice>,
 }
 
 /// A CUDA device as the driver describes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct CudaDevice {
+    /// Name of the product.
     pub name: String,
     /// Compute capability, e.g. `(9, 0)`.
     pub capability: (u32, u32),
+    /// Memory in bytes.
     pub memory: u64,
 }
 

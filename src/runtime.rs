@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 /// The libtorch in use, as [`start`] found it; `ft doctor` shows it.
 #[derive(Debug)]
 pub struct Runtime {
+    /// The folder and version of libtorch.
     pub libtorch: Libtorch,
+    /// The state of its CUDA part.
     pub cuda: CudaPart,
 }
 
@@ -26,7 +28,10 @@ pub struct Runtime {
 #[derive(Debug)]
 pub enum CudaPart {
     /// `libtorch_cuda.so` is loaded; its kernels are registered.
-    Opened { took: Duration },
+    Opened {
+        /// Time that loading took.
+        took: Duration,
+    },
     /// No `libcuda.so.1`: a machine without a GPU, or without its driver.
     NoDriver,
     /// There is a driver, but this libtorch is a CPU build.

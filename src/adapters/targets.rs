@@ -96,7 +96,12 @@ struct LayerFilter {
 /// How a selected module is trained.
 pub enum ModuleAdaptation {
     /// With a low-rank update.
-    Lora { rank: i64, alpha: f64 },
+    Lora {
+        /// Rank of the update.
+        rank: i64,
+        /// Numerator of its scale.
+        alpha: f64,
+    },
     /// In full, as a module to save.
     Save,
 }

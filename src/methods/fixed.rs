@@ -40,6 +40,7 @@ pub struct BatchIndices<'a> {
 
 /// Turns the items of a fixed data set into batches with a loss.
 pub trait Objective {
+    /// What a data set holds for this method: examples, pairs, labelled answers.
     type Item: DatasetItem;
 
     /// Packs items into one row and returns it with its loss. `which` says where the items are in the data set.

@@ -31,15 +31,36 @@ struct PreferenceMeans {
 /// A failure of preference training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum PreferenceSymptom {
-    /// After `steps` steps, policy and reference still differ by only `nats`.
-    Unchanged { steps: usize, nats: f64 },
+    /// Policy and reference still hardly differ.
+    Unchanged {
+        /// Steps taken.
+        steps: usize,
+        /// Mean absolute difference of their log-probabilities of an answer.
+        nats: f64,
+    },
     /// Policy and reference differ, but the loss does not change: beta is too small.
-    BetaTooSmall { nats: f64, loss: f64 },
-    /// The share of pairs in the right order has fallen from `best` to `now`.
-    AccuracyFalls { best: f64, now: f64 },
-    /// Chosen answers lost `chosen` nats and rejected ones even more; `of` is how many nats a chosen answer had at
-    /// first.
-    Displaced { chosen: f64, rejected: f64, of: f64 },
+    BetaTooSmall {
+        /// Mean absolute difference of the log-probabilities of an answer.
+        nats: f64,
+        /// Mean loss of the last steps.
+        loss: f64,
+    },
+    /// The share of pairs in the right order has fallen.
+    AccuracyFalls {
+        /// The best share so far.
+        best: f64,
+        /// The share over the last steps.
+        now: f64,
+    },
+    /// Chosen answers became less likely, and rejected ones even more so.
+    Displaced {
+        /// Nats that a chosen answer lost.
+        chosen: f64,
+        /// Nats that a rejected answer lost.
+        rejected: f64,
+        /// Negative log-probability of a chosen answer at first, in nats.
+        of: f64,
+    },
 }
 
 /// The metrics of a run, and the failures of preference training that they show.

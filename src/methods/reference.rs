@@ -162,7 +162,12 @@ pub enum ReferenceScorer {
     /// Computed in each step.
     Live(ReferenceModel),
     /// Read from the cache, or computed before the first step.
-    Cached { settings: ReferenceSettings, known: BTreeMap<(Split, &'static str), CachedLogProbs> },
+    Cached {
+        /// What the cached numbers depend on.
+        settings: ReferenceSettings,
+        /// The log-probabilities known so far, by split and name of the answer's side.
+        known: BTreeMap<(Split, &'static str), CachedLogProbs>,
+    },
 }
 
 impl ReferenceScorer {

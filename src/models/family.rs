@@ -49,6 +49,7 @@ pub struct Family {
 /// The sizes and settings of a model, from its config.json.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// `model_type` of config.json.
     pub model_type: String,
     /// D, the width of the residual stream.
     pub hidden_size: i64,

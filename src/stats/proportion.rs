@@ -8,6 +8,7 @@ const Z: f64 = 1.959963984540054;
 /// A proportion of rows with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Proportion {
+    /// The share, from 0 to 1.
     pub share: f64,
     /// Wilson score interval (Wilson 1927): also correct near 0 and 1 and for few rows.
     pub interval: [f64; 2],

@@ -29,6 +29,7 @@ pub type Importance = BTreeMap<String, Tensor>;
 
 /// The measured activations.
 pub struct CalibrationActivations {
+    /// Importance of the inputs of each linear layer.
     pub importance: Importance,
     /// For every text, the input of each layer and the output of the last one: (T, D) float32.
     states: Vec<Vec<Tensor>>,

@@ -9,9 +9,13 @@ pub const VALUE: &str = "value";
 /// Where the value function is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueFunction {
-    /// A head on the policy's hidden states. It is stored in this adapter, or in the base if the base itself is
-    /// trained.
-    Head { adapter: Option<&'static str>, detach: bool },
+    /// A head on the policy's hidden states.
+    Head {
+        /// The adapter that it is stored in; `None`: the base, which is trained itself.
+        adapter: Option<&'static str>,
+        /// True if its gradient does not reach the policy.
+        detach: bool,
+    },
     /// An adapter of its own.
     Adapter(&'static str),
 }
