@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files of a model folder that belong to the tokenizer.
-const TOKENIZER: [&str; 8] = [
+pub const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -22,7 +22,7 @@ const TOKENIZER: [&str; 8] = [
 ];
 
 /// Subfolder with further chat templates of a model.
-const TEMPLATES: &str = "additional_chat_templates";
+pub const TEMPLATES_FOLDER: &str = "additional_chat_templates";
 
 /// Returns true for config and weights of a model, i.e. for the files that a run reads in addition to the tokenizer.
 fn is_base(name: &str) -> bool {
@@ -50,14 +50,16 @@ fn entries(folder: &Path) -> Result<Vec<String>> {
 pub fn model_files(folder: &Path, hasher: &mut FileHasher) -> Result<ModelFiles> {
     let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
     let mut names = entries(folder)?;
-    if folder.join(TEMPLATES).is_dir() {
-        names.extend(entries(&folder.join(TEMPLATES))?.into_iter().map(|name| format!("{TEMPLATES}/{name}")));
+    if folder.join(TEMPLATES_FOLDER).is_dir() {
+        names.extend(
+            entries(&folder.join(TEMPLATES_FOLDER))?.into_iter().map(|name| format!("{TEMPLATES_FOLDER}/{name}")),
+        );
     }
     names.sort();
     for name in names {
         let into = match () {
-            () if TOKENIZER.contains(&name.as_str()) => &mut tokenizer,
-            () if name.starts_with(TEMPLATES) && name.ends_with(".jinja") => &mut tokenizer,
+            () if TOKENIZER_FILES.contains(&name.as_str()) => &mut tokenizer,
+            () if name.starts_with(TEMPLATES_FOLDER) && name.ends_with(".jinja") => &mut tokenizer,
             () if is_base(&name) => &mut base,
             () => continue,
         };
@@ -84,7 +86,7 @@ pub fn method_files(recipe: &Recipe, hasher: &mut FileHasher) -> Result<BTreeMap
         if !names.iter().any(|n| n == "config.json" || n == ADAPTER) {
             continue;
         }
-        for name in names.iter().filter(|n| is_base(n) || TOKENIZER.contains(&n.as_str()) || *n == ADAPTER) {
+        for name in names.iter().filter(|n| is_base(n) || TOKENIZER_FILES.contains(&n.as_str()) || *n == ADAPTER) {
             found.insert(format!("{key}: {name}"), hasher.hash_file(&path.join(name))?);
         }
     }
@@ -108,14 +110,8 @@ fn paths_below(key: &str, value: &Value, into: &mut Vec<(String, PathBuf)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::plan::{self, Plan};
     use crate::runs::hash::HashTrust;
-
-    fn plan(sets: &[&str]) -> Plan {
-        let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
-        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        plan::parse("r.yaml", text, &sets).unwrap()
-    }
+    use crate::runs::recipe_hash::tests::plan;
 
     #[test]
     fn models_that_a_method_reads_are_locked_and_caches_are_not() {

@@ -277,14 +277,8 @@ fn shown(file: Option<&FileDigest>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::plan;
     use crate::recipe::sections::Recipe;
-
-    fn plan(sets: &[&str]) -> Plan {
-        let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
-        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        plan::parse("r.yaml", text, &sets).unwrap()
-    }
+    use crate::runs::recipe_hash::tests::plan;
 
     #[test]
     fn locks_of_earlier_versions_are_accepted() {

@@ -13,7 +13,7 @@ pub mod facts;
 pub mod folder;
 pub mod hash;
 pub mod history;
-mod inputs;
+pub mod inputs;
 pub mod lock;
 pub mod number;
 pub mod page;

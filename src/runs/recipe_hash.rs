@@ -48,11 +48,12 @@ fn hash_without(mut value: Value, keys: &[&str]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::runs) mod tests {
     use super::*;
     use crate::recipe::plan::{self, Plan};
 
-    fn plan(sets: &[&str]) -> Plan {
+    /// Returns the plan of a small recipe with some settings changed.
+    pub fn plan(sets: &[&str]) -> Plan {
         let text = "model: { path: m }\nmethod: { sft: {} }\ndata: { train: { path: t.jsonl } }\nrun: { out: o }\n";
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
         plan::parse("r.yaml", text, &sets).unwrap()

@@ -4,23 +4,9 @@
 use ft::error::Result;
 use ft::fsutil::io_error;
 use ft::runs::hash::{FileHasher, HashTrust};
+use ft::runs::inputs::{TEMPLATES_FOLDER, TOKENIZER_FILES};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Names of the tokenizer's files and templates that do not end in `.safetensors` or `config.json`.
-const TOKENIZER: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
-/// Subfolder with further chat templates.
-const TEMPLATES: &str = "additional_chat_templates";
 
 /// Returns the SHA-256 of each file in `folder` that answers depend on: configs, weights, tokenizer and templates.
 /// Other files, such as the records of the run that made an adapter, are left out. The hash of a large file that looks
@@ -30,14 +16,16 @@ pub fn hash_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let mut hashes = BTreeMap::new();
     for name in file_names(folder)? {
         let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-        if weights || name.ends_with("config.json") || TOKENIZER.contains(&name.as_str()) {
+        // ft.lock does not record SentencePiece's own file; answers depend on it.
+        let tokenizer = TOKENIZER_FILES.contains(&name.as_str()) || name == "tokenizer.model";
+        if weights || name.ends_with("config.json") || tokenizer {
             hashes.insert(name.clone(), hasher.hash_file(&folder.join(&name))?.sha256);
         }
     }
-    let templates = folder.join(TEMPLATES);
+    let templates = folder.join(TEMPLATES_FOLDER);
     if templates.is_dir() {
         for name in file_names(&templates)?.into_iter().filter(|name| name.ends_with(".jinja")) {
-            hashes.insert(format!("{TEMPLATES}/{name}"), hasher.hash_file(&templates.join(&name))?.sha256);
+            hashes.insert(format!("{TEMPLATES_FOLDER}/{name}"), hasher.hash_file(&templates.join(&name))?.sha256);
         }
     }
     hasher.close();
