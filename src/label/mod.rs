@@ -5,7 +5,7 @@
 //!   reads a project as a whole and fills it with prompts, answers and pairs.
 //! - Votes of machines: `machines` asks reward models, language models and commands.
 //! - Votes of people: `people` decides which task each annotator gets next and stores every vote before it acknowledges
-//!   it. `server` shows tasks in a browser, with texts rendered by `markdown`; `terminal` shows them in a terminal.
+//!   it. `server` shows tasks in a browser, with texts rendered by `runs::page::markdown`; `terminal` shows them in a terminal.
 //! - Results: `statistics` has the pure mathematics; `results` computes verdicts, rankings and biases; `report` shows
 //!   these, and `export` writes training rows.
 
@@ -13,7 +13,6 @@
 
 pub mod export;
 pub mod machines;
-pub mod markdown;
 pub mod people;
 pub mod project;
 pub mod record;

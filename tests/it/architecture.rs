@@ -61,9 +61,9 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("axum", &["src/label/server/"]),
     ("hyper", &["src/label/server/"]),
     ("tokio", &["src/label/server/"]),
-    ("pulldown_cmark", &["src/label/markdown/"]),
-    ("pulldown_latex", &["src/label/markdown/"]),
-    ("ammonia", &["src/label/markdown/"]),
+    ("pulldown_cmark", &["src/runs/page/markdown/"]),
+    ("pulldown_latex", &["src/runs/page/markdown/"]),
+    ("ammonia", &["src/runs/page/markdown/"]),
     ("ratatui", &["src/label/terminal/"]),
     // Not in `data` or `recipe`: rows and recipes are plain numbers and text, not tensors.
     (

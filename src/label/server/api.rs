@@ -8,12 +8,12 @@ use super::guard::{Peer, RateLimiter};
 use super::people::SignedInPerson;
 use super::state::ServerState;
 use crate::error::Error;
-use crate::label::markdown;
 use crate::label::people::request::{DeskError, DeskRequest, DeskResponse};
 use crate::label::people::screen::{ScreenTask, ScreenVote};
 use crate::label::people::task::TaskRefusal;
 use crate::label::people::{adjudication, desk, overview};
 use crate::label::record::vote::VoteChoice;
+use crate::runs::page::markdown;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State as Shared};
@@ -70,7 +70,7 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .layer(from_fn_with_state(desk.clone(), sign_in));
     Router::new()
         .route("/", get(|| file("text/html; charset=utf-8", include_str!("page/index.html"))))
-        .route("/page.css", get(|| file("text/css; charset=utf-8", include_str!("page/page.css"))))
+        .route("/page.css", get(|| file("text/css; charset=utf-8", concat!(include_str!("page/page.css"), include_str!("../../runs/page/markdown/formulas.css")))))
         .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("page/page.js"))))
         .route("/icon.svg", get(|| file("image/svg+xml", include_str!("page/icon.svg"))))
         .merge(api)

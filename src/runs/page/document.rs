@@ -6,7 +6,7 @@ use maud::{PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 const HEAD: &str = include_str!("head.html");
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str = concat!(include_str!("style.css"), include_str!("markdown/formulas.css"));
 const SCRIPT: &str = include_str!("hover.js");
 
 /// Returns a whole page in the style of reports around an HTML body. `title` is escaped, `body` is not.

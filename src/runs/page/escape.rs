@@ -1,7 +1,8 @@
 //! Escapes text for HTML. Everything on a page that comes from files, people or models passes through here.
 //!
 //! maud escapes `&`, `<`, `>` and `"` in what a template splices in. These functions also make control characters and
-//! invisible characters visible, so templates splice in [`plain`], [`shown`] or [`named`] instead of bare text.
+//! invisible characters visible, so templates splice in [`plain`], [`named`] or
+//! [`text_with_formulas`](super::markdown::text_with_formulas) instead of bare text.
 
 use crate::characters::{code_point, hidden, is_direction_mark, printable};
 use maud::{Markup, PreEscaped};
@@ -55,11 +56,6 @@ pub fn name(said: &str) -> String {
 /// Returns a text of ft or of a file for a template, escaped by [`escape`].
 pub fn plain(said: &str) -> Markup {
     PreEscaped(escape(said))
-}
-
-/// Returns a text of people or models for a template, escaped by [`text`].
-pub fn shown(said: &str) -> Markup {
-    PreEscaped(text(said))
 }
 
 /// Returns a name or title for a template, escaped by [`name`].

@@ -9,6 +9,7 @@ mod chart;
 pub mod document;
 pub mod escape;
 mod histogram;
+pub mod markdown;
 pub mod plot;
 mod sections;
 mod ticks;

@@ -242,7 +242,7 @@ fn the_report_is_one_file_and_texts_of_a_model_stay_text() {
     let space = Space::new();
     assert!(space.train("run", &["run.steps=3", "run.samples=1"]).status.success());
     let nasty = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u{0}\"'";
-    let line = json!({"step": 3, "prompt": nasty, "text": nasty, "expected": nasty});
+    let line = json!({"step": 3, "prompt": nasty, "text": format!("{nasty} $x^2$"), "expected": nasty});
     std::fs::write(space.path("run/samples.jsonl"), format!("{line}\n")).unwrap();
     std::fs::write(space.path("run/eval.json"), json!({ nasty: nasty, "exact_match": 0.5 }).to_string()).unwrap();
     space.ft(&["runs", "report", "run"]);
@@ -250,6 +250,7 @@ fn the_report_is_one_file_and_texts_of_a_model_stay_text() {
     assert!(page.contains("onerror=alert(2)&gt;") && page.contains("exact_match"));
     assert_eq!(page.matches("<script").count(), 1, "scripts other than ours");
     assert!(!page.contains("<img") && page.contains("default-src 'none'"));
+    assert!(page.contains("<bdi title=\"$x^2$\"><math") && page.contains("<msup>"), "formulas are shown");
     let count = |what: &str| page.matches(what).count();
     assert_eq!(count("http"), count("http-equiv"), "the page refers to another place");
     assert!(page.contains("<path class=\"train") && page.contains("longest allowed"), "curves and lengths");
@@ -278,7 +279,7 @@ fn the_report_shows_turns_and_every_script_in_a_browser() {
     let turns =
         [turn("system", "آپ مددگار ہیں۔"), turn("user", urdu), turn("assistant", "Islamabad."), turn("user", english)];
     let line = |step: u64, text: &str| json!({ "step": step, "prompt": "system آپ user", "turns": turns, "text": text, "expected": "invoice\u{202e}fdp.exe is safe." });
-    let lines = [line(0, "…"), line(3, "اسلام آباد۔\nIn English: Islamabad.")];
+    let lines = [line(0, "…"), line(3, "اسلام آباد۔\nIn English: Islamabad, $33.7^\\circ$ N.")];
     std::fs::write(space.path("run/samples.jsonl"), lines.map(|l| format!("{l}\n")).concat()).unwrap();
     space.ft(&["runs", "report", "run"]);
     let shown = String::from_utf8(space.ft(&["runs", "show", "run"]).stdout).unwrap();
@@ -295,6 +296,7 @@ fn the_report_shows_turns_and_every_script_in_a_browser() {
         .value("[...document.querySelectorAll('.sample .turn .text')].map((e) => getComputedStyle(e).direction)");
     assert_eq!(direction, json!(["rtl", "rtl", "ltr", "ltr"]));
     assert_eq!(of(".answer.expected .text"), json!(["invoiceU+202Efdp.exe is safe."]));
+    assert_eq!(browser.value("document.querySelectorAll('.answer.after math > msup').length"), 1);
     assert_eq!(browser.value("document.documentElement.scrollWidth <= innerWidth"), true);
     browser.dark(true);
     browser.picture("report-dark");

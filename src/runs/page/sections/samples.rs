@@ -2,7 +2,8 @@
 
 use crate::data::chat::ChatTurn;
 use crate::runs::folder::{RunFolder, RunSample};
-use crate::runs::page::escape::{plain, shown};
+use crate::runs::page::escape::plain;
+use crate::runs::page::markdown::text_with_formulas;
 use maud::{Markup, html};
 use std::collections::BTreeSet;
 
@@ -56,7 +57,7 @@ fn titled_text(class: &str, title: Markup, text: &str) -> Markup {
         div class={ "answer " (class) } {
             h4 { (title) }
             div class="text" dir="auto" {
-                @if text.trim().is_empty() { em { "(nothing)" } } @else { (shown(text.trim())) }
+                @if text.trim().is_empty() { em { "(nothing)" } } @else { (text_with_formulas(text.trim())) }
             }
         }
     }
@@ -64,7 +65,7 @@ fn titled_text(class: &str, title: Markup, text: &str) -> Markup {
 
 /// Renders the prompt of a sample, turn by turn if the turns are known.
 fn prompt(sample: &RunSample) -> Markup {
-    let said = |text: &str| html! { div class="text" dir="auto" { (shown(text.trim())) } };
+    let said = |text: &str| html! { div class="text" dir="auto" { (text_with_formulas(text.trim())) } };
     let role = |turn: &ChatTurn| match turn.role.as_str() {
         "system" => "Instruction",
         "user" => "Question",

@@ -1,6 +1,6 @@
 //! Tests that any text becomes harmless HTML.
 
-use super::html;
+use super::{html, text_with_formulas};
 
 #[test]
 fn markdown_is_shown() {
@@ -92,6 +92,19 @@ fn formulas_are_mathml_and_what_is_none_stays_as_typed() {
     assert!(html("[$x$](https://example.org/$x$)").contains("href=\"https://example.org/$x$\""));
     // A number between the reserved characters in the input is not taken for a formula.
     assert!(!html("\u{fdd0}0\u{fdd1} $x$").contains("\u{fdd0}"));
+}
+
+#[test]
+fn a_text_as_typed_has_formulas_and_nothing_else_of_markdown() {
+    let shown = |text: &str| text_with_formulas(text).into_string();
+    assert_eq!(shown("**a** <b>\n\n- c, $5 and $6"), "**a** &lt;b&gt;\n\n- c, $5 and $6");
+    let formula = shown("so $x<1$ *and* `$y$`");
+    assert!(formula.starts_with("so <bdi title=\"$x&lt;1$\"><math display=\"inline\">"), "{formula}");
+    assert!(formula.ends_with("</math></bdi> *and* `$y$`"), "{formula}");
+    for hostile in [r"$$\text{<script>alert(1)</script>}$$", r#"$x^{"><img src=x onerror=alert(1)>}$"#] {
+        let shown = shown(hostile);
+        assert!(shown.contains("<math") && !shown.contains("<script") && !shown.contains("<img"), "{shown}");
+    }
 }
 
 /// The list of allowed elements and attributes covers what the library writes, and nothing dangerous passes it.
