@@ -13,7 +13,7 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = locate();
     compile_shim(&libtorch);
-    compile_decoding(&libtorch);
+    compile_dispatch(&libtorch);
     compile_kernels();
     link(&libtorch);
 }
@@ -39,12 +39,7 @@ fn locate() -> Libtorch {
 
 fn compile_shim(libtorch: &Libtorch) {
     println!("cargo:rerun-if-changed=native");
-    cc::Build::new()
-        .cpp(true)
-        .pic(true)
-        .warnings(false)
-        .std("c++17")
-        .opt_level(3)
+    native_build()
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(libtorch.root.join("include"))
         .include(libtorch.root.join("include/torch/csrc/api/include"))
@@ -52,68 +47,57 @@ fn compile_shim(libtorch: &Libtorch) {
         .compile("ftshim");
 }
 
-/// Compiles the matrix products of decoding, one object per level of native/isa.h to choose from at run time, and the
-/// code that calls them on tensors, on libtorch's own OpenMP threads.
-fn compile_decoding(libtorch: &Libtorch) {
-    let plain = || {
-        let mut build = cc::Build::new();
-        build.cpp(true).pic(true).warnings(false).std("c++17").opt_level(3);
-        build
+/// An instruction set: a row of the table in native/isa.h.
+struct Level {
+    name: String,
+    vector_bytes: String,
+    flags: Vec<String>,
+}
+
+/// Returns the instruction sets that this architecture has builds for.
+fn levels() -> Vec<Level> {
+    let table = std::fs::read_to_string("native/isa.h").unwrap_or_else(|e| fail(&format!("native/isa.h: {e}")));
+    let row = |line: &str| {
+        let mut fields = line.trim().strip_prefix("X(")?.split(',').map(str::trim);
+        let (name, bytes, flags) = (fields.next()?, fields.next()?, fields.next()?);
+        let flags = flags.trim_matches('"').split_whitespace().map(String::from).collect();
+        Some(Level { name: name.into(), vector_bytes: bytes.into(), flags })
     };
-    let product = |isa: &str, bytes: &str, flags: &[&str]| {
-        let mut build = plain();
-        build.file("native/product.cpp").define("FT_ISA", isa).define("FT_BYTES", bytes);
-        flags.iter().for_each(|flag| {
+    let levels = table.lines().filter_map(row);
+    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64");
+    // The first one is portable.
+    levels.take(if x86 { usize::MAX } else { 1 }).collect()
+}
+
+fn native_build() -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).pic(true).warnings(false).std("c++17").opt_level(3);
+    build
+}
+
+/// Compiles the kernels once per instruction set.
+fn compile_kernels() {
+    for level in levels() {
+        let mut build = native_build();
+        build.files(["native/kernels.cpp", "native/product.cpp"]);
+        build.define("FT_ISA", level.name.as_str()).define("FT_BYTES", level.vector_bytes.as_str());
+        let all = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];
+        for flag in all.into_iter().chain(level.flags.iter().map(String::as_str)) {
             build.flag(flag);
-        });
-        build.compile(&format!("ftproduct_{isa}"));
-    };
-    plain()
+        }
+        build.compile(&format!("ftkernels_{}", level.name));
+    }
+}
+
+/// Compiles the code that chooses among the builds of the kernels at run time and calls them on tensors, on libtorch's
+/// own OpenMP threads.
+fn compile_dispatch(libtorch: &Libtorch) {
+    native_build()
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(libtorch.root.join("include"))
         .include(libtorch.root.join("include/torch/csrc/api/include"))
         .flag("-fopenmp")
-        .file("native/decode.cpp")
-        .compile("ftdecode");
-    product("portable", "16", &[]);
-    if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
-        let wide = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"];
-        product("avx2", "32", &["-mavx2", "-mfma"]);
-        product("avx512", "64", &wide);
-        product("avx512_bf16", "64", &[&wide[..], &["-mavx512bf16"]].concat());
-        product("amx", "64", &[&wide[..], &["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]].concat());
-    }
-}
-
-/// Compiles the elementwise loops, once per instruction set; the one to run is chosen at run time.
-fn compile_kernels() {
-    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64");
-    let builds: &[(&str, &[&str])] = if x86 {
-        &[
-            ("portable", &[]),
-            ("avx2", &["-march=x86-64-v3"]),
-            ("avx512", &["-march=x86-64-v4", "-mprefer-vector-width=512"]),
-        ]
-    } else {
-        &[("portable", &[])]
-    };
-    for (isa, flags) in builds {
-        let mut build = cc::Build::new();
-        build.cpp(true).pic(true).std("c++17").opt_level(3).define("FT_ISA", *isa).file("native/kernels.cpp");
-        for flag in
-            ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"].iter().chain(*flags)
-        {
-            build.flag(flag);
-        }
-        build.compile(&format!("ftkernels_{isa}"));
-    }
-    cc::Build::new()
-        .cpp(true)
-        .pic(true)
-        .std("c++17")
-        .opt_level(2)
-        .flag("-fopenmp")
-        .files(["native/dispatch.cpp", "native/isa.cpp"])
+        .files(["native/decode.cpp", "native/dispatch.cpp", "native/isa.cpp"])
         .compile("ftdispatch");
     // The OpenMP that libtorch uses, so that both share one pool of threads.
     println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");

@@ -25,6 +25,7 @@ using at::Tensor;
                             float*, uint16_t*);                                                                       \
   void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, float*,        \
                            float*);                                                                                   \
+  void ft_vector_exponential_##isa(const float*, float*, int64_t);                                                    \
   }
 FT_LEVELS(KERNELS)
 
@@ -37,11 +38,12 @@ struct Kernels {
   decltype(&ft_product_mixed_to_bf16_portable) product_mixed_to_bf16;
   decltype(&ft_attend_bf16_portable) attend_bf16;
   decltype(&ft_attend_f32_portable) attend_f32;
+  decltype(&ft_vector_exponential_portable) exponential;
 };
 
 #define TABLE(isa, ...)                                                                                               \
   Kernels{ft_product_bf16_##isa, ft_product_f32_##isa,   ft_product_mixed_##isa, ft_product_mixed_to_bf16_##isa,      \
-          ft_attend_bf16_##isa, ft_attend_f32_##isa},
+          ft_attend_bf16_##isa, ft_attend_f32_##isa,  ft_vector_exponential_##isa},
 
 // Returns the build for a level of isa.h.
 const Kernels& kernels(int level) {
@@ -187,6 +189,15 @@ Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bi
   } catch (...) {
     return nullptr;  // libtorch's own product will report the problem
   }
+}
+
+// Computes e^x of float32 x, as ft_decode_attention does at this level, which the processor must have: a new tensor.
+// x has a multiple of 16 numbers.
+Tensor* ft_attention_exponential(int level, const Tensor* x) {
+  if (!plain(*x, at::kFloat) || x->numel() % 16 || level < 0 || level > ft_isa()) return nullptr;
+  Tensor y = at::empty_like(*x);
+  kernels(level).exponential(x->const_data_ptr<float>(), y.mutable_data_ptr<float>(), x->numel());
+  return new Tensor(std::move(y));
 }
 
 // Attends from one new token of each of the first S slots of a cache: q (S, H, e), k and v (S, K, e); keys and values

@@ -8,20 +8,14 @@
 #include <cstring>
 
 extern "C" {
-extern const FtKernels ft_kernels_portable;
-#ifdef __x86_64__
-extern const FtKernels ft_kernels_avx2, ft_kernels_avx512;
-#endif
+#define DECLARE(isa, ...) extern const FtKernels ft_kernels_##isa;
+FT_LEVELS(DECLARE)
 
-// Writes the builds that this processor can run to `out`, best first (at most three); returns how many.
-int ft_kernels(const FtKernels** out) {
-  int n = 0;
-#ifdef __x86_64__
-  if (ft_isa() >= kLevel_avx512) out[n++] = &ft_kernels_avx512;
-  if (ft_isa() >= kLevel_avx2) out[n++] = &ft_kernels_avx2;
-#endif
-  out[n++] = &ft_kernels_portable;
-  return n;
+// Returns the build for a level of isa.h; null if this processor cannot run it or it is not to be used.
+const FtKernels* ft_kernels(int level) {
+#define ENTRY(isa, ...) &ft_kernels_##isa,
+  static const FtKernels* const builds[] = {FT_LEVELS(ENTRY)};
+  return level >= 0 && level <= ft_isa() ? builds[level] : nullptr;
 }
 
 // Calls f on disjoint parts of [0, rows), of at least `grain` rows each.

@@ -18,7 +18,7 @@ struct Level {
 };
 
 // A level's number is its index.
-#define FT_LEVEL(name, aten, onednn, mkl) {#name, aten, onednn, mkl},
+#define FT_LEVEL(name, bytes, flags, aten, onednn, mkl) {#name, aten, onednn, mkl},
 const Level kLevels[] = {FT_ALL_LEVELS(FT_LEVEL)};
 constexpr int kMost = kLevelCount - 1;
 
@@ -99,6 +99,9 @@ int ft_isa_allowed() {
   }();
   return level;
 }
+
+// Returns the name of a level in FT_CPU; null if there is no such level.
+const char* ft_isa_name(int level) { return level >= 0 && level <= kMost ? kLevels[level].name : nullptr; }
 
 // Returns the level in use: the highest one that the processor has and the environment allows.
 int ft_isa() {

@@ -17,26 +17,7 @@ FT_INLINE void store(Half* p, float v) { p->bits = to_bf16(v); }
 FT_INLINE float round_to(const float*, float v) { return v; }
 FT_INLINE float round_to(const Half*, float v) { Half h; store(&h, v); return load(&h); }
 
-// Not the exponential of product.cpp, which serves attention only and is another polynomial: results have other bits.
-//
-// Computes exp by range reduction and the Cephes polynomial: within 2 ulp; 0 below -87.3, inf above 88.7.
-FT_INLINE float exp_(float x) {
-  float c = x > 88.72f ? 88.72f : x < -87.33f ? -87.33f : x;
-  float n = c * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // rounds to the nearest integer
-  float r = c - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // 2^n as two factors, because n may be 128, which one float32 exponent cannot hold.
-  int whole = int(n), low = whole >> 1, high = whole - low;
-  float y = p * bits_to_float(uint32_t(low + 127) << 23) * bits_to_float(uint32_t(high + 127) << 23);
-  y = x < -87.33f ? 0.0f : y;
-  return x != x ? x : x > 88.72f ? bits_to_float(0x7f800000u) : y;
-}
+FT_INLINE float exp_(float x) { return exponential<float, int32_t>(x); }
 
 template <class T>
 void rms_norm(const T* x, const T* w, T* y, float* inverse, int64_t width, float eps, int64_t begin, int64_t end) {
@@ -186,6 +167,11 @@ void score_gradient(T* gp, const T* p, const T* gy, const T* y, int64_t length, 
   }
 }
 
+void exponential_(const float* x, float* y, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; i++) y[i] = exp_(x[i]);
+}
+
 #define H(p) static_cast<Half*>(p)
 #define F(p) static_cast<float*>(p)
 #define CH(p) static_cast<const Half*>(p)
@@ -244,5 +230,5 @@ void score_gradient_(bool half, void* gp, const void* p, const void* gy, const v
 #define TEXT(a) TEXT_(a)
 extern "C" const FtKernels JOIN(ft_kernels_, FT_ISA) = {
     TEXT(FT_ISA), rms_norm_, rms_norm_backward_, rms_norm_weight_, swiglu_, swiglu_backward_,
-    rotate_,      head_,     probabilities_,     score_gradient_,
+    rotate_,      head_,     probabilities_,     score_gradient_,   exponential_,
 };

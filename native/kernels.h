@@ -41,4 +41,7 @@ struct FtKernels {
   // Overwrites rows of gp, the gradient of the probabilities, by the gradient of the scores: (gp - gy . y) * p * scale.
   void (*score_gradient)(bool half, void* gp, const void* p, const void* gy, const void* y, int64_t length,
                          int64_t size, float scale, int64_t begin, int64_t end);
+
+  // y = e^x, float32, for elements [begin, end).
+  void (*exponential)(const float* x, float* y, int64_t begin, int64_t end);
 };

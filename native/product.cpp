@@ -1,6 +1,6 @@
 // Matrix products and attention of decoding steps, on raw memory: few rows times large weights, which are read once
 // and in place. Compiled once per instruction set (FT_ISA is part of the symbols' names, FT_BYTES is the vector width
-// in bytes); decode.cpp chooses the build.
+// in bytes: columns of isa.h); decode.cpp chooses the build.
 //
 // Invariant: a row's result depends on that row alone. Each output is a sum over k in the same order, whatever the
 // number of rows, so an answer does not change with its batch; and bfloat16 weights give the same bits as a float32
@@ -383,22 +383,6 @@ void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_
 }
 #endif
 
-// Computes e^x for x <= 0 with a relative error of about 2e-7: 2^n by the exponent's bits, 2^f by its Taylor series on
-// [-1/2, 1/2].
-inline vf exponential(vf x) {
-  x = x < -87.0f ? vf{} - 87.0f : x;
-  vf t = x * 1.44269504f;
-  vi n = __builtin_convertvector(t - 0.5f, vi);  // rounds toward zero; because t <= 0, this gives the nearest integer
-  vf f = (t - __builtin_convertvector(n, vf)) * 0.69314718f;
-  vf p = f * (1.0f / 720) + 1.0f / 120;
-  p = p * f + 1.0f / 24;
-  p = p * f + 1.0f / 6;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
-  return p * (vf)((n + 127) << 23);
-}
-
 // Sums s[i] times `count` vectors of row i of v (n, e), and multiplies by `inverse`. Even and odd keys have separate
 // running sums, so that two chains of additions run in parallel.
 template <class T, int count>
@@ -425,7 +409,7 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
   product<T, T, float>(k, q, heads, e, 0, n, {nullptr, scale, false}, nullptr, scores, ld);
   for (int64_t h = 0; h < heads; h++) {
     float* s = scores + h * ld;
-    for (int64_t i = n; i < ld; i++) s[i] = -1e30f;
+    for (int64_t i = n; i < ld; i++) s[i] = -__builtin_inff();  // has probability 0
     vf largest = load(s);
     for (int64_t i = W; i < ld; i += W) {
       vf p = load(s + i);
@@ -435,10 +419,7 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
     for (int i = 1; i < W; i++) most = largest[i] > most ? largest[i] : most;
     vf sums = {};
     for (int64_t i = 0; i < ld; i += W) {
-      vf p = exponential(load(s + i) - most);
-      // Beyond the last key `exponential` gives e^-87, not 0.
-      if (i + W > n)
-        for (int64_t j = n - i; j < W; j++) p[j] = 0;
+      vf p = exponential<vf, vi>(load(s + i) - most);
       sums += p;
       memcpy(s + i, &p, sizeof p);
     }
@@ -484,5 +465,12 @@ void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* 
 void NAME(ft_attend_f32)(const float* q, const float* k, const float* v, int64_t heads, int64_t n, int64_t e,
                          float scale, float* scores, float* out) {
   attend<float>(q, k, v, heads, n, e, scale, scores, out);
+}
+// e^x, as attention computes it, of n numbers, a multiple of the vector's width.
+void NAME(ft_vector_exponential)(const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += W) {
+    vf v = exponential<vf, vi>(load(x + i));
+    memcpy(y + i, &v, sizeof v);
+  }
 }
 }

@@ -38,10 +38,16 @@ pub struct Cpu {
 unsafe extern "C" {
     /// Defined in native/isa.cpp. Returns the highest level that may be used; -1 if FT_CPU names none.
     fn ft_isa_allowed() -> c_int;
+    /// Defined in native/isa.cpp. Returns the name of a level, a constant; null if there is no such level.
+    fn ft_isa_name(level: c_int) -> *const c_char;
 }
 
-/// Values of `FT_CPU`, in ascending order; the index is the level.
-const INSTRUCTION_SETS: [&str; 5] = ["portable", "avx2", "avx512", "avx512_bf16", "amx"];
+/// Returns the values of `FT_CPU`, in ascending order; the index is the level.
+fn instruction_sets() -> impl Iterator<Item = &'static str> {
+    // SAFETY: the function returns null or a constant, NUL-terminated string.
+    let name = |level| unsafe { ft_isa_name(level).as_ref().map(|name| CStr::from_ptr(name)) };
+    (0..).map_while(name).map(|name| name.to_str().unwrap_or("?"))
+}
 
 /// Fails if `FT_CPU` is set to an unknown instruction set.
 pub fn check_cpu_limit() -> Result<(), String> {
@@ -51,7 +57,7 @@ pub fn check_cpu_limit() -> Result<(), String> {
         _ => Err(format!(
             "FT_CPU={}: unknown; expected one of {}",
             std::env::var("FT_CPU").unwrap_or_default(),
-            INSTRUCTION_SETS.join(", ")
+            instruction_sets().collect::<Vec<_>>().join(", ")
         )),
     }
 }
@@ -80,7 +86,7 @@ impl Cpu {
             }
         }
         // SAFETY: a plain call.
-        let allowed = unsafe { ft_isa_allowed() }.try_into().unwrap_or(INSTRUCTION_SETS.len() - 1);
+        let allowed = usize::try_from(unsafe { ft_isa_allowed() }).unwrap_or(usize::MAX);
         let there = |flag: &str| flags.split_ascii_whitespace().any(|f| f == flag);
         let levels = [(1, "avx2"), (2, "avx512f"), (3, "avx512_bf16"), (4, "amx_bf16"), (1, "bf16")];
         let has = |flag: &str| there(flag) && levels.iter().any(|(level, f)| *f == flag && *level <= allowed);
@@ -96,7 +102,7 @@ impl Cpu {
             avx512_bf16: has("avx512_bf16"),
             amx_bf16: has("amx_bf16"),
             arm_bf16: has("bf16"),
-            limited_to: limited.then(|| INSTRUCTION_SETS[allowed]),
+            limited_to: limited.then(|| instruction_sets().nth(allowed)).flatten(),
         }
     }
 

@@ -28,6 +28,7 @@ unsafe extern "C" {
         slots: i64,
         scale: f64,
     ) -> *mut C_tensor;
+    fn ft_attention_exponential(level: c_int, x: *mut C_tensor) -> *mut C_tensor;
     fn ft_isa() -> c_int;
 }
 
@@ -48,6 +49,13 @@ impl KernelBuild {
     pub fn product(self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Option<Tensor> {
         // SAFETY: live tensors for the duration of the call; the result is ours.
         unsafe { owned(ft_product(self.0, raw(x), raw(w), raw_or_null(bias), raw_or_null(onto))) }
+    }
+
+    /// Computes e^x as the softmax of [`decode_attention`] does; `None` unless x is float32, contiguous and of a
+    /// multiple of 16 numbers.
+    pub fn exponential(self, x: &Tensor) -> Option<Tensor> {
+        // SAFETY: a live tensor for the duration of the call; the result is ours.
+        unsafe { owned(ft_attention_exponential(self.0, raw(x))) }
     }
 
     /// Computes [`decode_attention`] by this build's kernels.

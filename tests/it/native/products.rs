@@ -2,6 +2,7 @@
 //! (instruction set) that the machine can run.
 
 use crate::support::device;
+use ft::native::kernels;
 use ft::native::products::{self, KernelBuild};
 use tch::{Device, Kind, Tensor};
 
@@ -171,4 +172,38 @@ fn every_build_of_decoding_attention_equals_composed_operations() {
             }
         }
     }
+}
+
+/// The error of e^x for every 509th float32 whose result is a normal number. Loops and attention have equal bits.
+#[test]
+fn the_exponential_is_within_its_bound_in_every_build() {
+    device();
+    let range = |from: f32, to: f32| (from.to_bits()..to.to_bits()).step_by(509).map(f32::from_bits);
+    let mut inputs: Vec<f32> = range(0.0, 88.72).chain(range(-0.0, -87.33)).collect();
+    inputs.resize(inputs.len().next_multiple_of(16), 1.0);
+    let expected: Vec<f64> = inputs.iter().map(|x| f64::from(*x).exp()).collect();
+    let x = Tensor::from_slice(&inputs);
+    let builds: Vec<_> = kernels::available().iter().rev().zip(KernelBuild::available()).collect();
+    assert!(!builds.is_empty() && builds.len() == kernels::available().len());
+    for (loops, build) in builds {
+        let y = loops.exponential(&x);
+        assert_eq!(y, build.exponential(&x).unwrap(), "{build:?}");
+        let found = Vec::<f32>::try_from(&y).unwrap();
+        let errors = found.iter().zip(&expected).map(|(y, e)| (f64::from(*y) - e).abs() / ulp(*e));
+        let (most, at) = errors.zip(&inputs).fold((0.0, 0.0), |most, now| if now.0 > most.0 { (now.0, *now.1) } else { most });
+        println!("{build:?}: {most:.3} ulp at {at}");
+        assert!((0.5..1.1).contains(&most), "{build:?}: {most} ulp at {at}");
+        let ends = [-0.0, 0.0, -87.34, f32::NEG_INFINITY, 88.73, f32::INFINITY, f32::NAN];
+        let ends: Vec<f32> = ends.into_iter().chain([0.0; 9]).collect();
+        for y in [loops.exponential(&Tensor::from_slice(&ends)), build.exponential(&Tensor::from_slice(&ends)).unwrap()] {
+            let y = Vec::<f32>::try_from(&y).unwrap();
+            assert_eq!(y[..6], [1.0, 1.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY], "{build:?}");
+            assert!(y[6].is_nan() && y[7] == 1.0);
+        }
+    }
+}
+
+/// Returns the distance of neighbouring float32 numbers at `x`.
+fn ulp(x: f64) -> f64 {
+    2f64.powi(x.log2().floor() as i32 - 23)
 }
