@@ -79,7 +79,7 @@ pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     fair(Config::parse(Path::new("config.json"), text));
     if let Some((spec, _)) = fair(file::parse_config(Path::new("adapter_config.json"), text)) {
-        fair(ft::adapters::LoraPlan::of_file(&spec, Path::new("adapter_config.json")));
+        fair(spec.plan_of_file(Path::new("adapter_config.json"), &Default::default()));
     }
 }
 

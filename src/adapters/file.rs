@@ -1,13 +1,14 @@
 //! Reads and writes adapter directories in PEFT's layout: adapter_config.json with the keys of every PEFT version, and
-//! adapter_model.safetensors, in which tensor names have the prefix `base_model.model.`. The keys themselves
-//! are in `peft`.
+//! adapter_model.safetensors, in which tensor names have the prefix `base_model.model.`. Each kind reads and writes its own
+//! keys.
 
-use super::lora::BASE_LAYER;
-use super::peft;
-use super::spec::LoraSpec;
+use super::base_layer::BASE_LAYER;
+use super::lora;
+use super::peft::PeftConfig;
+use super::spec::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
-use crate::nn::{Param, Weights, weights};
+use crate::nn::{AdapterPlan, Param, Weights, weights};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,11 +23,18 @@ pub const TENSORS: &str = "adapter_model.safetensors";
 /// An adapter read from disk.
 pub struct AdapterFile {
     /// The settings in its config.
-    pub spec: LoraSpec,
+    pub spec: AdapterSpec,
     /// The base it was trained on, as its config names it.
     pub base: Option<String>,
     /// Tensors by name without prefix, e.g. `model.layers.0.self_attn.q_proj.lora_A.weight`.
     pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl AdapterFile {
+    /// Returns the plan that attaches this adapter, read from `folder`, while a model is built.
+    pub fn plan(&self, folder: &Path) -> Result<Box<dyn AdapterPlan>> {
+        self.spec.plan_of_file(&folder.join(CONFIG), &self.tensors)
+    }
 }
 
 /// Reads an adapter directory. Fails for kinds of adapters and options that ft does not support.
@@ -59,32 +67,36 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
 }
 
 /// Reads an adapter_config.json: the spec, and the base it names.
-pub fn read_config(path: &Path) -> Result<(LoraSpec, Option<String>)> {
+pub fn read_config(path: &Path) -> Result<(AdapterSpec, Option<String>)> {
     parse_config(path, &read_to_string(path)?)
 }
 
 /// Parses the text of an adapter_config.json; `path` is used in error messages.
-pub fn parse_config(path: &Path, text: &str) -> Result<(LoraSpec, Option<String>)> {
+pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<String>)> {
     let raw: Map<String, Value> = parse_json(path, text)?;
     let base = raw.get("base_model_name_or_path").and_then(Value::as_str).map(String::from);
-    Ok((peft::spec(&raw, path)?, base))
+    let config = PeftConfig::new(&raw, path);
+    let spec = match config.kind() {
+        Some("LORA") => AdapterSpec::Lora(lora::read_config(&config)?),
+        _ => return Err(config.unsupported("peft_type", "only LORA adapters are read")),
+    };
+    Ok((spec, base))
 }
 
 /// Writes an adapter directory's config and tensors. `base` is the path or id users will load it on.
 pub fn write<'a>(
     folder: &Path,
-    spec: &LoraSpec,
+    spec: &AdapterSpec,
     base: &str,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<()> {
-    write_json(&folder.join(CONFIG), &peft::config(spec, base))?;
+    write_json(&folder.join(CONFIG), &spec.config(base))?;
     let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 
 /// Copies an adapter's tensors into the parameters built for it. Fails with a list of missing, unexpected and wrongly
-/// shaped tensors. Base weights are left out:
-/// [`LoraPlan::with_base_weights`](super::LoraPlan::with_base_weights) has already set them.
+/// shaped tensors. Base weights are left out: the plan has already set them.
 pub fn load_into<'a>(
     params: impl Iterator<Item = &'a Param>,
     tensors: &BTreeMap<String, Tensor>,

@@ -2,16 +2,23 @@
 //! the rest of ft need not distinguish kinds.
 //!
 //! How a kind computes is `nn::Adapter`, which its [`plan`](AdapterKind::plan) attaches to layers. A new kind is a
-//! variant of [`AdapterSpec`], its settings, and one implementation of each of the two traits.
+//! folder (or file) with its settings and one implementation of each of the two traits, a variant of
+//! [`AdapterSpec`](super::AdapterSpec), and its `peft_type` in [`file`](super::file). What kinds have in common is beside them: which
+//! modules are adapted (`targets`), modules trained in full (`saved_module`), base weights in files (`base_layer`), the
+//! folder of an adapter (`file`), its common keys (`peft`), and merging (`merge`, by the [`WeightUpdate`] of each
+//! module).
 
-use super::file;
-use super::lora::LoraPlan;
-use super::spec::{AdapterSpec, LoraSpec, SCORE};
-use crate::error::{Error, Result};
-use crate::nn::{AdapterPlan, Param};
-use serde_json::json;
-use std::ops::{Deref, DerefMut};
+use super::targets::ModuleSelection;
+use super::update::WeightUpdate;
+use crate::error::Result;
+use crate::nn::AdapterPlan;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use tch::Tensor;
+
+/// Name of the module that is a reward model's scalar head, in every family.
+pub const SCORE: &str = "score";
 
 /// What an adapter adds to the activations that a layer keeps for its backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,115 +34,84 @@ pub trait AdapterKind {
     /// Returns the name of the kind's section in a recipe, such as `lora`.
     fn name(&self) -> &'static str;
 
+    /// Returns the name of the kind in texts, such as `LoRA`.
+    fn title(&self) -> &'static str;
+
     /// Returns a short description, such as `lora r16`.
     fn describe(&self) -> String;
 
-    /// Returns the plan that attaches this adapter while a model is built. Fails for invalid patterns, and if the
-    /// adapter to continue from cannot be read.
-    fn plan(&self) -> Result<Box<dyn AdapterPlan>>;
+    /// Returns the plan that attaches this adapter while a model is built; `start` has the tensors of the adapter that
+    /// it continues. Fails for invalid patterns.
+    fn plan_from(&self, start: Option<&BTreeMap<String, Tensor>>) -> Result<Box<dyn AdapterPlan>>;
+
+    /// Returns the plan that attaches an adapter from disk: these are the settings in its `config`. It may name modules
+    /// that the model lacks. Fails for invalid patterns.
+    fn plan_of_file(&self, config: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<Box<dyn AdapterPlan>>;
 
     /// Returns the folder of the adapter that training continues; `None` for a new adapter.
     fn continues(&self) -> Option<&Path>;
 
-    /// Copies the tensors of the adapter that training continues into the parameters built for this one. Does nothing
-    /// for a new adapter. Fails if the two do not fit together.
-    fn initialise(&self, params: &mut dyn Iterator<Item = &Param>) -> Result<()>;
+    /// Returns the settings that must be equal in an adapter and the one that it continues, by their keys in a recipe.
+    fn fixed_settings(&self) -> Vec<(&'static str, Value)>;
 
     /// Returns the probability with which inputs are dropped in training; 0: none.
     fn dropout(&self) -> f64;
 
+    /// Sets the probability with which inputs are dropped in training.
+    fn set_dropout(&mut self, probability: f64);
+
     /// Returns what the adapter adds to the activations of a layer, for the prediction of memory.
     fn activations(&self) -> AdapterActivations;
 
+    /// Returns the rules that select modules. Fails for invalid patterns.
+    fn selection(&self) -> Result<ModuleSelection>;
+
+    /// Returns the modules that are trained in full and saved with the adapter, by name or name ending.
+    fn modules_to_save(&self) -> &[String];
+
+    /// Adds a module to those that are trained in full.
+    fn save_module(&mut self, module: &str);
+
+    /// Returns true if the targets are a list of names and nothing is excluded.
+    fn has_named_targets(&self) -> bool;
+
+    /// Sets whether the adapted weights are stored as (in, out), which PEFT's files contain.
+    fn set_transposed(&mut self, transposed: bool);
+
+    /// Replaces the rules for targets by these names.
+    fn set_named_targets(&mut self, names: Vec<String>);
+
+    /// Returns the content of PEFT's adapter_config.json; `base` is the path or id of the base.
+    fn config(&self, base: &str) -> Value;
+
+    /// Returns what the names of the kind's parameters begin with in PEFT's files, such as `lora_`.
+    fn tensor_prefix(&self) -> &'static str;
+
+    /// Returns the names of the kind's parameters, for errors.
+    fn tensor_names(&self) -> &'static [&'static str];
+
+    /// Returns the module that a tensor of the adapter's file updates; `None` for base weights and modules that are
+    /// trained in full.
+    fn module_of<'n>(&self, tensor: &'n str) -> Option<&'n str>;
+
+    /// Returns the updates of `modules` from the tensors of the file `origin`. Fails for missing tensors and wrong
+    /// shapes.
+    fn updates(
+        &self,
+        modules: &BTreeSet<&str>,
+        tensors: &BTreeMap<String, Tensor>,
+        origin: &Path,
+    ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>>;
+
+    /// Returns true if the adapter contains a scalar head, as that of a reward or value model does.
+    fn has_scalar_head(&self) -> bool {
+        self.modules_to_save().iter().any(|m| m == SCORE)
+    }
+
     /// Adds the scalar head to the modules that are trained and saved with the adapter, if it is not among them.
-    fn add_scalar_head(&mut self);
-
-    /// Returns the settings that PEFT's files are written from. PEFT's layout of LoRA is the only one that is written.
-    fn peft(&self) -> &LoraSpec;
-}
-
-impl Deref for AdapterSpec {
-    type Target = dyn AdapterKind;
-
-    fn deref(&self) -> &Self::Target {
-        match self {
-            Self::Lora(spec) => spec,
-        }
-    }
-}
-
-impl DerefMut for AdapterSpec {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        match self {
-            Self::Lora(spec) => spec,
-        }
-    }
-}
-
-impl AdapterKind for LoraSpec {
-    fn name(&self) -> &'static str {
-        "lora"
-    }
-
-    fn describe(&self) -> String {
-        format!("lora r{}", self.rank)
-    }
-
-    fn plan(&self) -> Result<Box<dyn AdapterPlan>> {
-        let plan = LoraPlan::new(self)?;
-        Ok(Box::new(match &self.from {
-            Some(folder) => plan.with_base_weights(&file::read(folder)?.tensors),
-            None => plan,
-        }))
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.from.as_deref()
-    }
-
-    fn initialise(&self, params: &mut dyn Iterator<Item = &Param>) -> Result<()> {
-        let Some(folder) = self.continues() else { return Ok(()) };
-        let file = file::read(folder)?;
-        check_same_scales(self, &file.spec, folder)?;
-        file::load_into(params, &file.tensors, folder)
-    }
-
-    fn dropout(&self) -> f64 {
-        self.dropout
-    }
-
-    fn activations(&self) -> AdapterActivations {
-        AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0 }
-    }
-
     fn add_scalar_head(&mut self) {
         if !self.has_scalar_head() {
-            self.modules_to_save.push(SCORE.into());
+            self.save_module(SCORE);
         }
     }
-
-    fn peft(&self) -> &LoraSpec {
-        self
-    }
-}
-
-/// Fails unless an adapter of `ours` can start from one of `theirs`, in `folder`: with the same rank, alpha and
-/// scaling.
-fn check_same_scales(ours: &LoraSpec, theirs: &LoraSpec, folder: &Path) -> Result<()> {
-    let scales = |s: &LoraSpec| {
-        [
-            ("rank", json!(s.rank)),
-            ("alpha", json!(s.alpha)),
-            ("rslora", json!(s.rslora)),
-            ("rank_pattern", json!(s.rank_pattern)),
-            ("alpha_pattern", json!(s.alpha_pattern)),
-        ]
-    };
-    let unlike = scales(ours).into_iter().zip(scales(theirs)).filter(|(a, b)| a != b);
-    let unlike: Vec<String> = unlike.map(|((key, a), (_, b))| format!("{key}: {b}, not {a}")).collect();
-    if !unlike.is_empty() {
-        return Err(Error::user(format!("{}: the adapter was trained with {}", folder.display(), unlike.join("; ")))
-            .hint("set adapter.lora to what it was trained with"));
-    }
-    Ok(())
 }

@@ -3,15 +3,21 @@
 //! Adapters attach to layers while the model is being built, so that model families contain no code about them.
 //! Merging an adapter into weights needs only names and tensors, no model.
 
+mod base_layer;
+pub mod combine;
 pub mod file;
 pub mod kind;
 pub mod lora;
 pub mod merge;
 mod peft;
+mod saved_module;
 pub mod spec;
+mod start;
 pub mod targets;
+pub mod update;
 
 pub use file::AdapterFile;
-pub use kind::AdapterKind;
-pub use lora::LoraPlan;
-pub use spec::{AdapterSpec, LoraInit, LoraSpec, Targets};
+pub use kind::{AdapterKind, SCORE};
+pub use lora::{LoraInit, LoraPlan, LoraSpec};
+pub use spec::AdapterSpec;
+pub use targets::Targets;

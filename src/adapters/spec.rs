@@ -1,9 +1,10 @@
-//! The settings of an adapter, as a recipe gives them.
+//! The list of the kinds of adapters.
 
-use indexmap::IndexMap;
+use super::kind::AdapterKind;
+use super::lora::LoraSpec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::ops::{Deref, DerefMut};
 
 /// The kinds of adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,117 +14,29 @@ pub enum AdapterSpec {
     Lora(LoraSpec),
 }
 
-/// Largest rank that is accepted. No layer is wider than this, so a larger rank is a typing error; it would allocate
-/// huge tensors before anything else could refuse it.
-pub const MAX_RANK: i64 = 1 << 16;
-
-/// Low-rank adaptation: `y = W x + scale · B A dropout(x)`, `scale = alpha / rank`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoraSpec {
-    /// Rank of the update.
-    #[schemars(range(min = 1, max = 65536))] // MAX_RANK
-    pub rank: i64,
-    /// Numerator of the scale.
-    #[schemars(range(min = 0.0))]
-    pub alpha: f64,
-    /// Dropout on the input of A, while training.
-    #[schemars(range(min = 0.0, max = 0.99))]
-    pub dropout: f64,
-    /// `all-linear`, a regular expression for the whole module name, or a list of names or name endings.
-    pub targets: Targets,
-    /// Modules left out, written as `targets`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exclude: Option<Targets>,
-    /// Only these layers, by number from 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layers: Option<Vec<i64>>,
-    /// Names of the module lists that `layers` counts in; by default any.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub layers_pattern: Vec<String>,
-    /// Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
-    pub rslora: bool,
-    /// Another rank for modules whose name ends with the pattern (a regular expression); the first match is used.
-    #[serde(skip_serializing_if = "IndexMap::is_empty")]
-    #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
-    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
-    pub rank_pattern: IndexMap<String, i64>,
-    /// Another alpha for modules whose name ends with the pattern (a regular expression); the first match is used.
-    #[serde(skip_serializing_if = "IndexMap::is_empty")]
-    #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
-    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0.0}))]
-    pub alpha_pattern: IndexMap<String, f64>,
-    /// Modules trained in full and saved with the adapter, by name or name ending.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub modules_to_save: Vec<String>,
-    /// How A is initialised; B starts at zero.
-    pub init: LoraInit,
-    /// Folder of an adapter to continue training from, with the same base, rank, alpha and targets. It is then also the
-    /// reference model of methods that need one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "path"))]
-    pub from: Option<PathBuf>,
-    /// True if adapted weights are stored as (in, out). Taken from the model, never from a recipe; PEFT's files
-    /// contain it.
-    #[serde(skip)]
-    pub fan_in_fan_out: bool,
-}
-
-/// Name of the module that is a reward model's scalar head, in every family.
-pub const SCORE: &str = "score";
-
-impl LoraSpec {
-    /// Returns true if the adapter contains a scalar head, as that of a reward or value model does.
-    pub fn has_scalar_head(&self) -> bool {
-        self.modules_to_save.iter().any(|m| m == SCORE)
-    }
-}
-
-impl Default for LoraSpec {
-    fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            targets: Targets::default(),
-            exclude: None,
-            layers: None,
-            layers_pattern: Vec::new(),
-            rslora: false,
-            rank_pattern: IndexMap::new(),
-            alpha_pattern: IndexMap::new(),
-            modules_to_save: Vec::new(),
-            init: LoraInit::Kaiming,
-            from: None,
-            fan_in_fan_out: false,
+impl AdapterSpec {
+    /// Returns the settings of a plain LoRA, for programs that read no other kind; `None` for other kinds.
+    pub fn as_lora(&self) -> Option<&LoraSpec> {
+        match self {
+            Self::Lora(spec) => Some(spec),
         }
     }
 }
 
-/// Which modules an adapter attaches to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)] // leaves only: a string or a list, no keys whose positions could be lost
-pub enum Targets {
-    /// `all-linear` (every linear layer but the output head), or a regular expression for the whole name.
-    #[schemars(extend("format" = "regex"))]
-    Pattern(String),
-    /// Names or name endings.
-    Names(#[schemars(length(min = 1))] Vec<String>),
-}
+impl Deref for AdapterSpec {
+    type Target = dyn AdapterKind;
 
-impl Default for Targets {
-    fn default() -> Self {
-        Targets::Pattern("all-linear".into())
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Lora(spec) => spec,
+        }
     }
 }
 
-/// How LoRA's A is initialised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraInit {
-    /// Kaiming uniform with a = sqrt(5), as PEFT.
-    #[default]
-    Kaiming,
-    /// Normal with standard deviation 1 / rank.
-    Gaussian,
+impl DerefMut for AdapterSpec {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match self {
+            Self::Lora(spec) => spec,
+        }
+    }
 }

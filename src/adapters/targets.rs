@@ -1,11 +1,29 @@
 //! Selects the modules that an adapter attaches to, by PEFT's rules for target names, exclusions and patterns.
 
-use super::spec::{LoraSpec, Targets};
 use crate::error::{Error, Result};
 use crate::nn::LayerKind;
 use fancy_regex::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+
+/// Which modules an adapter attaches to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)] // leaves only: a string or a list, no keys whose positions could be lost
+pub enum Targets {
+    /// `all-linear` (every linear layer but the output head), or a regular expression for the whole name.
+    #[schemars(extend("format" = "regex"))]
+    Pattern(String),
+    /// Names or name endings.
+    Names(#[schemars(length(min = 1))] Vec<String>),
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Targets::Pattern("all-linear".into())
+    }
+}
 
 /// A [`Targets`] with its regular expression compiled.
 enum TargetMatcher {
@@ -52,13 +70,14 @@ fn regex(full: &str, shown: &str, key: &str) -> Result<Regex> {
 }
 
 /// Values by name pattern, e.g. ranks. Patterns are matched as `(.*\.)?(pattern)$`; the first match is used.
-struct PatternValues<T> {
+pub(super) struct PatternValues<T> {
     list: Vec<(Regex, T)>,
     default: T,
 }
 
 impl<T: Copy> PatternValues<T> {
-    fn new<'a>(list: impl IntoIterator<Item = (&'a String, &'a T)>, default: T, key: &str) -> Result<Self>
+    /// Compiles the patterns; `key` is named in errors.
+    pub fn new<'a>(list: impl IntoIterator<Item = (&'a String, &'a T)>, default: T, key: &str) -> Result<Self>
     where
         T: 'a,
     {
@@ -69,13 +88,26 @@ impl<T: Copy> PatternValues<T> {
         Ok(Self { list, default })
     }
 
-    fn get(&self, name: &str) -> T {
+    /// Returns the value for a module.
+    pub fn get(&self, name: &str) -> T {
         self.list.iter().find(|(r, _)| r.is_match(name).unwrap_or(false)).map_or(self.default, |(_, v)| *v)
     }
 }
 
-/// The rules of one [`LoraSpec`] about which modules are adapted, and how.
+/// The settings of an adapter that select modules.
+pub(super) struct ModuleRules<'a> {
+    /// The kind's section in a recipe, for errors.
+    pub section: &'static str,
+    pub targets: &'a Targets,
+    pub exclude: Option<&'a Targets>,
+    pub layers: Option<&'a [i64]>,
+    pub layers_pattern: &'a [String],
+    pub modules_to_save: &'a [String],
+}
+
+/// The rules of an adapter about which modules are adapted, and which are trained in full.
 pub struct ModuleSelection {
+    section: &'static str,
     targets: TargetMatcher,
     exclude: Option<TargetMatcher>,
     layers: Option<LayerFilter>,
@@ -84,8 +116,6 @@ pub struct ModuleSelection {
     save: Vec<(String, Regex)>,
     /// Rules that matched a module, so that unused ones can be reported.
     matched_rules: RefCell<BTreeSet<String>>,
-    ranks: PatternValues<i64>,
-    alphas: PatternValues<f64>,
 }
 
 struct LayerFilter {
@@ -95,53 +125,48 @@ struct LayerFilter {
 
 /// How a selected module is trained.
 pub enum ModuleAdaptation {
-    /// With a low-rank update.
-    Lora {
-        /// Rank of the update.
-        rank: i64,
-        /// Numerator of its scale.
-        alpha: f64,
-    },
+    /// By the adapter.
+    Adapted,
     /// In full, as a module to save.
     Save,
 }
 
 impl ModuleSelection {
-    /// Compiles the rules of a spec. Fails for invalid regular expressions and contradicting settings.
-    pub fn new(spec: &LoraSpec) -> Result<Self> {
-        let numbers = spec.layers.as_ref().filter(|n| !n.is_empty());
-        let whole = matches!(&spec.targets, Targets::Pattern(p) if p != "all-linear");
+    /// Compiles the rules. Fails for invalid regular expressions and contradicting settings.
+    pub(super) fn new(rules: ModuleRules) -> Result<Self> {
+        let key = |name: &str| format!("{}.{name}", rules.section);
+        let numbers = rules.layers.filter(|n| !n.is_empty());
+        let whole = matches!(rules.targets, Targets::Pattern(p) if p != "all-linear");
         let layers = match numbers {
             Some(_) if whole => {
-                return Err(Error::user(
-                    "adapter.lora.layers: cannot be combined with targets given as one regular expression",
-                )
+                return Err(Error::user(format!(
+                    "{}: cannot be combined with targets given as one regular expression",
+                    key("layers")
+                ))
                 .hint("give targets as a list of names, or put the layer numbers into the expression"));
             }
             Some(numbers) => {
-                let lists = match spec.layers_pattern.is_empty() {
+                let lists = match rules.layers_pattern.is_empty() {
                     true => r".*?\.[^.]*".to_string(),
-                    false => format!(r"(?:|.*?\.)(?:{})", spec.layers_pattern.join("|")),
+                    false => format!(r"(?:|.*?\.)(?:{})", rules.layers_pattern.join("|")),
                 };
-                let pattern = regex(&format!(r"^{lists}\.(\d+)\."), &lists, "adapter.lora.layers_pattern")?;
-                Some(LayerFilter { numbers: numbers.clone(), pattern })
+                let pattern = regex(&format!(r"^{lists}\.(\d+)\."), &lists, &key("layers_pattern"))?;
+                Some(LayerFilter { numbers: numbers.to_vec(), pattern })
             }
             None => None,
         };
-        let save =
-            |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, "adapter.lora.modules_to_save")?));
+        let save = |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, &key("modules_to_save"))?));
         Ok(Self {
-            targets: TargetMatcher::new(&spec.targets, "adapter.lora.targets")?,
-            exclude: spec.exclude.as_ref().map(|t| TargetMatcher::new(t, "adapter.lora.exclude")).transpose()?,
+            section: rules.section,
+            targets: TargetMatcher::new(rules.targets, &key("targets"))?,
+            exclude: rules.exclude.map(|t| TargetMatcher::new(t, &key("exclude"))).transpose()?,
             layers,
-            save: spec.modules_to_save.iter().map(save).collect::<Result<_>>()?,
-            ranks: PatternValues::new(&spec.rank_pattern, spec.rank, "adapter.lora.rank_pattern")?,
+            save: rules.modules_to_save.iter().map(save).collect::<Result<_>>()?,
             matched_rules: RefCell::default(),
-            alphas: PatternValues::new(&spec.alpha_pattern, spec.alpha, "adapter.lora.alpha_pattern")?,
         })
     }
 
-    /// Returns how the module is trained; `None` if it is not. Modules to save are never LoRA targets.
+    /// Returns how the module is trained; `None` if it is not. Modules to save are never targets.
     pub fn adaptation(&self, name: &str, layer: LayerKind) -> Option<ModuleAdaptation> {
         let inside = |r: &Regex| r.is_match(name).unwrap_or(false);
         if let Some((rule, _)) = self.save.iter().find(|(ending, r)| name.ends_with(ending.as_str()) || inside(r)) {
@@ -162,13 +187,7 @@ impl ModuleSelection {
         } else {
             self.matched_rules.borrow_mut().insert(String::new());
         }
-        let (rank, alpha) = self.rank_and_alpha(name);
-        Some(ModuleAdaptation::Lora { rank, alpha })
-    }
-
-    /// Returns rank and alpha of a module.
-    pub fn rank_and_alpha(&self, name: &str) -> (i64, f64) {
-        (self.ranks.get(name), self.alphas.get(name))
+        Some(ModuleAdaptation::Adapted)
     }
 
     /// Returns true if the tensor belongs to a module that is trained in full and saved.
@@ -186,7 +205,7 @@ impl ModuleSelection {
             TargetMatcher::Endings(names) => names.iter().collect(),
             _ if hits.contains("") => Vec::new(),
             _ => {
-                return Err(Error::user("adapter.lora.targets: the pattern selects no linear layer of the model")
+                return Err(Error::user(format!("{}.targets: the pattern selects no linear layer of the model", self.section))
                     .hint("it must match the whole name, e.g. `.*\\.(q|v)_proj`; a list of endings is simpler: [q_proj, v_proj]"));
             }
         };

@@ -10,13 +10,12 @@ use super::verify::check::ExportCheck;
 use super::verify::kind::ExportKind;
 use super::verify::report::{ExportReport, ExportVerdict};
 use super::verify::thresholds::WeightChange;
-use crate::adapters::lora::adapted_module;
-use crate::adapters::merge::{self, MergedWeights, WeightedAdapter};
-use crate::adapters::{AdapterFile, LoraPlan, file};
+use crate::adapters::merge::{MergedWeights, WeightedAdapter};
+use crate::adapters::{AdapterFile, combine::combine, file};
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use crate::nn::weight::cast;
-use crate::nn::{AdapterPlan, Weights, safetensors, weights};
+use crate::nn::{Weights, safetensors, weights};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -45,7 +44,7 @@ fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights,
     let shared = config.tied_weights();
     let adapts = |name: &str| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        parts.iter().flat_map(|p| p.file.tensors.keys()).any(|t| adapted_module(t) == Some(module))
+        parts.iter().any(|p| p.file.tensors.keys().any(|t| p.file.spec.module_of(t) == Some(module)))
     };
     if shared.iter().any(|name| adapts(name)) {
         models::untie_head(&mut config, &mut weights)?;
@@ -85,7 +84,7 @@ pub fn merge_into_model(
     let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
     let change = if whole { WeightChange::Folded } else { WeightChange::Rounded };
     // Loaded before anything is written, because this fails for an adapter that does not fit.
-    let sum = merge::combine(&weights, parts)?;
+    let sum = combine(&weights, parts)?;
     let reference = load_with_sum(base, parts, &sum, computed)?;
     publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
@@ -112,7 +111,7 @@ fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Re
 pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Result<ExportReport> {
     refuse_reward_adapters(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
-    let sum = merge::combine(&weights, parts)?;
+    let sum = combine(&weights, parts)?;
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
@@ -152,12 +151,11 @@ fn is_float(kind: Kind) -> bool {
 
 /// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter.
 fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind: Kind) -> Result<Model> {
-    let mut plans = vec![(SUM.to_string(), LoraPlan::new(&sum.spec)?.with_base_weights(&sum.tensors))];
+    let mut plans = vec![(SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?)];
     for (i, part) in parts.iter().enumerate() {
-        let plan = LoraPlan::of_file(&part.file.spec, &part.folder.join(file::CONFIG))?;
-        plans.push((i.to_string(), plan.with_base_weights(&part.file.tensors)));
+        plans.push((i.to_string(), part.file.plan(&part.folder)?));
     }
-    let adapters = plans.iter().map(|(name, p)| (name.clone(), p as &dyn AdapterPlan)).collect();
+    let adapters = plans.iter().map(|(name, p)| (name.clone(), &**p)).collect();
     let model = Model::load(
         base,
         LoadOptions {

@@ -1,6 +1,6 @@
 //! What a method's model consists of besides the base and the trained adapter: heads, further adapters, frozen models.
 
-use crate::adapters::LoraSpec;
+use crate::adapters::AdapterSpec;
 use crate::models::{Dtype, Heads};
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ pub struct ExtraAdapter {
     /// The adapter's name in the model.
     pub name: &'static str,
     /// Its kind and layers.
-    pub spec: LoraSpec,
+    pub spec: AdapterSpec,
     /// The folder of its weights; `None`: newly initialised.
     pub folder: Option<PathBuf>,
     /// True if it is trained too, false if it is frozen.

@@ -5,10 +5,10 @@ use super::dtype::Storage;
 use super::family::Config;
 use super::model::{Heads, LoadOptions, Model, not_a_language_model};
 use super::reward::RewardScorer;
-use crate::adapters::{LoraPlan, file};
+use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::native;
-use crate::nn::{AdapterPlan, Param};
+use crate::nn::Param;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -19,11 +19,8 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.has_scalar_head()) {
         return Err(not_a_language_model(base, Some(folder)));
     }
-    let plans = files.iter().zip(adapters).map(|(f, folder)| {
-        LoraPlan::of_file(&f.spec, &folder.join(file::CONFIG)).map(|plan| plan.with_base_weights(&f.tensors))
-    });
-    let plans = plans.collect::<Result<Vec<_>>>()?;
-    let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), p as &dyn AdapterPlan)).collect();
+    let plans = files.iter().zip(adapters).map(|(file, folder)| file.plan(folder)).collect::<Result<Vec<_>>>()?;
+    let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), &**p)).collect();
     let model = Model::load(
         base,
         LoadOptions { device, kind, storage: Storage::Auto, train_base: false, adapters: named, heads: Heads::Tokens },
@@ -66,8 +63,8 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
         true => "its head was not saved with it, and a random head gives random scores: save the adapter again".into(),
         false => "this is a language model's adapter: train a reward model's adapter with method: reward".into(),
     })?;
-    let plan = LoraPlan::of_file(&file.spec, &folder.join(file::CONFIG))?.with_base_weights(&file.tensors);
-    let model = Model::load(base, load(vec![("0".into(), &plan as &dyn AdapterPlan)]))?;
+    let plan = file.plan(folder)?;
+    let model = Model::load(base, load(vec![("0".into(), &*plan)]))?;
     file::load_into(model.params().adapter(0), &file.tensors, folder)?;
     let scoring = RewardScorer::read_or_default(folder, &config)?;
     scoring.check(&model, folder)?;

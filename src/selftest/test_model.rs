@@ -2,10 +2,10 @@
 
 use super::input::{SelftestInput, usable_rows};
 use super::rounding::Rounding;
-use crate::adapters::{LoraPlan, LoraSpec, file};
+use crate::adapters::{AdapterSpec, LoraSpec, file};
 use crate::error::{Error, Result};
 use crate::models::{Heads, LayerReplay, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage};
-use crate::nn::{AdapterPlan, Param, Tokens};
+use crate::nn::{Param, Tokens};
 use crate::rng;
 use rand::RngExt;
 use std::collections::BTreeMap;
@@ -101,7 +101,7 @@ pub struct StepGradients {
 pub struct TestModel {
     pub model: Model,
     pub base: PathBuf,
-    pub spec: LoraSpec,
+    pub spec: AdapterSpec,
     pub rows: Vec<Vec<u32>>,
 }
 
@@ -119,17 +119,14 @@ impl TestModel {
 
     fn load_held(subject: &SelftestInput, kind: Kind, dropout: f64, storage: Storage) -> Result<Self> {
         let file = subject.adapter.as_deref().map(file::read).transpose()?;
-        let spec = match &file {
-            Some(f) => LoraSpec { dropout, ..f.spec.clone() },
-            None => LoraSpec { rank: 8, alpha: 16.0, dropout, ..LoraSpec::default() },
-        };
+        let random = || AdapterSpec::Lora(LoraSpec { rank: 8, alpha: 16.0, ..LoraSpec::default() });
+        let mut spec = file.as_ref().map_or_else(random, |file| file.spec.clone());
+        spec.set_dropout(dropout);
         let plan = match (&file, &subject.adapter) {
-            (Some(file), Some(folder)) => {
-                LoraPlan::of_file(&spec, &folder.join(file::CONFIG))?.with_base_weights(&file.tensors)
-            }
-            _ => LoraPlan::new(&spec)?,
+            (Some(file), Some(folder)) => spec.plan_of_file(&folder.join(file::CONFIG), &file.tensors)?,
+            _ => spec.plan()?,
         };
-        let adapters = vec![(ADAPTER.to_string(), &plan as &dyn AdapterPlan)];
+        let adapters = vec![(ADAPTER.to_string(), &*plan)];
         let model = Model::load(
             &subject.model,
             LoadOptions { device: subject.device, kind, storage, train_base: false, adapters, heads: Heads::Tokens },

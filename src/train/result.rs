@@ -59,7 +59,7 @@ fn export(plan: &Plan, model: &Model) -> Result<()> {
     let fresh = out.join("result.new");
     let (what, report) = match &recipe.adapter {
         Some(adapter) => {
-            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, adapter.peft(), &recipe.model.path, &fresh)?)
+            ("adapter", export::save_adapter(model, TRAINED_ADAPTER, adapter, &recipe.model.path, &fresh)?)
         }
         None => ("model", export::save_model(model, &fresh, result_kind(plan, model)?)?),
     };

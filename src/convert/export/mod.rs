@@ -14,7 +14,7 @@ use super::folder::disk_space::check_disk_space;
 use super::verify::kind::{ExportKind, written_tensors};
 use super::verify::report::ExportReport;
 use super::verify::verify;
-use crate::adapters::LoraSpec;
+use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{Heads, Model};
@@ -22,20 +22,26 @@ use crate::nn::Param;
 use crate::nn::safetensors::{SHARD_BYTES, TensorHeader, write_model};
 use crate::nn::weight::cast;
 use crate::nn::weights;
-use adapter_folder::{adapted_modules, with_named_targets, write_adapter_folder};
+use adapter_folder::{with_named_targets, write_adapter_folder};
 use publish::{publish, tensor_entry};
 use std::path::Path;
 use tch::Kind;
 
 /// Writes an adapter of `model` as a PEFT directory and verifies it. `base` is the folder of the model it was trained
 /// on.
-pub fn save_adapter(model: &Model, adapter: &str, spec: &LoraSpec, base: &Path, folder: &Path) -> Result<ExportReport> {
+pub fn save_adapter(
+    model: &Model,
+    adapter: &str,
+    spec: &AdapterSpec,
+    base: &Path,
+    folder: &Path,
+) -> Result<ExportReport> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
     let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
-    let adapted = adapted_modules(params().map(|(n, _)| n));
+    let adapted = params().filter_map(|(name, _)| spec.module_of(name)).collect();
     let mut spec = with_named_targets(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
-    spec.fan_in_fan_out = model.params().base().any(|p| p.transposed && module(p));
+    spec.set_transposed(model.params().base().any(|p| p.transposed && module(p)));
     publish(folder, |temp| {
         write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
         if model.heads() == Heads::Score {

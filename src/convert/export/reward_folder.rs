@@ -5,7 +5,7 @@
 //! answers, the score would be read one token early, and at another place in a batch than alone. So the padding token
 //! must be one that ends no answer.
 
-use crate::adapters::spec::SCORE;
+use crate::adapters::SCORE;
 use crate::convert::verify::logit_distance;
 use crate::convert::verify::report::REPORT;
 use crate::data::chat::ChatTokenizer;

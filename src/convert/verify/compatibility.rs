@@ -3,9 +3,10 @@
 //! tests/reference runs PEFT and transformers on our files. The answers for the other programs are derived from their
 //! code and issue trackers, not tested.
 
-use crate::adapters::lora::{adapted_module, scale};
-use crate::adapters::{AdapterFile, targets::ModuleSelection};
+use crate::adapters::AdapterFile;
+use crate::adapters::lora::{self, LoraModules, LoraSpec};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Whether one program (the consumer) reads an exported directory.
@@ -40,7 +41,7 @@ const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Returns the answers for an adapter directory.
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
-    let spec = &adapter.spec;
+    let (spec, lora) = (&adapter.spec, adapter.spec.as_lora());
     if spec.has_scalar_head() {
         let how = "with AutoModelForSequenceClassification, as README.md beside it says";
         let whole = "modules_to_save holds score: train without `adapter` for a model it reads";
@@ -50,9 +51,21 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
             answer("llama.cpp", vec![NO_HEAD.into()], None),
         ];
     }
-    let modules: Vec<&str> = adapter.tensors.keys().filter_map(|n| adapted_module(n)).collect();
-    let numbers: Vec<(i64, f64)> = match ModuleSelection::new(spec) {
-        Ok(selection) => modules.iter().map(|m| selection.rank_and_alpha(m)).collect(),
+    match lora {
+        Some(lora) => of_lora(adapter, lora),
+        None => {
+            let other = format!("it reads no {}: ft merge makes a model it reads", spec.title());
+            let no = |consumer| answer(consumer, vec![other.clone()], None);
+            vec![answer("PEFT", Vec::new(), None), no("vLLM"), no("llama.cpp")]
+        }
+    }
+}
+
+fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
+    let modules: BTreeSet<&str> = adapter.tensors.keys().filter_map(|n| adapter.spec.module_of(n)).collect();
+    // (rank, alpha, scale)
+    let numbers: Vec<(i64, f64, f64)> = match LoraModules::new(spec) {
+        Ok(lora) => modules.iter().map(|m| (lora.rank(m), lora.alpha(m), lora.scale(m))).collect(),
         Err(_) => Vec::new(),
     };
     let whole = (!spec.modules_to_save.is_empty())
@@ -61,11 +74,11 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let head = head.then(|| "the output head or the embedding is adapted: ft merge makes a model it reads".to_string());
 
     // vLLM scales every module by the config's lora_alpha and r, and ignores rank and alpha patterns.
-    let common = scale(spec.alpha, spec.rank, spec.rslora);
-    let unlike = numbers.iter().any(|(r, a)| (scale(*a, *r, spec.rslora) - common).abs() > 1e-9 * common.abs());
+    let common = lora::scale(spec.alpha, spec.rank, spec.rslora);
+    let unlike = numbers.iter().any(|(_, _, scale)| (scale - common).abs() > 1e-9 * common.abs());
     let unlike =
         unlike.then(|| "patterns give some modules another alpha / rank, and it uses one value for all".to_string());
-    let rank = numbers.iter().map(|(r, _)| *r).max().unwrap_or(spec.rank);
+    let rank = numbers.iter().map(|(rank, ..)| *rank).max().unwrap_or(spec.rank);
     let (too_large, flag) = match VLLM_RANKS.iter().find(|r| **r >= rank) {
         Some(r) if *r > 16 => (None, Some(format!("with --max-lora-rank {r}"))),
         Some(_) => (None, None),
@@ -78,11 +91,11 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     let vllm = [whole.clone(), head.clone(), unlike, too_large, turned.clone()].into_iter().flatten().collect();
 
     // llama.cpp's converter writes lora_alpha, and its runtime divides it by each tensor's own rank.
-    let rslora = (spec.rslora && numbers.iter().any(|(r, _)| *r != 1))
+    let rslora = (spec.rslora && numbers.iter().any(|(rank, ..)| *rank != 1))
         .then(|| "rsLoRA: its converter scales by alpha / rank".to_string());
     let alphas = numbers
         .iter()
-        .any(|(_, a)| *a != spec.alpha)
+        .any(|(_, alpha, _)| *alpha != spec.alpha)
         .then(|| "alpha_pattern: it uses one alpha for all modules".to_string());
     let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().collect();
     vec![

@@ -3,8 +3,7 @@
 use super::kl::KlEstimator;
 use super::spec::{KlPlace, PpoSpec, ValueSpec};
 use super::value::VALUE;
-use crate::adapters::spec::Targets;
-use crate::adapters::{AdapterSpec, LoraSpec};
+use crate::adapters::{AdapterSpec, LoraSpec, Targets};
 use crate::error::{Error, Result};
 use crate::methods::parts::{ExtraAdapter, ModelParts};
 use crate::methods::rollout::reward_models;
@@ -29,12 +28,12 @@ pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<ModelParts
             .hint("train an adapter (adapter: { lora: {} }), or use value: { head: {} }"));
         }
         // Only the head is needed: with an empty list of targets, no layer gets an adapter.
-        (ValueSpec::Head(_), Some(_)) => LoraSpec { targets: Targets::Names(Vec::new()), ..LoraSpec::default() },
-        (ValueSpec::Adapter(lora), Some(_)) => (**lora).clone(),
+        (ValueSpec::Head(_), Some(_)) => {
+            AdapterSpec::Lora(LoraSpec { targets: Targets::Names(Vec::new()), ..LoraSpec::default() })
+        }
+        (ValueSpec::Adapter(lora), Some(_)) => AdapterSpec::Lora((**lora).clone()),
     };
-    if !value.modules_to_save.iter().any(|m| m == "score") {
-        value.modules_to_save.push("score".into());
-    }
+    value.add_scalar_head();
     parts.extra_adapters.push(ExtraAdapter { name: VALUE, spec: value, folder: None, trained: true });
     Ok(parts)
 }

@@ -1,6 +1,6 @@
 //! Loads the base of a run with its adapters.
 
-use crate::adapters::{AdapterFile, LoraPlan, file};
+use crate::adapters::{AdapterFile, file};
 use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::fsutil;
@@ -37,7 +37,7 @@ pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacemen
     let extra_plans = extra_plans.collect::<Result<Vec<_>>>()?;
     let mut adapters: Vec<(String, &dyn AdapterPlan)> =
         plan.iter().map(|p| (TRAINED_ADAPTER.to_string(), &**p)).collect();
-    adapters.extend(extra_adapters.iter().zip(&extra_plans).map(|(e, p)| (e.name.to_string(), p as &dyn AdapterPlan)));
+    adapters.extend(extra_adapters.iter().zip(&extra_plans).map(|(e, p)| (e.name.to_string(), &**p)));
     let options = LoadOptions {
         device: placement.device,
         kind: recipe.model.dtype.kind(),
@@ -72,12 +72,10 @@ pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacemen
 
 /// Returns the plan of an adapter that the method needs in addition to the trained one: as its file says, or as its
 /// settings say if it has no file.
-fn extra_plan(extra: &ExtraAdapter, file: Option<&AdapterFile>) -> Result<LoraPlan> {
+fn extra_plan(extra: &ExtraAdapter, file: Option<&AdapterFile>) -> Result<Box<dyn AdapterPlan>> {
     match (&extra.folder, file) {
-        (Some(folder), Some(file)) => {
-            LoraPlan::of_file(&extra.spec, &folder.join(file::CONFIG)).map(|plan| plan.with_base_weights(&file.tensors))
-        }
-        _ => LoraPlan::new(&extra.spec),
+        (Some(folder), Some(file)) => extra.spec.plan_of_file(&folder.join(file::CONFIG), &file.tensors),
+        _ => extra.spec.plan(),
     }
 }
 

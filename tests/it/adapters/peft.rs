@@ -1,9 +1,10 @@
 //! Compares adapters with PEFT: reading and rewriting PEFT's files, selection of target modules, merged weights. Also
 //! tests that every export is verified before it is published.
 
-use ft::adapters::merge::{self, MergedWeights, WeightedAdapter};
-use ft::adapters::targets::ModuleSelection;
-use ft::adapters::{LoraPlan, LoraSpec, Targets, file, lora};
+use ft::adapters::combine::combine;
+use ft::adapters::lora::{self, LoraModules};
+use ft::adapters::merge::{MergedWeights, WeightedAdapter};
+use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, Targets, file};
 use ft::convert::verify::kind::ExportKind;
 use ft::convert::verify::report::{ExportVerdict, REPORT};
 use ft::convert::verify::verify;
@@ -68,12 +69,12 @@ fn with_adapter(name: &str) -> Model {
 
 /// Returns `{module: [rank, alpha, scale]}` for every low-rank module of adapter 0.
 fn modules(model: &Model, spec: &LoraSpec) -> BTreeMap<String, [f64; 3]> {
-    let selection = ModuleSelection::new(spec).unwrap();
+    let rules = LoraModules::new(spec).unwrap();
     let low = model.params().adapter(0).filter_map(|p| Some((lora::adapted_module(&p.name)?, &p.tensor)));
     low.map(|(module, a)| {
-        let (rank, alpha) = selection.rank_and_alpha(module);
+        let rank = rules.rank(module);
         assert_eq!(a.size()[0], rank);
-        (module.to_string(), [rank as f64, alpha, lora::scale(alpha, rank, spec.rslora)])
+        (module.to_string(), [rank as f64, rules.alpha(module), rules.scale(module)])
     })
     .collect()
 }
@@ -99,7 +100,7 @@ fn peft_adapters_give_the_same_logits_or_are_refused() {
                     distance(&model.with_adapter(None, |m| logits(m, &input)), &numbers.get("logits.base").unwrap());
                 assert!(bare < 1e-4, "{name}: without the adapter, logits differ by {bare}");
                 let spec = file::read(&adapter(name)).unwrap().spec;
-                assert_eq!(modules(&model, &spec), expected_modules(&about["modules"]), "{name}");
+                assert_eq!(modules(&model, spec.as_lora().unwrap()), expected_modules(&about["modules"]), "{name}");
                 assert_eq!(model.params().adapter(0).count() as u64, about["keys"].as_u64().unwrap(), "{name}");
                 read += 1;
             }
@@ -185,8 +186,8 @@ fn targets_select_the_same_modules_as_peft() {
         ft::fsutil::write_json(&config, &raw).unwrap();
         let tied = row["model"] == "tiny-llama";
         let (spec, _) = file::read_config(&config).unwrap();
-        let loaded = LoraPlan::of_file(&spec, &config).and_then(|plan| {
-            let adapters = vec![("0".to_string(), &plan as &dyn AdapterPlan)];
+        let loaded = spec.plan_of_file(&config, &BTreeMap::new()).and_then(|plan| {
+            let adapters = vec![("0".to_string(), &*plan)];
             let load = LoadOptions {
                 device: Device::Cpu,
                 kind: Kind::Float,
@@ -203,7 +204,7 @@ fn targets_select_the_same_modules_as_peft() {
             Ok(_) if raw["target_modules"] == "all-linear" && raw.contains_key("layers_to_transform") => looser += 1,
             Ok(model) => {
                 assert!(row.get("error").is_none(), "{shown}: PEFT refuses: {}", row["error"]);
-                assert_eq!(modules(&model, &spec), expected_modules(&row["modules"]), "{shown}");
+                assert_eq!(modules(&model, spec.as_lora().unwrap()), expected_modules(&row["modules"]), "{shown}");
                 let wholes = model
                     .params()
                     .adapter(0)
@@ -330,7 +331,7 @@ fn a_weighted_sum_of_adapters_is_one_adapter() {
                 .unwrap()
         })
         .collect();
-    let combined = merge::combine(&Weights::open(&base()).unwrap(), &parts).unwrap();
+    let combined = combine(&Weights::open(&base()).unwrap(), &parts).unwrap();
     let mut compared = 0;
     for key in numbers.names().filter(|n| n.starts_with("sum/model")) {
         let (a, b) = (
@@ -447,7 +448,7 @@ fn a_trained_adapter_is_saved_in_peft_format() {
     let spec = LoraSpec { rank: 24, exclude: Some(Targets::Names(vec!["down_proj".into()])), ..LoraSpec::default() };
     let model = trained(&tiny, &spec, 0.05);
     let folder = out.path().join("adapter");
-    let report = export::save_adapter(&model, "policy", &spec, &tiny, &folder).unwrap();
+    let report = export::save_adapter(&model, "policy", &AdapterSpec::Lora(spec), &tiny, &folder).unwrap();
     assert_eq!((report.verdict, report.difference.max_abs, report.tensors), (ExportVerdict::Passed, 0.0, 36));
     assert!(report.adapter_effect.unwrap().max_abs > 0.01);
     let notes: Vec<String> = report.compatibility.iter().map(|c| c.to_string()).collect();
@@ -463,7 +464,8 @@ fn a_trained_adapter_is_saved_in_peft_format() {
 
     // If a short name such as `k_proj` would select more modules than were adapted, full names are written.
     let spec = LoraSpec { targets: Targets::Pattern(r".*\.1\.mlp\.up_proj|.*\.k_proj".into()), ..LoraSpec::default() };
-    let report = export::save_adapter(&trained(&tiny, &spec, 0.05), "policy", &spec, &tiny, &folder).unwrap();
+    let report =
+        export::save_adapter(&trained(&tiny, &spec, 0.05), "policy", &AdapterSpec::Lora(spec), &tiny, &folder).unwrap();
     assert_eq!(report.tensors, 8);
     let config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();
     let names = [
@@ -588,7 +590,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let tied = out.path().join("head");
     let spec = LoraSpec { rank: 2, modules_to_save: vec!["lm_head".into()], ..LoraSpec::default() };
     let weight = Tensor::ones([512, 64], (Kind::Float, Device::Cpu));
-    file::write(&tied, &spec, "tiny", [("lm_head.weight", &weight)].into_iter()).unwrap();
+    file::write(&tied, &AdapterSpec::Lora(spec), "tiny", [("lm_head.weight", &weight)].into_iter()).unwrap();
     let err =
         merged::merge_into_model(&other_base, &[WeightedAdapter::read(&tied, 1.0).unwrap()], &folder, None, u64::MAX)
             .unwrap_err();

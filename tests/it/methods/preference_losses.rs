@@ -266,8 +266,8 @@ fn with_lora(name: &str, spec: impl Fn(f64) -> MethodSpec) {
     let folder = fixture(format!("{FOLDER}/{name}/initial"));
     for replay in [LayerReplay::None, LayerReplay::All] {
         let initial = file::read(&folder).unwrap();
-        let plan = LoraPlan::new(&initial.spec).unwrap();
-        let model = adapted(&fixture(&expected.model), Kind::Float, &plan);
+        let plan = initial.spec.plan().unwrap();
+        let model = adapted(&fixture(&expected.model), Kind::Float, &*plan);
         file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
         train(name, &expected, &model, &spec(expected.settings.beta), replay);
         let theirs = tensors(format!("{FOLDER}/{name}/final/{}", file::TENSORS));

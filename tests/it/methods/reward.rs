@@ -5,7 +5,7 @@ use crate::support::command::stderr;
 use crate::support::files::{copied, jsonl};
 use crate::support::workspace::Workspace;
 use crate::support::*;
-use ft::adapters::{LoraPlan, LoraSpec, file};
+use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
 use ft::convert::export;
 use ft::data::encode::PairExample;
 use ft::fsutil::{read_json, write_json};
@@ -192,8 +192,8 @@ fn ten_steps_of_lora_with_margins_and_centring_equal_trl() {
     let folder = fixture("reward/steps/lora/initial");
     let initial = file::read(&folder).unwrap();
     for (micro, replay) in [(4, LayerReplay::None), (3, LayerReplay::All)] {
-        let plan = LoraPlan::of_file(&initial.spec, &folder).unwrap();
-        let model = with_head(&fixture("tiny-llama"), Some(&plan));
+        let plan = initial.plan(&folder).unwrap();
+        let model = with_head(&fixture("tiny-llama"), Some(&*plan));
         file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
         ten_steps(&case, &model, micro, replay);
         compare_final("lora", &case, &model);
@@ -228,7 +228,7 @@ fn saved_adapter(base: &Path) -> (tempfile::TempDir, PathBuf) {
     let model = with_head(base, Some(&plan));
     fill_adapter(&model, 0.3);
     let folder = out.path().join("rm");
-    let report = export::save_adapter(&model, "default", &spec, base, &folder).unwrap();
+    let report = export::save_adapter(&model, "default", &AdapterSpec::Lora(spec), base, &folder).unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     (out, folder)
 }
@@ -340,7 +340,7 @@ fn an_untrained_head_scores_zero_and_saves() {
     let model = with_head(base.path(), Some(&plan));
     assert_eq!(reward::scores(&model, &[[5u32, 6, 7]], None).unwrap(), [0.0]);
     let out = tempfile::tempdir().unwrap();
-    export::save_adapter(&model, "default", &lora(), base.path(), &out.path().join("rm")).unwrap();
+    export::save_adapter(&model, "default", &AdapterSpec::Lora(lora()), base.path(), &out.path().join("rm")).unwrap();
 }
 
 /// Trains a reward model on datasets/preference.jsonl in a workspace.

@@ -4,7 +4,7 @@
 
 use crate::support::*;
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::{LoraPlan, LoraSpec, Targets, file};
+use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, Targets, file};
 use ft::convert::gguf::import::{GgufImportOptions, import};
 use ft::convert::{export, merged};
 use ft::models::{self, Config, Heads, LayerReplay, LoadOptions, Metrics, Model, Storage};
@@ -71,12 +71,13 @@ fn peft_adapters_are_rewritten_unchanged_on_every_family() {
     for (name, About { model: base, .. }) in &about.adapters {
         let folder = fixture(format!("families/{name}"));
         let read = file::read(&folder).unwrap();
-        assert_eq!(read.spec.fan_in_fan_out, name.starts_with("gpt2"), "{name}");
+        let read = read.spec.as_lora().unwrap();
+        assert_eq!(read.fan_in_fan_out, name.starts_with("gpt2"), "{name}");
         let temp = tempfile::tempdir().unwrap();
         let model = models::open(&fixture(base), std::slice::from_ref(&folder), device(), Kind::Float).unwrap();
         let written = temp.path().join("adapter");
         // Written as a training run does, without saying how the base stores its weights (`fan_in_fan_out`).
-        let spec = LoraSpec { fan_in_fan_out: false, ..read.spec };
+        let spec = AdapterSpec::Lora(LoraSpec { fan_in_fan_out: false, ..read.clone() });
         let report = export::save_adapter(&model, "0", &spec, &fixture(base), &written).unwrap();
         assert!(report.problems.is_empty(), "{name}: {report:?}");
         let (before, after): (Value, Value) = (

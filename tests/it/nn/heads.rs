@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::{AdapterKind, LoraPlan, LoraSpec, Targets, file};
+use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, Targets, file};
 use ft::convert::verify::report::ExportVerdict;
 use ft::convert::{export, merged};
 use ft::models::{Config, LayerReplay, Model};
@@ -85,7 +85,7 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         let spec = LoraSpec { rank: 2, ..LoraSpec::default() };
         let model = adapted(parted.path(), Kind::Float, &LoraPlan::new(&spec).unwrap());
         fill_adapter(&model, 0.05);
-        export::save_adapter(&model, "a", &spec, parted.path(), &adapter).unwrap();
+        export::save_adapter(&model, "a", &AdapterSpec::Lora(spec), parted.path(), &adapter).unwrap();
         let merged = out.path().join("merged");
         let parts = [WeightedAdapter::read(&adapter, 1.0).unwrap()];
         let report = merged::merge_into_model(parted.path(), &parts, &merged, None, u64::MAX).unwrap();
@@ -142,7 +142,9 @@ fn open(base: &Path, adapter: &Path) -> Model {
 fn layout(folder: &Path) -> (Vec<(String, Option<Kind>)>, Vec<String>) {
     let file = Weights::open_file(&folder.join(file::TENSORS)).unwrap();
     let names = file.names().map(|n| (n.to_string(), file.kind(n))).collect();
-    let Targets::Names(mut targets) = file::read(folder).unwrap().spec.targets else { panic!("a list of names") };
+    let Targets::Names(mut targets) = file::read(folder).unwrap().spec.as_lora().unwrap().targets.clone() else {
+        panic!("a list of names")
+    };
     targets.sort();
     (names, targets)
 }
@@ -162,8 +164,10 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
         assert_eq!(layout(&one), layout(&adapter(name)), "{name}");
         assert_close(name, &answers(&open(&base, &one)), &expected, 1e-5);
 
-        let spec = LoraSpec { from: Some(adapter(name)), ..file::read(&adapter(name)).unwrap().spec };
-        let plan = ft::adapters::AdapterSpec::Lora(spec.clone()).plan().unwrap();
+        let read = file::read(&adapter(name)).unwrap().spec;
+        let spec = LoraSpec { from: Some(adapter(name)), ..read.as_lora().unwrap().clone() };
+        let spec = AdapterSpec::Lora(spec);
+        let plan = spec.plan().unwrap();
         let model = adapted(&base, Kind::Float, &*plan);
         spec.initialise(&mut model.params().adapter(0)).unwrap();
         assert_within(name, &answers(&model), &expected, 1e-6);
@@ -254,7 +258,7 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
         assert!(table.1.abs().max().double_value(&[]) > 1e-6, "{}", table.0);
         let out = tempfile::tempdir().unwrap();
         let folder = out.path().join("a");
-        let report = export::save_adapter(&model, "a", &spec, &base, &folder).unwrap();
+        let report = export::save_adapter(&model, "a", &AdapterSpec::Lora(spec), &base, &folder).unwrap();
         assert_eq!(report.verdict, ExportVerdict::Passed, "{:?}", report.problems);
         let beneath: Vec<String> =
             layout(&folder).0.into_iter().map(|(n, _)| n).filter(|n| n.contains("base_layer")).collect();
@@ -314,7 +318,7 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
 
             let out = tempfile::tempdir().unwrap();
             let saved = out.path().join("a");
-            let report = export::save_adapter(&model, "a", &spec, &base, &saved).unwrap();
+            let report = export::save_adapter(&model, "a", &AdapterSpec::Lora(spec.clone()), &base, &saved).unwrap();
             assert_eq!(report.verdict, ExportVerdict::Passed, "{what}: {:?}", report.problems);
             assert_close(&what, &answers(&open(&base, &saved)), &expected, 1e-5);
             let merged = out.path().join("m");

@@ -1,7 +1,7 @@
 //! Compares whole training steps with torch's AdamW on transformers and PEFT models (tests/fixtures/README.md).
 
 use crate::support::*;
-use ft::adapters::{LoraPlan, file};
+use ft::adapters::file;
 use ft::models::{LayerReplay, Model};
 use ft::recipe::optim::OptimSection;
 use ft::train::optim::Optimiser;
@@ -86,8 +86,8 @@ fn with_lora(name: &str) {
     let folder = fixture(format!("training/{name}/initial"));
     for replay in [LayerReplay::None, LayerReplay::All] {
         let initial = file::read(&folder).unwrap();
-        let plan = LoraPlan::new(&initial.spec).unwrap();
-        let model = adapted(&fixture(&case.model), Kind::Float, &plan);
+        let plan = initial.spec.plan().unwrap();
+        let model = adapted(&fixture(&case.model), Kind::Float, &*plan);
         file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
         train(name, &case, &model, replay);
         let expected = tensors(format!("training/{name}/final/{}", file::TENSORS));

@@ -1,0 +1,134 @@
+//! Combines several adapters into one LoRA, whatever their kinds, if their updates are products of two factors.
+
+use super::base_layer::BASE_LAYER;
+use super::file::AdapterFile;
+use super::lora::{self, LoraSpec};
+use super::merge::{TensorChange, WeightedAdapter, equal_values, flatten};
+use super::spec::AdapterSpec;
+use super::targets::{Targets, shortest_target_names};
+use super::update::LowRankUpdate;
+use crate::error::{Error, Result};
+use crate::nn::Weights;
+use indexmap::IndexMap;
+use std::collections::{BTreeMap, BTreeSet};
+use tch::{Kind, Tensor};
+
+/// Combines several adapters into one whose update is exactly their weighted sum. The matrices A (scaled) and B are
+/// concatenated along the rank, so that alpha / rank is 1 in every module. Fails if a module is low-rank in one
+/// adapter and saved in full in another, or if the adapters were trained on different base weights.
+pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile> {
+    let _no_grad = tch::no_grad_guard();
+    let mut modules: BTreeMap<String, Vec<(usize, TensorChange)>> = BTreeMap::new();
+    for (i, part) in parts.iter().enumerate() {
+        for (name, update) in flatten(part.changes(base)?) {
+            modules.entry(name).or_default().push((i, update));
+        }
+    }
+    let mut combined = BTreeMap::new();
+    let mut ranks: BTreeMap<String, i64> = BTreeMap::new();
+    for (name, updates) in &modules {
+        let mut low = Vec::new();
+        for (i, change) in updates {
+            let TensorChange::Update { update, weight } = change else { continue };
+            let Some(LowRankUpdate { a, b, scale, table }) = update.low_rank() else {
+                return Err(not_low_rank(name, &parts[*i]));
+            };
+            low.push((a.to_kind(Kind::Float) * (scale * weight), b.to_kind(Kind::Float), *table));
+        }
+        if low.is_empty() {
+            let whole = base.get(name).ok_or_else(|| {
+                Error::user(format!("{}: no tensor `{name}`", base.origin().display()))
+                    .hint("was the adapter trained on another base?")
+            })?;
+            let mut sum = whole.to_kind(Kind::Float).copy();
+            match &updates[..] {
+                [(_, TensorChange::Replacement { tensor, weight })] if *weight == 1.0 => {
+                    sum = tensor.to_kind(Kind::Float)
+                }
+                updates => updates.iter().for_each(|(_, u)| u.add(&mut sum, &whole, base.transposed(name))),
+            }
+            combined.insert(name.clone(), sum);
+            continue;
+        }
+        if updates.iter().any(|(_, u)| matches!(u, TensorChange::Replacement { .. })) {
+            let folders: Vec<String> = updates.iter().map(|(i, _)| parts[*i].folder.display().to_string()).collect();
+            return Err(Error::user(format!(
+                "`{name}` is saved in full by one adapter and has a low-rank update in another: {}",
+                folders.join(", ")
+            ))
+            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
+        }
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        if let Some(beneath) = common_base_weight(base, name, updates, parts)? {
+            combined.insert(format!("{module}{BASE_LAYER}"), beneath);
+        }
+        let table = low.iter().any(|(.., table)| *table);
+        let (a, b): (Vec<Tensor>, Vec<Tensor>) = low.into_iter().map(|(a, b, _)| (a, b)).unzip();
+        let (a, b) = (Tensor::cat(&a, 0), Tensor::cat(&b, 1)); // (R, in), (out, R)
+        ranks.insert(module.to_string(), a.size()[0]);
+        combined.extend(lora::factors(module, LowRankUpdate { a, b, scale: 1.0, table }));
+    }
+    let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
+    let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
+    let spec = AdapterSpec::Lora(combined_spec(base, parts, &ranks));
+    Ok(AdapterFile { spec, base: base_name, tensors: combined })
+}
+
+/// Returns the error for an update that a plain LoRA cannot hold.
+fn not_low_rank(name: &str, part: &WeightedAdapter) -> Error {
+    Error::user(format!("{}: the update of `{name}` is no product of two factors", part.folder.display()))
+        .hint("only such updates can be added up in one adapter")
+}
+
+/// Returns the base weight to save below the combined update of `name`; `None` if not every adapter's file contains
+/// one. Fails if they differ.
+fn common_base_weight(
+    base: &Weights,
+    name: &str,
+    updates: &[(usize, TensorChange)],
+    parts: &[WeightedAdapter],
+) -> Result<Option<Tensor>> {
+    let held = |i: usize| parts[i].file.tensors.get(&format!("{}{BASE_LAYER}", name.strip_suffix(".weight")?));
+    let others = updates.iter().filter(|(_, u)| matches!(u, TensorChange::BaseReplacement { .. })).count();
+    let sources: BTreeSet<usize> = updates.iter().map(|(i, _)| *i).collect();
+    if others == 0 {
+        let all = sources.iter().all(|i| held(*i).is_some());
+        return Ok(base.get(name).filter(|_| all));
+    }
+    let first = sources.first().and_then(|i| held(*i));
+    match first {
+        Some(first) if sources.iter().all(|i| held(*i).is_some_and(|t| equal_values(t, first))) => {
+            Ok(Some(first.shallow_clone()))
+        }
+        _ => {
+            let folders: Vec<String> = sources.iter().map(|i| parts[*i].folder.display().to_string()).collect();
+            Err(Error::user(format!(
+                "`{name}`: the adapters were trained on different weights: {}",
+                folders.join(", ")
+            ))
+            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"))
+        }
+    }
+}
+
+fn combined_spec(base: &Weights, parts: &[WeightedAdapter], ranks: &BTreeMap<String, i64>) -> LoraSpec {
+    let saved: BTreeSet<String> = parts.iter().flat_map(|p| p.file.spec.modules_to_save().iter().cloned()).collect();
+    let adapted: BTreeSet<&str> = ranks.keys().map(String::as_str).collect();
+    let all = base
+        .names()
+        .filter_map(|n| n.strip_suffix(".weight"))
+        .filter(|n| !saved.iter().any(|s| n.ends_with(s.as_str())));
+    // The highest rank is the default and others are exceptions: readers that ignore patterns then allocate enough.
+    let rank = ranks.values().copied().max().unwrap_or(1);
+    let unlike = || ranks.iter().filter(|(_, r)| **r != rank);
+    LoraSpec {
+        rank,
+        alpha: rank as f64,
+        targets: Targets::Names(shortest_target_names(&adapted, all)),
+        rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
+        alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
+        modules_to_save: saved.into_iter().collect(),
+        fan_in_fan_out: adapted.iter().any(|m| base.transposed(&format!("{m}.weight"))),
+        ..LoraSpec::default()
+    }
+}

@@ -1,0 +1,101 @@
+//! How a low-rank update computes, on a linear layer and on an embedding.
+
+use crate::nn::joint_linear::{self, JointLayer, LowRank};
+use crate::nn::ops::embedding_rows;
+use crate::nn::weight::{add_product, cast, is_decoding, product};
+use crate::nn::{Adapter, Dense, LayerInput};
+use std::cell::RefCell;
+use tch::{Kind, Tensor};
+
+/// The low-rank update of one linear layer.
+pub(super) struct Lora {
+    /// (R, in)
+    pub a: Tensor,
+    /// (out, R)
+    pub b: Tensor,
+    pub scale: f64,
+    pub dropout: f64,
+    /// The base weight that the update was trained on, if the adapter's file contains one that differs from the
+    /// model's.
+    pub own: Option<Tensor>,
+    /// For decoding: the versions of A and B when they were last cast, and the casts of A and s B.
+    pub cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
+}
+
+impl Lora {
+    /// Returns A and s B in dtype `kind`, for decoding. A decoding step is short, so they are cast again only when an
+    /// optimiser step has changed them.
+    fn cast(&self, kind: Kind) -> (Tensor, Tensor) {
+        let _no_grad = tch::no_grad_guard();
+        let now = [self.a.internal_version(), self.b.internal_version()];
+        let mut kept = self.cast.borrow_mut();
+        if kept.as_ref().is_none_or(|(then, a, _)| *then != now || a.kind() != kind) {
+            *kept = Some((now, cast(&self.a, kind), cast(&(&self.b * self.scale), kind)));
+        }
+        let (_, a, b) = kept.as_ref().expect("just made");
+        (a.shallow_clone(), b.shallow_clone())
+    }
+
+    /// Returns the factors for training, cast at each call: small tensors kept between large ones that are freed
+    /// would fragment memory. `scale` includes dropout's 1 / (1 - p) and is applied in float32: in a bfloat16 mask
+    /// its rounding would make every update up to 0.4 % too large.
+    fn factors(&self, kind: Kind, scale: f64) -> LowRank<'_> {
+        let _no_grad = tch::no_grad_guard();
+        let (a, b) = (cast(&self.a, kind), cast(&(&self.b * scale), kind));
+        LowRank { masters: [&self.a, &self.b], a, b, scale }
+    }
+}
+
+impl Adapter for Lora {
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
+        let clone = |t: &Tensor| t.shallow_clone();
+        let own = self.own.as_ref().map(|w| Dense { weight: clone(w).into(), bias: base.bias.as_ref().map(clone) });
+        let base = own.as_ref().unwrap_or(base);
+        if is_decoding() {
+            let (a, b) = self.cast(x.kind());
+            return add_product(base.forward(x), &product(x, &a, None), &b);
+        }
+        let kept = if train { 1.0 - self.dropout } else { 1.0 };
+        let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
+        let part = JointLayer { base, update: Some(self.factors(x.kind(), self.scale / kept)) };
+        joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0)
+    }
+
+    fn low_rank(&self, kind: Kind, train: bool) -> Option<LowRank<'_>> {
+        let plain = self.own.is_none() && (!train || self.dropout == 0.0);
+        plain.then(|| self.factors(kind, self.scale))
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        let delta = self.b.matmul(&self.a) * self.scale;
+        (self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + delta).to_kind(weight.kind())
+    }
+}
+
+/// The low-rank update of an embedding: row t of `W + s (B A)^T`. It has no dropout, because its input are ids.
+pub(super) struct LoraEmbedding {
+    /// (R, V)
+    pub a: Tensor,
+    /// (D, R)
+    pub b: Tensor,
+    pub scale: f64,
+    /// The base weight that the update was trained on, if it differs from the model's, as in [`Lora`].
+    pub own: Option<Tensor>,
+}
+
+impl Adapter for LoraEmbedding {
+    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
+        product(x, &self.merged(&base.weight.dense(base.weight.kind())), base.bias.as_ref())
+    }
+
+    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
+        let low = embedding_rows(&self.a.tr(), ids); // (T, R)
+        let update = low.matmul(&self.b.tr()) * self.scale; // (T, D)
+        embedding_rows(self.own.as_ref().unwrap_or(weight), ids).to_kind(Kind::Float) + update
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        let delta = self.b.matmul(&self.a).tr() * self.scale;
+        (self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + delta).to_kind(weight.kind())
+    }
+}
