@@ -190,12 +190,14 @@ fn the_exponential_is_within_its_bound_in_every_build() {
         assert_eq!(y, build.exponential(&x).unwrap(), "{build:?}");
         let found = Vec::<f32>::try_from(&y).unwrap();
         let errors = found.iter().zip(&expected).map(|(y, e)| (f64::from(*y) - e).abs() / ulp(*e));
-        let (most, at) = errors.zip(&inputs).fold((0.0, 0.0), |most, now| if now.0 > most.0 { (now.0, *now.1) } else { most });
+        let (most, at) =
+            errors.zip(&inputs).fold((0.0, 0.0), |most, now| if now.0 > most.0 { (now.0, *now.1) } else { most });
         println!("{build:?}: {most:.3} ulp at {at}");
         assert!((0.5..1.1).contains(&most), "{build:?}: {most} ulp at {at}");
         let ends = [-0.0, 0.0, -87.34, f32::NEG_INFINITY, 88.73, f32::INFINITY, f32::NAN];
         let ends: Vec<f32> = ends.into_iter().chain([0.0; 9]).collect();
-        for y in [loops.exponential(&Tensor::from_slice(&ends)), build.exponential(&Tensor::from_slice(&ends)).unwrap()] {
+        for y in [loops.exponential(&Tensor::from_slice(&ends)), build.exponential(&Tensor::from_slice(&ends)).unwrap()]
+        {
             let y = Vec::<f32>::try_from(&y).unwrap();
             assert_eq!(y[..6], [1.0, 1.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY], "{build:?}");
             assert!(y[6].is_nan() && y[7] == 1.0);
