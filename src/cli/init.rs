@@ -4,6 +4,7 @@ mod draft;
 
 use clap::Args;
 use draft::{RecipeDraft, SizedRun};
+use ft::data::cache::{CacheChoice, WORTH_KEEPING};
 use ft::data::inspect::survey_file;
 use ft::data::rows::{RowFormat, SourceSpec};
 use ft::data::source;
@@ -17,6 +18,7 @@ use ft::{fsutil, report};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Write a first recipe for a model and a data file
 ///
@@ -73,18 +75,17 @@ pub fn run(args: &InitArgs) -> Result<()> {
         ..RecipeDraft::default()
     };
     // The first check measures the rows. It accepts every length, because the final one is not yet known.
-    let measured = check::check(&draft.plan()?, false).map_err(|e| match (&args.template, format) {
+    let checker = DraftChecker::new(&args.data)?;
+    let measured = checker.check(&draft).map(|(_, check)| check).map_err(|e| match (&args.template, format) {
         (None, RowFormat::Messages | RowFormat::Sharegpt | RowFormat::Alpaca | RowFormat::Preference) => {
             e.hint("--template FILE sets data.template in the recipe")
         }
         _ => e,
     })?;
     draft.fit_to_rows(&measured.train, limit, TOKENS_PER_ROW);
-    let adapter = draft.plan()?;
+    let (adapter, adapter_check) = checker.check(&draft)?;
     draft.lr = adapter.recipe.optim.lr;
-    let adapter_check = check::check(&adapter, false)?;
-    let full = RecipeDraft { full: true, lr: None, ..draft.clone() }.plan()?;
-    let full_check = check::check(&full, false)?;
+    let (full, full_check) = checker.check(&RecipeDraft { full: true, lr: None, ..draft.clone() })?;
     let fitted = shrink_to_memory(&adapter, &adapter_check)?;
     (draft.tokens, draft.replay) = (fitted.recipe.batch.tokens, fitted.recipe.run.replay);
     let text = draft.text(&[
@@ -117,6 +118,31 @@ pub fn run(args: &InitArgs) -> Result<()> {
     ));
     report::info(format!("next: ft check {0}, then ft train {0}", args.out.display()));
     Ok(())
+}
+
+/// Checks drafts for the same rows, which are tokenised only for the first one.
+struct DraftChecker {
+    /// Holds the tokens of rows that are too few for the user's cache.
+    tokens: Option<TempDir>,
+}
+
+impl DraftChecker {
+    fn new(data: &Path) -> Result<Self> {
+        let bytes = |file: &PathBuf| file.metadata().map_or(0, |m| m.len());
+        let few = source::files(data)?.iter().map(bytes).sum::<u64>() < WORTH_KEEPING;
+        let folder = || tempfile::tempdir().map_err(|e| fsutil::io_error("making", &std::env::temp_dir(), e));
+        Ok(Self { tokens: few.then(folder).transpose()? })
+    }
+
+    /// Returns the draft's plan and what the check found.
+    fn check(&self, draft: &RecipeDraft) -> Result<(Plan, PlanCheck)> {
+        let mut plan = draft.plan()?;
+        if let Some(folder) = &self.tokens {
+            plan.recipe.data.cache = CacheChoice::Folder(folder.path().into());
+        }
+        let check = check::check(&plan, false)?;
+        Ok((plan, check))
+    }
 }
 
 /// Fails if the recipe exists already.
@@ -187,5 +213,33 @@ fn shrink_to_memory(plan: &Plan, check: &PlanCheck) -> Result<Plan> {
             plan.recipe.run.replay = recipe::sections::ReplayChoice::All;
             Ok(plan)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_tokenised_once() {
+        let model = tempfile::tempdir().unwrap();
+        for folder in ["tests/fixtures/tiny-llama", "tests/fixtures/tiny-tokenizer"] {
+            for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                std::fs::copy(&file, model.path().join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        let mut draft = RecipeDraft {
+            model: model.path().into(),
+            train: "datasets/chat.jsonl".into(),
+            run_out: model.path().join("run"),
+            max_len: 256,
+            ..Default::default()
+        };
+        let checker = DraftChecker::new(&draft.train).unwrap();
+        let tokenised = |draft: &RecipeDraft| checker.check(draft).unwrap().1.train.tokenised_rows;
+        assert!(tokenised(&draft) > 10);
+        draft.fit_to_rows(&checker.check(&draft).unwrap().1.train, 256, 1024);
+        assert_eq!(tokenised(&draft), 0);
+        assert_eq!(tokenised(&RecipeDraft { full: true, ..draft.clone() }), 0);
     }
 }

@@ -8,7 +8,7 @@
 use super::spec::CommandSpec;
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -86,8 +86,9 @@ impl LineProgram {
         if let Some(mut stdin) = child.stdin.take() {
             thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
         }
-        let output = read_in_thread(child.stdout.take(), most);
-        let errors = read_in_thread(child.stderr.take(), usize::MAX);
+        // One byte more shows that there was more.
+        let output = in_thread(child.stdout.take(), move |pipe| read_begin(pipe, most.saturating_add(1)));
+        let errors = in_thread(child.stderr.take(), |pipe| read_end(pipe, STDERR_BYTES));
         let printed = output.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         // Checked before waiting: a program that ignores the closed pipe would run until the timeout.
         let too_long = printed.as_ref().is_ok_and(|p| p.len() > most);
@@ -96,7 +97,10 @@ impl LineProgram {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let said = || match errors.recv_timeout(Duration::from_secs(1)).map(|e| tail(&e)) {
+        let said = || match errors
+            .recv_timeout(Duration::from_secs(1))
+            .map(|e| String::from_utf8_lossy(&e).trim().to_string())
+        {
             Ok(text) if !text.is_empty() => format!("; its stderr ends:\n{text}"),
             _ => "; it wrote nothing to stderr".into(),
         };
@@ -117,17 +121,37 @@ impl LineProgram {
     }
 }
 
-/// Reads a pipe to its end in a thread of its own: at most `most` bytes and one more, which shows that there was more.
-fn read_in_thread(pipe: Option<impl Read + Send + 'static>, most: usize) -> Receiver<Vec<u8>> {
+/// Reads a pipe in a thread of its own, so that the program never waits for us to read.
+fn in_thread<P: Send + 'static>(
+    pipe: Option<P>,
+    read: impl FnOnce(P) -> Vec<u8> + Send + 'static,
+) -> Receiver<Vec<u8>> {
     let (send, receive) = channel();
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            let _ = pipe.take((most as u64).saturating_add(1)).read_to_end(&mut bytes);
-        }
-        let _ = send.send(bytes);
+        let _ = send.send(pipe.map(read).unwrap_or_default());
     });
     receive
+}
+
+/// Reads at most `most` bytes.
+fn read_begin(pipe: impl Read, most: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = pipe.take(most as u64).read_to_end(&mut bytes);
+    bytes
+}
+
+/// Reads to the end, and returns the last `most` bytes. Never holds more than a few of them.
+fn read_end(mut pipe: impl Read, most: usize) -> Vec<u8> {
+    let (mut bytes, mut chunk) = (Vec::new(), vec![0; 8 << 10]);
+    loop {
+        match pipe.read(&mut chunk) {
+            Ok(0) => return bytes,
+            Ok(n) => bytes.extend_from_slice(&chunk[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return bytes,
+        }
+        bytes.drain(..bytes.len().saturating_sub(most));
+    }
 }
 
 /// Waits for the program; `None` if it still runs at `deadline`.
@@ -141,6 +165,15 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     }
 }
 
-fn tail(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(STDERR_BYTES)..]).trim().to_string()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_errors_only_the_end_is_held() {
+        let endless = std::io::repeat(b'x').take(300 << 20).chain(&b"the cause"[..]);
+        let end = read_end(endless, STDERR_BYTES);
+        assert!(end.len() == STDERR_BYTES && end.ends_with(b"xthe cause") && end.capacity() < 100_000);
+        assert_eq!(read_end(&b"short"[..], STDERR_BYTES), b"short");
+    }
 }

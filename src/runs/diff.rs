@@ -76,12 +76,18 @@ fn settings(run: &RunFolder) -> NamedValues {
 fn contents(lock: &RunLock) -> NamedValues {
     let short = |s: &str| s.get(..12).unwrap_or(s).to_string();
     let mut all: NamedValues = Vec::new();
-    for (what, files) in [("base", &lock.base), ("tokenizer", &lock.tokenizer)] {
+    let none = BTreeMap::new();
+    let method = lock.method.as_ref().unwrap_or(&none);
+    for (what, files) in [("base", &lock.base), ("tokenizer", &lock.tokenizer), ("method", method)] {
         all.extend(files.iter().map(|(n, f)| (format!("{what}: {n}"), short(&f.sha256))));
     }
     all.extend(lock.template.iter().map(|t| ("template".into(), short(&t.sha256))));
-    all.push(("training rows".into(), short(&lock.train.sha256)));
-    all.extend(lock.valid.iter().map(|v| ("validation rows".into(), short(&v.sha256))));
+    for (what, rows) in [("training", Some(&lock.train)), ("validation", lock.valid.as_ref())] {
+        let Some(rows) = rows else { continue };
+        all.push((format!("{what} rows"), short(&rows.sha256)));
+        // Equal rows become other tokens with another tokenizer, template or date.
+        all.extend(rows.tokens_sha256.iter().map(|tokens| (format!("{what} tokens"), short(tokens))));
+    }
     all
 }
 

@@ -9,12 +9,16 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// SentencePiece's own file. Locks of earlier versions do not record it.
+pub const SENTENCEPIECE: &str = "tokenizer.model";
+
 /// Files of a model folder that belong to the tokenizer.
-pub const TOKENIZER_FILES: [&str; 8] = [
+pub const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    SENTENCEPIECE,
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",

@@ -5,7 +5,7 @@
 
 use super::facts::{Environment, Software};
 use super::hash::{FileDigest, FileHasher, HashTrust};
-use super::inputs::{ModelFiles, method_files, model_files};
+use super::inputs::{ModelFiles, SENTENCEPIECE, method_files, model_files};
 use super::recipe_hash::{earlier_recipe_sha256, recipe_sha256};
 use crate::data::chat::is_template_name;
 use crate::error::{Error, Result};
@@ -13,7 +13,7 @@ use crate::fsutil::{read_json, write_json};
 use crate::models::Dtype;
 use crate::recipe::plan::Plan;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The file's name in a run folder.
@@ -199,8 +199,9 @@ impl RunLock {
             ("tokenizer", &self.tokenizer, &now.tokenizer, "token ids or the template, and so what is trained on"),
             ("method", method, method_now, "the models or rewards that the run is trained with"),
         ] {
-            let names: std::collections::BTreeSet<&String> = then.keys().chain(here.keys()).collect();
-            for name in names {
+            let added_later = |name: &str| name.ends_with(SENTENCEPIECE) && !then.contains_key(name);
+            let names: BTreeSet<&String> = then.keys().chain(here.keys()).collect();
+            for name in names.into_iter().filter(|name| !added_later(name)) {
                 compare(format!("{what}: {name}"), shown(then.get(name)), shown(here.get(name)), effect);
             }
         }
@@ -296,6 +297,13 @@ mod tests {
             assert_eq!(earlier.drift(&lock(&now.recipe)), [], "{sets:?}");
             assert_eq!(earlier.drift(&lock(&other.recipe))[0].item, "recipe");
         }
+        // They did not record tokenizer.model.
+        let mut now = some_lock();
+        now.tokenizer.insert(SENTENCEPIECE.into(), file("ab"));
+        assert_eq!(some_lock().drift(&now), []);
+        let mut changed = now.clone();
+        changed.tokenizer.insert(SENTENCEPIECE.into(), file("cd"));
+        assert_eq!(now.drift(&changed)[0].item, "tokenizer: tokenizer.model");
     }
 
     fn file(sha: &str) -> FileDigest {

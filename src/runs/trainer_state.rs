@@ -17,6 +17,15 @@ pub fn write(run: &Path, plan: &Plan, facts: &RunFacts, history: &History) -> Re
     write_json(&run.join(FILE), &state(plan, facts, history))
 }
 
+/// Returns the number of epochs that the run was planned to begin, as the Trainer counts them: with `run.steps` those of
+/// that many steps, else `run.epochs`.
+fn epochs(plan: &Plan, facts: &RunFacts, history: &History) -> u64 {
+    let run = &plan.recipe.run;
+    let last = history.steps.last().filter(|p| run.steps.is_some() && p.step > 0);
+    let epochs = last.map_or(run.epochs, |p| p.epoch / p.step as f64 * facts.steps as f64);
+    (epochs - 1e-6).ceil() as u64
+}
+
 fn state(plan: &Plan, facts: &RunFacts, history: &History) -> Value {
     let run = &plan.recipe.run;
     let epoch = |step: u64| history.steps.iter().rev().find(|p| p.step <= step).map_or(0.0, |p| p.epoch);
@@ -58,7 +67,7 @@ fn state(plan: &Plan, facts: &RunFacts, history: &History) -> Value {
         "logging_steps": 1,
         "max_steps": facts.steps,
         "num_input_tokens_seen": history.steps.last().map_or(0, |p| p.tokens),
-        "num_train_epochs": run.epochs.ceil() as u64,
+        "num_train_epochs": epochs(plan, facts, history),
         "save_steps": run.save_every,
         "stateful_callbacks": {},
         "total_flos": 0,

@@ -16,8 +16,7 @@ pub fn hash_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let mut hashes = BTreeMap::new();
     for name in file_names(folder)? {
         let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-        // ft.lock does not record SentencePiece's own file; answers depend on it.
-        let tokenizer = TOKENIZER_FILES.contains(&name.as_str()) || name == "tokenizer.model";
+        let tokenizer = TOKENIZER_FILES.contains(&name.as_str());
         if weights || name.ends_with("config.json") || tokenizer {
             hashes.insert(name.clone(), hasher.hash_file(&folder.join(&name))?.sha256);
         }

@@ -17,8 +17,8 @@ use std::fs::{File, FileTimes};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Smaller files (in bytes) are not cached: tokenising them again takes only a moment.
-const WORTH_KEEPING: u64 = 16 << 20;
+/// Files of fewer bytes are not kept in the user's cache: tokenising them again takes only a moment.
+pub const WORTH_KEEPING: u64 = 16 << 20;
 /// Cached files that no run has used for this long are removed.
 const MAX_UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A temporary file older than this was left behind by a run that ended.

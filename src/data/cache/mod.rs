@@ -9,6 +9,6 @@ mod token_store;
 mod token_writer;
 
 pub use choice::CacheChoice;
-pub use folder::{TokenCache, TokenCacheUsage, find_tokens};
+pub use folder::{TokenCache, TokenCacheUsage, WORTH_KEEPING, find_tokens};
 pub use token_store::{MarkedSequence, RowFacts, SequenceInfo, TokenStore, file_name};
 pub use token_writer::TokenWriter;

@@ -10,7 +10,7 @@ use crate::label::record::answer::{Candidate, StoredPrompt};
 use crate::label::record::vote::VoteChoice;
 use crate::models::{Model, RewardScorer};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// A reward model as a judge: it prefers the answer with the higher score.
 pub struct RewardJudge<'m> {
@@ -34,7 +34,7 @@ pub fn reward_scores<'c>(
     scoring: &RewardScorer,
     tokenizer: &ChatTokenizer,
     answers: impl IntoIterator<Item = (&'c StoredPrompt, &'c Candidate)>,
-) -> Result<HashMap<i64, f64>> {
+) -> Result<BTreeMap<i64, f64>> {
     let mut rows: Vec<(i64, Vec<u32>)> = Vec::new();
     for (prompt, answer) in answers {
         let ids = encoding::answered_ids(prompt, answer, tokenizer)?;

@@ -68,7 +68,7 @@ impl SelectedPairs {
 }
 
 /// Scores of reward models: for each model a map from candidate id to score.
-pub type RewardScores = Vec<HashMap<i64, f64>>;
+pub type RewardScores = Vec<BTreeMap<i64, f64>>;
 
 /// Selects pairs. `scores` are used by the informative strategy; without scores it uses lengths and prompts only.
 pub fn select(project: &Project, wanted: &SelectionOptions, scores: &RewardScores) -> SelectedPairs {
@@ -181,8 +181,8 @@ fn informative<'p>(
     chosen
 }
 
-/// Scales scores to mean 0 and variance 1.
-fn standardised(scores: &HashMap<i64, f64>) -> HashMap<i64, f64> {
+/// Scales scores to mean 0 and variance 1. Sums in the order of ids, on which the last bits depend.
+fn standardised(scores: &BTreeMap<i64, f64>) -> BTreeMap<i64, f64> {
     let (mean, deviation) = mean_and_population_deviation(&scores.values().copied().collect::<Vec<_>>());
     let unit = if deviation > 0.0 { deviation } else { 1.0 };
     scores.iter().map(|(id, s)| (*id, (s - mean) / unit)).collect()
@@ -258,7 +258,7 @@ mod tests {
     fn doubt_like_length_and_new_prompts_come_first() {
         let p = three();
         // The reward model is sure of all but answers 2 and 3, of prompt 1.
-        let scores = vec![HashMap::from([(0, 5.0), (1, -5.0), (2, 1.0), (3, 1.1), (4, 4.0), (5, -4.0)])];
+        let scores = vec![BTreeMap::from([(0, 5.0), (1, -5.0), (2, 1.0), (3, 1.1), (4, 4.0), (5, -4.0)])];
         let found = select(&p, &wanted(Strategy::Informative, Some(1)), &scores);
         assert_eq!(found.pairs[0].prompt, 1);
         assert_eq!((found.pairs[0].a.min(found.pairs[0].b), found.pairs[0].reason.as_str()), (2, "uncertainty"));
@@ -266,6 +266,16 @@ mod tests {
         let found = select(&p, &wanted(Strategy::Informative, Some(3)), &Vec::new());
         assert_eq!(found.pairs.iter().map(|p| p.prompt).collect::<HashSet<_>>().len(), 3, "each prompt once");
         assert!(found.pairs.iter().all(|p| p.a < 100 && p.b < 100), "{found:?}");
+    }
+
+    #[test]
+    fn scores_have_the_same_bits_in_every_process() {
+        let scores: Vec<(i64, f64)> = (0..500).map(|i| (i, (i as f64 * 0.7).sin() / 3.0)).collect();
+        let (mean, deviation) = mean_and_population_deviation(&scores.iter().map(|(_, s)| *s).collect::<Vec<_>>());
+        let expected: Vec<(i64, f64)> = scores.iter().map(|(id, s)| (*id, (s - mean) / deviation)).collect();
+        // Inserted in another order, they are summed in the same one.
+        let given: BTreeMap<i64, f64> = scores.into_iter().rev().collect();
+        assert_eq!(standardised(&given).into_iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

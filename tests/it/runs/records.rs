@@ -214,6 +214,9 @@ fn every_record_of_a_run_agrees_with_its_metrics() {
 
     let state: Value = serde_json::from_str(&space.text("run/trainer_state.json")).unwrap();
     assert_eq!((state["global_step"].clone(), state["max_steps"].clone()), (json!(30), json!(30)));
+    // As the Trainer: the epochs that max_steps begin.
+    assert_eq!(state["num_train_epochs"].as_f64(), Some(h.steps.last().unwrap().epoch.ceil()));
+    assert_ne!(state["num_train_epochs"].as_f64(), Some(run.plan.recipe.run.epochs), "run.steps is given");
     let history = state["log_history"].as_array().unwrap();
     assert_eq!(history.iter().filter(|o| o.get("loss").is_some()).count(), 30);
     assert_eq!(history.iter().filter(|o| o.get("eval_loss").is_some()).count(), 4);
@@ -402,6 +405,18 @@ fn a_diff_names_what_differs_and_nothing_else() {
     assert!(items("results").contains(&"result: adapter_model.safetensors"), "{found}");
     let text = String::from_utf8(space.ft(&["runs", "diff", "a", "b"]).stdout).unwrap();
     assert!(text.contains("optim.lr") && text.contains("0.0001"), "{text}");
+
+    // Files that the method reads, and the tokens that rows became, are contents too.
+    let path = space.path("b/ft.lock");
+    let mut lock: Value = serde_json::from_str(&space.text("b/ft.lock")).unwrap();
+    lock["method"]["method.dpo.reference: model.safetensors"] = json!({ "sha256": "ab", "bytes": 1 });
+    lock["train"]["tokens_sha256"] = json!("cd");
+    std::fs::write(path, lock.to_string()).unwrap();
+    let found: Value = serde_json::from_slice(&space.ft(&["runs", "diff", "a", "b", "--json"]).stdout).unwrap();
+    let contents: Vec<&Value> = found.as_array().unwrap().iter().filter(|d| d["group"] == "contents").collect();
+    let items: Vec<&str> = contents.iter().map(|d| d["item"].as_str().unwrap()).collect();
+    assert_eq!(items, ["method: method.dpo.reference: model.safetensors", "training tokens"]);
+    assert_eq!((&contents[0]["a"], &contents[0]["b"]), (&json!("-"), &json!("ab")));
 }
 
 /// Trains with settings that cause a problem, and expects the finding `id` during the run, afterwards and on the page.
