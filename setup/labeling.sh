@@ -62,4 +62,6 @@ stage export "$RUNS/pairs.jsonl" "$RUNS/judges.done" -- export_pairs
 training reward "$REWARD" "$MODEL" recipes/reward-helpful.yaml "$RUNS/pairs.jsonl" "$RUNS/valid.jsonl" -- \
     recipes/reward-helpful.yaml --set model.path="$MODEL" --set data.train.path="$RUNS/pairs.jsonl" \
     --set data.valid.path="$RUNS/valid.jsonl" "${MORE_REWARD[@]}"
-python3 setup/labeling.py "$RUNS/report.json" "$REWARD/report_card.json" "$RUNS/report.html"
+"$FT" label report "$PROJECT" --votes right-chapter
+"$FT" runs show "$REWARD"
+echo "report: $RUNS/report.html"

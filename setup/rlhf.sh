@@ -38,4 +38,6 @@ training ppo "$PPO" "$BASE" "$REWARD/adapter_model.safetensors" "$REWARD/report_
     "$DATA/train.jsonl" "$DATA/valid.jsonl" -- \
     recipes/ppo-helpful.yaml --set model.path="$BASE" --set "method.ppo.rewards=[{\"model\":{\"path\":\"$REWARD\"}}]" \
     --set data.train.path="$DATA/train.jsonl" --set data.valid.path="$DATA/valid.jsonl" "${MORE_PPO[@]}"
-python3 setup/rlhf.py "$REWARD/report_card.json" "$PPO/held_out.json" "$BASE" "$PPO"
+"$FT" runs show "$REWARD"
+"$FT" runs show "$PPO"
+echo "the policy is in $PPO; talk to it with: $FT chat --model $BASE --adapter $PPO"

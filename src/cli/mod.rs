@@ -5,6 +5,7 @@
 
 mod chat;
 mod check;
+mod compare;
 mod data;
 mod doctor;
 mod eval;
@@ -64,6 +65,7 @@ enum RootCommand {
     Runs(runs::RunsCommand),
     Replay(replay::ReplayArgs),
     Eval(eval::EvalArgs),
+    Compare(compare::CompareArgs),
     Score(score::ScoreArgs),
     /// Make preference data: people and models judge pairs of answers
     #[command(subcommand)]
@@ -104,6 +106,7 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Runs(verb) => runs::run(verb),
         RootCommand::Replay(args) => replay::run(&args),
         RootCommand::Eval(args) => eval::run(args),
+        RootCommand::Compare(args) => compare::run(&args),
         RootCommand::Score(args) => score::run(args),
         RootCommand::Label(verb) => label::run(verb),
         RootCommand::Generate(args) => generate::run(args),

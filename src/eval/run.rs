@@ -13,7 +13,7 @@ use crate::methods::sft::SupervisedBatch;
 use crate::models::Model;
 use crate::report;
 use crate::stats::proportion::Proportion;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
 use tch::Kind;
@@ -22,7 +22,7 @@ use tch::Kind;
 const PACK_TOKENS: usize = 4096;
 
 /// The results of an evaluation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Number of rows.
     pub rows: usize,

@@ -90,6 +90,8 @@ pub struct RunFolder {
     pub export: Option<Value>,
     /// `report_card.json` of a reward model.
     pub card: Option<ReportCard>,
+    /// `held_out.json` of reinforcement learning: rewards of answers to held-out prompts before and after.
+    pub held_out: Option<Value>,
     /// `ft.lock`; `None` for a run of an ft version that wrote none.
     pub lock: Option<RunLock>,
     /// Results of `ft eval --json` in `eval*.json` or `eval/`: (file, object).
@@ -129,6 +131,7 @@ impl RunFolder {
             samples: samples(&path.join(SAMPLES))?,
             export: optional("export_report.json")?,
             card: ReportCard::read(path)?,
+            held_out: optional("held_out.json")?,
             lock: RunLock::read(path)?,
             evaluations: evaluations(path)?,
             path: absolute(path),

@@ -6,9 +6,11 @@ use super::folder::{RunFolder, RunStatus};
 use super::history::{StepPoint, smooth};
 use super::number::number;
 use crate::characters::printable;
+use crate::methods::reward::ReportCard;
 use crate::report;
 use crate::stats::moments::mean_of_finite;
 use console::{Style, style};
+use serde_json::Value;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -53,6 +55,33 @@ pub fn state_style(state: RunStatus) -> Style {
     }
 }
 
+/// Returns how a reward model judges held-out pairs.
+fn report_card(card: &ReportCard) -> String {
+    let [low, high] = card.accuracy.interval;
+    format!(
+        "correct on {:.3} of {} held-out pairs (95 % {low:.3} to {high:.3}), {:.3} by length alone",
+        card.accuracy.share,
+        report::count(card.pairs as u64),
+        card.length.longer_wins.max(card.length.shorter_wins)
+    )
+}
+
+/// Returns how the rewards of held-out prompts changed; `None` if the file lacks a number.
+fn held_out(found: &Value) -> Option<String> {
+    let number = |key: &str| found[key].as_f64();
+    let [low, high] = [found["interval"][0].as_f64()?, found["interval"][1].as_f64()?];
+    Some(format!(
+        "reward {:.3} -> {:.3}, {:+.3} (95 % {low:+.3} to {high:+.3}); win rate {:.3}: {} better, {} worse of {}",
+        number("reward_before")?,
+        number("reward_after")?,
+        number("difference")?,
+        number("win_rate")?,
+        number("better")?,
+        number("worse")?,
+        number("prompts")?
+    ))
+}
+
 /// Returns a summary of a run as text, `width` columns wide.
 pub fn page(run: &RunFolder, width: usize) -> String {
     let (h, plan) = (&run.history, &run.plan);
@@ -90,6 +119,8 @@ pub fn page(run: &RunFolder, width: usize) -> String {
             ),
         ));
     }
+    facts.extend(run.card.as_ref().map(|card| row("reward model", report_card(card))));
+    facts.extend(run.held_out.as_ref().and_then(held_out).map(|text| row("held-out prompts", text)));
     if let Some(f) = &run.facts {
         let e = &f.environment;
         facts.push(row(

@@ -90,8 +90,16 @@ fn table(found: &LabelReport) -> Vec<Vec<String>> {
         line(&s.source, {
             let range =
                 s.bradley_terry.interval.map_or(String::new(), |[low, high]| format!("  (95 % {low:.0} to {high:.0})"));
-            format!("{:.0}{range}", s.bradley_terry.value)
+            format!("strength {:.0}{range}, {} wins, {} losses", s.bradley_terry.value, s.wins, s.losses)
         })
+    }));
+    lines.extend(found.judges.iter().filter_map(|judge| {
+        let with = judge.with_verdicts?;
+        let order = judge.habits.order.map_or(String::new(), |order| {
+            format!(", and changes its vote with the order in {:.3}", order.flipped.share)
+        });
+        let agrees = format!("agrees with the verdict in {:.3} of {} pairs{order}", with.same.share, n(with.pairs));
+        Some(line(&judge.habits.name, agrees))
     }));
     lines
 }

@@ -206,6 +206,40 @@ fn eval_generate_and_chat_write_results_to_stdout() {
 }
 
 #[test]
+fn two_evaluations_are_compared_if_they_are_of_the_same_rows() {
+    let space = Workspace::new();
+    let result = |model: &str, adapter: Option<&str>, rows: usize, exact: Option<f64>, loss: f64| {
+        serde_json::json!({
+            "model": model, "adapter": adapter, "data": "test.jsonl", "rows": rows, "asked": rows,
+            "exact_match": exact, "exact_match_ci": null, "exact_match_ignoring_case": exact, "stopped": 1.0,
+            "loss": loss, "perplexity": loss.exp(), "tokens": 9, "max_new_tokens": 16, "rows_per_s": 1.0,
+        })
+    };
+    let write = |name: &str, value: Value| std::fs::write(space.path(name), value.to_string()).unwrap();
+    write("base.json", result("base", None, 105, Some(0.25), 2.0));
+    write("tuned.json", result("base", Some("adapters/a"), 105, Some(0.75), 1.5));
+    write("text.json", result("base", None, 105, None, 1.0));
+    write("other.json", result("base", None, 50, Some(0.5), 1.0));
+    let shown = String::from_utf8(space.ft(&["compare", "base.json", "tuned.json"]).stdout).unwrap();
+    let line = |name: &str| shown.lines().find(|l| l.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert!(shown.starts_with("105 rows of test.jsonl\n") && shown.contains("adapters/a"), "{shown}");
+    assert_eq!(line("exact match")[2..], ["0.2500", "0.7500", "+0.5000"]);
+    assert_eq!(line("loss")[1..], ["2.0000", "1.5000", "-0.5000"]);
+    let json: Value =
+        serde_json::from_slice(&space.ft(&["compare", "base.json", "text.json", "--json"]).stdout).unwrap();
+    assert_eq!((&json["differences"]["loss"], &json["differences"]["exact_match"]), (&(-1.0).into(), &Value::Null));
+    let refused = |other: &str| {
+        let output = space.command(&["compare", "base.json", other]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = refused("other.json");
+    assert!(said.contains("105 rows of test.jsonl") && said.contains("50 rows of test.jsonl"), "{said}");
+    std::fs::write(space.path("no.json"), "{}").unwrap();
+    assert!(refused("no.json").contains("ft eval --model"), "another kind of file");
+}
+
+#[test]
 fn early_stopping_keeps_the_best_weights() {
     let space = Workspace::new();
     // With a learning rate of zero nothing changes, so the first validation stays the best.

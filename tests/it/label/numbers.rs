@@ -509,8 +509,6 @@ fn reports_and_all_export_formats_match_the_votes() {
 #[test]
 fn the_labelling_demo_skips_unchanged_stages() {
     let space = workspace(4);
-    std::fs::create_dir_all(space.path("setup")).unwrap();
-    std::fs::copy("setup/labeling.py", space.path("setup/labeling.py")).unwrap();
     // An untrained model gives no right answers, so here the answer with more letters e wins.
     let judge = "import json, sys\nfor line in sys.stdin:\n    row = json.loads(line)\n    a, b = row['a'].count('e'), row['b'].count('e')\n    print('a' if a > b else 'b' if b > a else 'tie')\n";
     std::fs::write(space.path("judge.py"), judge).unwrap();
@@ -535,7 +533,7 @@ fn the_labelling_demo_skips_unchanged_stages() {
         text
     };
     let first = run();
-    assert!(first.contains("reward model: correct on") && first.contains("smollm2 agrees with the verdict"), "{first}");
+    assert!(first.contains("correct on") && first.contains("agrees with the verdict in"), "{first}");
     let second = run();
     assert_eq!(second.matches(": unchanged").count(), 10, "{second}");
 }

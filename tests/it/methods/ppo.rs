@@ -664,8 +664,6 @@ fn settings_that_contradict_each_other_are_refused() {
 fn the_rlhf_demo_skips_stages_whose_input_is_unchanged() {
     let space = Workspace::new();
     let pairs = std::fs::read_to_string("datasets/preference.jsonl").unwrap();
-    std::fs::create_dir_all(space.path("setup")).unwrap();
-    std::fs::copy("setup/rlhf.py", space.path("setup/rlhf.py")).unwrap();
     // The real script makes its pairs from diagnoses, which are not in the repository: a stand-in writes other pairs.
     let make = format!(
         "import pathlib, sys\nout = pathlib.Path(sys.argv[3])\nout.mkdir(parents=True, exist_ok=True)\nfor name in ('train', 'valid'):\n    (out / f'{{name}}.jsonl').write_text({pairs:?})\n"
@@ -692,7 +690,7 @@ fn the_rlhf_demo_skips_stages_whose_input_is_unchanged() {
         String::from_utf8_lossy(&out.stdout).into_owned()
     };
     let first = run();
-    assert!(first.contains("reward model: correct on") && first.contains("win rate"), "{first}");
+    assert!(first.contains("correct on") && first.contains("win rate") && first.contains("better, "), "{first}");
     let finished = || std::fs::metadata(space.path("adapters/ppo-helpful/summary.json")).unwrap().modified().unwrap();
     let then = finished();
     // Write a file again with the same bytes: only its modification time changes.
