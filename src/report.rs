@@ -4,6 +4,7 @@
 //! terminal.
 
 mod progress;
+mod progress_log;
 
 pub use progress::{Progress, bar, enclosing_work, spinner, training_bar};
 

@@ -7,13 +7,14 @@
 //! kind `Unsupported`.
 //!
 //! The source becomes tokens (lexer) and a tree (parser), which the interpreter runs: scopes, statements, expressions.
-//! It calls Python's operators, methods, filters, tests and formatting, one file each. A template may be hostile: the
+//! It calls Python's operators, built-in functions, methods, filters, tests and formatting, a file or folder each. A template may be hostile: the
 //! steps, the bytes and the stack depth of one rendering are limited (`limits`), and a rendering that reaches a limit
 //! ends with an error. Conversations and tokenizers are elsewhere.
 
 mod arithmetic;
 mod ast;
 mod attributes;
+mod builtins;
 mod call_arguments;
 mod comparison;
 mod error;

@@ -20,6 +20,23 @@ impl CommandReward {
         let reads = "{\"prompt\": …, \"completion\": …, \"columns\": {…}}";
         LineProgram::new(spec, reads, "one number", LINE_BYTES).map(Self)
     }
+
+    /// Returns the reward on line `i` (from 0) of the output.
+    fn reward_on(&self, i: usize, line: &str, answer: &RewardInput) -> Result<f64> {
+        if ["null", "None"].contains(&line) {
+            return Ok(ABSTAINED);
+        }
+        let no_number = |_| {
+            Error::user(format!(
+                "{}: line {} of its output is {:?}, expected a number (or null, to abstain) for an answer to {}",
+                self.0.name(),
+                i + 1,
+                excerpt(line),
+                answer.prompt.place()
+            ))
+        };
+        line.parse::<f64>().map_err(no_number)
+    }
 }
 
 impl RewardSource for CommandReward {
@@ -27,20 +44,7 @@ impl RewardSource for CommandReward {
         let line =
             |a: &RewardInput| json!({ "prompt": a.prompt.text, "completion": a.answer, "columns": a.prompt.columns });
         let lines = self.0.ask(&answers.iter().map(|a| json::to_text(&line(a))).collect::<Vec<_>>())?;
-        let number = |(i, line): (usize, &String)| {
-            if ["null", "None"].contains(&line.as_str()) {
-                return Ok(ABSTAINED);
-            }
-            line.parse::<f64>().map_err(|_| {
-                Error::user(format!(
-                    "{}: line {} of its output is {:?}, expected a number (or null, to abstain) for an answer to {}",
-                    self.0.name(),
-                    i + 1,
-                    excerpt(line),
-                    answers[i].prompt.place()
-                ))
-            })
-        };
-        lines.iter().enumerate().map(number).collect()
+        let rewards = lines.iter().zip(answers).enumerate();
+        rewards.map(|(i, (line, answer))| self.reward_on(i, line, answer)).collect()
     }
 }

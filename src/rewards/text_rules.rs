@@ -56,6 +56,20 @@ impl ExactReward {
         let text = text.trim();
         if self.0.ignore_case { text.to_lowercase() } else { text.to_string() }
     }
+
+    /// Returns the part of the answer to compare: what follows the last marker, if there is a marker.
+    fn compared<'a>(&self, answer: &'a str) -> Option<&'a str> {
+        match &self.0.after {
+            Some(marker) => answer.rsplit_once(marker.as_str()).map(|(_, said)| said),
+            None => Some(answer),
+        }
+    }
+
+    fn reward_of(&self, answer: &RewardInput) -> Result<f64> {
+        let right = expected_texts(answer.prompt, &self.0.column)?;
+        let Some(said) = self.compared(answer.answer).map(|said| self.normalized(said)) else { return Ok(0.0) };
+        Ok(one_or_zero(right.iter().any(|right| self.normalized(right) == said)))
+    }
 }
 
 impl RewardSource for ExactReward {
@@ -64,15 +78,7 @@ impl RewardSource for ExactReward {
     }
 
     fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
-        let one = |a: &RewardInput| {
-            let right = expected_texts(a.prompt, &self.0.column)?;
-            let said = match &self.0.after {
-                Some(marker) => a.answer.rsplit_once(marker.as_str()).map(|(_, said)| said),
-                None => Some(a.answer),
-            };
-            Ok(one_or_zero(said.is_some_and(|said| right.iter().any(|r| self.normalized(r) == self.normalized(said)))))
-        };
-        answers.iter().map(one).collect()
+        answers.iter().map(|answer| self.reward_of(answer)).collect()
     }
 }
 
@@ -134,6 +140,18 @@ impl RegexReward {
         })?;
         Ok(Self { regex, column: spec.column })
     }
+
+    fn reward_of(&self, answer: &RewardInput) -> Result<f64> {
+        let too_long = |e: fancy_regex::Error| {
+            Error::user(format!("an answer to {}: {e}", answer.prompt.place()))
+                .hint("simplify the pattern: nested repetitions take too long on some texts")
+                .hint(format!("the answer begins: {}", excerpt(answer.answer)))
+        };
+        let found = self.regex.captures(answer.answer).map_err(too_long)?;
+        let (Some(found), Some(column)) = (&found, &self.column) else { return Ok(one_or_zero(found.is_some())) };
+        let said = found.get(1).or_else(|| found.get(0)).map_or("", |m| m.as_str()).trim();
+        Ok(one_or_zero(expected_texts(answer.prompt, column)?.iter().any(|right| right.trim() == said)))
+    }
 }
 
 impl RewardSource for RegexReward {
@@ -142,17 +160,7 @@ impl RewardSource for RegexReward {
     }
 
     fn score(&mut self, _: &Model, answers: &[RewardInput]) -> Result<Vec<f64>> {
-        let one = |a: &RewardInput| {
-            let found = self.regex.captures(a.answer).map_err(|e| {
-                Error::user(format!("an answer to {}: {e}", a.prompt.place()))
-                    .hint("simplify the pattern: nested repetitions take too long on some texts")
-                    .hint(format!("the answer begins: {}", excerpt(a.answer)))
-            })?;
-            let (Some(found), Some(column)) = (&found, &self.column) else { return Ok(one_or_zero(found.is_some())) };
-            let said = found.get(1).or_else(|| found.get(0)).map_or("", |m| m.as_str()).trim();
-            Ok(one_or_zero(expected_texts(a.prompt, column)?.iter().any(|right| right.trim() == said)))
-        };
-        answers.iter().map(one).collect()
+        answers.iter().map(|answer| self.reward_of(answer)).collect()
     }
 }
 

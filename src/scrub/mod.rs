@@ -10,6 +10,7 @@ mod check;
 mod find;
 mod kind;
 mod names;
+mod rules;
 mod scrubber;
 
 pub use kind::PersonalDataKind;

@@ -95,7 +95,9 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native/kernels.rs", ""),  // our own loops over tensor memory
     ("src/native/products.rs", ""), // products and a decoding step over tensor memory
     ("src/runtime.rs", ""),         // signals, the loader's list of libraries
-    ("src/machine.rs", ""),         // system calls, the NVIDIA driver
+    ("src/machine/cpu.rs", ""),     // system calls, names of instruction sets
+    ("src/machine/memory.rs", ""),  // system calls
+    ("src/machine/cuda.rs", ""),    // the NVIDIA driver
     ("src/bin/ft-launch.rs", ""),   // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf/file.rs", "Mmap::map"),

@@ -70,7 +70,15 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .layer(from_fn_with_state(desk.clone(), sign_in));
     Router::new()
         .route("/", get(|| file("text/html; charset=utf-8", include_str!("page/index.html"))))
-        .route("/page.css", get(|| file("text/css; charset=utf-8", concat!(include_str!("page/page.css"), include_str!("../../runs/page/markdown/formulas.css")))))
+        .route(
+            "/page.css",
+            get(|| {
+                file(
+                    "text/css; charset=utf-8",
+                    concat!(include_str!("page/page.css"), include_str!("../../runs/page/markdown/formulas.css")),
+                )
+            }),
+        )
         .route("/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("page/page.js"))))
         .route("/icon.svg", get(|| file("image/svg+xml", include_str!("page/icon.svg"))))
         .merge(api)

@@ -1,5 +1,8 @@
 //! Methods of texts, lists and dicts, as in Python.
 
+mod characters;
+mod parts;
+
 use super::call_arguments::CallArguments;
 use super::error::{TemplateError, TemplateResult};
 use super::format::str_format;
@@ -7,8 +10,10 @@ use super::limits;
 use super::loop_methods::call_jinja_method;
 use super::strings::{is_printable, is_space, justify};
 use super::value::{self, DictKey, PyValue};
-use fancy_regex::Regex;
-use std::sync::LazyLock;
+use characters::{all_chars, is_decimal, is_letter, is_numeric, is_title, swapcase, title};
+pub use characters::{capitalize, is_cased};
+use parts::{split, text_argument, text_between, texts};
+pub use parts::{replace, split_lines, strip};
 
 /// Calls a bound method.
 pub fn call(of: &PyValue, name: &str, args: CallArguments) -> TemplateResult<PyValue> {
@@ -71,19 +76,6 @@ pub fn call(of: &PyValue, name: &str, args: CallArguments) -> TemplateResult<PyV
         }
         other => call_jinja_method(other, name, args),
     }
-}
-
-/// Returns an argument that must be text.
-fn text_argument<'v>(function: &str, value: &'v Option<PyValue>) -> TemplateResult<&'v str> {
-    let value = value.as_ref().ok_or_else(|| TemplateError::python(format!("{function}() needs an argument")))?;
-    value
-        .check_defined()?
-        .as_str()
-        .ok_or_else(|| TemplateError::python(format!("{function}() argument must be str, not {}", value.type_name())))
-}
-
-fn texts(parts: impl IntoIterator<Item = impl Into<String>>) -> TemplateResult<Vec<PyValue>> {
-    parts.into_iter().map(PyValue::text).collect()
 }
 
 fn call_text_method(text: &str, name: &str, args: CallArguments) -> TemplateResult<PyValue> {
@@ -259,249 +251,4 @@ fn call_text_method(text: &str, name: &str, args: CallArguments) -> TemplateResu
         "isalnum" => all_chars(text, name, args, |c| Ok(is_letter(c)? || is_numeric(c)?)),
         name => Err(TemplateError::unsupported(format!("the method '{name}' of text"))),
     }
-}
-
-/// Returns whether `holds` is true for every character and there is one.
-fn all_chars(
-    text: &str,
-    name: &str,
-    args: CallArguments,
-    holds: impl Fn(char) -> TemplateResult<bool>,
-) -> TemplateResult<PyValue> {
-    args.expect_none(name)?;
-    for c in text.chars() {
-        if !holds(c)? {
-            return Ok(PyValue::Bool(false));
-        }
-    }
-    Ok(PyValue::Bool(!text.is_empty()))
-}
-
-fn char_class(pattern: &str) -> Regex {
-    Regex::new(pattern).unwrap_or_else(|e| unreachable!("{pattern}: {e}"))
-}
-
-static LETTER: LazyLock<Regex> = LazyLock::new(|| char_class(r"^\p{L}$"));
-
-static DECIMAL: LazyLock<Regex> = LazyLock::new(|| char_class(r"^\p{Nd}$"));
-
-static OTHER_NUMBER: LazyLock<Regex> =
-    LazyLock::new(|| char_class(r"^[\p{Nl}\p{No}〇一二三四五六七八九十百千万億兆]$"));
-
-fn is_in_class(regex: &Regex, c: char) -> bool {
-    regex.is_match(c.encode_utf8(&mut [0; 4])).unwrap_or(false)
-}
-
-fn is_letter(c: char) -> TemplateResult<bool> {
-    Ok(if c.is_ascii() { c.is_ascii_alphabetic() } else { is_in_class(&LETTER, c) })
-}
-
-fn is_decimal(c: char) -> bool {
-    if c.is_ascii() { c.is_ascii_digit() } else { is_in_class(&DECIMAL, c) }
-}
-
-/// Returns true for a decimal digit. Fails for other numbers (½, Ⅷ, ²): Python classifies them by tables that are not
-/// here.
-fn is_numeric(c: char) -> TemplateResult<bool> {
-    if !c.is_ascii() && is_in_class(&OTHER_NUMBER, c) {
-        return Err(TemplateError::unsupported(format!("whether {c:?} is a number")));
-    }
-    Ok(is_decimal(c))
-}
-
-fn is_cased_char(c: char) -> bool {
-    c.is_uppercase() || c.is_lowercase() || is_titlecase(c)
-}
-
-fn is_titlecase(c: char) -> bool {
-    matches!(c, 'ǅ' | 'ǈ' | 'ǋ' | 'ǲ')
-        || ('\u{1f88}'..='\u{1fff}').contains(&c)
-            && !c.is_lowercase()
-            && c.to_lowercase().next() != Some(c)
-            && c.to_uppercase().count() > 1
-}
-
-/// Returns `isupper` or `islower`: true if all cased letters have this case and there is one.
-pub fn is_cased(text: &str, upper: bool) -> bool {
-    let wrong = |c: char| is_titlecase(c) || if upper { c.is_lowercase() } else { c.is_uppercase() };
-    text.chars().any(is_cased_char) && !text.chars().any(wrong)
-}
-
-/// Returns `istitle`: true if words begin with a capital and have no other one, and there is a cased letter.
-fn is_title(text: &str) -> bool {
-    let (mut inside, mut cased) = (false, false);
-    for c in text.chars() {
-        let capital = c.is_uppercase() || is_titlecase(c);
-        if capital && inside || c.is_lowercase() && !inside {
-            return false;
-        }
-        inside = is_cased_char(c);
-        cased |= inside;
-    }
-    cased
-}
-
-/// Appends the title-case form of a letter.
-fn push_title(c: char, out: &mut String) {
-    match c {
-        'Ǆ' | 'ǅ' | 'ǆ' => out.push('ǅ'),
-        'Ǉ' | 'ǈ' | 'ǉ' => out.push('ǈ'),
-        'Ǌ' | 'ǋ' | 'ǌ' => out.push('ǋ'),
-        'Ǳ' | 'ǲ' | 'ǳ' => out.push('ǲ'),
-        'ŉ' => out.push_str("ʼN"),
-        // A letter whose upper case is two letters has one capital: ß becomes Ss.
-        c => {
-            let mut upper = c.to_uppercase();
-            out.extend(upper.next());
-            upper.for_each(|rest| out.extend(rest.to_lowercase()));
-        }
-    }
-}
-
-pub fn capitalize(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    if let Some(first) = chars.next() {
-        push_title(first, &mut out);
-        out.push_str(&chars.as_str().to_lowercase());
-    }
-    out
-}
-
-fn title(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut inside = false;
-    for c in text.chars() {
-        if inside {
-            out.extend(c.to_lowercase())
-        } else {
-            push_title(c, &mut out)
-        }
-        inside = is_cased_char(c);
-    }
-    out
-}
-
-fn swapcase(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_uppercase() { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
-    }
-    out
-}
-
-/// Removes whitespace, or the given characters, as the method `name` does: `strip`, `lstrip` or `rstrip`.
-pub fn strip(text: &str, name: &str, chars: Option<&PyValue>) -> TemplateResult<String> {
-    let chars = match chars {
-        None | Some(PyValue::None) => None,
-        some => Some(text_argument(name, &some.cloned())?.to_string()),
-    };
-    let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |set| set.contains(c));
-    let text = if name == "rstrip" { text } else { text.trim_start_matches(goes) };
-    Ok(if name == "lstrip" { text } else { text.trim_end_matches(goes) }.to_string())
-}
-
-/// Returns the text between two indices and the number of characters before it; `None` if the indices are out of range.
-fn text_between<'t>(
-    text: &'t str,
-    from: &Option<PyValue>,
-    to: &Option<PyValue>,
-) -> TemplateResult<Option<(usize, &'t str)>> {
-    if from.is_none() && to.is_none() {
-        return Ok(Some((0, text)));
-    }
-    let length = text.chars().count() as i128;
-    let place = |v: &Option<PyValue>, default: i128| -> TemplateResult<i128> {
-        Ok(match v {
-            None | Some(PyValue::None) => default,
-            Some(v) => {
-                let n = v.expect_int("slice indices")?;
-                if n < 0 { (n + length).max(0) } else { n }
-            }
-        })
-    };
-    let (from, to) = (place(from, 0)?, place(to, length)?.min(length));
-    if from > length || from > to {
-        return Ok(None);
-    }
-    let byte = |n: i128| text.char_indices().nth(n as usize).map_or(text.len(), |(at, _)| at);
-    Ok(Some((from as usize, &text[byte(from)..byte(to)])))
-}
-
-fn split(text: &str, separator: Option<PyValue>, most: Option<PyValue>, from_end: bool) -> TemplateResult<PyValue> {
-    let most = most.map_or(Ok(-1), |m| m.expect_int("maxsplit"))?;
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
-    limits::check_memory_for(text.len() / 8, size_of::<PyValue>())?;
-    if matches!(separator, None | Some(PyValue::None)) {
-        return split_whitespace(text, most, from_end);
-    }
-    let separator = text_argument("split", &separator)?;
-    if separator.is_empty() {
-        return Err(TemplateError::python("empty separator"));
-    }
-    let pieces = most.saturating_add(1);
-    let mut parts: Vec<&str> =
-        if from_end { text.rsplitn(pieces, separator).collect() } else { text.splitn(pieces, separator).collect() };
-    if from_end {
-        parts.reverse();
-    }
-    PyValue::list(texts(parts)?)
-}
-
-/// Splits as `split` and `rsplit` do without a separator: into the words between runs of whitespace.
-fn split_whitespace(text: &str, most: usize, from_end: bool) -> TemplateResult<PyValue> {
-    let (mut parts, mut rest) = (Vec::new(), text);
-    loop {
-        rest = if from_end { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
-        if rest.is_empty() {
-            break;
-        }
-        let cut = if from_end {
-            rest.char_indices().rfind(|(_, c)| is_space(*c))
-        } else {
-            rest.char_indices().find(|(_, c)| is_space(*c))
-        };
-        let Some((at, c)) = cut.filter(|_| parts.len() < most) else {
-            parts.push(rest);
-            break;
-        };
-        if from_end {
-            parts.push(&rest[at + c.len_utf8()..]);
-            rest = &rest[..at];
-        } else {
-            parts.push(&rest[..at]);
-            rest = &rest[at..];
-        }
-    }
-    if from_end {
-        parts.reverse();
-    }
-    PyValue::list(texts(parts)?)
-}
-
-/// Splits as `splitlines` does; with `keep`, lines keep their ends.
-pub fn split_lines(text: &str, keep: bool) -> Vec<&str> {
-    let ends = |c: char| {
-        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
-    };
-    let (mut out, mut rest) = (Vec::new(), text);
-    while !rest.is_empty() {
-        let Some((at, c)) = rest.char_indices().find(|(_, c)| ends(*c)) else {
-            out.push(rest);
-            break;
-        };
-        let length = if rest[at..].starts_with("\r\n") { 2 } else { c.len_utf8() };
-        out.push(&rest[..if keep { at + length } else { at }]);
-        rest = &rest[at + length..];
-    }
-    out
-}
-
-/// Replaces the first `count` occurrences, as `replace` does; a negative count replaces all.
-pub fn replace(text: &str, old: &str, new: &str, count: i128) -> TemplateResult<PyValue> {
-    let most = usize::try_from(count).unwrap_or(usize::MAX);
-    let found = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
-    limits::check_memory_for(found.min(most), new.len())?;
-    limits::check_memory(text.len())?;
-    PyValue::text(text.replacen(old, new, most))
 }
