@@ -87,25 +87,51 @@ struct Counters {
 
 // ---- names of the program's functions
 
-// Shortens a mangled name of Rust (v0) or C++ to its identifiers: `_RNvNtCs1a_2ft5train3run` -> `ft::train::run`.
-std::string identifiers(const char* mangled) {
-  std::string text;
-  for (const char* at = mangled; *at;) {
-    if (*at == 's' && at > mangled) {  // `s123_`: a disambiguator, whose digits are no length
-      const char* end = at + 1;
-      while (std::isalnum(*end)) end++;
-      if (*end == '_' && end - at < 16) { at = end + 1; continue; }
-    }
-    if (!std::isdigit(*at) || *at == '0') { at++; continue; }
-    char* name;
-    size_t length = std::strtoul(at, &name, 10);
-    if (*name == '_') name++;
-    if (length > std::strlen(name)) { at = name; continue; }
-    if (!text.empty()) text += "::";
-    text.append(name, length);
-    at = name + length;
+// Reads `s123_`, which tells entities of one name apart, if it is there.
+const char* skip_disambiguator(const char* at) {
+  const char* end = at + 1;
+  while (std::isalnum(*end)) end++;
+  return *at == 's' && *end == '_' ? end + 1 : at;
+}
+// Reads one identifier of a mangled name, `3run`, and moves `at` behind it; returns false if there is none.
+bool read_identifier(const char*& at, std::string& name) {
+  const char* digits = skip_disambiguator(at);
+  if (!std::isdigit(*digits)) return false;
+  char* text;
+  const size_t length = *digits == '0' ? (text = const_cast<char*>(digits) + 1, 0) : std::strtoul(digits, &text, 10);
+  if (*text == '_') text++;
+  if (length > std::strlen(text)) return false;
+  name.assign(text, length);
+  at = text + length;
+  return true;
+}
+
+// Returns the path of a function of ft or its tests by its mangled name (Rust's v0): `_RNvNtCs1a_2ft5train3run` is ft::train::run. A
+// method is named after the module of its impl; type arguments are left out. Empty for other functions.
+std::string own_path(const char* mangled) {
+  if (std::strncmp(mangled, "_R", 2) != 0) return "";
+  const char* at = mangled + 2;
+  bool method = false;
+  for (; *at != 'C'; ) {
+    if (*at == 'N' && at[1]) at += 2;                                  // a namespace
+    else if (*at == 'I') at++;                                         // type arguments follow
+    else if (*at == 'M' || *at == 'X') method = true, at = skip_disambiguator(at + 1);  // an impl
+    else return "";
   }
-  return text.empty() ? mangled : text;
+  at++;
+  std::string path, part;
+  if (!read_identifier(at, path) || (path != "ft" && path != "all")) return "";
+  while (read_identifier(at, part)) if (!part.empty()) path += "::" + part;
+  if (!method) return path;
+  std::string last;
+  while (*at) {  // the name of the method is the last one that is not a crate's
+    const bool is_crate = *at == 'C';
+    if (*at == 'B') at = std::strchr(at, '_') ? std::strchr(at, '_') : at;  // a reference to an earlier part
+    else if (is_crate) at++;
+    if (!read_identifier(at, part)) at++;
+    else if (!is_crate && !part.empty()) last = part;
+  }
+  return last.empty() ? path : path + "::" + last;
 }
 
 // The functions in the symbol table of the running program.
@@ -155,10 +181,9 @@ std::vector<std::string> own_frames(size_t most) {
   for (int i = 0; i < n && frames.size() < most; i++) {
     const char* name = program->at(reinterpret_cast<uintptr_t>(addresses[i]) - 1);  // the call, not what returns
     if (!name) continue;
-    std::string text = identifiers(name);
-    // Frames of the bindings, the C++ shim and Rust's library say nothing about who waits.
-    const bool own = text.find("ft::") != std::string::npos || text.rfind("all::", 0) == 0;
-    if (own && (frames.empty() || frames.back() != text)) frames.push_back(text);
+    // Functions of the bindings and of Rust's library say nothing about who waits.
+    const std::string path = own_path(name);
+    if (!path.empty() && (frames.empty() || frames.back() != path)) frames.push_back(path);
   }
   return frames;
 }
