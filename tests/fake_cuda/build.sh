@@ -12,17 +12,29 @@ lib=$out/libtorch/torch/lib
 
 exec 9>"$out/lock"
 flock 9
-libtorch=$(stat -Lc '%n %s %Y' "$torch/lib/libtorch_cpu.so")
-state=$({ echo "$libtorch"; sha256sum tests/fake_cuda/*.{cpp,c,h,sh}; g++ --version; } | sha256sum)
-if [ "$(cat "$out/built" 2>/dev/null)" != "$state" ]; then
+
+base=$(stat -Lc '%n %s %Y' "$torch/lib/libtorch_cpu.so"; g++ --version)
+# Prints a name for what the compiler makes of the given sources with this libtorch and these settings.
+key() { { echo "$base"; cat "$@" tests/fake_cuda/*.h tests/fake_cuda/build.sh; } | sha256sum | cut -c1-16; }
+
+all=$(key tests/fake_cuda/*.cpp tests/fake_cuda/driver.c)
+if [ "$(cat "$out/built" 2>/dev/null)" != "$all" ]; then
     flags=(-std=c++17 -O1 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=1)
     flags+=(-I"$torch/include" -I"$torch/include/torch/csrc/api/include")
-    rm -rf "$out/built" "$out/objects"
+    rm -f "$out/built"
     mkdir -p "$out/objects"
+    objects=()
     # The longest first, on two cores.
     parts=(attention compute_kernels dispatch memory_kernels hooks tensors generator streams memory pinned counters)
-    printf '%s\0' "${parts[@]}" |
-        xargs -0 -P 2 -I{} g++ "${flags[@]}" -c tests/fake_cuda/{}.cpp -o "$out/objects/{}.o" >&2
+    for part in "${parts[@]}"; do
+        object=$out/objects/$part-$(key "tests/fake_cuda/$part.cpp").o
+        objects+=("$object")
+        [ ! -f "$object" ] || continue
+        rm -f "$out/objects/$part"-*
+        [ "$(jobs -rp | wc -l)" -lt 2 ] || wait -n
+        { g++ "${flags[@]}" -c "tests/fake_cuda/$part.cpp" -o "$object.part" && mv "$object.part" "$object"; } >&2 &
+    done
+    wait # an object that failed is missed by the linker
 
     rm -rf "$out/libtorch"
     mkdir -p "$lib"
@@ -36,8 +48,8 @@ if [ "$(cat "$out/built" 2>/dev/null)" != "$state" ]; then
         esac
     done
     link=(-L"$torch/lib" -ltorch_cpu -lc10 -Wl,--allow-shlib-undefined)
-    g++ -shared "$out"/objects/*.o -o "$lib/libtorch_cuda.so" "${link[@]}"
+    g++ -shared "${objects[@]}" -o "$lib/libtorch_cuda.so" "${link[@]}"
     gcc -O1 -shared -fPIC -w -Wl,-soname,libcuda.so.1 tests/fake_cuda/driver.c -o "$lib/libcuda.so.1"
-    echo "$state" >"$out/built"
+    echo "$all" >"$out/built"
 fi
 echo "$lib"

@@ -68,8 +68,11 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     }
     switch (takes(op, argument)) {
       case Takes::anything:
-        count_upload(t.nbytes());
-        count_wait("indices on the CPU: " + name);
+        // `index` uploads them itself when it computes the shape of its result.
+        if (name != "aten::index") {
+          count_upload(t.nbytes());
+          count_wait("indices on the CPU: " + name);
+        }
         return t;
       case Takes::scalars:
         if (t.dim() == 0) return t;
