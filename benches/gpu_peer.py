@@ -40,7 +40,6 @@ config = TrainingArguments(
     logging_steps=1,
     report_to=[],
     save_strategy="no",
-    gradient_checkpointing=False,
     dataloader_pin_memory=cuda,
     remove_unused_columns=False,
     disable_tqdm=True,
