@@ -62,7 +62,7 @@ gpu-pack: dist ## Pack ft and its tests, to check another machine's GPU with ben
 	@ls -lh $(GPU_PACK) | awk '{ print "packed: " $$9 " (" $$5 ")" }'
 
 gpu-check: gpu-pack ## Check and measure ft on this machine's GPU in 12 minutes (FAKE=1: rehearse it on a stand-in)
-	$(if $(FAKE),FT_LIBTORCH=$$(bash tests/fake_cuda/build.sh)) python3 benches/gpu_check.py $(if $(FAKE),--fake) --out $(or $(OUT),runs/gpu-check)
+	$(if $(FAKE),FT_LIBTORCH=$$(bash tests/fake_cuda/build.sh | tail -1)) python3 benches/gpu_check.py $(if $(FAKE),--fake) --out $(or $(OUT),runs/gpu-check)
 
 # ---- demo: a medical adapter for a small model, with the numbers before and after
 

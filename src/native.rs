@@ -319,7 +319,8 @@ pub fn start_profile(device: Device) -> Result<()> {
 /// `path`, in Chrome's trace format.
 pub fn end_profile(device: Device, path: &Path) -> Result<()> {
     wait_for(device);
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+    let path =
+        CString::new(path.as_os_str().as_bytes()).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
     // SAFETY: a NUL-terminated string that lives until the call returns.
     check(unsafe { ft_profile_end(path.as_ptr()) })
 }

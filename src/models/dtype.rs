@@ -224,9 +224,8 @@ fn rate_of_products(a: &Tensor, products: u32) -> Result<f64> {
 /// Makes an (n, n) matrix of numbers spread over (-0.5, 0.5) without the random generator, whose state a caller may
 /// need: fractions of multiples of two irrational numbers.
 fn varied_numbers(n: i64, kind: Kind, device: Device) -> Result<Tensor> {
-    let fractions = |by: f64| -> Result<Tensor> {
-        Ok(Tensor::f_arange(n, (Kind::Float, device))?.f_mul_scalar(by)?.f_frac()?)
-    };
+    let fractions =
+        |by: f64| -> Result<Tensor> { Ok(Tensor::f_arange(n, (Kind::Float, device))?.f_mul_scalar(by)?.f_frac()?) };
     let sums = fractions(0.618_033_988)?.f_unsqueeze(1)?.f_add(&fractions(0.754_877_666)?)?;
     Ok(sums.f_frac()?.f_sub_scalar(0.5)?.f_to_kind(kind)?)
 }
