@@ -198,11 +198,15 @@ def lora(check, shape, batch, length):
     case = dict(name=shape, method="lora", batch=batch, packed=length, steps=steps, lr=5e-4, dtype="bf16")
     settings = argparse.Namespace(ft=args.ft, python=sys.executable, model=model, device=args.device, threads=os.cpu_count())
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    if args.fake and args.device != "cpu":
+        without = "the stand-in for a GPU is no device for Python"
+    else:
+        without = f"this Python lacks {', '.join(missing)}" if missing else None
     sides = {"ft": lambda out: speed.run_ft(settings, case, texts, out)}
-    if not missing:
+    if not without:
         sides["peer"] = lambda out: run_peer(settings, case, ids, out)
     per_token, turns, failures = operations(model, length), [], {}
-    check.save(shape=shape, rows=batch, length=length, operations_per_token=per_token, without_peers=missing, turns=turns, failures=failures)
+    check.save(shape=shape, rows=batch, length=length, operations_per_token=per_token, without_peers=without, turns=turns, failures=failures)
     for turn in range(check.sizes["turns"]):
         for side, run in sides.items():
             if side in failures:
@@ -223,18 +227,29 @@ def lora(check, shape, batch, length):
                               first=found["first"], losses=[step["loss"] for step in found["steps"]],
                               seconds=[step["seconds"] for step in found["steps"]]))
             check.save()
-            print(f"{shape} {side}: {tokens:.0f} tokens/s, {found['memory'] / 1e9:.2f} GB, {per_token * tokens / rate:.1%} of "
+            print(f"{shape} {side}: {tokens:.0f} tokens/s, {size(found['memory'])}, {per_token * tokens / rate:.1%} of "
                   f"{rate / 1e12:.2f} TFLOP/s, loss {turns[-1]['losses'][0]:.4f} -> {turns[-1]['losses'][-1]:.4f}", flush=True)
     if "ft" in failures:
-        raise Failed(f"ft: {failures['ft'].strip().splitlines()[-1]}")
+        raise Failed(f"ft: {cause(failures['ft'])}")
     own = middle(turns, "ft", "tokens_per_s")
-    said = f"ft {own:,.0f} tokens/s, {middle(turns, 'ft', 'memory') / 1e9:.2f} GB, MFU {middle(turns, 'ft', 'mfu'):.1%}"
-    if missing:
-        return f"{said}; no peers: this Python lacks {', '.join(missing)}"
+    said = f"ft {own:,.0f} tokens/s, {size(middle(turns, 'ft', 'memory'))}, MFU {middle(turns, 'ft', 'mfu'):.1%}"
+    if without:
+        return f"{said}; without peers: {without}"
     if "peer" in failures:
-        return f"{said}; transformers + PEFT failed: {failures['peer'].strip().splitlines()[-1]}"
+        return f"{said}; transformers + PEFT failed: {cause(failures['peer'])}"
     check_equal_losses(turns)
-    return f"{said}; transformers + PEFT {middle(turns, 'peer', 'tokens_per_s'):,.0f} tokens/s, {middle(turns, 'peer', 'memory') / 1e9:.2f} GB"
+    return f"{said}; transformers + PEFT {middle(turns, 'peer', 'tokens_per_s'):,.0f} tokens/s, {size(middle(turns, 'peer', 'memory'))}"
+
+
+def size(count):
+    """Formats a number of bytes."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def cause(text):
+    """Returns the line of a program's messages that says why it failed."""
+    lines = text.strip().splitlines() or ["it ended"]
+    return next((line for line in reversed(lines) if re.match(r"error: |\w*(\.\w+)*Error: ", line)), lines[-1])
 
 
 def middle(turns, side, key):
@@ -348,7 +363,7 @@ def stages(sizes):
     """Returns (name, function, limit in seconds) of every stage, the most valuable first: is anything computed at all,
     is it right, how fast is it, and then everything that takes longer."""
     limits = {"SmolLM2-135M": 110, "TinyLlama-1.1B": 130, "Llama-2-7B": 220}
-    measured = [(f"lora-{case[0]}", functools.partial(lora, shape=case[0], batch=case[1], length=case[2]), limits.get(case[0], 60))
+    measured = [(f"lora-{case[0]}", functools.partial(lora, shape=case[0], batch=case[1], length=case[2]), limits.get(case[0], 120))
                 for case in sizes["lora"]]
     return [("doctor", doctor, 60), ("flash", flash, 60), ("selftest", selftest, 90), *measured, ("profile", profile, 60),
             ("tests", tests, 180), ("memory", memory_table, 150)]
@@ -366,7 +381,7 @@ def run_stage(args):
     except (Failed, Skipped) as e:
         check.save(status=type(e).__name__.lower(), found=str(e))
     except SystemExit as e:
-        check.save(status="failed", found=(str(e).strip().splitlines() or ["ended"])[-1])
+        check.save(status="failed", found=cause(str(e)))
 
 
 def supervise(args, name, limit, log):
@@ -435,7 +450,7 @@ def summary(results):
                 rates = [turn["rate"] / 1e12 for turn in own]
                 text.append(
                     f"| {s['shape']} | {s['rows']} x {s['length']:,} | {title} | {middle(own, side, 'tokens_per_s'):,.0f} "
-                    f"| {middle(own, side, 'memory') / 1e9:.2f} GB | {middle(own, side, 'mfu'):.1%} | {min(rates):.3g} to {max(rates):.3g} "
+                    f"| {size(middle(own, side, 'memory'))} | {middle(own, side, 'mfu'):.1%} | {min(rates):.3g} to {max(rates):.3g} "
                     f"| {middle(own, side, 'first'):.1f} s | {own[0]['losses'][0]:.3f}, {own[0]['losses'][-1]:.3f} |"
                 )
     compared = results["stages"].get("flash", {}).get("compared")
