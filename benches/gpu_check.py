@@ -276,8 +276,12 @@ def run_peer(args, case, ids, out):
         elif line.startswith("END "):
             end.update(json.loads(line[4:]))
 
+    env = speed.peer_environment(args.threads, os.environ)
+    if args.device != "cpu":
+        # Otherwise Trainer would share the rows out to all GPUs.
+        env = {"CUDA_VISIBLE_DEVICES": args.device.partition(":")[2] or "0"} | env
     command = [args.python, speed.HERE / "gpu_peer.py", json.dumps(settings)]
-    seconds, resident = speed.measured(command, speed.peer_environment(args.threads, os.environ), on_line)
+    seconds, resident = speed.measured(command, env, on_line)
     return dict(steps=steps, wall=seconds, memory=end.get("gpu_peak", resident), first=steps[0]["since_start"])
 
 
@@ -304,8 +308,9 @@ def profile(check):
         with open(trace, "rb") as f, gzip.open(Path(check.args.out) / f"profile-{shape}.json.gz", "wb") as to:
             shutil.copyfileobj(f, to)
         if check.args.fake:
-            # The profiler sees no kernels of the stand-in, which counts them itself, from one optimiser step to the next.
-            found |= json.loads(counters.read_text().splitlines()[-1])["marks"][2]
+            # The profiler sees no kernels of the stand-in, which counts itself what happens from one update of the
+            # weights to the next. The last step is not recorded, so the profiler's own waits do not count.
+            found |= json.loads(counters.read_text().splitlines()[-1])["marks"][-1]
         check.save(**{shape: found})
         said.append(f"{shape}: {found['launches']} launches and {found['waits']} waits a step"
                     + (f", {found['idle']:.0%} idle" if found["idle"] is not None else "")
