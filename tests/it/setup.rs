@@ -59,7 +59,7 @@ fn write(path: impl AsRef<Path>, text: &str) {
 #[test]
 fn make_help_names_every_target_for_users() {
     let help = succeed(Command::new("make").arg("help").current_dir(at("")));
-    for target in ["help", "setup", "demo", "test", "dist", "wheel", "clean"] {
+    for target in ["help", "setup", "demo", "test", "dist", "wheel", "gpu-pack", "gpu-check", "clean"] {
         assert!(help.contains(&format!("make {target} ")), "{target} is missing in:\n{help}");
     }
 }

@@ -37,7 +37,7 @@ fn gaps(kind: Kind, heads: i64, kv: i64, size: i64, lengths: &[i64]) -> [Gap; 4]
         (&out * g).sum(out.kind()).backward();
         [out.detach(), leaves[0].grad(), leaves[1].grad(), leaves[2].grad()]
     };
-    let ours = [&q, &k, &v].map(|t| t.to_device(device()).set_requires_grad(true));
+    let ours = [&q, &k, &v].map(|t| t.to_device(device()).copy().set_requires_grad(true));
     let segments = Segments::new(lengths.to_vec(), device());
     let out = packed_attention(&ours[0], &ours[1], &ours[2], &segments, Attention { scale });
     let ours = with_gradients(&ours, out, &g.to_device(device()));
