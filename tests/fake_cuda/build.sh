@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# build.sh [FOLDER]: builds the fake CUDA device into FOLDER (target/fake_cuda) and prints the lib folder of a libtorch with it: links
-# to the files of LIBTORCH (.libtorch/torch), but libtorch_cuda.so and libcuda.so.1 are the stand-ins. Does nothing if neither the
-# sources nor the libtorch changed since. Needs about two minutes of CPU time.
+# build.sh [FOLDER]: builds the fake CUDA device into FOLDER (target/fake_cuda) and prints the lib folder of a libtorch
+# with it: links to the files of LIBTORCH (.libtorch/torch), but libtorch_cuda.so and libcuda.so.1 are the stand-ins.
+# Does nothing if neither the sources nor the libtorch changed since. Takes a minute or two of CPU time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:-${CARGO_TARGET_DIR:-target}/fake_cuda}
@@ -12,14 +12,29 @@ lib=$out/libtorch/torch/lib
 
 exec 9>"$out/lock"
 flock 9
-state=$({ echo "$torch"; stat -Lc '%s %Y' "$torch/lib/libtorch_cpu.so"; sha256sum tests/fake_cuda/*.{cpp,c,h,sh}; g++ --version; } | sha256sum)
-if [ "$(cat "$out/built" 2>/dev/null)" != "$state" ]; then
-    flags=(-std=c++17 -O1 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=1 -I"$torch/include" -I"$torch/include/torch/csrc/api/include")
-    rm -rf "$out/built" "$out/objects"
+
+base=$(stat -Lc '%n %s %Y' "$torch/lib/libtorch_cpu.so"; g++ --version)
+# Prints a name for what the compiler makes of the given sources with this libtorch and these settings.
+key() { { echo "$base"; cat "$@" tests/fake_cuda/*.h tests/fake_cuda/build.sh; } | sha256sum | cut -c1-16; }
+
+all=$(key tests/fake_cuda/*.cpp tests/fake_cuda/driver.c)
+if [ "$(cat "$out/built" 2>/dev/null)" != "$all" ]; then
+    flags=(-std=c++17 -O1 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=1)
+    flags+=(-I"$torch/include" -I"$torch/include/torch/csrc/api/include")
+    rm -f "$out/built"
     mkdir -p "$out/objects"
+    objects=()
     # The longest first, on two cores.
-    printf '%s\0' attention compute_kernels dispatch memory_kernels hooks tensors generator streams memory pinned counters |
-        xargs -0 -P 2 -I{} g++ "${flags[@]}" -c tests/fake_cuda/{}.cpp -o "$out/objects/{}.o" >&2
+    parts=(attention compute_kernels dispatch memory_kernels hooks tensors generator streams memory pinned counters)
+    for part in "${parts[@]}"; do
+        object=$out/objects/$part-$(key "tests/fake_cuda/$part.cpp").o
+        objects+=("$object")
+        [ ! -f "$object" ] || continue
+        rm -f "$out/objects/$part"-*
+        [ "$(jobs -rp | wc -l)" -lt 2 ] || wait -n
+        { g++ "${flags[@]}" -c "tests/fake_cuda/$part.cpp" -o "$object.part" && mv "$object.part" "$object"; } >&2 &
+    done
+    wait # an object that failed is missed by the linker
 
     rm -rf "$out/libtorch"
     mkdir -p "$lib"
@@ -27,10 +42,14 @@ if [ "$(cat "$out/built" 2>/dev/null)" != "$state" ]; then
     [ ! -d "$torch/../nvidia" ] || ln -s "$(readlink -f "$torch/../nvidia")" "$out/libtorch/nvidia"
     for file in version.py build-version; do [ ! -f "$torch/$file" ] || cp "$torch/$file" "$out/libtorch/torch/"; done
     for file in "$torch"/lib/*; do
-        case ${file##*/} in libtorch_cuda* | libc10_cuda* | libtorch_nvshmem* | libcaffe2_nvrtc*) ;; *) ln -s "$file" "$lib/" ;; esac
+        case ${file##*/} in
+            libtorch_cuda* | libc10_cuda* | libtorch_nvshmem* | libcaffe2_nvrtc*) ;;
+            *) ln -s "$file" "$lib/" ;;
+        esac
     done
-    g++ -shared "$out"/objects/*.o -o "$lib/libtorch_cuda.so" -L"$torch/lib" -ltorch_cpu -lc10 -Wl,--allow-shlib-undefined
+    link=(-L"$torch/lib" -ltorch_cpu -lc10 -Wl,--allow-shlib-undefined)
+    g++ -shared "${objects[@]}" -o "$lib/libtorch_cuda.so" "${link[@]}"
     gcc -O1 -shared -fPIC -w -Wl,-soname,libcuda.so.1 tests/fake_cuda/driver.c -o "$lib/libcuda.so.1"
-    echo "$state" >"$out/built"
+    echo "$all" >"$out/built"
 fi
 echo "$lib"
