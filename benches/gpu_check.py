@@ -30,6 +30,7 @@ import memory
 import processors
 import random_model
 import speed
+from gpu_report import middle, size, summary
 
 ROOT = speed.ROOT
 PEERS = ("torch", "transformers", "peft", "accelerate")
@@ -38,12 +39,27 @@ LEAST = 5  # seconds under which no stage is begun
 # What is measured on a GPU: (shape, rows a step, tokens a row) of LoRA, steps of a run, turns of each side, and the
 # modules of tests/it that compute on the device under test.
 GPU = dict(
-    model="SmolLM2-135M", lora=[("SmolLM2-135M", 8, 1024), ("TinyLlama-1.1B", 4, 2048), ("Llama-2-7B", 2, 2048)], steps=12,
-    turns=2, profiled=2, memory=12,
-    tests=["models::", "nn::", "native::", "generate::", "methods::", "train::optimisers::", "train::trajectories::", "selftest::"],
+    model="SmolLM2-135M",
+    lora=[("SmolLM2-135M", 8, 1024), ("TinyLlama-1.1B", 4, 2048), ("Llama-2-7B", 2, 2048)],
+    steps=12,
+    turns=2,
+    profiled=2,
+    memory=12,
+    tests=[
+        "models::",
+        "nn::",
+        "native::",
+        "generate::",
+        "methods::",
+        "train::optimisers::",
+        "train::trajectories::",
+        "selftest::",
+    ],
 )
 # The same stages on the stand-in for a GPU (tests/fake_cuda), which computes on the CPU: shows that they run.
-FAKE = dict(model="tiny", lora=[("tiny", 2, 64)], steps=4, turns=1, profiled=1, memory=1, tests=["nn::heads::", "nn::ropes::"])
+FAKE = dict(
+    model="tiny", lora=[("tiny", 2, 64)], steps=4, turns=1, profiled=1, memory=1, tests=["nn::heads::", "nn::ropes::"]
+)
 
 
 class Failed(Exception):
@@ -108,12 +124,18 @@ class Check:
         """Runs tests of the carried binary on the device; their output goes to the log as well. Returns the output."""
         libtorch = Path(self.doctor["libtorch"]["folder"])
         env = os.environ | {
-            "LD_LIBRARY_PATH": f"{libtorch / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":"), "FT_TEST_DEVICE": self.args.device,
-            "FT_TEST_ROOT": str(ROOT), "FT_TEST_FT": str(self.args.ft), "FT_TEST_SKIPPED": str(self.work / "skipped"), "OMP_NUM_THREADS": "1",
+            "LD_LIBRARY_PATH": f"{libtorch / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":"),
+            "FT_TEST_DEVICE": self.args.device,
+            "FT_TEST_ROOT": str(ROOT),
+            "FT_TEST_FT": str(self.args.ft),
+            "FT_TEST_SKIPPED": str(self.work / "skipped"),
+            "OMP_NUM_THREADS": "1",
         }
         threads = min(8, os.cpu_count())
         command = [self.args.tests, *filters, f"--test-threads={threads}", *more]
-        child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        child = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         text = ""
         for line in child.stdout:
             print(line, end="", flush=True)
@@ -130,7 +152,9 @@ def counts(text):
     ends = re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (?:.*?)(ok|FAILED|ignored)", text, re.M)
     # A test that prints has its verdict on a line of its own; the binary's total counts it.
     total = re.search(r"^test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored", text, re.M)
-    failed = re.findall(r"^    (\S+::\S+)$", text.partition("\nfailures:\n\nfailures:")[2] or text.rpartition("\nfailures:\n")[2], re.M)
+    failed = re.findall(
+        r"^    (\S+::\S+)$", text.partition("\nfailures:\n\nfailures:")[2] or text.rpartition("\nfailures:\n")[2], re.M
+    )
     failed = failed or [name for name, verdict in ends if verdict == "FAILED"]
     passed = int(total[1]) if total else sum(verdict == "ok" for _, verdict in ends)
     return {"passed": passed, "failed": sorted(set(failed)), "complete": bool(total)}
@@ -147,7 +171,8 @@ def doctor(check):
         check.save(nvidia_smi=said)
     except FileNotFoundError:
         check.save(nvidia_smi=None)
-    found = [f"{c['name']}: {c['found']}" for c in report["checks"] if "cuda" in c["name"]]
+    own = ("cuda", check.args.device, f"training on {check.args.device}")
+    found = [f"{c['name']}: {c['found']}" for c in report["checks"] if c["name"] in own]
     if not report["cuda_usable"] and check.args.device.startswith("cuda"):
         raise Failed("; ".join(found))
     return f"libtorch {report['libtorch']['version']}; {'; '.join(found)}"
@@ -155,7 +180,9 @@ def doctor(check):
 
 def flash(check):
     text = check.run_tests(["nn::attention::"], "--nocapture")
-    compared = re.findall(r"attention (\w+) (\S+) heads of (\d+), \[(.*?)\]: output (\S+), gradients of q, k, v (\S+), (\S+), (\S+)", text)
+    compared = re.findall(
+        r"attention (\w+) (\S+) heads of (\d+), \[(.*?)\]: output (\S+), gradients of q, k, v (\S+), (\S+), (\S+)", text
+    )
     keys = ("dtype", "heads", "head size", "segments", "output", "q", "k", "v")
     check.save(compared=[dict(zip(keys, row)) for row in compared])
     found = counts(text)
@@ -163,7 +190,8 @@ def flash(check):
         raise Failed(f"{len(found['failed'])} of the comparisons failed: {', '.join(found['failed']) or 'see the log'}")
     bf16 = [row for row in compared if row[0] == "bf16"]
     worst = lambda columns: max(float(row[i]) for row in bf16 for i in columns)
-    return f"largest gap in bf16: output {worst([4]):.1e}, gradients {worst([5, 6, 7]):.1e} ({len(bf16)} shapes; limits 3.9e-03 and 7.8e-03)"
+    found = f"output {worst([4]):.1e} (limit 3.9e-03), gradients {worst([5, 6, 7]):.1e} (limit 7.8e-03)"
+    return f"largest gap of {len(bf16)} shapes in bf16: {found}"
 
 
 def selftest(check):
@@ -192,11 +220,14 @@ def lora(check, shape, batch, length):
     args, steps = check.args, check.sizes["steps"]
     free = shutil.disk_usage(check.work).free
     if free < 1.2 * random_model.bytes_of(shape):
-        raise Skipped(f"the model needs {random_model.bytes_of(shape) / 1e9:.0f} GB, but {check.work} has {free / 1e9:.0f} GB free")
+        needed = random_model.bytes_of(shape)
+        raise Skipped(f"the model needs {needed / 1e9:.0f} GB, but {check.work} has {free / 1e9:.0f} GB free")
     model = check.model(shape)
     texts, ids = check.rows(f"{check.name}-rows", [length] * batch * steps)
     case = dict(name=shape, method="lora", batch=batch, packed=length, steps=steps, lr=5e-4, dtype="bf16")
-    settings = argparse.Namespace(ft=args.ft, python=sys.executable, model=model, device=args.device, threads=os.cpu_count())
+    settings = argparse.Namespace(
+        ft=args.ft, python=sys.executable, model=model, device=args.device, threads=os.cpu_count()
+    )
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if args.fake and args.device != "cpu":
         without = "the stand-in for a GPU is no device for Python"
@@ -206,7 +237,15 @@ def lora(check, shape, batch, length):
     if not without:
         sides["peer"] = lambda out: run_peer(settings, case, ids, out)
     per_token, turns, failures = operations(model, length), [], {}
-    check.save(shape=shape, rows=batch, length=length, operations_per_token=per_token, without_peers=without, turns=turns, failures=failures)
+    check.save(
+        shape=shape,
+        rows=batch,
+        length=length,
+        operations_per_token=per_token,
+        without_peers=without,
+        turns=turns,
+        failures=failures,
+    )
     for turn in range(check.sizes["turns"]):
         for side, run in sides.items():
             if side in failures:
@@ -223,12 +262,24 @@ def lora(check, shape, batch, length):
             seen = {step["tokens"] for step in found["steps"]}
             if seen != {batch * length}:
                 failures[side] = f"steps of {sorted(seen)} tokens instead of {batch * length}"
-            turns.append(dict(side=side, tokens_per_s=tokens, memory=found["memory"], mfu=per_token * tokens / rate, rate=rate,
-                              first=found["first"], losses=[step["loss"] for step in found["steps"]],
-                              seconds=[step["seconds"] for step in found["steps"]]))
+            turns.append(
+                dict(
+                    side=side,
+                    tokens_per_s=tokens,
+                    memory=found["memory"],
+                    mfu=per_token * tokens / rate,
+                    rate=rate,
+                    first=found["first"],
+                    losses=[step["loss"] for step in found["steps"]],
+                    seconds=[step["seconds"] for step in found["steps"]],
+                )
+            )
             check.save()
-            print(f"{shape} {side}: {tokens:.0f} tokens/s, {size(found['memory'])}, {per_token * tokens / rate:.1%} of "
-                  f"{rate / 1e12:.2f} TFLOP/s, loss {turns[-1]['losses'][0]:.4f} -> {turns[-1]['losses'][-1]:.4f}", flush=True)
+            print(
+                f"{shape} {side}: {tokens:.0f} tokens/s, {size(found['memory'])}, {per_token * tokens / rate:.1%} of "
+                f"{rate / 1e12:.2f} TFLOP/s, loss {turns[-1]['losses'][0]:.4f} -> {turns[-1]['losses'][-1]:.4f}",
+                flush=True,
+            )
     if "ft" in failures:
         raise Failed(f"ft: {cause(failures['ft'])}")
     own = middle(turns, "ft", "tokens_per_s")
@@ -238,22 +289,14 @@ def lora(check, shape, batch, length):
     if "peer" in failures:
         return f"{said}; transformers + PEFT failed: {cause(failures['peer'])}"
     check_equal_losses(turns)
-    return f"{said}; transformers + PEFT {middle(turns, 'peer', 'tokens_per_s'):,.0f} tokens/s, {size(middle(turns, 'peer', 'memory'))}"
-
-
-def size(count):
-    """Formats a number of bytes."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    theirs = middle(turns, "peer", "tokens_per_s")
+    return f"{said}; transformers + PEFT {theirs:,.0f} tokens/s, {size(middle(turns, 'peer', 'memory'))}"
 
 
 def cause(text):
     """Returns the line of a program's messages that says why it failed."""
     lines = text.strip().splitlines() or ["it ended"]
     return next((line for line in reversed(lines) if re.match(r"error: |\w*(\.\w+)*Error: ", line)), lines[-1])
-
-
-def middle(turns, side, key):
-    return statistics.median(turn[key] for turn in turns if turn["side"] == side)
 
 
 def check_equal_losses(turns):
@@ -266,8 +309,14 @@ def check_equal_losses(turns):
 
 def run_peer(args, case, ids, out):
     """Runs benches/gpu_peer.py; the result is like that of speed.run_ft."""
-    settings = dict(model=str(args.model), ids=str(ids), out=str(out), device=args.device, threads=args.threads,
-                    **{key: case[key] for key in ("batch", "steps", "lr")})
+    settings = dict(
+        model=str(args.model),
+        ids=str(ids),
+        out=str(out),
+        device=args.device,
+        threads=args.threads,
+        **{key: case[key] for key in ("batch", "steps", "lr")},
+    )
     steps, end = [], {}
 
     def on_line(line):
@@ -292,13 +341,19 @@ def profile(check):
         texts, _ = check.rows("profile-rows", [length] * batch * 5)
         recipe, out, trace = (check.work / f"profile-{shape}{end}" for end in (".yaml", "", ".json"))
         recipe.write_text(
-            f"model: {{ path: {model}, dtype: bf16, device: {check.args.device} }}\nmethod: {{ sft: {{}} }}\n{memory.LORA}"
-            f"data: {{ train: {{ path: {texts} }}, shuffle: false }}\nbatch: {{ tokens: {batch * length}, max_len: {length} }}\n"
+            f"model: {{ path: {model}, dtype: bf16, device: {check.args.device} }}\n"
+            f"method: {{ sft: {{}} }}\n{memory.LORA}"
+            f"data: {{ train: {{ path: {texts} }}, shuffle: false }}\n"
+            f"batch: {{ tokens: {batch * length}, max_len: {length} }}\n"
             f"optim: {{ lr: 5e-4 }}\nrun: {{ steps: 5, samples: 0, out: {out} }}\n"
         )
         counters = check.work / f"counters-{shape}.json"
         counters.unlink(missing_ok=True)
-        env = os.environ | {"FAKE_CUDA_TRACE": str(counters), "FAKE_CUDA_MARK": "aten::_fused_adamw_"} if check.args.fake else None
+        env = (
+            os.environ | {"FAKE_CUDA_TRACE": str(counters), "FAKE_CUDA_MARK": "aten::_fused_adamw_"}
+            if check.args.fake
+            else None
+        )
         code, _ = check.ft("train", recipe, "--overwrite", "--profile", trace, env=env)
         if code != 0:
             raise Failed(f"ft train --profile ended with exit code {code}; see the log")
@@ -311,10 +366,12 @@ def profile(check):
             # The profiler sees no kernels of the stand-in, which counts itself what happens from one update of the
             # weights to the next. The last step is not recorded, so the profiler's own waits do not count.
             found |= json.loads(counters.read_text().splitlines()[-1])["marks"][-1]
-        check.save(**{shape: found})
-        said.append(f"{shape}: {found['launches']} launches and {found['waits']} waits a step"
-                    + (f", {found['idle']:.0%} idle" if found["idle"] is not None else "")
-                    + (f" (top: {found['kernels'][0]['name'][:60]})" if found["kernels"] else ""))
+        check.save(shapes=check.result.get("shapes", {}) | {shape: found})
+        said.append(
+            f"{shape}: {found['launches']} launches and {found['waits']} waits a step"
+            + (f", {found['idle']:.0%} idle" if found["idle"] is not None else "")
+            + (f" (top: {found['kernels'][0]['name'][:60]})" if found["kernels"] else "")
+        )
         if not found["launches"]:
             raise Failed("the trace has no kernel: libtorch's profiler could not reach the GPU (CUPTI); see the log")
     return "; ".join(said)
@@ -322,7 +379,8 @@ def profile(check):
 
 def summarise(events, step_seconds):
     """Returns launches, waits, the time that the GPU is busy and the kernels that take most of it, of a trace of one
-    step. Recording slows the host down but hardly the GPU, so the idle share is that of a step which was not recorded."""
+    step. Recording slows the host down but hardly the GPU, so the idle share is that of a step of `step_seconds` which
+    was not recorded."""
     spans = [event for event in events if event.get("ph") == "X"]
     of = lambda *kinds: [span for span in spans if span.get("cat") in kinds]
     kernels, on_gpu = of("kernel"), of("kernel", "gpu_memcpy", "gpu_memset")
@@ -338,8 +396,12 @@ def summarise(events, step_seconds):
     top = sorted(by_name.items(), key=lambda item: -item[1][1])[:15]
     copies = [span for span in of("gpu_memcpy")]
     return {
-        "launches": len(kernels), "waits": len(waits), "copies": len(copies), "operations": len(of("cpu_op")),
-        "busy_seconds": busy / 1e6, "step_seconds": step_seconds,
+        "launches": len(kernels),
+        "waits": len(waits),
+        "copies": len(copies),
+        "operations": len(of("cpu_op")),
+        "busy_seconds": busy / 1e6,
+        "step_seconds": step_seconds,
         "idle": max(0.0, 1 - busy / 1e6 / step_seconds) if on_gpu else None,
         "kernels": [{"name": name, "count": count, "seconds": taken / 1e6} for name, (count, taken) in top],
     }
@@ -348,7 +410,9 @@ def summarise(events, step_seconds):
 def tests(check):
     found = counts(check.run_tests(check.sizes["tests"]))
     if found["failed"] or not found["complete"]:
-        raise Failed(f"{found['passed']} passed, {len(found['failed'])} failed: {', '.join(found['failed']) or 'see the log'}")
+        raise Failed(
+            f"{found['passed']} passed, {len(found['failed'])} failed: {', '.join(found['failed']) or 'see the log'}"
+        )
     return f"{found['passed']} passed"
 
 
@@ -368,10 +432,23 @@ def stages(sizes):
     """Returns (name, function, limit in seconds) of every stage, the most valuable first: is anything computed at all,
     is it right, how fast is it, and then everything that takes longer."""
     limits = {"SmolLM2-135M": 110, "TinyLlama-1.1B": 130, "Llama-2-7B": 220}
-    measured = [(f"lora-{case[0]}", functools.partial(lora, shape=case[0], batch=case[1], length=case[2]), limits.get(case[0], 120))
-                for case in sizes["lora"]]
-    return [("doctor", doctor, 60), ("flash", flash, 60), ("selftest", selftest, 90), *measured, ("profile", profile, 60),
-            ("tests", tests, 180), ("memory", memory_table, 150)]
+    measured = [
+        (
+            f"lora-{case[0]}",
+            functools.partial(lora, shape=case[0], batch=case[1], length=case[2]),
+            limits.get(case[0], 120),
+        )
+        for case in sizes["lora"]
+    ]
+    return [
+        ("doctor", doctor, 60),
+        ("flash", flash, 60),
+        ("selftest", selftest, 90),
+        *measured,
+        ("profile", profile, 60),
+        ("tests", tests, 180),
+        ("memory", memory_table, 150),
+    ]
 
 
 # ---- running them
@@ -393,7 +470,10 @@ def supervise(args, name, limit, log):
     """Runs a stage in a process group of its own, which is killed at the limit. Returns its result."""
     command = [sys.executable, "-u", __file__, "--run", name, *forwarded(args)]
     result, began = Path(args.work) / f"{name}.json", time.time()
-    child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    result.unlink(missing_ok=True)
+    child = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         child.wait(limit)
         over = None if child.returncode == 0 else f"ended with exit code {child.returncode}; see the log"
@@ -419,6 +499,8 @@ def forwarded(args):
 
 def unpack(args):
     """Takes ft and its tests from the pack, unless both were given."""
+    if bool(args.ft) != bool(args.tests):
+        sys.exit("error: --ft and --tests belong together: the tests start that ft")
     if args.ft and args.tests:
         args.ft, args.tests = Path(args.ft).resolve(), Path(args.tests).resolve()
         return
@@ -427,46 +509,6 @@ def unpack(args):
     with tarfile.open(args.pack) as packed:
         packed.extractall(args.work, filter="data")
     args.ft, args.tests = Path(args.work) / "ft", Path(args.work) / "tests"
-
-
-def summary(results):
-    """Returns the results as Markdown."""
-    text = ["# GPU check", ""]
-    report = results["stages"].get("doctor", {}).get("report")
-    if report:
-        gpus = "; ".join(c["found"] for c in report["checks"] if c["name"].startswith("cuda:"))
-        text += [f"{gpus or 'no GPU'}; libtorch {report['libtorch']['version']}; ft {report['ft']}; {results['date']}.", ""]
-    if results["fake"]:
-        text += ["The device is a stand-in on the CPU (tests/fake_cuda) and the models are tiny: these numbers say that the stages run, "
-                 "nothing about a GPU.", ""]
-    text += ["| stage | | seconds | found |", "|---|---|---|---|"]
-    text += [f"| {name} | {s['status']} | {s.get('seconds', 0):.0f} | {s['found'].replace('|', '/')} |" for name, s in results["stages"].items()]
-    measured = {name: s for name, s in results["stages"].items() if name.startswith("lora-") and s.get("turns")}
-    if measured:
-        text += ["", "LoRA of rank 16 on all linear layers, bf16, every token trained on, no layer recomputed. MFU: needed operations a second "
-                 "to the rate of bf16 products measured just before.", "",
-                 "| shape | tokens a step | side | tokens/s | peak | MFU | products, TFLOP/s | first step after | loss, first and last |",
-                 "|---|---|---|---|---|---|---|---|---|"]
-        for s in measured.values():
-            for side, title in (("ft", "ft"), ("peer", "transformers + PEFT")):
-                own = [turn for turn in s["turns"] if turn["side"] == side]
-                if not own:
-                    continue
-                rates = [turn["rate"] / 1e12 for turn in own]
-                text.append(
-                    f"| {s['shape']} | {s['rows']} x {s['length']:,} | {title} | {middle(own, side, 'tokens_per_s'):,.0f} "
-                    f"| {size(middle(own, side, 'memory'))} | {middle(own, side, 'mfu'):.1%} | {min(rates):.3g} to {max(rates):.3g} "
-                    f"| {middle(own, side, 'first'):.1f} s | {own[0]['losses'][0]:.3f}, {own[0]['losses'][-1]:.3f} |"
-                )
-    compared = results["stages"].get("flash", {}).get("compared")
-    if compared:
-        text += ["", "Attention against the formula in float64, norm of the difference over the norm:", "",
-                 "| format | heads | head size | segments | output | gradient of q | k | v |", "|---|---|---|---|---|---|---|---|"]
-        text += ["| " + " | ".join(row.values()) + " |" for row in compared]
-    lines = results["stages"].get("memory", {}).get("lines")
-    if lines:
-        text += ["", memory.HEAD, *map(memory.line, lines)]
-    return "\n".join(text) + "\n"
 
 
 def write(results, out):
@@ -479,12 +521,19 @@ def write(results, out):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", default=Path("runs/gpu-check"), type=Path, help="folder for log.txt, results.json, summary.md and profiles")
+    p.add_argument(
+        "--out",
+        default=Path("runs/gpu-check"),
+        type=Path,
+        help="folder for log.txt, results.json, summary.md and profiles",
+    )
     p.add_argument("--pack", default=ROOT / "target/dist/gpu-check.tar.xz", type=Path, help="what `make gpu-pack` made")
     p.add_argument("--ft", help="with --tests: use this ft instead of the packed one")
     p.add_argument("--tests", help="the test binary of the same build")
     p.add_argument("--device", default="cuda:0", help="cuda:N; cpu only tests this program")
-    p.add_argument("--budget", default=690, type=float, help="seconds for everything; stages that no longer fit are skipped")
+    p.add_argument(
+        "--budget", default=690, type=float, help="seconds for everything; stages that no longer fit are skipped"
+    )
     p.add_argument("--stages", help="only these stages, separated by commas")
     p.add_argument("--fake", action="store_true", help="the device is the stand-in of tests/fake_cuda: tiny models")
     p.add_argument("--work", help="an existing folder for models and runs [default: a temporary one]")
@@ -506,8 +555,14 @@ def main():
         args.out = args.out.resolve()
         args.out.mkdir(parents=True, exist_ok=True)
         unpack(args)
-        results = {"date": time.strftime("%Y-%m-%d"), "device": args.device, "fake": args.fake, "budget": args.budget, "stages": {}}
-        with open(args.out / "log.txt", "a") as log:
+        results = {
+            "date": time.strftime("%Y-%m-%d"),
+            "device": args.device,
+            "fake": args.fake,
+            "budget": args.budget,
+            "stages": {},
+        }
+        with open(args.out / "log.txt", "w") as log:
             for name, _, limit in chosen:
                 if name not in wanted:
                     continue
@@ -521,7 +576,8 @@ def main():
                 write(results, args.out)
                 print(f"{name:20} {found['status']:8} {found.get('seconds', 0):6.1f} s  {found['found']}", flush=True)
     failed = [name for name, s in results["stages"].items() if s["status"] == "failed"]
-    print(f"{args.out / 'summary.md'}: {len(failed)} of {len(results['stages'])} stages failed, {time.time() - began:.0f} s in all")
+    said = f"{len(failed)} of {len(results['stages'])} stages failed, {time.time() - began:.0f} s in all"
+    print(f"{args.out / 'summary.md'}: {said}")
     sys.exit(1 if failed else 0)
 
 

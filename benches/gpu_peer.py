@@ -60,8 +60,14 @@ class Clock(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            line = {"step": state.global_step, "loss": logs["loss"], "seconds": self.seconds, "since_start": time.time() - began,
-                    "tokens": settings["batch"] * len(rows[0]), "supervised": settings["batch"] * (len(rows[0]) - 1)}
+            line = {
+                "step": state.global_step,
+                "loss": logs["loss"],
+                "seconds": self.seconds,
+                "since_start": time.time() - began,
+                "tokens": settings["batch"] * len(rows[0]),
+                "supervised": settings["batch"] * (len(rows[0]) - 1),
+            }
             print("STEP " + json.dumps(line), flush=True)
 
 

@@ -39,7 +39,11 @@ def measure(ft, model, rows, device, case):
         needs = json.loads(run(ft, "check", recipe, "--json"))["needs"]["memory"]
         run(ft, "train", recipe, "--overwrite")
         lines = [json.loads(line) for line in (Path(folder) / "out/metrics.jsonl").read_text().splitlines()]
-        return {"case": title, "predicted": needs, "measured": max(line["memory"] for line in lines if "memory" in line)}
+        return {
+            "case": title,
+            "predicted": needs,
+            "measured": max(line["memory"] for line in lines if "memory" in line),
+        }
 
 
 def run(*command):

@@ -19,18 +19,62 @@ TOKENIZER = ROOT / "datasets/stories/tokenizer"
 
 # config.json of each shape. `tiny` is for checks of the programs themselves.
 SHAPES = {
-    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 vocab_size=640, max_position_embeddings=512, tie_word_embeddings=True),
-    "SmolLM2-135M": dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-                         vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True, rope_theta=100000.0),
-    "TinyLlama-1.1B": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-                           num_key_value_heads=4, vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False),
-    "Llama-2-7B": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-                       num_key_value_heads=32, vocab_size=32000, max_position_embeddings=4096, tie_word_embeddings=False),
+    "tiny": dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=640,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    ),
+    "SmolLM2-135M": dict(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        rope_theta=100000.0,
+    ),
+    "TinyLlama-1.1B": dict(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    ),
+    "Llama-2-7B": dict(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    ),
 }
-COMMON = dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_act="silu", rms_norm_eps=1e-5, rope_theta=10000.0,
-              initializer_range=0.02, attention_bias=False, mlp_bias=False, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-              torch_dtype="bfloat16")
+COMMON = dict(
+    model_type="llama",
+    architectures=["LlamaForCausalLM"],
+    hidden_act="silu",
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    initializer_range=0.02,
+    attention_bias=False,
+    mlp_bias=False,
+    bos_token_id=0,
+    eos_token_id=0,
+    pad_token_id=1,
+    torch_dtype="bfloat16",
+)
 BLOCK = 64 << 20  # bytes of random numbers, from which all weights are cut
 
 
@@ -114,8 +158,8 @@ def words():
 
 
 def rows(lengths, seed=3):
-    """Returns rows of exactly these numbers of tokens, as (text, ids). ft and the peers append the end token, id 0, which
-    is the last of the ids."""
+    """Returns rows of exactly these numbers of tokens, as (text, ids). The last id is the end token, 0, which ft
+    appends to the text."""
     chance, known = random.Random(seed), words()
     ids = sorted(known)
     made = []

@@ -658,10 +658,18 @@ fn the_gpu_check_runs_on_the_fake_device() {
         assert!(turn["side"] == "ft" && turn[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {turn}");
     }
     for number in ["launches", "waits", "operations"] {
-        assert!(found["profile"]["tiny"][number].as_i64().is_some_and(|n| n > 0), "{number}: {}", found["profile"]);
+        assert!(
+            found["profile"]["shapes"]["tiny"][number].as_i64().is_some_and(|n| n > 0),
+            "{number}: {}",
+            found["profile"]
+        );
     }
     let summary = fs::read_to_string(out.join("summary.md")).expect("a summary");
-    assert!(summary.contains("| tiny | 2 x 64 | ft |") && summary.contains("a stand-in on the CPU"), "{summary}");
+    for part in
+        ["a stand-in on the CPU", "| tiny | 2 x 64 | ft |", "| bf16 | 9/3 | 64 |", "| LoRA, 8 rows, replay none |"]
+    {
+        assert!(summary.contains(part), "{part} is missing in:\n{summary}");
+    }
     let mut files: Vec<_> = fs::read_dir(&out).expect("folder").map(|e| e.expect("entry").file_name()).collect();
     files.sort();
     assert_eq!(files, ["log.txt", "profile-tiny.json.gz", "results.json", "summary.md"]);
