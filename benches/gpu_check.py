@@ -36,8 +36,8 @@ ROOT = speed.ROOT
 PEERS = ("torch", "transformers", "peft", "accelerate")
 LEAST = 5  # seconds under which no stage is begun
 
-# What is measured on a GPU: (shape, rows a step, tokens a row) of LoRA, steps of a run, turns of each side, and the
-# modules of tests/it that compute on the device under test.
+# What is measured on a GPU: (shape, rows a step, tokens a row) of LoRA, steps of a run, turns of each side, how many of
+# the shapes are profiled, cases of the memory table, and the modules whose tests run (None: all that use a device).
 GPU = dict(
     model="SmolLM2-135M",
     lora=[("SmolLM2-135M", 8, 1024), ("TinyLlama-1.1B", 4, 2048), ("Llama-2-7B", 2, 2048)],
@@ -45,20 +45,11 @@ GPU = dict(
     turns=2,
     profiled=2,
     memory=12,
-    tests=[
-        "models::",
-        "nn::",
-        "native::",
-        "generate::",
-        "methods::",
-        "train::optimisers::",
-        "train::trajectories::",
-        "selftest::",
-    ],
+    tests=None,
 )
 # The same stages on the stand-in for a GPU (tests/fake_cuda), which computes on the CPU: shows that they run.
 FAKE = dict(
-    model="tiny", lora=[("tiny", 2, 64)], steps=4, turns=1, profiled=1, memory=1, tests=["nn::heads::", "nn::ropes::"]
+    model="tiny", lora=[("tiny", 2, 64)], steps=4, turns=1, profiled=1, memory=1, tests=["ropes::", "trajectories::"]
 )
 
 
@@ -365,7 +356,9 @@ def profile(check):
         if check.args.fake:
             # The profiler sees no kernels of the stand-in, which counts itself what happens from one update of the
             # weights to the next. The last step is not recorded, so the profiler's own waits do not count.
-            found |= json.loads(counters.read_text().splitlines()[-1])["marks"][-1]
+            last = json.loads(counters.read_text().splitlines()[-1])["marks"][-1]
+            copies = last["uploads"] + last["downloads"]
+            found |= {"launches": last["launches"], "waits": last["waits"], "copies": copies}
         check.save(shapes=check.result.get("shapes", {}) | {shape: found})
         said.append(
             f"{shape}: {found['launches']} launches and {found['waits']} waits a step"
@@ -407,8 +400,13 @@ def summarise(events, step_seconds):
     }
 
 
+def modules():
+    """Returns the modules of tests/it that compute on the device under test, as setup/test.sh names them."""
+    return re.search(r"^ON_DEVICE=\((.*?)\)", (ROOT / "setup/test.sh").read_text(), re.M | re.S)[1].split()
+
+
 def tests(check):
-    found = counts(check.run_tests(check.sizes["tests"]))
+    found = counts(check.run_tests(check.sizes["tests"] or modules()))
     if found["failed"] or not found["complete"]:
         raise Failed(
             f"{found['passed']} passed, {len(found['failed'])} failed: {', '.join(found['failed']) or 'see the log'}"
