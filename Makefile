@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-processors bench-distill dist wheel clean
+.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-processors bench-distill dist wheel gpu-pack gpu-check clean
 
 # If LIBTORCH is set, that libtorch or PyTorch 2.11 is used; otherwise `make setup` fetches one.
 ifneq ($(LIBTORCH),)
@@ -52,6 +52,17 @@ dist: setup ## Pack target/dist/ft, a single file that runs with a libtorch 2.11
 
 wheel: dist ## Pack it as target/dist/ft_toolkit-*.whl: after pip install, ft runs on that environment's torch
 	@python3 setup/wheel.py target/dist/ft target/dist
+
+# ---- on a machine with an NVIDIA GPU (docs/gpu.md)
+
+GPU_PACK := target/dist/gpu-check.tar.xz
+
+gpu-pack: dist ## Pack ft and its tests, to check another machine's GPU with benches/gpu_check.py
+	@bash setup/gpu_pack.sh target/dist/ft $(GPU_PACK)
+	@ls -lh $(GPU_PACK) | awk '{ print "packed: " $$9 " (" $$5 ")" }'
+
+gpu-check: gpu-pack ## Check and measure ft on this machine's GPU in 12 minutes (FAKE=1: rehearse it on a stand-in)
+	$(if $(FAKE),FT_LIBTORCH=$$(bash tests/fake_cuda/build.sh | tail -1)) python3 benches/gpu_check.py $(if $(FAKE),--fake) --out $(or $(OUT),runs/gpu-check)
 
 # ---- demo: a medical adapter for a small model, with the numbers before and after
 

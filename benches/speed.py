@@ -132,9 +132,11 @@ def run_ft(args, case, rows, out, env=os.environ):
     watcher.start()
     env = env | {"OMP_NUM_THREADS": str(args.threads)}
     said = []
-    seconds, memory = measured([args.ft, "train", recipe, "--overwrite"], env, lambda line: None, said.append)
-    done.set()
-    watcher.join()
+    try:
+        seconds, memory = measured([args.ft, "train", recipe, "--overwrite"], env, lambda line: None, said.append)
+    finally:
+        done.set()
+        watcher.join()
     steps, seen = [], 0
     for line in metrics.read_text().splitlines():
         line = json.loads(line)

@@ -1,5 +1,5 @@
 // C interface to parts of libtorch that tch does not bind: custom autograd nodes, backward from given gradients, the
-// fused optimiser, generator state, GPU memory and packed flash attention. Uses no CUDA headers: on a GPU the same
+// fused optimiser, generator state, GPU memory, profiles and packed flash attention. Uses no CUDA headers: on a GPU the same
 // calls reach libtorch_cuda through the dispatcher.
 //
 // Convention: a function returns 0 or a pointer on success, and -1 or nullptr on failure; ft_error() then returns the
@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <mutex>
 #include <string>
@@ -152,6 +153,24 @@ int ft_cuda_memory(int index, int64_t* out) {
 
 int ft_cuda_reset_peak(int index) {
   GUARD(-1, start_cuda(); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
+}
+
+// ---------------------------------------------------------------- profiles
+// Starts to record operations, and with `cuda` the GPU's kernels, copies and waits, in all threads of autograd.
+int ft_profile_start(int cuda) {
+  GUARD(-1,
+    using namespace torch::profiler::impl;
+    std::set<ActivityType> activities{ActivityType::CPU};
+    if (cuda) activities.insert(ActivityType::CUDA);
+    ProfilerConfig config(ProfilerState::KINETO);
+    torch::autograd::profiler::prepareProfiler(config, activities);
+    torch::autograd::profiler::enableProfiler(config, activities, {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
+    return 0;)
+}
+
+// Ends the record and writes it in Chrome's trace format. `path` must not exist.
+int ft_profile_end(const char* path) {
+  GUARD(-1, torch::autograd::profiler::disableProfiler()->save(path); return 0;)
 }
 
 // Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1). CUDA, half precision;

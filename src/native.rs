@@ -8,8 +8,10 @@ pub mod products;
 pub use products::{decode_attention, product, product_rows};
 
 use crate::error::{Error, Result};
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
@@ -48,6 +50,8 @@ unsafe extern "C" {
     fn ft_rng_set(device_type: c_int, index: c_int, state: *mut C_tensor) -> c_int;
     fn ft_cuda_memory(index: c_int, out: *mut i64) -> c_int;
     fn ft_cuda_reset_peak(index: c_int) -> c_int;
+    fn ft_profile_start(cuda: c_int) -> c_int;
+    fn ft_profile_end(path: *const c_char) -> c_int;
     fn ft_flash_varlen(
         q: *mut C_tensor,
         k: *mut C_tensor,
@@ -301,6 +305,30 @@ pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
     // SAFETY: `out` has room for what the shim writes.
     check(unsafe { ft_cuda_memory(index as c_int, out.as_mut_ptr()) })?;
     Ok((out[2].max(0) as u64, out[3].max(0) as u64))
+}
+
+/// Starts to record the operations of this process; on a CUDA `device` also its kernels, copies and waits. Fails if a
+/// profile is being recorded already.
+pub fn start_profile(device: Device) -> Result<()> {
+    wait_for(device);
+    // SAFETY: takes a number.
+    check(unsafe { ft_profile_start(device.is_cuda().into()) })
+}
+
+/// Ends the profile that [`start_profile`] began, after what `device` still has to do, and writes it to the new file
+/// `path`, in Chrome's trace format.
+pub fn end_profile(device: Device, path: &Path) -> Result<()> {
+    wait_for(device);
+    let path =
+        CString::new(path.as_os_str().as_bytes()).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+    // SAFETY: a NUL-terminated string that lives until the call returns.
+    check(unsafe { ft_profile_end(path.as_ptr()) })
+}
+
+fn wait_for(device: Device) {
+    if let Device::Cuda(i) = device {
+        tch::Cuda::synchronize(i as i64);
+    }
 }
 
 /// Returns true if operations on this thread are being recorded for a backward pass.

@@ -35,7 +35,8 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let (rates, arithmetic) = check_arithmetic(Device::Cpu, "cpu", cpu.bf16().is_some());
     checks.push(arithmetic);
     checks.push(check_cuda(&driver, runtime, cuda_usable));
-    checks.extend(check_devices(&driver, cuda_usable));
+    let (gpu_rates, devices) = check_devices(&driver, cuda_usable);
+    checks.extend(devices);
     checks.push(check_memory(&memory));
     checks.push(check_disk(disk));
 
@@ -50,6 +51,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             "cpu": cpu,
             "threads": tch::get_num_threads(),
             "cpu_gflops": {"f32": rates.0, "bf16": rates.1},
+            "gpu_gflops": gpu_rates.iter().map(|r| json!({"f32": r.0, "bf16": r.1})).collect::<Vec<_>>(),
             "driver": driver.as_ref().ok(),
             "cuda_usable": cuda_usable,
             "memory": memory,

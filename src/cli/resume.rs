@@ -39,7 +39,7 @@ pub fn run(args: &ResumeArgs) -> Result<()> {
         plan.recipe.run.out = here;
     }
     match args.verify {
-        None => print_summary(&run::run(&plan, StartMode::Resume, &software(), stop_on_signal())?, args.json),
+        None => print_summary(&run::run(&plan, StartMode::Resume, &software(), None, stop_on_signal())?, args.json),
         Some(steps) => print_verdict(&verify::verify(&plan, steps)?, args),
     }
 }

@@ -25,6 +25,9 @@ pub struct TrainArgs {
     /// Choose batch.tokens and run.replay so that the run fits into the free memory, or into SIZE (such as 8GB)
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, conflicts_with = "resume")]
     fit: Option<Option<String>>,
+    /// Record the third step (operations, and the GPU's kernels, copies and waits) as a trace for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -38,5 +41,6 @@ pub fn run(args: TrainArgs) -> Result<()> {
         (_, true) => StartMode::Overwrite,
         _ => StartMode::Fresh,
     };
-    print_summary(&run::run(&plan, start, &software(), stop_on_signal())?, args.json)
+    let profile = args.profile.as_deref();
+    print_summary(&run::run(&plan, start, &software(), profile, stop_on_signal())?, args.json)
 }

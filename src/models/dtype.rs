@@ -185,20 +185,47 @@ pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
 }
 
 /// Measures how fast a device multiplies two square matrices, in GFLOP/s (10⁹ operations per second).
+///
+/// On a GPU the matrices grow until a product takes a millisecond, so that launches and the wait at the end of each
+/// round do not count, and hold numbers like those of a model: GPUs multiply zeros or ones up to a tenth faster.
 pub fn product_rate(device: Device, kind: Kind) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
-    let n: i64 = if device == Device::Cpu { 512 } else { 4096 };
-    let a = Tensor::f_ones([n, n], (kind, device))?;
-    a.f_matmul(&a)?.f_sum(Kind::Float)?.f_double_value(&[])?; // warms caches and waits for the device
-    let began = Instant::now();
-    let mut rounds = 0;
-    while rounds == 0 || began.elapsed().as_millis() < 100 {
-        let mut c = a.f_matmul(&a)?;
-        for _ in 0..3 {
-            c = a.f_matmul(&a)?;
+    if device == Device::Cpu {
+        let a = Tensor::f_ones([512, 512], (kind, device))?;
+        return rate_of_products(&a, 4);
+    }
+    let mut n = 1024;
+    loop {
+        let a = varied_numbers(n, kind, device)?;
+        let rate = rate_of_products(&a, 16)?;
+        if rate * 1e9 * 1e-3 < 2.0 * (n as f64).powi(3) || n == 8192 {
+            return Ok(rate);
+        }
+        n *= 2;
+    }
+}
+
+/// Returns the GFLOP/s of multiplying the square matrix `a` by itself, over rounds of `products` that take at least a
+/// tenth of a second in all.
+fn rate_of_products(a: &Tensor, products: u32) -> Result<f64> {
+    a.f_matmul(a)?.f_sum(Kind::Float)?.f_double_value(&[])?; // warms caches and waits for the device
+    let (began, mut done) = (Instant::now(), 0);
+    while done == 0 || began.elapsed().as_millis() < 100 {
+        let mut c = a.f_matmul(a)?;
+        for _ in 1..products {
+            c = a.f_matmul(a)?;
         }
         c.f_get(0)?.f_get(0)?.f_double_value(&[])?; // waits for the device
-        rounds += 4;
+        done += products;
     }
-    Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / began.elapsed().as_secs_f64() / 1e9)
+    Ok(2.0 * (a.size()[0] as f64).powi(3) * f64::from(done) / began.elapsed().as_secs_f64() / 1e9)
+}
+
+/// Makes an (n, n) matrix of numbers spread over (-0.5, 0.5) without the random generator, whose state a caller may
+/// need: fractions of multiples of two irrational numbers.
+fn varied_numbers(n: i64, kind: Kind, device: Device) -> Result<Tensor> {
+    let fractions =
+        |by: f64| -> Result<Tensor> { Ok(Tensor::f_arange(n, (Kind::Float, device))?.f_mul_scalar(by)?.f_frac()?) };
+    let sums = fractions(0.618_033_988)?.f_unsqueeze(1)?.f_add(&fractions(0.754_877_666)?)?;
+    Ok(sums.f_frac()?.f_sub_scalar(0.5)?.f_to_kind(kind)?)
 }

@@ -7,7 +7,7 @@
 //!
 //! step executes one optimiser step, with optim and schedule. checkpoint saves and restores a run; origin decides
 //! whether a checkpoint may be resumed. memory predicts what a run needs. announce and summary report its beginning and
-//! its end.
+//! its end; profile records what one step executes.
 //!
 //! check and fit stop before the model is loaded; replay and verify repeat a run; teach runs the teachers of a
 //! distillation.
@@ -24,6 +24,7 @@ mod origin;
 
 mod announce;
 pub mod checkpoint;
+mod profile;
 mod records;
 mod result;
 pub mod run;

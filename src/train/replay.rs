@@ -65,7 +65,7 @@ pub fn replay(
         ))
         .hint("restore them, or train despite the changes with --accept-drift"));
     }
-    let summary = run_prepared(prepared, StartMode::Fresh, software, stop)?;
+    let summary = run_prepared(prepared, StartMode::Fresh, software, None, stop)?;
     let result = lock::result_files(&summary.out)?;
     let sha = |files: &BTreeMap<String, FileDigest>, name: &String| files.get(name).map(|f| f.sha256.clone());
     let before = recorded.result.unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use super::announce::announce;
 use super::prepare::{self, Prepared};
+use super::profile::StepProfile;
 use super::records::{RunRecorder, facts, lock};
 use super::result;
 use super::start::{self, RunStart, StartMode};
@@ -16,13 +17,20 @@ use crate::report;
 use crate::runs::facts::Software;
 use crate::runs::folder::SUMMARY;
 use crate::runs::hash::HashTrust;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Trains according to `plan` and writes the verified result into `run.out`. If `stop` becomes true, the run saves a
-/// checkpoint after the current step and ends with an "interrupted" error.
-pub fn run(plan: &Plan, start: StartMode, software: &Software, stop: Arc<AtomicBool>) -> Result<RunSummary> {
-    run_prepared(prepare::prepare(&start::plan_for(plan, start)?)?, start, software, stop)
+/// checkpoint after the current step and ends with an "interrupted" error. Records one step into the file `profile`.
+pub fn run(
+    plan: &Plan,
+    start: StartMode,
+    software: &Software,
+    profile: Option<&Path>,
+    stop: Arc<AtomicBool>,
+) -> Result<RunSummary> {
+    run_prepared(prepare::prepare(&start::plan_for(plan, start)?)?, start, software, profile, stop)
 }
 
 /// Does the work of [`run`] after the data was read and tokenised.
@@ -30,27 +38,31 @@ pub(super) fn run_prepared(
     prepared: Prepared,
     start: StartMode,
     software: &Software,
+    profile: Option<&Path>,
     stop: Arc<AtomicBool>,
 ) -> Result<RunSummary> {
     let plan = &prepared.plan.clone();
     let out = &plan.recipe.run.out;
+    let total = prepared.total_steps;
+    let profiled = |done: u64| profile.map(|file| StepProfile::new(file, done, total)).transpose();
+    profiled(0)?; // before earlier work is deleted
     let mut entered = start::enter(&prepared, start)?;
+    let first = entered.state.step;
+    let profile = profiled(first)?;
     let model = prepared.load_model()?;
     entered.create_folder(plan)?;
     announce(&prepared, &model);
     let facts = facts::facts(&prepared, &model, software);
     let lock = lock::lock_of(&prepared, &facts.environment, software, HashTrust::Remembered)?;
-    let total = prepared.total_steps;
     let (mut method, tokenizer) = prepared.into_method(&model)?;
     let RunStart { checkpoints, state, lock: _folder_lock } = entered;
-    let first = state.step;
     let stepper = Stepper::begin(plan, &model, &mut *method, total, &checkpoints, state)?;
     if first > 0 {
         report::info(format!("resuming after step {first}"));
     }
     let aim = method.selection_metric();
     let records = RunRecorder::open(plan, &model, facts, lock, aim, tokenizer, first)?;
-    let mut run = TrainingLoop::new(stepper, total, checkpoints, records, stop);
+    let mut run = TrainingLoop::new(stepper, total, checkpoints, records, profile, stop);
     let fitted = catch_libtorch(|| run.fit(&mut *method)).map_err(|e| match run.checkpoints.steps().last() {
         Some(step) if e.kind() != ErrorKind::Interrupted => {
             e.hint(format!("the checkpoint of step {step} is kept in {}", out.display()))

@@ -1,6 +1,7 @@
 //! The training loop, one for all methods: steps, validation, checkpoints, alarms, early stopping.
 
 use super::checkpoint::{BestValidation, Checkpoints};
+use super::profile::StepProfile;
 use super::records::RunRecorder;
 use super::records::log::StepRecord;
 use super::step::Stepper;
@@ -28,6 +29,8 @@ pub struct TrainingLoop<'a> {
     pub checkpoints: Checkpoints,
     /// Writes the records of the run.
     pub records: RunRecorder<'a>,
+    /// The profile that was asked for.
+    profile: Option<StepProfile>,
     /// Set when the run must stop.
     stop: Arc<AtomicBool>,
     /// When the loop was created.
@@ -45,10 +48,11 @@ impl<'a> TrainingLoop<'a> {
         total: u64,
         checkpoints: Checkpoints,
         records: RunRecorder<'a>,
+        profile: Option<StepProfile>,
         stop: Arc<AtomicBool>,
     ) -> Self {
         let (began, reported_alarms) = (Instant::now(), BTreeSet::new());
-        Self { stepper, total, checkpoints, records, stop, began, loss: None, reported_alarms }
+        Self { stepper, total, checkpoints, records, profile, stop, began, loss: None, reported_alarms }
     }
 
     /// Trains until the last step. Returns true if the run stopped early: validation no longer improved, or an alarm of
@@ -62,7 +66,10 @@ impl<'a> TrainingLoop<'a> {
         }
         while self.stepper.state.step < self.total {
             let began = Instant::now();
-            let done = self.stepper.advance(method)?;
+            let done = match self.profile.take_if(|p| p.is_due(self.stepper.state.step)) {
+                Some(profile) => profile.record(self.stepper.model.device(), || self.stepper.advance(method))?,
+                None => self.stepper.advance(method)?,
+            };
             self.loss = Some(done.loss);
             let told = done.alarm_means();
             if !done.finite {

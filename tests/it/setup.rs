@@ -1,8 +1,9 @@
 //! Tests the way from a fresh machine to a working binary: pinned wheels, the Makefile, the libraries that the binary
-//! needs, `ft doctor`, the one-file `ft`, and the preparation of the ICD-10 task. No test uses a network: wheels are
-//! made here.
+//! needs, `ft doctor`, the one-file `ft`, the check of a GPU, and the preparation of the ICD-10 task. No test uses a
+//! network: wheels are made here.
 
 use crate::support::command::{stderr, stdout};
+use crate::support::fake_cuda;
 use crate::support::needs::{VENV, needs};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
@@ -58,7 +59,7 @@ fn write(path: impl AsRef<Path>, text: &str) {
 #[test]
 fn make_help_names_every_target_for_users() {
     let help = succeed(Command::new("make").arg("help").current_dir(at("")));
-    for target in ["help", "setup", "demo", "test", "dist", "wheel", "clean"] {
+    for target in ["help", "setup", "demo", "test", "dist", "wheel", "gpu-pack", "gpu-check", "clean"] {
         assert!(help.contains(&format!("make {target} ")), "{target} is missing in:\n{help}");
     }
 }
@@ -620,6 +621,103 @@ fn a_wheel_installs_ft_into_a_python_environment() {
     }
     let report = doctor(bare().env("FT_LIBTORCH", &other));
     assert_eq!(report["libtorch"]["folder"], other.to_str().expect("UTF-8"));
+}
+
+// ---- the check of a GPU
+
+/// Returns a command that runs benches/gpu_check.py with `ft` and this test binary; results go to `out`.
+fn gpu_check(ft: &Path, out: &Path) -> Command {
+    let mut command = Command::new("python3");
+    command.arg(at("benches/gpu_check.py")).arg("--ft").arg(ft).arg("--out").arg(out);
+    command.arg("--tests").arg(std::env::current_exe().expect("own path")).env("OMP_NUM_THREADS", "1");
+    command.env_remove("FT_LIBTORCH").env_remove("CUDA_VISIBLE_DEVICES");
+    command
+}
+
+fn stages(out: &Path) -> Value {
+    let text = fs::read_to_string(out.join("results.json")).expect("results");
+    serde_json::from_str::<Value>(&text).expect("JSON")["stages"].take()
+}
+
+/// Every stage but the long ones runs to its end on the fake device. The peers are measured if this Python has them.
+#[test]
+fn the_gpu_check_runs_on_the_fake_device() {
+    let dir = tempdir().expect("folder");
+    let out = dir.path().join("out");
+    let said = run(gpu_check(Path::new(FT), &out)
+        .args(["--fake", "--stages", "doctor,flash,selftest,lora-tiny,profile,memory"])
+        .env("FT_LIBTORCH", fake_cuda::library()));
+    let log = fs::read_to_string(out.join("log.txt")).expect("a log");
+    assert!(said.status.success(), "{}\n{}\n{log}", stdout(&said), stderr(&said));
+    let found = stages(&out);
+    let names: Vec<&String> = found.as_object().expect("stages").keys().collect();
+    assert_eq!(names, ["doctor", "flash", "selftest", "lora-tiny", "profile", "memory"]);
+    assert_eq!(found["flash"]["compared"].as_array().map(Vec::len), Some(8), "{found:#}");
+    let turn = &found["lora-tiny"]["turns"][0];
+    for number in ["tokens_per_s", "memory", "mfu", "rate"] {
+        assert!(turn["side"] == "ft" && turn[number].as_f64().is_some_and(|n| n > 0.0), "{number}: {turn}");
+    }
+    for number in ["launches", "waits", "operations"] {
+        assert!(
+            found["profile"]["shapes"]["tiny"][number].as_i64().is_some_and(|n| n > 0),
+            "{number}: {}",
+            found["profile"]
+        );
+    }
+    let summary = fs::read_to_string(out.join("summary.md")).expect("a summary");
+    for part in
+        ["a stand-in on the CPU", "| tiny | 2 x 64 | ft |", "| bf16 | 9/3 | 64 |", "| LoRA, 8 rows, replay none |"]
+    {
+        assert!(summary.contains(part), "{part} is missing in:\n{summary}");
+    }
+    let mut files: Vec<_> = fs::read_dir(&out).expect("folder").map(|e| e.expect("entry").file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["log.txt", "profile-tiny.json.gz", "results.json", "summary.md"]);
+}
+
+/// A stage that fails does not stop the others; one that hangs is stopped, with the programs that it started, when the
+/// budget is used up; what no longer fits is skipped.
+#[test]
+fn the_gpu_check_goes_on_after_a_failure_and_keeps_its_budget() {
+    let dir = tempdir().expect("folder");
+    let (out, pid) = (dir.path().join("out"), dir.path().join("pid"));
+    let script = format!("case $1 in doctor) exit 3 ;; esac; echo $$ >{}; exec sleep 600", pid.display());
+    programs(dir.path(), &[("ft", &script)]);
+    let began = std::time::Instant::now();
+    let said = run(gpu_check(&dir.path().join("ft"), &out).args(["--fake", "--budget", "15"]));
+    assert!(began.elapsed().as_secs() < 60 && said.status.code() == Some(1), "{}", stdout(&said));
+    let found = stages(&out);
+    let line = |stage: &str| found[stage]["found"].as_str().unwrap_or_else(|| panic!("{stage}: {found:#}"));
+    assert_eq!(line("doctor"), "ft doctor ended with exit code 3 and no report");
+    assert!(line("selftest").starts_with("stopped after"), "{found:#}");
+    assert_eq!(found["memory"]["status"], "skipped", "{found:#}");
+    // A killed process whose parent is gone has no command line, also before the system has cleared it away.
+    let child = Path::new("/proc").join(fs::read_to_string(&pid).expect("a process").trim()).join("cmdline");
+    assert!(fs::read(child).unwrap_or_default().is_empty(), "the stage's program still runs");
+}
+
+#[test]
+fn a_profile_is_summarised() {
+    let script = r#"
+import json, sys
+sys.path.insert(0, "benches")
+from gpu_check import summarise
+span = lambda cat, name, ts, dur: {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur}
+print(json.dumps(summarise([
+    span("kernel", "gemm", 100, 50), span("kernel", "gemm", 160, 40), span("kernel", "norm", 140, 15),  # 15 overlap by 10
+    span("gpu_memcpy", "Memcpy DtoH", 300, 5), span("cpu_op", "aten::mm", 90, 8), {"ph": "M", "name": "process_name"},
+    span("cuda_runtime", "cudaStreamSynchronize", 200, 105), span("cuda_runtime", "cudaLaunchKernel", 91, 2),
+    span("cuda_runtime", "cudaDeviceSynchronize", 310, 1),
+], 200e-6)))
+"#;
+    let text = succeed(Command::new("python3").args(["-c", script]).current_dir(at("")));
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    for (key, number) in [("launches", 3.0), ("waits", 1.0), ("copies", 1.0), ("operations", 1.0)] {
+        assert_eq!(found[key].as_f64(), Some(number), "{key}: {found}");
+    }
+    // 100 to 155, 160 to 200 and 300 to 305 are 100 of 200 microseconds.
+    assert!((found["idle"].as_f64().expect("a share") - 0.5).abs() < 1e-9, "{found}");
+    assert_eq!((&found["kernels"][0]["name"], &found["kernels"][0]["count"]), (&"gemm".into(), &2.into()));
 }
 
 // ---- the ICD-10 task

@@ -205,10 +205,14 @@ pub fn check_cuda(driver: &Result<Option<CudaDriver>, String>, runtime: &Runtime
     }
 }
 
-/// Checks each CUDA device, and trains on it if CUDA is usable.
-pub fn check_devices(driver: &Result<Option<CudaDriver>, String>, usable: bool) -> Vec<MachineCheck> {
-    let Ok(Some(driver)) = driver else { return Vec::new() };
-    let mut checks = Vec::new();
+/// Checks each CUDA device, and trains on it if CUDA is usable. Returns the rates (f32, bf16) of each device that
+/// trained, as [`check_arithmetic`] measures them, and the lines of the report.
+pub fn check_devices(
+    driver: &Result<Option<CudaDriver>, String>,
+    usable: bool,
+) -> (Vec<(f64, f64)>, Vec<MachineCheck>) {
+    let (mut rates, mut checks) = (Vec::new(), Vec::new());
+    let Ok(Some(driver)) = driver else { return (rates, checks) };
     for (i, device) in driver.devices.iter().enumerate() {
         let (major, minor) = device.capability;
         let bf16 = if device.bf16() { "bf16" } else { "no fast bf16" };
@@ -225,10 +229,12 @@ pub fn check_devices(driver: &Result<Option<CudaDriver>, String>, usable: bool) 
             )
         });
         if usable {
-            checks.push(check_arithmetic(Device::Cuda(i), &name, device.bf16()).1);
+            let (rate, check) = check_arithmetic(Device::Cuda(i), &name, device.bf16());
+            rates.push(rate);
+            checks.push(check);
         }
     }
-    checks
+    (rates, checks)
 }
 
 /// Checks the free memory.
@@ -310,9 +316,9 @@ mod tests {
     fn a_working_device_is_ok_and_an_old_one_is_told_about_bf16() {
         let check = check_cuda(&machine((9, 0)), &runtime(opened()), true);
         assert!(check.status == CheckStatus::Ok && check.found.contains("550.54"), "{}", check.found);
-        let new = &check_devices(&machine((9, 0)), false)[0];
+        let new = &check_devices(&machine((9, 0)), false).1[0];
         assert!(new.status == CheckStatus::Ok && new.found.contains("80.0 GB"), "{}", new.found);
-        let old = &check_devices(&machine((7, 5)), false)[0];
+        let old = &check_devices(&machine((7, 5)), false).1[0];
         assert!(old.status == CheckStatus::Warning && old.remedy.as_deref().is_some_and(|r| r.contains("f32")));
     }
 

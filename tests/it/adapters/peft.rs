@@ -1,6 +1,8 @@
 //! Compares adapters with PEFT: reading and rewriting PEFT's files, selection of target modules, merged weights. Also
 //! tests that every export is verified before it is published.
 
+use crate::support::command::ft_binary;
+use crate::support::root;
 use ft::adapters::combine::combine;
 use ft::adapters::lora::{self, LoraModules};
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
@@ -18,7 +20,7 @@ use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    root().join("tests/fixtures")
 }
 
 fn fixture_json(name: &str) -> Value {
@@ -604,7 +606,7 @@ fn the_merge_command_does_not_overwrite_without_force() {
     let folder = out.path().join("merged");
     let run = |more: &[&str]| {
         let adapter = format!("{}=0.5", adapter("plain").display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
+        let mut command = Command::new(ft_binary());
         command.arg("merge").arg(base()).arg(adapter).arg("--out").arg(&folder).args(more);
         let done = command.output().unwrap();
         (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())

@@ -2,7 +2,7 @@
 //! hand (tests/reference/make_ppo.py), and whole runs on tiny models.
 
 use crate::methods::bandit;
-use crate::support::command::stderr;
+use crate::support::command::{ft_binary, stderr};
 use crate::support::files::copy_folder;
 use crate::support::workspace::Workspace;
 use crate::support::{self, Gap, Row, Sequence, adapted, assert_close, assert_number, device, fixture};
@@ -675,7 +675,7 @@ fn the_rlhf_demo_skips_stages_whose_input_is_unchanged() {
         let out = std::process::Command::new("bash")
             .arg(std::env::current_dir().unwrap().join("setup/rlhf.sh"))
             .current_dir(space.path(""))
-            .env("FT", env!("CARGO_BIN_EXE_ft"))
+            .env("FT", ft_binary())
             .env("MORE_SFT", few)
             .env("MORE_REWARD", few)
             .env("MORE_PPO", format!("{few} --set method.ppo.sampling.prompts=4 {force}"))

@@ -1,18 +1,25 @@
 //! The real binary, and what a command wrote.
 
-use std::path::Path;
+use super::root;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+/// Returns the path of ft: `FT_TEST_FT` if it is set, because both binaries can be carried to another machine
+/// (benches/gpu_check.py).
+pub fn ft_binary() -> PathBuf {
+    std::env::var_os("FT_TEST_FT").unwrap_or(env!("CARGO_BIN_EXE_ft").into()).into()
+}
 
 /// Returns a command that runs ft with these arguments in `folder`.
 pub fn ft(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ft"));
+    let mut command = Command::new(ft_binary());
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     command
 }
 
 /// Runs ft in the root of the repository.
 pub fn ft_here(arguments: &[&str]) -> Output {
-    ft(Path::new(env!("CARGO_MANIFEST_DIR")), arguments).output().unwrap()
+    ft(&root(), arguments).output().unwrap()
 }
 
 /// Returns what a command wrote to stderr.

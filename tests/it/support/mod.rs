@@ -30,9 +30,28 @@ pub fn device() -> Device {
     ft::models::device(&std::env::var("FT_TEST_DEVICE").unwrap_or("cpu".into())).unwrap()
 }
 
+/// Opens CUDA before the first test, if models are tested there: libtorch looks for its CUDA part once, at the first
+/// question about it, and a test that only sets a seed asks. The loader calls the functions of this section before
+/// `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static OPEN_CUDA: extern "C" fn() = open_cuda;
+
+extern "C" fn open_cuda() {
+    if std::env::var_os("FT_TEST_DEVICE").is_some() {
+        device();
+    }
+}
+
+/// Returns the root of the repository: `FT_TEST_ROOT` if it is set, because the test binary can be carried to a machine
+/// where the repository lies elsewhere (benches/gpu_check.py).
+pub fn root() -> PathBuf {
+    std::env::var_os("FT_TEST_ROOT").unwrap_or(env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 /// Returns the path of a file or folder of tests/fixtures.
 pub fn fixture(path: impl AsRef<Path>) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+    root().join("tests/fixtures").join(path)
 }
 
 /// Reads a JSON file of tests/fixtures.

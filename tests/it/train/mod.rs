@@ -1,7 +1,8 @@
-//! Tests of src/train: steps, optimisers, checkpoints, memory.
+//! Tests of src/train: steps, optimisers, checkpoints, memory, profiles.
 
 mod memory;
 mod on_cuda;
 mod optimisers;
+mod profile;
 mod resume;
 mod trajectories;

@@ -2,7 +2,7 @@
 //! uninterrupted ("straight") one, for every optimiser and its options; replays report what differs; damaged
 //! checkpoints are never used.
 
-use crate::support::command::stderr;
+use crate::support::command::{ft_binary, stderr};
 use crate::support::resumed::*;
 use crate::support::workspace::Workspace;
 use serde_json::Value;
@@ -306,7 +306,7 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
     let space = Workspace::new();
     train(&space, LORA, "run", &[]);
     broken_off(&space, "run", "full", 5);
-    let script = format!("trap '' XFSZ; ulimit -f 64; exec {} resume full", env!("CARGO_BIN_EXE_ft"));
+    let script = format!("trap '' XFSZ; ulimit -f 64; exec {} resume full", ft_binary().display());
     let output = Command::new("bash").args(["-c", &script]).current_dir(space.path(".")).output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
