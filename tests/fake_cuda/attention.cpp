@@ -84,6 +84,20 @@ std::vector<Segment> dense_segments(const Tensor& q, const Tensor& k, const Tens
                         bias.defined() ? bias[b].to(at::kFloat) : Tensor()});
   return segments;
 }
+// Queries in groups, each of which reads `held` keys from its own place on: keys kept for decoding.
+std::vector<Segment> cached_segments(const Tensor& cu_q, const Tensor& starts, const Tensor& held, int64_t rows, int64_t keys, int64_t longest) {
+  const int *q = cu_q.const_data_ptr<int>(), *k = starts.const_data_ptr<int>(), *length = held.const_data_ptr<int>();
+  const int64_t n = cu_q.numel() - 1;
+  TORCH_CHECK(starts.numel() == n + 1 && held.numel() == n && q[0] == 0 && q[n] == rows, "fake CUDA: ", held.numel(), " lengths for ", n,
+              " groups of ", rows, " queries");
+  std::vector<Segment> segments;
+  for (int64_t i = 0; i < n; i++) {
+    TORCH_CHECK(q[i + 1] - q[i] <= longest && k[i] >= 0 && length[i] > 0 && k[i] + length[i] <= keys, "fake CUDA: group ", i, " reads rows ",
+                k[i], " to ", k[i] + length[i], " of ", keys);
+    segments.push_back({{q[i], q[i + 1]}, {k[i], k[i] + length[i]}, Tensor()});
+  }
+  return segments;
+}
 std::vector<Segment> packed_segments(const Tensor& cu_q, const Tensor& cu_k, int64_t rows, int64_t keys, int64_t longest) {
   const int *q = cu_q.const_data_ptr<int>(), *k = cu_k.const_data_ptr<int>();
   const int64_t n = cu_q.numel() - 1;
@@ -239,7 +253,7 @@ void check_efficient(const Tensor& q, const Tensor& k, const Tensor& v, double d
   no_dropout(dropout);
 }
 Attention efficient_problem(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias, const MaybeTensor& cu_q,
-                            const MaybeTensor& cu_k, int64_t longest, int64_t mask, std::optional<double> scale) {
+                            const MaybeTensor& cu_k, const MaybeTensor& held, int64_t longest, int64_t mask, std::optional<double> scale) {
   TORCH_CHECK(mask == kNoMask || mask == kCausalFromTopLeft || (mask == kCausalFromBottomRight && q.size(1) == k.size(1)),
               "fake CUDA: a causal mask from the bottom right of unequal lengths");
   Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), mask != kNoMask};
@@ -247,7 +261,10 @@ Attention efficient_problem(Call& call, const Tensor& q, const Tensor& k, const 
     check_boundaries(*cu_q), check_boundaries(*cu_k);
     TORCH_CHECK(q.size(0) == 1, "cu_seqlen only supports batch_size=1");
     TORCH_CHECK(!bias, "fake CUDA: a bias over packed rows");
-    a.segments = packed_segments(call(*cu_q), call(*cu_k), a.q.size(0), a.k.size(0), longest);
+    if (held) check_boundaries(*held);
+    TORCH_CHECK(!held || mask == kNoMask, "fake CUDA: a mask over cached keys");
+    a.segments = held ? cached_segments(call(*cu_q), call(*cu_k), call(*held), a.q.size(0), a.k.size(0), longest)
+                      : packed_segments(call(*cu_q), call(*cu_k), a.q.size(0), a.k.size(0), longest);
   } else {
     TORCH_CHECK(!bias || bias->scalar_type() == q.scalar_type(), "invalid dtype for bias - should match query's dtype");
     a.segments = dense_segments(q, k, bias ? call(*bias).expand({q.size(0), q.size(2), q.size(1), k.size(1)}) : Tensor());
@@ -256,8 +273,9 @@ Attention efficient_problem(Call& call, const Tensor& q, const Tensor& k, const 
 }
 struct EfficientResult { Tensor out, lse; int64_t rows, keys; };
 EfficientResult run_efficient(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias, const MaybeTensor& cu_q,
-                              const MaybeTensor& cu_k, int64_t rows, int64_t keys, int64_t mask, bool with_lse, std::optional<double> scale) {
-  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, rows, mask, scale);
+                              const MaybeTensor& cu_k, const MaybeTensor& held, int64_t rows, int64_t keys, int64_t mask, bool with_lse,
+                              std::optional<double> scale) {
+  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, held, rows, mask, scale);
   const int64_t lse_rows = with_lse ? (rows + kLseRows - 1) / kLseRows * kLseRows : 0;
   Tensor lse = at::full({int64_t(a.segments.size()), q.size(2), lse_rows}, INFINITY, at::kFloat);
   Tensor out = a.forward([&](size_t i, const Tensor& l) { if (with_lse) lse[i].slice(1, 0, l.size(1)).copy_(l); });
@@ -273,9 +291,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt> efficient_forward(
   check_efficient(q, k, v, dropout);
   TORCH_CHECK(cu_q.has_value() == cu_k.has_value() && cu_q.has_value() == longest_q.has_value(),
               "cu_seqlens_q, cu_seqlens_k and max_seqlen_q must be given together");
-  TORCH_CHECK(!seqlen_k && !window, "fake CUDA: neither seqlen_k nor window_size");
+  TORCH_CHECK(!window && (!seqlen_k || cu_q), "fake CUDA: no window_size, and seqlen_k over packed rows only");
   Call call("_efficient_attention_forward");
-  auto r = run_efficient(call, q, k, v, bias, cu_q, cu_k, longest_q.value_or(q.size(1)), longest_k.value_or(k.size(1)), mask, with_lse, scale);
+  auto r = run_efficient(call, q, k, v, bias, cu_q, cu_k, seqlen_k, longest_q.value_or(q.size(1)), longest_k.value_or(k.size(1)), mask, with_lse,
+                         scale);
   return {r.out, r.lse, unused_number(), unused_number(), r.rows, r.keys};
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, const Tensor& grad, const Tensor& q, const Tensor& k,
@@ -283,7 +302,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, co
                                                                   const MaybeTensor& cu_q, const MaybeTensor& cu_k, int64_t rows,
                                                                   const Tensor& lse, int64_t mask, bool bias_gradient,
                                                                   std::optional<double> scale) {
-  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, rows, mask, scale);
+  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, {}, rows, mask, scale);
   const Tensor l = call(lse);
   TORCH_CHECK(l.size(2) >= rows, "fake CUDA: the backward needs the forward's logsumexp (compute_log_sumexp)");
   auto g = a.backward(rows_of(call(grad)), rows_of(call(out)),
@@ -307,7 +326,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sdp_efficient(const Tensor& q, const 
                                                          bool with_lse, double dropout, bool causal, std::optional<double> scale) {
   check_efficient(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout);
   Call call("_scaled_dot_product_efficient_attention");
-  auto r = run_efficient(call, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, {}, {}, q.size(2), k.size(2),
+  auto r = run_efficient(call, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, {}, {}, {}, q.size(2), k.size(2),
                          causal ? kCausalFromTopLeft : kNoMask, with_lse, scale);
   return {r.out.transpose(1, 2), r.lse, unused_number(), unused_number()};
 }
