@@ -35,7 +35,8 @@ fn trains_alike(space: &Workspace, name: &str, recipe: &str, settings: &[&str]) 
         // Adam's first updates are as large for a gradient that is only rounding as for any other, so later steps
         // differ more than the first.
         let bound = if step == 0 { FIRST } else { LATER };
-        let gap = |a: f64, b: f64| (a - b).abs() / b.abs().max(1e-3);
+        // Losses of policies are differences that cancel; what they are made of has a size of about 1.
+        let gap = |a: f64, b: f64| (a - b).abs() / b.abs().max(0.01);
         let gaps = (gap(ours.0, theirs.0), gap(ours.1, theirs.1));
         println!("{name}: step {}: {ours:?} {theirs:?} {gaps:?}", step + 1);
         assert!(gaps.0 <= bound && gaps.1 <= bound, "{name}: step {}: {ours:?} on CUDA, {theirs:?}", step + 1);
@@ -44,7 +45,7 @@ fn trains_alike(space: &Workspace, name: &str, recipe: &str, settings: &[&str]) 
 
 /// Relative differences allowed at the first step and at later ones.
 const FIRST: f64 = 1e-5;
-const LATER: f64 = 1e-3;
+const LATER: f64 = 1e-4;
 
 #[test]
 fn supervised() {
@@ -69,9 +70,10 @@ fn with_rewards() {
     let judge = "method.ppo.rewards=[{model: {path: adapters/reward-helpful, force: true}}]";
     let small = ["method.ppo.sampling.prompts=4", "method.ppo.sampling.max_new_tokens=8"];
     trains_alike(&space, "ppo", "recipes/ppo-helpful.yaml", &[judge, small[0], small[1]]);
-    let small = "sampling: {prompts: 4, max_new_tokens: 8}, answers: 4, rewards: [{overlap: {column: answer}}]";
+    let rewards = "rewards: [{regex: {pattern: '^[a-m]'}}, {length: {max: 6, falloff: 12}}]";
     for name in ["grpo", "rloo"] {
-        trains_alike(&space, name, "recipes/grpo-icd10.yaml", &[&format!("method={{{name}: {{{small}}}}}")]);
+        let method = format!("{{{name}: {{{rewards}, sampling: {{prompts: 4, max_new_tokens: 8}}, answers: 4}}}}");
+        trains_alike(&space, name, "recipes/grpo-icd10.yaml", &[&format!("method={method}")]);
     }
 }
 
