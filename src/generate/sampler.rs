@@ -228,6 +228,21 @@ mod tests {
     }
 
     #[test]
+    fn a_choice_of_too_few_sorted_tokens_is_made_again() {
+        let flat = Tensor::arange(8000, (Kind::Float, Device::Cpu)).view([2, -1]) * 1e-5;
+        let draws = [0.3, 0.97];
+        for top_p in [0.1, 0.5] {
+            let settings = settings(1.0, 0, top_p);
+            let chosen = next_tokens(&flat, &settings, || draws.to_vec()).unwrap();
+            assert_eq!(chosen.tokens, TokenCandidates::new(&flat, &settings).sample(&draws).unwrap());
+            let ids: Vec<i64> = chosen.tokens.iter().map(|(id, _)| i64::from(*id)).collect();
+            assert_eq!(chosen.ids, Tensor::from_slice(&ids));
+            // 512 tokens have a little over an eighth of the probability.
+            assert_eq!(ids.iter().any(|id| *id < 4000 - 512), top_p > 0.2, "{ids:?}");
+        }
+    }
+
+    #[test]
     fn nan_logits_are_an_error() {
         let logits = Tensor::from_slice(&[0.5f32, f32::NAN, 0.3, 0.1]).view([2, 2]);
         assert!(most_likely(&logits).unwrap_err().message().contains("not a number"));

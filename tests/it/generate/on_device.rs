@@ -2,6 +2,7 @@
 //! of the cache, and answers equal to the CPU's.
 
 use crate::support::fake_cuda::{self, Counts};
+use crate::support::workspace::Workspace;
 use crate::support::{fixture, frozen};
 use ft::generate::answer::GeneratedAnswer;
 use ft::generate::beam::{self, BeamEarlyStopping, BeamSettings};
@@ -320,4 +321,34 @@ fn memory_that_the_allocator_keeps_is_free() {
     let _held = Tensor::zeros([20 << 20], (Kind::Uint8, GPU));
     let after = BatchLimits::of(&model).unwrap();
     assert!(after.tokens <= before.tokens - (20 << 20) / 2 / (7 * 128), "{before:?} {after:?}");
+}
+
+/// Rollouts share the device with training, whose memory the allocator keeps. 192 answers of up to 137 tokens would take
+/// more than half of 40 MiB; a cache that took more than its half left too little for the passes.
+#[test]
+fn rollouts_keep_their_speed_in_little_memory() {
+    let space = Workspace::new();
+    let method = "method={grpo: {rewards: [{regex: {pattern: '^[a-m]'}}, {length: {max: 6, falloff: 12}}], \
+                  sampling: {prompts: 24, max_new_tokens: 40}, answers: 8}}";
+    let mut arguments = vec!["train", "recipes/grpo-icd10.yaml"];
+    for setting in [
+        "model.device=cuda",
+        "model.dtype=f32",
+        "run.steps=3",
+        "run.eval_every=0",
+        "run.save_every=0",
+        "run.samples=0",
+        "run.threads=1",
+        "batch.tokens=2048",
+        method,
+    ] {
+        arguments.extend(["--set", setting]);
+    }
+    let memory = (40 << 20).to_string();
+    let trace = fake_cuda::ft(&space, &arguments, &[("FAKE_CUDA_MEMORY", &memory)]).succeeded();
+    let launches: Vec<i64> = trace.marks.iter().map(|m| m.launches).collect();
+    println!("{launches:?}");
+    assert_eq!(launches.len(), 3);
+    // The first also has the answers before training. Batches of half the rows would double the others.
+    assert!(launches[1..].iter().all(|n| *n < launches[0]), "{launches:?}");
 }
