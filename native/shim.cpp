@@ -116,6 +116,17 @@ int ft_drop_gradients(Tensor** p, int n) {
   GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
 }
 
+// ---------------------------------------------------------------- transfers
+// Copies a CPU tensor to a CUDA device through page-locked memory, which libtorch keeps until the copy is done. Does
+// not wait.
+Tensor* ft_upload(Tensor* t, int index) {
+  GUARD(nullptr,
+    at::NoGradGuard no_grad;
+    auto pinned = at::empty(t->sizes(), t->options().pinned_memory(true));
+    pinned.copy_(*t);
+    return new Tensor(pinned.to(at::Device(at::kCUDA, index), t->scalar_type(), /*non_blocking=*/true));)
+}
+
 // ---------------------------------------------------------------- generators
 Tensor* ft_rng_get(int device_type, int index) {
   GUARD(nullptr,
@@ -139,7 +150,8 @@ static void start_cuda() {
   at::globalContext().lazyInitDevice(at::kCUDA);
 }
 
-// out: bytes allocated now, peak of allocated bytes, free bytes of the device, total bytes of the device
+// out: bytes allocated now, peak of allocated bytes, free bytes of the device, total bytes of the device. Free is what the
+// driver has left and what the caching allocator keeps for new tensors.
 int ft_cuda_memory(int index, int64_t* out) {
   GUARD(-1,
     start_cuda();
@@ -147,7 +159,7 @@ int ft_cuda_memory(int index, int64_t* out) {
     auto s = a->getDeviceStats(index);
     auto m = a->getMemoryInfo(index);
     out[0] = s.allocated_bytes[0].current; out[1] = s.allocated_bytes[0].peak;
-    out[2] = m.first; out[3] = m.second;
+    out[2] = m.first + s.reserved_bytes[0].current - s.allocated_bytes[0].current; out[3] = m.second;
     return 0;)
 }
 
@@ -178,6 +190,17 @@ int ft_profile_end(const char* path) {
 Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, double scale) {
   GUARD(nullptr,
     auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale);
+    return new Tensor(std::get<0>(r));)
+}
+
+// Attention to cached keys: q (1, B * queries, 1, E), k and v (1, rows, 1, E). Query group b attends to rows starts[b] to
+// starts[b] + held[b], without a mask. bounds (B + 1): first query of each group; starts (B + 1); held (B); all int32. With
+// `seqlen_k` the memory-efficient kernel takes the end of a sequence from there and not from the next sequence's start
+// (kernel_forward.h, advance_to_block). CUDA; float32 and float16 everywhere, bfloat16 from compute capability 8.0.
+Tensor* ft_cached_attention(Tensor* q, Tensor* k, Tensor* v, Tensor* bounds, Tensor* starts, Tensor* held, int64_t queries,
+                            double scale) {
+  GUARD(nullptr,
+    auto r = at::_efficient_attention_forward(*q, *k, *v, {}, *bounds, *starts, queries, queries, 0.0, 0, false, scale, *held);
     return new Tensor(std::get<0>(r));)
 }
 }

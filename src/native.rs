@@ -60,6 +60,17 @@ unsafe extern "C" {
         longest: i64,
         scale: f64,
     ) -> *mut C_tensor;
+    fn ft_upload(t: *mut C_tensor, index: c_int) -> *mut C_tensor;
+    fn ft_cached_attention(
+        q: *mut C_tensor,
+        k: *mut C_tensor,
+        v: *mut C_tensor,
+        query_bounds: *mut C_tensor,
+        starts: *mut C_tensor,
+        held: *mut C_tensor,
+        queries: i64,
+        scale: f64,
+    ) -> *mut C_tensor;
     fn ft_cpu_allocator_install();
     fn ft_cpu_allocator_trim();
     fn ft_cpu_memory(out: *mut i64, reset_peak: c_int);
@@ -240,6 +251,47 @@ pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i6
     owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, scale) })
 }
 
+/// Copies a CPU tensor to a device; one on the CPU is returned itself. On CUDA the copy goes through page-locked
+/// memory, and the program does not wait for it.
+pub fn upload_tensor(t: &Tensor, device: Device) -> Tensor {
+    let Device::Cuda(index) = device else { return t.shallow_clone() };
+    // SAFETY: `t` lives during the call.
+    owned(unsafe { ft_upload(t.as_ptr() as *mut C_tensor, index as c_int) }).expect("room for a copy on the device")
+}
+
+/// Returns the numbers as a tensor on `device`, without waiting for the device.
+pub fn upload<T: tch::kind::Element>(numbers: &[T], device: Device) -> Tensor {
+    upload_tensor(&Tensor::from_slice(numbers), device)
+}
+
+/// Returns tensors of one device on the CPU; the program waits once for all of them.
+pub fn fetch<const N: usize>(tensors: [&Tensor; N]) -> [Tensor; N] {
+    let mut left = N;
+    tensors.map(|t| {
+        left -= 1;
+        match t.device() {
+            Device::Cpu => t.shallow_clone(),
+            // Copies are done in the order in which they were asked for: to wait for the last one is enough.
+            _ => t.to_dtype_layout((t.kind(), Device::Cpu), left > 0, false),
+        }
+    })
+}
+
+/// Computes attention to cached keys on CUDA: q (1, B * `queries`, 1, E), keys and values (1, rows, 1, E). Query group
+/// b attends to the `held[b]` rows from `starts[b]` on; `bounds`: first query of each group (B + 1), `starts` (B + 1)
+/// and `held` (B), all int32 -> (1, B * `queries`, 1, E).
+pub fn cached_attention(
+    q: &Tensor,
+    (k, v): (&Tensor, &Tensor),
+    [bounds, starts, held]: [&Tensor; 3],
+    queries: i64,
+    scale: f64,
+) -> Result<Tensor> {
+    let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
+    // SAFETY: live tensors for the duration of the call.
+    owned(unsafe { ft_cached_attention(p(q), p(k), p(v), p(bounds), p(starts), p(held), queries, scale) })
+}
+
 /// Installs our allocator for CPU tensors, which counts their memory and reuses large blocks. To be called before the
 /// process creates its first tensor; further calls do nothing.
 pub fn install_cpu_allocator() {
@@ -299,7 +351,7 @@ pub fn reset_peak(device: Device) -> Result<()> {
     }
 }
 
-/// Returns free and total bytes of a CUDA device.
+/// Returns free and total bytes of a CUDA device. What libtorch's allocator holds for reuse counts as free.
 pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
     let mut out = [0i64; 4];
     // SAFETY: `out` has room for what the shim writes.

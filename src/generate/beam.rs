@@ -9,6 +9,7 @@ use super::sequence::GrowingSequence;
 use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::native::{fetch, upload};
 use crate::nn::Tokens;
 use std::cmp::Ordering;
 use tch::{Kind, Tensor};
@@ -89,12 +90,12 @@ pub fn search(
     let (count, prompt, longest) = (beams.count, first.ids.len(), first.max_length());
     let weigh = |score: f32, length: usize| score / (length as f64).powf(beams.length_penalty) as f32;
     let mut cache = model.cache(1);
-    let mut tokens = Tokens::pack(&[&first.ids], model.device());
+    let tokens = Tokens::pack(&[&first.ids], model.device());
+    let mut logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
     let mut running = vec![Beam { sequence: first, score: 0.0, parent: 0, stopped: None }];
     let mut ended: Vec<Beam> = Vec::new();
     let mut hopeful = true;
     loop {
-        let logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
         let mut edits = LogitEdits::default();
         running.iter().enumerate().for_each(|(i, b)| b.sequence.collect_edits(settings, i, &mut edits));
         let log_probs = logits.log_softmax(-1, Kind::Float);
@@ -134,8 +135,8 @@ pub fn search(
         }
         cache.retain_slots(&best.iter().map(|b| b.parent).collect::<Vec<_>>());
         running = best;
-        let last: Vec<&[u32]> = running.iter().map(|b| &b.sequence.ids[b.sequence.ids.len() - 1..]).collect();
-        tokens = Tokens::pack_after(&last, &cache.lengths, model.device());
+        let last: Vec<i64> = running.iter().map(|b| b.sequence.last_id()).collect();
+        logits = model.next_logits(&upload(&last, model.device()), &mut cache)?;
     }
     ended.truncate(beams.answers);
     ended
@@ -157,9 +158,10 @@ fn best_continuations(
 ) -> Result<Vec<Beam>> {
     let width = log_probs.size()[1];
     let scores: Vec<f32> = running.iter().map(|b| b.score).collect();
-    let all = (log_probs + Tensor::from_slice(&scores).to_device(log_probs.device()).unsqueeze(-1)).view([-1]);
+    let all = (log_probs + upload(&scores, log_probs.device()).unsqueeze(-1)).view([-1]);
     let (values, places) = all.topk((wide as i64).min(all.size()[0]), -1, true, true);
-    let alone = Vec::<f32>::try_from(log_probs.view([-1]).index_select(0, &places))?;
+    let [alone, values, places] = fetch([&log_probs.view([-1]).index_select(0, &places), &values, &places]);
+    let alone = Vec::<f32>::try_from(alone)?;
     let (values, places) = (Vec::<f32>::try_from(values)?, Vec::<i64>::try_from(places)?);
     let mut best = Vec::with_capacity(values.len());
     for ((score, place), log_prob) in values.into_iter().zip(places).zip(alone) {

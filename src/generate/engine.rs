@@ -14,9 +14,10 @@ use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;
+use crate::native::upload;
 use crate::nn::{KvCache, Tokens};
 use std::collections::VecDeque;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// A prompt to be answered.
 #[derive(Debug, Clone)]
@@ -50,14 +51,22 @@ pub struct BatchLimits {
 impl BatchLimits {
     /// Returns limits that fit the memory of the model's device.
     pub fn of(model: &Model) -> Result<Self> {
-        let c = model.config();
-        let number = if model.kind() == Kind::Float { 4 } else { 2 };
-        let token = 2 * model.depth() as u64 * (c.num_key_value_heads * c.head_dim) as u64 * number;
-        let (rows, tokens, memory) = match model.device() {
-            Device::Cuda(i) => (256, 1 << 17, native::cuda_capacity(i)?.0 / 2),
-            _ => (64, 1 << 15, 2 << 30),
+        match model.device() {
+            Device::Cuda(i) => Ok(Self::within(model, native::cuda_capacity(i)?.0 / 2)),
+            _ => Ok(Self::within(model, 2 << 30)),
+        }
+    }
+
+    /// Returns limits under which the cache takes at most `memory` bytes, on a device at any moment. One sequence is
+    /// always decoded, even if it alone takes more.
+    pub fn within(model: &Model, memory: u64) -> Self {
+        let (rows, tokens, tables) = match model.device() {
+            // While a table is replaced by a larger one, both exist.
+            Device::Cuda(_) => (256, 1 << 17, model.cache_layout().tables() + 1),
+            _ => (64, 1 << 15, model.cache_layout().tables()),
         };
-        Ok(Self { rows, tokens: tokens.min((memory / token.max(1)) as usize) })
+        let token = tables * model.cache_layout().row_bytes(model.config().head_dim, model.kind());
+        Self { rows, tokens: tokens.min((memory / token.max(1)) as usize) }
     }
 }
 
@@ -110,6 +119,8 @@ pub struct Engine<'m> {
     waiting: VecDeque<WaitingRequest>,
     rows: Vec<DecodingRow>,
     cache: KvCache,
+    /// (rows) int64: each row's last token on the model's device, if it is there already: then it need not be uploaded.
+    last_ids: Option<Tensor>,
     requests_added: usize,
 }
 
@@ -122,6 +133,7 @@ impl<'m> Engine<'m> {
             cache: model.cache(0),
             waiting: VecDeque::new(),
             rows: Vec::new(),
+            last_ids: None,
             requests_added: 0,
             decode: None,
             model,
@@ -171,20 +183,21 @@ impl<'m> Engine<'m> {
     /// Runs queued prompts if there is room for them, else gives each row its next token.
     pub fn step(&mut self) -> Result<DecodingStep> {
         let old = self.rows.len();
-        let (model, first) = (self.model, self.admit_waiting());
-        let logits = if first.is_empty() {
-            if self.rows.is_empty() {
-                return Ok(DecodingStep::default());
-            }
-            let last: Vec<&[u32]> = self.rows.iter().map(|r| &r.sequence.ids[r.sequence.ids.len() - 1..]).collect();
-            let tokens = Tokens::pack_after(&last, &self.cache.lengths, model.device());
-            model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?
-        } else {
-            self.prefill_rows(old, &first)?
-        };
-        let from = if first.is_empty() { 0 } else { old };
-        let prompt_tokens = self.rows[old..old + first.len()].iter().map(|r| r.sequence.ids.len()).sum();
-        Ok(DecodingStep { prompt_tokens, ..self.choose_tokens(from, logits)? })
+        let first = self.admit_waiting();
+        if !first.is_empty() {
+            let prompt_tokens = self.rows[old..old + first.len()].iter().map(|r| r.sequence.ids.len()).sum();
+            let logits = self.prefill_rows(old, &first)?;
+            return Ok(DecodingStep { prompt_tokens, ..self.choose_tokens(old, logits)? });
+        }
+        if self.rows.is_empty() {
+            return Ok(DecodingStep::default());
+        }
+        let ids = self.last_ids.take().unwrap_or_else(|| {
+            let last: Vec<i64> = self.rows.iter().map(|r| r.sequence.last_id()).collect();
+            upload(&last, self.model.device())
+        });
+        let logits = self.model.next_logits(&ids, &mut self.cache)?;
+        self.choose_tokens(0, logits)
     }
 
     /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. Returns the
@@ -223,29 +236,37 @@ impl<'m> Engine<'m> {
         }
         self.rows.extend(first);
         self.rows.extend(others);
+        if !counts.is_empty() {
+            self.allocate_cache(longest);
+        }
         counts
+    }
+
+    /// Makes room in a device's cache for all rows, and for as many of the waiting answers as the limits allow with
+    /// sequences of up to `longest` tokens.
+    fn allocate_cache(&mut self, longest: usize) {
+        let waiting: usize = self.waiting.iter().map(|w| w.request.answers - w.answers_begun).sum();
+        let most = self.limits.rows.min(self.limits.tokens / longest);
+        let rows = (self.rows.len() + waiting).min(most).max(self.rows.len());
+        self.cache.allocate(rows, longest as i64);
     }
 
     /// Runs the prompts of the new rows, from row `old` on, each once for all its `counts` answers. Returns logits
     /// (answers, vocabulary).
     fn prefill_rows(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
         self.cache.add_slots(counts.len());
-        let (done, new) = (vec![&[][..]; old], self.rows[old..old + counts.len()].iter());
-        let segments: Vec<&[u32]> = done.into_iter().chain(new.map(|r| &r.sequence.ids[..])).collect();
-        let tokens = Tokens::pack_after(&segments, &self.cache.lengths, self.model.device());
-        let last = tokens.segments.last_rows().slice(0, old as i64, None, 1);
-        let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&last))?;
+        let prompts: Vec<&[u32]> = self.rows[old..old + counts.len()].iter().map(|r| &r.sequence.ids[..]).collect();
+        let tokens = Tokens::pack(&prompts, self.model.device());
+        let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
         let mut source: Vec<i64> = (0..counts.len() as i64).collect();
-        for (i, n) in counts.iter().enumerate() {
-            for _ in 1..*n {
-                self.cache.fork_slot(old + i);
-                source.push(i as i64);
-            }
+        for (i, n) in counts.iter().enumerate().filter(|(_, n)| **n > 1) {
+            self.cache.fork_slot(old + i, n - 1);
+            source.extend(std::iter::repeat_n(i as i64, n - 1));
         }
         if source.len() == counts.len() {
             return Ok(logits);
         }
-        Ok(logits.index_select(0, &Tensor::from_slice(&source).to_device(logits.device())))
+        Ok(logits.index_select(0, &upload(&source, logits.device())))
     }
 
     /// Chooses the next token of the rows from `from` on, and removes the rows that end.
@@ -256,16 +277,17 @@ impl<'m> Engine<'m> {
         }
         edits.apply(&logits, &self.settings);
         let rows = &mut self.rows[from..];
-        let picked = sampler::next_tokens(&logits, &self.settings, || {
+        let chosen = sampler::next_tokens(&logits, &self.settings, || {
             rows.iter_mut().map(|r| r.sequence.draw_uniform()).collect()
         })?;
         let (mut step, mut ended) = (DecodingStep::default(), Vec::new());
-        for (i, (row, (id, log_prob))) in rows.iter_mut().zip(picked).enumerate() {
+        for (i, (row, (id, log_prob))) in rows.iter_mut().zip(chosen.tokens).enumerate() {
             step.tokens.push((row.request, row.sample, id));
             if let Some(stopped) = row.sequence.push(id, log_prob, &self.settings, self.decode)? {
                 ended.push((from + i, stopped));
             }
         }
+        self.last_ids = (from == 0 && ended.is_empty()).then_some(chosen.ids);
         // `swap_remove` moves the last row into the gap. Rows are removed from the end on, so that the last row is
         // always one that stays.
         let mut slots: Vec<usize> = (0..self.rows.len()).collect();

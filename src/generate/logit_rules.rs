@@ -2,6 +2,7 @@
 //! changes are collected over all rows and applied in a few operations on the logits' device.
 
 use super::settings::GenerationSettings;
+use crate::native::upload;
 use tch::Tensor;
 
 /// Collected changes to logits (B, V), each with its row and token id.
@@ -40,35 +41,45 @@ impl LogitEdits {
         self.forced.push((row, id));
     }
 
-    /// Applies the changes to `logits` (B, V) in place. Ids outside the vocabulary are ignored.
+    /// Applies the changes to `logits` (B, V) in place. Ids outside the vocabulary are ignored. The host does not wait
+    /// for the device.
     pub fn apply(self, logits: &Tensor, settings: &GenerationSettings) {
         let (width, device) = (logits.size()[1], logits.device());
-        let mut flat = logits.view([-1]);
         let inside = |id: &u32| i64::from(*id) < width;
-        let index = |at: &[(usize, u32)]| -> Tensor {
-            let places: Vec<i64> =
-                at.iter().filter(|(_, id)| inside(id)).map(|(row, id)| *row as i64 * width + i64::from(*id)).collect();
-            Tensor::from_slice(&places).to_device(device)
-        };
-        if !self.scaled.is_empty() {
-            let at = index(&self.scaled);
+        let place = |(row, id): &(usize, u32)| *row as i64 * width + i64::from(*id);
+        let places = |at: &[(usize, u32)]| at.iter().filter(|(_, id)| inside(id)).map(place).collect::<Vec<i64>>();
+        let forced_rows: Vec<i64> = self.forced.iter().map(|(row, _)| *row as i64).collect();
+        let lists =
+            [places(&self.scaled), places(&self.lowered), places(&self.banned), forced_rows, places(&self.forced)];
+        if lists.iter().all(Vec::is_empty) {
+            return;
+        }
+        // One upload for all lists.
+        let all = upload(&lists.concat(), device);
+        let mut from = 0;
+        let [scaled, lowered, banned, forced_rows, forced] = lists.map(|list| {
+            from += list.len() as i64;
+            (!list.is_empty()).then(|| all.narrow(0, from - list.len() as i64, list.len() as i64))
+        });
+        let mut flat = logits.view([-1]);
+        if let Some(at) = scaled {
             let old = flat.index_select(0, &at);
             let (less, more) = (&old / settings.repetition_penalty, &old * settings.repetition_penalty);
             let _ = flat.index_copy_(0, &at, &more.where_self(&old.lt(0.0), &less));
         }
-        if !self.lowered.is_empty() {
+        if let Some(at) = lowered {
             let less: Vec<f32> =
                 self.lowered.iter().zip(&self.reductions).filter(|((_, id), _)| inside(id)).map(|(_, x)| -x).collect();
-            let _ = flat.index_add_(0, &index(&self.lowered), &Tensor::from_slice(&less).to_device(device));
+            let _ = flat.index_add_(0, &at, &upload(&less, device));
         }
-        if !self.banned.is_empty() {
-            let _ = flat.index_fill_(0, &index(&self.banned), f64::NEG_INFINITY);
+        if let Some(at) = banned {
+            let _ = flat.index_fill_(0, &at, f64::NEG_INFINITY);
         }
-        if !self.forced.is_empty() {
-            let rows: Vec<i64> = self.forced.iter().map(|(row, _)| *row as i64).collect();
-            let rows = Tensor::from_slice(&rows).to_device(device);
+        if let Some(rows) = forced_rows {
             let _ = logits.shallow_clone().index_fill_(0, &rows, f64::NEG_INFINITY);
-            let _ = flat.index_fill_(0, &index(&self.forced), 0.0);
+        }
+        if let Some(at) = forced {
+            let _ = flat.index_fill_(0, &at, 0.0);
         }
     }
 }

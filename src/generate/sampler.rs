@@ -1,11 +1,13 @@
 //! Chooses the next token from logits: temperature, then top-k, top-p and min-p (the order of transformers), then one
 //! sample per row.
 //!
-//! Everything runs on the logits' device, and the host waits for it once per step. Of tokens that tie at rank k,
-//! exactly k are kept (transformers keeps all of them).
+//! Everything runs on the logits' device. The random numbers come from the host, which does not wait while they are
+//! uploaded; it waits once per step, for the chosen tokens. Of tokens that tie at rank k, exactly k are kept
+//! (transformers keeps all of them).
 
 use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
+use crate::native::{fetch, upload};
 use tch::{Kind, Tensor};
 
 /// With top-p alone, only this many of the most likely tokens are sorted first: their probabilities nearly always reach
@@ -23,34 +25,46 @@ pub struct TokenCandidates {
 impl TokenCandidates {
     /// Applies temperature, top-k, top-p and min-p to `logits` (B, V) float32. The settings must not be greedy.
     pub fn new(logits: &Tensor, settings: &GenerationSettings) -> Self {
-        let Self { ids, weights } = Self::top_candidates(logits, settings);
+        let (first, reached) = Self::most_likely(logits, settings, TOP_P_SORTED);
+        match reached {
+            Some(reached) if !is_enough(&reached, settings) => Self::most_likely(logits, settings, i64::MAX).0,
+            _ => first,
+        }
+    }
+
+    /// Does the same, but with top-p alone considers only the `sorted` most likely tokens. If these are not all, also
+    /// returns the smallest sum of their probabilities over the rows, a scalar float64: they are enough if it reaches
+    /// `top_p`.
+    fn most_likely(logits: &Tensor, settings: &GenerationSettings, sorted: i64) -> (Self, Option<Tensor>) {
+        let (Self { ids, weights }, reached) = Self::top_candidates(logits, settings, sorted);
         if settings.min_p <= 0.0 {
-            return Self { ids, weights };
+            return (Self { ids, weights }, reached);
         }
         let least = weights.amax([-1i64].as_slice(), true) * settings.min_p;
-        Self { ids, weights: &weights * weights.ge_tensor(&least).to_kind(Kind::Float) }
+        (Self { ids, weights: &weights * weights.ge_tensor(&least).to_kind(Kind::Float) }, reached)
     }
 
     /// Applies temperature, top-k and top-p.
-    fn top_candidates(logits: &Tensor, settings: &GenerationSettings) -> Self {
+    fn top_candidates(logits: &Tensor, settings: &GenerationSettings, sorted: i64) -> (Self, Option<Tensor>) {
         let scaled = logits / settings.temperature;
         let vocabulary = logits.size()[1];
         let top_k = (settings.top_k as i64).min(vocabulary);
         if top_k > 0 {
             let (values, ids) = scaled.topk(top_k, -1, true, true);
             let weights = cut_top_p(&values.softmax(-1, Kind::Float), settings.top_p);
-            return Self { ids: Some(ids), weights };
+            return (Self { ids: Some(ids), weights }, None);
         }
         let p = scaled.softmax(-1, Kind::Float);
         if settings.top_p >= 1.0 {
-            return Self { ids: None, weights: p };
+            return (Self { ids: None, weights: p }, None);
         }
-        let (mut most, mut ids) = p.topk(TOP_P_SORTED.min(vocabulary), -1, true, true);
-        let held = most.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double).min().double_value(&[]);
-        if TOP_P_SORTED < vocabulary && held < settings.top_p {
-            (most, ids) = p.sort(-1, true);
-        }
-        Self { ids: Some(ids), weights: cut_top_p(&most, settings.top_p) }
+        let (most, ids) = match sorted {
+            i64::MAX => p.sort(-1, true),
+            sorted => p.topk(sorted.min(vocabulary), -1, true, true),
+        };
+        let reached =
+            (sorted < vocabulary).then(|| most.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double).min());
+        (Self { ids: Some(ids), weights: cut_top_p(&most, settings.top_p) }, reached)
     }
 
     /// Returns (B, vocabulary) probabilities, which add up to 1 in each row.
@@ -65,16 +79,30 @@ impl TokenCandidates {
     /// Samples one token per row, with its log-probability, by inverting the cumulative sum at `draws`, one number per
     /// row, uniform in [0, 1).
     pub fn sample(&self, draws: &[f64]) -> Result<Vec<(u32, f32)>> {
+        let (ids, log_probs) = self.choose(draws);
+        let [ids, log_probs] = fetch([&ids, &log_probs]);
+        pairs(&ids, &log_probs)
+    }
+
+    /// Samples like `sample`; returns ids (B) int64 and log-probabilities (B) float64 on the device.
+    fn choose(&self, draws: &[f64]) -> (Tensor, Tensor) {
         let sums = self.weights.cumsum(-1, Kind::Double);
         // Rounding could make the product equal to the whole sum, which would select an index after the last token.
         let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
         let total = sums.narrow(-1, sums.size()[1] - 1, 1); // (B, 1)
-        let at = Tensor::from_slice(&draws).to_device(sums.device()).view([-1, 1]) * &total;
+        let at = upload(&draws, sums.device()).view([-1, 1]) * &total;
         let column = at.searchsorted(&sums, false, true, "right", None::<&Tensor>).clamp_max(sums.size()[1] - 1);
         let weight = self.weights.gather(-1, &column, false).to_kind(Kind::Double);
         let ids = self.ids.as_ref().map_or_else(|| column.shallow_clone(), |ids| ids.gather(-1, &column, false));
-        to_host(&ids, &(weight / total).log())
+        (ids.view([-1]), (weight / total).log().view([-1]))
     }
+}
+
+/// Returns true if the sum of probabilities that [`TokenCandidates::most_likely`] reached is enough for top-p.
+fn is_enough(reached: &Tensor, settings: &GenerationSettings) -> bool {
+    let sum = reached.double_value(&[]);
+    // A sum that is not a number is no reason to sort more; the chosen tokens' log-probabilities report it.
+    sum >= settings.top_p || sum.is_nan()
 }
 
 /// Sets the sorted probabilities to 0 that come after the sum has reached `top_p`. The first one always remains.
@@ -89,14 +117,15 @@ fn cut_top_p(sorted: &Tensor, top_p: f64) -> Tensor {
 /// Returns the most likely token of each row of `logits` (B, V), and its logit.
 pub fn most_likely(logits: &Tensor) -> Result<Vec<(u32, f32)>> {
     let (values, ids) = logits.max_dim(-1, false);
-    to_host(&ids, &values)
+    let [ids, values] = fetch([&ids, &values]);
+    pairs(&ids, &values)
 }
 
-/// Copies token ids and their log-probabilities to the host. Fails if one of these is NaN or infinite: then the logits
-/// were, or every token of a row is forbidden.
-fn to_host(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
-    let ids = Vec::<i64>::try_from(ids.view([-1]))?;
-    let log_probs = Vec::<f32>::try_from(log_probs.view([-1]).to_kind(Kind::Float))?;
+/// Reads token ids and their log-probabilities (B) on the CPU. Fails if one of these is NaN or infinite: then the
+/// logits were, or every token of a row is forbidden.
+fn pairs(ids: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f32)>> {
+    let ids = Vec::<i64>::try_from(ids)?;
+    let log_probs = Vec::<f32>::try_from(log_probs.to_kind(Kind::Float))?;
     if log_probs.contains(&f32::NEG_INFINITY) {
         return Err(no_token());
     }
@@ -118,26 +147,52 @@ pub(super) fn not_a_number() -> Error {
         .hint("its weights or its adapter contain NaN or infinite values; was the training run stable?")
 }
 
-/// Returns the next token of each row and its log-probability, which is 0 for greedy settings that do not ask for it.
-/// `draws` returns one random number per row; it is not called for greedy settings.
+/// The next token of each row.
+pub struct ChosenTokens {
+    /// Token ids with their log-probabilities, which are 0 for greedy settings that do not ask for them.
+    pub tokens: Vec<(u32, f32)>,
+    /// (B) int64 the same ids on the logits' device.
+    pub ids: Tensor,
+}
+
+/// Chooses the next token of each row of `logits` (B, V) float32. `draws` returns one random number per row; it is not
+/// called for greedy settings. The host waits once for the device; twice if the most likely tokens do not reach top-p.
 pub fn next_tokens(
     logits: &Tensor,
     settings: &GenerationSettings,
     draws: impl FnOnce() -> Vec<f64>,
-) -> Result<Vec<(u32, f32)>> {
-    if !settings.is_greedy() {
-        return TokenCandidates::new(logits, settings).sample(&draws());
+) -> Result<ChosenTokens> {
+    if settings.is_greedy() {
+        return greedy_tokens(logits, settings);
     }
-    let mut picked = most_likely(logits)?;
-    let whole = if settings.log_probs {
-        Vec::<f32>::try_from(logits.logsumexp([-1i64].as_slice(), false))?
-    } else {
-        Vec::new()
+    let draws = draws();
+    let (candidates, reached) = TokenCandidates::most_likely(logits, settings, TOP_P_SORTED);
+    let (ids, log_probs) = candidates.choose(&draws);
+    let Some(reached) = reached else {
+        let [host, log_probs] = fetch([&ids, &log_probs]);
+        return Ok(ChosenTokens { tokens: pairs(&host, &log_probs)?, ids });
     };
-    for (i, (_, x)) in picked.iter_mut().enumerate() {
-        *x = whole.get(i).map_or(0.0, |sum| *x - sum);
+    let [host, log_probs, reached] = fetch([&ids, &log_probs, &reached]);
+    if is_enough(&reached, settings) {
+        return Ok(ChosenTokens { tokens: pairs(&host, &log_probs)?, ids });
     }
-    Ok(picked)
+    let (ids, log_probs) = TokenCandidates::most_likely(logits, settings, i64::MAX).0.choose(&draws);
+    let [host, log_probs] = fetch([&ids, &log_probs]);
+    Ok(ChosenTokens { tokens: pairs(&host, &log_probs)?, ids })
+}
+
+fn greedy_tokens(logits: &Tensor, settings: &GenerationSettings) -> Result<ChosenTokens> {
+    let (values, ids) = logits.max_dim(-1, false);
+    if !settings.log_probs {
+        let [host, values] = fetch([&ids, &values]);
+        let tokens = pairs(&host, &values)?.into_iter().map(|(id, _)| (id, 0.0)).collect();
+        return Ok(ChosenTokens { tokens, ids });
+    }
+    let sums = logits.logsumexp([-1i64].as_slice(), false);
+    let [host, values, sums] = fetch([&ids, &values, &sums]);
+    let sums = Vec::<f32>::try_from(sums)?;
+    let tokens = pairs(&host, &values)?.into_iter().zip(sums).map(|((id, x), sum)| (id, x - sum)).collect();
+    Ok(ChosenTokens { tokens, ids })
 }
 
 #[cfg(test)]
@@ -170,6 +225,21 @@ mod tests {
         assert!((1900..2000).contains(&kept), "{kept}"); // a little under half: the likely half
         assert_eq!(p.double_value(&[0, 0]), 0.0);
         assert!(p.double_value(&[0, 3999]) > 0.0);
+    }
+
+    #[test]
+    fn a_choice_of_too_few_sorted_tokens_is_made_again() {
+        let flat = Tensor::arange(8000, (Kind::Float, Device::Cpu)).view([2, -1]) * 1e-5;
+        let draws = [0.3, 0.97];
+        for top_p in [0.1, 0.5] {
+            let settings = settings(1.0, 0, top_p);
+            let chosen = next_tokens(&flat, &settings, || draws.to_vec()).unwrap();
+            assert_eq!(chosen.tokens, TokenCandidates::new(&flat, &settings).sample(&draws).unwrap());
+            let ids: Vec<i64> = chosen.tokens.iter().map(|(id, _)| i64::from(*id)).collect();
+            assert_eq!(chosen.ids, Tensor::from_slice(&ids));
+            // 512 tokens have a little over an eighth of the probability.
+            assert_eq!(ids.iter().any(|id| *id < 4000 - 512), top_p > 0.2, "{ids:?}");
+        }
     }
 
     #[test]

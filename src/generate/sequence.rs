@@ -62,6 +62,11 @@ impl GrowingSequence {
         self.start + self.max_answer_tokens
     }
 
+    /// Returns the last token of prompt and answer.
+    pub fn last_id(&self) -> i64 {
+        i64::from(self.ids[self.ids.len() - 1])
+    }
+
     /// Returns the next random number of this sequence, uniform in [0, 1).
     pub fn draw_uniform(&mut self) -> f64 {
         self.rng.random()

@@ -56,21 +56,22 @@ impl<'m> ChatSession<'m> {
         let known = self.cached_ids.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
         self.cached_ids.truncate(known);
         self.cache.truncate(0, known as i64);
-        let mut new = prompt[known..].to_vec();
+        let tokens = Tokens::pack_after(&[&prompt[known..]], &self.cache.lengths, self.model.device());
+        let mut logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
+        self.cached_ids = prompt.to_vec();
         loop {
-            let tokens = Tokens::pack_after(&[&new], &self.cache.lengths, self.model.device());
-            let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
-            self.cached_ids.append(&mut new);
             let mut edits = LogitEdits::default();
             sequence.collect_edits(settings, 0, &mut edits);
             edits.apply(&logits, settings);
-            let (id, log_prob) = sampler::next_tokens(&logits, settings, || vec![sequence.draw_uniform()])?[0];
+            let chosen = sampler::next_tokens(&logits, settings, || vec![sequence.draw_uniform()])?;
+            let (id, log_prob) = chosen.tokens[0];
             let ended = sequence.push(id, log_prob, settings, self.decode)?;
             let wanted = on_token(id).is_continue();
             if let Some(stopped) = ended.or((!wanted).then_some(StopReason::Interrupted)) {
                 return sequence.finish(stopped, settings, self.decode);
             }
-            new.push(id);
+            logits = self.model.next_logits(&chosen.ids, &mut self.cache)?;
+            self.cached_ids.push(id);
         }
     }
 }

@@ -10,7 +10,7 @@ mod memory;
 
 pub use cpu::{Cpu, check_cpu_limit};
 pub(crate) use cuda::open_library;
-pub use cuda::{CudaDevice, CudaDriver, cuda_driver, has_cuda_driver};
+pub use cuda::{CudaDevice, CudaDriver, cuda_capability, cuda_driver, has_cuda_driver};
 pub use memory::{SystemMemory, free_disk};
 
 #[cfg(test)]

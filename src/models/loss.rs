@@ -126,6 +126,11 @@ impl Output {
         self.head.forward(&self.hidden.index_select(0, at)).to_kind(Kind::Float)
     }
 
+    /// Returns the logits of all rows: (T, V) float32. For rows of single tokens, of which all are needed.
+    pub fn all_logits(&self) -> Tensor {
+        self.head.forward(&self.hidden).to_kind(Kind::Float)
+    }
+
     /// Returns the scores of the rows `at` (N) by the scalar head of the active adapter (or of the base if none is
     /// active): (N). They are computed in float32, because in bfloat16 similar answers would get the same score.
     /// Panics without scalar head.

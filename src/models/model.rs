@@ -11,8 +11,8 @@ use super::loss::Output;
 use super::noise::EmbeddingNoise;
 use crate::error::{Error, Result};
 use crate::nn::{
-    AdapterPlan, AdapterSwitches, BuildResult, DecodingGuard, ForwardPass, InitialWeights, KvCache, Linear,
-    ModelBuilder, Param, ParamStore, Tokens, WeightSource,
+    AdapterPlan, AdapterSwitches, BuildResult, CacheLayout, DecodingGuard, ForwardPass, InitialWeights, KvCache,
+    Linear, ModelBuilder, Param, ParamStore, Tokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -343,10 +343,10 @@ impl Model {
         Ok(f(&self.output(x, inside.into())))
     }
 
-    /// Runs a packed row that continues the cache's sequences (segment s continues slot s) and adds it to the cache.
+    /// Runs a packed row that continues the cache's last sequences, one segment each, and adds it to the cache.
     /// Without gradient. Returns what `f` makes of the output.
     pub fn extend<R>(&self, tokens: &Tokens, cache: &mut KvCache, f: impl FnOnce(&Output) -> R) -> Result<R> {
-        self.check(tokens, &cache.lengths)?;
+        self.check(tokens, cache.last(tokens.segments.count()))?;
         let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
         let mut pass = ForwardPass::new(tokens, Some(&mut *cache));
         let mut x = self.embed(tokens);
@@ -357,9 +357,27 @@ impl Model {
         Ok(f(&self.output(x, Rc::default())))
     }
 
-    /// Returns an empty cache for `slots` sequences.
-    pub fn cache(&self, slots: usize) -> KvCache {
-        KvCache::new(self.depth(), slots)
+    /// Runs one more token of every sequence of the cache: ids (S) int64 on the model's device, all of the vocabulary
+    /// -> logits (S, V) float32. Without gradient; the host neither reads nor writes the device.
+    pub fn next_logits(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        cache.reserve(&vec![1; cache.lengths.len()]);
+        let tokens = Tokens::one_each(ids.shallow_clone(), cache.next_positions(), cache.step_bounds());
+        self.extend(&tokens, cache, Output::all_logits)
+    }
+
+    /// Returns an empty cache for `sequences` sequences.
+    pub fn cache(&self, sequences: usize) -> KvCache {
+        KvCache::new(self.cache_layout(), sequences)
+    }
+
+    /// Returns the sizes that the layout of the model's cache depends on.
+    pub fn cache_layout(&self) -> CacheLayout {
+        CacheLayout {
+            depth: self.depth(),
+            heads: self.config.num_attention_heads,
+            kv_heads: self.config.num_key_value_heads,
+            device: self.device,
+        }
     }
 }
 

@@ -2,77 +2,235 @@
 //!
 //! Copying the cache at every decoding step would cost more than the step. So each layer has one table of keys and
 //! one of values, (slot capacity, K, capacity, E), in which the keys of a head are contiguous and attention reads
-//! them in place. A table doubles its number of slots or its capacity when it is full; sequences are added and
-//! removed in place. The slots in use are always the first ones of the table.
+//! them in place. Tables are replaced one at a time, so that a larger cache never exists beside the smaller one.
+//!
+//! On the CPU sequence s is in slot s: kernels read the tables in order, a sequence that is removed is overwritten by
+//! the last one, and a table doubles its number of slots or its capacity when it is full, because memory is taken only
+//! where it is written. On a device the kernels read any slot ([`DeviceIndex`]), so nothing moves when a sequence ends,
+//! and whoever has a budget allocates exactly that ([`KvCache::allocate`]).
 
-use crate::native;
-use tch::{Device, Tensor};
+use crate::machine;
+use crate::native::{self, upload};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// Sizes of a model that the layout of its cache depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheLayout {
+    /// Number of layers.
+    pub depth: usize,
+    /// H, the number of query heads.
+    pub heads: i64,
+    /// K, the number of key and value heads.
+    pub kv_heads: i64,
+    /// The device of keys and values.
+    pub device: Device,
+}
+
+impl CacheLayout {
+    /// Returns the number of tables: keys and values of every layer.
+    pub fn tables(&self) -> u64 {
+        2 * self.depth as u64
+    }
+
+    /// Returns the bytes that one token takes in one table, for heads of size `head_dim` (E) in dtype `kind`.
+    pub fn row_bytes(&self, head_dim: i64, kind: Kind) -> u64 {
+        self.kv_heads as u64 * stored_head_dim(head_dim, self.device) as u64 * kind.elt_size_in_bytes() as u64
+    }
+}
 
 /// Key/value cache for batched decoding.
 pub struct KvCache {
+    layout: CacheLayout,
     /// Keys and values, (slot_capacity, K, capacity, E) each; allocated when the layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
-    /// Number of tokens in each slot in use.
+    /// Number of tokens of each sequence.
     pub lengths: Vec<i64>,
+    /// The slot of each sequence; on the CPU its own number.
+    slots: Vec<usize>,
     /// Number of slots that the tables have room for.
     slot_capacity: i64,
     /// Number of tokens that each slot has room for.
     capacity: i64,
+    /// What a decoding step on a device reads; `None` before the first step, and after any other change of the
+    /// sequences.
+    index: Option<DeviceIndex>,
 }
 
-/// The capacity of a slot is a multiple of this number of tokens.
+/// The capacity of a slot that grows is a multiple of this number of tokens.
 const CAPACITY_STEP: i64 = 128;
 
+/// Heads in the tables of a device have a multiple of this many numbers, which its attention kernels demand.
+const DEVICE_HEAD_STEP: i64 = 8;
+
+/// Returns the number of numbers that a head of size `head_dim` (E) takes in the tables of a device.
+fn stored_head_dim(head_dim: i64, device: Device) -> i64 {
+    if device == Device::Cpu {
+        head_dim
+    } else {
+        (head_dim + DEVICE_HEAD_STEP - 1) / DEVICE_HEAD_STEP * DEVICE_HEAD_STEP
+    }
+}
+
+/// Where the next token of every sequence goes and which keys it attends to. It stays on the device from step to step:
+/// a step increments it there. In the tables of the kernels, every head of every sequence is a sequence of its own,
+/// number s * K + h, with G queries.
+struct DeviceIndex {
+    /// (S + S * K) int64: the positions of the next tokens, then the table rows that their heads are written to. One
+    /// tensor, so that one operation increments all of them.
+    next: Tensor,
+    /// (S * K) int32: number of keys of each head, that of the next token included.
+    held: Tensor,
+    /// (S * K + 1) int32: the table row of each head's first key, and a last entry that is not read.
+    starts: Tensor,
+    /// (S * K + 1) int32: the first query of each head.
+    query_bounds: Tensor,
+    /// (S + 1) int32: boundaries of segments of one token.
+    segment_bounds: Tensor,
+}
+
+impl DeviceIndex {
+    fn new(lengths: &[i64], slots: &[usize], capacity: i64, layout: CacheLayout) -> Self {
+        let (k, g, n) = (layout.kv_heads, layout.heads / layout.kv_heads, lengths.len() as i64);
+        let heads =
+            || slots.iter().zip(lengths).flat_map(|(s, l)| (0..k).map(move |h| ((*s as i64 * k + h) * capacity, *l)));
+        let next: Vec<i64> = lengths.iter().copied().chain(heads().map(|(start, length)| start + length)).collect();
+        let narrow: Vec<i32> = heads()
+            .map(|(_, length)| length + 1)
+            .chain(heads().map(|(start, _)| start).chain([0]))
+            .chain((0..=n * k).map(|i| i * g))
+            .chain(0..=n)
+            .map(|x| i32::try_from(x).expect("a table has fewer than 2^31 rows"))
+            .collect();
+        let narrow = upload(&narrow, layout.device);
+        let mut from = 0;
+        let mut part = |length: i64| {
+            from += length;
+            narrow.narrow(0, from - length, length)
+        };
+        Self {
+            next: upload(&next, layout.device),
+            held: part(n * k),
+            starts: part(n * k + 1),
+            query_bounds: part(n * k + 1),
+            segment_bounds: part(n + 1),
+        }
+    }
+
+    /// Moves on by one token of every sequence.
+    fn advance(&mut self) {
+        self.next += 1;
+        self.held += 1;
+    }
+}
+
 impl KvCache {
-    /// Returns an empty cache for a model with `depth` layers and `slots` sequences.
-    pub fn new(depth: usize, slots: usize) -> Self {
-        let layers = (0..depth).map(|_| None).collect();
-        Self { layers, lengths: vec![0; slots], slot_capacity: slots as i64, capacity: 0 }
+    /// Returns an empty cache for `sequences` sequences.
+    pub fn new(layout: CacheLayout, sequences: usize) -> Self {
+        Self {
+            layers: (0..layout.depth).map(|_| None).collect(),
+            lengths: vec![0; sequences],
+            slots: (0..sequences).collect(),
+            slot_capacity: sequences as i64,
+            capacity: 0,
+            index: None,
+            layout,
+        }
     }
 
-    /// Makes room for `added[s]` more tokens in each slot s. Must be called before the layers run.
+    fn on_device(&self) -> bool {
+        self.layout.device != Device::Cpu
+    }
+
+    /// Makes room for exactly `slots` sequences of up to `capacity` tokens on a device, if there is not room for as
+    /// many and as long ones already. Until a sequence outgrows this, the cache takes no other memory. On the CPU
+    /// nothing is done.
+    pub fn allocate(&mut self, slots: usize, capacity: i64) {
+        if self.on_device() && (slots as i64 > self.slot_capacity || capacity > self.capacity) {
+            self.resize(slots.max(self.lengths.len()) as i64, capacity.max(self.longest()));
+        }
+    }
+
+    fn longest(&self) -> i64 {
+        self.lengths.iter().max().copied().unwrap_or(0)
+    }
+
+    /// Makes room for `added[i]` more tokens of the last sequences, one entry for each. Must be called before the
+    /// layers run.
     pub fn reserve(&mut self, added: &[i64]) {
-        assert_eq!(added.len(), self.lengths.len(), "one segment a slot");
-        let needed = self.lengths.iter().zip(added).map(|(l, a)| l + a).max().unwrap_or(0);
+        let needed = self.last(added.len()).iter().zip(added).map(|(l, a)| l + a).max().unwrap_or(0);
         if needed > self.capacity {
-            self.capacity = (needed.max(self.capacity * 2) + CAPACITY_STEP - 1) / CAPACITY_STEP * CAPACITY_STEP;
-            self.grow(2, self.capacity);
+            let capacity = (needed.max(self.capacity * 2) + CAPACITY_STEP - 1) / CAPACITY_STEP * CAPACITY_STEP;
+            self.resize(self.slot_capacity, capacity);
         }
     }
 
-    /// Enlarges dimension `dim` of every table to `size`; new entries are zero.
-    fn grow(&mut self, dim: i64, size: i64) {
+    /// Returns the lengths of the last `count` sequences, which a pass with as many segments continues.
+    pub fn last(&self, count: usize) -> &[i64] {
+        &self.lengths[self.first(count)..]
+    }
+
+    fn first(&self, count: usize) -> usize {
+        self.lengths.len().checked_sub(count).expect("a sequence for each segment")
+    }
+
+    /// Replaces every table by one of `slots` slots of `capacity` tokens, which have room for all sequences.
+    fn resize(&mut self, slots: i64, capacity: i64) {
+        // Sequences in slots that will not exist move to free ones that will.
+        for s in 0..self.slots.len() {
+            if self.slots[s] as i64 >= slots {
+                let free = self.free_slot();
+                self.copy(self.slots[s], free..free + 1, self.lengths[s]);
+                self.slots[s] = free;
+            }
+        }
+        let (kept, longest) = (slots.min(self.slot_capacity), self.longest());
         for t in self.tables() {
-            let mut shape = t.size();
-            shape[dim as usize] = size;
-            let grown = Tensor::zeros(shape, (t.kind(), t.device()));
-            grown.narrow(dim, 0, t.size()[dim as usize]).copy_(t);
-            *t = grown;
+            let [_, heads, _, size] = t.size()[..] else { unreachable!("a table has four dimensions") };
+            let new = new_table([slots, heads, capacity, size], t.kind(), t.device());
+            let part = |t: &Tensor| t.narrow(0, 0, kept).narrow(2, 0, longest);
+            part(&new).copy_(&part(t));
+            *t = new;
         }
+        (self.slot_capacity, self.capacity, self.index) = (slots, capacity, None);
     }
 
-    /// Adds `slots` empty slots after those in use.
-    pub fn add_slots(&mut self, slots: usize) {
-        self.lengths.resize(self.lengths.len() + slots, 0);
+    /// Returns the first slot without a sequence.
+    fn free_slot(&self) -> usize {
+        (0..).find(|slot| !self.slots.contains(slot)).expect("there are finitely many sequences")
+    }
+
+    /// Adds `count` empty sequences after those there are.
+    pub fn add_slots(&mut self, count: usize) {
+        for _ in 0..count {
+            self.slots.push(self.free_slot());
+            self.lengths.push(0);
+        }
+        self.index = None;
         let live = self.lengths.len() as i64;
         if live > self.slot_capacity {
-            self.slot_capacity = live.max(self.slot_capacity * 2);
-            self.grow(0, self.slot_capacity);
+            self.resize(live.max(self.slot_capacity * 2), self.capacity);
         }
     }
 
-    /// Adds a slot that is a copy of slot `from`.
-    pub fn fork_slot(&mut self, from: usize) {
-        self.add_slots(1);
-        let to = self.lengths.len() - 1;
-        self.lengths[to] = self.lengths[from];
-        self.copy(from, to, self.lengths[from]);
+    /// Adds `count` sequences that are copies of sequence `from`.
+    pub fn fork_slot(&mut self, from: usize, count: usize) {
+        let (old, held, source) = (self.lengths.len(), self.lengths[from], self.slots[from]);
+        self.add_slots(count);
+        self.lengths[old..].fill(held);
+        let new: Vec<usize> = self.slots[old..].to_vec();
+        // Slots that follow each other are filled by one operation per table.
+        for run in new.chunk_by(|a, b| a + 1 == *b) {
+            self.copy(source, run[0]..run[0] + run.len(), held);
+        }
     }
 
-    /// Copies the first `held` tokens of slot `from` over those of slot `to`, in every layer.
-    fn copy(&mut self, from: usize, to: usize, held: i64) {
+    /// Copies the first `held` tokens in slot `from` over those in the slots `to`, in every layer.
+    fn copy(&mut self, from: usize, to: Range<usize>, held: i64) {
         for t in self.tables() {
-            t.get(to as i64).narrow(1, 0, held).copy_(&t.get(from as i64).narrow(1, 0, held));
+            let source = t.get(from as i64).narrow(1, 0, held);
+            t.narrow(0, to.start as i64, to.len() as i64).narrow(2, 0, held).copy_(&source);
         }
     }
 
@@ -83,87 +241,185 @@ impl KvCache {
     /// Returns one layer's tables; allocates them for keys of the dtype and sizes of `k` (T, K, E) if there are none
     /// yet.
     fn layer(&mut self, layer: usize, k: &Tensor) -> &(Tensor, Tensor) {
-        let shape = [self.slot_capacity, k.size()[1], self.capacity, k.size()[2]];
-        let table = || Tensor::zeros(shape, (k.kind(), k.device()));
+        let size = stored_head_dim(k.size()[2], self.layout.device);
+        let shape = [self.slot_capacity, k.size()[1], self.capacity, size];
+        let table = || new_table(shape, k.kind(), k.device());
         self.layers[layer].get_or_insert_with(|| (table(), table()))
     }
 
     /// Writes keys and values (T, K, E) of one layer to the table rows `places`, as [`KvCache::table_rows`] gives them.
     pub(super) fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, places: &Tensor) {
-        let size = k.size()[2];
         let (keys, values) = self.layer(layer, k);
+        let size = keys.size()[3];
         for (table, new) in [(keys, k), (values, v)] {
-            let _ = table.view([-1, size]).index_copy_(0, places, &new.reshape([-1, size]));
+            let _ = table.view([-1, size]).index_copy_(0, places, &widen(new, size).reshape([-1, size]));
         }
     }
 
-    /// Writes one new token for each slot and attends from it, in one native call: q (S, H, E); k and v (S, K, E) ->
-    /// (S, H, E). `None`, with nothing written, if there is no kernel for these tensors (CUDA, other dtypes).
+    /// Writes one new token for each sequence and attends from it: q (S, H, E); k and v (S, K, E) -> (S, H, E). On the
+    /// CPU this is one native call. `None`, with nothing written, if there is no kernel for these tensors.
     pub(super) fn step(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<Tensor> {
-        if q.device() != Device::Cpu {
-            return None;
+        if self.on_device() {
+            return self.device_step(layer, q, k, v, scale);
         }
         self.layer(layer, k);
         let (keys, values) = self.layers[layer].as_ref()?;
         native::decode_attention(q, (k, v), (keys, values), &self.lengths, scale)
     }
 
-    /// Returns views of one layer's keys and values, (slots, K, longest, E), where `longest` is the number of tokens
-    /// to show.
+    fn device_step(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<Tensor> {
+        if !attends_cached(q.kind(), self.layout.device) {
+            return None;
+        }
+        let count = self.lengths.len() as i64;
+        let rows = self.index().next.slice(0, count, None, 1);
+        self.write(layer, k, v, &rows);
+        let (size, (keys, values)) = (q.size()[2], self.layers[layer].as_ref().expect("written before read"));
+        let stored = keys.size()[3];
+        let rows = |t: &Tensor| t.view([1, -1, 1, stored]);
+        let index = self.index.as_ref().expect("made above");
+        let out = native::cached_attention(
+            &rows(&widen(q, stored).contiguous()),
+            (&rows(keys), &rows(values)),
+            [&index.query_bounds, &index.starts, &index.held],
+            self.layout.heads / self.layout.kv_heads,
+            scale,
+        );
+        let out = out.expect("the kernel takes rows of this size").view([-1, self.layout.heads, stored]);
+        Some(if stored == size { out } else { out.narrow(2, 0, size).contiguous() })
+    }
+
+    /// Returns what a decoding step on a device reads.
+    fn index(&mut self) -> &DeviceIndex {
+        let Self { index, lengths, slots, capacity, layout, .. } = self;
+        index.get_or_insert_with(|| DeviceIndex::new(lengths, slots, *capacity, *layout))
+    }
+
+    /// Returns the positions (S) of every sequence's next token, on the cache's device. On a device they are changed
+    /// when the cache advances.
+    pub fn next_positions(&mut self) -> Tensor {
+        if self.on_device() {
+            let count = self.lengths.len() as i64;
+            return self.index().next.narrow(0, 0, count);
+        }
+        Tensor::from_slice(&self.lengths)
+    }
+
+    /// Returns the boundaries (S + 1) int32 of segments of one token, one for each sequence.
+    pub fn step_bounds(&mut self) -> Tensor {
+        if self.on_device() {
+            return self.index().segment_bounds.shallow_clone();
+        }
+        Tensor::arange(self.lengths.len() as i64 + 1, (Kind::Int, Device::Cpu))
+    }
+
+    /// Returns views of one layer's keys and values on the CPU, (S, K, longest, E), where `longest` is the number of
+    /// tokens to show.
     pub(super) fn read(&self, layer: usize, longest: i64) -> (Tensor, Tensor) {
-        let (k, v) = self.layers[layer].as_ref().expect("written before read");
+        assert!(!self.on_device(), "sequences lie in order on the CPU only");
         let live = |t: &Tensor| t.narrow(0, 0, self.lengths.len() as i64).narrow(2, 0, longest);
+        let (k, v) = self.layers[layer].as_ref().expect("written before read");
         (live(k), live(v))
     }
 
-    /// Returns the rows, (T * K), to which each head of each new token is written in a table flattened to
-    /// (slot_capacity * K * capacity, E).
-    pub(super) fn table_rows(&self, added: &[i64], heads: i64, device: Device) -> Tensor {
-        let tokens = (0..self.lengths.len()).flat_map(|s| (0..added[s]).map(move |t| (s as i64, self.lengths[s] + t)));
+    /// Returns views of one layer's first `length` keys and values of a sequence: (1, K, length, `head_dim`).
+    pub(super) fn read_sequence(&self, layer: usize, sequence: usize, length: i64, head_dim: i64) -> (Tensor, Tensor) {
+        let slot = self.slots[sequence] as i64;
+        let part = |t: &Tensor| t.narrow(0, slot, 1).narrow(2, 0, length).narrow(3, 0, head_dim);
+        let (k, v) = self.layers[layer].as_ref().expect("written before read");
+        (part(k), part(v))
+    }
+
+    /// Returns the rows, (T * K), to which each head of each new token of the last sequences is written in a table
+    /// flattened to (slot_capacity * K * capacity, E).
+    pub(super) fn table_rows(&self, added: &[i64], heads: i64) -> Tensor {
+        let first = self.first(added.len());
+        let token = |i: usize, t: i64| (self.slots[first + i] as i64, self.lengths[first + i] + t);
+        let tokens = added.iter().enumerate().flat_map(|(i, n)| (0..*n).map(move |t| token(i, t)));
         let rows: Vec<i64> =
             tokens.flat_map(|(s, t)| (0..heads).map(move |h| (s * heads + h) * self.capacity + t)).collect();
-        Tensor::from_slice(&rows).to_device(device)
+        upload(&rows, self.layout.device)
     }
 
-    /// Adds to each slot's length the tokens that the pass has just written.
+    /// Adds to the lengths of the last sequences the tokens that the pass has just written.
     pub fn advance(&mut self, added: &[i64]) {
-        for (l, a) in self.lengths.iter_mut().zip(added) {
+        let first = self.first(added.len());
+        for (l, a) in self.lengths[first..].iter_mut().zip(added) {
             *l += a;
         }
-    }
-
-    /// Shortens a slot to its first `length` tokens; a shorter slot stays as it is.
-    pub fn truncate(&mut self, slot: usize, length: i64) {
-        self.lengths[slot] = self.lengths[slot].min(length);
-    }
-
-    /// Keeps only the given slots, in the given order. If no slot moves to a higher number (`slots[i] >= i`, as when
-    /// the last slot replaces a removed one), only the slots that move are copied; otherwise all tables are.
-    pub fn retain_slots(&mut self, slots: &[usize]) {
-        let lengths: Vec<i64> = slots.iter().map(|&s| self.lengths[s]).collect();
-        if slots.iter().enumerate().all(|(to, from)| *from >= to) {
-            for (to, &from) in slots.iter().enumerate().filter(|(to, from)| **from > *to) {
-                self.copy(from, to, self.lengths[from]);
-            }
-        } else {
-            let order: Vec<i64> = slots.iter().map(|&s| s as i64).collect();
-            for t in self.tables() {
-                *t = t.index_select(0, &Tensor::from_slice(&order).to_device(t.device()));
-            }
-            self.slot_capacity = order.len() as i64;
+        match &mut self.index {
+            Some(index) if first == 0 && added.iter().all(|a| *a == 1) => index.advance(),
+            index => *index = None,
         }
-        self.lengths = lengths;
+    }
+
+    /// Shortens a sequence to its first `length` tokens; a shorter one stays as it is.
+    pub fn truncate(&mut self, sequence: usize, length: i64) {
+        self.lengths[sequence] = self.lengths[sequence].min(length);
+        self.index = None;
+    }
+
+    /// Keeps only the given sequences, in the given order; one that is named several times is copied. On a device
+    /// nothing else is copied. On the CPU, if none moves to a higher number (`kept[i] >= i`, as when the last one
+    /// replaces a removed one), only those that move are copied; otherwise all tables are.
+    pub fn retain_slots(&mut self, kept: &[usize]) {
+        let lengths: Vec<i64> = kept.iter().map(|&s| self.lengths[s]).collect();
+        let slots: Vec<usize> = kept.iter().map(|&s| self.slots[s]).collect();
+        let distinct = slots.iter().collect::<BTreeSet<_>>().len() == slots.len();
+        if self.on_device() && distinct {
+            self.slots = slots;
+        } else if !self.on_device() && kept.iter().enumerate().all(|(to, from)| *from >= to) {
+            for (to, &from) in kept.iter().enumerate().filter(|(to, from)| **from > *to) {
+                self.copy(from, to..to + 1, self.lengths[from]);
+            }
+            self.slots.truncate(kept.len());
+        } else {
+            let order: Vec<i64> = slots.iter().map(|s| *s as i64).collect();
+            let order = upload(&order, self.layout.device);
+            for t in self.tables() {
+                *t = t.index_select(0, &order);
+            }
+            self.slot_capacity = kept.len() as i64;
+            self.slots = (0..kept.len()).collect();
+        }
+        (self.lengths, self.index) = (lengths, None);
+    }
+}
+
+/// Returns a new table. On the CPU it is zero: attention there reads past the end of short sequences, with weight 0.
+fn new_table(shape: [i64; 4], kind: Kind, device: Device) -> Tensor {
+    match device {
+        Device::Cpu => Tensor::zeros(shape, (kind, device)),
+        _ => Tensor::empty(shape, (kind, device)),
+    }
+}
+
+/// Pads the last dimension of t (…, E) with zeros to `size`.
+fn widen(t: &Tensor, size: i64) -> Tensor {
+    match size - t.size()[t.dim() - 1] {
+        0 => t.shallow_clone(),
+        missing => t.constant_pad_nd([0, missing]),
+    }
+}
+
+/// Returns true if the device has the kernel that attends to cached keys in numbers of this kind.
+fn attends_cached(kind: Kind, device: Device) -> bool {
+    match (kind, device) {
+        (Kind::Float | Kind::Half, Device::Cuda(_)) => true,
+        (Kind::BFloat16, Device::Cuda(i)) => machine::cuda_capability(i).is_none_or(|c| c >= (8, 0)),
+        _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+
+    const LAYOUT: CacheLayout = CacheLayout { depth: 1, heads: 2, kv_heads: 2, device: Device::Cpu };
 
     /// Two heads of size 1; token t of slot s has the key 100 s + t in head 0, and its negative in head 1.
     fn filled(lengths: &[i64]) -> KvCache {
-        let mut cache = KvCache::new(1, lengths.len());
+        let mut cache = KvCache::new(LAYOUT, lengths.len());
         add(&mut cache, &(0..lengths.len() as i64).collect::<Vec<_>>(), lengths);
         cache
     }
@@ -173,7 +429,7 @@ mod tests {
         let at = |s: usize| (cache.lengths[s]..cache.lengths[s] + added[s]).map(move |t| (100 * names[s] + t) as f32);
         let keys: Vec<f32> = (0..added.len()).flat_map(at).flat_map(|x| [x, -x]).collect();
         let k = Tensor::from_slice(&keys).view([-1, 2, 1]);
-        let places = cache.table_rows(added, 2, Device::Cpu);
+        let places = cache.table_rows(added, 2);
         cache.write(0, &k, &(&k + 0.5), &places);
         cache.advance(added);
     }
@@ -202,7 +458,7 @@ mod tests {
         assert_eq!(cache.lengths, [307, 131, 3]);
         cache.retain_slots(&[2, 0, 1]); // a rotation: not in place
         check(&cache, &[2, 3, 1]);
-        cache.fork_slot(1); // slots double
+        cache.fork_slot(1, 1); // slots double
         check(&cache, &[2, 3, 1, 3]);
         add(&mut cache, &[2, 3, 1, 3], &[0, 0, 0, 4]);
         check(&cache, &[2, 3, 1, 3]);

@@ -34,7 +34,7 @@ pub mod weights;
 pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, ParamRole, RegisterParam};
 pub use attention::Attention;
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
-pub use cache::KvCache;
+pub use cache::{CacheLayout, KvCache};
 pub use embedding::Embedding;
 pub use initial::InitialWeights;
 pub use layer_input::LayerInput;

@@ -63,6 +63,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
         if kernels::supports(&[x, weight]) {
             return kernels::best().rms_norm(x, weight, eps);
         }
+        if x.device().is_cuda() {
+            return x.internal_fused_rms_norm([width], Some(weight), eps);
+        }
         let wide = x.to_kind(Kind::Float);
         let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt(); // (…, 1)
         ((wide * &inverse).to_kind(x.kind()) * weight, inverse)
@@ -104,6 +107,9 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
         if kernels::supports(&[&x, cos, sin]) {
             return kernels::best().rotate(&x, cos, sin, if back { -1.0 } else { 1.0 });
         }
+        if x.device().is_cuda() {
+            return turn_pairs(&x, cos, sin, back);
+        }
         let sin = if back { sin.neg() } else { sin.shallow_clone() };
         let halves = x.chunk(2, -1);
         let first = &halves[0] * cos - &halves[1] * &sin;
@@ -118,6 +124,18 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
         || (turn(x, cos, sin, false), (cos.shallow_clone(), sin.shallow_clone())),
         |(cos, sin), g| vec![Some(turn(g, cos, sin, true))],
     )
+}
+
+/// Computes [`rotate`], or with `back` its gradient, in as few operations as libtorch allows.
+fn turn_pairs(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
+    let size = x.size();
+    let pairs = x.view([size[0], size[1], 2, size[2] / 2]);
+    let turned = &pairs * cos.unsqueeze(2);
+    let minus = sin.neg();
+    let (first, second) = if back { (sin, &minus) } else { (&minus, sin) };
+    let _ = turned.select(2, 0).addcmul_(&pairs.select(2, 1), first);
+    let _ = turned.select(2, 1).addcmul_(&pairs.select(2, 0), second);
+    turned.view(size.as_slice())
 }
 
 #[cfg(test)]

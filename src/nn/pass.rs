@@ -42,8 +42,8 @@ impl QueriesAndKeys {
 }
 
 impl<'a> ForwardPass<'a> {
-    /// Starts a pass over a packed row. With a `cache`, segment s continues the sequence in slot s; room for it is
-    /// reserved.
+    /// Starts a pass over a packed row. With a `cache`, the segments continue its last sequences, one each; room for
+    /// them is reserved.
     pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut KvCache>) -> Self {
         let segments = &tokens.segments;
         if let Some(cache) = &mut cache {
@@ -68,7 +68,7 @@ impl<'a> ForwardPass<'a> {
     /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
     pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
         let (cos, sin) = self.angles.get_or_insert_with(|| {
-            let past = self.cache.as_ref().map(|c| c.lengths.as_slice());
+            let past = self.cache.as_ref().map(|c| c.last(self.segments.count()));
             rope.angles(self.positions, &self.segments.lengths, past, kind)
         });
         (cos.shallow_clone(), sin.shallow_clone())
@@ -82,16 +82,16 @@ impl<'a> ForwardPass<'a> {
         }
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
         let lengths = &self.segments.lengths;
-        let step_only = lengths.iter().all(|n| *n == 1);
+        let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);
         if step_only && let Some(out) = cache.step(layer, q, k, v, attention.scale) {
             return out;
         }
-        let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1], k.device()));
+        let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1]));
         cache.write(layer, k, v, places);
-        // If every slot is either empty or gets no token, there are no earlier tokens to attend to.
-        if cache.lengths.iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
+        // If no sequence that gets tokens has earlier ones, there are none to attend to.
+        if cache.last(lengths.len()).iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
             packed_attention(q, k, v, self.segments, attention)
-        } else if step_only {
+        } else if step_only && q.device() == Device::Cpu {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
             let mask = self.mask.get_or_insert_with(|| decode_mask(&cache.lengths, longest, q.kind(), q.device()));
             let (k, v) = cache.read(layer, longest);
@@ -123,20 +123,19 @@ fn decode_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Opt
     Some(Tensor::zeros(beyond.size(), (kind, device)).masked_fill(&beyond, f64::NEG_INFINITY))
 }
 
-/// Attends from several new tokens of each cache slot, one slot after the other: q (T, H, E), in packed order ->
+/// Attends from new tokens of several sequences to all their tokens, one sequence after the other: q (T, H, E), in packed order ->
 /// (T, H, E). No gradient.
 fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, attention: Attention) -> Tensor {
     let Attention { scale } = attention;
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
-    for (slot, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let past = cache.lengths[slot];
-        let (k, v) = cache.read(layer, past + n);
-        let pick = |t: &Tensor| t.narrow(0, slot as i64, 1);
+    let first = cache.lengths.len() - segments.count();
+    for (i, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
+        let past = cache.lengths[first + i];
+        let (k, v) = cache.read_sequence(layer, first + i, past + n, q.size()[2]);
         let queries = q.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, H, n, E)
         let mask = Tensor::ones([n, past + n], (Kind::Bool, q.device())).tril(past);
-        let out =
-            Tensor::scaled_dot_product_attention(&queries, &pick(&k), &pick(&v), Some(&mask), 0.0, false, scale, true);
+        let out = Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&mask), 0.0, false, scale, true);
         parts.push(out.squeeze_dim(0).transpose(0, 1));
         row += n;
     }

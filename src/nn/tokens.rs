@@ -38,6 +38,14 @@ impl Tokens {
         }
     }
 
+    /// Returns one token for each of several sequences that go on: ids and positions (S) on one device, and the
+    /// boundaries (S + 1) int32 of segments of one token. No number is read, so a device is not waited for.
+    pub fn one_each(ids: Tensor, positions: Tensor, bounds: Tensor) -> Self {
+        let lengths = vec![1; ids.size()[0] as usize];
+        let segments = Segments { lengths, bounds, longest: 1, groups: Vec::new() };
+        Self { ids, positions, segments, largest_id: 0 }
+    }
+
     /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.ids.size()[0] as usize

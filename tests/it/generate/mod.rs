@@ -1,3 +1,4 @@
 //! Tests of src/generate: decoding and sampling.
 
 mod decoding;
+mod on_device;
