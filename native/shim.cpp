@@ -1,5 +1,5 @@
 // C interface to parts of libtorch that tch does not bind: custom autograd nodes, backward from given gradients, the
-// fused optimiser, generator state, GPU memory and packed flash attention. Uses no CUDA headers: on a GPU the same
+// fused optimiser, transfers that do not wait, generator state, GPU memory and packed flash attention. Uses no CUDA headers: on a GPU the same
 // calls reach libtorch_cuda through the dispatcher.
 //
 // Convention: a function returns 0 or a pointer on success, and -1 or nullptr on failure; ft_error() then returns the
@@ -8,6 +8,8 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -89,11 +91,14 @@ int ft_backward(Tensor** outs, Tensor** grads, int n) {
 }
 
 // ---------------------------------------------------------------- optimiser
+// skip: a float32 scalar on the parameters' device, or null; where it is 1, nothing is changed.
 int ft_fused_adamw(Tensor** p, Tensor** g, Tensor** m, Tensor** v, Tensor** step, int n, double lr, double b1,
-                   double b2, double decay, double eps) {
+                   double b2, double decay, double eps, Tensor* skip) {
   GUARD(-1,
     at::NoGradGuard no_grad;
-    at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false);
+    std::optional<Tensor> found_inf;
+    if (skip) found_inf = *skip;
+    at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false, {}, found_inf);
     // The fused operation does not increase the parameters' version counters, by which casts cached for decoding
     // notice changes.
     for (int i = 0; i < n; i++) p[i]->unsafeGetTensorImpl()->bump_version();
@@ -110,10 +115,59 @@ int ft_scale(Tensor** g, int n, Tensor* by) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); return 0;)
 }
 
+// Copies each tensor of `from` into that of `to`, converting its dtype.
+int ft_copy_all(Tensor** to, Tensor** from, int n) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), list(from, n)); return 0;)
+}
+
+// Subtracts each tensor of `by` from that of `t`.
+int ft_subtract_all(Tensor** t, Tensor** by, int n) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); return 0;)
+}
+
+// Writes the products of float32 tensors with a number into `to`, converting their dtype.
+int ft_scale_into(Tensor** to, Tensor** from, int n, double by) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), at::_foreach_mul(list(from, n), by)); return 0;)
+}
+
 // Removes the gradients, so that the next backward stores new ones instead of adding to zeros.
 int ft_drop_gradients(Tensor** p, int n) {
   GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
 }
+
+// ---------------------------------------------------------------- transfers
+// Copies a CPU tensor to a CUDA device through page-locked memory, which libtorch keeps until the copy is done. Does
+// not wait.
+Tensor* ft_upload(Tensor* t, int index) {
+  GUARD(nullptr,
+    at::NoGradGuard no_grad;
+    auto pinned = at::empty(t->sizes(), t->options().pinned_memory(true));
+    pinned.copy_(*t);
+    return new Tensor(pinned.to(at::Device(at::kCUDA, index), t->scalar_type(), /*non_blocking=*/true));)
+}
+
+// A copy to page-locked memory that may be in progress.
+struct Download {
+  Tensor host;
+  c10::Event done{at::kCUDA};
+};
+
+// Begins to copy a CUDA tensor to the host. Does not wait.
+Download* ft_download(Tensor* t) {
+  GUARD(nullptr,
+    at::NoGradGuard no_grad;
+    auto d = std::make_unique<Download>();
+    d->host = t->to(at::kCPU, t->scalar_type(), /*non_blocking=*/true);
+    d->done.record(c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t->device()));
+    return d.release();)
+}
+
+// Waits until the copy is done and returns it.
+Tensor* ft_download_wait(Download* d) {
+  GUARD(nullptr, d->done.synchronize(); return new Tensor(d->host);)
+}
+
+void ft_download_drop(Download* d) { delete d; }
 
 // ---------------------------------------------------------------- generators
 Tensor* ft_rng_get(int device_type, int index) {

@@ -6,6 +6,7 @@
 use super::spec::{LoraInit, LoraSpec};
 use super::targets::{ModuleAdaptation, ModuleSelection};
 use crate::error::{Error, Result};
+use crate::nn::compute_copies::ComputeCopies;
 use crate::nn::joint_linear::{self, JointLayer, LowRank};
 use crate::nn::ops::embedding_rows;
 use crate::nn::weight::{add_product, cast, is_decoding, product};
@@ -13,6 +14,7 @@ use crate::nn::{Adapter, AdapterPlan, AdapterSite, Dense, LayerInput, LayerKind,
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// The low-rank update of one linear layer.
@@ -26,6 +28,8 @@ pub struct Lora {
     own: Option<Tensor>,
     /// For decoding: the versions of A and B when they were last cast, and the casts of A and s B.
     cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
+    /// For training on a GPU: the copies of all factors of the adapter, and the numbers of A and B among them.
+    copies: (Rc<ComputeCopies>, [usize; 2]),
 }
 
 impl Lora {
@@ -42,12 +46,15 @@ impl Lora {
         (a.shallow_clone(), b.shallow_clone())
     }
 
-    /// Returns the factors for training, cast at each call: small tensors kept between large ones that are freed
-    /// would fragment memory. `scale` includes dropout's 1 / (1 - p) and is applied in float32: in a bfloat16 mask
-    /// its rounding would make every update up to 0.4 % too large.
+    /// Returns the factors for training. `scale` includes dropout's 1 / (1 - p) and is applied in float32: in a
+    /// bfloat16 mask its rounding would make every update up to 0.4 % too large.
     fn factors(&self, kind: Kind, scale: f64) -> LowRank<'_> {
         let _no_grad = tch::no_grad_guard();
-        let (a, b) = (cast(&self.a, kind), cast(&(&self.b * scale), kind));
+        let (copies, [a, b]) = &self.copies;
+        let (a, b) = match self.a.device().is_cuda() {
+            true => (copies.get(*a, kind, 1.0), copies.get(*b, kind, scale)),
+            false => (cast(&self.a, kind), cast(&(&self.b * scale), kind)),
+        };
         LowRank { masters: [&self.a, &self.b], a, b, scale }
     }
 }
@@ -159,6 +166,8 @@ pub struct LoraPlan {
     /// Base weights in the adapter's file, by module. PEFT saves those of adapted embeddings and output heads, and
     /// replaces the model's weights by them when it loads the adapter.
     base_weights: BTreeMap<String, Tensor>,
+    /// The factors in the dtype of the arithmetic, on a GPU.
+    copies: Rc<ComputeCopies>,
 }
 
 impl LoraPlan {
@@ -169,6 +178,7 @@ impl LoraPlan {
             selection: ModuleSelection::new(spec)?,
             origin: None,
             base_weights: BTreeMap::new(),
+            copies: Rc::default(),
         })
     }
 
@@ -176,7 +186,8 @@ impl LoraPlan {
     /// tensors say which modules are adapted.
     pub fn of_file(spec: &LoraSpec, origin: &Path) -> Result<Self> {
         let selection = ModuleSelection::new(spec).map_err(|e| e.context(origin.display()))?;
-        Ok(Self { spec: spec.clone(), selection, origin: Some(origin.into()), base_weights: BTreeMap::new() })
+        let (base_weights, copies) = (BTreeMap::new(), Rc::default());
+        Ok(Self { spec: spec.clone(), selection, origin: Some(origin.into()), base_weights, copies })
     }
 
     /// Adds the base weights that an adapter's tensors contain.
@@ -292,6 +303,7 @@ impl AdapterPlan for LoraPlan {
                 let own = if site.layer == LayerKind::Head { self.own_base_weight(site, add)? } else { None };
                 let a = add("lora_A.weight", a, ParamRole::Trained);
                 let b = add("lora_B.weight", Tensor::zeros([outputs, rank], options), ParamRole::Trained);
+                let copies = (self.copies.clone(), [&a, &b].map(|t| self.copies.add(t)));
                 Some(Box::new(Lora {
                     a,
                     b,
@@ -299,6 +311,7 @@ impl AdapterPlan for LoraPlan {
                     dropout: self.spec.dropout,
                     own,
                     cast: RefCell::default(),
+                    copies,
                 }))
             }
         })

@@ -1,5 +1,6 @@
 //! Which tokens of a packed row a loss predicts: the positions of the trunk's output, and the tokens expected there.
 
+use crate::native::upload;
 use tch::{Device, Tensor};
 
 /// Tokens of S packed sequences that a loss predicts, N in all.
@@ -8,6 +9,8 @@ pub struct TargetTokens {
     pub at: Tensor,
     /// (N) the tokens.
     pub targets: Tensor,
+    /// The numbers of `at`, on the host.
+    pub rows: Vec<i64>,
     /// Number of these tokens in each sequence.
     pub counts: Vec<i64>,
 }
@@ -30,8 +33,7 @@ impl TargetTokens {
             counts.push((at.len() - before) as i64);
             start += ids.len() as i64;
         }
-        let upload = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
-        Self { at: upload(&at), targets: upload(&targets), counts }
+        Self { at: upload(&at, device), targets: upload(&targets, device), rows: at, counts }
     }
 }
 

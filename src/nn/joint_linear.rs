@@ -119,7 +119,10 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let mut g_a = None;
         if let (Some((_, a)), Some(x)) = (low, &x) {
             let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
-            let g_low = Tensor::cat(&each.collect::<Vec<_>>(), 1); // (T, R of all)
+            let g_low = match &each.collect::<Vec<_>>()[..] {
+                [one] => one.shallow_clone(),
+                several => Tensor::cat(several, 1), // (T, R of all)
+            };
             g_x = g_x.map(|mut g_x| match mask {
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),

@@ -13,6 +13,7 @@ pub mod autograd;
 pub mod builder;
 pub mod cache;
 pub mod chunked;
+pub mod compute_copies;
 pub mod embedding;
 pub mod head;
 pub mod initial;

@@ -104,11 +104,10 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
         if kernels::supports(&[&x, cos, sin]) {
             return kernels::best().rotate(&x, cos, sin, if back { -1.0 } else { 1.0 });
         }
-        let sin = if back { sin.neg() } else { sin.shallow_clone() };
         let halves = x.chunk(2, -1);
-        let first = &halves[0] * cos - &halves[1] * &sin;
-        let second = &halves[1] * cos + &halves[0] * &sin;
-        Tensor::cat(&[first, second], -1)
+        let (a, b) = (&halves[0] * cos, &halves[1] * cos);
+        let (c, d) = (&halves[1] * sin, &halves[0] * sin);
+        Tensor::cat(&if back { [a + c, b - d] } else { [a - c, b + d] }, -1)
     }
     if !recorded(&[x]) {
         return turn(x, cos, sin, false);

@@ -16,6 +16,7 @@ use crate::data::encode::PairExample;
 use crate::methods::pairs::{self, PairStatistics};
 use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Output};
+use crate::native::upload;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
@@ -55,7 +56,7 @@ impl RewardBatch {
         let some = spec.margin == MarginChoice::Rows && margins.iter().any(|m| *m != 0.0);
         Self {
             last: PairStatistics::of(&last),
-            margins: some.then(|| Tensor::from_slice(&margins).to_device(device)),
+            margins: some.then(|| upload(&margins, device)),
             tokens,
             spec,
         }

@@ -16,14 +16,17 @@ pub struct MovementProbe {
     numbers: Vec<Tensor>,
 }
 
-/// Returns evenly spaced numbers of every trained tensor, float64 on the CPU.
+/// Returns evenly spaced numbers of every trained tensor, float64 on the CPU. Waits for the device once.
 fn sample(model: &Model) -> Vec<Tensor> {
     let few = |t: &Tensor| {
         let flat = t.detach().reshape([-1]);
         let stride = (flat.size()[0] / SAMPLE).max(1);
-        flat.slice(0, 0, None, stride).slice(0, 0, SAMPLE, 1).to_device(Device::Cpu).to_kind(Kind::Double).copy()
+        flat.slice(0, 0, None, stride).slice(0, 0, SAMPLE, 1)
     };
-    model.params().trainable().map(|p| few(&p.tensor)).collect()
+    let samples: Vec<Tensor> = model.params().trainable().map(|p| few(&p.tensor)).collect();
+    let sizes: Vec<i64> = samples.iter().map(|t| t.size()[0]).collect();
+    let all = Tensor::cat(&samples, 0).to_device(Device::Cpu).to_kind(Kind::Double);
+    all.split_with_sizes(&sizes, 0)
 }
 
 impl MovementProbe {
