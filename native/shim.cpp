@@ -186,10 +186,16 @@ int ft_rng_set(int device_type, int index, Tensor* state) {
 }
 
 // ---------------------------------------------------------------- CUDA, through the device-neutral interfaces
+// The allocator has no devices, and refuses questions about them, until CUDA is initialised.
+static void start_cuda() {
+  TORCH_CHECK(at::hasCUDA(), "no CUDA");
+  at::globalContext().lazyInitDevice(at::kCUDA);
+}
+
 // out: bytes allocated now, peak of allocated bytes, free bytes of the device, total bytes of the device
 int ft_cuda_memory(int index, int64_t* out) {
   GUARD(-1,
-    TORCH_CHECK(at::hasCUDA(), "no CUDA");
+    start_cuda();
     auto* a = c10::getDeviceAllocator(at::kCUDA);
     auto s = a->getDeviceStats(index);
     auto m = a->getMemoryInfo(index);
@@ -199,7 +205,7 @@ int ft_cuda_memory(int index, int64_t* out) {
 }
 
 int ft_cuda_reset_peak(int index) {
-  GUARD(-1, TORCH_CHECK(at::hasCUDA(), "no CUDA"); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
+  GUARD(-1, start_cuda(); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
 }
 
 // Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1). CUDA, half precision;
