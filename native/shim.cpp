@@ -33,6 +33,11 @@ static std::vector<Tensor> list(Tensor** p, int n) {
   return v;
 }
 
+// Operations on lists do not increase the tensors' version counters, by which copies in another dtype notice changes.
+static void bump_versions(Tensor** t, int n) {
+  for (int i = 0; i < n; i++) t[i]->unsafeGetTensorImpl()->bump_version();
+}
+
 extern "C" {
 
 const char* ft_error() { return last_error.c_str(); }
@@ -99,9 +104,7 @@ int ft_fused_adamw(Tensor** p, Tensor** g, Tensor** m, Tensor** v, Tensor** step
     std::optional<Tensor> found_inf;
     if (skip) found_inf = *skip;
     at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false, {}, found_inf);
-    // The fused operation does not increase the parameters' version counters, by which casts cached for decoding
-    // notice changes.
-    for (int i = 0; i < n; i++) p[i]->unsafeGetTensorImpl()->bump_version();
+    bump_versions(p, n);
     return 0;)
 }
 
@@ -112,22 +115,26 @@ Tensor* ft_global_norm(Tensor** g, int n) {
 }
 
 int ft_scale(Tensor** g, int n, Tensor* by) {
-  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); return 0;)
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); bump_versions(g, n); return 0;)
 }
 
 // Copies each tensor of `from` into that of `to`, converting its dtype.
 int ft_copy_all(Tensor** to, Tensor** from, int n) {
-  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), list(from, n)); return 0;)
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), list(from, n)); bump_versions(to, n); return 0;)
 }
 
 // Subtracts each tensor of `by` from that of `t`.
 int ft_subtract_all(Tensor** t, Tensor** by, int n) {
-  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); return 0;)
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); bump_versions(t, n); return 0;)
 }
 
 // Writes the products of float32 tensors with a number into `to`, converting their dtype.
 int ft_scale_into(Tensor** to, Tensor** from, int n, double by) {
-  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), at::_foreach_mul(list(from, n), by)); return 0;)
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    at::_foreach_copy_(list(to, n), at::_foreach_mul(list(from, n), by));
+    bump_versions(to, n);
+    return 0;)
 }
 
 // Removes the gradients, so that the next backward stores new ones instead of adding to zeros.
@@ -136,14 +143,27 @@ int ft_drop_gradients(Tensor** p, int n) {
 }
 
 // ---------------------------------------------------------------- transfers
-// Copies a CPU tensor to a CUDA device through page-locked memory, which libtorch keeps until the copy is done. Does
-// not wait.
-Tensor* ft_upload(Tensor* t, int index) {
-  GUARD(nullptr,
+// Copies contiguous CPU tensors to a CUDA device in one transfer, through page-locked memory, which libtorch keeps until
+// the copy is done. Does not wait. out: the copies, views of one buffer.
+int ft_upload(Tensor** t, int n, int index, Tensor** out) {
+  GUARD(-1,
     at::NoGradGuard no_grad;
-    auto pinned = at::empty(t->sizes(), t->options().pinned_memory(true));
-    pinned.copy_(*t);
-    return new Tensor(pinned.to(at::Device(at::kCUDA, index), t->scalar_type(), /*non_blocking=*/true));)
+    const int64_t step = 16;  // the alignment of vectorised loads
+    int64_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes += (t[i]->nbytes() + step - 1) / step * step;
+    auto pinned = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+    int64_t at = 0;
+    for (int i = 0; i < n; i++) {
+      pinned.narrow(0, at, t[i]->nbytes()).view(t[i]->scalar_type()).copy_(t[i]->view({-1}));
+      at += (t[i]->nbytes() + step - 1) / step * step;
+    }
+    auto buffer = pinned.to(at::Device(at::kCUDA, index), at::kByte, /*non_blocking=*/true);
+    at = 0;
+    for (int i = 0; i < n; i++) {
+      out[i] = new Tensor(buffer.narrow(0, at, t[i]->nbytes()).view(t[i]->scalar_type()).view(t[i]->sizes()));
+      at += (t[i]->nbytes() + step - 1) / step * step;
+    }
+    return 0;)
 }
 
 // A copy to page-locked memory that may be in progress.

@@ -49,7 +49,7 @@ unsafe extern "C" {
     fn ft_subtract_all(t: *mut *mut C_tensor, by: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_scale_into(to: *mut *mut C_tensor, from: *mut *mut C_tensor, n: c_int, by: f64) -> c_int;
     fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
-    fn ft_upload(t: *mut C_tensor, index: c_int) -> *mut C_tensor;
+    fn ft_upload(t: *mut *mut C_tensor, n: c_int, index: c_int, out: *mut *mut C_tensor) -> c_int;
     fn ft_download(t: *mut C_tensor) -> *mut c_void;
     fn ft_download_wait(download: *mut c_void) -> *mut C_tensor;
     fn ft_download_drop(download: *mut c_void);
@@ -243,17 +243,22 @@ pub fn drop_gradients<'t>(parameters: impl Iterator<Item = &'t Tensor>) {
     check(unsafe { ft_drop_gradients(p.as_mut_ptr(), p.len() as c_int) }).expect("leaves have room for a gradient");
 }
 
-/// Copies a CPU tensor to a device; one on the CPU is returned itself. On CUDA the copy goes through page-locked
-/// memory, and the program does not wait for it.
-pub fn upload_tensor(t: &Tensor, device: Device) -> Tensor {
-    let Device::Cuda(index) = device else { return t.shallow_clone() };
-    // SAFETY: `t` lives during the call.
-    owned(unsafe { ft_upload(t.as_ptr() as *mut C_tensor, index as c_int) }).expect("room for a copy on the device")
+/// Copies CPU tensors to a device; for the CPU they are returned themselves. On CUDA they are copied in one transfer,
+/// through page-locked memory, and the program does not wait for it.
+pub fn upload<const N: usize>(tensors: [Tensor; N], device: Device) -> [Tensor; N] {
+    let Device::Cuda(index) = device else { return tensors };
+    let tensors = tensors.map(|t| t.contiguous());
+    let (mut from, mut to) = (pointers_of(&tensors), [std::ptr::null_mut(); N]);
+    // SAFETY: live CPU tensors during the call; `to` has N slots.
+    check(unsafe { ft_upload(from.as_mut_ptr(), N as c_int, index as c_int, to.as_mut_ptr()) })
+        .expect("room for a copy on the device");
+    to.map(|p| owned(p).expect("made by the call"))
 }
 
 /// Returns the numbers as a tensor on `device`, without waiting for the device.
-pub fn upload<T: tch::kind::Element>(numbers: &[T], device: Device) -> Tensor {
-    upload_tensor(&Tensor::from_slice(numbers), device)
+pub fn upload_slice<T: tch::kind::Element>(numbers: &[T], device: Device) -> Tensor {
+    let [t] = upload([Tensor::from_slice(numbers)], device);
+    t
 }
 
 /// A copy of a tensor to the host that runs while the program goes on.

@@ -9,7 +9,6 @@ use crate::data::dataset::Dataset;
 use crate::data::encode::{Example, PairExample};
 use crate::error::{Error, Result};
 use crate::models::{Metrics, Output};
-use crate::native::upload;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
@@ -54,7 +53,7 @@ pub struct AnswerSpans {
     /// Number of tokens in each sequence's span.
     counts: Vec<i64>,
     /// (S) the same, int64 on the device.
-    on_device: Tensor,
+    counts_on_device: Tensor,
 }
 
 /// Per-sequence results of scoring a packed row.
@@ -70,14 +69,14 @@ impl AnswerSpans {
     /// sequence is never selected: nothing precedes it that could predict it.
     pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
         let ids = sequences.iter().map(|e| e.ids.as_slice());
-        let TargetTokens { at, targets, counts, .. } =
+        let TargetTokens { at, targets, counts, counts_on_device, .. } =
             TargetTokens::select(ids, |i, t| wanted(i, &sequences[i], t), device);
-        Self { at, targets, on_device: upload(&counts, device), counts }
+        Self { at, targets, counts_on_device, counts }
     }
 
     /// Returns the number of tokens of each span: (S) float64.
     pub fn counts(&self) -> Tensor {
-        self.on_device.to_kind(Kind::Double)
+        self.counts_on_device.to_kind(Kind::Double)
     }
 
     /// Returns the number of tokens of each span, at least 1 so that a mean can divide by it: (S) float64.
@@ -100,7 +99,7 @@ impl AnswerSpans {
         let t = t.to_kind(Kind::Double);
         if t.device().is_cuda() {
             let none = None::<&Tensor>;
-            return Tensor::segment_reduce(&t, "sum", Some(&self.on_device), none, none, 0, true, 0.0);
+            return Tensor::segment_reduce(&t, "sum", Some(&self.counts_on_device), none, none, 0, true, 0.0);
         }
         let parts = t.split_with_sizes(&self.counts, 0);
         Tensor::stack(&parts.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)

@@ -16,7 +16,7 @@ use crate::data::encode::Example;
 use crate::error::Result;
 use crate::fsutil::hex;
 use crate::models::{Heads, LoadOptions, Model, content_hash};
-use crate::native::upload;
+use crate::native::upload_slice;
 use crate::nn::{Weights, weights};
 use crate::report;
 use schemars::JsonSchema;
@@ -226,7 +226,7 @@ impl CachedLogProbs {
     fn of(&self, rows: &[usize], device: Device) -> Tensor {
         let values: Vec<f64> =
             rows.iter().flat_map(|r| &self.values[r * self.width..(r + 1) * self.width]).copied().collect();
-        upload(&values, device)
+        upload_slice(&values, device)
     }
 }
 

@@ -13,6 +13,8 @@ pub struct TargetTokens {
     pub rows: Vec<i64>,
     /// Number of these tokens in each sequence.
     pub counts: Vec<i64>,
+    /// (S) the same, int64 on the device.
+    pub counts_on_device: Tensor,
 }
 
 impl TargetTokens {
@@ -33,7 +35,9 @@ impl TargetTokens {
             counts.push((at.len() - before) as i64);
             start += ids.len() as i64;
         }
-        Self { at: upload(&at, device), targets: upload(&targets, device), rows: at, counts }
+        let numbers = [&at, &targets, &counts].map(|numbers| Tensor::from_slice(numbers));
+        let [on_device, targets, counts_on_device] = upload(numbers, device);
+        Self { at: on_device, targets, counts_on_device, rows: at, counts }
     }
 }
 

@@ -93,6 +93,11 @@ impl Metrics {
 pub struct MetricNames(Vec<(&'static str, f64)>);
 
 impl MetricNames {
+    /// Returns the number of scalars.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns the index of a metric among the scalars.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.0.iter().position(|(own, _)| *own == name)

@@ -3,7 +3,7 @@
 //! Sequences are concatenated instead of padded; each is one segment of the row. Positions restart at each segment, and
 //! attention never crosses a segment's boundary.
 
-use crate::native::upload;
+use crate::native::{upload, upload_slice};
 use std::cell::OnceCell;
 use tch::{Device, Kind, Tensor};
 
@@ -32,11 +32,13 @@ impl Tokens {
         let lengths: Vec<i64> = sequences.iter().map(|s| s.as_ref().len() as i64).collect();
         let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
         let positions: Vec<i64> = lengths.iter().zip(past).flat_map(|(n, p)| *p..p + n).collect();
+        let numbers = [Tensor::from_slice(&ids), Tensor::from_slice(&positions), bounds(&lengths)];
+        let [ids, positions, bounds] = upload(numbers, device);
         Self {
             largest_id: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).max().unwrap_or(0),
-            ids: upload(&ids, device),
-            positions: upload(&positions, device),
-            segments: Segments::new(lengths, device),
+            ids,
+            positions,
+            segments: Segments::with_bounds(lengths, bounds),
         }
     }
 
@@ -83,9 +85,14 @@ pub struct SegmentGroup {
 impl Segments {
     /// Creates segments of these lengths, which follow each other in a row.
     pub fn new(lengths: Vec<i64>, device: Device) -> Self {
-        let bounds: Vec<i32> = starts(&lengths).iter().map(|&s| s as i32).collect();
+        let [bounds] = upload([bounds(&lengths)], device);
+        Self::with_bounds(lengths, bounds)
+    }
+
+    /// Creates segments of these lengths; `bounds` (S + 1) are already on the device.
+    fn with_bounds(lengths: Vec<i64>, bounds: Tensor) -> Self {
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        Self { bounds: upload(&bounds, device), longest, groups: OnceCell::new(), lengths }
+        Self { bounds, longest, groups: OnceCell::new(), lengths }
     }
 
     /// Returns the blocks that attention computes if it is not computed by a kernel that reads `bounds`. Their tables
@@ -117,6 +124,11 @@ fn starts(lengths: &[i64]) -> Vec<i64> {
         starts.push(starts[starts.len() - 1] + n);
     }
     starts
+}
+
+/// Returns the same in the format of packed attention kernels: (S + 1) int32.
+fn bounds(lengths: &[i64]) -> Tensor {
+    Tensor::from_slice(&starts(lengths).iter().map(|&s| s as i32).collect::<Vec<_>>())
 }
 
 /// Largest number of attention scores per head in one block; limits the memory of the backward.
@@ -158,7 +170,7 @@ fn group_segments(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Segmen
                 places.push(if t < lengths[i] { starts[i] + t } else { -1 });
             }
         }
-        let tensor = |v: &[i64]| upload(v, device);
+        let tensor = |v: &[i64]| upload_slice(v, device);
         groups.push(SegmentGroup {
             count: members.len() as i64,
             longest,

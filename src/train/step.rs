@@ -58,6 +58,8 @@ struct RunningStep {
     /// Gradient norm and metrics, in the order of `names`.
     numbers: StepNumbers,
     names: MetricNames,
+    /// A sample of the weights after the step, on its way from the GPU with the numbers.
+    weights: bool,
 }
 
 enum StepNumbers {
@@ -90,6 +92,8 @@ pub struct StepOutcome {
     pub means: Vec<(String, f64)>,
     /// True if loss and gradient norm are finite. If not, the parameters were not updated.
     pub finite: bool,
+    /// A sample of the weights after the step: (N) float64 on the CPU, if `update` was given one.
+    pub weights: Option<Tensor>,
     /// For a step that is not finite: the first tensor with NaN or infinity, if repeating the step finds one.
     pub non_finite_origin: Option<FirstNonFinite>,
 }
@@ -128,7 +132,7 @@ impl<'a> Stepper<'a> {
     /// Executes the next step of the method and returns its numbers.
     pub fn advance(&mut self, method: &mut dyn Method) -> Result<StepOutcome> {
         let computed = self.compute(method)?;
-        self.update(computed, method)?;
+        self.update(computed, method, |_| None)?;
         self.settle(method)?.ok_or_else(|| Error::bug("a step without numbers"))
     }
 
@@ -159,16 +163,26 @@ impl<'a> Stepper<'a> {
 
     /// Clips the gradients and updates the weights, unless loss or gradient norm are not finite. The numbers of the
     /// step before must have been read by `settle`, because the optimiser counts only steps that were finite.
-    pub fn update(&mut self, computed: ComputedStep, method: &dyn Method) -> Result<()> {
+    /// `sample(step)` may return numbers of the weights after the step (float64, on their device), which a GPU then
+    /// copies together with those of the step.
+    pub fn update(
+        &mut self,
+        computed: ComputedStep,
+        method: &dyn Method,
+        sample: impl FnOnce(u64) -> Option<Tensor>,
+    ) -> Result<()> {
         let norm = self.optim.clip(self.plan.recipe.optim.max_norm)?;
         let lr = self.lr.at(self.state.step);
         let (scalars, names) = computed.metrics.scalars();
         let scalars: Vec<&Tensor> = std::iter::once(&norm).chain(scalars).collect();
         let loss = names.position(LOSS).map(|i| i + 1);
+        let mut weights = None;
         let numbers = if self.optim.can_skip() {
             let numbers = native::stack_scalars(&scalars);
             self.optim.step_unless(lr, Some(&not_finite(&numbers, loss)))?;
-            StepNumbers::Coming(Download::begin(&numbers)?)
+            weights = sample(self.state.step + 1);
+            let all = weights.as_ref().map(|weights| Tensor::cat(&[&numbers, weights], 0));
+            StepNumbers::Coming(Download::begin(&all.unwrap_or(numbers))?)
         } else {
             let numbers = native::read_scalars(&scalars);
             if loss.is_some_and(|loss| numbers[0].is_finite() && numbers[loss].is_finite()) {
@@ -181,7 +195,8 @@ impl<'a> Stepper<'a> {
         self.state.step += 1;
         self.state.tokens += computed.tokens;
         self.state.cursor = method.cursor();
-        self.running = Some(RunningStep { step: self.state.step, computed, lr, numbers, names });
+        let weights = weights.is_some();
+        self.running = Some(RunningStep { step: self.state.step, computed, lr, numbers, names, weights });
         Ok(())
     }
 
@@ -193,11 +208,13 @@ impl<'a> Stepper<'a> {
     /// Returns the numbers of the last step that was updated, waiting for them if necessary; `None` if they were
     /// returned already. If they are not finite, runs the step again to find the first tensor that is not.
     pub fn settle(&mut self, method: &mut dyn Method) -> Result<Option<StepOutcome>> {
-        let Some(RunningStep { step, computed, lr, numbers, names }) = self.running.take() else { return Ok(None) };
+        let Some(running) = self.running.take() else { return Ok(None) };
+        let RunningStep { step, computed, lr, numbers, names, weights } = running;
         let (numbers, ahead) = match numbers {
             StepNumbers::Here(numbers) => (numbers, false),
             StepNumbers::Coming(copy) => (native::numbers(&copy.wait()?), true),
         };
+        let weights = weights.then(|| Tensor::from_slice(&numbers[1 + names.count()..]));
         let ComputedStep { began, items, epoch, tokens, means: given, .. } = computed;
         let norm = numbers[0];
         let mut means = names.means(&numbers[1..]);
@@ -217,7 +234,20 @@ impl<'a> Stepper<'a> {
         }
         let seconds = began.max(self.settled).elapsed().as_secs_f64();
         self.settled = Instant::now();
-        Ok(Some(StepOutcome { step, epoch, loss, lr, norm, tokens, seconds, items, means, finite, non_finite_origin }))
+        Ok(Some(StepOutcome {
+            step,
+            epoch,
+            loss,
+            lr,
+            norm,
+            tokens,
+            seconds,
+            items,
+            means,
+            finite,
+            weights,
+            non_finite_origin,
+        }))
     }
 
     /// Runs the last updated step again to find the first tensor that is not finite. Its weights are still those of the

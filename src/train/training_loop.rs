@@ -68,7 +68,8 @@ impl<'a> TrainingLoop<'a> {
             }
             let computed = self.stepper.compute(method)?;
             let mut halted = self.settle(method)?; // the step before, on a GPU
-            self.stepper.update(computed, method)?;
+            let records = &self.records;
+            self.stepper.update(computed, method, |step| records.weight_sample(step))?;
             let interrupted = self.stop.load(Ordering::Relaxed);
             if halted || interrupted || self.is_due() || !self.stepper.runs_ahead() {
                 halted |= self.settle(method)?;
@@ -91,7 +92,7 @@ impl<'a> TrainingLoop<'a> {
             self.skip(done.step, done.loss, done.norm)?;
         }
         self.tokens += done.tokens;
-        self.records.step(&StepRecord {
+        let record = StepRecord {
             step: done.step,
             epoch: done.epoch,
             loss: done.loss,
@@ -103,7 +104,8 @@ impl<'a> TrainingLoop<'a> {
             seconds: done.seconds,
             memory: native::memory(self.stepper.model.device())?.peak,
             more: done.means,
-        })?;
+        };
+        self.records.step(&record, done.weights.as_ref())?;
         Ok(self.report_alarms(done.step, method.alarms(&told)))
     }
 

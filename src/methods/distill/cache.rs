@@ -11,7 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::fsutil::{self, hex, read_json, write_json};
 use crate::methods::fixed::Split;
 use crate::models::content_hash;
-use crate::native::upload_tensor;
+use crate::native::upload;
 use crate::nn::{Weights, weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -241,7 +241,7 @@ impl TeacherCache {
                 tails.push(slice("tail").context(named)?);
             }
         }
-        let tail = (!tails.is_empty()).then(|| upload_tensor(&Tensor::cat(&tails, 0), device));
+        let tail = (!tails.is_empty()).then(|| Tensor::cat(&tails, 0));
         let ids = Tensor::cat(&ids, 0);
         let vocabulary = self.contents.origin.vocabulary;
         if ids.numel() > 0 && (ids.min().int64_value(&[]) < 0 || ids.max().int64_value(&[]) >= vocabulary) {
@@ -251,8 +251,9 @@ impl TeacherCache {
             ))
             .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
         }
-        let log_probs = upload_tensor(&Tensor::cat(&log_probs, 0), device);
-        Ok(TopTokens { ids: upload_tensor(&ids, device), log_probs, tail })
+        let [ids, log_probs] = upload([ids, Tensor::cat(&log_probs, 0)], device);
+        let tail = tail.map(|tail| upload([tail], device)).map(|[tail]| tail);
+        Ok(TopTokens { ids, log_probs, tail })
     }
 }
 

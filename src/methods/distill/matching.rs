@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::methods::sft::SupervisedBatch;
 use crate::methods::state::{StateTensors, damaged};
 use crate::models::{Activations, ExposedLayers, Model, Output};
-use crate::native::upload;
+use crate::native::upload_slice;
 use crate::nn::chunked::{chunks, sum_of_parts};
 use crate::nn::{LayerKind, Param, QueriesAndKeys};
 use crate::rng;
@@ -226,7 +226,7 @@ fn parts(answers: &SupervisedBatch) -> Vec<QueryChunk> {
     for &length in &answers.tokens.segments.lengths {
         let to = from + at[from..].partition_point(|row| *row < start + length);
         for queries in at[from..to].chunks(CHUNK as usize) {
-            let queries = upload(queries, answers.at.device());
+            let queries = upload_slice(queries, answers.at.device());
             found.push(QueryChunk { keys: (start, length), queries });
         }
         (start, from) = (start + length, to);

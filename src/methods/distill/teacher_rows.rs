@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::methods::fixed::{BatchIndices, Split};
 use crate::methods::rows::DataContext;
 use crate::methods::sft::SupervisedBatch;
-use crate::native::upload;
+use crate::native::upload_slice;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
@@ -78,10 +78,10 @@ impl TeacherRows {
             start += m;
         }
         let mut outputs = teachers.outputs(&SupervisedBatch::new(&theirs.iter().collect::<Vec<_>>(), device))?;
-        let at = upload(&at, device);
+        let at = upload_slice(&at, device);
         for output in &mut outputs.each {
             output.hidden = output.hidden.index_select(0, &at);
         }
-        Ok((outputs, upload(&mask, device)))
+        Ok((outputs, upload_slice(&mask, device)))
     }
 }

@@ -21,7 +21,7 @@ use crate::data::encode::{Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
 use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Model, Output};
-use crate::native::upload;
+use crate::native::upload_slice;
 use crate::nn::Tokens;
 use crate::report;
 use std::collections::BTreeMap;
@@ -230,7 +230,7 @@ impl Objective for Kto {
         let good: Vec<f64> = items.iter().map(|item| f64::from(u8::from(item.good))).collect();
         let reference = self.source.log_probs(model, &answers, which.split, which.items)?;
         let counts = (good.len() as f64, good.iter().sum());
-        let good = upload(&good, model.device());
+        let good = upload_slice(&good, model.device());
         Ok(Box::new(KtoBatch { spec: self.spec.clone(), answers, reference, good, counts, survey: survey.clone() }))
     }
 
@@ -258,8 +258,7 @@ impl MicroBatch for KtoBatch {
         let share = self.items() / (self.survey.good + self.survey.bad);
         metrics.add("kl", &(&self.survey.reference_point * share), share);
         let (all, good) = self.counts;
-        let kinds =
-            [("chosen", good, self.good.shallow_clone()), ("rejected", all - good, -&self.good + 1.0)];
+        let kinds = [("chosen", good, self.good.shallow_clone()), ("rejected", all - good, -&self.good + 1.0)];
         let sums = kinds.map(|(name, n, of)| {
             let sum = |t: &Tensor| (t.detach() * &of).sum(Kind::Double);
             (name, sum(&rewards), sum(&policy), n)

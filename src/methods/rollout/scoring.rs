@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::methods::reference::ReferenceModel;
 use crate::methods::targets::TargetTokens;
 use crate::models::{Model, Output};
-use crate::native::upload;
+use crate::native::upload_slice;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
@@ -35,14 +35,14 @@ impl PackedSamples {
             tokens: Tokens::pack(&ids, device),
             at,
             targets,
-            owner: upload(&owner, device),
-            lengths: upload(&lengths, device),
+            owner: upload_slice(&owner, device),
+            lengths: upload_slice(&lengths, device),
         }
     }
 
     /// Joins numbers per answer token (one slice per sample, in their order) to one tensor: (N) float32.
     pub fn column(parts: &[&[f32]], device: Device) -> Tensor {
-        upload(&parts.concat(), device)
+        upload_slice(&parts.concat(), device)
     }
 
     /// Returns N, the number of tokens of all answers together.

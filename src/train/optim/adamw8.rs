@@ -91,13 +91,14 @@ impl AdamW8 {
             0 => t.shallow_clone(),
             fill => t.constant_pad_nd([0, fill].as_slice()),
         };
-        let join = |parts: Vec<Tensor>| if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 0) };
+        let join =
+            |parts: Vec<Tensor>| if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 0) };
         let numbers = |of: &[Tensor]| join(pieces.iter().zip(of).map(whole).collect());
         let each = |of: &dyn Fn(&Piece) -> Tensor| pieces.iter().map(of).collect::<Vec<Tensor>>();
         let states = [[0, 1], [2, 3]].map(|[i, j]| (each(&|p| p.codes(i)), each(&|p| p.scales(j))));
-        let old = states.each_ref().map(|(codes, scales)| {
-            (numbers(codes), join(scales.iter().map(Tensor::shallow_clone).collect()))
-        });
+        let old = states
+            .each_ref()
+            .map(|(codes, scales)| (numbers(codes), join(scales.iter().map(Tensor::shallow_clone).collect())));
         let g = numbers(&each(&|p| p.grad())).view([-1, self.block]);
         let mut m = self.signed.dequantise(&old[0].0, &old[0].1, self.block);
         m *= b1;
