@@ -145,14 +145,13 @@ fn the_doctor_does_not_wait() {
 fn other_update_rules_wait_once() {
     let space = space();
     // The norm of the gradients is computed once in each step.
-    let mark = [("FAKE_CUDA_MARK", "aten::_foreach_norm")];
-    for kind in ["lion", "sgd", "adafactor", "muon", "schedule_free"] {
-        let case = case("rule", "{sft: {}}", CHAT, 1.0, 75);
-        let kind = format!("optim.kind={{{kind}: {{}}}}");
+    let mark = [("FAKE_CUDA_MARK", "aten::_foreach_norm"), ("FAKE_CUDA_STACKS", "1")];
+    for kind in ["{lion: {}}", "{sgd: {}}", "{adafactor: {}}", "{muon: {}}", "schedule_free"] {
+        let kind = format!("optim.kind={kind}");
         let arguments = ["train", "counted.yaml", "--overwrite", "--set", &kind, "--set", "run.steps=5"];
         let trace = fake_cuda::ft(&space, &arguments, &mark).succeeded();
         let waits: Vec<i64> = steady(&trace).iter().map(|counts| counts.waits).collect();
-        assert_eq!(waits, [1; 3], "{} {kind}", case.name);
+        assert_eq!(waits, [1; 3], "{kind}: {:#?}", trace.stacks);
     }
 }
 
@@ -163,13 +162,13 @@ fn eight_bit_moments_take_few_launches() {
     let mark = [("FAKE_CUDA_MARK", "aten::_foreach_norm")];
     let lora = "adapter={lora: {rank: 64, alpha: 128, targets: all-linear}}"; // 4,096 numbers or more in each factor
     let launches = |kind: &str| {
-        let kind = format!("optim.kind={{{kind}: {{}}}}");
+        let kind = format!("optim.kind={kind}");
         let arguments = ["train", "counted.yaml", "--overwrite", "--set", lora, "--set", &kind, "--set", "run.steps=5"];
         let trace = fake_cuda::ft(&space, &arguments, &mark).succeeded();
         assert!(steady(&trace).iter().all(|counts| counts.waits == 1), "{kind}");
         steady(&trace)[1].launches
     };
-    let (exact, narrow) = (launches("adamw"), launches("adamw8"));
+    let (exact, narrow) = (launches("adamw"), launches("{adamw8: {}}"));
     println!("AdamW {exact}, AdamW8 {narrow}");
     // 42 parameters; bound: joins and splits of gradient, moments and scales, two quantisations, the update.
     assert!(narrow - exact <= 60, "AdamW {exact}, AdamW8 {narrow}");
@@ -188,11 +187,11 @@ fn a_step_that_is_not_finite_moves_nothing() {
     let run = |out: &str, steps: usize, device: &str| {
         let out_setting = format!("run.out={out}");
         let (steps, device) = (format!("run.steps={steps}"), format!("model.device={device}"));
-        // After one step of this size, the second overflows.
-        let ill = ["optim={lr: 1e30, schedule: constant, warmup: 0, non_finite: skip, max_norm: 0}", "model.dtype=f32"];
+        // The first step is finite; with what it makes of the adapter, the second overflows.
+        let ill = ["optim={lr: 1, schedule: constant, warmup: 0, non_finite: skip, max_norm: 0}", "model.dtype=f32"];
         let mut arguments = vec!["train", "counted.yaml", "--set", &out_setting, "--set", &steps];
         arguments.extend(["--set", ill[0], "--set", ill[1], "--set", &device]);
-        arguments.extend(["--set", "adapter={lora: {rank: 8, alpha: 16, targets: all-linear}}"]);
+        arguments.extend(["--set", "adapter={lora: {rank: 8, alpha: 1e20, targets: all-linear}}"]);
         fake_cuda::ft(&space, &arguments, &[])
     };
     for device in ["cuda", "cpu"] {
@@ -218,11 +217,12 @@ fn a_step_that_is_not_finite_moves_nothing() {
 }
 
 /// A policy that equals its reference has the reference's log-probabilities bit for bit, so that no pair counts as won
-/// at the first step: the reference is the base without its adapter, a frozen copy of the base, or cached.
+/// at the first step: the reference is the base without its adapter, or a frozen copy of the base.
 #[test]
 fn policy_and_reference_begin_equal() {
     let space = space();
-    for case in cases().iter().filter(|case| case.name.starts_with("dpo")) {
+    // Log-probabilities of a cache were computed in rows that were packed in another way, which changes last bits.
+    for case in cases().iter().filter(|case| ["dpo", "dpo, full"].contains(&case.name)) {
         for dtype in ["model.dtype=bf16", "model.dtype=f32"] {
             train(&space, case, 1, &[dtype]);
             let first = space.steps(&format!("runs/{}", case.name.replace([',', ' '], "-"))).remove(0);
