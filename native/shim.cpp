@@ -1,6 +1,6 @@
 // C interface to parts of libtorch that tch does not bind: custom autograd nodes, backward from given gradients, the
-// fused optimiser, generator state, GPU memory, profiles and packed flash attention. Uses no CUDA headers: on a GPU the same
-// calls reach libtorch_cuda through the dispatcher.
+// fused optimiser, transfers that do not wait, generator state, GPU memory, profiles and packed flash attention. Uses no
+// CUDA headers: on a GPU the same calls reach libtorch_cuda through the dispatcher.
 //
 // Convention: a function returns 0 or a pointer on success, and -1 or nullptr on failure; ft_error() then returns the
 // message. Tensors are passed as at::Tensor*; the caller owns a returned tensor.
@@ -8,6 +8,8 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -30,6 +32,11 @@ static std::vector<Tensor> list(Tensor** p, int n) {
   v.reserve(n);
   for (int i = 0; i < n; i++) v.push_back(*p[i]);
   return v;
+}
+
+// Operations on lists do not increase the tensors' version counters, by which copies in another dtype notice changes.
+static void bump_versions(Tensor** t, int n) {
+  for (int i = 0; i < n; i++) t[i]->unsafeGetTensorImpl()->bump_version();
 }
 
 extern "C" {
@@ -90,14 +97,15 @@ int ft_backward(Tensor** outs, Tensor** grads, int n) {
 }
 
 // ---------------------------------------------------------------- optimiser
+// skip: a float32 scalar on the parameters' device, or null; where it is 1, nothing is changed.
 int ft_fused_adamw(Tensor** p, Tensor** g, Tensor** m, Tensor** v, Tensor** step, int n, double lr, double b1,
-                   double b2, double decay, double eps) {
+                   double b2, double decay, double eps, Tensor* skip) {
   GUARD(-1,
     at::NoGradGuard no_grad;
-    at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false);
-    // The fused operation does not increase the parameters' version counters, by which casts cached for decoding
-    // notice changes.
-    for (int i = 0; i < n; i++) p[i]->unsafeGetTensorImpl()->bump_version();
+    std::optional<Tensor> found_inf;
+    if (skip) found_inf = *skip;
+    at::_fused_adamw_(list(p, n), list(g, n), list(m, n), list(v, n), {}, list(step, n), lr, b1, b2, decay, eps, false, false, {}, found_inf);
+    bump_versions(p, n);
     return 0;)
 }
 
@@ -108,7 +116,17 @@ Tensor* ft_global_norm(Tensor** g, int n) {
 }
 
 int ft_scale(Tensor** g, int n, Tensor* by) {
-  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); return 0;)
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_mul_(list(g, n), *by); bump_versions(g, n); return 0;)
+}
+
+// Copies each tensor of `from` into that of `to`, converting its dtype.
+int ft_copy_all(Tensor** to, Tensor** from, int n) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), list(from, n)); bump_versions(to, n); return 0;)
+}
+
+// Subtracts each tensor of `by` from that of `t`.
+int ft_subtract_all(Tensor** t, Tensor** by, int n) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); bump_versions(t, n); return 0;)
 }
 
 // Removes the gradients, so that the next backward stores new ones instead of adding to zeros.
@@ -117,15 +135,51 @@ int ft_drop_gradients(Tensor** p, int n) {
 }
 
 // ---------------------------------------------------------------- transfers
-// Copies a CPU tensor to a CUDA device through page-locked memory, which libtorch keeps until the copy is done. Does
-// not wait.
-Tensor* ft_upload(Tensor* t, int index) {
+// Copies contiguous CPU tensors to a CUDA device in one transfer, through page-locked memory, which libtorch keeps until
+// the copy is done. Does not wait. out: the copies, views of one buffer.
+int ft_upload(Tensor** t, int n, int index, Tensor** out) {
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    const int64_t step = 16;  // the alignment of vectorised loads
+    int64_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes += (t[i]->nbytes() + step - 1) / step * step;
+    auto pinned = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+    int64_t at = 0;
+    for (int i = 0; i < n; i++) {
+      pinned.narrow(0, at, t[i]->nbytes()).view(t[i]->scalar_type()).copy_(t[i]->view({-1}));
+      at += (t[i]->nbytes() + step - 1) / step * step;
+    }
+    auto buffer = pinned.to(at::Device(at::kCUDA, index), at::kByte, /*non_blocking=*/true);
+    at = 0;
+    for (int i = 0; i < n; i++) {
+      out[i] = new Tensor(buffer.narrow(0, at, t[i]->nbytes()).view(t[i]->scalar_type()).view(t[i]->sizes()));
+      at += (t[i]->nbytes() + step - 1) / step * step;
+    }
+    return 0;)
+}
+
+// A copy to page-locked memory that may be in progress.
+struct Download {
+  Tensor host;
+  c10::Event done{at::kCUDA};
+};
+
+// Begins to copy a CUDA tensor to the host. Does not wait.
+Download* ft_download(Tensor* t) {
   GUARD(nullptr,
     at::NoGradGuard no_grad;
-    auto pinned = at::empty(t->sizes(), t->options().pinned_memory(true));
-    pinned.copy_(*t);
-    return new Tensor(pinned.to(at::Device(at::kCUDA, index), t->scalar_type(), /*non_blocking=*/true));)
+    auto d = std::make_unique<Download>();
+    d->host = t->to(at::kCPU, t->scalar_type(), /*non_blocking=*/true);
+    d->done.record(c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t->device()));
+    return d.release();)
 }
+
+// Waits until the copy is done and returns it.
+Tensor* ft_download_wait(Download* d) {
+  GUARD(nullptr, d->done.synchronize(); return new Tensor(d->host);)
+}
+
+void ft_download_drop(Download* d) { delete d; }
 
 // ---------------------------------------------------------------- generators
 Tensor* ft_rng_get(int device_type, int index) {

@@ -1,5 +1,6 @@
 //! Rust interface to native/shim.cpp: the parts of libtorch that tch does not bind, such as autograd nodes with a
-//! Rust backward, fused optimiser steps, generator states and memory statistics. All unsafe calls into libtorch are
+//! Rust backward, fused optimiser steps, transfers that do not wait,
+//! generator states and memory statistics. All unsafe calls into libtorch are
 //! in this module; those into our own loops and products are in `kernels` and `products`.
 
 pub mod kernels;
@@ -42,10 +43,17 @@ unsafe extern "C" {
         b2: f64,
         decay: f64,
         eps: f64,
+        skip: *mut C_tensor,
     ) -> c_int;
     fn ft_global_norm(g: *mut *mut C_tensor, n: c_int) -> *mut C_tensor;
     fn ft_scale(g: *mut *mut C_tensor, n: c_int, by: *mut C_tensor) -> c_int;
+    fn ft_copy_all(to: *mut *mut C_tensor, from: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_subtract_all(t: *mut *mut C_tensor, by: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_upload(t: *mut *mut C_tensor, n: c_int, index: c_int, out: *mut *mut C_tensor) -> c_int;
+    fn ft_download(t: *mut C_tensor) -> *mut c_void;
+    fn ft_download_wait(download: *mut c_void) -> *mut C_tensor;
+    fn ft_download_drop(download: *mut c_void);
     fn ft_rng_get(device_type: c_int, index: c_int) -> *mut C_tensor;
     fn ft_rng_set(device_type: c_int, index: c_int, state: *mut C_tensor) -> c_int;
     fn ft_cuda_memory(index: c_int, out: *mut i64) -> c_int;
@@ -60,7 +68,6 @@ unsafe extern "C" {
         longest: i64,
         scale: f64,
     ) -> *mut C_tensor;
-    fn ft_upload(t: *mut C_tensor, index: c_int) -> *mut C_tensor;
     fn ft_cached_attention(
         q: *mut C_tensor,
         k: *mut C_tensor,
@@ -170,7 +177,8 @@ pub struct AdamwSettings {
 }
 
 /// Runs one fused AdamW step over lists of equal length: parameters, gradients, first and second moments, and the
-/// already incremented step counts (float32 scalars).
+/// already incremented step counts (float32 scalars). If `skip`, a float32 scalar on the same device, is 1, nothing is
+/// changed.
 pub fn fused_adamw(
     p: &[Tensor],
     g: &[Tensor],
@@ -178,6 +186,7 @@ pub fn fused_adamw(
     v: &[Tensor],
     steps: &[Tensor],
     with: AdamwSettings,
+    skip: Option<&Tensor>,
 ) -> Result<()> {
     let (mut p, mut g, mut m, mut v, mut s) =
         (pointers_of(p), pointers_of(g), pointers_of(m), pointers_of(v), pointers_of(steps));
@@ -197,6 +206,7 @@ pub fn fused_adamw(
             betas.1,
             decay,
             eps,
+            skip.map_or(std::ptr::null_mut(), |t| t.as_ptr() as *mut C_tensor),
         )
     })
 }
@@ -215,11 +225,105 @@ pub fn scale_all(tensors: &[Tensor], by: &Tensor) -> Result<()> {
     check(unsafe { ft_scale(p.as_mut_ptr(), p.len() as c_int, by.as_ptr() as *mut C_tensor) })
 }
 
+/// Copies each tensor of `from` into that of `to`, converting its dtype. On a GPU this takes few launches.
+pub fn copy_all(to: &[Tensor], from: &[Tensor]) -> Result<()> {
+    assert_eq!(to.len(), from.len(), "lists of one length");
+    let (mut to, mut from) = (pointers_of(to), pointers_of(from));
+    // SAFETY: live tensors for the duration of the call.
+    check(unsafe { ft_copy_all(to.as_mut_ptr(), from.as_mut_ptr(), to.len() as c_int) })
+}
+
+/// Subtracts each tensor of `by` from that of `tensors`, in place. On a GPU this takes few launches.
+pub fn subtract_all(tensors: &[Tensor], by: &[Tensor]) -> Result<()> {
+    assert_eq!(tensors.len(), by.len(), "lists of one length");
+    let (mut t, mut by) = (pointers_of(tensors), pointers_of(by));
+    // SAFETY: live tensors for the duration of the call.
+    check(unsafe { ft_subtract_all(t.as_mut_ptr(), by.as_mut_ptr(), t.len() as c_int) })
+}
+
 /// Removes the parameters' gradients, so that the next backward stores new ones instead of adding to zeros.
 pub fn drop_gradients<'t>(parameters: impl Iterator<Item = &'t Tensor>) {
     let mut p: Vec<*mut C_tensor> = parameters.map(|t| t.as_ptr() as *mut C_tensor).collect();
     // SAFETY: live tensors for the duration of the call.
     check(unsafe { ft_drop_gradients(p.as_mut_ptr(), p.len() as c_int) }).expect("leaves have room for a gradient");
+}
+
+/// Copies CPU tensors to a device; for the CPU they are returned themselves. On CUDA they are copied in one transfer,
+/// through page-locked memory, and the program does not wait for it.
+pub fn upload<const N: usize>(tensors: [Tensor; N], device: Device) -> [Tensor; N] {
+    let Device::Cuda(index) = device else { return tensors };
+    let tensors = tensors.map(|t| t.contiguous());
+    let (mut from, mut to) = (pointers_of(&tensors), [std::ptr::null_mut(); N]);
+    // SAFETY: live CPU tensors during the call; `to` has N slots.
+    check(unsafe { ft_upload(from.as_mut_ptr(), N as c_int, index as c_int, to.as_mut_ptr()) })
+        .expect("room for a copy on the device");
+    to.map(|p| owned(p).expect("made by the call"))
+}
+
+/// Returns the numbers as a tensor on `device`, without waiting for the device.
+pub fn upload_slice<T: tch::kind::Element>(numbers: &[T], device: Device) -> Tensor {
+    let [t] = upload([Tensor::from_slice(numbers)], device);
+    t
+}
+
+/// A copy of a tensor to the host that runs while the program goes on.
+pub struct Download(DownloadState);
+
+enum DownloadState {
+    /// The tensor was on the CPU already.
+    Here(Tensor),
+    /// The shim's copy, owned.
+    Coming(*mut c_void),
+}
+
+impl Download {
+    /// Begins the copy, after all operations that the device was given so far. The tensor must not be changed later.
+    pub fn begin(t: &Tensor) -> Result<Self> {
+        if t.device() == Device::Cpu {
+            return Ok(Self(DownloadState::Here(t.shallow_clone())));
+        }
+        // SAFETY: `t` lives during the call.
+        let copy = unsafe { ft_download(t.as_ptr() as *mut C_tensor) };
+        if copy.is_null() { Err(last_error()) } else { Ok(Self(DownloadState::Coming(copy))) }
+    }
+
+    /// Waits until the copy is done, not for later operations of the device, and returns it.
+    pub fn wait(self) -> Result<Tensor> {
+        match &self.0 {
+            DownloadState::Here(t) => Ok(t.shallow_clone()),
+            // SAFETY: the copy is alive until this value is dropped.
+            DownloadState::Coming(copy) => owned(unsafe { ft_download_wait(*copy) }),
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let DownloadState::Coming(copy) = self.0 {
+            // SAFETY: owned, and dropped once.
+            unsafe { ft_download_drop(copy) }
+        }
+    }
+}
+
+/// Reads scalars, from a device with one transfer and one wait.
+pub fn read_scalars(scalars: &[&Tensor]) -> Vec<f64> {
+    match scalars.first().map(|t| t.device()) {
+        None => Vec::new(),
+        Some(Device::Cpu) => scalars.iter().map(|t| t.double_value(&[])).collect(),
+        Some(_) => numbers(&stack_scalars(scalars).to_device(Device::Cpu)),
+    }
+}
+
+/// Joins scalars of one device to one float64 tensor: (N).
+pub fn stack_scalars(scalars: &[&Tensor]) -> Tensor {
+    let wide: Vec<Tensor> = scalars.iter().map(|t| t.to_kind(tch::Kind::Double)).collect();
+    Tensor::stack(&wide, 0)
+}
+
+/// Returns the numbers of a float64 tensor (N) on the CPU.
+pub fn numbers(t: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(t).expect("a list of float64 on the CPU")
 }
 
 fn device_code(device: Device) -> (c_int, c_int) {
@@ -249,19 +353,6 @@ pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i6
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
     owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, scale) })
-}
-
-/// Copies a CPU tensor to a device; one on the CPU is returned itself. On CUDA the copy goes through page-locked
-/// memory, and the program does not wait for it.
-pub fn upload_tensor(t: &Tensor, device: Device) -> Tensor {
-    let Device::Cuda(index) = device else { return t.shallow_clone() };
-    // SAFETY: `t` lives during the call.
-    owned(unsafe { ft_upload(t.as_ptr() as *mut C_tensor, index as c_int) }).expect("room for a copy on the device")
-}
-
-/// Returns the numbers as a tensor on `device`, without waiting for the device.
-pub fn upload<T: tch::kind::Element>(numbers: &[T], device: Device) -> Tensor {
-    upload_tensor(&Tensor::from_slice(numbers), device)
 }
 
 /// Returns tensors of one device on the CPU; the program waits once for all of them.

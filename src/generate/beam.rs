@@ -9,7 +9,7 @@ use super::sequence::GrowingSequence;
 use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::native::{fetch, upload};
+use crate::native::{fetch, upload_slice};
 use crate::nn::Tokens;
 use std::cmp::Ordering;
 use tch::{Kind, Tensor};
@@ -136,7 +136,7 @@ pub fn search(
         cache.retain_slots(&best.iter().map(|b| b.parent).collect::<Vec<_>>());
         running = best;
         let last: Vec<i64> = running.iter().map(|b| b.sequence.last_id()).collect();
-        logits = model.next_logits(&upload(&last, model.device()), &mut cache)?;
+        logits = model.next_logits(&upload_slice(&last, model.device()), &mut cache)?;
     }
     ended.truncate(beams.answers);
     ended
@@ -158,7 +158,7 @@ fn best_continuations(
 ) -> Result<Vec<Beam>> {
     let width = log_probs.size()[1];
     let scores: Vec<f32> = running.iter().map(|b| b.score).collect();
-    let all = (log_probs + upload(&scores, log_probs.device()).unsqueeze(-1)).view([-1]);
+    let all = (log_probs + upload_slice(&scores, log_probs.device()).unsqueeze(-1)).view([-1]);
     let (values, places) = all.topk((wide as i64).min(all.size()[0]), -1, true, true);
     let [alone, values, places] = fetch([&log_probs.view([-1]).index_select(0, &places), &values, &places]);
     let alone = Vec::<f32>::try_from(alone)?;

@@ -14,7 +14,7 @@ use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;
-use crate::native::upload;
+use crate::native::upload_slice;
 use crate::nn::{KvCache, Tokens};
 use std::collections::VecDeque;
 use tch::{Device, Tensor};
@@ -194,7 +194,7 @@ impl<'m> Engine<'m> {
         }
         let ids = self.last_ids.take().unwrap_or_else(|| {
             let last: Vec<i64> = self.rows.iter().map(|r| r.sequence.last_id()).collect();
-            upload(&last, self.model.device())
+            upload_slice(&last, self.model.device())
         });
         let logits = self.model.next_logits(&ids, &mut self.cache)?;
         self.choose_tokens(0, logits)
@@ -266,7 +266,7 @@ impl<'m> Engine<'m> {
         if source.len() == counts.len() {
             return Ok(logits);
         }
-        Ok(logits.index_select(0, &upload(&source, logits.device())))
+        Ok(logits.index_select(0, &upload_slice(&source, logits.device())))
     }
 
     /// Chooses the next token of the rows from `from` on, and removes the rows that end.

@@ -2,7 +2,7 @@
 //! changes are collected over all rows and applied in a few operations on the logits' device.
 
 use super::settings::GenerationSettings;
-use crate::native::upload;
+use crate::native::upload_slice;
 use tch::Tensor;
 
 /// Collected changes to logits (B, V), each with its row and token id.
@@ -55,7 +55,7 @@ impl LogitEdits {
             return;
         }
         // One upload for all lists.
-        let all = upload(&lists.concat(), device);
+        let all = upload_slice(&lists.concat(), device);
         let mut from = 0;
         let [scaled, lowered, banned, forced_rows, forced] = lists.map(|list| {
             from += list.len() as i64;
@@ -70,7 +70,7 @@ impl LogitEdits {
         if let Some(at) = lowered {
             let less: Vec<f32> =
                 self.lowered.iter().zip(&self.reductions).filter(|((_, id), _)| inside(id)).map(|(_, x)| -x).collect();
-            let _ = flat.index_add_(0, &at, &upload(&less, device));
+            let _ = flat.index_add_(0, &at, &upload_slice(&less, device));
         }
         if let Some(at) = banned {
             let _ = flat.index_fill_(0, &at, f64::NEG_INFINITY);

@@ -7,7 +7,7 @@
 
 use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
-use crate::native::{fetch, upload};
+use crate::native::{fetch, upload_slice};
 use tch::{Kind, Tensor};
 
 /// With top-p alone, only this many of the most likely tokens are sorted first: their probabilities nearly always reach
@@ -90,7 +90,7 @@ impl TokenCandidates {
         // Rounding could make the product equal to the whole sum, which would select an index after the last token.
         let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
         let total = sums.narrow(-1, sums.size()[1] - 1, 1); // (B, 1)
-        let at = upload(&draws, sums.device()).view([-1, 1]) * &total;
+        let at = upload_slice(&draws, sums.device()).view([-1, 1]) * &total;
         let column = at.searchsorted(&sums, false, true, "right", None::<&Tensor>).clamp_max(sums.size()[1] - 1);
         let weight = self.weights.gather(-1, &column, false).to_kind(Kind::Double);
         let ids = self.ids.as_ref().map_or_else(|| column.shallow_clone(), |ids| ids.gather(-1, &column, false));

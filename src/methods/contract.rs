@@ -4,7 +4,7 @@
 
 use super::state::StateTensors;
 use crate::data::batch::LoaderCursor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::models::learning::MicroBatch;
 use crate::nn::Param;
@@ -31,6 +31,29 @@ impl TrainingStep {
     pub fn of(batches: Vec<Box<dyn MicroBatch>>, epoch: f64) -> Self {
         let items = batches.iter().map(|b| b.items()).sum();
         Self { items, micro_batches: Box::new(batches.into_iter().map(Ok)), epoch, means: Vec::new() }
+    }
+}
+
+/// What the last two steps were made from, for [`Method::repeat_step`]. Two are needed because the numbers of a step are
+/// read while the next one runs.
+pub struct RecentSteps<T>([Option<T>; 2]);
+
+impl<T> Default for RecentSteps<T> {
+    fn default() -> Self {
+        Self([None, None])
+    }
+}
+
+impl<T> RecentSteps<T> {
+    /// Adds the newest step.
+    pub fn push(&mut self, step: T) {
+        self.0.swap(0, 1);
+        self.0[0] = Some(step);
+    }
+
+    /// Returns the newest step (`back` 0) or the one before (1).
+    pub fn get(&self, back: usize) -> Result<&T> {
+        self.0.get(back).and_then(Option::as_ref).ok_or_else(|| Error::bug("a step that was not made"))
     }
 }
 
@@ -80,9 +103,14 @@ pub struct SamplePrompt {
 pub trait Method {
     /// Returns the micro-batches of the next optimiser step.
     fn next_step(&mut self, model: &Model) -> Result<TrainingStep>;
-    /// Returns the micro-batches of the last step once more, to look for the first tensor that is not finite. Changes
-    /// no state.
-    fn repeat_step(&mut self, model: &Model) -> Result<TrainingStep>;
+    /// Returns true if `next_step` reads results of the device before it returns (to sample answers): the loop then
+    /// reads the numbers of the last step first, because that takes no extra time.
+    fn next_step_waits(&self) -> bool {
+        false
+    }
+    /// Returns the micro-batches of an earlier step once more, to look for the first tensor that is not finite: of the
+    /// step that `next_step` returned last (`back` 0), or of the one before (1). Changes no state.
+    fn repeat_step(&mut self, model: &Model, back: usize) -> Result<TrainingStep>;
     /// Computes means over the validation rows. `None`: there are no validation rows.
     fn validate(&mut self, model: &Model) -> Result<Option<Means>>;
     /// Returns which of the validation means selects the best checkpoint.

@@ -1,7 +1,7 @@
 //! Everything that methods on a fixed data set have in common: reading, packing, epochs, validation, samples. A method
 //! adds an [`Objective`], which turns items into a batch with a loss.
 
-use super::contract::{Alarm, Means, Method, SamplePrompt, TrainingStep};
+use super::contract::{Alarm, Means, Method, RecentSteps, SamplePrompt, TrainingStep};
 use super::rows::{DataContext, MethodRows, SplitStatistics};
 use super::state::StateTensors;
 use crate::data::batch::{Loader, LoaderCursor};
@@ -42,9 +42,18 @@ pub struct BatchIndices<'a> {
 pub trait Objective {
     /// What a data set holds for this method: examples, pairs, labelled answers.
     type Item: DatasetItem;
+    /// What all batches of an optimiser step, or of a validation, share.
+    type Shared;
 
-    /// Packs items into one row and returns it with its loss. `which` says where the items are in the data set.
-    fn batch(&mut self, model: &Model, items: &[Self::Item], which: BatchIndices) -> Result<Box<dyn MicroBatch>>;
+    /// Packs items into one row and returns it with its loss. `which` says where the items are in the data set, `shared`
+    /// is what `prepare_batches` returned for their step.
+    fn batch(
+        &mut self,
+        model: &Model,
+        items: &[Self::Item],
+        which: BatchIndices,
+        shared: &Self::Shared,
+    ) -> Result<Box<dyn MicroBatch>>;
     /// Computes what is needed about the whole data set, such as reference log-probabilities. Called before the first
     /// batch and again after a resume.
     fn prepare_data(
@@ -55,17 +64,15 @@ pub trait Objective {
     ) -> Result<()> {
         Ok(())
     }
-    /// Estimates what is needed over all packed rows of an optimiser step or a validation. Called before their batches
-    /// are made; `packed` holds the item indices of each row.
+    /// Finds what all packed rows of an optimiser step or a validation share. Called before their batches are made;
+    /// `packed` holds the item indices of each row.
     fn prepare_batches(
         &mut self,
-        _model: &Model,
-        _split: Split,
-        _rows: &Dataset<Self::Item>,
-        _packed: &[Vec<usize>],
-    ) -> Result<()> {
-        Ok(())
-    }
+        model: &Model,
+        split: Split,
+        rows: &Dataset<Self::Item>,
+        packed: &[Vec<usize>],
+    ) -> Result<Self::Shared>;
     /// Returns true if the trained model generates text, so that samples can be shown (a reward model does not).
     fn generates_text(&self) -> bool {
         true
@@ -154,7 +161,7 @@ impl<O: Objective + 'static> MethodRows for FixedDataRows<O> {
         let Self { train, valid, loader, budget, make } = *self;
         let mut objective = make(model)?;
         objective.prepare_data(model, &train, valid.as_ref())?;
-        Ok(Box::new(FixedDataMethod { objective, train, valid, loader, budget, last: LastStep::default() }))
+        Ok(Box::new(FixedDataMethod { objective, train, valid, loader, budget, recent: RecentSteps::default() }))
     }
 }
 
@@ -165,16 +172,17 @@ pub struct FixedDataMethod<O: Objective> {
     valid: Option<Dataset<O::Item>>,
     loader: Loader,
     budget: usize,
-    last: LastStep,
+    recent: RecentSteps<FixedDataStep<O::Shared>>,
 }
 
-/// The items of the last optimiser step.
-#[derive(Default)]
-struct LastStep {
+/// An optimiser step.
+struct FixedDataStep<S> {
     /// The items of each packed row, as indices into the data set.
     rows: Vec<Vec<usize>>,
     /// Epochs done before and after the step.
     epoch: (f64, f64),
+    /// What the batches share.
+    shared: S,
 }
 
 /// Reads items of a data set and packs them into one row.
@@ -183,27 +191,28 @@ fn batch<O: Objective>(
     model: &Model,
     rows: &Dataset<O::Item>,
     which: BatchIndices,
+    shared: &O::Shared,
 ) -> Result<Box<dyn MicroBatch>> {
     let items = which.items.iter().map(|&i| rows.get(i)).collect::<Result<Vec<_>>>()?;
-    objective.batch(model, &items, which)
+    objective.batch(model, &items, which, shared)
 }
 
 impl<O: Objective> Method for FixedDataMethod<O> {
     fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
         let before = self.loader.epoch();
         let crate::data::batch::StepRows { rows, epoch } = self.loader.next();
-        self.last = LastStep { rows, epoch: (before, epoch) };
-        self.objective.prepare_batches(model, Split::Train, &self.train, &self.last.rows)?;
-        self.repeat_step(model)
+        let shared = self.objective.prepare_batches(model, Split::Train, &self.train, &rows)?;
+        self.recent.push(FixedDataStep { rows, epoch: (before, epoch), shared });
+        self.repeat_step(model, 0)
     }
 
     /// Makes all micro-batches at once: only then is the number of their items known.
-    fn repeat_step(&mut self, model: &Model) -> Result<TrainingStep> {
-        let LastStep { rows, epoch: (before, after) } = &self.last;
+    fn repeat_step(&mut self, model: &Model, back: usize) -> Result<TrainingStep> {
+        let FixedDataStep { rows, epoch: (before, after), shared } = self.recent.get(back)?;
         let mut batches = Vec::with_capacity(rows.len());
         for (row, items) in rows.iter().enumerate() {
             let which = BatchIndices { split: Split::Train, row, items, epoch: *before };
-            batches.push(batch(&mut self.objective, model, &self.train, which)?);
+            batches.push(batch(&mut self.objective, model, &self.train, which, shared)?);
         }
         Ok(TrainingStep::of(batches, *after))
     }
@@ -212,12 +221,12 @@ impl<O: Objective> Method for FixedDataMethod<O> {
         let Some(valid) = &self.valid else { return Ok(None) };
         let order: Vec<u32> = (0..valid.len() as u32).collect();
         let packed = crate::data::batch::pack(valid.lengths(), &order, self.budget);
-        self.objective.prepare_batches(model, Split::Valid, valid, &packed)?;
+        let shared = self.objective.prepare_batches(model, Split::Valid, valid, &packed)?;
         let mut metrics = Metrics::default();
         let bar = report::bar(order.len() as u64, "validation rows");
         for (row, items) in packed.iter().enumerate() {
             let which = BatchIndices { split: Split::Valid, row, items, epoch: self.loader.epoch() };
-            let batch = batch(&mut self.objective, model, valid, which)?;
+            let batch = batch(&mut self.objective, model, valid, which, &shared)?;
             metrics.merge(model.infer(batch.tokens(), |out| batch.loss(out))?.metrics);
             bar.inc(items.len() as u64);
         }

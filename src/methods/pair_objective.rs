@@ -74,6 +74,7 @@ pub fn rows<L: PairLoss + 'static>(
 
 impl<L: PairLoss + 'static> Objective for PairObjective<L> {
     type Item = PairExample;
+    type Shared = ();
 
     fn prepare_data(
         &mut self,
@@ -87,7 +88,17 @@ impl<L: PairLoss + 'static> Objective for PairObjective<L> {
         reference.prepare(model, splits.filter_map(|(split, rows)| Some(ReferenceRequest::all_rows(split, rows?))))
     }
 
-    fn batch(&mut self, model: &Model, items: &[PairExample], which: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+    fn prepare_batches(&mut self, _: &Model, _: Split, _: &Dataset<PairExample>, _: &[Vec<usize>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn batch(
+        &mut self,
+        model: &Model,
+        items: &[PairExample],
+        which: BatchIndices,
+        _: &(),
+    ) -> Result<Box<dyn MicroBatch>> {
         let sequences = pairs::sequences(items);
         let answers = PackedAnswers::pack(&sequences, model.device());
         let of_row = |scorer: &ReferenceScorer| scorer.log_probs(model, &answers, which.split, which.items);

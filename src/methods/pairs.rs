@@ -52,6 +52,8 @@ pub struct AnswerSpans {
     targets: Tensor,
     /// Number of tokens in each sequence's span.
     counts: Vec<i64>,
+    /// (S) the same, int64 on the device.
+    counts_on_device: Tensor,
 }
 
 /// Per-sequence results of scoring a packed row.
@@ -67,15 +69,14 @@ impl AnswerSpans {
     /// sequence is never selected: nothing precedes it that could predict it.
     pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
         let ids = sequences.iter().map(|e| e.ids.as_slice());
-        let TargetTokens { at, targets, counts } =
+        let TargetTokens { at, targets, counts, counts_on_device, .. } =
             TargetTokens::select(ids, |i, t| wanted(i, &sequences[i], t), device);
-        Self { at, targets, counts }
+        Self { at, targets, counts_on_device, counts }
     }
 
     /// Returns the number of tokens of each span: (S) float64.
     pub fn counts(&self) -> Tensor {
-        let counts: Vec<f64> = self.counts.iter().map(|n| *n as f64).collect();
-        Tensor::from_slice(&counts).to_device(self.at.device())
+        self.counts_on_device.to_kind(Kind::Double)
     }
 
     /// Returns the number of tokens of each span, at least 1 so that a mean can divide by it: (S) float64.
@@ -90,11 +91,18 @@ impl AnswerSpans {
             return AnswerScores { log_probs: none.copy(), hits: none };
         }
         let scores = out.log_probs(&self.at, &self.targets);
-        let sums = |t: &Tensor| {
-            let parts = t.to_kind(Kind::Double).split_with_sizes(&self.counts, 0);
-            Tensor::stack(&parts.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)
-        };
-        AnswerScores { log_probs: sums(&scores.log_probs), hits: sums(&scores.hits) }
+        AnswerScores { log_probs: self.sums(&scores.log_probs), hits: self.sums(&scores.hits) }
+    }
+
+    /// Sums numbers of tokens (N) over each span: (S) float64. On a GPU one operation does it for all spans.
+    fn sums(&self, t: &Tensor) -> Tensor {
+        let t = t.to_kind(Kind::Double);
+        if t.device().is_cuda() {
+            let none = None::<&Tensor>;
+            return Tensor::segment_reduce(&t, "sum", Some(&self.counts_on_device), none, none, 0, true, 0.0);
+        }
+        let parts = t.split_with_sizes(&self.counts, 0);
+        Tensor::stack(&parts.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)
     }
 }
 

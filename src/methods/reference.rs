@@ -16,6 +16,7 @@ use crate::data::encode::Example;
 use crate::error::Result;
 use crate::fsutil::hex;
 use crate::models::{Heads, LoadOptions, Model, content_hash};
+use crate::native::upload_slice;
 use crate::nn::{Weights, weights};
 use crate::report;
 use schemars::JsonSchema;
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Where the reference's log-probabilities come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -208,7 +209,7 @@ impl ReferenceScorer {
     ) -> Result<Tensor> {
         match self {
             Self::Live(reference) => reference.log_probs(model, answers),
-            Self::Cached { known, .. } => Ok(known[&(split, name)].of(items).to_device(model.device())),
+            Self::Cached { known, .. } => Ok(known[&(split, name)].of(items, model.device())),
         }
     }
 }
@@ -222,10 +223,10 @@ pub struct CachedLogProbs {
 
 impl CachedLogProbs {
     /// Returns the log-probabilities of these rows, in their order: (rows * width) float64.
-    fn of(&self, rows: &[usize]) -> Tensor {
+    fn of(&self, rows: &[usize], device: Device) -> Tensor {
         let values: Vec<f64> =
             rows.iter().flat_map(|r| &self.values[r * self.width..(r + 1) * self.width]).copied().collect();
-        Tensor::from_slice(&values)
+        upload_slice(&values, device)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which tokens of a packed row a loss predicts: the positions of the trunk's output, and the tokens expected there.
 
+use crate::native::upload;
 use tch::{Device, Tensor};
 
 /// Tokens of S packed sequences that a loss predicts, N in all.
@@ -8,8 +9,12 @@ pub struct TargetTokens {
     pub at: Tensor,
     /// (N) the tokens.
     pub targets: Tensor,
+    /// The numbers of `at`, on the host.
+    pub rows: Vec<i64>,
     /// Number of these tokens in each sequence.
     pub counts: Vec<i64>,
+    /// (S) the same, int64 on the device.
+    pub counts_on_device: Tensor,
 }
 
 impl TargetTokens {
@@ -30,8 +35,9 @@ impl TargetTokens {
             counts.push((at.len() - before) as i64);
             start += ids.len() as i64;
         }
-        let upload = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
-        Self { at: upload(&at), targets: upload(&targets), counts }
+        let numbers = [&at, &targets, &counts].map(|numbers| Tensor::from_slice(numbers));
+        let [on_device, targets, counts_on_device] = upload(numbers, device);
+        Self { at: on_device, targets, counts_on_device, rows: at, counts }
     }
 }
 

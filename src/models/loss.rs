@@ -1,6 +1,7 @@
 //! What a method's loss gets from the model ([`Output`]) and what it returns ([`Loss`], with [`Metrics`]).
 
 use super::activations::Activations;
+use crate::native;
 use crate::nn::{Linear, head, head::TargetScores};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -71,14 +72,40 @@ impl Metrics {
         }
     }
 
-    /// Returns means, minima and maxima by name; waits for the GPU. Means without any items are left out.
+    /// Returns the scalars that the means are computed from (float64, on their device), and what each stands for. Means
+    /// without any items are left out.
+    pub fn scalars(&self) -> (Vec<&Tensor>, MetricNames) {
+        let counted = || self.sums.iter().filter(|(_, (_, weight))| *weight != 0.0);
+        let scalars = counted().map(|(_, (sum, _))| sum).chain(self.extremes.values().map(|(value, _)| value));
+        let means = counted().map(|(name, (_, weight))| (*name, *weight));
+        let names = means.chain(self.extremes.keys().map(|name| (*name, 1.0)));
+        (scalars.collect(), MetricNames(names.collect()))
+    }
+
+    /// Returns means, minima and maxima by name; waits for the GPU, once. Means without any items are left out.
     pub fn means(&self) -> BTreeMap<&'static str, f64> {
-        self.sums
-            .iter()
-            .filter(|(_, (_, weight))| *weight != 0.0)
-            .map(|(name, (sum, weight))| (*name, sum.double_value(&[]) / weight))
-            .chain(self.extremes.iter().map(|(name, (value, _))| (*name, value.double_value(&[]))))
-            .collect()
+        let (scalars, names) = self.scalars();
+        names.means(&native::read_scalars(&scalars))
+    }
+}
+
+/// The names of metrics, each with what its number must be divided by.
+pub struct MetricNames(Vec<(&'static str, f64)>);
+
+impl MetricNames {
+    /// Returns the number of scalars.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns the index of a metric among the scalars.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.0.iter().position(|(own, _)| *own == name)
+    }
+
+    /// Returns the metrics, given the values of the scalars in their order.
+    pub fn means(&self, values: &[f64]) -> BTreeMap<&'static str, f64> {
+        self.0.iter().zip(values).map(|((name, weight), value)| (*name, value / weight)).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Noise on the input embeddings in training.
 
+use crate::native::upload_slice;
 use crate::nn::randomness;
 use tch::{Kind, Tensor};
 
@@ -22,7 +23,7 @@ impl EmbeddingNoise {
         let options = (Kind::Float, x.device());
         let noise =
             randomness::with_seed(x.device(), self.seed, || Tensor::empty(x.size(), options).uniform_(-1.0, 1.0));
-        let noise = noise * Tensor::from_slice(&sizes).to_device(x.device()).unsqueeze(-1);
+        let noise = noise * upload_slice(&sizes, x.device()).unsqueeze(-1);
         x + noise.to_kind(x.kind())
     }
 }

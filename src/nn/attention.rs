@@ -43,7 +43,7 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
         return native::flash_varlen(q, k, v, &segments.bounds, segments.longest, scale)
             .expect("packed flash attention takes half-precision rows");
     }
-    let (groups, shape) = (segments.groups.iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
+    let (groups, shape) = (segments.groups().iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
     differentiable(
         &[q, k, v],
         || {

@@ -10,7 +10,7 @@
 //! and whoever has a budget allocates exactly that ([`KvCache::allocate`]).
 
 use crate::machine;
-use crate::native::{self, upload};
+use crate::native::{self, upload_slice};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -103,14 +103,14 @@ impl DeviceIndex {
             .chain(0..=n)
             .map(|x| i32::try_from(x).expect("a table has fewer than 2^31 rows"))
             .collect();
-        let narrow = upload(&narrow, layout.device);
+        let narrow = upload_slice(&narrow, layout.device);
         let mut from = 0;
         let mut part = |length: i64| {
             from += length;
             narrow.narrow(0, from - length, length)
         };
         Self {
-            next: upload(&next, layout.device),
+            next: upload_slice(&next, layout.device),
             held: part(n * k),
             starts: part(n * k + 1),
             query_bounds: part(n * k + 1),
@@ -338,7 +338,7 @@ impl KvCache {
         let tokens = added.iter().enumerate().flat_map(|(i, n)| (0..*n).map(move |t| token(i, t)));
         let rows: Vec<i64> =
             tokens.flat_map(|(s, t)| (0..heads).map(move |h| (s * heads + h) * self.capacity + t)).collect();
-        upload(&rows, self.layout.device)
+        upload_slice(&rows, self.layout.device)
     }
 
     /// Adds to the lengths of the last sequences the tokens that the pass has just written.
@@ -375,7 +375,7 @@ impl KvCache {
             self.slots.truncate(kept.len());
         } else {
             let order: Vec<i64> = slots.iter().map(|s| *s as i64).collect();
-            let order = upload(&order, self.layout.device);
+            let order = upload_slice(&order, self.layout.device);
             for t in self.tables() {
                 *t = t.index_select(0, &order);
             }

@@ -119,29 +119,42 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let mut g_a = None;
         if let (Some((_, a)), Some(x)) = (low, &x) {
             let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
-            let g_low = Tensor::cat(&each.collect::<Vec<_>>(), 1); // (T, R of all)
+            let g_low = match &each.collect::<Vec<_>>()[..] {
+                [one] => one.shallow_clone(),
+                several => Tensor::cat(several, 1), // (T, R of all)
+            };
             g_x = g_x.map(|mut g_x| match mask {
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),
             });
-            g_a = Some(g_low.tr().matmul(x).to_kind(Kind::Float)); // (R of all, in)
+            g_a = Some(weight_gradient(&g_low, x, Kind::Float)); // (R of all, in)
         }
         let mut gradients = vec![g_x];
         for (g, s) in grads.iter().zip(saved) {
             if s.trained {
-                gradients.push(x.as_ref().map(|x| g.tr().matmul(x).to_kind(s.weight.kind())));
+                gradients.push(x.as_ref().map(|x| weight_gradient(g, x, s.weight.kind())));
             }
             gradients.extend(s.bias.as_ref().map(|b| {
                 b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
             }));
             if let (Some(u), Some((low, _)), Some(g_a)) = (&s.update, low, &g_a) {
                 let rank = u.b.size()[1];
-                let g_b = g.tr().matmul(&low.narrow(1, u.column, rank)).to_kind(Kind::Float) * u.scale;
+                let g_b = weight_gradient(g, &low.narrow(1, u.column, rank), Kind::Float) * u.scale;
                 gradients.extend([Some(g_a.narrow(0, u.column, rank)), Some(g_b)]);
             }
         }
         gradients
     })
+}
+
+/// Returns the gradient `g^T x` of a weight (out, in) in dtype `kind`, given those of its outputs g (T, out) and its
+/// inputs x (T, in). On a GPU the product of half-precision factors is written in float32 without a second operation.
+fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
+    let half = matches!(g.kind(), Kind::BFloat16 | Kind::Half);
+    if half && kind == Kind::Float && g.device().is_cuda() {
+        return g.tr().mm_dtype(x, kind);
+    }
+    g.tr().matmul(x).to_kind(kind)
 }
 
 #[cfg(test)]

@@ -110,11 +110,10 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
         if x.device().is_cuda() {
             return turn_pairs(&x, cos, sin, back);
         }
-        let sin = if back { sin.neg() } else { sin.shallow_clone() };
         let halves = x.chunk(2, -1);
-        let first = &halves[0] * cos - &halves[1] * &sin;
-        let second = &halves[1] * cos + &halves[0] * &sin;
-        Tensor::cat(&[first, second], -1)
+        let (a, b) = (&halves[0] * cos, &halves[1] * cos);
+        let (c, d) = (&halves[1] * sin, &halves[0] * sin);
+        Tensor::cat(&if back { [a + c, b - d] } else { [a - c, b + d] }, -1)
     }
     if !recorded(&[x]) {
         return turn(x, cos, sin, false);

@@ -1,5 +1,6 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its extensions to longer contexts.
 
+use crate::native::upload;
 use std::f64::consts::{PI, TAU};
 use tch::{Device, Kind, Tensor};
 
@@ -146,7 +147,8 @@ impl Rope {
                 tensor(&turns).unsqueeze(0).expand([*n, self.head_size / 2], false)
             })
             .collect();
-        Some(Tensor::cat(&rows, 0).to_device(self.inverse_frequencies.device()))
+        let [rows] = upload([Tensor::cat(&rows, 0)], self.inverse_frequencies.device());
+        Some(rows)
     }
 }
 

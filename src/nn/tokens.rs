@@ -3,6 +3,8 @@
 //! Sequences are concatenated instead of padded; each is one segment of the row. Positions restart at each segment, and
 //! attention never crosses a segment's boundary.
 
+use crate::native::{upload, upload_slice};
+use std::cell::OnceCell;
 use tch::{Device, Kind, Tensor};
 
 /// A packed row: token ids, positions and segments.
@@ -30,11 +32,13 @@ impl Tokens {
         let lengths: Vec<i64> = sequences.iter().map(|s| s.as_ref().len() as i64).collect();
         let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
         let positions: Vec<i64> = lengths.iter().zip(past).flat_map(|(n, p)| *p..p + n).collect();
+        let numbers = [Tensor::from_slice(&ids), Tensor::from_slice(&positions), bounds(&lengths)];
+        let [ids, positions, bounds] = upload(numbers, device);
         Self {
             largest_id: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).max().unwrap_or(0),
-            ids: Tensor::from_slice(&ids).to_device(device),
-            positions: Tensor::from_slice(&positions).to_device(device),
-            segments: Segments::new(lengths, device),
+            ids,
+            positions,
+            segments: Segments::with_bounds(lengths, bounds),
         }
     }
 
@@ -65,8 +69,8 @@ pub struct Segments {
     pub bounds: Tensor,
     /// The number of tokens of the longest segment.
     pub longest: i64,
-    /// The blocks that attention computes.
-    pub groups: Vec<SegmentGroup>,
+    /// The blocks that attention computes, once they were asked for.
+    groups: OnceCell<Vec<SegmentGroup>>,
 }
 
 /// Segments of similar length that attention computes as one padded block. Causal attention never reads later
@@ -87,16 +91,22 @@ pub struct SegmentGroup {
 }
 
 impl Segments {
-    /// Groups segments of these lengths, which follow each other in a row.
+    /// Creates segments of these lengths, which follow each other in a row.
     pub fn new(lengths: Vec<i64>, device: Device) -> Self {
-        let mut starts = vec![0i64];
-        for n in &lengths {
-            starts.push(starts[starts.len() - 1] + n);
-        }
-        let bounds: Vec<i32> = starts.iter().map(|&s| s as i32).collect();
+        let [bounds] = upload([bounds(&lengths)], device);
+        Self::with_bounds(lengths, bounds)
+    }
+
+    /// Creates segments of these lengths; `bounds` (S + 1) are already on the device.
+    fn with_bounds(lengths: Vec<i64>, bounds: Tensor) -> Self {
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let groups = group_segments(&lengths, &starts, device);
-        Self { bounds: Tensor::from_slice(&bounds).to_device(device), longest, groups, lengths }
+        Self { bounds, longest, groups: OnceCell::new(), lengths }
+    }
+
+    /// Returns the blocks that attention computes if it is not computed by a kernel that reads `bounds`. Their tables
+    /// are made when they are first asked for.
+    pub fn groups(&self) -> &[SegmentGroup] {
+        self.groups.get_or_init(|| group_segments(&self.lengths, &starts(&self.lengths), self.bounds.device()))
     }
 
     /// Returns the number of tokens of all segments.
@@ -113,6 +123,20 @@ impl Segments {
     pub fn last_rows(&self) -> Tensor {
         self.bounds.slice(0, 1, None, 1).to_kind(Kind::Int64) - 1
     }
+}
+
+/// Returns the first row of each segment, and the row after the last one: (S + 1).
+fn starts(lengths: &[i64]) -> Vec<i64> {
+    let mut starts = vec![0i64];
+    for n in lengths {
+        starts.push(starts[starts.len() - 1] + n);
+    }
+    starts
+}
+
+/// Returns the same in the format of packed attention kernels: (S + 1) int32.
+fn bounds(lengths: &[i64]) -> Tensor {
+    Tensor::from_slice(&starts(lengths).iter().map(|&s| s as i32).collect::<Vec<_>>())
 }
 
 /// Largest number of attention scores per head in one block; limits the memory of the backward.
@@ -154,7 +178,7 @@ fn group_segments(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Segmen
                 places.push(if t < lengths[i] { starts[i] + t } else { -1 });
             }
         }
-        let tensor = |v: &[i64]| Tensor::from_slice(v).to_device(device);
+        let tensor = |v: &[i64]| upload_slice(v, device);
         groups.push(SegmentGroup {
             count: members.len() as i64,
             longest,
@@ -175,7 +199,7 @@ mod tests {
         let lengths = vec![3, 40, 1, 38, 100, 7];
         let segments = Segments::new(lengths.clone(), Device::Cpu);
         let mut seen: Vec<i64> = Vec::new();
-        for g in &segments.groups {
+        for g in segments.groups() {
             let (slots, (real, rows)) = (g.device_rows.as_ref().unwrap(), g.unpadded.as_ref().unwrap());
             assert_eq!(slots.size()[0], g.count * g.longest);
             assert_eq!(slots.index_select(0, real), *rows);

@@ -69,6 +69,10 @@ pub(super) fn run_prepared(
         }
         _ => e,
     });
+    if fitted.is_err() {
+        // The step before the one that failed may not be recorded yet. What fails here is part of the same failure.
+        let _ = catch_libtorch(|| run.settle(&mut *method));
+    }
     run.records.finish();
     let TrainingLoop { stepper: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {

@@ -1,15 +1,25 @@
-//! Executes one optimiser step: the same code for a run and for a replay that verifies one.
+//! Executes optimiser steps: the same code for a run and for a replay that verifies one.
+//!
+//! A step has three parts: `compute` runs forward and backward, `update` changes the weights, `settle` returns the
+//! step's numbers. On the CPU they follow each other. On a GPU the numbers of a step are copied to the host while the
+//! next step is computed and are read before its update, so that the host waits once per step, for work that the GPU
+//! has finished long ago. Invariant: a step whose loss or gradient norm is not finite changes no weight. If the update
+//! rule allows it, a number on the GPU decides that; otherwise the host reads loss and norm before the update.
 
 use super::checkpoint::{Checkpoints, TrainingState};
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
-use crate::error::Result;
-use crate::methods::contract::{Means, Method};
+use crate::error::{Error, Result};
+use crate::methods::contract::{Means, Method, TrainingStep};
+use crate::models::loss::MetricNames;
 use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
+use crate::native::{self, Download};
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
 use crate::rng;
+use std::time::Instant;
+use tch::{Kind, Tensor};
 
 /// Everything that a step reads and changes.
 pub struct Stepper<'a> {
@@ -22,10 +32,47 @@ pub struct Stepper<'a> {
     pub optim: Optimiser,
     /// Progress of the run.
     pub state: TrainingState,
+    /// The last step, if its numbers were not returned yet.
+    running: Option<RunningStep>,
+    /// True between `compute` and `update`.
+    computed: bool,
+    /// When the numbers of a step were read last.
+    settled: Instant,
+}
+
+/// A step whose gradients are computed.
+pub struct ComputedStep {
+    began: Instant,
+    items: f64,
+    epoch: f64,
+    tokens: u64,
+    means: Vec<(String, f64)>,
+    metrics: Metrics,
+}
+
+/// A step whose numbers are not known yet.
+struct RunningStep {
+    step: u64,
+    computed: ComputedStep,
+    lr: f64,
+    /// Gradient norm and metrics, in the order of `names`.
+    numbers: StepNumbers,
+    names: MetricNames,
+    /// A sample of the weights after the step, on its way from the GPU with the numbers.
+    weights: bool,
+}
+
+enum StepNumbers {
+    /// Read already; the optimiser was not called if they are not finite.
+    Here(Vec<f64>),
+    /// On their way from the GPU; the optimiser was called.
+    Coming(Download),
 }
 
 /// Numbers of one optimiser step.
 pub struct StepOutcome {
+    /// The step, counted from 1.
+    pub step: u64,
     /// Passes over the training rows so far.
     pub epoch: f64,
     /// Mean over the items of the step.
@@ -36,12 +83,17 @@ pub struct StepOutcome {
     pub norm: f64,
     /// Tokens of the step.
     pub tokens: u64,
+    /// Seconds from the step's beginning, or from when the numbers of the step before were read if that was later,
+    /// until the numbers of this step were read.
+    pub seconds: f64,
     /// Number of items that the loss is the mean of: supervised tokens, pairs, ….
     pub items: f64,
     /// The method's other means.
     pub means: Vec<(String, f64)>,
     /// True if loss and gradient norm are finite. If not, the parameters were not updated.
     pub finite: bool,
+    /// A sample of the weights after the step: (N) float64 on the CPU, if `update` was given one.
+    pub weights: Option<Tensor>,
     /// For a step that is not finite: the first tensor with NaN or infinity, if repeating the step finds one.
     pub non_finite_origin: Option<FirstNonFinite>,
 }
@@ -73,24 +125,31 @@ impl<'a> Stepper<'a> {
             method.restore(extra)?;
         }
         let lr = LearningRate::new(&recipe.optim, plan.lr(), total);
-        Ok(Self { plan, model, lr, optim, state })
+        let (running, computed, settled) = (None, false, Instant::now());
+        Ok(Self { plan, model, lr, optim, state, running, computed, settled })
     }
 
-    /// Executes the next step of the method: forward and backward over its micro-batches, clipping, update. If loss or
-    /// norm are not finite, the update is left out and the step is repeated to find the first tensor that is not
-    /// finite.
+    /// Executes the next step of the method and returns its numbers.
     pub fn advance(&mut self, method: &mut dyn Method) -> Result<StepOutcome> {
+        let computed = self.compute(method)?;
+        self.update(computed, method, |_| None)?;
+        self.settle(method)?.ok_or_else(|| Error::bug("a step without numbers"))
+    }
+
+    /// Runs forward and backward over the micro-batches of the method's next step. `update` must follow.
+    pub fn compute(&mut self, method: &mut dyn Method) -> Result<ComputedStep> {
+        let began = Instant::now();
         let recipe = &self.plan.recipe;
         let replay = match recipe.run.replay {
             ReplayChoice::None => LayerReplay::None,
             ReplayChoice::Layers(n) => LayerReplay::First(n),
             ReplayChoice::All => LayerReplay::All,
         };
-        let step = method.next_step(self.model)?;
-        let items = step.items;
+        let TrainingStep { items, micro_batches, epoch, means } = method.next_step(self.model)?;
+        self.computed = true;
         let mut metrics = Metrics::default();
         let mut tokens = 0;
-        for (i, b) in step.micro_batches.enumerate() {
+        for (i, b) in micro_batches.enumerate() {
             let b = b?;
             tokens += b.tokens().len() as u64;
             self.model.set_embedding_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
@@ -99,31 +158,137 @@ impl<'a> Stepper<'a> {
             }));
             metrics.merge(self.model.learn(&*b, items, replay)?);
         }
-        let norm = self.optim.clip(recipe.optim.max_norm)?.double_value(&[]);
+        Ok(ComputedStep { began, items, epoch, tokens, means, metrics })
+    }
+
+    /// Clips the gradients and updates the weights, unless loss or gradient norm are not finite. The numbers of the
+    /// step before must have been read by `settle`, because the optimiser counts only steps that were finite.
+    /// `sample(step)` may return numbers of the weights after the step (float64, on their device), which a GPU then
+    /// copies together with those of the step.
+    pub fn update(
+        &mut self,
+        computed: ComputedStep,
+        method: &dyn Method,
+        sample: impl FnOnce(u64) -> Option<Tensor>,
+    ) -> Result<()> {
+        let norm = self.optim.clip(self.plan.recipe.optim.max_norm)?;
         let lr = self.lr.at(self.state.step);
-        let mut means = metrics.means();
-        let loss = means.remove("loss").unwrap_or(f64::NAN);
-        let means = means.into_iter().map(|(k, v)| (k.to_string(), v)).chain(step.means).collect();
+        let (scalars, names) = computed.metrics.scalars();
+        let scalars: Vec<&Tensor> = std::iter::once(&norm).chain(scalars).collect();
+        let loss = names.position(LOSS).map(|i| i + 1);
+        let mut weights = None;
+        let numbers = if self.optim.can_skip() {
+            let numbers = native::stack_scalars(&scalars);
+            self.optim.step_unless(lr, Some(&not_finite(&numbers, loss)))?;
+            weights = sample(self.state.step + 1);
+            let all = weights.as_ref().map(|weights| Tensor::cat(&[&numbers, weights], 0));
+            StepNumbers::Coming(Download::begin(&all.unwrap_or(numbers))?)
+        } else {
+            let numbers = native::read_scalars(&scalars);
+            if loss.is_some_and(|loss| numbers[0].is_finite() && numbers[loss].is_finite()) {
+                self.optim.step(lr)?;
+            }
+            StepNumbers::Here(numbers)
+        };
+        self.optim.zero_gradients();
+        self.computed = false;
+        self.state.step += 1;
+        self.state.tokens += computed.tokens;
+        self.state.cursor = method.cursor();
+        let weights = weights.is_some();
+        self.running = Some(RunningStep { step: self.state.step, computed, lr, numbers, names, weights });
+        Ok(())
+    }
+
+    /// Returns true if the numbers of a step can be read while the next step runs.
+    pub fn runs_ahead(&self) -> bool {
+        matches!(&self.running, Some(RunningStep { numbers: StepNumbers::Coming(_), .. }))
+    }
+
+    /// Returns the numbers of the last step that was updated, waiting for them if necessary; `None` if they were
+    /// returned already. If they are not finite, runs the step again to find the first tensor that is not.
+    pub fn settle(&mut self, method: &mut dyn Method) -> Result<Option<StepOutcome>> {
+        let Some(running) = self.running.take() else { return Ok(None) };
+        let RunningStep { step, computed, lr, numbers, names, weights } = running;
+        let (numbers, ahead) = match numbers {
+            StepNumbers::Here(numbers) => (numbers, false),
+            StepNumbers::Coming(copy) => (native::numbers(&copy.wait()?), true),
+        };
+        let weights = weights.then(|| Tensor::from_slice(&numbers[1 + names.count()..]));
+        let ComputedStep { began, items, epoch, tokens, means: given, .. } = computed;
+        let norm = numbers[0];
+        let mut means = names.means(&numbers[1..]);
+        let loss = means.remove(LOSS).unwrap_or(f64::NAN);
+        let means = means.into_iter().map(|(k, v)| (k.to_string(), v)).chain(given).collect();
         let finite = loss.is_finite() && norm.is_finite();
-        let mut origin = None;
+        let mut non_finite_origin = None;
         if finite {
-            self.optim.step(lr)?;
             self.state.skipped_in_a_row = 0;
         } else {
-            for b in method.repeat_step(self.model)?.micro_batches {
-                let b = b?;
-                origin = self.model.find_non_finite(&*b, items)?;
-                if origin.is_some() {
-                    break;
-                }
+            if ahead {
+                self.optim.uncount_step();
             }
+            non_finite_origin = self.find_non_finite(method, items)?;
             self.state.skipped += 1;
             self.state.skipped_in_a_row += 1;
         }
-        self.optim.zero_gradients();
-        self.state.step += 1;
-        self.state.tokens += tokens;
-        self.state.cursor = method.cursor();
-        Ok(StepOutcome { epoch: step.epoch, loss, lr, norm, tokens, items, means, finite, non_finite_origin: origin })
+        let seconds = began.max(self.settled).elapsed().as_secs_f64();
+        self.settled = Instant::now();
+        Ok(Some(StepOutcome {
+            step,
+            epoch,
+            loss,
+            lr,
+            norm,
+            tokens,
+            seconds,
+            items,
+            means,
+            finite,
+            weights,
+            non_finite_origin,
+        }))
+    }
+
+    /// Runs the last updated step again to find the first tensor that is not finite. Its weights are still those of the
+    /// step, because it changed none and no other step was updated since.
+    fn find_non_finite(&self, method: &mut dyn Method, items: f64) -> Result<Option<FirstNonFinite>> {
+        self.optim.with_gradients_set_aside(|| {
+            for b in method.repeat_step(self.model, usize::from(self.computed))?.micro_batches {
+                let found = self.model.find_non_finite(&*b?, items)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
+/// The name of the loss among the metrics.
+const LOSS: &str = "loss";
+
+/// Returns 1 if the gradient norm, the first of `numbers` (N), or the loss, at index `loss`, is NaN or infinite, or if
+/// there is no loss; otherwise 0. A float32 scalar on the device of the numbers.
+fn not_finite(numbers: &Tensor, loss: Option<usize>) -> Tensor {
+    let Some(loss) = loss else { return Tensor::ones([], (Kind::Float, numbers.device())) };
+    let sum = numbers.get(0) + numbers.get(loss as i64);
+    (sum * 0.0).ne(0.0).to_kind(Kind::Float) // 0 times NaN or infinity is NaN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_not_finite_is_found_in_norm_and_loss_alone() {
+        let at = |numbers: &[f64], loss| not_finite(&Tensor::from_slice(numbers), loss).double_value(&[]);
+        assert_eq!(at(&[1e30, 7.0, -2.0], Some(2)), 0.0);
+        assert_eq!(at(&[1e30, f64::NAN, -2.0], Some(2)), 0.0, "another metric does not count");
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!((at(&[bad, 7.0, 1.0], Some(2)), at(&[1.0, bad], Some(1))), (1.0, 1.0), "{bad}");
+        }
+        assert_eq!(at(&[f64::INFINITY, f64::NEG_INFINITY], Some(1)), 1.0);
+        assert_eq!(at(&[1.0], None), 1.0);
     }
 }

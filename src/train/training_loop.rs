@@ -37,6 +37,8 @@ pub struct TrainingLoop<'a> {
     pub began: Instant,
     /// Mean training loss of the last step; `None` before the first.
     pub loss: Option<f64>,
+    /// Tokens of all recorded steps.
+    tokens: u64,
     /// Causes of the alarms that were reported already: each is reported once.
     reported_alarms: BTreeSet<String>,
 }
@@ -51,8 +53,8 @@ impl<'a> TrainingLoop<'a> {
         profile: Option<StepProfile>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let (began, reported_alarms) = (Instant::now(), BTreeSet::new());
-        Self { stepper, total, checkpoints, records, profile, stop, began, loss: None, reported_alarms }
+        let (began, tokens, reported_alarms) = (Instant::now(), stepper.state.tokens, BTreeSet::new());
+        Self { stepper, total, checkpoints, records, profile, stop, began, loss: None, tokens, reported_alarms }
     }
 
     /// Trains until the last step. Returns true if the run stopped early: validation no longer improved, or an alarm of
@@ -65,45 +67,80 @@ impl<'a> TrainingLoop<'a> {
             self.measure_base(method)?;
         }
         while self.stepper.state.step < self.total {
-            let began = Instant::now();
-            let done = match self.profile.take_if(|p| p.is_due(self.stepper.state.step)) {
-                Some(profile) => profile.record(self.stepper.model.device(), || self.stepper.advance(method))?,
-                None => self.stepper.advance(method)?,
-            };
-            self.loss = Some(done.loss);
-            let told = done.alarm_means();
-            if !done.finite {
-                self.records.record_non_finite(self.stepper.state.step, done.loss, done.norm, done.non_finite_origin);
-                self.skip(done.loss, done.norm)?;
+            if method.next_step_waits() && self.settle(method)? && self.after_step(method, true, false)? {
+                return Ok(true);
             }
-            let seconds = began.elapsed().as_secs_f64();
-            self.records.step(&StepRecord {
-                step: self.stepper.state.step,
-                epoch: done.epoch,
-                loss: done.loss,
-                lr: done.lr,
-                grad_norm: done.norm,
-                tokens: self.stepper.state.tokens,
-                tokens_per_s: done.tokens as f64 / seconds,
-                items: done.items,
-                seconds,
-                memory: native::memory(self.stepper.model.device())?.peak,
-                more: done.means,
-            })?;
-            let halted = self.report_alarms(method.alarms(&told));
-            if self.after_step(method, halted)? {
+            let device = self.stepper.model.device();
+            let (halted, interrupted) = match self.profile.take_if(|p| p.is_due(self.stepper.state.step)) {
+                Some(profile) => profile.record(device, || self.step(method, true))?,
+                None => self.step(method, false)?,
+            };
+            if self.after_step(method, halted, interrupted)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
+    /// Computes one step and records the step before it, if that is still to be done; with `settled`, also the step
+    /// itself. Returns whether an alarm ends the run, and whether a signal arrived.
+    fn step(&mut self, method: &mut dyn Method, settled: bool) -> Result<(bool, bool)> {
+        let computed = self.stepper.compute(method)?;
+        let mut halted = self.settle(method)?; // the step before, on a GPU
+        let records = &self.records;
+        self.stepper.update(computed, method, |step| records.weight_sample(step))?;
+        let interrupted = self.stop.load(Ordering::Relaxed);
+        if settled || halted || interrupted || self.is_due() || !self.stepper.runs_ahead() {
+            halted |= self.settle(method)?;
+        }
+        Ok((halted, interrupted))
+    }
+
+    /// Reads the numbers of the last step, unless that was done already, and records them. Returns true if an alarm
+    /// demands that the run ends.
+    pub fn settle(&mut self, method: &mut dyn Method) -> Result<bool> {
+        let Some(done) = self.stepper.settle(method)? else { return Ok(false) };
+        self.loss = Some(done.loss);
+        let told = done.alarm_means();
+        if !done.finite {
+            self.records.record_non_finite(done.step, done.loss, done.norm, done.non_finite_origin);
+            self.skip(done.step, done.loss, done.norm)?;
+        }
+        self.tokens += done.tokens;
+        let record = StepRecord {
+            step: done.step,
+            epoch: done.epoch,
+            loss: done.loss,
+            lr: done.lr,
+            grad_norm: done.norm,
+            tokens: self.tokens,
+            tokens_per_s: done.tokens as f64 / done.seconds,
+            items: done.items,
+            seconds: done.seconds,
+            memory: native::memory(self.stepper.model.device())?.peak,
+            more: done.means,
+        };
+        self.records.step(&record, done.weights.as_ref())?;
+        Ok(self.report_alarms(done.step, method.alarms(&told)))
+    }
+
+    /// Returns true if the last step is followed by a validation or a checkpoint.
+    fn is_due(&self) -> bool {
+        let run = &self.stepper.plan.recipe.run;
+        self.is_multiple(run.eval_every) || self.is_multiple(run.save_every)
+    }
+
+    /// Returns true if something that is done every `every` steps (0: only at the end) follows the last step.
+    fn is_multiple(&self, every: u64) -> bool {
+        let step = self.stepper.state.step;
+        step == self.total || (every > 0 && step.is_multiple_of(every))
+    }
+
     /// Reports each alarm of the method once. Returns true if one of them demands that the run ends.
-    fn report_alarms(&mut self, alarms: Vec<Alarm>) -> bool {
+    fn report_alarms(&mut self, step: u64, alarms: Vec<Alarm>) -> bool {
         for alarm in &alarms {
             if self.reported_alarms.insert(alarm.cause.clone()) {
-                self.records
-                    .warn(&format!("step {}: {}\n  next: {}", self.stepper.state.step, alarm.cause, alarm.next));
+                self.records.warn(&format!("step {step}: {}\n  next: {}", alarm.cause, alarm.next));
             }
         }
         let halted = alarms.iter().any(|a| a.stop);
@@ -119,15 +156,14 @@ impl<'a> TrainingLoop<'a> {
 
     /// Validates and saves a checkpoint where that is due. Returns true if the run must stop early; fails with an
     /// "interrupted" error, after saving, if a signal arrived. `halted`: an alarm ends the run after this step.
-    fn after_step(&mut self, method: &mut dyn Method, halted: bool) -> Result<bool> {
+    fn after_step(&mut self, method: &mut dyn Method, halted: bool, interrupted: bool) -> Result<bool> {
         let run = &self.stepper.plan.recipe.run;
         let step = self.stepper.state.step;
-        let total = self.total;
-        let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
-        let better = (due(run.eval_every) || halted) && self.validate(method)?;
+        let better = (self.is_multiple(run.eval_every) || halted) && self.validate(method)?;
         let done = self.out_of_patience() || halted;
-        let interrupted = self.stop.load(Ordering::Relaxed);
-        if due(run.save_every) || better || done || interrupted {
+        // A signal may also have come during the validation.
+        let interrupted = interrupted || (self.is_due() && self.stop.load(Ordering::Relaxed));
+        if self.is_multiple(run.save_every) || better || done || interrupted {
             self.checkpoints.save(self.stepper.model, &self.stepper.optim, &method.state(), &self.stepper.state)?;
         }
         if interrupted && step < self.total {
@@ -176,8 +212,8 @@ impl<'a> TrainingLoop<'a> {
 
     /// Handles a step whose loss or gradient norm is not finite; its update was not applied. Returns an error that ends
     /// the run, or `Ok` if `optim.non_finite: skip` lets the run continue.
-    fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
-        let what = format!("step {}: loss {loss}, gradient norm {norm}", self.stepper.state.step);
+    fn skip(&mut self, step: u64, loss: f64, norm: f64) -> Result<()> {
+        let what = format!("step {step}: loss {loss}, gradient norm {norm}");
         let last = self
             .checkpoints
             .steps()

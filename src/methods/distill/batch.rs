@@ -8,6 +8,7 @@ use super::teacher::TeacherOutputs;
 use crate::methods::sft::SupervisedBatch;
 use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Output};
+use crate::native::upload_slice;
 use crate::nn::Tokens;
 use crate::nn::chunked::{self, RowRange};
 use crate::nn::head::tempered_log_softmax;
@@ -35,7 +36,7 @@ impl TokenWeights {
     /// tokens. The divergence counts only where `mask` (N) is 1.
     pub fn new(examples: impl Iterator<Item = (f64, usize)>, mask: Option<Tensor>, device: Device) -> Self {
         let shares: Vec<f32> = examples.flat_map(|(share, n)| std::iter::repeat_n(share as f32, n)).collect();
-        let cross_entropy = Tensor::from_slice(&shares).to_device(device);
+        let cross_entropy = upload_slice(&shares, device);
         let divergence: Tensor = 1.0 - &cross_entropy;
         Self { divergence: mask.map_or_else(|| divergence.shallow_clone(), |mask| &divergence * mask), cross_entropy }
     }
@@ -94,7 +95,7 @@ impl MicroBatch for DistillBatch {
             }
         }
         if let Some(written) = self.written {
-            metrics.add("on_policy", &Tensor::from(written), self.items());
+            metrics.add("on_policy", &sum.full_like(written), self.items());
         }
         metrics.add("loss", &sum, self.items());
         Loss { sum, metrics }

@@ -11,6 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::fsutil::{self, hex, read_json, write_json};
 use crate::methods::fixed::Split;
 use crate::models::content_hash;
+use crate::native::upload;
 use crate::nn::{Weights, weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -232,7 +233,7 @@ impl TeacherCache {
             let at = (item % PART) as i64;
             let from = counts.narrow(0, 0, at).sum(Kind::Int64).int64_value(&[]);
             let n = counts.int64_value(&[at]);
-            let slice = |key: &str| -> Result<Tensor> { Ok(tensor(key)?.f_narrow(0, from, n)?.to_device(device)) };
+            let slice = |key: &str| -> Result<Tensor> { Ok(tensor(key)?.f_narrow(0, from, n)?) };
             let named = || format!("{}, item {item}", self.folder.display());
             ids.push(slice("ids").context(named)?.to_kind(Kind::Int64));
             log_probs.push(slice("log_probs").context(named)?);
@@ -250,7 +251,9 @@ impl TeacherCache {
             ))
             .hint("the cache is damaged: remove it and make it again with: ft teach RECIPE"));
         }
-        Ok(TopTokens { ids, log_probs: Tensor::cat(&log_probs, 0), tail })
+        let [ids, log_probs] = upload([ids, Tensor::cat(&log_probs, 0)], device);
+        let tail = tail.map(|tail| upload([tail], device)).map(|[tail]| tail);
+        Ok(TopTokens { ids, log_probs, tail })
     }
 }
 

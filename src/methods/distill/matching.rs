@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::methods::sft::SupervisedBatch;
 use crate::methods::state::{StateTensors, damaged};
 use crate::models::{Activations, ExposedLayers, Model, Output};
+use crate::native::upload_slice;
 use crate::nn::chunked::{chunks, sum_of_parts};
 use crate::nn::{LayerKind, Param, QueriesAndKeys};
 use crate::rng;
@@ -220,12 +221,12 @@ struct QueryChunk {
 
 /// Splits the supervised tokens by segment, and each segment into chunks.
 fn parts(answers: &SupervisedBatch) -> Vec<QueryChunk> {
-    let at = Vec::<i64>::try_from(answers.at.to_device(Device::Cpu)).expect("a list of rows");
+    let at = &answers.rows;
     let (mut found, mut start, mut from) = (Vec::new(), 0, 0);
     for &length in &answers.tokens.segments.lengths {
         let to = from + at[from..].partition_point(|row| *row < start + length);
         for queries in at[from..to].chunks(CHUNK as usize) {
-            let queries = Tensor::from_slice(queries).to_device(answers.at.device());
+            let queries = upload_slice(queries, answers.at.device());
             found.push(QueryChunk { keys: (start, length), queries });
         }
         (start, from) = (start + length, to);

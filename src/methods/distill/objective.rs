@@ -3,7 +3,7 @@
 use super::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use super::cache::{TeacherCache, TeacherCacheOrigin};
 use super::matching::{LayerMatching, TeacherLayers};
-use super::on_policy::OnPolicyWriter;
+use super::on_policy::{OnPolicyWriter, WrittenAnswers};
 use super::spec::DistillSpec;
 use super::teacher::{self, TeacherModels};
 use super::teacher_rows::TeacherRows;
@@ -134,6 +134,8 @@ const WRITTEN: &str = "on_policy.steps";
 
 impl Objective for Distill {
     type Item = Example;
+    /// The answers that the student wrote for the step.
+    type Shared = WrittenAnswers;
 
     fn prepare_data(&mut self, _: &Model, train: &Dataset, valid: Option<&Dataset>) -> Result<()> {
         if let Some(on_policy) = &self.on_policy {
@@ -154,26 +156,35 @@ impl Objective for Distill {
         Ok(())
     }
 
-    fn prepare_batches(&mut self, model: &Model, split: Split, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
+    fn prepare_batches(
+        &mut self,
+        model: &Model,
+        split: Split,
+        rows: &Dataset,
+        packed: &[Vec<usize>],
+    ) -> Result<WrittenAnswers> {
         match &mut self.on_policy {
             Some(on_policy) if split == Split::Train => on_policy.write(model, rows, packed),
-            _ => Ok(()),
+            _ => Ok(packed.iter().map(|items| vec![None; items.len()]).collect()),
         }
     }
 
-    fn batch(&mut self, model: &Model, items: &[Example], which: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+    fn batch(
+        &mut self,
+        model: &Model,
+        items: &[Example],
+        which: BatchIndices,
+        written: &WrittenAnswers,
+    ) -> Result<Box<dyn MicroBatch>> {
         let device = model.device();
-        let writer = self.on_policy.as_ref().filter(|_| which.split == Split::Train);
-        let written = match writer {
-            Some(writer) => writer.row(which.row)?.to_vec(),
-            None => vec![None; items.len()],
-        };
-        let examples: Vec<&Example> = items.iter().zip(&written).map(|(e, new)| new.as_ref().unwrap_or(e)).collect();
+        let written = &written[which.row];
+        let examples: Vec<&Example> = items.iter().zip(written).map(|(e, new)| new.as_ref().unwrap_or(e)).collect();
         let answers = SupervisedBatch::new(&examples, device);
         let TaughtRow { distributions, mask, layers } = self.taught(&answers, items, which, device)?;
-        let shares = self.cross_entropy_shares(&examples, &written, which.epoch);
+        let shares = self.cross_entropy_shares(&examples, written, which.epoch);
         let tokens: usize = written.iter().flatten().map(Example::target_count).sum();
-        let written = writer.map(|_| tokens as f64);
+        let writes = self.on_policy.is_some() && which.split == Split::Train;
+        let written = writes.then_some(tokens as f64);
         Ok(Box::new(DistillBatch {
             weights: Rc::new(TokenWeights::new(shares.into_iter(), mask, device)),
             answers,

@@ -24,14 +24,15 @@ pub struct OnPolicyWriter {
     seed: u64,
     /// Number of optimiser steps that answers were written for.
     pub steps: u64,
-    /// For each packed row of the last step: the items written anew, `None` for the others.
-    written: Vec<Vec<Option<Example>>>,
 }
+
+/// For each packed row of a step: the items written anew, `None` for the others.
+pub type WrittenAnswers = Vec<Vec<Option<Example>>>;
 
 impl OnPolicyWriter {
     /// Starts at the first step of a run.
     pub fn new(spec: &OnPolicySpec, tokenizer: Rc<ChatTokenizer>, seed: u64) -> Self {
-        Self { spec: spec.clone(), tokenizer, seed, steps: 0, written: Vec::new() }
+        Self { spec: spec.clone(), tokenizer, seed, steps: 0 }
     }
 
     /// Returns an error if no row has a prompt.
@@ -45,8 +46,8 @@ impl OnPolicyWriter {
             .hint("give conversations or prompts with answers; plain text has no prompt"))
     }
 
-    /// Chooses rows of the next optimiser step at random and lets the student answer them anew.
-    pub fn write(&mut self, model: &Model, rows: &Dataset, packed: &[Vec<usize>]) -> Result<()> {
+    /// Chooses rows of the next optimiser step at random, lets the student answer them anew and returns the answers.
+    pub fn write(&mut self, model: &Model, rows: &Dataset, packed: &[Vec<usize>]) -> Result<WrittenAnswers> {
         let mut random = rng::stream(self.seed, "on-policy rows", self.steps);
         let (mut prompts, mut places) = (Vec::new(), Vec::new());
         for (row, items) in packed.iter().enumerate() {
@@ -72,20 +73,15 @@ impl OnPolicyWriter {
             ..GenerationSettings::greedy(self.spec.max_new_tokens, self.tokenizer.stop_ids())
         };
         let answers = complete(model, &prompts, &settings, &mut |_, _| ())?;
-        self.written = packed.iter().map(|items| vec![None; items.len()]).collect();
+        let mut written: WrittenAnswers = packed.iter().map(|items| vec![None; items.len()]).collect();
         for (((row, place, line), mut ids), answer) in places.into_iter().zip(prompts).zip(answers) {
             let mut supervised = vec![false; ids.len()];
             supervised.extend(answer.tokens.iter().map(|_| true));
             ids.extend(answer.tokens);
-            self.written[row][place] = Some(Example { ids, supervised, line });
+            written[row][place] = Some(Example { ids, supervised, line });
         }
         self.steps += 1;
-        Ok(())
-    }
-
-    /// Returns the items of a packed row of the last step that were written anew, in their places.
-    pub fn row(&self, row: usize) -> Result<&[Option<Example>]> {
-        self.written.get(row).map(Vec::as_slice).ok_or_else(|| Error::bug("a packed row that nobody wrote for"))
+        Ok(written)
     }
 }
 

@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 use crate::methods::fixed::{BatchIndices, Split};
 use crate::methods::rows::DataContext;
 use crate::methods::sft::SupervisedBatch;
+use crate::native::upload_slice;
 use std::rc::Rc;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// The rows of a run in the teacher's tokens.
 pub struct TeacherRows {
@@ -77,10 +78,10 @@ impl TeacherRows {
             start += m;
         }
         let mut outputs = teachers.outputs(&SupervisedBatch::new(&theirs.iter().collect::<Vec<_>>(), device))?;
-        let at = Tensor::from_slice(&at).to_device(device);
+        let at = upload_slice(&at, device);
         for output in &mut outputs.each {
             output.hidden = output.hidden.index_select(0, &at);
         }
-        Ok((outputs, Tensor::from_slice(&mask).to_device(device).to_kind(Kind::Float)))
+        Ok((outputs, upload_slice(&mask, device)))
     }
 }

@@ -12,24 +12,28 @@
 //! and without gradient. It is estimated over all items of an optimiser step; TRL estimates it for each device batch.
 
 use super::spec::{KtoLoss, KtoSpec};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Computes the loss of each answer: (N). `good` (N) is 1 or 0.
-pub fn losses(spec: &KtoSpec, ratios: &Tensor, good: &Tensor, reference_point: f64) -> Tensor {
-    let z = match spec.loss {
-        KtoLoss::Kto => reference_point,
-        KtoLoss::ApoZero => 0.0,
+/// `reference_point` is a scalar.
+pub fn losses(spec: &KtoSpec, ratios: &Tensor, good: &Tensor, reference_point: &Tensor) -> Tensor {
+    let gap = match spec.loss {
+        KtoLoss::Kto => ratios - reference_point,
+        KtoLoss::ApoZero => ratios.shallow_clone(),
     };
     // 1 - s(b (z - r)) = s(b (r - z)), so the losses of good and bad answers differ only in one sign.
     let sign = good * 2.0 - 1.0;
     let weights = good * spec.desirable_weight + (-good + 1.0) * spec.undesirable_weight;
-    weights * (-(ratios - z) * sign * spec.beta).sigmoid()
+    weights * (-gap * sign * spec.beta).sigmoid()
 }
 
-/// Computes the reference point from the log-ratios of mismatched answers; 0 if there are none.
-pub fn reference_point(mismatched: &[Tensor]) -> f64 {
+/// Computes the reference point from the log-ratios of mismatched answers: a float64 scalar on `device`, 0 if there are
+/// none.
+pub fn reference_point(mismatched: &[Tensor], device: Device) -> Tensor {
+    let zero = Tensor::zeros([], (Kind::Double, device));
     if mismatched.is_empty() {
-        return 0.0;
+        return zero;
     }
-    Tensor::cat(mismatched, 0).mean(Kind::Double).double_value(&[]).max(0.0)
+    // A mean that is not a number counts as zero: the loss itself shows what is wrong with the policy.
+    Tensor::cat(mismatched, 0).mean(Kind::Double).fmax(&zero)
 }

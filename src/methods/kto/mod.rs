@@ -21,9 +21,11 @@ use crate::data::encode::{Example, Supervise, UnpairedExample};
 use crate::error::{Error, Result};
 use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Model, Output};
+use crate::native::upload_slice;
 use crate::nn::Tokens;
 use crate::report;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// The objective of KTO.
@@ -34,16 +36,16 @@ pub struct Kto {
     max_len: usize,
     /// For each item, the index of the item whose answer is its mismatched answer.
     others: BTreeMap<Split, Vec<u32>>,
-    survey: KtoStepStatistics,
     watch: Watch<PreferenceMonitor>,
 }
 
 /// Numbers that all batches of a step, or of a validation, share.
-#[derive(Debug, Clone, Copy, Default)]
-struct KtoStepStatistics {
-    /// The reference point: the mean log-ratio of mismatched answers, at least zero.
-    reference_point: f64,
+pub struct KtoStepStatistics {
+    /// The reference point: the mean log-ratio of mismatched answers, at least zero. A float64 scalar on the device.
+    reference_point: Tensor,
+    /// Number of good answers.
     good: f64,
+    /// Number of bad answers.
     bad: f64,
 }
 
@@ -55,7 +57,9 @@ struct KtoBatch {
     reference: Tensor,
     /// (N) float64, 1 where the answer is good.
     good: Tensor,
-    survey: KtoStepStatistics,
+    /// Number of answers, and of good ones among them.
+    counts: (f64, f64),
+    survey: Rc<KtoStepStatistics>,
 }
 
 impl Kto {
@@ -67,7 +71,6 @@ impl Kto {
             budget,
             max_len,
             others: BTreeMap::new(),
-            survey: KtoStepStatistics::default(),
             watch: preference_alarms::watch("kto", spec.beta),
         })
     }
@@ -168,6 +171,7 @@ fn mismatched_partners(rows: &Dataset<UnpairedExample>) -> Result<Vec<u32>> {
 
 impl Objective for Kto {
     type Item = UnpairedExample;
+    type Shared = Rc<KtoStepStatistics>;
 
     fn prepare_data(
         &mut self,
@@ -202,26 +206,32 @@ impl Objective for Kto {
         split: Split,
         rows: &Dataset<UnpairedExample>,
         packed: &[Vec<usize>],
-    ) -> Result<()> {
-        let (mut ratios, mut found) = (Vec::new(), KtoStepStatistics::default());
+    ) -> Result<Rc<KtoStepStatistics>> {
+        let (mut ratios, mut good, mut bad) = (Vec::new(), 0.0, 0.0);
         for items in packed {
             for &i in items {
-                *(if rows.get(i)?.good { &mut found.good } else { &mut found.bad }) += 1.0;
+                *(if rows.get(i)?.good { &mut good } else { &mut bad }) += 1.0;
             }
             ratios.extend(self.mismatched(model, split, rows, items)?);
         }
-        found.reference_point = loss::reference_point(&ratios);
-        self.survey = found;
-        Ok(())
+        let reference_point = loss::reference_point(&ratios, model.device());
+        Ok(Rc::new(KtoStepStatistics { reference_point, good, bad }))
     }
 
-    fn batch(&mut self, model: &Model, items: &[UnpairedExample], which: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+    fn batch(
+        &mut self,
+        model: &Model,
+        items: &[UnpairedExample],
+        which: BatchIndices,
+        survey: &Rc<KtoStepStatistics>,
+    ) -> Result<Box<dyn MicroBatch>> {
         let sequences: Vec<Example> = items.iter().map(UnpairedExample::sequence).collect();
         let answers = PackedAnswers::pack(&sequences, model.device());
         let good: Vec<f64> = items.iter().map(|item| f64::from(u8::from(item.good))).collect();
         let reference = self.source.log_probs(model, &answers, which.split, which.items)?;
-        let good = Tensor::from_slice(&good).to_device(model.device());
-        Ok(Box::new(KtoBatch { spec: self.spec.clone(), answers, reference, good, survey: self.survey }))
+        let counts = (good.len() as f64, good.iter().sum());
+        let good = upload_slice(&good, model.device());
+        Ok(Box::new(KtoBatch { spec: self.spec.clone(), answers, reference, good, counts, survey: survey.clone() }))
     }
 
     fn alarms(&mut self, means: &Means) -> Vec<Alarm> {
@@ -235,22 +245,23 @@ impl MicroBatch for KtoBatch {
     }
 
     fn items(&self) -> f64 {
-        self.good.size()[0] as f64
+        self.counts.0
     }
 
     fn loss(&self, out: &Output) -> Loss {
         let policy = self.answers.spans.scores(out).log_probs;
         let ratios = &policy - &self.reference;
-        let sum = loss::losses(&self.spec, &ratios, &self.good, self.survey.reference_point).sum(Kind::Float);
+        let sum = loss::losses(&self.spec, &ratios, &self.good, &self.survey.reference_point).sum(Kind::Float);
         let mut metrics = Metrics::default();
         metrics.add("loss", &sum, self.items());
         let rewards = ratios.detach() * self.spec.beta;
         let share = self.items() / (self.survey.good + self.survey.bad);
-        metrics.add("kl", &Tensor::from(self.survey.reference_point * share), share);
-        let kinds = [("chosen", self.good.shallow_clone()), ("rejected", -&self.good + 1.0)];
-        let sums = kinds.map(|(name, of)| {
+        metrics.add("kl", &(&self.survey.reference_point * share), share);
+        let (all, good) = self.counts;
+        let kinds = [("chosen", good, self.good.shallow_clone()), ("rejected", all - good, -&self.good + 1.0)];
+        let sums = kinds.map(|(name, n, of)| {
             let sum = |t: &Tensor| (t.detach() * &of).sum(Kind::Double);
-            (name, sum(&rewards), sum(&policy), of.sum(Kind::Double).double_value(&[]))
+            (name, sum(&rewards), sum(&policy), n)
         });
         for (name, reward, log_prob, n) in &sums {
             // A mean over no answers is undefined.

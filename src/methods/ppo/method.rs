@@ -13,7 +13,7 @@ use super::update::PpoUpdate;
 use super::value::{VALUE, ValueFunction};
 use crate::data::batch::{Loader, LoaderCursor};
 use crate::error::{Error, Result};
-use crate::methods::contract::{Alarm, Means, Method, SamplePrompt, SelectionMetric, TrainingStep};
+use crate::methods::contract::{Alarm, Means, Method, RecentSteps, SamplePrompt, SelectionMetric, TrainingStep};
 use crate::methods::reference::ReferenceModel;
 use crate::methods::rollout::answer::SampledAnswer;
 use crate::methods::rollout::held_out::HeldOutPrompts;
@@ -49,6 +49,17 @@ pub struct Ppo {
     progress: PpoProgress,
     /// What the iteration trains on. Shared with the micro-batches that were not made yet.
     answers: Option<Rc<IterationAnswers>>,
+    recent: RecentSteps<PpoStep>,
+}
+
+/// An optimiser step of an iteration.
+struct PpoStep {
+    /// What the iteration trains on.
+    answers: Rc<IterationAnswers>,
+    /// The answers of this step, as indices.
+    chosen: Vec<usize>,
+    /// Epochs done after the step.
+    epoch: f64,
 }
 
 impl Ppo {
@@ -86,7 +97,13 @@ impl Ppo {
             watch,
             progress: PpoProgress::default(),
             answers: None,
+            recent: RecentSteps::default(),
         }
+    }
+
+    /// Returns true if the next step begins a new iteration.
+    fn samples_next(&self) -> bool {
+        self.answers.is_none() || self.progress.steps_done >= self.spec.steps()
     }
 
     /// Computes log-probabilities under policy and reference, and values, for each answer token. Advantages and
@@ -159,21 +176,29 @@ impl Ppo {
         update::mini_batch(&order, part, parts).to_vec()
     }
 
-    /// Returns the micro-batches of one optimiser step of the iteration; each row is uploaded to `device` when it is
-    /// asked for.
-    fn batches(&self, answers: &Rc<IterationAnswers>, step: u64, device: Device) -> TrainingStep {
-        let chosen = self.mini_batch(answers.samples.len(), step);
-        let candidates: Vec<update::RolloutCandidate> =
-            answers.samples.iter().map(update::RolloutCandidate::of).collect();
-        let rows = update::pack(&candidates, &chosen, self.budget);
-        let (answers, update) = (answers.clone(), self.update(answers.coefficient));
-        let micro_batches = rows.into_iter().flat_map(move |row| update.batches(&answers, &row, device)).map(Ok);
+    /// Returns the optimiser step with this number of the current iteration.
+    fn plan(&self, answers: &Rc<IterationAnswers>, step: u64) -> PpoStep {
         let share = (step + 1) as f64 / self.spec.steps() as f64;
         let PpoProgress { epoch_before, epoch_after, .. } = self.progress;
+        PpoStep {
+            answers: answers.clone(),
+            chosen: self.mini_batch(answers.samples.len(), step),
+            epoch: epoch_before + share * (epoch_after - epoch_before),
+        }
+    }
+
+    /// Returns the micro-batches of an optimiser step; each row is uploaded to `device` when it is asked for.
+    fn batches(&self, step: &PpoStep, device: Device) -> TrainingStep {
+        let PpoStep { answers, chosen, epoch } = step;
+        let candidates: Vec<update::RolloutCandidate> =
+            answers.samples.iter().map(update::RolloutCandidate::of).collect();
+        let rows = update::pack(&candidates, chosen, self.budget);
+        let (answers, update) = (answers.clone(), self.update(answers.coefficient));
+        let micro_batches = rows.into_iter().flat_map(move |row| update.batches(&answers, &row, device)).map(Ok);
         TrainingStep {
             items: chosen.iter().map(|i| candidates[*i].length as f64).sum(),
             micro_batches: Box::new(micro_batches),
-            epoch: epoch_before + share * (epoch_after - epoch_before),
+            epoch: *epoch,
             means: Vec::new(),
         }
     }
@@ -197,15 +222,20 @@ impl Ppo {
 
 impl Method for Ppo {
     fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
-        let fresh = self.answers.is_none() || self.progress.steps_done >= self.spec.steps();
-        let means = if fresh { self.begin_iteration(model)? } else { Vec::new() };
+        let means = if self.samples_next() { self.begin_iteration(model)? } else { Vec::new() };
+        let Some(answers) = &self.answers else { return Err(Error::bug("an iteration without answers")) };
+        let step = self.plan(answers, self.progress.steps_done);
         self.progress.steps_done += 1;
-        Ok(TrainingStep { means, ..self.repeat_step(model)? })
+        self.recent.push(step);
+        Ok(TrainingStep { means, ..self.repeat_step(model, 0)? })
     }
 
-    fn repeat_step(&mut self, model: &Model) -> Result<TrainingStep> {
-        let Some(answers) = &self.answers else { return Err(Error::bug("an iteration without answers")) };
-        Ok(self.batches(answers, self.progress.steps_done - 1, model.device()))
+    fn next_step_waits(&self) -> bool {
+        self.samples_next()
+    }
+
+    fn repeat_step(&mut self, model: &Model, back: usize) -> Result<TrainingStep> {
+        Ok(self.batches(self.recent.get(back)?, model.device()))
     }
 
     /// Answers the validation prompts, with the same random streams each time. The divergence is weighted with its

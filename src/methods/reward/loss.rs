@@ -16,6 +16,7 @@ use crate::data::encode::PairExample;
 use crate::methods::pairs::{self, PairStatistics};
 use crate::models::learning::MicroBatch;
 use crate::models::{Loss, Metrics, Output};
+use crate::native::upload_slice;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
@@ -53,12 +54,7 @@ impl RewardBatch {
         let last = tokens.segments.last_rows(); // (2N)
         let margins: Vec<f32> = items.iter().map(|p| p.margin.unwrap_or(0.0) as f32).collect();
         let some = spec.margin == MarginChoice::Rows && margins.iter().any(|m| *m != 0.0);
-        Self {
-            last: PairStatistics::of(&last),
-            margins: some.then(|| Tensor::from_slice(&margins).to_device(device)),
-            tokens,
-            spec,
-        }
+        Self { last: PairStatistics::of(&last), margins: some.then(|| upload_slice(&margins, device)), tokens, spec }
     }
 }
 

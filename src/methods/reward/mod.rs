@@ -14,7 +14,7 @@ pub use report_card::{HeldOutScores, ReportCard, ReportCardLimits};
 pub use spec::{MarginChoice, RewardMethodSpec};
 
 use super::contract::{Alarm, Means};
-use super::fixed::{BatchIndices, FixedDataRows, Objective};
+use super::fixed::{BatchIndices, FixedDataRows, Objective, Split};
 use super::rows::{DataContext, MethodRows};
 use super::watch::{AlarmRule, Problem, Repeat, RunRecord, Watch};
 use crate::data::chat::ChatTokenizer;
@@ -79,8 +79,13 @@ pub fn rows(spec: &RewardMethodSpec, ground: &DataContext) -> Result<Box<dyn Met
 
 impl Objective for RewardObjective {
     type Item = PairExample;
+    type Shared = ();
 
-    fn batch(&mut self, model: &Model, items: &[PairExample], _: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+    fn prepare_batches(&mut self, _: &Model, _: Split, _: &Dataset<PairExample>, _: &[Vec<usize>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn batch(&mut self, model: &Model, items: &[PairExample], _: BatchIndices, _: &()) -> Result<Box<dyn MicroBatch>> {
         Ok(Box::new(loss::RewardBatch::new(items, self.spec, model.device())))
     }
 

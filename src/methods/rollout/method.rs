@@ -25,7 +25,7 @@ use super::update::{self, Filters, RolloutCandidate};
 use super::{sample_state, stats};
 use crate::data::batch::{Loader, LoaderCursor};
 use crate::error::Result;
-use crate::methods::contract::{Alarm, Means, Method, SamplePrompt, SelectionMetric, TrainingStep};
+use crate::methods::contract::{Alarm, Means, Method, RecentSteps, SamplePrompt, SelectionMetric, TrainingStep};
 use crate::methods::reference::ReferenceModel;
 use crate::methods::rows::{DataContext, MethodRows};
 use crate::methods::state::StateTensors;
@@ -77,6 +77,17 @@ pub struct SamplingMethod<R> {
     progress: RolloutProgress,
     /// The answers sampled last. Shared with the micro-batches that were not made yet.
     answers: Rc<Vec<AnswerWithAdvantage>>,
+    recent: RecentSteps<RolloutStep>,
+}
+
+/// An optimiser step on sampled answers.
+struct RolloutStep {
+    /// The answers of the rollout.
+    answers: Rc<Vec<AnswerWithAdvantage>>,
+    /// The answers of this step, as indices, in training order.
+    mini_batch: Vec<usize>,
+    /// Epochs done after the step.
+    epoch: f64,
 }
 
 impl<R: PolicyObjective + 'static> SamplingMethod<R> {
@@ -103,6 +114,7 @@ impl<R: PolicyObjective + 'static> SamplingMethod<R> {
             seed,
             progress: RolloutProgress::default(),
             answers: Rc::default(),
+            recent: RecentSteps::default(),
         })
     }
 
@@ -192,16 +204,21 @@ impl<R: PolicyObjective + 'static> SamplingMethod<R> {
         update::mini_batch(&order, part, self.plan.mini_batches).to_vec()
     }
 
-    /// Returns the micro-batches of an optimiser step on the current rollout: it is decided which answers are run,
-    /// packed and counted; each row is uploaded to `device` when it is asked for.
-    fn policy_batches(&self, step: usize, device: Device) -> TrainingStep {
-        let candidates: Vec<RolloutCandidate> = self.answers.iter().map(candidate).collect();
+    /// Returns true if the next step begins a new rollout.
+    fn samples_next(&self) -> bool {
+        self.answers.is_empty() || self.progress.steps_done >= self.steps()
+    }
+
+    /// Returns the micro-batches of an optimiser step: it is decided which answers are run, packed and counted; each
+    /// row is uploaded to `device` when it is asked for.
+    fn policy_batches(&self, step: &RolloutStep, device: Device) -> TrainingStep {
+        let candidates: Vec<RolloutCandidate> = step.answers.iter().map(candidate).collect();
         let filters = Filters { mask_truncated: self.plan.mask_truncated, skip_zero_advantage: self.plan.sparse };
-        let selection = update::choose(&candidates, &self.mini_batch(step), filters);
+        let selection = update::choose(&candidates, &step.mini_batch, filters);
         let rows = update::pack(&candidates, &selection.run, self.budget);
         let weights = update::weigh(&candidates, &selection, &rows, self.rule.items());
         let items = weights.rows.iter().sum();
-        let (rule, answers) = (self.rule.clone(), self.answers.clone());
+        let (rule, answers) = (self.rule.clone(), step.answers.clone());
         let (temperature, entropy, last) = (self.rollout.spec().temperature, self.plan.entropy, rows.len());
         let upload = move |(n, row): (usize, Vec<usize>)| -> Result<Box<dyn MicroBatch>> {
             let context = RowContext {
@@ -216,7 +233,7 @@ impl<R: PolicyObjective + 'static> SamplingMethod<R> {
             Ok(Box::new(PolicyBatch::upload(&row, context, rule.clone(), device)))
         };
         let micro_batches = Box::new(rows.into_iter().enumerate().map(upload));
-        TrainingStep { items, micro_batches, epoch: self.progress.epoch, means: Vec::new() }
+        TrainingStep { items, micro_batches, epoch: step.epoch, means: Vec::new() }
     }
 }
 
@@ -249,14 +266,19 @@ fn log_ratio_sums(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<f64> {
 
 impl<R: PolicyObjective + 'static> Method for SamplingMethod<R> {
     fn next_step(&mut self, model: &Model) -> Result<TrainingStep> {
-        let fresh = self.answers.is_empty() || self.progress.steps_done >= self.steps();
-        let means = if fresh { self.begin_rollout(model)? } else { Vec::new() };
+        let means = if self.samples_next() { self.begin_rollout(model)? } else { Vec::new() };
+        let mini_batch = self.mini_batch(self.progress.steps_done);
         self.progress.steps_done += 1;
-        Ok(TrainingStep { means, ..self.repeat_step(model)? })
+        self.recent.push(RolloutStep { answers: self.answers.clone(), mini_batch, epoch: self.progress.epoch });
+        Ok(TrainingStep { means, ..self.repeat_step(model, 0)? })
     }
 
-    fn repeat_step(&mut self, model: &Model) -> Result<TrainingStep> {
-        Ok(self.policy_batches(self.progress.steps_done - 1, model.device()))
+    fn next_step_waits(&self) -> bool {
+        self.samples_next()
+    }
+
+    fn repeat_step(&mut self, model: &Model, back: usize) -> Result<TrainingStep> {
+        Ok(self.policy_batches(self.recent.get(back)?, model.device()))
     }
 
     fn validate(&mut self, model: &Model) -> Result<Option<Means>> {

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::methods::reference::ReferenceModel;
 use crate::methods::targets::TargetTokens;
 use crate::models::{Model, Output};
+use crate::native::upload_slice;
 use crate::nn::Tokens;
 use tch::{Device, Kind, Tensor};
 
@@ -27,21 +28,21 @@ impl PackedSamples {
     pub fn new(samples: &[&SampledAnswer], device: Device) -> Self {
         let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
         let in_answer = |i: usize, t: usize| t >= samples[i].answer_start;
-        let TargetTokens { at, targets, counts } = TargetTokens::select(ids.iter().copied(), in_answer, device);
+        let TargetTokens { at, targets, counts, .. } = TargetTokens::select(ids.iter().copied(), in_answer, device);
         let owner: Vec<i64> = (0i64..).zip(&counts).flat_map(|(i, n)| std::iter::repeat_n(i, *n as usize)).collect();
         let lengths: Vec<f32> = counts.iter().map(|n| *n as f32).collect();
         Self {
             tokens: Tokens::pack(&ids, device),
             at,
             targets,
-            owner: Tensor::from_slice(&owner).to_device(device),
-            lengths: Tensor::from_slice(&lengths).to_device(device),
+            owner: upload_slice(&owner, device),
+            lengths: upload_slice(&lengths, device),
         }
     }
 
     /// Joins numbers per answer token (one slice per sample, in their order) to one tensor: (N) float32.
     pub fn column(parts: &[&[f32]], device: Device) -> Tensor {
-        Tensor::from_slice(&parts.concat()).to_device(device)
+        upload_slice(&parts.concat(), device)
     }
 
     /// Returns N, the number of tokens of all answers together.

@@ -7,9 +7,10 @@ pub mod spec;
 
 pub use spec::SftSpec;
 
-use super::fixed::{BatchIndices, FixedDataRows, Objective};
+use super::fixed::{BatchIndices, FixedDataRows, Objective, Split};
 use super::rows::{DataContext, MethodRows};
 use super::targets::TargetTokens;
+use crate::data::dataset::Dataset;
 use crate::data::encode::Example;
 use crate::error::Result;
 use crate::models::learning::MicroBatch;
@@ -25,6 +26,8 @@ pub struct SupervisedBatch {
     pub at: Tensor,
     /// (N) the tokens they must predict.
     pub targets: Tensor,
+    /// The numbers of `at`, on the host.
+    pub rows: Vec<i64>,
 }
 
 impl SupervisedBatch {
@@ -32,8 +35,8 @@ impl SupervisedBatch {
     pub fn new(examples: &[&Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let supervised = |i: usize, t: usize| examples[i].supervised[t];
-        let TargetTokens { at, targets, .. } = TargetTokens::select(ids.iter().copied(), supervised, device);
-        Self { tokens: Tokens::pack(&ids, device), at, targets }
+        let TargetTokens { at, targets, rows, .. } = TargetTokens::select(ids.iter().copied(), supervised, device);
+        Self { tokens: Tokens::pack(&ids, device), at, targets, rows }
     }
 
     /// Returns the number of supervised tokens in the row.
@@ -68,8 +71,13 @@ pub struct Sft;
 
 impl Objective for Sft {
     type Item = Example;
+    type Shared = ();
 
-    fn batch(&mut self, model: &Model, items: &[Example], _: BatchIndices) -> Result<Box<dyn MicroBatch>> {
+    fn prepare_batches(&mut self, _: &Model, _: Split, _: &Dataset, _: &[Vec<usize>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn batch(&mut self, model: &Model, items: &[Example], _: BatchIndices, _: &()) -> Result<Box<dyn MicroBatch>> {
         Ok(Box::new(SupervisedBatch::new(&items.iter().collect::<Vec<_>>(), model.device())))
     }
 }

@@ -46,7 +46,12 @@ impl UpdateRule for Adafactor {
         fields
     }
 
-    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, step }: StepSize) -> Result<()> {
+    fn update(
+        &self,
+        slots: &[ParameterUpdate],
+        StepSize { lr, decay, step }: StepSize,
+        _: Option<&Tensor>,
+    ) -> Result<()> {
         let b2 = 1.0 - (step as f64).powf(-self.decay_rate);
         for s in slots {
             let mut p = s.param.shallow_clone();

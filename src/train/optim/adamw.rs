@@ -22,7 +22,7 @@ impl UpdateRule for AdamW {
         vec![StateField::float("first", &form.shape), StateField::float("second", &form.shape)]
     }
 
-    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, skip: Option<&Tensor>) -> Result<()> {
         let Some(one) = slots.first() else { return Ok(()) };
         let count = Tensor::full([] as [i64; 0], pace.step as f64, (Kind::Float, one.param.device()));
         let list = |of: &dyn Fn(&ParameterUpdate) -> Tensor| slots.iter().map(of).collect::<Vec<_>>();
@@ -33,6 +33,11 @@ impl UpdateRule for AdamW {
             &list(&|s| s.state[1].shallow_clone()),
             &list(&|_| count.shallow_clone()),
             native::AdamwSettings { lr: pace.lr, betas: self.betas, decay: pace.decay, eps: self.eps },
+            skip,
         )
+    }
+
+    fn can_skip(&self) -> bool {
+        true
     }
 }

@@ -9,11 +9,12 @@
 use super::adamw::AdamW;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
+use crate::native;
 use tch::{Device, Kind, Tensor};
 
 /// Parameters with fewer numbers keep float32 moments: 8 bits would save too little memory.
 const SMALLEST: i64 = 4096;
-/// Numbers that are dequantised at a time; a multiple of every block size.
+/// Numbers that are dequantised at a time, of one large or of several small parameters; a multiple of every block size.
 const CHUNK: i64 = 1 << 20;
 
 /// AdamW with 8-bit moments: two bytes of state per parameter, and eight per block.
@@ -81,35 +82,110 @@ impl AdamW8 {
         Self { exact, block, signed: DynamicMap::dynamic(true, device), unsigned: DynamicMap::dynamic(false, device) }
     }
 
-    fn step(&self, slot: &ParameterUpdate, StepSize { lr, decay, step }: StepSize) {
+    /// Updates the numbers of some parameters together. If `skip`, a scalar on the device, is 1, nothing is changed.
+    fn step(&self, pieces: &[Piece], StepSize { lr, decay, step }: StepSize, skip: Option<&Tensor>) -> Result<()> {
         let (b1, b2) = self.exact.betas;
         let (c1, c2) = (1.0 - b1.powf(step as f64), 1.0 - b2.powf(step as f64));
-        let n = slot.form.numel();
-        let (param, grad) = (slot.param.view([-1]), slot.grad.reshape([-1]));
-        for start in (0..n).step_by(CHUNK as usize) {
-            let length = CHUNK.min(n - start);
-            let (first_block, blocks) = (start / self.block, (length + self.block - 1) / self.block);
-            let codes = |i: usize| slot.state[i].narrow(0, start, length);
-            let scales = |i: usize| slot.state[i].narrow(0, first_block, blocks);
-            // The last block may be incomplete: it is filled up with zeros, which are cut off again below.
-            let fill = blocks * self.block - length;
-            let whole = |t: Tensor| if fill == 0 { t } else { t.constant_pad_nd([0, fill].as_slice()) };
-            let g = whole(grad.narrow(0, start, length)).view([-1, self.block]);
-            let mut m = self.signed.dequantise(&whole(codes(0)), &scales(1), self.block);
-            m *= b1;
-            m += &g * (1.0 - b1);
-            let mut v = self.unsigned.dequantise(&whole(codes(2)), &scales(3), self.block);
-            v *= b2;
-            v += g.square() * (1.0 - b2);
-            let u = &m / ((&v / c2).sqrt_() + self.exact.eps);
-            let mut p = param.narrow(0, start, length);
-            p *= 1.0 - lr * decay;
-            p -= u.view([-1]).narrow(0, 0, length) * (lr / c1);
-            for (i, (new, scale)) in [(0, self.signed.quantise(&m, false)), (2, self.unsigned.quantise(&v, true))] {
-                codes(i).copy_(&new.narrow(0, 0, length));
-                scales(i + 1).copy_(&scale);
+        // The last block of a parameter may be incomplete: it is filled up with zeros, which are cut off again below.
+        let whole = |(piece, t): (&Piece, &Tensor)| match piece.blocks * self.block - piece.length {
+            0 => t.shallow_clone(),
+            fill => t.constant_pad_nd([0, fill].as_slice()),
+        };
+        let join =
+            |parts: Vec<Tensor>| if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 0) };
+        let numbers = |of: &[Tensor]| join(pieces.iter().zip(of).map(whole).collect());
+        let each = |of: &dyn Fn(&Piece) -> Tensor| pieces.iter().map(of).collect::<Vec<Tensor>>();
+        let states = [[0, 1], [2, 3]].map(|[i, j]| (each(&|p| p.codes(i)), each(&|p| p.scales(j))));
+        let old = states
+            .each_ref()
+            .map(|(codes, scales)| (numbers(codes), join(scales.iter().map(Tensor::shallow_clone).collect())));
+        let g = numbers(&each(&|p| p.grad())).view([-1, self.block]);
+        let mut m = self.signed.dequantise(&old[0].0, &old[0].1, self.block);
+        m *= b1;
+        m += &g * (1.0 - b1);
+        let mut v = self.unsigned.dequantise(&old[1].0, &old[1].1, self.block);
+        v *= b2;
+        v += g.square() * (1.0 - b2);
+        let u = &m / ((&v / c2).sqrt_() + self.exact.eps);
+        let mut change = u.view([-1]) * (lr / c1);
+        let mut kept = Tensor::full([], 1.0 - lr * decay, (Kind::Float, g.device()));
+        let mut new = [self.signed.quantise(&m, false), self.unsigned.quantise(&v, true)];
+        if let Some(skip) = skip {
+            let skip = skip.to_kind(Kind::Bool);
+            let _ = (kept.masked_fill_(&skip, 1.0), change.masked_fill_(&skip, 0.0));
+            for (new, old) in new.iter_mut().zip(&old) {
+                *new = (old.0.where_self(&skip, &new.0), old.1.where_self(&skip, &new.1));
             }
         }
+        let params = each(&|p| p.param());
+        native::scale_all(&params, &kept)?;
+        native::subtract_all(&params, &self.split(pieces, &change))?;
+        let counts: Vec<i64> = pieces.iter().map(|p| p.blocks).collect();
+        for ((codes, scales), (new_codes, new_scales)) in states.iter().zip(&new) {
+            native::copy_all(codes, &self.split(pieces, new_codes))?;
+            native::copy_all(scales, &new_scales.split_with_sizes(&counts, 0))?;
+        }
+        Ok(())
+    }
+
+    /// Splits the numbers of all pieces, in whole blocks, into those of each piece without its fill.
+    fn split(&self, pieces: &[Piece], numbers: &Tensor) -> Vec<Tensor> {
+        let sizes: Vec<i64> = pieces.iter().map(|p| p.blocks * self.block).collect();
+        let parts = numbers.split_with_sizes(&sizes, 0);
+        parts.iter().zip(pieces).map(|(t, p)| t.narrow(0, 0, p.length)).collect()
+    }
+
+    /// Cuts parameters into pieces of at most [`CHUNK`] numbers, and puts pieces of together at most so many into one
+    /// list.
+    fn pieces<'s>(&self, slots: &[&'s ParameterUpdate<'s>]) -> Vec<Vec<Piece<'s>>> {
+        let (mut lists, mut room): (Vec<Vec<Piece>>, i64) = (Vec::new(), 0);
+        for slot in slots {
+            let n = slot.form.numel();
+            for start in (0..n).step_by(CHUNK as usize) {
+                let length = CHUNK.min(n - start);
+                let blocks = (length + self.block - 1) / self.block;
+                if room < blocks * self.block {
+                    lists.push(Vec::new());
+                    room = CHUNK;
+                }
+                room -= blocks * self.block;
+                let first_block = start / self.block;
+                lists.last_mut().expect("just made").push(Piece { slot, start, length, first_block, blocks });
+            }
+        }
+        lists
+    }
+}
+
+/// Consecutive numbers of a parameter that begin with a block.
+struct Piece<'s> {
+    slot: &'s ParameterUpdate<'s>,
+    start: i64,
+    length: i64,
+    first_block: i64,
+    /// Number of blocks; the last one may be incomplete.
+    blocks: i64,
+}
+
+impl Piece<'_> {
+    fn numbers(&self, t: &Tensor) -> Tensor {
+        t.narrow(0, self.start, self.length)
+    }
+
+    fn param(&self) -> Tensor {
+        self.numbers(&self.slot.param.view([-1]))
+    }
+
+    fn grad(&self) -> Tensor {
+        self.numbers(&self.slot.grad.reshape([-1]))
+    }
+
+    fn codes(&self, i: usize) -> Tensor {
+        self.numbers(&self.slot.state[i])
+    }
+
+    fn scales(&self, i: usize) -> Tensor {
+        self.slot.state[i].narrow(0, self.first_block, self.blocks)
     }
 }
 
@@ -124,10 +200,14 @@ impl UpdateRule for AdamW8 {
         vec![byte("first"), scale("first_scale"), byte("second"), scale("second_scale")]
     }
 
-    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, skip: Option<&Tensor>) -> Result<()> {
         let (small, large): (Vec<&ParameterUpdate>, Vec<&ParameterUpdate>) =
             slots.iter().partition(|s| s.form.numel() < SMALLEST);
-        large.into_iter().for_each(|s| self.step(s, pace));
-        self.exact.update(&small.into_iter().map(ParameterUpdate::shallow_clone).collect::<Vec<_>>(), pace)
+        self.pieces(&large).iter().try_for_each(|pieces| self.step(pieces, pace, skip))?;
+        self.exact.update(&small.into_iter().map(ParameterUpdate::shallow_clone).collect::<Vec<_>>(), pace, skip)
+    }
+
+    fn can_skip(&self) -> bool {
+        true
     }
 }

@@ -4,6 +4,7 @@
 
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
+use tch::Tensor;
 
 /// Lion: one momentum; every step of a parameter has the size of the learning rate.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +18,12 @@ impl UpdateRule for Lion {
         vec![StateField::float("momentum", &form.shape)]
     }
 
-    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, .. }: StepSize) -> Result<()> {
+    fn update(
+        &self,
+        slots: &[ParameterUpdate],
+        StepSize { lr, decay, .. }: StepSize,
+        _: Option<&Tensor>,
+    ) -> Result<()> {
         let (b1, b2) = self.betas;
         for s in slots {
             let (mut p, mut m) = (s.param.shallow_clone(), s.state[0].shallow_clone());

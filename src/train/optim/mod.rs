@@ -84,6 +84,8 @@ struct OptimisedParameter {
     average: Option<Tensor>,
     /// Number of steps at which the parameter had no gradient.
     missed: u64,
+    /// The last step was one of them.
+    missed_last: bool,
 }
 
 impl OptimisedParameter {
@@ -127,6 +129,7 @@ impl Optimiser {
                 form,
                 param,
                 missed: 0,
+                missed_last: false,
             };
             match groups.iter_mut().find(|g| g.share == share) {
                 Some(group) => group.members.push(member),
@@ -134,6 +137,15 @@ impl Optimiser {
             }
         }
         Ok(Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None })
+    }
+
+    fn device(&self) -> Device {
+        self.members().next().map_or(Device::Cpu, |m| m.param.device())
+    }
+
+    /// Returns true if a step may be given before it is known to be finite, with a number on the device that decides.
+    pub fn can_skip(&self) -> bool {
+        self.rule.can_skip() && self.device().is_cuda() && self.members().all(OptimisedParameter::exact)
     }
 
     fn members(&self) -> impl Iterator<Item = &OptimisedParameter> {
@@ -153,7 +165,7 @@ impl Optimiser {
             norms.push(native::global_norm(&exact)?);
         }
         let norm = match norms.len() {
-            0 => return Ok(Tensor::from(0f32)),
+            0 => return Ok(Tensor::zeros([], (Kind::Float, self.device()))),
             1 => norms.remove(0),
             _ => Tensor::stack(&norms, 0).norm(),
         };
@@ -169,11 +181,18 @@ impl Optimiser {
 
     /// Updates all parameters that have gradients. `lr` is the learning rate outside of groups; groups scale it.
     pub fn step(&mut self, lr: f64) -> Result<()> {
+        self.step_unless(lr, None)
+    }
+
+    /// Does the same, but changes no tensor if `skip`, a float32 scalar on the device, is 1. Once that is known,
+    /// [`Optimiser::uncount_step`] must be called. Only an optimiser that `can_skip` may be given one.
+    pub fn step_unless(&mut self, lr: f64, skip: Option<&Tensor>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
         self.rule.begin(lr);
-        for g in &mut self.groups {
-            g.members.iter_mut().filter(|m| m.grad().is_none()).for_each(|m| m.missed += 1);
+        for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
+            m.missed_last = m.grad().is_none();
+            m.missed += u64::from(m.missed_last);
         }
         for g in &self.groups {
             // Bias corrections depend on how often a parameter was updated, so parameters are updated together with
@@ -185,20 +204,33 @@ impl Optimiser {
                 slots.entry(self.steps - m.missed).or_default().push(slot);
             }
             for (step, slots) in slots {
-                self.rule.update(&slots, g.share.step_size(lr, step))?;
+                self.rule.update(&slots, g.share.step_size(lr, step), skip)?;
             }
         }
         self.step_bf16(lr)?;
         if let Some(decay) = self.ema {
             // Early steps use a smaller decay, so that the initial weights lose their influence faster.
             let t = self.steps as f64;
-            let decay = decay.min((1.0 + t) / (10.0 + t));
+            let share = 1.0 - decay.min((1.0 + t) / (10.0 + t));
+            let share_on_device = skip.map(|skip| (1.0 - skip) * share);
             for m in self.members() {
                 let mut average = m.average.as_ref().expect("made with ema").shallow_clone();
-                let _ = average.lerp_(&m.param.to_kind(Kind::Float), 1.0 - decay);
+                let param = m.param.to_kind(Kind::Float);
+                let _ = match &share_on_device {
+                    Some(share) => average.lerp_tensor_(&param, share),
+                    None => average.lerp_(&param, share),
+                };
             }
         }
         Ok(())
+    }
+
+    /// Takes the last step out of the count of steps: its `skip` was 1.
+    pub fn uncount_step(&mut self) {
+        self.steps -= 1;
+        for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
+            m.missed -= u64::from(m.missed_last);
+        }
     }
 
     /// Updates bfloat16 parameters: one at a time in float32, then rounded stochastically.
@@ -215,12 +247,25 @@ impl Optimiser {
                     }
                     let param = m.param.to_kind(Kind::Float);
                     let slot = ParameterUpdate { form: &m.form, param: param.shallow_clone(), grad, state: &m.state };
-                    self.rule.update(&[slot], g.share.step_size(lr, self.steps - m.missed))?;
+                    self.rule.update(&[slot], g.share.step_size(lr, self.steps - m.missed), None)?;
                     m.param.shallow_clone().copy_(&rounding::round_stochastically(&param));
                 }
             }
             Ok(())
         })
+    }
+
+    /// Runs `f` while no parameter has a gradient. Gradients that `f` leaves are dropped; those from before are put back.
+    pub fn with_gradients_set_aside<R>(&self, f: impl FnOnce() -> R) -> R {
+        let all = || self.members().map(|m| &m.param);
+        let held: Vec<(&Tensor, Tensor)> = self.members().filter_map(|m| Some((&m.param, m.grad()?))).collect();
+        native::drop_gradients(all());
+        let result = f();
+        native::drop_gradients(all());
+        for (param, grad) in held {
+            native::backward(&[param], &[&grad]).expect("a leaf takes its gradient");
+        }
+        result
     }
 
     /// Releases the gradients. Must be called after every step.

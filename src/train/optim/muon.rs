@@ -64,7 +64,7 @@ impl UpdateRule for Muon {
         if is_muon_matrix(form) { vec![StateField::float("momentum", &form.shape)] } else { self.rest.layout(form) }
     }
 
-    fn update(&self, slots: &[ParameterUpdate], pace: StepSize) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, _: Option<&Tensor>) -> Result<()> {
         let (matrices, rest): (Vec<&ParameterUpdate>, Vec<&ParameterUpdate>) =
             slots.iter().partition(|s| is_muon_matrix(s.form));
         for s in matrices {
@@ -82,6 +82,6 @@ impl UpdateRule for Muon {
             p -= orthogonalised(&u).to_kind(Kind::Float) * (pace.lr * scale);
         }
         let rest: Vec<ParameterUpdate> = rest.into_iter().map(ParameterUpdate::shallow_clone).collect();
-        self.rest.update(&rest, pace)
+        self.rest.update(&rest, pace, None)
     }
 }

@@ -49,7 +49,12 @@ impl UpdateRule for ScheduleFree {
         self.share = if self.total > 0.0 { weight / self.total } else { 0.0 };
     }
 
-    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, step }: StepSize) -> Result<()> {
+    fn update(
+        &self,
+        slots: &[ParameterUpdate],
+        StepSize { lr, decay, step }: StepSize,
+        _: Option<&Tensor>,
+    ) -> Result<()> {
         let (b1, b2) = self.betas;
         let correction = 1.0 - b2.powf(step as f64);
         for s in slots {

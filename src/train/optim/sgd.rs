@@ -5,6 +5,7 @@
 
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
+use tch::Tensor;
 
 /// SGD. Without momentum a parameter has no state.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +21,12 @@ impl UpdateRule for Sgd {
         (self.momentum > 0.0).then(|| StateField::float("momentum", &form.shape)).into_iter().collect()
     }
 
-    fn update(&self, slots: &[ParameterUpdate], StepSize { lr, decay, .. }: StepSize) -> Result<()> {
+    fn update(
+        &self,
+        slots: &[ParameterUpdate],
+        StepSize { lr, decay, .. }: StepSize,
+        _: Option<&Tensor>,
+    ) -> Result<()> {
         for s in slots {
             let mut p = s.param.shallow_clone();
             let g = if decay == 0.0 { s.grad.shallow_clone() } else { &s.grad + &p * decay };

@@ -35,6 +35,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tch::Tensor;
 
 /// Writes all records of a run in progress.
 pub struct RunRecorder<'a> {
@@ -123,8 +124,18 @@ impl<'a> RunRecorder<'a> {
         })
     }
 
-    /// Records a step.
-    pub fn step(&mut self, line: &StepRecord) -> Result<()> {
+    /// Returns a sample of the trained weights if the doctor will look at them after `step`; to be passed to
+    /// [`RunRecorder::step`].
+    pub fn weight_sample(&self, step: u64) -> Option<Tensor> {
+        self.doctor_is_due(step).then(|| movement::sample(self.model))
+    }
+
+    fn doctor_is_due(&self, step: u64) -> bool {
+        step.is_multiple_of((self.facts.steps / 20).max(10))
+    }
+
+    /// Records a step; `weights` is the sample of the weights after it, `None`: they are still the model's.
+    pub fn step(&mut self, line: &StepRecord, weights: Option<&Tensor>) -> Result<()> {
         self.log.step(line)?;
         let point = StepPoint::from(line);
         let method = &self.facts.method;
@@ -142,8 +153,8 @@ impl<'a> RunRecorder<'a> {
         values.extend(point.more.iter().map(|(name, v)| (tensorboard::train_tag(method, name), *v)));
         self.events.scalars(line.step, values.iter().map(|(tag, v)| (tag.as_str(), *v)))?;
         self.history.steps.push(point);
-        if line.step.is_multiple_of((self.facts.steps / 20).max(10)) {
-            self.run_doctor();
+        if self.doctor_is_due(line.step) {
+            self.run_doctor(weights);
         }
         Ok(())
     }
@@ -177,7 +188,7 @@ impl<'a> RunRecorder<'a> {
 
     /// Runs the doctor and writes run.json, trainer_state.json and the page, all made from the whole history.
     fn update(&mut self) -> Result<()> {
-        self.run_doctor();
+        self.run_doctor(None);
         self.facts.write(&self.out)?;
         trainer_state::write(&self.out, self.plan, &self.facts, &self.history)?;
         if let Err(e) = page::write(&self.out) {
@@ -204,10 +215,12 @@ impl<'a> RunRecorder<'a> {
         self.facts.origins.push(NonFiniteEvent { step, loss, grad_norm, stage, place });
     }
 
-    /// Runs the doctor and reports findings that are new.
-    fn run_doctor(&mut self) {
+    /// Runs the doctor and reports findings that are new. `weights`: a sample of the weights after the last recorded
+    /// step; `None`: they are the model's.
+    fn run_doctor(&mut self, weights: Option<&Tensor>) {
         if !self.training_done {
-            let movement = self.probe.movement(self.model, self.history.last_step());
+            let now = weights.map_or_else(|| movement::sample(self.model), Tensor::shallow_clone);
+            let movement = self.probe.movement(self.model, &now, self.history.last_step());
             self.facts.movement = movement.relative.is_finite().then_some(movement);
         }
         let patient = DiagnosisInput { plan: self.plan, facts: Some(&self.facts), history: &self.history };
@@ -230,7 +243,7 @@ impl<'a> RunRecorder<'a> {
 
     /// Called after the last step, before the result replaces the weights and other code uses the terminal.
     pub fn finish(&mut self) {
-        self.run_doctor();
+        self.run_doctor(None);
         self.training_done = true;
         self.log.finish();
     }

@@ -16,27 +16,35 @@ pub struct MovementProbe {
     numbers: Vec<Tensor>,
 }
 
-/// Returns evenly spaced numbers of every trained tensor, float64 on the CPU.
-fn sample(model: &Model) -> Vec<Tensor> {
-    let few = |t: &Tensor| {
-        let flat = t.detach().reshape([-1]);
-        let stride = (flat.size()[0] / SAMPLE).max(1);
-        flat.slice(0, 0, None, stride).slice(0, 0, SAMPLE, 1).to_device(Device::Cpu).to_kind(Kind::Double).copy()
-    };
-    model.params().trainable().map(|p| few(&p.tensor)).collect()
+/// Returns evenly spaced numbers of every trained tensor, one tensor after the other: (N) float64 on the model's device.
+pub fn sample(model: &Model) -> Tensor {
+    let samples: Vec<Tensor> = model.params().trainable().map(|p| few(&p.tensor)).collect();
+    Tensor::cat(&samples, 0).to_kind(Kind::Double)
+}
+
+fn few(t: &Tensor) -> Tensor {
+    let flat = t.detach().reshape([-1]);
+    let stride = (flat.size()[0] / SAMPLE).max(1);
+    flat.slice(0, 0, None, stride).slice(0, 0, SAMPLE, 1)
+}
+
+/// Splits a sample into the numbers of each tensor, on the CPU.
+fn split(sample: &Tensor, model: &Model) -> Vec<Tensor> {
+    let sizes: Vec<i64> = model.params().trainable().map(|p| few(&p.tensor).size()[0]).collect();
+    sample.to_device(Device::Cpu).split_with_sizes(&sizes, 0)
 }
 
 impl MovementProbe {
     /// Samples the weights as they are at `step`.
     pub fn new(model: &Model, step: u64) -> Self {
-        Self { step, numbers: sample(model) }
+        Self { step, numbers: split(&sample(model), model) }
     }
 
-    /// Returns how far the sampled weights have moved between the probe's step and `step`.
-    pub fn movement(&self, model: &Model, step: u64) -> WeightMovement {
+    /// Returns how far the sampled weights have moved between the probe's step and `step`; `now` is their sample there.
+    pub fn movement(&self, model: &Model, now: &Tensor, step: u64) -> WeightMovement {
         let square = |t: &Tensor| (t * t).sum(Kind::Double).double_value(&[]);
         let (mut moved, mut size, mut unmoved) = (0.0, 0.0, 0);
-        for (then, now) in self.numbers.iter().zip(sample(model)) {
+        for (then, now) in self.numbers.iter().zip(split(now, model)) {
             let change = square(&(&now - then));
             unmoved += usize::from(change == 0.0);
             moved += change;

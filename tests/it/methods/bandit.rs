@@ -282,7 +282,7 @@ fn a_run_resumes_in_the_middle_of_a_rollout() {
     let mut repeated = fresh();
     let first = numbers(repeated.next_step(&model).unwrap());
     let before = repeated.state().keys().cloned().collect::<Vec<_>>();
-    let again = numbers(repeated.repeat_step(&model).unwrap());
+    let again = numbers(repeated.repeat_step(&model, 0).unwrap());
     assert_eq!(again[..], first[..again.len()], "the means are those of the rollout and come once");
     assert_eq!(repeated.state().keys().cloned().collect::<Vec<_>>(), before);
     assert_ne!(numbers(repeated.next_step(&model).unwrap()), again);

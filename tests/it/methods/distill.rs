@@ -80,6 +80,7 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
         tokens: Tokens::pack(&[&ids[..9], &ids[9..]], tch::Device::Cpu),
         at: at.shallow_clone(),
         targets: at.shallow_clone(),
+        rows: Vec::try_from(at).unwrap(),
     };
     let scale = 8f64.powf(-0.5);
     let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), scale };

@@ -139,7 +139,7 @@ fn kto_losses_and_gradients_equal_trl() {
         let good =
             Tensor::cat(&[Tensor::ones([n], (Kind::Double, policy.chosen.device())), policy.chosen.zeros_like()], 0);
         let ratios = Tensor::cat(&[&policy.chosen, &policy.rejected], 0) - fixed.get("kto/reference");
-        let losses = kto::loss::losses(&spec, &ratios, &good, case.kl);
+        let losses = kto::loss::losses(&spec, &ratios, &good, &Tensor::from(case.kl));
         println!("{name}: {:?}", fixed.compare(name, &policy, &losses, 1e-6));
     }
 }

@@ -43,7 +43,7 @@ fn ten_steps(optim: &OptimSection, decay: f64, rate: impl Fn(u64) -> f64) -> BTr
             let grad = numbers(10 + 10 * step + i as u64, &form.shape) * 0.5f64.powi((step % 3) as i32);
             let decay = if form.shape.len() > 1 { decay } else { 0.0 };
             let slot = ParameterUpdate { form, param: param.shallow_clone(), grad, state };
-            rule.update(&[slot], StepSize { lr: rate(step), decay, step: step + 1 }).unwrap();
+            rule.update(&[slot], StepSize { lr: rate(step), decay, step: step + 1 }, None).unwrap();
         }
     }
     let end = |(name, _, param, state): &(&str, ParameterInfo, Tensor, Vec<Tensor>)| {
@@ -146,7 +146,7 @@ fn eight_bit_moments_of_any_length_follow_the_exact_ones() {
                 grad: numbers(step + 1, &[n]),
                 state: &state,
             };
-            rule.update(&[slot], StepSize { lr: LR, decay: 0.1, step }).unwrap();
+            rule.update(&[slot], StepSize { lr: LR, decay: 0.1, step }, None).unwrap();
         }
         param
     };
@@ -397,7 +397,7 @@ fn muon_takes_the_same_step_for_a_transposed_weight() {
         let form = ParameterInfo { shape: param.size(), layer: LayerKind::Linear, adapter: false, transposed };
         let state = rule.initial_state(&form, &param);
         let slot = ParameterUpdate { form: &form, param: param.shallow_clone(), grad, state: &state };
-        rule.update(&[slot], StepSize { lr: LR, decay: 0.1, step: 1 }).unwrap();
+        rule.update(&[slot], StepSize { lr: LR, decay: 0.1, step: 1 }, None).unwrap();
         turn(param)
     };
     assert_within("(in, out)", &step(true), &step(false), 1e-6);
