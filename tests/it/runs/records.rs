@@ -415,8 +415,8 @@ fn a_diff_names_what_differs_and_nothing_else() {
     let found: Value = serde_json::from_slice(&space.ft(&["runs", "diff", "a", "b", "--json"]).stdout).unwrap();
     let contents: Vec<&Value> = found.as_array().unwrap().iter().filter(|d| d["group"] == "contents").collect();
     let items: Vec<&str> = contents.iter().map(|d| d["item"].as_str().unwrap()).collect();
-    assert_eq!(items, ["method: method.dpo.reference: model.safetensors", "training tokens"]);
-    assert_eq!((&contents[0]["a"], &contents[0]["b"]), (&json!("-"), &json!("ab")));
+    assert_eq!(items, ["training tokens", "method: method.dpo.reference: model.safetensors"]);
+    assert_eq!((&contents[1]["a"], &contents[1]["b"]), (&json!("-"), &json!("ab")));
 }
 
 /// Trains with settings that cause a problem, and expects the finding `id` during the run, afterwards and on the page.
