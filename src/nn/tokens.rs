@@ -46,7 +46,7 @@ impl Tokens {
     /// boundaries (S + 1) int32 of segments of one token. No number is read, so a device is not waited for.
     pub fn one_each(ids: Tensor, positions: Tensor, bounds: Tensor) -> Self {
         let lengths = vec![1; ids.size()[0] as usize];
-        let segments = Segments { lengths, bounds, longest: 1, groups: Vec::new() };
+        let segments = Segments { lengths, bounds, longest: 1, groups: OnceCell::new() };
         Self { ids, positions, segments, largest_id: 0 }
     }
 
