@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The properties of the processor that determine the speed of training.
 #[derive(Debug, Clone, Serialize)]
@@ -323,6 +324,13 @@ pub fn cuda_driver() -> Result<Option<CudaDriver>, String> {
         let cuda = (cuda as u32 / 1000, cuda as u32 % 1000 / 10);
         Ok(Some(CudaDriver { release: driver_release(), cuda, devices: found }))
     }
+}
+
+/// Returns the compute capability of a CUDA device, e.g. `(9, 0)`; `None` if the driver does not know the device. The
+/// driver is asked once.
+pub fn cuda_capability(index: usize) -> Option<(u32, u32)> {
+    static DRIVER: OnceLock<Option<CudaDriver>> = OnceLock::new();
+    Some(DRIVER.get_or_init(|| cuda_driver().ok().flatten()).as_ref()?.devices.get(index)?.capability)
 }
 
 /// Reads the driver's release from the kernel module: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  …`.

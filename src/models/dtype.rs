@@ -14,7 +14,7 @@ use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 /// The number format that a model computes in.
@@ -184,21 +184,37 @@ pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// Measures how fast a device multiplies two square matrices, in GFLOP/s (10⁹ operations per second).
+/// The time that [`product_rate`] measures for, and the most that it takes to find a size of matrix to measure with.
+const MEASURED: Duration = Duration::from_millis(100);
+
+/// Measures how fast a device multiplies two square matrices, in GFLOP/s (10⁹ operations per second). A GPU is fast only
+/// with large matrices, and what calls itself one may be slow: on it the size is doubled while a product is quick.
 pub fn product_rate(device: Device, kind: Kind) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
-    let n: i64 = if device == Device::Cpu { 512 } else { 4096 };
-    let a = Tensor::f_ones([n, n], (kind, device))?;
-    a.f_matmul(&a)?.f_sum(Kind::Float)?.f_double_value(&[])?; // warms caches and waits for the device
-    let began = Instant::now();
-    let mut rounds = 0;
-    while rounds == 0 || began.elapsed().as_millis() < 100 {
-        let mut c = a.f_matmul(&a)?;
-        for _ in 0..3 {
-            c = a.f_matmul(&a)?;
-        }
-        c.f_get(0)?.f_get(0)?.f_double_value(&[])?; // waits for the device
-        rounds += 4;
+    let (mut n, largest): (i64, i64) = if device == Device::Cpu { (512, 512) } else { (256, 4096) };
+    let mut a = Tensor::f_ones([n, n], (kind, device))?;
+    multiply(&a, 1)?; // loads the kernel and warms caches
+    // A product of the doubled size takes eight times as long.
+    while n < largest && 8 * multiply(&a, 1)? <= MEASURED {
+        n *= 2;
+        a = Tensor::f_ones([n, n], (kind, device))?;
+        multiply(&a, 1)?;
     }
-    Ok(2.0 * (n as f64).powi(3) * f64::from(rounds) / began.elapsed().as_secs_f64() / 1e9)
+    let (mut took, mut products) = (Duration::ZERO, 0);
+    while products == 0 || took < MEASURED {
+        took += multiply(&a, 4)?;
+        products += 4;
+    }
+    Ok(2.0 * (n as f64).powi(3) * f64::from(products) / took.as_secs_f64() / 1e9)
+}
+
+/// Multiplies a matrix with itself `times` times and waits for the device. Returns the time that it took.
+fn multiply(a: &Tensor, times: usize) -> Result<Duration> {
+    let began = Instant::now();
+    let mut c = a.f_matmul(a)?;
+    for _ in 1..times {
+        c = a.f_matmul(a)?;
+    }
+    c.f_get(0)?.f_get(0)?.f_double_value(&[])?;
+    Ok(began.elapsed())
 }
