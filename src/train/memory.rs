@@ -151,11 +151,25 @@ impl RunShape<'_> {
         attention::memory(row, self.model.kind(), self.prepared.device)
     }
 
+    /// Returns the bytes that the head takes for each logit of a chunk.
+    fn logit_bytes(&self) -> u64 {
+        let width = self.width();
+        match (self.prepared.device, self.full()) {
+            // Our own loop turns logits into their gradient in place.
+            (Device::Cpu, _) => width,
+            // The logits and, in float32, themselves or their gradient, and log-probabilities.
+            (_, false) if width == 4 => 8,
+            (_, false) => width + 8,
+            // The backward of libtorch's log-softmax adds its own gradient and that of what is gathered.
+            (_, true) => width + 12,
+        }
+    }
+
     /// Returns the bytes of the output head's largest temporary tensors.
     fn head(&self) -> u64 {
         let ([d, _, v], width) = (self.sizes(), self.width());
         let chunk = match self.parts.tables {
-            0 => self.supervised.min(256) * v * width,
+            0 => self.supervised.min(256) * v * self.logit_bytes(),
             tables => self.supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
         };
         // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary.

@@ -1,4 +1,5 @@
 //! Tests of src/nn: layers without a model family.
 
+mod cuda_attention;
 mod heads;
 mod ropes;

@@ -1,5 +1,6 @@
 //! Tests of src/train: steps, optimisers, checkpoints, memory.
 
+mod cuda_memory;
 mod memory;
 mod on_cuda;
 mod optimisers;
