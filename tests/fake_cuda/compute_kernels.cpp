@@ -1,5 +1,5 @@
-// Operations for which CUDA has a kernel of another kind than the CPU: fused norms, dropout, softmax of half precision into float32,
-// products of half precision into float32. Each counts one launch.
+// Operations for which CUDA has a kernel of another kind than the CPU: fused norms, dropout, softmax of half precision
+// into float32, products of half precision into float32. Each counts one launch.
 #include "fake_cuda.h"
 
 #include <ATen/ATen.h>
@@ -18,7 +18,9 @@ struct Kernel {
     if (!on_device(t)) views.mixed(t.device(), argument);
     return views(t, argument);
   }
-  Tensor operator()(const std::optional<Tensor>& t, const char* argument) { return t ? (*this)(*t, argument) : Tensor(); }
+  Tensor operator()(const std::optional<Tensor>& t, const char* argument) {
+    return t ? (*this)(*t, argument) : Tensor();
+  }
 };
 
 at::ScalarType accumulated(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -41,8 +43,9 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& input, at::IntArrayRef shape, 
   if (w.defined()) y.mul_(w);
   return {kernel.views.upload(y.to(input.scalar_type())), kernel.views.upload(rstd)};
 }
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_out, const Tensor& input, at::IntArrayRef shape, const Tensor& rstd,
-                                             const std::optional<Tensor>& weight, std::array<bool, 2> wanted) {
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_out, const Tensor& input, at::IntArrayRef shape,
+                                             const Tensor& rstd, const std::optional<Tensor>& weight,
+                                             std::array<bool, 2> wanted) {
   Kernel kernel("_fused_rms_norm_backward");
   const auto kind = accumulated(input);
   const Tensor g = kernel(grad_out, "grad_out").to(kind), r = kernel(rstd, "rstd"), w = kernel(weight, "weight");
@@ -109,15 +112,15 @@ Tensor bmm_dtype(const Tensor& self, const Tensor& mat2, at::ScalarType out) {
   const Tensor a = kernel(self, "self"), b = kernel(mat2, "mat2");
   return kernel.views.upload(a.to(out).bmm(b.to(out)));
 }
-Tensor addmm_dtype(const Tensor& self, const Tensor& mat1, const Tensor& mat2, at::ScalarType out, const at::Scalar& beta,
-                   const at::Scalar& alpha) {
+Tensor addmm_dtype(const Tensor& self, const Tensor& mat1, const Tensor& mat2, at::ScalarType out,
+                   const at::Scalar& beta, const at::Scalar& alpha) {
   check_out_dtype(mat1, out);
   Kernel kernel("addmm");
   const Tensor c = kernel(self, "self"), a = kernel(mat1, "mat1"), b = kernel(mat2, "mat2");
   return kernel.views.upload(c.to(out).addmm(a.to(out), b.to(out), beta, alpha));
 }
-Tensor baddbmm_dtype(const Tensor& self, const Tensor& batch1, const Tensor& batch2, at::ScalarType out, const at::Scalar& beta,
-                     const at::Scalar& alpha) {
+Tensor baddbmm_dtype(const Tensor& self, const Tensor& batch1, const Tensor& batch2, at::ScalarType out,
+                     const at::Scalar& beta, const at::Scalar& alpha) {
   check_out_dtype(batch1, out);
   Kernel kernel("baddbmm");
   const Tensor c = kernel(self, "self"), a = kernel(batch1, "batch1"), b = kernel(batch2, "batch2");

@@ -1,5 +1,6 @@
-// Counts what costs time on a GPU: launches, waits of the host, copies and allocations. Tests in the process read the counts through
-// the C functions at the end; a process with FAKE_CUDA_TRACE appends them to that file, as one line of JSON, when it ends.
+// Counts what costs time on a GPU: launches, waits of the host, copies and allocations. Tests in the process read the
+// counts through the C functions at the end; a process with FAKE_CUDA_TRACE appends them to that file, as one line of
+// JSON, when it ends.
 #include "fake_cuda.h"
 
 #include <elf.h>
@@ -31,10 +32,11 @@ std::string variable(const char* name) {
 
 void append(std::string& text, const Counts& c) {
   char one[400];
-  std::snprintf(one, sizeof one,
-                "{\"launches\":%ld,\"waits\":%ld,\"uploads\":%ld,\"upload_bytes\":%ld,\"downloads\":%ld,\"download_bytes\":%ld,"
-                "\"allocations\":%ld}",
-                c.launches, c.waits, c.uploads, c.upload_bytes, c.downloads, c.download_bytes, c.allocations);
+  std::snprintf(
+      one, sizeof one,
+      "{\"launches\":%ld,\"waits\":%ld,\"uploads\":%ld,\"upload_bytes\":%ld,\"downloads\":%ld,\"download_bytes\":%ld,"
+      "\"allocations\":%ld}",
+      c.launches, c.waits, c.uploads, c.upload_bytes, c.downloads, c.download_bytes, c.allocations);
   text += one;
 }
 void append(std::string& text, const std::map<std::string, int64_t>& counts) {
@@ -51,7 +53,9 @@ struct Counters {
   const std::string mark = variable("FAKE_CUDA_MARK"), trace = variable("FAKE_CUDA_TRACE");
   const bool with_stacks = fake_number("FAKE_CUDA_STACKS", 0) != 0;
 
-  Counters() { if (!trace.empty()) std::atexit([] { get().write(); }); }
+  Counters() {
+    if (!trace.empty()) std::atexit([] { get().write(); });
+  }
   static Counters& get() {
     static auto* counters = new Counters();
     return *counters;
@@ -79,7 +83,10 @@ struct Counters {
     append(text, stacks);
     text += "}\n";
     FILE* file = std::fopen(trace.c_str(), "a");
-    if (!file) { std::perror(trace.c_str()); return; }
+    if (!file) {
+      std::perror(trace.c_str());
+      return;
+    }
     std::fwrite(text.data(), 1, text.size(), file);
     std::fclose(file);
   }
@@ -106,46 +113,61 @@ bool read_identifier(const char*& at, std::string& name) {
   return true;
 }
 
-// Returns the path of a function of ft or its tests by its mangled name (Rust's v0): `_RNvNtCs1a_2ft5train3run` is ft::train::run. A
-// method is named after the module of its impl; type arguments are left out. Empty for other functions.
+// Returns the path of a function of ft or its tests by its mangled name (Rust's v0): `_RNvNtCs1a_2ft5train3run` is
+// ft::train::run. A method is named after the module of its impl; type arguments are left out. Empty for other
+// functions.
 std::string own_path(const char* mangled) {
   if (std::strncmp(mangled, "_R", 2) != 0) return "";
   const char* at = mangled + 2;
   bool method = false;
-  for (; *at != 'C'; ) {
-    if (*at == 'N' && at[1]) at += 2;                                  // a namespace
-    else if (*at == 'I') at++;                                         // type arguments follow
-    else if (*at == 'M' || *at == 'X') method = true, at = skip_disambiguator(at + 1);  // an impl
-    else return "";
+  for (; *at != 'C';) {
+    if (*at == 'N' && at[1])
+      at += 2;  // a namespace
+    else if (*at == 'I')
+      at++;  // type arguments follow
+    else if (*at == 'M' || *at == 'X')
+      method = true, at = skip_disambiguator(at + 1);  // an impl
+    else
+      return "";
   }
   at++;
   std::string path, part;
   if (!read_identifier(at, path) || (path != "ft" && path != "all")) return "";
-  while (read_identifier(at, part)) if (!part.empty()) path += "::" + part;
+  while (read_identifier(at, part))
+    if (!part.empty()) path += "::" + part;
   if (!method) return path;
   std::string last;
   while (*at) {  // the name of the method is the last one that is not a crate's
     const bool is_crate = *at == 'C';
-    if (*at == 'B') at = std::strchr(at, '_') ? std::strchr(at, '_') : at;  // a reference to an earlier part
-    else if (is_crate) at++;
-    if (!read_identifier(at, part)) at++;
-    else if (!is_crate && !part.empty()) last = part;
+    if (*at == 'B')
+      at = std::strchr(at, '_') ? std::strchr(at, '_') : at;  // a reference to an earlier part
+    else if (is_crate)
+      at++;
+    if (!read_identifier(at, part))
+      at++;
+    else if (!is_crate && !part.empty())
+      last = part;
   }
   return last.empty() ? path : path + "::" + last;
 }
 
 // The functions in the symbol table of the running program.
 class Program {
-  struct Function { uintptr_t from, to; const char* name; };
+  struct Function {
+    uintptr_t from, to;
+    const char* name;
+  };
   std::vector<Function> functions;
   uintptr_t base = 0;
 
  public:
   Program() {
-    dl_iterate_phdr([](dl_phdr_info* info, size_t, void* base) {
-      *static_cast<uintptr_t*>(base) = info->dlpi_addr;
-      return 1;  // the first is the program itself
-    }, &base);
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* base) {
+          *static_cast<uintptr_t*>(base) = info->dlpi_addr;
+          return 1;  // the first is the program itself
+        },
+        &base);
     int file = open("/proc/self/exe", O_RDONLY);
     struct stat status;
     if (file < 0 || fstat(file, &status) != 0) return;
@@ -160,14 +182,16 @@ class Program {
       auto* symbols = reinterpret_cast<Elf64_Sym*>(image + sections[i].sh_offset);
       for (size_t k = 0; k < sections[i].sh_size / sizeof(Elf64_Sym); k++)
         if (ELF64_ST_TYPE(symbols[k].st_info) == STT_FUNC && symbols[k].st_size)
-          functions.push_back({symbols[k].st_value, symbols[k].st_value + symbols[k].st_size, names + symbols[k].st_name});
+          functions.push_back(
+              {symbols[k].st_value, symbols[k].st_value + symbols[k].st_size, names + symbols[k].st_name});
     }
     std::sort(functions.begin(), functions.end(), [](auto& a, auto& b) { return a.from < b.from; });
   }
   // Returns the name of the function around an address, or nullptr if the address is not in the program.
   const char* at(uintptr_t address) const {
     const uintptr_t offset = address - base;
-    auto after = std::upper_bound(functions.begin(), functions.end(), offset, [](uintptr_t o, auto& f) { return o < f.from; });
+    auto after =
+        std::upper_bound(functions.begin(), functions.end(), offset, [](uintptr_t o, auto& f) { return o < f.from; });
     return after == functions.begin() || offset >= std::prev(after)->to ? nullptr : std::prev(after)->name;
   }
 };
@@ -198,7 +222,8 @@ void count_launch(const std::string& operation) {
 void count_wait(const std::string& reason, int64_t times) {
   auto& c = Counters::get();
   std::string stack = reason;
-  if (c.with_stacks) for (const std::string& frame : own_frames(8)) stack += " < " + frame;
+  if (c.with_stacks)
+    for (const std::string& frame : own_frames(8)) stack += " < " + frame;
   std::lock_guard<std::mutex> hold(c.lock);
   c.total.waits += times;
   c.waits[reason] += times;

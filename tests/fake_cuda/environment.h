@@ -4,28 +4,29 @@
 #include <string.h>
 
 /* Returns the number in an environment variable, or `otherwise` if it is unset or empty. */
-static inline long long fake_number(const char *name, long long otherwise) {
-  const char *text = getenv(name);
+static inline long long fake_number(const char* name, long long otherwise) {
+  const char* text = getenv(name);
   return text && *text ? strtoll(text, NULL, 10) : otherwise;
 }
 
 /* Bytes of memory of each device. */
 static inline long long fake_memory_bytes(void) { return fake_number("FAKE_CUDA_MEMORY", 8LL << 30); }
 
-/* The allocation, counted on each device from 1, from which on memory is full, as if another program had taken the rest; 0: none. */
+/* The allocation, counted on each device from 1, from which on memory is full, as if another program had taken the
+   rest; 0: none. */
 static inline long long fake_failing_allocation(void) { return fake_number("FAKE_CUDA_FULL_AT", 0); }
 
 /* Compute capability of each device, e.g. 90 for 9.0. */
 static inline int fake_capability(void) { return (int)fake_number("FAKE_CUDA_CAPABILITY", 90); }
 
-/* Number of devices that the process may use. As CUDA does, CUDA_VISIBLE_DEVICES hides the devices that it does not name; the list
-   ends at the first entry that is not a device. */
+/* Number of devices that the process may use. As CUDA does, CUDA_VISIBLE_DEVICES hides the devices that it does not
+   name; the list ends at the first entry that is not a device. */
 static inline int fake_device_count(void) {
   int all = (int)fake_number("FAKE_CUDA_DEVICES", 2), visible = 0;
-  const char *at = getenv("CUDA_VISIBLE_DEVICES");
+  const char* at = getenv("CUDA_VISIBLE_DEVICES");
   if (!at) return all;
   while (*at) {
-    char *end;
+    char* end;
     long device = strtol(at, &end, 10);
     if (end == at || device < 0 || device >= all) break;
     visible++;

@@ -12,8 +12,12 @@
 #include <utility>
 #include <vector>
 
-namespace at { struct HostAllocator; }
-namespace torch { class Library; }
+namespace at {
+struct HostAllocator;
+}
+namespace torch {
+class Library;
+}
 
 namespace fake {
 using at::Tensor;
@@ -61,9 +65,11 @@ void set_current_device(Device device);
 Device known_device(Device device);
 void synchronize_device(DeviceIndex device);
 c10::Stream current_stream(DeviceIndex device);
-// Copies `bytes` from pinned memory to the device when the stream is next used or waited for. `keep` stays alive until then.
+// Copies `bytes` from pinned memory to the device when the stream is next used or waited for. `keep` stays alive until
+// then.
 void upload_later(c10::Stream stream, void* to, const void* from, size_t bytes, std::vector<Tensor> keep);
-// Copies `bytes` as they are now from the device to pinned memory when the host waits for the stream. Until then the host sees NaN.
+// Copies `bytes` as they are now from the device to pinned memory when the host waits for the stream. Until then the
+// host sees NaN.
 void download_later(c10::Stream stream, void* to, const void* from, size_t bytes, std::vector<Tensor> keep);
 // Lets the uploads of the device's current stream arrive; called before every operation on that device.
 void begin_operation(DeviceIndex device);
@@ -80,8 +86,8 @@ class Views {
  public:
   // `operation` is named in the error about tensors of several devices.
   explicit Views(std::string operation) : operation(std::move(operation)) {}
-  // Returns the CPU tensor with the bytes of a device tensor; views of one storage share one. Throws if an earlier tensor was on
-  // another device. `argument` is named in the error.
+  // Returns the CPU tensor with the bytes of a device tensor; views of one storage share one. Throws if an earlier
+  // tensor was on another device. `argument` is named in the error.
   Tensor operator()(const Tensor& t, const std::string& argument = "tensor");
   // Returns the device tensor for a result of a CPU kernel, and whether new memory was needed for it.
   std::pair<Tensor, bool> result(const Tensor& t);
@@ -98,9 +104,10 @@ class Views {
 };
 
 // ---- the operations; each function registers kernels under CUDA's dispatch key
-void register_memory_kernels(torch::Library& aten);   // memory_kernels.cpp: making, resizing and copying tensors, items
-void register_compute_kernels(torch::Library& aten);  // compute_kernels.cpp: what the CPU has no kernel for, or another one
-void register_attention(torch::Library& aten);        // attention.cpp
+void register_memory_kernels(torch::Library& aten);  // memory_kernels.cpp: making, resizing and copying tensors, items
+void register_compute_kernels(
+    torch::Library& aten);                      // compute_kernels.cpp: what the CPU has no kernel for, or another one
+void register_attention(torch::Library& aten);  // attention.cpp
 // dispatch.cpp: everything else runs its CPU kernel. Registered last: it looks for operations that have no kernel yet.
 void register_fallback(torch::Library& aten, torch::Library& others);
 }  // namespace fake

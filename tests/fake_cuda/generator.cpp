@@ -1,6 +1,6 @@
-// The devices' random generators. Their state is a seed and an offset in 16 bytes, as that of CUDA's Philox generator. Each random
-// operation draws from a CPU generator of its own, seeded by both; the first operation after a seed therefore draws what the CPU
-// draws after that seed.
+// The devices' random generators. Their state is a seed and an offset in 16 bytes, as that of CUDA's Philox generator.
+// Each random operation draws from a CPU generator of its own, seeded by both; the first operation after a seed
+// therefore draws what the CPU draws after that seed.
 #include "fake_cuda.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -11,8 +11,12 @@ namespace {
 struct DeviceGenerator final : c10::GeneratorImpl {
   uint64_t seed_ = c10::default_rng_seed_val, offset_ = 0;
 
-  explicit DeviceGenerator(DeviceIndex device) : GeneratorImpl(cuda(device), c10::DispatchKeySet(c10::DispatchKey::CUDA)) {}
-  void set_current_seed(uint64_t seed) override { seed_ = seed; offset_ = 0; }
+  explicit DeviceGenerator(DeviceIndex device)
+      : GeneratorImpl(cuda(device), c10::DispatchKeySet(c10::DispatchKey::CUDA)) {}
+  void set_current_seed(uint64_t seed) override {
+    seed_ = seed;
+    offset_ = 0;
+  }
   uint64_t current_seed() const override { return seed_; }
   uint64_t seed() override {
     set_current_seed(c10::detail::getNonDeterministicRandom(true));

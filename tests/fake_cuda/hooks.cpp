@@ -20,7 +20,9 @@ struct CUDAHooks final : at::CUDAHooksInterface {
   bool hasCUDA() const override { return fake_device_count() > 0; }
   bool hasCUDART() const override { return true; }
   bool hasCuBLASLt() const override { return true; }
-  bool hasPrimaryContext(DeviceIndex device) const override { return memory().initialized() && device < fake_device_count(); }
+  bool hasPrimaryContext(DeviceIndex device) const override {
+    return memory().initialized() && device < fake_device_count();
+  }
   std::string showConfig() const override { return "fake CUDA"; }
   long versionCUDART() const override { return 13000; }
 
@@ -39,10 +41,13 @@ struct CUDAHooks final : at::CUDAHooksInterface {
   }
   void deviceSynchronize(DeviceIndex device) const override { synchronize_device(checked(device)); }
 
-  const at::Generator& getDefaultGenerator(DeviceIndex device) const override { return default_generator(checked(device)); }
+  const at::Generator& getDefaultGenerator(DeviceIndex device) const override {
+    return default_generator(checked(device));
+  }
   at::Generator getNewGenerator(DeviceIndex device) const override { return new_generator(checked(device)); }
   Device getDeviceFromPtr(void* address) const override {
-    TORCH_CHECK(owner(address) >= 0, "The specified pointer resides on host memory and is not registered with any CUDA device.");
+    TORCH_CHECK(owner(address) >= 0,
+                "The specified pointer resides on host memory and is not registered with any CUDA device.");
     return cuda(owner(address));
   }
   bool isPinnedPtr(const void* address) const override { return is_pinned(address); }

@@ -1,6 +1,7 @@
-// Device memory. Each device owns a range of addresses without access rights, so that host code that follows a device pointer
-// faults; the bytes lie in a second range at a fixed distance, the shadow, where the CPU kernels work. The range is larger than
-// the device's memory, so that fragmentation never causes an out of memory error: memory ends exactly where the count says.
+// Device memory. Each device owns a range of addresses without access rights, so that host code that follows a device
+// pointer faults; the bytes lie in a second range at a fixed distance, the shadow, where the CPU kernels work. The
+// range is larger than the device's memory, so that fragmentation never causes an out of memory error: memory ends
+// exactly where the count says.
 #include "fake_cuda.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
@@ -18,19 +19,23 @@
 namespace fake {
 namespace {
 
-constexpr size_t kBlock = 512;           // allocations are rounded up to this, as by CUDA's caching allocator
-constexpr size_t kSegment = 2 << 20;     // what is reserved from the driver is a multiple of this
-constexpr size_t kReturnPages = 1 << 20; // freed blocks of this size give their pages back to the system
+constexpr size_t kBlock = 512;            // allocations are rounded up to this, as by CUDA's caching allocator
+constexpr size_t kSegment = 2 << 20;      // what is reserved from the driver is a multiple of this
+constexpr size_t kReturnPages = 1 << 20;  // freed blocks of this size give their pages back to the system
 
 size_t rounded_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 std::string readable(size_t bytes) {
   char text[32];
   const double n = bytes;
-  if (bytes <= 1024) std::snprintf(text, sizeof text, "%zu bytes", bytes);
-  else if (bytes <= 1 << 20) std::snprintf(text, sizeof text, "%.2f KiB", n / 1024);
-  else if (bytes <= 1 << 30) std::snprintf(text, sizeof text, "%.2f MiB", n / (1 << 20));
-  else std::snprintf(text, sizeof text, "%.2f GiB", n / (1 << 30));
+  if (bytes <= 1024)
+    std::snprintf(text, sizeof text, "%zu bytes", bytes);
+  else if (bytes <= 1 << 20)
+    std::snprintf(text, sizeof text, "%.2f KiB", n / 1024);
+  else if (bytes <= 1 << 30)
+    std::snprintf(text, sizeof text, "%.2f MiB", n / (1 << 20));
+  else
+    std::snprintf(text, sizeof text, "%.2f GiB", n / (1 << 30));
   return text;
 }
 
@@ -74,7 +79,9 @@ class FreeList {
   }
 };
 
-struct Block { size_t size, asked; };
+struct Block {
+  size_t size, asked;
+};
 
 // The memory of one device.
 struct DeviceMemory {
@@ -94,7 +101,10 @@ struct DeviceMemory {
   }
   char* map(int rights) const {
     void* p = mmap(nullptr, range, rights, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) { std::perror("fake CUDA: mapping device memory"); std::abort(); }
+    if (p == MAP_FAILED) {
+      std::perror("fake CUDA: mapping device memory");
+      std::abort();
+    }
     return static_cast<char*>(p);
   }
   bool owns(const void* p) const { return p >= addresses && p < addresses + range; }
@@ -109,10 +119,13 @@ struct DeviceMemory {
       stats.num_alloc_retries++;
       // As the caching allocator, which returns what it holds for reuse before it gives up.
       stats.reserved_bytes[0].decrease(stats.reserved_bytes[0].current - allocated());
-      TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", readable(asked), ". GPU ", int(index),
-                       " has a total capacity of ", readable(total), " of which ", readable(total - allocated()), " is free. "
-                       "Of the allocated memory ", readable(allocated()), " is allocated by PyTorch, and ",
-                       readable(reserved() - allocated()), " is reserved by PyTorch but unallocated.");
+      TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", readable(asked), ". GPU ",
+                       int(index), " has a total capacity of ", readable(total), " of which ",
+                       readable(total - allocated()),
+                       " is free. "
+                       "Of the allocated memory ",
+                       readable(allocated()), " is allocated by PyTorch, and ", readable(reserved() - allocated()),
+                       " is reserved by PyTorch but unallocated.");
     }
     const size_t at = free.take(size);
     used[addresses + at] = {size, asked};
@@ -129,7 +142,10 @@ struct DeviceMemory {
   }
   void release(char* p) {
     auto it = used.find(p);
-    if (it == used.end()) { std::fprintf(stderr, "fake CUDA: %p freed twice\n", p); std::abort(); }
+    if (it == used.end()) {
+      std::fprintf(stderr, "fake CUDA: %p freed twice\n", p);
+      std::abort();
+    }
     const auto [size, asked] = it->second;
     used.erase(it);
     const size_t at = p - addresses;
@@ -143,8 +159,8 @@ struct DeviceMemory {
     stats.requested_bytes[0].decrease(asked);
   }
   std::array<c10::CachingAllocator::StatArray*, 6> counts() {
-    return {&stats.allocation, &stats.active, &stats.allocated_bytes, &stats.active_bytes, &stats.reserved_bytes,
-            &stats.requested_bytes};
+    return {&stats.allocation,   &stats.active,         &stats.allocated_bytes,
+            &stats.active_bytes, &stats.reserved_bytes, &stats.requested_bytes};
   }
 };
 
@@ -157,18 +173,23 @@ class Memory final : public c10::DeviceAllocator {
                 ": did you call init?");
     return *devices[device];
   }
-  static void drop(void* p) { if (p) static_cast<Memory&>(memory()).release(p); }
+  static void drop(void* p) {
+    if (p) static_cast<Memory&>(memory()).release(p);
+  }
 
  public:
   std::vector<std::unique_ptr<DeviceMemory>> devices;
 
-  Memory() { for (int i = 0; i < fake_device_count(); i++) devices.push_back(std::make_unique<DeviceMemory>(i)); }
+  Memory() {
+    for (int i = 0; i < fake_device_count(); i++) devices.push_back(std::make_unique<DeviceMemory>(i));
+  }
   void start() {
     std::lock_guard<std::mutex> hold(lock);
     started = true;
   }
   DeviceMemory* owner(const void* p) const {
-    for (auto& device : devices) if (device->owns(p)) return device.get();
+    for (auto& device : devices)
+      if (device->owns(p)) return device.get();
     return nullptr;
   }
   c10::DataPtr allocate_on(size_t bytes, DeviceIndex device) {
@@ -192,7 +213,8 @@ class Memory final : public c10::DeviceAllocator {
   bool initialized() override { return started; }
   void emptyCache(c10::MempoolId_t) override {
     std::lock_guard<std::mutex> hold(lock);
-    for (auto& device : devices) device->stats.reserved_bytes[0].decrease(device->stats.reserved_bytes[0].current - device->allocated());
+    for (auto& device : devices)
+      device->stats.reserved_bytes[0].decrease(device->stats.reserved_bytes[0].current - device->allocated());
   }
   void recordStream(const c10::DataPtr&, c10::Stream) override {}
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(DeviceIndex device) override {
@@ -223,7 +245,8 @@ struct sigaction earlier_handler;
 void on_fault(int, siginfo_t* info, void*) {
   if (DeviceMemory* device = the_memory().owner(info->si_addr)) {
     // Not safe in a signal handler, but the process is lost anyway.
-    std::fprintf(stderr, "fake CUDA: host code touched the memory of cuda:%d at %p\n", int(device->index), info->si_addr);
+    std::fprintf(stderr, "fake CUDA: host code touched the memory of cuda:%d at %p\n", int(device->index),
+                 info->si_addr);
     for (const std::string& frame : own_frames(16)) std::fprintf(stderr, "  in %s\n", frame.c_str());
     std::fflush(stderr);
   }
@@ -247,7 +270,7 @@ DeviceIndex owner(const void* address) {
 void initialise() {
   static bool once = [] {
     the_memory().start();
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO;
     sigaction(SIGSEGV, &action, &earlier_handler);

@@ -37,20 +37,22 @@ OnDevice& allocator_of(std::optional<Device> device, std::optional<bool> pin) {
   return all->at(known_device(device.value_or(cuda(-1))).index());
 }
 
-Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout, std::optional<Device> device,
-             std::optional<bool> pin, std::optional<at::MemoryFormat> format) {
+Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
+             std::optional<Device> device, std::optional<bool> pin, std::optional<at::MemoryFormat> format) {
   TORCH_CHECK(layout.value_or(at::kStrided) == at::kStrided, "fake CUDA: a tensor of layout ", *layout);
-  return at::detail::empty_generic(size, &allocator_of(device, pin), DispatchKeySet(DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
+  return at::detail::empty_generic(size, &allocator_of(device, pin), DispatchKeySet(DispatchKey::CUDA),
+                                   c10::dtype_or_default(dtype), format);
 }
-Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
-                     std::optional<Device> device, std::optional<bool> pin) {
+Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype,
+                     std::optional<at::Layout>, std::optional<Device> device, std::optional<bool> pin) {
   return at::detail::empty_strided_generic(size, stride, &allocator_of(device, pin), DispatchKeySet(DispatchKey::CUDA),
                                            c10::dtype_or_default(dtype));
 }
 
 // ---- resizing and sharing
 void grow_storage(c10::TensorImpl* t) {
-  const size_t need = at::detail::computeStorageNbytes(t->sizes(), t->strides(), t->dtype().itemsize(), t->storage_offset());
+  const size_t need =
+      at::detail::computeStorageNbytes(t->sizes(), t->strides(), t->dtype().itemsize(), t->storage_offset());
   auto* storage = t->unsafe_storage().unsafeGetStorageImpl();
   if (t->numel() == 0 || need <= storage->nbytes()) return;
   begin_operation(t->device().index());
@@ -67,14 +69,17 @@ const Tensor& resize_(const Tensor& self, at::IntArrayRef size, std::optional<at
   grow_storage(t);
   return self;
 }
-Tensor& set_storage_offset(Tensor& self, at::Storage source, int64_t offset, at::IntArrayRef size, at::IntArrayRef stride) {
+Tensor& set_storage_offset(Tensor& self, at::Storage source, int64_t offset, at::IntArrayRef size,
+                           at::IntArrayRef stride) {
   TORCH_CHECK(source.device() == self.device(), "Attempted to set the storage of a tensor on device \"", self.device(),
               "\" to a storage on different device \"", source.device(), "\".");
   auto* t = self.unsafeGetTensorImpl();
   t->set_storage_keep_dtype(std::move(source));
   t->set_storage_offset(offset);
-  if (stride.empty() && !size.empty()) t->set_sizes_contiguous(size);
-  else t->set_sizes_and_strides(size, stride);
+  if (stride.empty() && !size.empty())
+    t->set_sizes_contiguous(size);
+  else
+    t->set_sizes_and_strides(size, stride);
   grow_storage(t);
   return self;
 }
@@ -93,8 +98,8 @@ void record_stream(Tensor&, at::Stream) {}
 
 // ---- copies
 bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.dtype() == b.dtype() && a.sizes() == b.sizes() && a.strides() == b.strides() && a.is_non_overlapping_and_dense() &&
-         a.is_neg() == b.is_neg() && a.is_conj() == b.is_conj();
+  return a.dtype() == b.dtype() && a.sizes() == b.sizes() && a.strides() == b.strides() &&
+         a.is_non_overlapping_and_dense() && a.is_neg() == b.is_neg() && a.is_conj() == b.is_conj();
 }
 // Copies the bytes of tensors with the same layout between the host and a device.
 void transfer(const Tensor& to, const Tensor& from, bool non_blocking) {
@@ -109,15 +114,16 @@ void transfer(const Tensor& to, const Tensor& from, bool non_blocking) {
   // Pageable memory is first copied to a buffer of the driver, for which the host waits, asked or not.
   if (non_blocking && is_pinned(on_host.const_data_ptr())) {
     const auto stream = current_stream(device);
-    return upload ? upload_later(stream, target, source, bytes, {to, from}) : download_later(stream, target, source, bytes, {to, from});
+    return upload ? upload_later(stream, target, source, bytes, {to, from})
+                  : download_later(stream, target, source, bytes, {to, from});
   }
   count_wait(upload ? "copy to the device" : "copy to the host");
   finish_current_stream(device);
   memcpy(host(target), host(source), bytes);
 }
 
-// Copies as CUDA does: bytes between the host and a device are copied as they are; other layouts and dtypes take a temporary tensor,
-// converted on the CPU if the host waits anyway, else on the device.
+// Copies as CUDA does: bytes between the host and a device are copied as they are; other layouts and dtypes take a
+// temporary tensor, converted on the CPU if the host waits anyway, else on the device.
 Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
   if (self.is_same(src) || self.numel() == 0) return self;
   at::AutoDispatchBelowADInplaceOrView below;

@@ -1,8 +1,10 @@
-// Streams and events. Operations run at once, on the thread that asks for them; only copies between pinned memory and a device that
-// the host does not wait for happen as late as CUDA allows:
-// - An upload arrives when its stream is next used or waited for, by the host or (through an event) by another stream. A stream that
+// Streams and events. Operations run at once, on the thread that asks for them; only copies between pinned memory and a
+// device that the host does not wait for happen as late as CUDA allows:
+// - An upload arrives when its stream is next used or waited for, by the host or (through an event) by another stream.
+// A stream that
 //   uses the data without waiting sees NaN, and pinned memory that is overwritten too early sends the new bytes.
-// - A download takes its bytes at once but delivers them when the host waits. Host code that reads them earlier sees NaN.
+// - A download takes its bytes at once but delivers them when the host waits. Host code that reads them earlier sees
+// NaN.
 #include "fake_cuda.h"
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -21,7 +23,7 @@ using Clock = std::map<Key, int64_t>;  // how much of each stream's work is done
 
 struct Copy {
   int64_t number;
-  void *to;
+  void* to;
   const void* from;
   size_t bytes;
   std::vector<Tensor> keep;
@@ -89,7 +91,9 @@ Device known(Device device) {
 
 DeviceIndex current_device() { return this_device; }
 void set_current_device(Device device) { this_device = known(device).index(); }
-c10::Stream current_stream(DeviceIndex device) { return c10::Stream(c10::Stream::UNSAFE, cuda(device), this_stream[device]); }
+c10::Stream current_stream(DeviceIndex device) {
+  return c10::Stream(c10::Stream::UNSAFE, cuda(device), this_stream[device]);
+}
 
 void upload_later(c10::Stream stream, void* to, const void* from, size_t bytes, std::vector<Tensor> keep) {
   std::lock_guard<std::mutex> hold(lock);
@@ -134,8 +138,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceCapability getDeviceCapability(Device) const override { return {}; }
 
   c10::Stream getStream(Device device) const override { return current_stream(known(device).index()); }
-  c10::Stream getDefaultStream(Device device) const override { return c10::Stream(c10::Stream::DEFAULT, known(device)); }
-  c10::Stream getStreamFromGlobalPool(Device device, bool) const override { return stream_of_pool(known(device).index()); }
+  c10::Stream getDefaultStream(Device device) const override {
+    return c10::Stream(c10::Stream::DEFAULT, known(device));
+  }
+  c10::Stream getStreamFromGlobalPool(Device device, bool) const override {
+    return stream_of_pool(known(device).index());
+  }
   c10::Stream getNewStream(Device device, int) const override { return stream_of_pool(known(device).index()); }
   c10::Stream exchangeStream(c10::Stream stream) const override {
     c10::Stream before = current_stream(stream.device_index());
@@ -171,7 +179,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   double elapsedTime(void* from, void* to, const DeviceIndex) const override {
     TORCH_CHECK(from && to, "Both events must be recorded before calculating elapsed time.");
-    return std::chrono::duration<double, std::milli>(static_cast<Event*>(to)->time - static_cast<Event*>(from)->time).count();
+    return std::chrono::duration<double, std::milli>(static_cast<Event*>(to)->time - static_cast<Event*>(from)->time)
+        .count();
   }
   bool queryStream(const c10::Stream& stream) const override {
     wait_for(stream);
@@ -196,7 +205,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     Clock clock;
     {
       std::lock_guard<std::mutex> hold(lock);
-      for (auto& [stream, state] : states()) if (stream.first == device) clock[stream] = state.number;
+      for (auto& [stream, state] : states())
+        if (stream.first == device) clock[stream] = state.number;
     }
     host_waits(clock);
   }

@@ -21,12 +21,13 @@ Tensor make(c10::Storage storage, DispatchKey key, const Tensor& like, int64_t o
 
 void Views::mixed(Device other, const std::string& argument) const {
   const Device first = device_ < 0 ? cuda(current_device()) : cuda(device_);
-  TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two devices, ", first, " and ", other,
-              "! (when checking argument for argument ", argument, " in method wrapper_CUDA_", operation, ")");
+  TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two devices, ", first, " and ",
+              other, "! (when checking argument for argument ", argument, " in method wrapper_CUDA_", operation, ")");
 }
 
 Tensor Views::operator()(const Tensor& t, const std::string& argument) {
-  for (auto& [ours, view] : tensors) if (ours.is_same(t)) return view;
+  for (auto& [ours, view] : tensors)
+    if (ours.is_same(t)) return view;
   if (device_ < 0) {
     device_ = t.device().index();
     begin_operation(device_);
@@ -34,7 +35,8 @@ Tensor Views::operator()(const Tensor& t, const std::string& argument) {
   if (t.device().index() != device_) mixed(t.device(), argument);
   const c10::Storage& ours = t.unsafeGetTensorImpl()->unsafe_storage();
   c10::Storage view;
-  for (auto& [known, its_view] : storages) if (known.unsafeGetStorageImpl() == ours.unsafeGetStorageImpl()) view = its_view;
+  for (auto& [known, its_view] : storages)
+    if (known.unsafeGetStorageImpl() == ours.unsafeGetStorageImpl()) view = its_view;
   if (!view) {
     c10::DataPtr bytes(host(ours.data()), Device(c10::DeviceType::CPU));
     view = c10::Storage(c10::Storage::use_byte_size_t(), ours.nbytes(), std::move(bytes), c10::GetCPUAllocator(), true);
@@ -47,7 +49,8 @@ Tensor Views::operator()(const Tensor& t, const std::string& argument) {
 
 std::pair<Tensor, bool> Views::result(const Tensor& t) {
   if (!t.defined() || on_device(t)) return {t, false};
-  for (auto& [ours, view] : tensors) if (view.is_same(t)) return {ours, false};
+  for (auto& [ours, view] : tensors)
+    if (view.is_same(t)) return {ours, false};
   for (auto& [ours, view] : storages)
     if (t.has_storage() && view.unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl())
       return {make(ours, DispatchKey::CUDA, t, t.storage_offset()), false};
@@ -59,7 +62,8 @@ Tensor Views::upload(const Tensor& t) const {
   const size_t bytes = at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.dtype().itemsize());
   auto data = allocate(bytes, device());
   if (bytes) memcpy(host(data.get()), t.const_data_ptr(), bytes);
-  return make(c10::Storage(c10::Storage::use_byte_size_t(), bytes, std::move(data), &memory(), true), DispatchKey::CUDA, t, 0);
+  return make(c10::Storage(c10::Storage::use_byte_size_t(), bytes, std::move(data), &memory(), true), DispatchKey::CUDA,
+              t, 0);
 }
 
 void Views::settle() {
@@ -72,7 +76,8 @@ void Views::settle() {
     storage->set_nbytes(view.nbytes());
   }
   for (auto& [ours, view] : tensors)
-    if (ours.sizes() != view.sizes() || ours.strides() != view.strides() || ours.storage_offset() != view.storage_offset())
+    if (ours.sizes() != view.sizes() || ours.strides() != view.strides() ||
+        ours.storage_offset() != view.storage_offset())
       ours.unsafeGetTensorImpl()->set_sizes_and_strides(view.sizes(), view.strides(), view.storage_offset());
 }
 }  // namespace fake

@@ -21,7 +21,7 @@ fn results(device: Device) -> Vec<(&'static str, Tensor)> {
     let numbers = |shape: &[i64], name: &str| crate::support::noise(shape, name).to_device(device);
     let ids = Tensor::from_slice(&[3i64, 0, 5, 3]).to_device(device);
     let (a, b) = (numbers(&[6, 8], "a"), numbers(&[8, 6], "b"));
-    let mut filled = a.copy();
+    let filled = a.copy();
     let _ = filled.narrow(0, 1, 2).fill_(2.0).select(1, 3).f_add_scalar_(1.0).unwrap();
     let mut scattered = Tensor::zeros([6, 8], (Kind::Float, device));
     let _ = scattered.index_add_(0, &ids, &a.narrow(0, 0, 4));
@@ -54,7 +54,10 @@ fn results(device: Device) -> Vec<(&'static str, Tensor)> {
         ("silu", a.silu()),
         ("gelu", half.gelu("tanh")),
         ("layer_norm", a.layer_norm([8], None::<&Tensor>, None::<&Tensor>, 1e-5, false)),
-        ("cross entropy", a.cross_entropy_loss(&places.select(1, 0).contiguous(), None::<&Tensor>, tch::Reduction::Sum, -100, 0.0)),
+        (
+            "cross entropy",
+            a.cross_entropy_loss(&places.select(1, 0).contiguous(), None::<&Tensor>, tch::Reduction::Sum, -100, 0.0),
+        ),
         ("norm", a.norm()),
         ("transposed, made contiguous", a.transpose(0, 1).contiguous()),
         ("to float64 and back", (a.to_kind(Kind::Double) / 3.0).to_kind(Kind::Float)),
@@ -88,9 +91,8 @@ fn gradients_have_the_bits_of_the_cpu() {
         return;
     }
     let gradients = |device: Device| {
-        let leaf = |shape: &[i64], name: &str| {
-            crate::support::noise(shape, name).to_device(device).set_requires_grad(true)
-        };
+        let leaf =
+            |shape: &[i64], name: &str| crate::support::noise(shape, name).to_device(device).set_requires_grad(true);
         let (table, up, down) = (leaf(&[11, 6], "table"), leaf(&[6, 9], "up"), leaf(&[9, 11], "down"));
         let ids = Tensor::from_slice(&[1i64, 4, 4, 9, 0]).to_device(device);
         let x = Tensor::embedding(&table, &ids, -1, false, false);
@@ -159,7 +161,7 @@ fn new_memory_is_not_a_number() {
         return;
     }
     let fresh = Tensor::empty([100], (Kind::Float, FIRST));
-    assert!(bool::try_from(fresh.isnan().all()).unwrap());
+    assert_eq!(fresh.isnan().all().int64_value(&[]), 1);
 }
 
 #[test]
@@ -207,7 +209,10 @@ fn launches_waits_and_bytes_are_counted() {
     assert_eq!(count(&|| drop(pageable.to_device(FIRST))), Counts { waits: 1, ..upload });
     let download = Counts { downloads: 1, download_bytes: 36, ..no };
     assert_eq!(count(&|| drop(there.to_device(CPU))), Counts { waits: 1, ..download });
-    assert_eq!(count(&|| drop(there.double_value(&[0, 0]))), Counts { waits: 1, downloads: 1, download_bytes: 4, ..no });
+    assert_eq!(
+        count(&|| assert_eq!(there.double_value(&[0, 0]), 1.0)),
+        Counts { waits: 1, downloads: 1, download_bytes: 4, ..no }
+    );
     assert_eq!(count(&|| drop(there.nonzero())).waits, 1);
 
     // Non-blocking copies: from pageable memory the host waits anyway.
@@ -236,7 +241,7 @@ fn attention_is_chosen_as_on_a_gpu() {
     let (math, flash, efficient) = (0, 1, 2);
     let choice = |kind, heads_kv, size, causal| {
         let (q, k) = (heads(4, 10, size, kind, "q"), heads(heads_kv, 10, size, kind, "k"));
-        q.internal_fused_sdp_choice(&k, &k, None::<&Tensor>, 0.0, causal, None, heads_kv != 4)
+        Tensor::internal_fused_sdp_choice(&q, &k, &k, None::<&Tensor>, 0.0, causal, None::<f64>, heads_kv != 4)
     };
     assert_eq!(choice(Kind::BFloat16, 4, 16, true), flash);
     assert_eq!(choice(Kind::BFloat16, 2, 16, true), flash, "flash shares keys among query heads");
@@ -251,10 +256,11 @@ fn older_devices_choose_other_attention() {
     if !inside("fake_cuda::older_devices_choose_other_attention", &[("FAKE_CUDA_CAPABILITY", "75")]) {
         return;
     }
-    let q = heads(4, 10, 16, Kind::Half, "q");
-    assert_eq!(q.internal_fused_sdp_choice(&q, &q, None::<&Tensor>, 0.0, true, None, false), 2);
+    let choice =
+        |q: &Tensor| Tensor::internal_fused_sdp_choice(q, q, q, None::<&Tensor>, 0.0, true, None::<f64>, false);
+    assert_eq!(choice(&heads(4, 10, 16, Kind::Half, "q")), 2);
     let q = heads(4, 10, 16, Kind::BFloat16, "q");
-    assert_eq!(q.internal_fused_sdp_choice(&q, &q, None::<&Tensor>, 0.0, true, None, false), 0);
+    assert_eq!(choice(&q), 0);
     let rows = q.detach().squeeze_dim(0).transpose(0, 1).contiguous();
     let bounds = Tensor::from_slice(&[0i32, 10]).to_device(FIRST);
     let error = native::flash_varlen(&rows, &rows, &rows, &bounds, 10, 1.0).unwrap_err().to_string();
@@ -267,9 +273,7 @@ fn fused_attention_is_one_launch_and_equals_its_formula() {
         return;
     }
     for (kind, heads_kv, bound) in [(Kind::Float, 4, 1e-5), (Kind::BFloat16, 4, 0.03), (Kind::BFloat16, 2, 0.03)] {
-        let leaves = || {
-            [(4, "q"), (heads_kv, "k"), (heads_kv, "v")].map(|(n, name)| heads(n, 37, 16, kind, name))
-        };
+        let leaves = || [(4, "q"), (heads_kv, "k"), (heads_kv, "v")].map(|(n, name)| heads(n, 37, 16, kind, name));
         let weights = crate::support::noise(&[1, 4, 37, 16], "weights").to_device(FIRST);
         let run = |[q, k, v]: &[Tensor; 3]| {
             reset();
@@ -306,7 +310,16 @@ fn a_command_leaves_its_counts() {
     assert!(trace.stacks.keys().any(|stack| stack.contains("ft::train::")), "{:?}", trace.stacks);
     // The same folder serves FT_LIBTORCH.
     let torch = fake_cuda::library().parent().unwrap();
-    let mut doctor = space.command(&["recipe", "explain"]);
-    fake_cuda::on_device(&mut doctor).env_remove("LD_LIBRARY_PATH").env("FT_LIBTORCH", torch);
-    assert!(doctor.output().unwrap().status.success());
+    let mut list = space.command(&["recipe", "list"]);
+    fake_cuda::on_device(&mut list).env_remove("LD_LIBRARY_PATH").env("FT_LIBTORCH", torch);
+    crate::support::command::succeed(&mut list);
+}
+
+#[test]
+fn a_command_sees_the_memory_of_the_device() {
+    let space = crate::support::workspace::Workspace::new();
+    let arguments = ["train", "recipes/lora-medical.yaml", "--set", "model.device=cuda"];
+    let run = fake_cuda::ft(&space, &arguments, &[("FAKE_CUDA_MEMORY", "6000000")]);
+    assert_eq!(run.output.status.code(), Some(1), "{}", run.stderr());
+    assert!(run.stderr().contains("of memory are needed") && run.stderr().contains("6.0 MB"), "{}", run.stderr());
 }

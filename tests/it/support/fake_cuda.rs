@@ -72,7 +72,10 @@ pub const ADAMW: &str = "aten::_fused_adamw_";
 pub fn ft(space: &Workspace, arguments: &[&str], environment: &[(&str, &str)]) -> FakeRun {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut command = space.command(arguments);
-    on_device(&mut command).env("OMP_NUM_THREADS", "1").env("FAKE_CUDA_MARK", ADAMW).env("FAKE_CUDA_TRACE", file.path());
+    on_device(&mut command)
+        .env("OMP_NUM_THREADS", "1")
+        .env("FAKE_CUDA_MARK", ADAMW)
+        .env("FAKE_CUDA_TRACE", file.path());
     command.envs(environment.iter().copied());
     let output = command.output().unwrap();
     // A process that ft starts appends a line of its own; ft ends last.
