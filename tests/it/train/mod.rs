@@ -1,5 +1,6 @@
 //! Tests of src/train: steps, optimisers, checkpoints, memory, profiles.
 
+mod cuda_memory;
 mod device_counters;
 mod memory;
 mod on_cuda;
