@@ -8,6 +8,7 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -146,6 +147,14 @@ int ft_cuda_memory(int index, int64_t* out) {
 
 int ft_cuda_reset_peak(int index) {
   GUARD(-1, TORCH_CHECK(at::hasCUDA(), "no CUDA"); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
+}
+
+// out: the cudaStream_t that operations on the device are queued on.
+int ft_cuda_stream(int index, void** out) {
+  GUARD(-1,
+    c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    *out = guard.getStream(at::Device(at::kCUDA, index)).native_handle();
+    return 0;)
 }
 
 // Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1). CUDA, half precision;
