@@ -133,10 +133,16 @@ int ft_rng_set(int device_type, int index, Tensor* state) {
 }
 
 // ---------------------------------------------------------------- CUDA, through the device-neutral interfaces
+// The allocator has no devices, and refuses questions about them, until CUDA is initialised.
+static void start_cuda() {
+  TORCH_CHECK(at::hasCUDA(), "no CUDA");
+  at::globalContext().lazyInitDevice(at::kCUDA);
+}
+
 // out: bytes allocated now, peak of allocated bytes, free bytes of the device, total bytes of the device
 int ft_cuda_memory(int index, int64_t* out) {
   GUARD(-1,
-    TORCH_CHECK(at::hasCUDA(), "no CUDA");
+    start_cuda();
     auto* a = c10::getDeviceAllocator(at::kCUDA);
     auto s = a->getDeviceStats(index);
     auto m = a->getMemoryInfo(index);
@@ -146,7 +152,7 @@ int ft_cuda_memory(int index, int64_t* out) {
 }
 
 int ft_cuda_reset_peak(int index) {
-  GUARD(-1, TORCH_CHECK(at::hasCUDA(), "no CUDA"); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
+  GUARD(-1, start_cuda(); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
 }
 
 // out: the cudaStream_t that operations on the device are queued on.

@@ -20,6 +20,9 @@ run() {
 # path contains one of these, both in the library and in tests/it.
 NUMERIC=(adapters:: distill:: families:: generate:: nn:: number_formats:: optimisers:: parity:: ppo:: preference_losses:: properties::
     resume:: reward:: rl:: selftest:: trajectories::)
+# Modules whose tests compute on the device in FT_TEST_DEVICE: they run once more on a fake CUDA device (tests/fake_cuda).
+ON_DEVICE=(adapters:: bandit:: decoding:: distill:: families:: heads:: new_models:: number_formats:: on_policy:: optimisers:: parity:: ppo::
+    preference_losses:: properties:: resume:: reward:: rl:: ropes:: selftest:: trajectories::)
 
 status=0
 run || status=$?
@@ -28,6 +31,16 @@ left_out=$(awk '/^test result:/ { for (i = 2; i <= NF; i++) if ($i ~ /^ignored/)
 if grep -qw avx512f /proc/cpuinfo && grep -q '^test result:' "$work/log"; then
     echo "numeric tests again, limited to AVX2 as on a processor without AVX-512 (FT_CPU=avx2): ${NUMERIC[*]}"
     FT_CPU=avx2 run --lib --test all -- "${NUMERIC[@]}" || status=$?
+fi
+if grep -q '^test result:' "$work/log"; then
+    echo "tests of models again, on a fake CUDA device (tests/fake_cuda): ${ON_DEVICE[*]}"
+    began=$SECONDS
+    if device=$(bash tests/fake_cuda/build.sh); then
+        LD_LIBRARY_PATH=$device FT_TEST_DEVICE=cuda run --test all -- "${ON_DEVICE[@]}" || status=$?
+    else
+        status=1
+    fi
+    echo "on the fake CUDA device: $((SECONDS - began)) of $SECONDS s"
 fi
 
 if [ "$left_out" -gt 0 ]; then

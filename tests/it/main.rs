@@ -6,6 +6,7 @@ mod architecture;
 mod cli;
 mod convert;
 mod data;
+mod fake_cuda;
 mod fuzz;
 mod generate;
 mod hostile_files;

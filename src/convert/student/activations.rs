@@ -24,7 +24,8 @@ pub struct BlockAngle {
     pub distance: f64,
 }
 
-/// Mean absolute value of each input of a linear layer, by the layer's name: (in) float64.
+/// Mean absolute value of each input of a linear layer, by the layer's name: (in) float64 on the CPU, where
+/// the weights are cut.
 pub type Importance = BTreeMap<String, Tensor>;
 
 /// The measured activations.
@@ -57,7 +58,7 @@ pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Cali
     }
     bar.finish_and_clear();
     let sums = recorder.sums.take();
-    let importance = sums.into_iter().map(|(name, sum)| (name, sum / tokens as f64)).collect();
+    let importance = sums.into_iter().map(|(name, sum)| (name, (sum / tokens as f64).to_device(Device::Cpu))).collect();
     Ok(CalibrationActivations { importance, states })
 }
 

@@ -79,7 +79,7 @@ pub fn expected(model: &Model) -> f64 {
         let last = tokens.segments.last_rows();
         let p = model.infer(&tokens, |out| out.logits(&last).softmax(-1, Kind::Double)).unwrap();
         let pays: Vec<f64> = (0..ARMS).map(|arm| pay(row.line, arm)).collect();
-        (p.view([-1]) * Tensor::from_slice(&pays)).sum(Kind::Double).double_value(&[])
+        (p.view([-1]) * Tensor::from_slice(&pays).to_device(p.device())).sum(Kind::Double).double_value(&[])
     };
     rows.iter().map(one).sum::<f64>() / rows.len() as f64
 }

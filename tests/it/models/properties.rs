@@ -372,7 +372,7 @@ fn check_differences(what: &str, model: &Model, batches: &[Vec<Sequence>], repla
     for p in model.params().trainable().filter(|p| chosen.iter().any(|c| p.name.ends_with(c))) {
         let g = &grads[&p.name];
         let length = g.norm().double_value(&[]);
-        let chance = noise(&g.size(), &p.name);
+        let chance = noise(&g.size(), &p.name).to_device(g.device());
         let direction = g / length + &chance / chance.norm();
         let direction = &direction / direction.norm();
         let expected = (g * &direction).sum(Kind::Double).double_value(&[]);

@@ -1,6 +1,7 @@
 //! Shared by the tests of models: fixtures, packed rows with a mask, and all comparisons of tensors.
 
 pub mod command;
+pub mod fake_cuda;
 pub mod files;
 pub mod labeling;
 pub mod laws;

@@ -1,6 +1,7 @@
 //! Tests of src/train: steps, optimisers, checkpoints, memory.
 
 mod memory;
+mod on_cuda;
 mod optimisers;
 mod resume;
 mod trajectories;

@@ -263,7 +263,7 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
     let weight = |m: &Model| m.params().iter().find(|p| p.name == name).unwrap().tensor.detach();
     // Larger weights than those of the tiny model, which are near zero: in trained models, the weights are large
     // compared with an update.
-    let start = (noise(&weight(&exact).size(), "start") * 0.5).to_kind(Kind::BFloat16);
+    let start = (noise(&weight(&exact).size(), "start").to_device(device()) * 0.5).to_kind(Kind::BFloat16);
     let _no_grad = tch::no_grad_guard();
     for m in [&exact, &ours, &plain] {
         weight(m).copy_(&start);
@@ -274,7 +274,7 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
     const STEPS: i32 = 50;
     for step in 1..=STEPS {
         // The same gradient in every step, so that lost updates add up.
-        let gradient = noise(&start.size(), "gradient");
+        let gradient = noise(&start.size(), "gradient").to_device(device());
         for (m, o) in [&exact, &ours].into_iter().zip(&mut optimisers) {
             let mut grad = m.params().iter().find(|p| p.name == name).unwrap().tensor.shallow_clone();
             tch::with_grad(|| (&grad * gradient.to_kind(grad.kind())).sum(Kind::Float).backward());
@@ -294,7 +294,7 @@ fn stochastic_rounding_keeps_the_updates_that_bfloat16_loses() {
     let travel = |m: &Model| {
         let moved = weight(m).to_kind(Kind::Float) - &start;
         // Along the direction of the exact updates.
-        (moved * -noise(&start.size(), "gradient").sign()).mean(Kind::Double).double_value(&[])
+        (moved * -noise(&start.size(), "gradient").to_device(device()).sign()).mean(Kind::Double).double_value(&[])
     };
     let (exact, ours, plain) = (travel(&exact), travel(&ours), travel(&plain));
     println!(

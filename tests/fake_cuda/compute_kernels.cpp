@@ -1,0 +1,141 @@
+// Operations for which CUDA has a kernel of another kind than the CPU: fused norms, dropout, softmax of half precision into float32,
+// products of half precision into float32. Each counts one launch.
+#include "fake_cuda.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+namespace fake {
+namespace {
+// One operation: checks devices, gives CPU tensors, takes results back.
+struct Kernel {
+  at::AutoDispatchBelowADInplaceOrView below;
+  Views views;
+  explicit Kernel(const char* name) : views(name) { count_launch(std::string("aten::") + name); }
+  Tensor operator()(const Tensor& t, const char* argument = "input") {
+    if (!t.defined()) return t;
+    if (!on_device(t)) views.mixed(t.device(), argument);
+    return views(t, argument);
+  }
+  Tensor operator()(const std::optional<Tensor>& t, const char* argument) { return t ? (*this)(*t, argument) : Tensor(); }
+};
+
+at::ScalarType accumulated(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+// The last dimensions, over which a norm is computed.
+std::vector<int64_t> last(at::IntArrayRef shape) {
+  std::vector<int64_t> dims;
+  for (size_t i = 0; i < shape.size(); i++) dims.push_back(int64_t(i) - int64_t(shape.size()));
+  return dims;
+}
+
+// y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps), computed in float32 and rounded once.
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& input, at::IntArrayRef shape, const std::optional<Tensor>& weight,
+                                    std::optional<double> eps) {
+  Kernel kernel("_fused_rms_norm");
+  const Tensor x = kernel(input).to(accumulated(input)), w = kernel(weight, "weight");
+  const double smallest = input.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                             : std::numeric_limits<float>::epsilon();
+  const Tensor rstd = x.square().mean(last(shape), true).add_(eps.value_or(smallest)).rsqrt_();
+  Tensor y = x * rstd;
+  if (w.defined()) y.mul_(w);
+  return {kernel.views.upload(y.to(input.scalar_type())), kernel.views.upload(rstd)};
+}
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad_out, const Tensor& input, at::IntArrayRef shape, const Tensor& rstd,
+                                             const std::optional<Tensor>& weight, std::array<bool, 2> wanted) {
+  Kernel kernel("_fused_rms_norm_backward");
+  const auto kind = accumulated(input);
+  const Tensor g = kernel(grad_out, "grad_out").to(kind), r = kernel(rstd, "rstd"), w = kernel(weight, "weight");
+  const Tensor normed = kernel(input).to(kind) * r;
+  Tensor gx, gw;
+  if (wanted[0]) {
+    const Tensor wg = w.defined() ? g * w : g;
+    gx = kernel.views.upload(((wg - normed * (wg * normed).mean(last(shape), true)) * r).to(input.scalar_type()));
+  }
+  if (wanted[1] && w.defined()) {
+    gw = kernel.views.upload((g * normed).reshape({-1, w.numel()}).sum(0).view(w.sizes()).to(w.scalar_type()));
+  }
+  return {gx, gw};
+}
+
+std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool> train) {
+  Kernel kernel("native_dropout");
+  const Tensor x = kernel(input);
+  Tensor mask = at::ones_like(x, x.options().dtype(at::kBool)), out = x;
+  if (train.value_or(true) && x.numel() > 0) {
+    mask.bernoulli_(1 - p, draw(default_generator(kernel.views.device())));
+    out = x.mul(mask).mul_(p == 1 ? 0. : 1 / (1 - p));
+  }
+  return {kernel.views.upload(out), kernel.views.upload(mask)};
+}
+
+// CUDA can round half precision once less: it reads half and writes float32.
+Tensor softmax(const Tensor& self, int64_t dim, bool half_to_float) {
+  Kernel kernel("_softmax");
+  const Tensor x = kernel(self, "self");
+  return kernel.views.upload(at::_softmax(half_to_float ? x.to(at::kFloat) : x, dim, false));
+}
+Tensor log_softmax(const Tensor& self, int64_t dim, bool half_to_float) {
+  Kernel kernel("_log_softmax");
+  const Tensor x = kernel(self, "self");
+  return kernel.views.upload(at::_log_softmax(half_to_float ? x.to(at::kFloat) : x, dim, false));
+}
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, at::ScalarType input_dtype) {
+  Kernel kernel("_softmax_backward_data");
+  const Tensor g = kernel(grad, "grad_output"), y = kernel(output, "output");
+  return kernel.views.upload(at::_softmax_backward_data(g, y, dim, g.scalar_type()).to(input_dtype));
+}
+Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, at::ScalarType input_dtype) {
+  Kernel kernel("_log_softmax_backward_data");
+  const Tensor g = kernel(grad, "grad_output"), y = kernel(output, "output");
+  return kernel.views.upload(at::_log_softmax_backward_data(g, y, dim, g.scalar_type()).to(input_dtype));
+}
+
+// Products with float32 results of half-precision factors.
+void check_out_dtype(const Tensor& factor, at::ScalarType out) {
+  TORCH_CHECK(out == factor.scalar_type() ||
+                  (out == at::kFloat && (factor.scalar_type() == at::kHalf || factor.scalar_type() == at::kBFloat16)),
+              "out_dtype must be the same as input dtype or fp32 for fp16/bf16 inputs");
+}
+Tensor mm_dtype(const Tensor& self, const Tensor& mat2, at::ScalarType out) {
+  check_out_dtype(self, out);
+  Kernel kernel("mm");
+  const Tensor a = kernel(self, "self"), b = kernel(mat2, "mat2");
+  return kernel.views.upload(a.to(out).mm(b.to(out)));
+}
+Tensor bmm_dtype(const Tensor& self, const Tensor& mat2, at::ScalarType out) {
+  check_out_dtype(self, out);
+  Kernel kernel("bmm");
+  const Tensor a = kernel(self, "self"), b = kernel(mat2, "mat2");
+  return kernel.views.upload(a.to(out).bmm(b.to(out)));
+}
+Tensor addmm_dtype(const Tensor& self, const Tensor& mat1, const Tensor& mat2, at::ScalarType out, const at::Scalar& beta,
+                   const at::Scalar& alpha) {
+  check_out_dtype(mat1, out);
+  Kernel kernel("addmm");
+  const Tensor c = kernel(self, "self"), a = kernel(mat1, "mat1"), b = kernel(mat2, "mat2");
+  return kernel.views.upload(c.to(out).addmm(a.to(out), b.to(out), beta, alpha));
+}
+Tensor baddbmm_dtype(const Tensor& self, const Tensor& batch1, const Tensor& batch2, at::ScalarType out, const at::Scalar& beta,
+                     const at::Scalar& alpha) {
+  check_out_dtype(batch1, out);
+  Kernel kernel("baddbmm");
+  const Tensor c = kernel(self, "self"), a = kernel(batch1, "batch1"), b = kernel(batch2, "batch2");
+  return kernel.views.upload(c.to(out).baddbmm(a.to(out), b.to(out), beta, alpha));
+}
+}  // namespace
+
+void register_compute_kernels(torch::Library& aten) {
+  aten.impl("_fused_rms_norm", rms_norm);
+  aten.impl("_fused_rms_norm_backward", rms_norm_backward);
+  aten.impl("native_dropout", native_dropout);
+  aten.impl("_softmax", softmax);
+  aten.impl("_log_softmax", log_softmax);
+  aten.impl("_softmax_backward_data", softmax_backward);
+  aten.impl("_log_softmax_backward_data", log_softmax_backward);
+  aten.impl("mm.dtype", mm_dtype);
+  aten.impl("bmm.dtype", bmm_dtype);
+  aten.impl("addmm.dtype", addmm_dtype);
+  aten.impl("baddbmm.dtype", baddbmm_dtype);
+}
+}  // namespace fake

@@ -1,0 +1,33 @@
+/* The settings of the fake device, read by the stand-ins for libtorch_cuda.so (C++) and libcuda.so.1 (C). */
+#pragma once
+#include <stdlib.h>
+#include <string.h>
+
+/* Returns the number in an environment variable, or `otherwise` if it is unset or empty. */
+static inline long long fake_number(const char *name, long long otherwise) {
+  const char *text = getenv(name);
+  return text && *text ? strtoll(text, NULL, 10) : otherwise;
+}
+
+/* Bytes of memory of each device. */
+static inline long long fake_memory_bytes(void) { return fake_number("FAKE_CUDA_MEMORY", 8LL << 30); }
+
+/* Compute capability of each device, e.g. 90 for 9.0. */
+static inline int fake_capability(void) { return (int)fake_number("FAKE_CUDA_CAPABILITY", 90); }
+
+/* Number of devices that the process may use. As CUDA does, CUDA_VISIBLE_DEVICES hides the devices that it does not name; the list
+   ends at the first entry that is not a device. */
+static inline int fake_device_count(void) {
+  int all = (int)fake_number("FAKE_CUDA_DEVICES", 2), visible = 0;
+  const char *at = getenv("CUDA_VISIBLE_DEVICES");
+  if (!at) return all;
+  while (*at) {
+    char *end;
+    long device = strtol(at, &end, 10);
+    if (end == at || device < 0 || device >= all) break;
+    visible++;
+    if (*end != ',') break;
+    at = end + 1;
+  }
+  return visible;
+}
