@@ -21,14 +21,18 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// Returns the kernels for these tensors: on one CUDA device, all of one dtype (float32, bfloat16 or float16),
-/// contiguous and not empty. They are compiled, or read from the user's cache, when a device and dtype is first met.
+/// contiguous and not empty.
 pub fn kernels_for(tensors: &[&Tensor]) -> Option<&'static Kernels> {
-    let (Device::Cuda(index), kind) = (tensors[0].device(), tensors[0].kind()) else { return None };
+    let (device, kind) = (tensors[0].device(), tensors[0].kind());
+    let fits = |t: &&Tensor| t.device() == device && t.kind() == kind && t.is_contiguous() && t.numel() > 0;
+    if device.is_cuda() && tensors.iter().all(fits) { kernels(device, kind) } else { None }
+}
+
+/// Returns the kernels of a CUDA device for tensors of dtype `kind`. They are compiled, or read from the user's cache,
+/// when device and dtype are first met.
+pub fn kernels(device: Device, kind: Kind) -> Option<&'static Kernels> {
+    let Device::Cuda(index) = device else { return None };
     let number = compiler::number_format(kind)?;
-    let same = |t: &&Tensor| t.device() == tensors[0].device() && t.kind() == kind && t.is_contiguous();
-    if !tensors.iter().all(same) || tensors.iter().any(|t| t.numel() == 0) {
-        return None;
-    }
     static LOADED: Mutex<BTreeMap<(usize, u8), Option<&'static Kernels>>> = Mutex::new(BTreeMap::new());
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     *loaded.entry((index, number)).or_insert_with(|| {
@@ -36,7 +40,9 @@ pub fn kernels_for(tensors: &[&Tensor]) -> Option<&'static Kernels> {
         match made {
             Ok(kernels) => Some(Box::leak(Box::new(kernels))),
             Err(why) => {
-                report::warn_once(format!("CUDA kernels of libtorch are used in place of ft's own, which need {why}"));
+                report::warn_once(format!(
+                    "libtorch's operations are used in place of ft's CUDA kernels, which need {why}"
+                ));
                 None
             }
         }
@@ -54,7 +60,8 @@ fn toolkit() -> Result<&'static Toolkit, String> {
 /// looks, and where the CUDA toolkit is usually installed.
 fn nvrtc_places() -> Vec<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let libtorch = maps.lines().filter_map(|line| Some(&line[line.find('/')?..])).find(|p| p.ends_with("/libc10.so"));
+    let libtorch =
+        maps.lines().filter_map(|line| Some(&line[line.find('/')?..])).find(|p| p.ends_with("/libtorch_cuda.so"));
     let lib = libtorch.and_then(|path| PathBuf::from(path).parent().map(PathBuf::from));
     let names = ["libnvrtc.so.13", "libnvrtc.so.12"];
     let beside = lib.iter().flat_map(|lib| {

@@ -9,20 +9,75 @@
 
 use super::autograd::differentiable_many;
 use super::layer_input::LayerInput;
-use super::weight::{Dense, Weight};
+use super::weight::{Dense, Weight, cast};
+use crate::native::cuda;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// A low-rank update: its factors cast for the products, and the float32 parameters that are trained.
+/// A low-rank update: the parameters that are trained.
 pub struct LowRank<'a> {
-    /// The trained parameters A (R, in) and B (out, R), float32.
+    /// A (R, in) and B (out, R), float32 or bfloat16.
     pub masters: [&'a Tensor; 2],
-    /// A (R, in).
-    pub a: Tensor,
-    /// B (out, R), multiplied by the update's scale.
-    pub b: Tensor,
     /// The factor on B A.
     pub scale: f64,
+}
+
+/// The factors of several updates of one input, cast for the products.
+struct Factors {
+    /// The A of all updates (R of all, in).
+    a: Tensor,
+    /// B (out, R) of each update, multiplied by its scale.
+    b: Vec<Tensor>,
+}
+
+impl Factors {
+    /// Casts the factors to dtype `kind`; `None` if there are no updates. They are cast at each call: small tensors
+    /// kept between large ones that are freed would fragment memory. The scale is applied in float32, because it may
+    /// include dropout's 1 / (1 - p): in a bfloat16 mask its rounding would make every update up to 0.4 % too large.
+    fn cast(updates: &[&LowRank], kind: Kind) -> Option<Self> {
+        let first = updates.first()?;
+        let masters = || updates.iter().flat_map(|u| u.masters);
+        let own = cuda::kernels(first.masters[0].device(), kind);
+        if let Some(kernels) = own.filter(|_| masters().all(|t| t.kind() == Kind::Float && t.is_contiguous())) {
+            return Some(Self::cast_at_once(updates, kind, kernels));
+        }
+        let each = |u: &&LowRank| (cast(u.masters[0], kind), cast(&(u.masters[1] * u.scale), kind));
+        let (a, b): (Vec<Tensor>, Vec<Tensor>) = updates.iter().map(each).unzip();
+        let a = match &a[..] {
+            [one] => one.shallow_clone(),
+            _ => Tensor::cat(&a, 0),
+        };
+        Some(Self { a, b })
+    }
+
+    /// Does the same by one launch on CUDA.
+    fn cast_at_once(updates: &[&LowRank], kind: Kind, kernels: &cuda::Kernels) -> Self {
+        let [first, _] = updates[0].masters;
+        let (ranks, options) = (updates.iter().map(|u| u.masters[0].size()[0]), (kind, first.device()));
+        let a = Tensor::empty([ranks.clone().sum(), first.size()[1]], options);
+        let b: Vec<Tensor> = updates.iter().map(|u| Tensor::empty(u.masters[1].size(), options)).collect();
+        let rows: Vec<Tensor> = a.split_with_sizes(ranks.collect::<Vec<_>>(), 0);
+        let of_each = updates.iter().zip(&rows).zip(&b);
+        let casts = of_each.flat_map(|((u, a), b)| [(u.masters[0], 1.0, a), (u.masters[1], u.scale, b)]);
+        kernels.narrow_all(&casts.collect::<Vec<_>>());
+        Self { a, b }
+    }
+}
+
+/// Multiplies tensors by a factor each and converts them to float32.
+fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
+    if let Some(kernels) = products.first().and_then(|(t, _)| cuda::kernels(t.device(), t.kind())) {
+        let (device, contiguous) = (products[0].0.device(), |(t, factor): (Tensor, f64)| (t.contiguous(), factor));
+        let products: Vec<(Tensor, f64)> = products.into_iter().map(contiguous).collect();
+        let wide: Vec<Tensor> = products.iter().map(|(t, _)| Tensor::empty(t.size(), (Kind::Float, device))).collect();
+        kernels.widen_all(&products.iter().zip(&wide).map(|((t, factor), to)| (t, *factor, to)).collect::<Vec<_>>());
+        return wide;
+    }
+    let scaled = |(t, factor): (Tensor, f64)| match t.to_kind(Kind::Float) {
+        t if factor == 1.0 => t,
+        t => t * factor,
+    };
+    products.into_iter().map(scaled).collect()
 }
 
 /// One of the layers that are computed together, and its low-rank update if it has one.
@@ -68,22 +123,20 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
     let learns = parts.iter().any(|p| p.update.is_some() || p.leaves().any(|t| t.requires_grad()));
     let (rows, options) = (x.size()[0], (x.kind(), x.device()));
     let forward = || {
-        let factors: Vec<&Tensor> = parts.iter().filter_map(|p| Some(&p.update.as_ref()?.a)).collect();
-        let a = match factors[..] {
-            [] => None,
-            [one] => Some(one.shallow_clone()),
-            _ => Some(Tensor::cat(&factors, 0)),
-        };
+        let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
+        let (a, b) = Factors::cast(&updates, x.kind()).map(|f| (f.a, f.b)).unzip();
+        let mut b = b.into_iter().flatten();
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
         for JointLayer { base, update } in parts {
             let mut y = base.forward(x); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
-                let rank = u.b.size()[1];
-                y = y.addmm_(&low.narrow(1, column, rank), &u.b.tr());
+                let b = b.next().expect("a factor B for each update");
+                let rank = b.size()[1];
+                y = y.addmm_(&low.narrow(1, column, rank), &b.tr());
                 column += rank;
-                SavedLowRank { b: u.b.shallow_clone(), scale: u.scale, column: column - rank }
+                SavedLowRank { b, scale: u.scale, column: column - rank }
             });
             outputs.push(y);
             saved.push(SavedLayer {
@@ -116,16 +169,21 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         }
         // With a mask this is x after dropout; the base is then frozen and does not need x itself.
         let x = read.as_ref().map(|read| read());
-        let mut g_a = None;
-        if let (Some((_, a)), Some(x)) = (low, &x) {
-            let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
-            let g_low = Tensor::cat(&each.collect::<Vec<_>>(), 1); // (T, R of all)
+        let mut g_factors = Vec::new(); // that of A (R of all, in), then that of each B (out, R)
+        if let (Some((low, a)), Some(x)) = (low, &x) {
+            let updates = || grads.iter().zip(saved).filter_map(|(g, s)| Some((g, s.update.as_ref()?)));
+            let g_low = gradient_of_low(updates(), low);
             g_x = g_x.map(|mut g_x| match mask {
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),
             });
-            g_a = Some(g_low.tr().matmul(x).to_kind(Kind::Float)); // (R of all, in)
+            g_factors.push((g_low.tr().matmul(x), 1.0));
+            let of_b =
+                |(g, u): (&Tensor, &SavedLowRank)| (g.tr().matmul(&low.narrow(1, u.column, u.b.size()[1])), u.scale);
+            g_factors.extend(updates().map(of_b));
         }
+        let mut g_factors = to_float(g_factors).into_iter();
+        let g_a = g_factors.next();
         let mut gradients = vec![g_x];
         for (g, s) in grads.iter().zip(saved) {
             if s.trained {
@@ -134,14 +192,26 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             gradients.extend(s.bias.as_ref().map(|b| {
                 b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
             }));
-            if let (Some(u), Some((low, _)), Some(g_a)) = (&s.update, low, &g_a) {
-                let rank = u.b.size()[1];
-                let g_b = g.tr().matmul(&low.narrow(1, u.column, rank)).to_kind(Kind::Float) * u.scale;
-                gradients.extend([Some(g_a.narrow(0, u.column, rank)), Some(g_b)]);
+            if let (Some(u), Some(g_a)) = (&s.update, &g_a) {
+                gradients.extend([Some(g_a.narrow(0, u.column, u.b.size()[1])), g_factors.next()]);
             }
         }
         gradients
     })
+}
+
+/// Returns the gradient of the low-rank results of all updates, `g_i B_i` side by side: (T, R of all), the shape of
+/// `low`.
+fn gradient_of_low<'a>(updates: impl Iterator<Item = (&'a Tensor, &'a SavedLowRank)>, low: &Tensor) -> Tensor {
+    if !low.device().is_cuda() {
+        return Tensor::cat(&updates.map(|(g, u)| g.matmul(&u.b)).collect::<Vec<_>>(), 1);
+    }
+    // The products write to their columns, which saves the launch that would gather them.
+    let g_low = low.empty_like();
+    for (g, u) in updates {
+        let _ = g.mm_out(&g_low.narrow(1, u.column, u.b.size()[1]), &u.b);
+    }
+    g_low
 }
 
 #[cfg(test)]
@@ -181,7 +251,7 @@ mod tests {
         fn parts(&self) -> Vec<JointLayer<'_>> {
             let update = |i: usize| {
                 let (a, b, scale) = &self.factors[i];
-                Some(LowRank { masters: [a, b], a: a.detach(), b: (b * *scale).detach(), scale: *scale })
+                Some(LowRank { masters: [a, b], scale: *scale })
             };
             let updates = [update(0), None, update(1)];
             self.dense.iter().zip(updates).map(|(base, update)| JointLayer { base, update }).collect()

@@ -14,8 +14,9 @@ enum { NVRTC_INVALID_INPUT = 3, NVRTC_COMPILATION = 6 };
 const char kMark[] = "kernels for the fake CUDA device, FT_NUMBER=";
 const int kCapabilities[] = {75, 80, 86, 89, 90, 100};
 
-thread_local void* current_context = nullptr;
-thread_local void* contexts_below[8];
+char contexts[64];  // of the devices
+thread_local char* current_context = nullptr;
+thread_local char* contexts_below[8];
 thread_local int depth = 0;
 
 // Looks up a function of the fake device.
@@ -39,16 +40,12 @@ void* fake::bytes_of(const void* address) {
 extern "C" {
 // ---- the driver
 int cuDeviceGet(int* device, int number) { *device = number; return SUCCESS; }
-int cuDevicePrimaryCtxRetain(void** context, int device) {
-  static char contexts[64];
-  *context = &contexts[device];
-  return SUCCESS;
-}
+int cuDevicePrimaryCtxRetain(void** context, int device) { *context = &contexts[device]; return SUCCESS; }
 int cuCtxGetCurrent(void** context) { *context = current_context; return SUCCESS; }
 int cuCtxPushCurrent_v2(void* context) {
   if (!context || depth == 8) return INVALID_CONTEXT;
   contexts_below[depth++] = current_context;
-  current_context = context;
+  current_context = static_cast<char*>(context);
   return SUCCESS;
 }
 int cuCtxPopCurrent_v2(void** context) {
@@ -82,8 +79,8 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned blocks_y, unsigned 
   if (!current_context) return INVALID_CONTEXT;
   if (blocks == 0 || blocks_y != 1 || blocks_z != 1 || threads_y != 1 || threads_z != 1 || shared != 0) return INVALID_VALUE;
   if (threads != unsigned(kernel->threads)) return INVALID_VALUE;
-  static auto* count = of_device<void(const char*)>("fake_cuda_launch");
-  if (count) count((std::string("ft::") + kernel->name).c_str());
+  static auto* begin = of_device<void(const char*, int)>("fake_cuda_launch");
+  if (begin) begin((std::string("ft::") + kernel->name).c_str(), int(current_context - contexts));
   // Every second launch of a thread runs in reverse, so that a test that repeats one finds results that depend on the order.
   static thread_local bool reversed = false;
   reversed = !reversed;

@@ -110,7 +110,8 @@ impl Kernels {
     pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
         self.check(&[gate, up]);
         let (y, n) = (gate.empty_like(), gate.numel() as i64);
-        let arguments = [pointer(gate), pointer(up), pointer(&y), Argument::Long(n), self.packed(&[gate, up, &y], PACK)];
+        let arguments =
+            [pointer(gate), pointer(up), pointer(&y), Argument::Long(n), self.packed(&[gate, up, &y], PACK)];
         self.module.launch(Kernel::Swiglu, blocks(n, 256 * PACK), gate.device(), &arguments);
         y
     }

@@ -293,7 +293,8 @@ fn nf4_table() -> Tensor {
         let p = Tensor::linspace(from, to, n, (Kind::Double, Device::Cpu));
         (p * 2.0 - 1.0).erfinv() * 2f64.sqrt()
     };
-    let (above, below) = (quantiles(1.0 - offset, 0.5, 9).narrow(0, 0, 8), quantiles(1.0 - offset, 0.5, 8).narrow(0, 0, 7));
+    let (above, below) =
+        (quantiles(1.0 - offset, 0.5, 9).narrow(0, 0, 8), quantiles(1.0 - offset, 0.5, 8).narrow(0, 0, 7));
     let table = Tensor::cat(&[above, -below, Tensor::zeros([1], (Kind::Double, Device::Cpu))], 0).sort(0, false).0;
     &table / table.max()
 }
