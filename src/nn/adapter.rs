@@ -8,7 +8,7 @@ use super::weight::{Dense, Weight};
 use crate::error::Result;
 use std::cell::Cell;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// A small trainable addition to one frozen layer.
 pub trait Adapter {

@@ -104,7 +104,7 @@ pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> (Tenso
         &[x, y, weight],
         || {
             let (sum, normal, inverse) = kernels.rms_norm(x, Some(y), weight, eps);
-            let saved = (sum.shallow_clone(), weight.detach(), inverse);
+            let saved = (sum.detach(), weight.detach(), inverse);
             (vec![sum, normal], saved)
         },
         move |(sum, weight, inverse), grads| {

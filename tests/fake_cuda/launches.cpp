@@ -89,7 +89,7 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned blocks_y, unsigned 
 }
 
 // ---- NVRTC
-int nvrtcVersion(int* major, int* minor) { *major = 13; *minor = 0; return SUCCESS; }
+int nvrtcVersion(int* major, int* minor) { *major = 0; *minor = 0; return SUCCESS; }
 int nvrtcGetNumSupportedArchs(int* count) { *count = sizeof kCapabilities / sizeof *kCapabilities; return SUCCESS; }
 int nvrtcGetSupportedArchs(int* archs) { std::memcpy(archs, kCapabilities, sizeof kCapabilities); return SUCCESS; }
 int nvrtcCreateProgram(void** program, const char* source, const char*, int, const char* const*, const char* const*) {

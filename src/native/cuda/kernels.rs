@@ -3,7 +3,7 @@
 use super::compiler::number_format;
 use super::module::{Argument, Module};
 use std::ffi::CStr;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Declares the kernels: name in native/cuda/, and threads of a block.
 macro_rules! kernels {

@@ -1,6 +1,6 @@
 //! Compiled kernels loaded on a device, and their launch.
 
-use super::compiler::{Compiler, number_format};
+use super::compiler::Compiler;
 use super::kernels::{Kernel, Kernels};
 use super::library::{Driver, Handle};
 use crate::fsutil::{self, FileAccess};

@@ -307,7 +307,7 @@ fn four_bit_weights_are_dequantised_as_defined() {
             let codes = Tensor::randint(256, [bytes], (Kind::Int64, Device::Cpu));
             let blocks = (2 * bytes + 63) / 64;
             let scales = Tensor::rand([blocks], (Kind::Float, Device::Cpu)) * 3.0;
-            let high = codes.divide_scalar_mode(16, "floor");
+            let high = codes.divide_scalar_mode(16i64, "floor");
             let indices = Tensor::stack(&[&high, &(&codes - &high * 16)], 1).reshape([-1]);
             let expected = nf4_table().index_select(0, &indices)
                 * scales.to_kind(Kind::Double).repeat_interleave_self_int(64, 0, None::<i64>).narrow(0, 0, 2 * bytes);
