@@ -22,14 +22,21 @@ void no_dropout(double p) { TORCH_CHECK(p == 0, "fake CUDA: fused attention has 
 // ---- the formula
 struct Rows { int64_t from, to; };
 // One independent part: rows of the queries and of the keys, and its bias (H, rows, keys), if any.
-struct Segment { Rows q, k; Tensor bias; };
+struct Segment {
+  Rows q, k;
+  Tensor bias;
+  int64_t rows() const { return q.to - q.from; }
+  int64_t keys() const { return k.to - k.from; }
+};
+// Which keys a query sees: all; those up to its own place, where both are counted from the first or both from the last.
+enum Mask { kNoMask, kCausalFromTopLeft, kCausalFromBottomRight };
 
 // All tensors of a call as rows on the CPU: q, out (T, H, E); k, v (T, K, E).
 struct Attention {
   Tensor q, k, v;
   std::vector<Segment> segments;
   double scale;
-  bool causal;
+  int64_t mask;
 
   // (rows, K, E) -> (H, rows, E) in float32; a key head is repeated for the query heads that share it.
   Tensor heads(const Tensor& t, Rows rows) const {
@@ -38,7 +45,8 @@ struct Attention {
   Tensor scores(const Tensor& qs, const Tensor& ks, const Segment& segment) const {
     Tensor s = qs.matmul(ks.transpose(1, 2)).mul_(scale);
     if (segment.bias.defined()) s.add_(segment.bias);
-    if (causal) s.masked_fill_(at::ones({qs.size(1), ks.size(1)}, at::kBool).triu(1), -INFINITY);
+    const int64_t before = mask == kCausalFromBottomRight ? segment.keys() - segment.rows() : 0;
+    if (mask != kNoMask) s.masked_fill_(at::ones({qs.size(1), ks.size(1)}, at::kBool).triu(1 + before), -INFINITY);
     return s;
   }
 
@@ -47,7 +55,7 @@ struct Attention {
     Tensor out = at::empty(q.sizes(), q.options());
     for (size_t i = 0; i < segments.size(); i++) {
       const Segment& part = segments[i];
-      if (part.q.from == part.q.to) continue;
+      if (part.rows() == 0) continue;
       const Tensor s = scores(heads(q, part.q), heads(k, part.k), part), lse = s.logsumexp(-1, true);
       out.slice(0, part.q.from, part.q.to).copy_((s - lse).exp_().matmul(heads(v, part.k)).transpose(0, 1));
       save(i, lse.squeeze(-1));
@@ -60,6 +68,7 @@ struct Attention {
     Gradients result{at::zeros(q.sizes(), q.options()), at::zeros(k.sizes(), k.options()), at::zeros(v.sizes(), v.options()), {}};
     for (size_t i = 0; i < segments.size(); i++) {
       const Segment& part = segments[i];
+      if (part.rows() == 0) continue;
       const Tensor qs = heads(q, part.q), ks = heads(k, part.k), vs = heads(v, part.k), g = heads(grad, part.q), y = heads(out, part.q);
       const Tensor p = (scores(qs, ks, part) - lse(i).unsqueeze(-1)).exp_();
       const Tensor ds = (g.matmul(vs.transpose(1, 2)) - (g * y).sum(-1, true)) * p;
@@ -84,16 +93,21 @@ std::vector<Segment> dense_segments(const Tensor& q, const Tensor& k, const Tens
                         bias.defined() ? bias[b].to(at::kFloat) : Tensor()});
   return segments;
 }
-std::vector<Segment> packed_segments(const Tensor& cu_q, const Tensor& cu_k, int64_t rows, int64_t keys, int64_t longest) {
+// Segments between boundaries, the starts (and the last end) of the queries and of the keys. `lengths` says how many keys of each
+// segment are used; without it, all.
+std::vector<Segment> packed_segments(const Tensor& cu_q, const Tensor& cu_k, const Tensor& lengths, int64_t rows, int64_t keys,
+                                     int64_t longest) {
   const int *q = cu_q.const_data_ptr<int>(), *k = cu_k.const_data_ptr<int>();
   const int64_t n = cu_q.numel() - 1;
-  TORCH_CHECK(cu_k.numel() == n + 1 && q[0] == 0 && k[0] == 0 && q[n] == rows && k[n] == keys,
-              "fake CUDA: boundaries that do not cover ", rows, " rows and ", keys, " keys");
+  TORCH_CHECK(cu_k.numel() == n + 1 && q[0] == 0 && q[n] == rows && k[0] >= 0 && k[n] <= keys,
+              "fake CUDA: boundaries that do not cover ", rows, " rows, or that go beyond ", keys, " keys");
+  TORCH_CHECK(!lengths.defined() || lengths.numel() == n, "fake CUDA: ", lengths.numel(), " lengths of ", n, " segments");
   std::vector<Segment> segments;
   for (int64_t i = 0; i < n; i++) {
-    TORCH_CHECK(q[i] <= q[i + 1] && k[i] <= k[i + 1] && q[i + 1] - q[i] <= longest, "fake CUDA: segment ", i, " has ", q[i + 1] - q[i],
-                " rows where the longest has ", longest);
-    segments.push_back({{q[i], q[i + 1]}, {k[i], k[i + 1]}, Tensor()});
+    const int64_t end = lengths.defined() ? k[i] + lengths.const_data_ptr<int>()[i] : k[i + 1];
+    TORCH_CHECK(q[i] <= q[i + 1] && k[i] <= end && end <= keys && q[i + 1] - q[i] <= longest, "fake CUDA: segment ", i, " has ",
+                q[i + 1] - q[i], " rows and ", end - k[i], " keys where the longest has ", longest);
+    segments.push_back({{q[i], q[i + 1]}, {k[i], end}, Tensor()});
   }
   return segments;
 }
@@ -126,19 +140,14 @@ void check_boundaries(const Tensor& cu) {
   TORCH_CHECK(cu.scalar_type() == at::kInt, "cu_seqlens_q must have dtype int32");
   TORCH_CHECK(cu.is_contiguous(), "cu_seqlens_q must be contiguous");
 }
-// The real kernel takes causal masks of unequal lengths from the bottom right; nothing here uses that.
-void check_square(const Attention& a) {
-  if (a.causal) for (auto& s : a.segments) TORCH_CHECK(s.q.to - s.q.from == s.k.to - s.k.from, "fake CUDA: flash attention of unequal lengths");
-}
 
 struct FlashResult { Tensor out, lse; };
 // Dense: q (B, L, H, E), lse (B, H, L). Packed: q (T, H, E), lse (H, T).
 FlashResult run_flash(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& cu_q, const MaybeTensor& cu_k,
                       int64_t longest, bool causal, std::optional<double> scale) {
-  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), causal};
+  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask};
   if (!cu_q) {
     a.segments = dense_segments(q, k, Tensor());
-    check_square(a);
     Tensor lse = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat);
     Tensor out = a.forward([&](size_t i, const Tensor& l) { lse[i].copy_(l); }).view(q.sizes());
     return {call.views.upload(out), call.views.upload(lse)};
@@ -147,8 +156,7 @@ FlashResult run_flash(Call& call, const Tensor& q, const Tensor& k, const Tensor
   const int64_t n = cu_q->numel() - 1, groups = q.size(1) / k.size(1);
   TORCH_CHECK(longest != 1 || groups == 1 || q.size(0) == n, "shape '[", n, ", ", k.size(1), ", ", groups, ", ", q.size(2),
               "]' is invalid for input of size ", q.numel());
-  a.segments = packed_segments(call(*cu_q), call(*cu_k), q.size(0), k.size(0), longest);
-  check_square(a);
+  a.segments = packed_segments(call(*cu_q), call(*cu_k), Tensor(), q.size(0), k.size(0), longest);
   Tensor lse = at::empty({q.size(1), q.size(0)}, at::kFloat);
   Tensor out = a.forward([&](size_t i, const Tensor& l) { lse.slice(1, a.segments[i].q.from, a.segments[i].q.to).copy_(l); });
   return {call.views.upload(out), call.views.upload(lse)};
@@ -156,10 +164,10 @@ FlashResult run_flash(Call& call, const Tensor& q, const Tensor& k, const Tensor
 std::tuple<Tensor, Tensor, Tensor> run_flash_backward(Call& call, const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                                                       const Tensor& out, const Tensor& lse, const Tensor& cu_q, const Tensor& cu_k,
                                                       int64_t longest, bool causal, std::optional<double> scale) {
-  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), causal};
+  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask};
   const Tensor l = call(lse);
   const bool packed = cu_q.defined() && q.dim() == 3;
-  a.segments = packed ? packed_segments(call(cu_q), call(cu_k), q.size(0), k.size(0), longest) : dense_segments(q, k, Tensor());
+  a.segments = packed ? packed_segments(call(cu_q), call(cu_k), Tensor(), q.size(0), k.size(0), longest) : dense_segments(q, k, Tensor());
   auto g = a.backward(rows_of(call(grad)), rows_of(call(out)),
                       [&](size_t i) { return packed ? l.slice(1, a.segments[i].q.from, a.segments[i].q.to) : l[i]; });
   return {call.views.upload(g.q.view(q.sizes())), call.views.upload(g.k.view(k.sizes())), call.views.upload(g.v.view(v.sizes()))};
@@ -214,7 +222,6 @@ std::tuple<Tensor, Tensor, Tensor> sdp_flash_backward(const Tensor& grad, const 
 
 // ---- memory-efficient attention
 constexpr int64_t kLseRows = 32;  // the log-sum-exp has a multiple of this many rows
-enum { kNoMask, kCausalFromTopLeft, kCausalFromBottomRight };
 
 // The smallest multiple of elements at which the kernels of this capability read rows.
 int64_t efficient_alignment(const Tensor& q) {
@@ -239,15 +246,18 @@ void check_efficient(const Tensor& q, const Tensor& k, const Tensor& v, double d
   no_dropout(dropout);
 }
 Attention efficient_problem(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias, const MaybeTensor& cu_q,
-                            const MaybeTensor& cu_k, int64_t longest, int64_t mask, std::optional<double> scale) {
-  TORCH_CHECK(mask == kNoMask || mask == kCausalFromTopLeft || (mask == kCausalFromBottomRight && q.size(1) == k.size(1)),
-              "fake CUDA: a causal mask from the bottom right of unequal lengths");
-  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), mask != kNoMask};
+                            const MaybeTensor& cu_k, const MaybeTensor& seqlen_k, int64_t longest, int64_t mask,
+                            std::optional<double> scale) {
+  TORCH_CHECK(mask >= kNoMask && mask <= kCausalFromBottomRight, "fake CUDA: custom_mask_type ", mask);
+  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), mask};
+  // The real kernel reads these lengths only where it has boundaries.
+  TORCH_CHECK(!seqlen_k || cu_q, "fake CUDA: seqlen_k without cu_seqlens_k");
+  if (seqlen_k) TORCH_CHECK(seqlen_k->scalar_type() == at::kInt && seqlen_k->is_contiguous(), "seqlen_k must be int32 and contiguous");
   if (cu_q) {
     check_boundaries(*cu_q), check_boundaries(*cu_k);
     TORCH_CHECK(q.size(0) == 1, "cu_seqlen only supports batch_size=1");
     TORCH_CHECK(!bias, "fake CUDA: a bias over packed rows");
-    a.segments = packed_segments(call(*cu_q), call(*cu_k), a.q.size(0), a.k.size(0), longest);
+    a.segments = packed_segments(call(*cu_q), call(*cu_k), seqlen_k ? call(*seqlen_k) : Tensor(), a.q.size(0), a.k.size(0), longest);
   } else {
     TORCH_CHECK(!bias || bias->scalar_type() == q.scalar_type(), "invalid dtype for bias - should match query's dtype");
     a.segments = dense_segments(q, k, bias ? call(*bias).expand({q.size(0), q.size(2), q.size(1), k.size(1)}) : Tensor());
@@ -256,8 +266,9 @@ Attention efficient_problem(Call& call, const Tensor& q, const Tensor& k, const 
 }
 struct EfficientResult { Tensor out, lse; int64_t rows, keys; };
 EfficientResult run_efficient(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias, const MaybeTensor& cu_q,
-                              const MaybeTensor& cu_k, int64_t rows, int64_t keys, int64_t mask, bool with_lse, std::optional<double> scale) {
-  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, rows, mask, scale);
+                              const MaybeTensor& cu_k, const MaybeTensor& seqlen_k, int64_t rows, int64_t keys, int64_t mask, bool with_lse,
+                              std::optional<double> scale) {
+  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, seqlen_k, rows, mask, scale);
   const int64_t lse_rows = with_lse ? (rows + kLseRows - 1) / kLseRows * kLseRows : 0;
   Tensor lse = at::full({int64_t(a.segments.size()), q.size(2), lse_rows}, INFINITY, at::kFloat);
   Tensor out = a.forward([&](size_t i, const Tensor& l) { if (with_lse) lse[i].slice(1, 0, l.size(1)).copy_(l); });
@@ -273,9 +284,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt> efficient_forward(
   check_efficient(q, k, v, dropout);
   TORCH_CHECK(cu_q.has_value() == cu_k.has_value() && cu_q.has_value() == longest_q.has_value(),
               "cu_seqlens_q, cu_seqlens_k and max_seqlen_q must be given together");
-  TORCH_CHECK(!seqlen_k && !window, "fake CUDA: neither seqlen_k nor window_size");
+  TORCH_CHECK(!window, "fake CUDA: efficient attention without window_size only");
   Call call("_efficient_attention_forward");
-  auto r = run_efficient(call, q, k, v, bias, cu_q, cu_k, longest_q.value_or(q.size(1)), longest_k.value_or(k.size(1)), mask, with_lse, scale);
+  auto r = run_efficient(call, q, k, v, bias, cu_q, cu_k, seqlen_k, longest_q.value_or(q.size(1)), longest_k.value_or(k.size(1)), mask,
+                         with_lse, scale);
   return {r.out, r.lse, unused_number(), unused_number(), r.rows, r.keys};
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, const Tensor& grad, const Tensor& q, const Tensor& k,
@@ -283,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, co
                                                                   const MaybeTensor& cu_q, const MaybeTensor& cu_k, int64_t rows,
                                                                   const Tensor& lse, int64_t mask, bool bias_gradient,
                                                                   std::optional<double> scale) {
-  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, rows, mask, scale);
+  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, {}, rows, mask, scale);
   const Tensor l = call(lse);
   TORCH_CHECK(l.size(2) >= rows, "fake CUDA: the backward needs the forward's logsumexp (compute_log_sumexp)");
   auto g = a.backward(rows_of(call(grad)), rows_of(call(out)),
@@ -307,7 +319,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sdp_efficient(const Tensor& q, const 
                                                          bool with_lse, double dropout, bool causal, std::optional<double> scale) {
   check_efficient(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout);
   Call call("_scaled_dot_product_efficient_attention");
-  auto r = run_efficient(call, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, {}, {}, q.size(2), k.size(2),
+  auto r = run_efficient(call, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, {}, {}, {}, q.size(2), k.size(2),
                          causal ? kCausalFromTopLeft : kNoMask, with_lse, scale);
   return {r.out.transpose(1, 2), r.lse, unused_number(), unused_number()};
 }
