@@ -236,7 +236,7 @@ fn attention_is_chosen_as_on_a_gpu() {
     let (math, flash, efficient) = (0, 1, 2);
     let choice = |kind, heads_kv, size, causal| {
         let (q, k) = (heads(4, 10, size, kind, "q"), heads(heads_kv, 10, size, kind, "k"));
-        q.internal_fused_sdp_choice(&k, &k, None::<&Tensor>, 0.0, causal, None, heads_kv != 4)
+        tch::Tensor::internal_fused_sdp_choice(&q, &k, &k, None::<&Tensor>, 0.0, causal, None, heads_kv != 4)
     };
     assert_eq!(choice(Kind::BFloat16, 4, 16, true), flash);
     assert_eq!(choice(Kind::BFloat16, 2, 16, true), flash, "flash shares keys among query heads");
@@ -252,9 +252,9 @@ fn older_devices_choose_other_attention() {
         return;
     }
     let q = heads(4, 10, 16, Kind::Half, "q");
-    assert_eq!(q.internal_fused_sdp_choice(&q, &q, None::<&Tensor>, 0.0, true, None, false), 2);
+    assert_eq!(tch::Tensor::internal_fused_sdp_choice(&q, &q, &q, None::<&Tensor>, 0.0, true, None, false), 2);
     let q = heads(4, 10, 16, Kind::BFloat16, "q");
-    assert_eq!(q.internal_fused_sdp_choice(&q, &q, None::<&Tensor>, 0.0, true, None, false), 0);
+    assert_eq!(tch::Tensor::internal_fused_sdp_choice(&q, &q, &q, None::<&Tensor>, 0.0, true, None, false), 0);
     let rows = q.detach().squeeze_dim(0).transpose(0, 1).contiguous();
     let bounds = Tensor::from_slice(&[0i32, 10]).to_device(FIRST);
     let error = native::flash_varlen(&rows, &rows, &rows, &bounds, 10, 1.0).unwrap_err().to_string();

@@ -1,5 +1,6 @@
 //! Tests of src/train: steps, optimisers, checkpoints, memory.
 
+mod launches;
 mod memory;
 mod on_cuda;
 mod optimisers;
