@@ -22,7 +22,8 @@ fn model_of_depth(space: &Workspace, depth: usize) -> String {
 fn train(space: &Workspace, model: &str, settings: &[&str], environment: &[(&str, &str)]) -> FakeRun {
     let path = format!("model.path={model}");
     let common = ["model.device=cuda", "run.steps=3", "run.samples=0", "run.eval_every=100", "run.save_every=100"];
-    let set = common.iter().chain(settings).chain([&path.as_str()]).flat_map(|s| ["--set", s]);
+    let own = [path.as_str()];
+    let set = common.iter().chain(settings).chain(&own).flat_map(|s| ["--set", s]);
     let arguments: Vec<&str> = ["train", "recipes/lora-medical.yaml", "--overwrite"].into_iter().chain(set).collect();
     fake_cuda::ft(space, &arguments, environment)
 }
@@ -47,7 +48,7 @@ fn a_layer_takes_few_launches() {
 }
 
 /// What a layer took when this was written.
-const MOST: f64 = 75.0;
+const MOST: f64 = 70.0;
 
 /// On a device that NVRTC does not compile for, libtorch's operations compute the same, and a warning says so once.
 #[test]
