@@ -12,7 +12,15 @@ fn model_of_depth(space: &Workspace, depth: usize) -> String {
          num_attention_heads: 4, num_key_value_heads: 2}}"
     );
     let tokenizer = "model.tokenizer=models/medical";
-    let set = ["run.steps=1", "run.samples=0", "model.device=cpu", &config, tokenizer, &format!("run.out={out}")];
+    let set = [
+        "run.steps=1",
+        "run.samples=0",
+        "batch.max_len=512",
+        "model.device=cpu",
+        &config,
+        tokenizer,
+        &format!("run.out={out}"),
+    ];
     let set = set.iter().flat_map(|s| ["--set", s]);
     space.ft(&["train", "recipes/pretrain-tiny.yaml"].into_iter().chain(set).collect::<Vec<_>>());
     out
