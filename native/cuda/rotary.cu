@@ -26,11 +26,13 @@ FT_DEVICE void rotate_heads(const Number* from, Number* to, const Number* cos, c
   }
 }
 
-// q (T, heads_q, E), k (T, heads_k, E), cos and sin (T, E/2), E = 2 half. `turn` is 1, or -1 to turn back. The results
-// may take the place of q and k. With `packed` half is a multiple of kPack and every address of the size of a pack.
+// q (T, heads_q, E), k (T, heads_k, E), cos and sin (T, E/2), E = 2 half. Tokens begin stride_q and stride_k numbers
+// apart. `turn` is 1, or -1 to turn back. The results may take the place of q and k. With `packed` half is a multiple
+// of kPack and every token begins at a multiple of the size of a pack.
 FT_KERNEL(256) rotate(const Number* q, const Number* k, Number* q_turned, Number* k_turned, const Number* cos,
-                      const Number* sin, int heads_q, int heads_k, int half, float turn, int packed) {
-  const i64 token = FT_BLOCK, angle = token * half, at_q = token * heads_q * 2 * half, at_k = token * heads_k * 2 * half;
+                      const Number* sin, i64 stride_q, i64 stride_k, int heads_q, int heads_k, int half, float turn,
+                      int packed) {
+  const i64 token = FT_BLOCK, angle = token * half, at_q = token * stride_q, at_k = token * stride_k;
   FT_THREADS {
     if (packed) {
       rotate_heads<kPack>(q + at_q, q_turned + at_q, cos + angle, sin + angle, heads_q, half, turn, thread);

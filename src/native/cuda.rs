@@ -10,7 +10,7 @@ mod library;
 mod module;
 
 pub use compiler::{Compiler, Target};
-pub use kernels::{Kernels, NF4_BLOCK};
+pub use kernels::{Cast, Kernels, NF4_BLOCK};
 pub use module::Toolkit;
 
 use crate::fsutil;

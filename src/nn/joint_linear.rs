@@ -10,7 +10,7 @@
 use super::autograd::differentiable_many;
 use super::layer_input::LayerInput;
 use super::weight::{Dense, Weight, cast};
-use crate::native::cuda;
+use crate::native::cuda::{self, Cast};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -57,8 +57,9 @@ impl Factors {
         let a = Tensor::empty([ranks.clone().sum(), first.size()[1]], options);
         let b: Vec<Tensor> = updates.iter().map(|u| Tensor::empty(u.masters[1].size(), options)).collect();
         let rows: Vec<Tensor> = a.split_with_sizes(ranks.collect::<Vec<_>>(), 0);
+        let plain = |from, to, factor| Cast { from, to, factor, column: 0 };
         let of_each = updates.iter().zip(&rows).zip(&b);
-        let casts = of_each.flat_map(|((u, a), b)| [(u.masters[0], 1.0, a), (u.masters[1], u.scale, b)]);
+        let casts = of_each.flat_map(|((u, a), b)| [plain(u.masters[0], a, 1.0), plain(u.masters[1], b, u.scale)]);
         kernels.narrow_all(&casts.collect::<Vec<_>>());
         Self { a, b }
     }
@@ -70,7 +71,9 @@ fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
         let (device, contiguous) = (products[0].0.device(), |(t, factor): (Tensor, f64)| (t.contiguous(), factor));
         let products: Vec<(Tensor, f64)> = products.into_iter().map(contiguous).collect();
         let wide: Vec<Tensor> = products.iter().map(|(t, _)| Tensor::empty(t.size(), (Kind::Float, device))).collect();
-        kernels.widen_all(&products.iter().zip(&wide).map(|((t, factor), to)| (t, *factor, to)).collect::<Vec<_>>());
+        let casts =
+            products.iter().zip(&wide).map(|((from, factor), to)| Cast { from, to, factor: *factor, column: 0 });
+        kernels.widen_all(&casts.collect::<Vec<_>>());
         return wide;
     }
     let scaled = |(t, factor): (Tensor, f64)| match t.to_kind(Kind::Float) {
@@ -78,6 +81,106 @@ fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
         t => t * factor,
     };
     products.into_iter().map(scaled).collect()
+}
+
+/// On CUDA, frozen layers as one: their weights lie side by side, and the factors B are the blocks of a block-diagonal
+/// matrix. That is a third of the launches for q, k and v. The zeros are multiplied, too, so the ranks together must be
+/// small against a layer's width.
+struct Joined {
+    kernels: &'static cuda::Kernels,
+    /// The weights of all layers (out of all, in).
+    weight: Tensor,
+    /// The A of all layers (R of all, in).
+    a: Tensor,
+    /// B of each layer, multiplied by its scale, in its own rows and columns (out of all, R of all); otherwise zero.
+    b: Tensor,
+    /// Rows of each layer in `weight` and `b`: the first, and how many.
+    rows: Vec<(i64, i64)>,
+    /// Columns of each layer in `b`, and its scale.
+    columns: Vec<(i64, i64, f64)>,
+}
+
+/// The most ranks of layers that are joined.
+const JOINED_RANKS: i64 = 128;
+
+impl Joined {
+    /// Joins layers and casts their factors; `None` unless each is frozen, without bias and with an update, and their
+    /// weights are stored in dtype `kind` on CUDA.
+    fn of(parts: &[JointLayer], kind: Kind) -> Option<Self> {
+        let kernels = cuda::kernels(parts[0].base.weight.device(), kind).filter(|_| parts.len() > 1)?;
+        let updates: Vec<&LowRank> = parts.iter().map(|p| p.update.as_ref()).collect::<Option<_>>()?;
+        let ready = |t: &Tensor| t.kind() == Kind::Float && t.is_contiguous();
+        let ranks: i64 = updates.iter().map(|u| u.masters[0].size()[0]).sum();
+        if ranks > JOINED_RANKS
+            || parts.iter().any(|p| p.base.bias.is_some())
+            || !updates.iter().flat_map(|u| u.masters).all(ready)
+        {
+            return None;
+        }
+        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>(), kind)?;
+        let (options, size) = ((kind, weight.device()), weight.size());
+        let (a, b) = (Tensor::empty([ranks, size[1]], options), Tensor::empty([size[0], ranks], options));
+        let (mut rows, mut columns, mut places, mut row, mut column) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
+        for (p, u) in parts.iter().zip(&updates) {
+            let (outputs, rank) = (p.base.weight.outputs(), u.masters[0].size()[0]);
+            rows.push((row, outputs));
+            columns.push((column, rank, u.scale));
+            places.push((a.narrow(0, column, rank), b.narrow(0, row, outputs)));
+            (row, column) = (row + outputs, column + rank);
+        }
+        let casts = updates.iter().zip(&places).zip(&columns).flat_map(|((u, (a, b)), (column, _, scale))| {
+            let of_a = Cast { from: u.masters[0], to: a, factor: 1.0, column: 0 };
+            [of_a, Cast { from: u.masters[1], to: b, factor: *scale, column: *column }]
+        });
+        kernels.narrow_all(&casts.collect::<Vec<_>>());
+        Some(Self { kernels, weight, a, b, rows, columns })
+    }
+
+    /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all).
+    fn forward(&self, x: &Tensor) -> (Vec<Tensor>, Tensor) {
+        let low = x.linear(&self.a, None::<&Tensor>);
+        let y = x.linear(&self.weight, None::<&Tensor>).addmm_(&low, &self.b.tr());
+        // Detached, because a view could not become a result of the graph's node.
+        (self.rows.iter().map(|(row, n)| y.narrow(1, *row, *n).detach()).collect(), low)
+    }
+
+    /// Returns the gradient of x, if it is needed, and those of each layer's A and B, given those of the outputs.
+    fn backward(&self, grads: &[Tensor], x: &Tensor, low: &Tensor, needs_x: bool) -> Vec<Option<Tensor>> {
+        let g = beside_each_other(grads); // (T, out of all)
+        let g_low = g.matmul(&self.b); // (T, R of all)
+        let g_x = needs_x.then(|| g.matmul(&self.weight).addmm_(&g_low, &self.a));
+        let (g_a, g_b) = (g_low.tr().matmul(x), g.tr().matmul(low)); // (R of all, in), (out of all, R of all)
+        let floats = |size: [i64; 2]| Tensor::empty(size, (Kind::Float, x.device()));
+        let wide_a = floats([g_a.size()[0], g_a.size()[1]]);
+        let of_b: Vec<(Tensor, Tensor)> = self
+            .rows
+            .iter()
+            .zip(&self.columns)
+            .map(|((row, n), (_, rank, _))| (g_b.narrow(0, *row, *n), floats([*n, *rank])))
+            .collect();
+        let mut casts = vec![Cast { from: &g_a, to: &wide_a, factor: 1.0, column: 0 }];
+        for ((from, to), (column, _, scale)) in of_b.iter().zip(&self.columns) {
+            casts.push(Cast { from, to, factor: *scale, column: -column });
+        }
+        self.kernels.widen_all(&casts);
+        let factors = of_b.into_iter().zip(&self.columns);
+        let factors = factors.flat_map(|((_, b), (column, rank, _))| [wide_a.narrow(0, *column, *rank), b]);
+        std::iter::once(g_x).chain(factors.map(Some)).collect()
+    }
+}
+
+/// Returns matrices (T, …) as one, side by side: a view if they are columns of one already.
+fn beside_each_other(parts: &[Tensor]) -> Tensor {
+    let (first, width) = (&parts[0], parts.iter().map(|t| t.size()[1]).sum::<i64>());
+    let bytes = first.kind().elt_size_in_bytes();
+    let starts = parts.iter().scan(0, |at, t| Some(std::mem::replace(at, *at + t.size()[1])));
+    let placed = |(t, at): (&Tensor, i64)| {
+        t.stride() == [width, 1] && t.data_ptr() as usize == first.data_ptr() as usize + at as usize * bytes
+    };
+    if parts.iter().zip(starts).all(placed) {
+        return first.as_strided([first.size()[0], width], [width, 1], None::<i64>);
+    }
+    Tensor::cat(parts, 1)
 }
 
 /// One of the layers that are computed together, and its low-rank update if it has one.
@@ -122,6 +225,11 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
     let needs_x = x.requires_grad();
     let learns = parts.iter().any(|p| p.update.is_some() || p.leaves().any(|t| t.requires_grad()));
     let (rows, options) = (x.size()[0], (x.kind(), x.device()));
+    if mask.is_none()
+        && let Some(joined) = tch::no_grad(|| Joined::of(parts, x.kind()))
+    {
+        return joined_products(joined, input, &inputs, rows);
+    }
     let forward = || {
         let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
         let (a, b) = Factors::cast(&updates, x.kind()).map(|f| (f.a, f.b)).unzip();
@@ -197,6 +305,31 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             }
         }
         gradients
+    })
+}
+
+/// Does the same for joined layers; `leaves` are the input and the trained factors.
+fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows: i64) -> Vec<Tensor> {
+    let (x, needs_x) = (&input.x, input.x.requires_grad());
+    let options = (x.kind(), x.device());
+    let read: Rc<dyn Fn() -> Tensor> = match &input.recompute {
+        Some(again) => again.clone(),
+        None => {
+            let kept = x.detach();
+            Rc::new(move || kept.shallow_clone())
+        }
+    };
+    let forward = || {
+        let (outputs, low) = joined.forward(x);
+        (outputs, (joined, low))
+    };
+    differentiable_many(leaves, forward, move |(joined, low), grads| {
+        let filled = |(g, (_, n)): (&Option<Tensor>, &(i64, i64))| match g {
+            Some(g) => g.shallow_clone(),
+            None => Tensor::zeros([rows, *n], options),
+        };
+        let grads: Vec<Tensor> = grads.iter().zip(&joined.rows).map(filled).collect();
+        joined.backward(&grads, &read(), low, needs_x)
     })
 }
 

@@ -10,7 +10,10 @@ use tch::{Kind, Tensor};
 
 /// Computes `silu(gate) * up`, elementwise. Keeps only its two inputs for the backward.
 fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
-    let forward = || match cuda::kernels_for(&[gate, up]) {
+    let own = |gate: &Tensor, up: &Tensor| {
+        cuda::kernels(gate.device(), gate.kind()).filter(|kernels| kernels.takes_pair(gate, up))
+    };
+    let forward = || match own(gate, up) {
         Some(kernels) => kernels.swiglu(gate, up),
         None if kernels::supports(&[gate, up]) => kernels::best().swiglu(gate, up),
         None => gate.silu() * up,
@@ -22,13 +25,13 @@ fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
     differentiable(
         &[gate, up],
         || (forward(), (gate.detach(), up.detach())),
-        |(gate, up), g| {
+        move |(gate, up), g| {
             let g = g.contiguous();
-            let own = match cuda::kernels_for(&[gate, up, &g]) {
+            let gradients = match own(gate, up) {
                 Some(kernels) => Some(kernels.swiglu_backward(gate, up, &g)),
                 None => kernels::supports(&[gate, up, &g]).then(|| kernels::best().swiglu_backward(gate, up, &g)),
             };
-            if let Some((g_gate, g_up)) = own {
+            if let Some((g_gate, g_up)) = gradients {
                 return vec![Some(g_gate), Some(g_up)];
             }
             let g_gate = gate.silu_backward(&(&g * up));
@@ -177,17 +180,19 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
     Tensor::cat(&[first, second], -1)
 }
 
-/// Computes [`rotate`] of queries (T, H, E) and keys (T, K, E). On CUDA that is one launch, and so is the backward.
-pub fn rotate_both(q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
-    let Some(kernels) = cuda::kernels_for(&[q, k, cos, sin]) else {
-        return (rotate(q, cos, sin), rotate(k, cos, sin));
+/// Computes [`rotate`] of queries (T, H, E) and keys (T, K, E). On CUDA that is one launch, which overwrites q and k,
+/// and so is the backward.
+pub fn rotate_both(q: Tensor, k: Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
+    let Some(kernels) = cuda::kernels_for(&[cos, sin]).filter(|_| q.kind() == cos.kind() && k.kind() == cos.kind())
+    else {
+        return (rotate(&q, cos, sin), rotate(&k, cos, sin));
     };
     let sizes = (q.size(), k.size());
     let mut turned = differentiable_many(
-        &[q, k],
+        &[&q, &k],
         || {
-            let (q, k) = kernels.rotate(q, k, cos, sin, 1.0);
-            (vec![q, k], (cos.shallow_clone(), sin.shallow_clone()))
+            kernels.rotate_in_place(&q, &k, cos, sin, 1.0);
+            (vec![q.detach(), k.detach()], (cos.shallow_clone(), sin.shallow_clone()))
         },
         move |(cos, sin), grads| {
             let filled = |g: &Option<Tensor>, size: &[i64]| match g {

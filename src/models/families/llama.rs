@@ -156,7 +156,7 @@ impl LlamaBlock {
             None => (q, k),
         };
         let (cos, sin) = pass.angles(&self.rope, x.kind());
-        let (q, k) = ops::rotate_both(&q, &k, &cos, &sin);
+        let (q, k) = ops::rotate_both(q, k, &cos, &sin);
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, self.attention);
         let y = self.o.forward(&y.view([-1, self.heads * self.head_dim]));

@@ -68,8 +68,49 @@ struct Casts {
     to: [*mut std::ffi::c_void; CASTS],
     size: [i64; CASTS],
     end: [i64; CASTS],
+    from_width: [i32; CASTS],
+    to_width: [i32; CASTS],
+    shift: [i32; CASTS],
     scale: [f32; CASTS],
     count: i32,
+}
+
+/// A cast of a matrix, into another with the same number of rows.
+pub struct Cast<'a> {
+    /// The source, contiguous.
+    pub from: &'a Tensor,
+    /// The result, contiguous.
+    pub to: &'a Tensor,
+    /// The factor on every number.
+    pub factor: f64,
+    /// The column of the result that the source's first column becomes; negative: the first `-column` columns of the
+    /// source are left out. Columns of the result that the source does not have are zero.
+    pub column: i64,
+}
+
+/// Rows of numbers at equal distances.
+#[derive(PartialEq)]
+struct Rows {
+    width: i64,
+    stride: i64,
+}
+
+impl Rows {
+    /// Returns the layout of a tensor: one row if it is contiguous, otherwise those of a matrix. `None` for others.
+    fn of(t: &Tensor) -> Option<Self> {
+        if t.is_contiguous() {
+            let n = t.numel() as i64;
+            return Some(Self { width: n, stride: n });
+        }
+        let (size, stride) = (t.size(), t.stride());
+        let rows = size.len() == 2 && stride[1] == 1 && stride[0] >= size[1];
+        rows.then(|| Self { width: size[1], stride: stride[0] })
+    }
+
+    /// Returns the layout that two tensors of one size share.
+    fn shared(a: &Tensor, b: &Tensor) -> Option<Self> {
+        Self::of(a).filter(|rows| a.size() == b.size() && Self::of(b).as_ref() == Some(rows))
+    }
 }
 
 fn pointer(t: &Tensor) -> Argument<'static> {
@@ -106,43 +147,80 @@ impl Kernels {
         Argument::Int((aligned && width % PACK == 0).into())
     }
 
-    /// Computes silu(gate) up, elementwise.
+    /// Returns true if `swiglu` takes these tensors: both contiguous, or columns of wider matrices of one width.
+    pub fn takes_pair(&self, gate: &Tensor, up: &Tensor) -> bool {
+        let same = |t: &Tensor| t.kind() == self.kind && t.device() == gate.device() && t.numel() > 0;
+        same(gate) && same(up) && Rows::shared(gate, up).is_some()
+    }
+
+    /// Computes silu(gate) up, elementwise, contiguous.
     pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
-        self.check(&[gate, up]);
-        let (y, n) = (gate.empty_like(), gate.numel() as i64);
-        let arguments =
-            [pointer(gate), pointer(up), pointer(&y), Argument::Long(n), self.packed(&[gate, up, &y], PACK)];
+        assert!(self.takes_pair(gate, up));
+        let (y, n) = (Tensor::empty(gate.size(), (self.kind, gate.device())), gate.numel() as i64);
+        let Rows { width, stride } = Rows::shared(gate, up).expect("checked above");
+        let arguments = [
+            pointer(gate),
+            pointer(up),
+            pointer(&y),
+            Argument::Long(n),
+            Argument::Long(width),
+            Argument::Long(stride),
+            self.packed(&[gate, up, &y], if stride == width { PACK } else { width | stride }),
+        ];
         self.module.launch(Kernel::Swiglu, blocks(n, 256 * PACK), gate.device(), &arguments);
         y
     }
 
-    /// Returns the gradients of gate and up, given the gradient `g` of `swiglu`.
+    /// Returns the gradients of gate and up, given the gradient `g` of `swiglu`. They lie side by side: for gate and up
+    /// of (T, F), as the halves of a matrix (T, 2F).
     pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
-        self.check(&[gate, up, g]);
-        let (g_gate, g_up, n) = (gate.empty_like(), up.empty_like(), gate.numel() as i64);
+        assert!(self.takes_pair(gate, up) && g.size() == gate.size());
+        self.check(&[g]);
+        let (n, columns) = (g.numel() as i64, last(g));
+        let both = Tensor::empty([n / columns, 2 * columns], (self.kind, g.device()));
+        let (g_gate, g_up) = (both.narrow(1, 0, columns), both.narrow(1, columns, columns));
+        let Rows { width, stride } = Rows::shared(gate, up).expect("checked above");
+        // If the inputs are contiguous, their rows are those of the results.
+        let (width, stride) = if stride == width { (columns, columns) } else { (width, stride) };
         let all = [gate, up, g, &g_gate, &g_up];
-        let arguments: Vec<Argument> =
-            all.into_iter().map(pointer).chain([Argument::Long(n), self.packed(&all, PACK)]).collect();
+        let rest = [n, width, stride, 2 * columns].map(Argument::Long);
+        let packed = self.packed(&all, width | stride);
+        let arguments: Vec<Argument> = all.into_iter().map(pointer).chain(rest).chain([packed]).collect();
         self.module.launch(Kernel::SwigluBackward, blocks(n, 256 * PACK), gate.device(), &arguments);
-        (g_gate, g_up)
+        (g_gate.reshape(g.size()), g_up.reshape(g.size()))
     }
 
     /// Rotates q (T, H, E) and k (T, K, E) by the angles with cos and sin (T, 1, E/2). `turn` is 1, or -1 to rotate
-    /// back.
+    /// back. q and k must be contiguous.
     pub fn rotate(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) -> (Tensor, Tensor) {
+        assert!(q.is_contiguous() && k.is_contiguous());
+        let (y_q, y_k) = (q.empty_like(), k.empty_like());
+        self.rotate_into([q, k], [&y_q, &y_k], cos, sin, turn);
+        (y_q, y_k)
+    }
+
+    /// Does the same in place. Tokens of q and k may be parts of wider rows.
+    pub fn rotate_in_place(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) {
+        self.rotate_into([q, k], [q, k], cos, sin, turn);
+    }
+
+    fn rotate_into(&self, from: [&Tensor; 2], to: [&Tensor; 2], cos: &Tensor, sin: &Tensor, turn: f32) {
+        let [q, k] = from;
         let (size, size_k) = (q.size(), k.size());
         let (tokens, half) = (size[0], size[2] / 2);
         assert!(size[2] % 2 == 0 && size_k[0] == tokens && size_k[2] == size[2] && cos.numel() as i64 == tokens * half);
         self.check(&[cos, sin]);
-        let (y_q, y_k) = (q.empty_like(), k.empty_like());
-        self.check(&[q, &y_q]);
-        self.check(&[k, &y_k]);
-        let all = [q, k, &y_q, &y_k, cos, sin];
+        let strides = from.map(|t| {
+            let (size, stride) = (t.size(), t.stride());
+            assert!(t.kind() == self.kind && stride[2] == 1 && (stride[1] == size[2] || size[1] == 1));
+            stride[0]
+        });
+        let all = [q, k, to[0], to[1], cos, sin];
         let shape = [size[1], size_k[1], half].map(|n| Argument::Int(n as i32));
-        let rest = shape.into_iter().chain([Argument::Float(turn), self.packed(&all, half)]);
+        let packed = self.packed(&all, half | strides[0] | strides[1]);
+        let rest = strides.map(Argument::Long).into_iter().chain(shape).chain([Argument::Float(turn), packed]);
         let arguments: Vec<Argument> = all.into_iter().map(pointer).chain(rest).collect();
         self.module.launch(Kernel::Rotate, tokens, q.device(), &arguments);
-        (y_q, y_k)
     }
 
     /// Computes RMSNorm of x (…, D), or of x + `residual`, with weight w (D). Returns the sum (x itself without a
@@ -276,35 +354,40 @@ impl Kernels {
         y
     }
 
-    /// Casts float32 tensors to the kernels' dtype, each times its factor, into given tensors of the same size.
-    pub fn narrow_all(&self, casts: &[(&Tensor, f64, &Tensor)]) {
+    /// Casts float32 matrices to the kernels' dtype.
+    pub fn narrow_all(&self, casts: &[Cast]) {
         self.cast_all(Kernel::NarrowAll, Kind::Float, self.kind, casts);
     }
 
-    /// Casts tensors of the kernels' dtype to float32, each times its factor, into given tensors of the same size.
-    pub fn widen_all(&self, casts: &[(&Tensor, f64, &Tensor)]) {
+    /// Casts matrices of the kernels' dtype to float32.
+    pub fn widen_all(&self, casts: &[Cast]) {
         self.cast_all(Kernel::WidenAll, self.kind, Kind::Float, casts);
     }
 
-    fn cast_all(&self, kernel: Kernel, from: Kind, to: Kind, casts: &[(&Tensor, f64, &Tensor)]) {
+    fn cast_all(&self, kernel: Kernel, from: Kind, to: Kind, casts: &[Cast]) {
         for part in casts.chunks(CASTS) {
             let mut table = Casts {
                 from: [std::ptr::null(); CASTS],
                 to: [std::ptr::null_mut(); CASTS],
                 size: [0; CASTS],
                 end: [0; CASTS],
+                from_width: [0; CASTS],
+                to_width: [0; CASTS],
+                shift: [0; CASTS],
                 scale: [0.0; CASTS],
                 count: part.len() as i32,
             };
             let mut end = 0;
-            for (i, (a, factor, b)) in part.iter().enumerate() {
-                assert!(a.kind() == from && b.kind() == to && a.numel() == b.numel());
-                assert!(a.is_contiguous() && b.is_contiguous());
-                end += blocks(a.numel() as i64, CAST_NUMBERS);
-                (table.from[i], table.to[i]) = (a.data_ptr(), b.data_ptr());
-                (table.size[i], table.end[i], table.scale[i]) = (a.numel() as i64, end, *factor as f32);
+            for (i, cast) in part.iter().enumerate() {
+                let (a, b, size) = (cast.from, cast.to, cast.to.numel() as i64);
+                assert!(a.kind() == from && b.kind() == to && a.is_contiguous() && b.is_contiguous());
+                assert_eq!(a.numel() as i64 * last(b), size * last(a), "matrices with the same number of rows");
+                end += blocks(size, CAST_NUMBERS);
+                (table.from[i], table.to[i], table.size[i], table.end[i]) = (a.data_ptr(), b.data_ptr(), size, end);
+                (table.from_width[i], table.to_width[i]) = (last(a) as i32, last(b) as i32);
+                (table.shift[i], table.scale[i]) = (cast.column as i32, cast.factor as f32);
             }
-            self.module.launch(kernel, end, part[0].0.device(), &[Argument::Struct(&table)]);
+            self.module.launch(kernel, end, part[0].from.device(), &[Argument::Struct(&table)]);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::support::device;
 use crate::support::needs::{NVRTC, needs, nvrtc};
-use ft::native::cuda::{Compiler, Kernels, Target, Toolkit};
+use ft::native::cuda::{Cast, Compiler, Kernels, Target, Toolkit};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -129,6 +129,42 @@ fn swiglu_equals_libtorch() {
             near("gradient of up", &g_up, &b.grad(), most);
         }
     });
+}
+
+/// Columns of a wider matrix, as a joint product gives them, are read where they lie.
+#[test]
+fn swiglu_and_rotation_read_columns_of_a_wider_matrix() {
+    tch::manual_seed(12);
+    for kind in KINDS {
+        let k = kernels(kind);
+        for (rows, width) in [(1, 8), (3, 7), (33, 96), (2, 2056)] {
+            let (both, g) = (random(&[rows, 2 * width], kind), random(&[rows, width], kind));
+            let (gate, up) = (both.narrow(1, 0, width), both.narrow(1, width, width));
+            let [y, g_gate, g_up] = in_both_orders(|| {
+                let (g_gate, g_up) = k.swiglu_backward(&gate, &up, &g);
+                [k.swiglu(&gate, &up), g_gate, g_up]
+            });
+            let (a, b) = k.swiglu_backward(&gate.contiguous(), &up.contiguous(), &g);
+            let plain = k.swiglu(&gate.contiguous(), &up.contiguous());
+            assert!(y.equal(&plain) && g_gate.equal(&a) && g_up.equal(&b));
+            assert_eq!(
+                g_gate.data_ptr() as usize + width as usize * kind.elt_size_in_bytes(),
+                g_up.data_ptr() as usize
+            );
+            assert!(!k.takes_pair(&gate, &up.contiguous()) || rows == 1);
+        }
+        for (heads, kv, size) in [(4, 2, 16), (3, 1, 6)] {
+            let wide = random(&[5, (heads + kv + kv) * size], kind);
+            let (cos, sin) = (random(&[5, 1, size / 2], kind), random(&[5, 1, size / 2], kind));
+            let part = |t: &Tensor, head, n| t.narrow(1, head * size, n * size).view([5, n, size]);
+            let turned = wide.copy();
+            k.rotate_in_place(&part(&turned, 0, heads), &part(&turned, heads, kv), &cos, &sin, 1.0);
+            let (q, key) = (part(&wide, 0, heads).contiguous(), part(&wide, heads, kv).contiguous());
+            let (q, key) = k.rotate(&q, &key, &cos, &sin, 1.0);
+            assert!(part(&turned, 0, heads).equal(&q) && part(&turned, heads, kv).equal(&key));
+            assert!(part(&turned, heads + kv, kv).equal(&part(&wide, heads + kv, kv)), "values stay");
+        }
+    }
 }
 
 /// Large inputs leave no NaN where the exponential overflows.
@@ -321,6 +357,32 @@ fn four_bit_weights_are_dequantised_as_defined() {
     }
 }
 
+fn plain<'a>(from: &'a Tensor, factor: f64, to: &'a Tensor) -> Cast<'a> {
+    Cast { from, to, factor, column: 0 }
+}
+
+/// A cast can place a matrix among columns of zeros, and take columns out of a wider one.
+#[test]
+fn blocks_are_placed_and_taken_out() {
+    tch::manual_seed(9);
+    for kind in KINDS {
+        let k = kernels(kind);
+        let (a, b) = (random(&[300, 5], Kind::Float), random(&[7, 11], Kind::Float));
+        let both = Tensor::full([307, 16], f64::NAN, (kind, Device::Cpu));
+        let (upper, lower) = (both.narrow(0, 0, 300), both.narrow(0, 300, 7));
+        let place = |from, to, factor, column| Cast { from, to, factor, column };
+        k.narrow_all(&[place(&a, &upper, 2.0, 0), place(&b, &lower, 0.5, 5)]);
+        let zeros = |rows: i64, columns: i64| Tensor::zeros([rows, columns], (Kind::Float, Device::Cpu));
+        let expected =
+            Tensor::cat(&[Tensor::cat(&[&a * 2.0, zeros(300, 11)], 1), Tensor::cat(&[zeros(7, 5), &b * 0.5], 1)], 0);
+        assert!(both.equal(&expected.to_kind(kind)));
+        let (x, y) = (zeros(300, 5), zeros(7, 11));
+        k.widen_all(&[place(&upper, &x, 3.0, 0), place(&lower, &y, 1.0, -5)]);
+        assert!(x.equal(&(upper.narrow(1, 0, 5).to_kind(Kind::Float) * 3.0)));
+        assert!(y.equal(&lower.narrow(1, 5, 11).to_kind(Kind::Float)));
+    }
+}
+
 /// The formats' conversions have libtorch's bits, for every kind of number.
 #[test]
 fn casts_round_as_libtorch_does() {
@@ -329,7 +391,7 @@ fn casts_round_as_libtorch_does() {
         let k = kernels(kind);
         let every = if kind == Kind::Float { random(&[1 << 16], kind) } else { bits.view_dtype(kind) };
         let found = Tensor::empty([1 << 16], (Kind::Float, Device::Cpu));
-        k.widen_all(&[(&every, 1.0, &found)]);
+        k.widen_all(&[plain(&every, 1.0, &found)]);
         let expected = every.to_kind(Kind::Float);
         let both_nan = expected.isnan().logical_and(&found.isnan());
         assert!(found.eq_tensor(&expected).logical_or(&both_nan).all().int64_value(&[]) == 1, "{kind:?}");
@@ -341,7 +403,7 @@ fn casts_round_as_libtorch_does() {
         let extremes = Tensor::from_slice(&[65519.9f32, 65520.0, 1e30, -1e30, 1e-40, 3e-8, 2.98e-8, 5.9e-8, f32::MAX]);
         let numbers = Tensor::cat(&steps.iter().chain([&extremes]).collect::<Vec<_>>(), 0);
         let narrow = Tensor::empty([numbers.size()[0]], (kind, Device::Cpu));
-        k.narrow_all(&[(&numbers, 1.0, &narrow)]);
+        k.narrow_all(&[plain(&numbers, 1.0, &narrow)]);
         let expected = numbers.to_kind(kind);
         let both_nan = expected.isnan().logical_and(&narrow.isnan());
         assert!(narrow.eq_tensor(&expected).logical_or(&both_nan).all().int64_value(&[]) == 1, "{kind:?}");
@@ -358,13 +420,14 @@ fn many_tensors_are_cast_each_by_its_factor() {
         let masters: Vec<Tensor> = sizes.map(|n| random(&[n], Kind::Float)).collect();
         let results: Vec<Tensor> = masters.iter().map(|t| Tensor::empty(t.size(), (kind, Device::Cpu))).collect();
         let factor = |i: usize| 0.5 + i as f64;
-        let casts: Vec<_> = masters.iter().zip(&results).enumerate().map(|(i, (a, b))| (a, factor(i), b)).collect();
+        let casts: Vec<_> =
+            masters.iter().zip(&results).enumerate().map(|(i, (a, b))| plain(a, factor(i), b)).collect();
         k.narrow_all(&casts);
         for (i, (a, b)) in masters.iter().zip(&results).enumerate() {
             assert!(b.equal(&(a * factor(i)).to_kind(kind)), "tensor {i}");
         }
         let back: Vec<Tensor> = masters.iter().map(Tensor::empty_like).collect();
-        k.widen_all(&results.iter().zip(&back).map(|(a, b)| (a, 3.0, b)).collect::<Vec<_>>());
+        k.widen_all(&results.iter().zip(&back).map(|(a, b)| plain(a, 3.0, b)).collect::<Vec<_>>());
         for (a, b) in results.iter().zip(&back) {
             assert!(b.equal(&(a.to_kind(Kind::Float) * 3.0)));
         }
