@@ -224,6 +224,14 @@ int ft_cuda_reset_peak(int index) {
   GUARD(-1, cuda_allocator()->resetPeakStats(index); return 0;)
 }
 
+// out: the cudaStream_t that operations on the device are queued on.
+int ft_cuda_stream(int index, void** out) {
+  GUARD(-1,
+    c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    *out = guard.getStream(at::Device(at::kCUDA, index)).native_handle();
+    return 0;)
+}
+
 // ---------------------------------------------------------------- profiles
 // Starts to record operations, and with `cuda` the GPU's kernels, copies and waits, in all threads of autograd.
 int ft_profile_start(int cuda) {

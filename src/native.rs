@@ -1,8 +1,9 @@
 //! Rust interface to native/shim.cpp: the parts of libtorch that tch does not bind, such as autograd nodes with a
-//! Rust backward, fused optimiser steps, transfers that do not wait,
-//! generator states and memory statistics. All unsafe calls into libtorch are
-//! in this module; those into our own loops and products are in `kernels` and `products`.
+//! Rust backward, fused optimiser steps, transfers that do not wait, generator states and memory statistics. All unsafe
+//! calls into libtorch are in this module; those into our own loops and products are in `kernels` and `products`, those
+//! into the CUDA driver in `cuda`.
 
+pub mod cuda;
 pub mod kernels;
 pub mod products;
 
@@ -64,6 +65,7 @@ unsafe extern "C" {
     fn ft_cuda_reset_peak(index: c_int) -> c_int;
     fn ft_profile_start(cuda: c_int) -> c_int;
     fn ft_profile_end(path: *const c_char) -> c_int;
+    fn ft_cuda_stream(index: c_int, out: *mut *mut c_void) -> c_int;
     fn ft_flash_varlen(
         q: *mut C_tensor,
         k: *mut C_tensor,
@@ -379,6 +381,16 @@ pub fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
     let (kind, index) = device_code(device);
     // SAFETY: `state` lives during the call.
     check(unsafe { ft_rng_set(kind, index, state.as_ptr() as *mut C_tensor) })
+}
+
+/// Returns the driver's handle of the stream that libtorch now queues a device's operations on; null for the CPU.
+pub(crate) fn current_stream(device: Device) -> Result<*mut c_void> {
+    let mut stream = std::ptr::null_mut();
+    if let Device::Cuda(index) = device {
+        // SAFETY: the result has room for a handle.
+        check(unsafe { ft_cuda_stream(index as c_int, &mut stream) })?;
+    }
+    Ok(stream)
 }
 
 /// Computes packed causal attention by the flash kernel of CUDA (compute capability 8.0 and newer) in half precision:

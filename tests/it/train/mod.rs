@@ -2,6 +2,7 @@
 
 mod cuda_memory;
 mod device_counters;
+mod launches;
 mod memory;
 mod on_cuda;
 mod optimisers;
