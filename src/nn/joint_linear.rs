@@ -88,7 +88,7 @@ fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
 /// small against a layer's width.
 struct Joined {
     kernels: &'static cuda::Kernels,
-    /// The weights of all layers (out of all, in).
+    /// The weights of all layers (out of all, in), as they are stored.
     weight: Tensor,
     /// The A of all layers (R of all, in).
     a: Tensor,
@@ -104,8 +104,8 @@ struct Joined {
 const JOINED_RANKS: i64 = 128;
 
 impl Joined {
-    /// Joins layers and casts their factors; `None` unless each is frozen, without bias and with an update, and their
-    /// weights are stored in dtype `kind` on CUDA.
+    /// Joins layers and casts their factors to dtype `kind`; `None` unless each is frozen, on CUDA, without bias and with
+    /// an update, and their weights are stored in one dtype.
     fn of(parts: &[JointLayer], kind: Kind) -> Option<Self> {
         let kernels = cuda::kernels(parts[0].base.weight.device(), kind).filter(|_| parts.len() > 1)?;
         let updates: Vec<&LowRank> = parts.iter().map(|p| p.update.as_ref()).collect::<Option<_>>()?;
@@ -117,7 +117,7 @@ impl Joined {
         {
             return None;
         }
-        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>(), kind)?;
+        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>())?;
         let (options, size) = ((kind, weight.device()), weight.size());
         let (a, b) = (Tensor::empty([ranks, size[1]], options), Tensor::empty([size[0], ranks], options));
         let (mut rows, mut columns, mut places, mut row, mut column) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
@@ -139,7 +139,7 @@ impl Joined {
     /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all).
     fn forward(&self, x: &Tensor) -> (Vec<Tensor>, Tensor) {
         let low = x.linear(&self.a, None::<&Tensor>);
-        let y = x.linear(&self.weight, None::<&Tensor>).addmm_(&low, &self.b.tr());
+        let y = x.linear(&cast(&self.weight, x.kind()), None::<&Tensor>).addmm_(&low, &self.b.tr());
         // Detached, because a view could not become a result of the graph's node.
         (self.rows.iter().map(|(row, n)| y.narrow(1, *row, *n).detach()).collect(), low)
     }
@@ -148,7 +148,7 @@ impl Joined {
     fn backward(&self, grads: &[Tensor], x: &Tensor, low: &Tensor, needs_x: bool) -> Vec<Option<Tensor>> {
         let g = beside_each_other(grads); // (T, out of all)
         let g_low = g.matmul(&self.b); // (T, R of all)
-        let g_x = needs_x.then(|| g.matmul(&self.weight).addmm_(&g_low, &self.a));
+        let g_x = needs_x.then(|| g.matmul(&cast(&self.weight, g.kind())).addmm_(&g_low, &self.a));
         let (g_a, g_b) = (g_low.tr().matmul(x), g.tr().matmul(low)); // (R of all, in), (out of all, R of all)
         let floats = |size: [i64; 2]| Tensor::empty(size, (Kind::Float, x.device()));
         let wide_a = floats([g_a.size()[0], g_a.size()[1]]);
