@@ -73,7 +73,7 @@ pub(super) fn run_prepared(
     run.records.finish();
     let TrainingLoop { stepper: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {
-        result::export_result(plan, &model, &checkpoints, &state, aim, optim)?;
+        naming_the_checkpoint(plan, || result::export_result(plan, &model, &checkpoints, &state, aim, optim))?;
         method.finish(&model, out)?;
         let summary = RunSummary {
             out: out.clone(),
