@@ -85,8 +85,8 @@ fn counts_of_a_step(model: &Model, settings: &GenerationSettings, rows: usize) -
         assert_eq!(engine.step().unwrap().tokens.len(), rows);
         fake_cuda::counts()
     };
-    for _ in 0..3 {
-        step();
+    for pass in ["the prompts", "the first step", "the second step"] {
+        assert_eq!(step().waits, 1, "{pass}");
     }
     let counts = step();
     assert_eq!(step().launches, counts.launches);
