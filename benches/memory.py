@@ -25,13 +25,13 @@ def cases(model):
     ]
 
 
-def measure(ft, model, rows, device, case):
+def measure(ft, model, rows, device, case, dtype="bf16"):
     """Returns the predicted and the measured bytes of one case, over three steps."""
     title, adapter, examples, replay = case
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(
-            f"model: {{ path: {Path(model).resolve()}, device: {device} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
+            f"model: {{ path: {Path(model).resolve()}, device: '{device}', dtype: {dtype} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
             f"data: {{ train: {{ path: {Path(rows).resolve()}, rows: {examples * 3} }} }}\n"
             f"batch: {{ tokens: 4096, max_len: 512, examples: {examples} }}\n"
             f"run: {{ steps: 3, samples: 0, replay: {replay}, out: {folder}/out }}\n"
@@ -68,11 +68,14 @@ def main():
     p.add_argument("--ft", default=ROOT / "target/release/ft")
     p.add_argument("--model", default=ROOT / "models/smollm2-135m-instruct", type=Path)
     p.add_argument("--rows", default=ROOT / "datasets/icd10/train.jsonl", type=Path)
-    p.add_argument("--device", default="auto")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    p.add_argument("--dtype", default="bf16", help="bf16 or f32")
+    p.add_argument("--only", default="", help="measure only the lines whose name has this text")
     args = p.parse_args()
     print(HEAD)
     for case in cases(args.model):
-        print(line(measure(args.ft, args.model, args.rows, args.device, case)), flush=True)
+        if args.only in case[0]:
+            print(line(measure(args.ft, args.model, args.rows, args.device, case, args.dtype)), flush=True)
 
 
 if __name__ == "__main__":

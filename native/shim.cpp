@@ -43,6 +43,9 @@ extern "C" {
 
 const char* ft_error() { return last_error.c_str(); }
 
+// Sets the message of a backward closure that fails.
+void ft_set_error(const char* message) { last_error = message; }
+
 // ---------------------------------------------------------------- autograd
 typedef int (*backward_fn)(void* ctx, Tensor** grads, int n_grads, Tensor** out, int n_out);
 typedef void (*drop_fn)(void* ctx);
@@ -64,7 +67,7 @@ struct RustNode : public Node {
     for (auto* p : out) {
       if (p) { result.push_back(std::move(*p)); delete p; } else result.emplace_back();
     }
-    TORCH_CHECK(rc == 0, "the backward closure failed");
+    TORCH_CHECK(rc == 0, last_error);
     return result;
   }
   void release_variables() override { if (ctx) { drop(ctx); ctx = nullptr; } }
@@ -198,18 +201,18 @@ int ft_rng_set(int device_type, int index, Tensor* state) {
 }
 
 // ---------------------------------------------------------------- CUDA, through the device-neutral interfaces
-// The allocator has no devices, and refuses questions about them, until CUDA is initialised.
-static void start_cuda() {
+// The allocator knows its devices only once CUDA is initialised, which the first tensor on it does otherwise.
+static c10::DeviceAllocator* cuda_allocator() {
   TORCH_CHECK(at::hasCUDA(), "no CUDA");
   at::globalContext().lazyInitDevice(at::kCUDA);
+  return c10::getDeviceAllocator(at::kCUDA);
 }
 
-// out: bytes allocated now, peak of allocated bytes, free bytes of the device, total bytes of the device. Free is what the
-// driver has left and what the caching allocator keeps for new tensors.
+// out: bytes allocated now, peak of allocated bytes, bytes that can still be allocated, total bytes of the device.
+// The allocator keeps freed memory for its next tensors: the driver does not call it free, but we may use it.
 int ft_cuda_memory(int index, int64_t* out) {
   GUARD(-1,
-    start_cuda();
-    auto* a = c10::getDeviceAllocator(at::kCUDA);
+    auto* a = cuda_allocator();
     auto s = a->getDeviceStats(index);
     auto m = a->getMemoryInfo(index);
     out[0] = s.allocated_bytes[0].current; out[1] = s.allocated_bytes[0].peak;
@@ -218,7 +221,15 @@ int ft_cuda_memory(int index, int64_t* out) {
 }
 
 int ft_cuda_reset_peak(int index) {
-  GUARD(-1, start_cuda(); c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(index); return 0;)
+  GUARD(-1, cuda_allocator()->resetPeakStats(index); return 0;)
+}
+
+// out: the cudaStream_t that operations on the device are queued on.
+int ft_cuda_stream(int index, void** out) {
+  GUARD(-1,
+    c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    *out = guard.getStream(at::Device(at::kCUDA, index)).native_handle();
+    return 0;)
 }
 
 // ---------------------------------------------------------------- profiles
@@ -239,12 +250,44 @@ int ft_profile_end(const char* path) {
   GUARD(-1, torch::autograd::profiler::disableProfiler()->save(path); return 0;)
 }
 
-// Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1). CUDA, half precision;
-// differentiable.
+// ---------------------------------------------------------------- attention on CUDA
+// Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1) -> (T, H, E). From compute
+// capability 8.0, in half precision, E a multiple of 8 up to 256; differentiable.
 Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, double scale) {
   GUARD(nullptr,
     auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale);
     return new Tensor(std::get<0>(r));)
+}
+
+// The kernel's name for a causal mask whose first row sees the first key (sdp::CustomMaskType).
+static const int64_t causal_from_top_left = 1;
+
+// The same by the memory-efficient kernel, with as many heads of keys as of queries: q, k, v (1, T, H, E), E a multiple
+// of 8; float32, float16 and, from compute capability 8.0, bfloat16. Not recorded for a backward.
+// out: result (1, T, H, E); log-sum-exp (S, H, longest rounded up to 32), or nullptr without `with_lse`.
+int ft_efficient_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, double scale, int with_lse,
+                        Tensor** out) {
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    auto r = at::_efficient_attention_forward(*q, *k, *v, {}, *cu, *cu, longest, longest, 0.0, causal_from_top_left,
+                                              with_lse != 0, scale);
+    out[0] = new Tensor(std::get<0>(r));
+    out[1] = with_lse ? new Tensor(std::get<1>(r)) : nullptr;
+    return 0;)
+}
+
+// Its backward: the gradients of q, k and v, (1, T, H, E) each, from that of the result.
+int ft_efficient_varlen_backward(Tensor* g, Tensor* q, Tensor* k, Tensor* v, Tensor* result, Tensor* lse, Tensor* cu,
+                                 int64_t longest, double scale, Tensor** out) {
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    Tensor unread = at::empty({}, q->options().dtype(at::kLong));  // seed and offset of the dropout that there is not
+    auto r = at::_efficient_attention_backward(*g, *q, *k, *v, {}, *result, *cu, *cu, longest, longest, *lse, 0.0,
+                                               unread, unread, causal_from_top_left, false, scale);
+    out[0] = new Tensor(std::get<0>(r));
+    out[1] = new Tensor(std::get<1>(r));
+    out[2] = new Tensor(std::get<2>(r));
+    return 0;)
 }
 
 // Attention to cached keys: q (1, B * queries, 1, E), k and v (1, rows, 1, E). Query group b attends to rows starts[b] to

@@ -21,8 +21,8 @@ run() {
 NUMERIC=(adapters:: distill:: families:: generate:: nn:: number_formats:: optimisers:: parity:: ppo:: preference_losses:: properties::
     resume:: reward:: rl:: selftest:: trajectories::)
 # Modules whose tests compute on the device in FT_TEST_DEVICE: they run once more on a fake CUDA device (tests/fake_cuda).
-ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: new_models:: number_formats:: on_policy::
-    optimisers:: parity:: ppo:: preference_losses:: properties:: resume:: reward:: rl:: ropes:: selftest:: trajectories::)
+ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: new_models:: number_formats:: optimisers:: parity::
+    ppo:: preference_losses:: properties:: resume:: reward:: rl:: ropes:: selftest:: trajectories::)
 
 status=0
 run || status=$?
@@ -36,7 +36,8 @@ if grep -q '^test result:' "$work/log"; then
     echo "tests of models again, on a fake CUDA device (tests/fake_cuda): ${ON_DEVICE[*]}"
     began=$SECONDS
     if device=$(bash tests/fake_cuda/build.sh); then
-        LD_LIBRARY_PATH=$device FT_TEST_DEVICE=cuda run --test all -- "${ON_DEVICE[@]}" || status=$?
+        LD_LIBRARY_PATH=$device${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} FT_TEST_DEVICE=cuda \
+            run --test all -- "${ON_DEVICE[@]}" || status=$?
     else
         status=1
     fi

@@ -66,4 +66,7 @@ fetch_axe() {
 if [ ! -f "$axe/package/axe.min.js" ] && have npm && ! (fetch_axe); then
     echo "note: $pin cannot be fetched from npm, so tests of accessibility will be skipped" >&2
 fi
+if ! python3 "$(dirname "$0")/wheels.py" nvrtc >&2; then
+    echo "note: NVRTC cannot be fetched, so the test that compiles the CUDA kernels for GPUs will be skipped" >&2
+fi
 exit 0

@@ -2,6 +2,7 @@
 """Fetches pinned wheels by package name through pip and unpacks what is needed of them. Standard library only.
 
     wheels.py libtorch [--cuda] [--root .libtorch]     libtorch into ROOT/torch and ROOT/nvidia
+    wheels.py nvrtc [--root target/nvrtc]              CUDA's run-time compiler into ROOT/nvidia, for tests
     wheels.py extract PACKAGE PATTERN FILE             one file of a wheel pinned in setup/demo.txt
     wheels.py list                                     every pinned wheel
 
@@ -37,6 +38,8 @@ TARGET = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"
 # Files to unpack: of the torch wheel libraries, headers, CMake files and the version; of the CUDA wheels everything
 # under nvidia/.
 WANTED = re.compile(r"(torch/(lib|include|share)/|torch/version\.py$|nvidia/)")
+# Bytes on disk, wheel included, of what takes more than 100 MB; nvidia-cublas stands for all of CUDA's libraries.
+LARGE = {"torch": 1.7e9, "nvidia-cublas": 3.1e9, "nvidia-cuda-nvrtc": 0.4e9}
 UNWANTED = re.compile(r"torch/lib/libtorch_python\.so|(?<!torch/version)\.pyi?$|\.a$")
 
 
@@ -159,6 +162,17 @@ def whole(root, sizes):
 
 def libtorch(root, cuda):
     wanted = {**pins(HERE / "libtorch.txt"), **(pins(HERE / "cuda.txt") if cuda else {})}
+    what = f"libtorch is in place: {root}/torch" + (" with CUDA" if cuda else "")
+    install(root, wanted, what)
+
+
+def nvrtc(root):
+    wanted = {"nvidia-cuda-nvrtc": pins(HERE / "cuda.txt")["nvidia-cuda-nvrtc"]}
+    install(root, wanted, f"NVRTC is in place: {root}/nvidia")
+
+
+def install(root, wanted, what):
+    """Unpacks the wheels of the pins `wanted` into `root`, except those that are there already; then prints `what`."""
     with locked(root):
         stamp = read_stamp(root)
         missing = {}
@@ -167,14 +181,14 @@ def libtorch(root, cuda):
             if key not in stamp or not whole(root, stamp[key]):
                 missing[name] = (version, digest)
         if not missing:
-            print(f"libtorch is in place: {root}/torch" + (" with CUDA" if cuda else ""))
+            print(what)
             return
         if platform.system() != "Linux" or platform.machine() != "x86_64":
             raise Failure(
                 f"the pinned libtorch is for Linux on x86_64, this is {platform.system()} on {platform.machine()}",
                 f"set LIBTORCH to a libtorch or PyTorch {SERIES} for this machine",
             )
-        room(root, sum_of_sizes=len(missing) * 100e6 + 1.6e9 * ("torch" in missing) + 3.0e9 * cuda)
+        room(root, sum_of_sizes=sum(LARGE.get(name, 100e6) for name in missing))
         partial = root / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         unpacked = {}
@@ -191,7 +205,7 @@ def libtorch(root, cuda):
         write(root / "installed.json", json.dumps({**stamp, **unpacked}, indent=0, sort_keys=True))
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(root / "wheels", ignore_errors=True)
-    print(f"libtorch is in place: {root}/torch" + (" with CUDA" if cuda else ""))
+    print(what)
 
 
 def room(root, sum_of_sizes):
@@ -249,6 +263,8 @@ def main():
     verb = verbs.add_parser("libtorch", help="libtorch for building and running ft")
     verb.add_argument("--cuda", action="store_true", help="with the CUDA libraries that the torch wheel pins")
     verb.add_argument("--root", type=Path, default=HERE.parent / ".libtorch")
+    verb = verbs.add_parser("nvrtc", help="CUDA's run-time compiler, with which tests compile the kernels for GPUs")
+    verb.add_argument("--root", type=Path, default=HERE.parent / "target/nvrtc")
     verb = verbs.add_parser("extract", help="one file of a wheel pinned in demo.txt")
     verb.add_argument("package")
     verb.add_argument("pattern")
@@ -265,6 +281,8 @@ def main():
                 existing(Path(given))
             else:
                 libtorch(a.root, a.cuda)
+        elif a.verb == "nvrtc":
+            nvrtc(a.root)
         elif a.verb == "extract":
             extract(a.package, a.pattern, a.file)
         else:

@@ -27,22 +27,28 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     hints: Vec<String>,
+    /// True if memory ran out; see [`Error::is_out_of_memory`].
+    out_of_memory: bool,
 }
 
 impl Error {
+    fn new(kind: ErrorKind, message: String) -> Self {
+        Self { kind, message, hints: Vec::new(), out_of_memory: false }
+    }
+
     /// Makes an error that the user can fix. `message` says where it is, what was expected and what was found.
     pub fn user(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::User, message: message.into(), hints: Vec::new() }
+        Self::new(ErrorKind::User, message.into())
     }
 
     /// Makes an error for a broken invariant of ft itself.
     pub fn bug(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Bug, message: message.into(), hints: Vec::new() }
+        Self::new(ErrorKind::Bug, message.into())
     }
 
     /// Makes an error for a command that a signal stopped after it saved its work.
     pub fn interrupted(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Interrupted, message: message.into(), hints: Vec::new() }
+        Self::new(ErrorKind::Interrupted, message.into())
     }
 
     /// Adds a hint what to try next; shown as `hint: …`.
@@ -60,6 +66,12 @@ impl Error {
     /// Returns who has to act on the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// Returns true if memory ran out, on a device or on the machine. What helps depends on the command, which adds the
+    /// hints.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.out_of_memory
     }
 
     /// Returns the message without its hints.
@@ -100,16 +112,22 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Makes an error from a message of libtorch. The message ends in a C++ stack trace, which is cut off.
+/// Parts of libtorch's messages that say that memory ran out. The libraries of matrix products and of CUDA report it in
+/// their own words.
+const OUT_OF_MEMORY: [&str; 5] =
+    ["out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation"];
+
+/// Makes an error from a message of libtorch. The message ends in a C++ stack trace, which is cut off, as is libtorch's
+/// advice about its allocator, whose setting ft has made already.
 fn libtorch_error(text: &str) -> Error {
     let head: Vec<&str> = text.lines().take_while(|l| !l.starts_with("Exception raised from")).take(3).collect();
     let head = head.join(" ");
-    if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|cause| head.contains(cause)) {
-        return Error::user(format!("libtorch ran out of memory: {head}"))
-            .hint("training: lower batch.tokens or batch.max_len, set run.replay: all, or let --fit choose")
-            .hint("generating: lower --batch-size or --max-new-tokens");
+    if !OUT_OF_MEMORY.iter().any(|cause| head.contains(cause)) {
+        return Error::bug(format!("libtorch: {head}"));
     }
-    Error::bug(format!("libtorch: {head}"))
+    let cause = head.split(" If reserved but unallocated").next().unwrap_or(&head);
+    let device = if head.contains("CU") { "the GPU" } else { "this machine" };
+    Error { out_of_memory: true, ..Error::user(format!("{device} ran out of memory: {cause}")) }
 }
 
 thread_local! {
@@ -120,8 +138,21 @@ thread_local! {
 /// Runs `f` and turns a failure of libtorch inside it into an error. tch's operators panic where libtorch throws, for
 /// example when memory runs out; any other panic is passed on.
 pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch(f).unwrap_or_else(|payload| match libtorch_message(&*payload) {
+        Some(text) => Err(libtorch_error(&text)),
+        None => panic::resume_unwind(payload),
+    })
+}
+
+/// Runs a function that libtorch called, which must not unwind into it. The error is the text to throw there: libtorch's
+/// own message if one of its operations failed.
+pub(crate) fn catch_in_callback(f: impl FnOnce()) -> Result<(), String> {
+    catch(f).map_err(|payload| libtorch_message(&*payload).unwrap_or_else(|| "the backward closure failed".into()))
+}
+
+/// Runs `f` and returns the payload of a panic. A panic that will become an error is not printed as a panic.
+fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     static QUIET: Once = Once::new();
-    // A panic that becomes an error must not be printed as a panic, too.
     QUIET.call_once(|| {
         let show = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -133,16 +164,13 @@ pub fn catch_libtorch<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     CATCHING.set(CATCHING.get() + 1);
     let result = panic::catch_unwind(panic::AssertUnwindSafe(f));
     CATCHING.set(CATCHING.get() - 1);
-    result.unwrap_or_else(|payload| match libtorch_message(&*payload) {
-        Some(text) => Err(libtorch_error(&text)),
-        None => panic::resume_unwind(payload),
-    })
+    result
 }
 
-/// Returns libtorch's message if the panic came from tch unwrapping an error of libtorch.
+/// Returns libtorch's message if the panic came from unwrapping an error of libtorch, by tch or by us.
 fn libtorch_message(payload: &(dyn Any + Send)) -> Option<String> {
     let text = payload.downcast_ref::<String>()?;
-    let (_, quoted) = text.split_once("`Err` value: Torch(\"")?;
+    let (_, quoted) = text.split_once(": Torch(\"")?;
     let quoted = quoted.strip_suffix("\")").unwrap_or(quoted);
     Some(quoted.replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"))
 }
@@ -170,12 +198,30 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let error = failed(&|| Tensor::zeros([1 << 50], options));
         assert_eq!(error.kind(), ErrorKind::User, "{error}");
-        assert!(error.message().contains("out of memory") && error.hints()[0].contains("batch.tokens"), "{error}");
+        assert!(error.message().contains("this machine ran out of memory") && error.is_out_of_memory(), "{error}");
         let error = failed(&|| Tensor::zeros([2, 3], options).matmul(&Tensor::zeros([2, 3], options)));
         assert_eq!(error.kind(), ErrorKind::Bug);
+        assert!(!error.is_out_of_memory(), "{error}");
         assert!(error.message().contains("cannot be multiplied (2x3 and 2x3)"), "{error}");
         assert!(!error.message().contains("Exception raised"), "{error}");
         let other = panic::catch_unwind(|| catch_libtorch(|| -> Result<()> { panic!("of another kind") }));
         assert_eq!(*other.unwrap_err().downcast_ref::<&str>().unwrap(), "of another kind");
+    }
+
+    /// Texts of a GPU that is full, as libtorch, cuBLAS and the CUDA runtime word them.
+    #[test]
+    fn a_full_gpu_is_told_in_one_way_without_the_advice_about_the_allocator() {
+        let full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.68 GiB of which \
+                    1.06 GiB is free. If reserved but unallocated memory is large try setting \
+                    PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation.\nException raised from malloc";
+        for text in [full, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"] {
+            let error: Error = tch::TchError::Torch(text.into()).into();
+            assert!(error.is_out_of_memory() && error.exit_code() == 1, "{error}");
+            assert!(error.message().starts_with("the GPU ran out of memory: CUDA"), "{error}");
+            assert!(!error.message().contains("PYTORCH_ALLOC_CONF"), "{error}");
+        }
+        // An expectation that adds words of its own is understood, too.
+        let failed = Err::<(), _>(tch::TchError::Torch(full.into()));
+        assert!(catch_libtorch(|| failed.map_err(|e| panic!("a product: {e:?}"))).unwrap_err().is_out_of_memory());
     }
 }

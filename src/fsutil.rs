@@ -205,6 +205,14 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Returns a folder of the user's cache: `$XDG_CACHE_HOME/ft/NAME`, else `~/.cache/ft/NAME`. `None` if neither variable
+/// is set. The folder need not exist.
+pub fn user_cache(name: &str) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| set("HOME").map(|h| h.join(".cache")))?;
+    Some(base.join("ft").join(name))
+}
+
 /// Returns the absolute path, which the user can paste anywhere. The path need not exist.
 pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())

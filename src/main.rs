@@ -16,9 +16,12 @@ fn main() -> ExitCode {
             return if e.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }
     };
+    let remedies = command.memory_remedies();
     match ft::runtime::start().and_then(|_| ft::error::catch_libtorch(|| cli::run(command))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
+            let remedies = remedies.iter().filter(|_| e.is_out_of_memory());
+            let e = remedies.fold(e.clone(), |e, remedy| e.hint(*remedy));
             ft::report::error(&e);
             ExitCode::from(e.exit_code())
         }

@@ -1,26 +1,31 @@
 //! Rust interface to native/shim.cpp: the parts of libtorch that tch does not bind, such as autograd nodes with a
-//! Rust backward, fused optimiser steps, transfers that do not wait,
-//! generator states and memory statistics. All unsafe calls into libtorch are
-//! in this module; those into our own loops and products are in `kernels` and `products`.
+//! Rust backward, fused optimiser steps, transfers that do not wait, generator states and memory statistics. All unsafe
+//! calls into libtorch are in this module; those into our own loops and products are in `kernels` and `products`, those
+//! into the CUDA driver in `cuda`.
 
+pub mod cuda;
 pub mod kernels;
 pub mod products;
 
 pub use products::{decode_attention, product, product_rows};
 
-use crate::error::{Error, Result};
+use crate::error;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 use torch_sys::C_tensor;
+
+/// The result of a call into libtorch. Where a function cannot return an error, unwrapping one panics as tch's own
+/// operators do, which `error::catch_libtorch` turns back into an error.
+pub type Result<T, E = TchError> = std::result::Result<T, E>;
 
 type BackwardFn = extern "C" fn(*mut c_void, *mut *mut C_tensor, c_int, *mut *mut C_tensor, c_int) -> c_int;
 type DropFn = extern "C" fn(*mut c_void);
 
 unsafe extern "C" {
     fn ft_error() -> *const c_char;
+    fn ft_set_error(message: *const c_char);
     fn ft_attach(
         ins: *mut *mut C_tensor,
         n_ins: c_int,
@@ -60,6 +65,7 @@ unsafe extern "C" {
     fn ft_cuda_reset_peak(index: c_int) -> c_int;
     fn ft_profile_start(cuda: c_int) -> c_int;
     fn ft_profile_end(path: *const c_char) -> c_int;
+    fn ft_cuda_stream(index: c_int, out: *mut *mut c_void) -> c_int;
     fn ft_flash_varlen(
         q: *mut C_tensor,
         k: *mut C_tensor,
@@ -78,15 +84,36 @@ unsafe extern "C" {
         queries: i64,
         scale: f64,
     ) -> *mut C_tensor;
+    fn ft_efficient_varlen(
+        q: *mut C_tensor,
+        k: *mut C_tensor,
+        v: *mut C_tensor,
+        cu: *mut C_tensor,
+        longest: i64,
+        scale: f64,
+        with_lse: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    fn ft_efficient_varlen_backward(
+        g: *mut C_tensor,
+        q: *mut C_tensor,
+        k: *mut C_tensor,
+        v: *mut C_tensor,
+        result: *mut C_tensor,
+        lse: *mut C_tensor,
+        cu: *mut C_tensor,
+        longest: i64,
+        scale: f64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     fn ft_cpu_allocator_install();
     fn ft_cpu_allocator_trim();
     fn ft_cpu_memory(out: *mut i64, reset_peak: c_int);
 }
 
-fn last_error() -> Error {
+fn last_error() -> TchError {
     // SAFETY: ft_error returns a NUL-terminated string owned by the calling thread.
-    let text = unsafe { CStr::from_ptr(ft_error()) }.to_string_lossy().into_owned();
-    tch::TchError::Torch(text).into()
+    TchError::Torch(unsafe { CStr::from_ptr(ft_error()) }.to_string_lossy().into_owned())
 }
 
 fn check(code: c_int) -> Result<()> {
@@ -113,7 +140,8 @@ type BackwardClosure = Box<dyn FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
 /// gradient per input (`None` if it needs none).
 ///
 /// The closure runs without gradient tracking, on the autograd engine's thread for the device. It must not capture an
-/// output: the graph would then own itself and never be freed.
+/// output: the graph would then own itself and never be freed. If an operation of libtorch fails in it, for lack of
+/// memory for example, the backward pass fails with that operation's message.
 pub fn attach_backward(
     inputs: &[&Tensor],
     outputs: &[&Tensor],
@@ -127,7 +155,7 @@ pub fn attach_backward(
         n_out: c_int,
     ) -> c_int {
         // SAFETY: ctx is the Box<Backward> leaked below; grads are owned tensors or null; out has n_out slots.
-        let work = AssertUnwindSafe(|| unsafe {
+        let work = || unsafe {
             let closure = &mut *(ctx as *mut BackwardClosure);
             let grads: Vec<Option<Tensor>> =
                 (0..n as usize).map(|i| *grads.add(i)).map(|p| (!p.is_null()).then(|| Tensor::from_ptr(p))).collect();
@@ -139,8 +167,16 @@ pub fn attach_backward(
                     *out.add(i) = std::mem::ManuallyDrop::new(t).as_mut_ptr();
                 }
             }
-        });
-        if catch_unwind(work).is_ok() { 0 } else { -1 }
+        };
+        match error::catch_in_callback(work) {
+            Ok(()) => 0,
+            Err(cause) => {
+                let cause = CString::new(cause.replace('\0', " ")).unwrap_or_default();
+                // SAFETY: a NUL-terminated string, which the shim copies.
+                unsafe { ft_set_error(cause.as_ptr()) };
+                -1
+            }
+        }
     }
     extern "C" fn drop_ctx(ctx: *mut c_void) {
         // SAFETY: called once with the pointer leaked below.
@@ -347,8 +383,19 @@ pub fn set_rng_state(device: Device, state: &Tensor) -> Result<()> {
     check(unsafe { ft_rng_set(kind, index, state.as_ptr() as *mut C_tensor) })
 }
 
-/// Computes packed causal attention on CUDA in half precision: q (T, H, E), k and v (T, K, E), segment boundaries
-/// `cu` int32 (S + 1) -> (T, H, E). `longest` is the length of the longest segment.
+/// Returns the driver's handle of the stream that libtorch now queues a device's operations on; null for the CPU.
+pub(crate) fn current_stream(device: Device) -> Result<*mut c_void> {
+    let mut stream = std::ptr::null_mut();
+    if let Device::Cuda(index) = device {
+        // SAFETY: the result has room for a handle.
+        check(unsafe { ft_cuda_stream(index as c_int, &mut stream) })?;
+    }
+    Ok(stream)
+}
+
+/// Computes packed causal attention by the flash kernel of CUDA (compute capability 8.0 and newer) in half precision:
+/// q (T, H, E), k and v (T, K, E), segment boundaries `cu` int32 (S + 1) -> (T, H, E), differentiable. `longest` is the
+/// length of the longest segment. E is a multiple of 8 up to 256.
 pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i64, scale: f64) -> Result<Tensor> {
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
@@ -381,6 +428,51 @@ pub fn cached_attention(
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
     owned(unsafe { ft_cached_attention(p(q), p(k), p(v), p(bounds), p(starts), p(held), queries, scale) })
+}
+
+/// Result of [`efficient_varlen`], with what its backward needs.
+#[derive(Debug)]
+pub struct EfficientAttention {
+    /// (1, T, H, E)
+    pub out: Tensor,
+    /// Log-sum-exp of the scores, (S, H, longest rounded up to a multiple of 32) float32; `None` if it was not asked for.
+    pub lse: Option<Tensor>,
+}
+
+/// Computes packed causal attention by CUDA's memory-efficient kernel: q, k, v (1, T, H, E), E a multiple of 8,
+/// segment boundaries `cu` int32 (S + 1). Computes in float32, float16 and, from compute capability 8.0, bfloat16. Not
+/// differentiable: the caller attaches [`efficient_varlen_backward`], for which it asks `with_lse`.
+pub fn efficient_varlen(
+    [q, k, v]: [&Tensor; 3],
+    cu: &Tensor,
+    longest: i64,
+    scale: f64,
+    with_lse: bool,
+) -> Result<EfficientAttention> {
+    let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
+    let mut out = [std::ptr::null_mut(); 2];
+    // SAFETY: live tensors for the duration of the call; `out` has room for two results.
+    check(unsafe { ft_efficient_varlen(p(q), p(k), p(v), p(cu), longest, scale, with_lse.into(), out.as_mut_ptr()) })?;
+    Ok(EfficientAttention { out: owned(out[0])?, lse: if with_lse { Some(owned(out[1])?) } else { None } })
+}
+
+/// Computes the gradients of q, k and v, (1, T, H, E) each, from the gradient `g` of the result of [`efficient_varlen`].
+pub fn efficient_varlen_backward(
+    g: &Tensor,
+    [q, k, v]: [&Tensor; 3],
+    (out, lse): (&Tensor, &Tensor),
+    cu: &Tensor,
+    longest: i64,
+    scale: f64,
+) -> Result<[Tensor; 3]> {
+    let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
+    let mut grads = [std::ptr::null_mut(); 3];
+    // SAFETY: live tensors for the duration of the call; `grads` has room for three results.
+    check(unsafe {
+        ft_efficient_varlen_backward(p(g), p(q), p(k), p(v), p(out), p(lse), p(cu), longest, scale, grads.as_mut_ptr())
+    })?;
+    let [q, k, v] = grads;
+    Ok([owned(q)?, owned(k)?, owned(v)?])
 }
 
 /// Installs our allocator for CPU tensors, which counts their memory and reuses large blocks. To be called before the
@@ -442,7 +534,8 @@ pub fn reset_peak(device: Device) -> Result<()> {
     }
 }
 
-/// Returns free and total bytes of a CUDA device. What libtorch's allocator holds for reuse counts as free.
+/// Returns the bytes of a CUDA device that this process can still allocate, and all its bytes. Memory that libtorch's
+/// allocator keeps for reuse counts as free. Initialises CUDA if nothing has yet.
 pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
     let mut out = [0i64; 4];
     // SAFETY: `out` has room for what the shim writes.
@@ -463,7 +556,7 @@ pub fn start_profile(device: Device) -> Result<()> {
 pub fn end_profile(device: Device, path: &Path) -> Result<()> {
     wait_for(device);
     let path =
-        CString::new(path.as_os_str().as_bytes()).map_err(|e| Error::user(format!("{}: {e}", path.display())))?;
+        CString::new(path.as_os_str().as_bytes()).map_err(|e| TchError::Convert(format!("{}: {e}", path.display())))?;
     // SAFETY: a NUL-terminated string that lives until the call returns.
     check(unsafe { ft_profile_end(path.as_ptr()) })
 }

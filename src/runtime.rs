@@ -58,6 +58,7 @@ pub fn start() -> Result<&'static Runtime> {
         ))
         .hint(format!("set FT_LIBTORCH to the folder of a libtorch or PyTorch {SERIES}; `make setup` fetches one")));
     }
+    let_segments_grow();
     let cuda = open_cuda(&loaded.lib);
     limit_threads();
     limit_compiled_products();
@@ -159,6 +160,23 @@ fn limit_compiled_products() {
     }
 }
 
+/// The variable from which libtorch's CUDA allocator takes its settings, and its older name.
+const ALLOCATOR_SETTINGS: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
+
+/// Lets libtorch's CUDA allocator enlarge its blocks of memory in place. Packed rows differ in length, so that blocks of
+/// fixed sizes would soon leave gaps too small for the next row, and memory would run out although much is free. Must
+/// run before `libtorch_cuda.so` is loaded. Settings of the user are respected.
+fn let_segments_grow() {
+    if allocator_is_unset(|name| std::env::var_os(name).is_some()) {
+        // SAFETY: called from `start`, before another thread of ours exists.
+        unsafe { std::env::set_var(ALLOCATOR_SETTINGS[0], "expandable_segments:True") };
+    }
+}
+
+fn allocator_is_unset(is_set: impl Fn(&str) -> bool) -> bool {
+    !ALLOCATOR_SETTINGS.into_iter().any(is_set)
+}
+
 /// Opens `libtorch_cuda.so` of the loaded libtorch. This takes 0.1 to 0.2 s, so it is done only if a driver is present.
 fn open_cuda(lib: &Path) -> CudaPart {
     if !has_cuda_driver() {
@@ -172,5 +190,18 @@ fn open_cuda(lib: &Path) -> CudaPart {
     match open_library(path.as_os_str().as_bytes(), libc::RTLD_NOW | libc::RTLD_GLOBAL) {
         Ok(_) => CudaPart::Opened { took: began.elapsed() },
         Err(why) => CudaPart::Failed(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocator_settings_of_the_user_are_kept_under_both_names() {
+        assert!(allocator_is_unset(|_| false));
+        for name in ALLOCATOR_SETTINGS {
+            assert!(!allocator_is_unset(|set| set == name), "{name}");
+        }
     }
 }

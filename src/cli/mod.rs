@@ -81,6 +81,31 @@ enum RootCommand {
     Logits(logits::LogitsArgs),
 }
 
+impl Cli {
+    /// Returns what the user can change if the command runs out of memory.
+    pub fn memory_remedies(&self) -> &'static [&'static str] {
+        match &self.verb {
+            RootCommand::Train(_) | RootCommand::Resume(_) | RootCommand::Replay(_) => &[
+                "lower batch.tokens or batch.max_len, set run.replay: all, or let `ft train --fit` choose",
+                "a method that lets the model answer also needs memory for that: lower sampling.max_new_tokens",
+            ],
+            RootCommand::Teach(_) => {
+                &["lower batch.tokens: --set batch.tokens=N", "or use the CPU: --set model.device=cpu"]
+            }
+            RootCommand::Generate(_) | RootCommand::Label(_) => &[
+                "lower --batch-size, and --max-new-tokens if the answers are too long; --dtype bf16 halves the weights",
+                "or use the CPU: --device cpu",
+            ],
+            RootCommand::Eval(_) | RootCommand::Chat(_) => {
+                &["lower --max-new-tokens; --dtype bf16 halves the weights", "or use the CPU: --device cpu"]
+            }
+            RootCommand::Score(_) => &["--dtype bf16 halves the weights", "or use the CPU: --device cpu"],
+            RootCommand::Selftest(_) | RootCommand::Student(_) => &["use the CPU: --device cpu"],
+            _ => &["free some memory, or use a machine with more"],
+        }
+    }
+}
+
 /// Runs the command that the command line names.
 pub fn run(cli: Cli) -> Result<()> {
     // Where stderr is a log, a command that runs long reports its progress at fixed time intervals. Commands that wait

@@ -14,9 +14,9 @@ pub struct ModelParts {
     pub heads: Heads,
     /// Adapters next to the trained one.
     pub extra_adapters: Vec<ExtraAdapter>,
-    /// True if the method holds a frozen copy of the base (as its reference model).
-    pub reference_copy: bool,
-    /// Sizes of other frozen models that the method holds (teachers): number of parameters and their dtype; `None`:
+    /// How many frozen copies of the base the method holds (as its reference model, or under a reward adapter).
+    pub base_copies: u64,
+    /// Sizes of other frozen models that the method holds (teachers, reward models): number of parameters and their dtype; `None`:
     /// the run's dtype.
     pub other_models: Vec<(u64, Option<Dtype>)>,
     /// How many float32 tables of logits one chunk of the loss holds at the same time.

@@ -48,7 +48,7 @@ const INITIAL_ADAPTER: &str = "reference";
 /// the base, unless the log-probabilities are cached.
 pub fn parts(adapter: Option<&AdapterSpec>, choice: ReferenceChoice) -> Result<ModelParts> {
     let Some(adapter) = adapter else {
-        return Ok(ModelParts { reference_copy: choice == ReferenceChoice::Live, ..ModelParts::default() });
+        return Ok(ModelParts { base_copies: u64::from(choice == ReferenceChoice::Live), ..ModelParts::default() });
     };
     let Some(folder) = adapter.continues() else { return Ok(ModelParts::default()) };
     let (spec, _) = file::read_config(&folder.join(file::CONFIG))?;

@@ -14,7 +14,7 @@ use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 /// The number format that a model computes in.
@@ -184,41 +184,40 @@ pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// Measures how fast a device multiplies two square matrices, in GFLOP/s (10⁹ operations per second).
-///
-/// On a GPU the matrices grow until a product takes a millisecond, so that launches and the wait at the end of each
-/// round do not count, and hold numbers like those of a model: GPUs multiply zeros or ones up to a tenth faster.
+/// The time that [`product_rate`] measures for, and the most that it takes to find a size of matrix to measure with.
+const MEASURED: Duration = Duration::from_millis(100);
+
+/// Measures how fast a device multiplies two square matrices, in GFLOP/s (10⁹ operations per second). A GPU is fast only
+/// with large matrices, and what calls itself one may be slow: on it the size is doubled while a product is quick. The
+/// matrices hold numbers like those of a model, because GPUs multiply zeros or ones up to a tenth faster.
 pub fn product_rate(device: Device, kind: Kind) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
-    if device == Device::Cpu {
-        let a = Tensor::f_ones([512, 512], (kind, device))?;
-        return rate_of_products(&a, 4);
-    }
-    let mut n = 1024;
-    loop {
-        let a = varied_numbers(n, kind, device)?;
-        let rate = rate_of_products(&a, 16)?;
-        if rate * 1e9 * 1e-3 < 2.0 * (n as f64).powi(3) || n == 8192 {
-            return Ok(rate);
-        }
+    let (mut n, largest): (i64, i64) = if device == Device::Cpu { (512, 512) } else { (256, 8192) };
+    let mut a = varied_numbers(n, kind, device)?;
+    multiply(&a, 1)?; // loads the kernel and warms caches
+    // A product of the doubled size takes eight times as long.
+    while n < largest && 8 * multiply(&a, 1)? <= MEASURED {
         n *= 2;
+        a = varied_numbers(n, kind, device)?;
+        multiply(&a, 1)?;
     }
+    let (mut took, mut products) = (Duration::ZERO, 0);
+    while products == 0 || took < MEASURED {
+        took += multiply(&a, 4)?;
+        products += 4;
+    }
+    Ok(2.0 * (n as f64).powi(3) * f64::from(products) / took.as_secs_f64() / 1e9)
 }
 
-/// Returns the GFLOP/s of multiplying the square matrix `a` by itself, over rounds of `products` that take at least a
-/// tenth of a second in all.
-fn rate_of_products(a: &Tensor, products: u32) -> Result<f64> {
-    a.f_matmul(a)?.f_sum(Kind::Float)?.f_double_value(&[])?; // warms caches and waits for the device
-    let (began, mut done) = (Instant::now(), 0);
-    while done == 0 || began.elapsed().as_millis() < 100 {
-        let mut c = a.f_matmul(a)?;
-        for _ in 1..products {
-            c = a.f_matmul(a)?;
-        }
-        c.f_get(0)?.f_get(0)?.f_double_value(&[])?; // waits for the device
-        done += products;
+/// Multiplies a matrix with itself `times` times and waits for the device. Returns the time that it took.
+fn multiply(a: &Tensor, times: usize) -> Result<Duration> {
+    let began = Instant::now();
+    let mut c = a.f_matmul(a)?;
+    for _ in 1..times {
+        c = a.f_matmul(a)?;
     }
-    Ok(2.0 * (a.size()[0] as f64).powi(3) * f64::from(done) / began.elapsed().as_secs_f64() / 1e9)
+    c.f_get(0)?.f_get(0)?.f_double_value(&[])?;
+    Ok(began.elapsed())
 }
 
 /// Makes an (n, n) matrix of numbers spread over (-0.5, 0.5) without the random generator, whose state a caller may

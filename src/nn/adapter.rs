@@ -8,7 +8,7 @@ use super::weight::{Dense, Weight};
 use crate::error::Result;
 use std::cell::Cell;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// A small trainable addition to one frozen layer.
 pub trait Adapter {
@@ -24,9 +24,9 @@ pub trait Adapter {
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
     }
-    /// Returns the update's factors for products in dtype `kind`, if the adapter is nothing but a low-rank update of
-    /// the layer's own weight. `None` if it also needs dropout, which it does only with `train`.
-    fn low_rank(&self, _kind: Kind, _train: bool) -> Option<LowRank<'_>> {
+    /// Returns the update if the adapter is nothing but a low-rank update of the layer's own weight. `None` if it also
+    /// needs dropout, which it does only with `train`.
+    fn low_rank(&self, _train: bool) -> Option<LowRank<'_>> {
         None
     }
 }

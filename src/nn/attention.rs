@@ -2,11 +2,12 @@
 //!
 //! On the CPU the forward is libtorch's flash kernel and the backward recomputes the probabilities from the saved
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
-//! products and is slower at the lengths fine-tuning sees. On CUDA in half precision the packed flash kernel does both.
+//! products and is slower at the lengths fine-tuning sees. CUDA's kernels are called by `cuda_attention`.
 
 use super::autograd::differentiable;
+use super::cuda_attention::{AttentionMemory, AttentionRow, CudaKernel};
 use super::tokens::{SegmentGroup, Segments};
-use crate::native::{self, kernels};
+use crate::native::kernels;
 use tch::{Device, Kind, Tensor};
 
 /// Settings of a layer's attention, which is causal: `softmax(q k^T * scale) v`. A family makes one for each of its
@@ -22,26 +23,25 @@ pub struct Attention {
 /// faster.
 const RECOMPUTE_MAX_LENGTH: i64 = 1024;
 
-/// Returns the bytes that attention's largest temporary tensors take in training, per head and per pair of tokens,
-/// where segments have up to `longest` tokens.
-pub fn score_bytes(longest: i64, kind: Kind, device: Device) -> u64 {
-    match device {
-        // Scores, gradients and their intermediate results in float32.
-        Device::Cuda(_) if kind == Kind::Float => 16,
-        Device::Cuda(_) => 0,
-        // Probabilities and their gradient.
-        _ if longest <= RECOMPUTE_MAX_LENGTH => 2 * kind.elt_size_in_bytes() as u64,
-        _ => 0,
+/// Returns the memory of one layer's attention in training, for a row of this shape computed in `kind` on `device`.
+pub fn memory(row: AttentionRow, kind: Kind, device: Device) -> AttentionMemory {
+    if let Device::Cuda(index) = device {
+        return CudaKernel::of(index, kind, row.head_size as i64).memory(row, kind);
     }
+    let width = kind.elt_size_in_bytes() as u64;
+    // q, k, v and result, padded; the gathered result.
+    let kept = row.tokens * row.head_size * (3 * row.heads + 2 * row.kv_heads) * width;
+    // Probabilities and their gradient.
+    let recomputed = row.longest <= RECOMPUTE_MAX_LENGTH as u64;
+    let temporary = if recomputed { 2 * row.tokens * row.longest * row.heads * width } else { 0 };
+    AttentionMemory { kept, temporary }
 }
 
 /// Computes attention within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
 pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: Attention) -> Tensor {
     let Attention { scale } = attention;
-    let half = matches!(q.kind(), Kind::BFloat16 | Kind::Half);
-    if q.device().is_cuda() && half {
-        return native::flash_varlen(q, k, v, &segments.bounds, segments.longest, scale)
-            .expect("packed flash attention takes half-precision rows");
+    if let Device::Cuda(index) = q.device() {
+        return CudaKernel::of(index, q.kind(), q.size()[2]).attend(q, k, v, segments, scale);
     }
     let (groups, shape) = (segments.groups().iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
     differentiable(
@@ -77,14 +77,8 @@ struct PaddedBlock {
 impl PaddedBlock {
     fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Self {
         let (q, k, v) = (group.gather(q), group.gather(k), group.gather(v));
-        let (out, lse) = if q.device().is_cuda() {
-            let s = scores(&q, &k, scale); // (n*K, G*L, L) float32
-            let lse = s.logsumexp([-1i64].as_slice(), true);
-            let out = (s - &lse).exp().to_kind(v.kind()).bmm(&merge_heads(&v));
-            (out.view_as(&q), lse.view(&q.size()[..3]))
-        } else {
-            Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, true, None::<&Tensor>, scale)
-        };
+        let (out, lse) =
+            Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, true, None::<&Tensor>, scale);
         Self { group, q, k, v, out, lse }
     }
 
@@ -93,7 +87,7 @@ impl PaddedBlock {
     fn backward(&self, g: &Tensor, scale: f64) -> [Tensor; 3] {
         let Self { q, k, v, out, lse, .. } = self;
         let (size, heads) = (k.size(), q.size()[1]);
-        if self.group.longest > RECOMPUTE_MAX_LENGTH && !q.device().is_cuda() {
+        if self.group.longest > RECOMPUTE_MAX_LENGTH {
             let (rk, rv) = (repeat_kv(k, heads), repeat_kv(v, heads));
             let (gq, gk, gv) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
                 g,
@@ -274,13 +268,12 @@ mod tests {
         a.iter().zip(&b).map(|(a, b)| gap(a, b)).fold(gap(&ours, &theirs), f64::max)
     }
 
-    /// On CUDA no kernel computes float32 attention without storing its scores.
+    /// Scores are stored where the backward recomputes them, and nowhere else.
     #[test]
     fn scores_are_counted_where_they_are_made() {
-        let cuda = Device::Cuda(0);
-        assert_eq!([64, 8192].map(|longest| score_bytes(longest, Kind::Float, cuda)), [16, 16]);
-        assert_eq!([64, 8192].map(|longest| score_bytes(longest, Kind::BFloat16, cuda)), [0, 0]);
-        assert_eq!([64, 8192].map(|longest| score_bytes(longest, Kind::Float, Device::Cpu)), [8, 0]);
+        let row = |longest| AttentionRow { tokens: 8192, segments: 8, longest, heads: 4, kv_heads: 2, head_size: 16 };
+        let bytes = |longest| memory(row(longest), Kind::Float, Device::Cpu).temporary;
+        assert_eq!([64, 8192].map(bytes), [2 * 8192 * 64 * 4 * 4, 0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::autograd::{differentiable, requiring_grad};
 use super::chunked::{self, HeadWeightGradient, Reduction, RowRange, chunks};
 use super::linear::Linear;
 use super::weight::Weight;
-use crate::native::{self, kernels};
+use crate::native::{self, cuda, kernels};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -41,17 +41,15 @@ impl HeadOptions {
     /// the only definition of a log-probability on each device, with or without gradient, trained head or entropy: a
     /// policy and a reference model with equal weights get equal bits.
     fn chunk_scores(self, logits: &Tensor, targets: &Tensor) -> [Tensor; 3] {
-        if !kernels::supports(&[logits]) {
-            return self.scores_by_libtorch(logits, targets);
-        }
-        self.scores_by_kernel(logits, targets, false)
+        let by_kernel = self.scores_by_kernel(logits, targets, false);
+        by_kernel.unwrap_or_else(|| self.scores_by_libtorch(logits, targets))
     }
 
     /// Returns the same as `chunk_scores`, and the gradient of each row's log-probability with respect to its logits
     /// (n, V), in their dtype.
     fn scores_with_gradient(self, logits: Tensor, targets: &Tensor) -> ([Tensor; 3], Tensor) {
-        if kernels::supports(&[&logits]) {
-            return (self.scores_by_kernel(&logits, targets, true), logits);
+        if let Some(scores) = self.scores_by_kernel(&logits, targets, true) {
+            return (scores, logits);
         }
         let scores = self.chunk_scores(&logits, targets);
         let mut p = tempered_log_softmax(&logits, self.temperature).exp_();
@@ -60,13 +58,18 @@ impl HeadOptions {
         (scores, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
     }
 
-    /// Computes the scores by our own loop. With `direction` it overwrites the logits by the gradient of each row's
-    /// log-probability.
-    fn scores_by_kernel(self, logits: &Tensor, targets: &Tensor, direction: bool) -> [Tensor; 3] {
-        let (log_probs, hits, entropy) =
-            kernels::best().head(logits, targets, self.temperature, self.entropy, direction);
+    /// Computes the scores by our own loop or kernel; `None` if there is none for these logits. With `direction` it
+    /// overwrites the logits by the gradient of each row's log-probability.
+    fn scores_by_kernel(self, logits: &Tensor, targets: &Tensor, direction: bool) -> Option<[Tensor; 3]> {
+        let (log_probs, hits, entropy) = match cuda::kernels_for(&[logits]) {
+            Some(kernels) => kernels.head(logits, targets, self.temperature, self.entropy, direction),
+            None if kernels::supports(&[logits]) => {
+                kernels::best().head(logits, targets, self.temperature, self.entropy, direction)
+            }
+            None => return None,
+        };
         let entropy = entropy.unwrap_or_else(|| hits.zeros_like());
-        [log_probs, hits, entropy]
+        Some([log_probs, hits, entropy])
     }
 
     /// Computes the log-probability of each target, whether it is the most likely token, and the entropy (zeros if it

@@ -9,20 +9,178 @@
 
 use super::autograd::differentiable_many;
 use super::layer_input::LayerInput;
-use super::weight::{Dense, Weight};
+use super::weight::{Dense, Weight, cast};
+use crate::native::cuda::{self, Cast};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// A low-rank update: its factors cast for the products, and the float32 parameters that are trained.
+/// A low-rank update: the parameters that are trained.
 pub struct LowRank<'a> {
-    /// The trained parameters A (R, in) and B (out, R), float32.
+    /// A (R, in) and B (out, R), float32 or bfloat16.
     pub masters: [&'a Tensor; 2],
-    /// A (R, in).
-    pub a: Tensor,
-    /// B (out, R), multiplied by the update's scale.
-    pub b: Tensor,
     /// The factor on B A.
     pub scale: f64,
+}
+
+/// The factors of several updates of one input, cast for the products.
+struct Factors {
+    /// The A of all updates (R of all, in).
+    a: Tensor,
+    /// B (out, R) of each update, multiplied by its scale.
+    b: Vec<Tensor>,
+}
+
+impl Factors {
+    /// Casts the factors to dtype `kind`; `None` if there are no updates. They are cast at each call: small tensors
+    /// kept between large ones that are freed would fragment memory. The scale is applied in float32, because it may
+    /// include dropout's 1 / (1 - p): in a bfloat16 mask its rounding would make every update up to 0.4 % too large.
+    fn cast(updates: &[&LowRank], kind: Kind) -> Option<Self> {
+        let first = updates.first()?;
+        let masters = || updates.iter().flat_map(|u| u.masters);
+        let own = cuda::kernels(first.masters[0].device(), kind);
+        if let Some(kernels) = own.filter(|_| masters().all(|t| t.kind() == Kind::Float && t.is_contiguous())) {
+            return Some(Self::cast_at_once(updates, kind, kernels));
+        }
+        let each = |u: &&LowRank| (cast(u.masters[0], kind), cast(&(u.masters[1] * u.scale), kind));
+        let (a, b): (Vec<Tensor>, Vec<Tensor>) = updates.iter().map(each).unzip();
+        let a = match &a[..] {
+            [one] => one.shallow_clone(),
+            _ => Tensor::cat(&a, 0),
+        };
+        Some(Self { a, b })
+    }
+
+    /// Does the same by one launch on CUDA.
+    fn cast_at_once(updates: &[&LowRank], kind: Kind, kernels: &cuda::Kernels) -> Self {
+        let [first, _] = updates[0].masters;
+        let (ranks, options) = (updates.iter().map(|u| u.masters[0].size()[0]), (kind, first.device()));
+        let a = Tensor::empty([ranks.clone().sum(), first.size()[1]], options);
+        let b: Vec<Tensor> = updates.iter().map(|u| Tensor::empty(u.masters[1].size(), options)).collect();
+        let rows: Vec<Tensor> = a.split_with_sizes(ranks.collect::<Vec<_>>(), 0);
+        let plain = |from, to, factor| Cast { from, to, factor, column: 0 };
+        let of_each = updates.iter().zip(&rows).zip(&b);
+        let casts = of_each.flat_map(|((u, a), b)| [plain(u.masters[0], a, 1.0), plain(u.masters[1], b, u.scale)]);
+        kernels.narrow_all(&casts.collect::<Vec<_>>());
+        Self { a, b }
+    }
+}
+
+/// Multiplies tensors by a factor each and converts them to float32.
+fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
+    if let Some(kernels) = products.first().and_then(|(t, _)| cuda::kernels(t.device(), t.kind())) {
+        let (device, contiguous) = (products[0].0.device(), |(t, factor): (Tensor, f64)| (t.contiguous(), factor));
+        let products: Vec<(Tensor, f64)> = products.into_iter().map(contiguous).collect();
+        let wide: Vec<Tensor> = products.iter().map(|(t, _)| Tensor::empty(t.size(), (Kind::Float, device))).collect();
+        let casts =
+            products.iter().zip(&wide).map(|((from, factor), to)| Cast { from, to, factor: *factor, column: 0 });
+        kernels.widen_all(&casts.collect::<Vec<_>>());
+        return wide;
+    }
+    let scaled = |(t, factor): (Tensor, f64)| match t.to_kind(Kind::Float) {
+        t if factor == 1.0 => t,
+        t => t * factor,
+    };
+    products.into_iter().map(scaled).collect()
+}
+
+/// On CUDA, frozen layers as one: their weights lie side by side, and the factors B are the blocks of a block-diagonal
+/// matrix. That is a third of the launches for q, k and v. The zeros are multiplied, too, so the ranks together must be
+/// small against a layer's width.
+struct Joined {
+    kernels: &'static cuda::Kernels,
+    /// The weights of all layers (out of all, in).
+    weight: Tensor,
+    /// The A of all layers (R of all, in).
+    a: Tensor,
+    /// B of each layer, multiplied by its scale, in its own rows and columns (out of all, R of all); otherwise zero.
+    b: Tensor,
+    /// Rows of each layer in `weight` and `b`: the first, and how many.
+    rows: Vec<(i64, i64)>,
+    /// Columns of each layer in `b`, and its scale.
+    columns: Vec<(i64, i64, f64)>,
+}
+
+/// The most ranks of layers that are joined.
+const JOINED_RANKS: i64 = 128;
+
+impl Joined {
+    /// Joins layers and casts their factors; `None` unless each is frozen, without bias and with an update, and their
+    /// weights are stored in dtype `kind` on CUDA.
+    fn of(parts: &[JointLayer], kind: Kind) -> Option<Self> {
+        let kernels = cuda::kernels(parts[0].base.weight.device(), kind).filter(|_| parts.len() > 1)?;
+        let updates: Vec<&LowRank> = parts.iter().map(|p| p.update.as_ref()).collect::<Option<_>>()?;
+        let ready = |t: &Tensor| t.kind() == Kind::Float && t.is_contiguous();
+        let ranks: i64 = updates.iter().map(|u| u.masters[0].size()[0]).sum();
+        if ranks > JOINED_RANKS
+            || parts.iter().any(|p| p.base.bias.is_some())
+            || !updates.iter().flat_map(|u| u.masters).all(ready)
+        {
+            return None;
+        }
+        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>(), kind)?;
+        let (options, size) = ((kind, weight.device()), weight.size());
+        let (a, b) = (Tensor::empty([ranks, size[1]], options), Tensor::empty([size[0], ranks], options));
+        let (mut rows, mut columns, mut places, mut row, mut column) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
+        for (p, u) in parts.iter().zip(&updates) {
+            let (outputs, rank) = (p.base.weight.outputs(), u.masters[0].size()[0]);
+            rows.push((row, outputs));
+            columns.push((column, rank, u.scale));
+            places.push((a.narrow(0, column, rank), b.narrow(0, row, outputs)));
+            (row, column) = (row + outputs, column + rank);
+        }
+        let casts = updates.iter().zip(&places).zip(&columns).flat_map(|((u, (a, b)), (column, _, scale))| {
+            let of_a = Cast { from: u.masters[0], to: a, factor: 1.0, column: 0 };
+            [of_a, Cast { from: u.masters[1], to: b, factor: *scale, column: *column }]
+        });
+        kernels.narrow_all(&casts.collect::<Vec<_>>());
+        Some(Self { kernels, weight, a, b, rows, columns })
+    }
+
+    /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all).
+    fn forward(&self, x: &Tensor) -> (Vec<Tensor>, Tensor) {
+        let low = x.linear(&self.a, None::<&Tensor>);
+        let y = x.linear(&self.weight, None::<&Tensor>).addmm_(&low, &self.b.tr());
+        // Detached, because a view could not become a result of the graph's node.
+        (self.rows.iter().map(|(row, n)| y.narrow(1, *row, *n).detach()).collect(), low)
+    }
+
+    /// Returns the gradient of x, if it is needed, and those of each layer's A and B, given those of the outputs.
+    fn backward(&self, grads: &[Tensor], x: &Tensor, low: &Tensor, needs_x: bool) -> Vec<Option<Tensor>> {
+        let g = beside_each_other(grads); // (T, out of all)
+        let g_low = g.matmul(&self.b); // (T, R of all)
+        let g_x = needs_x.then(|| g.matmul(&self.weight).addmm_(&g_low, &self.a));
+        let (g_a, g_b) = (g_low.tr().matmul(x), g.tr().matmul(low)); // (R of all, in), (out of all, R of all)
+        let floats = |size: [i64; 2]| Tensor::empty(size, (Kind::Float, x.device()));
+        let wide_a = floats([g_a.size()[0], g_a.size()[1]]);
+        let of_b: Vec<(Tensor, Tensor)> = self
+            .rows
+            .iter()
+            .zip(&self.columns)
+            .map(|((row, n), (_, rank, _))| (g_b.narrow(0, *row, *n), floats([*n, *rank])))
+            .collect();
+        let mut casts = vec![Cast { from: &g_a, to: &wide_a, factor: 1.0, column: 0 }];
+        for ((from, to), (column, _, scale)) in of_b.iter().zip(&self.columns) {
+            casts.push(Cast { from, to, factor: *scale, column: -column });
+        }
+        self.kernels.widen_all(&casts);
+        let factors = of_b.into_iter().zip(&self.columns);
+        let factors = factors.flat_map(|((_, b), (column, rank, _))| [wide_a.narrow(0, *column, *rank), b]);
+        std::iter::once(g_x).chain(factors.map(Some)).collect()
+    }
+}
+
+/// Returns matrices (T, …) as one, side by side: a view if they are columns of one already.
+fn beside_each_other(parts: &[Tensor]) -> Tensor {
+    let (first, width) = (&parts[0], parts.iter().map(|t| t.size()[1]).sum::<i64>());
+    let bytes = first.kind().elt_size_in_bytes();
+    let starts = parts.iter().scan(0, |at, t| Some(std::mem::replace(at, *at + t.size()[1])));
+    let placed = |(t, at): (&Tensor, i64)| {
+        t.stride() == [width, 1] && t.data_ptr() as usize == first.data_ptr() as usize + at as usize * bytes
+    };
+    if parts.iter().zip(starts).all(placed) {
+        return first.as_strided([first.size()[0], width], [width, 1], None::<i64>);
+    }
+    Tensor::cat(parts, 1)
 }
 
 /// One of the layers that are computed together, and its low-rank update if it has one.
@@ -67,23 +225,26 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
     let needs_x = x.requires_grad();
     let learns = parts.iter().any(|p| p.update.is_some() || p.leaves().any(|t| t.requires_grad()));
     let (rows, options) = (x.size()[0], (x.kind(), x.device()));
+    if mask.is_none()
+        && let Some(joined) = tch::no_grad(|| Joined::of(parts, x.kind()))
+    {
+        return joined_products(joined, input, &inputs, rows);
+    }
     let forward = || {
-        let factors: Vec<&Tensor> = parts.iter().filter_map(|p| Some(&p.update.as_ref()?.a)).collect();
-        let a = match factors[..] {
-            [] => None,
-            [one] => Some(one.shallow_clone()),
-            _ => Some(Tensor::cat(&factors, 0)),
-        };
+        let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
+        let (a, b) = Factors::cast(&updates, x.kind()).map(|f| (f.a, f.b)).unzip();
+        let mut b = b.into_iter().flatten();
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
         for JointLayer { base, update } in parts {
             let mut y = base.forward(x); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
-                let rank = u.b.size()[1];
-                y = y.addmm_(&low.narrow(1, column, rank), &u.b.tr());
+                let b = b.next().expect("a factor B for each update");
+                let rank = b.size()[1];
+                y = y.addmm_(&low.narrow(1, column, rank), &b.tr());
                 column += rank;
-                SavedLowRank { b: u.b.shallow_clone(), scale: u.scale, column: column - rank }
+                SavedLowRank { b, scale: u.scale, column: column - rank }
             });
             outputs.push(y);
             saved.push(SavedLayer {
@@ -116,19 +277,21 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         }
         // With a mask this is x after dropout; the base is then frozen and does not need x itself.
         let x = read.as_ref().map(|read| read());
-        let mut g_a = None;
-        if let (Some((_, a)), Some(x)) = (low, &x) {
-            let each = grads.iter().zip(saved).filter_map(|(g, s)| Some(g.matmul(&s.update.as_ref()?.b)));
-            let g_low = match &each.collect::<Vec<_>>()[..] {
-                [one] => one.shallow_clone(),
-                several => Tensor::cat(several, 1), // (T, R of all)
-            };
+        let mut g_factors = Vec::new(); // that of A (R of all, in), then that of each B (out, R)
+        if let (Some((low, a)), Some(x)) = (low, &x) {
+            let updates = || grads.iter().zip(saved).filter_map(|(g, s)| Some((g, s.update.as_ref()?)));
+            let g_low = gradient_of_low(updates(), low);
             g_x = g_x.map(|mut g_x| match mask {
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),
             });
-            g_a = Some(weight_gradient(&g_low, x, Kind::Float)); // (R of all, in)
+            g_factors.push((g_low.tr().matmul(x), 1.0));
+            let of_b =
+                |(g, u): (&Tensor, &SavedLowRank)| (g.tr().matmul(&low.narrow(1, u.column, u.b.size()[1])), u.scale);
+            g_factors.extend(updates().map(of_b));
         }
+        let mut g_factors = to_float(g_factors).into_iter();
+        let g_a = g_factors.next();
         let mut gradients = vec![g_x];
         for (g, s) in grads.iter().zip(saved) {
             if s.trained {
@@ -137,10 +300,8 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             gradients.extend(s.bias.as_ref().map(|b| {
                 b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
             }));
-            if let (Some(u), Some((low, _)), Some(g_a)) = (&s.update, low, &g_a) {
-                let rank = u.b.size()[1];
-                let g_b = weight_gradient(g, &low.narrow(1, u.column, rank), Kind::Float) * u.scale;
-                gradients.extend([Some(g_a.narrow(0, u.column, rank)), Some(g_b)]);
+            if let (Some(u), Some(g_a)) = (&s.update, &g_a) {
+                gradients.extend([Some(g_a.narrow(0, u.column, u.b.size()[1])), g_factors.next()]);
             }
         }
         gradients
@@ -155,6 +316,45 @@ fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
         return g.tr().mm_dtype(x, kind);
     }
     g.tr().matmul(x).to_kind(kind)
+}
+
+/// Does the same for joined layers; `leaves` are the input and the trained factors.
+fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows: i64) -> Vec<Tensor> {
+    let (x, needs_x) = (&input.x, input.x.requires_grad());
+    let options = (x.kind(), x.device());
+    let read: Rc<dyn Fn() -> Tensor> = match &input.recompute {
+        Some(again) => again.clone(),
+        None => {
+            let kept = x.detach();
+            Rc::new(move || kept.shallow_clone())
+        }
+    };
+    let forward = || {
+        let (outputs, low) = joined.forward(x);
+        (outputs, (joined, low))
+    };
+    differentiable_many(leaves, forward, move |(joined, low), grads| {
+        let filled = |(g, (_, n)): (&Option<Tensor>, &(i64, i64))| match g {
+            Some(g) => g.shallow_clone(),
+            None => Tensor::zeros([rows, *n], options),
+        };
+        let grads: Vec<Tensor> = grads.iter().zip(&joined.rows).map(filled).collect();
+        joined.backward(&grads, &read(), low, needs_x)
+    })
+}
+
+/// Returns the gradient of the low-rank results of all updates, `g_i B_i` side by side: (T, R of all), the shape of
+/// `low`.
+fn gradient_of_low<'a>(updates: impl Iterator<Item = (&'a Tensor, &'a SavedLowRank)>, low: &Tensor) -> Tensor {
+    if !low.device().is_cuda() {
+        return Tensor::cat(&updates.map(|(g, u)| g.matmul(&u.b)).collect::<Vec<_>>(), 1);
+    }
+    // The products write to their columns, which saves the launch that would gather them.
+    let g_low = low.empty_like();
+    for (g, u) in updates {
+        let _ = g.mm_out(&g_low.narrow(1, u.column, u.b.size()[1]), &u.b);
+    }
+    g_low
 }
 
 #[cfg(test)]
@@ -194,7 +394,7 @@ mod tests {
         fn parts(&self) -> Vec<JointLayer<'_>> {
             let update = |i: usize| {
                 let (a, b, scale) = &self.factors[i];
-                Some(LowRank { masters: [a, b], a: a.detach(), b: (b * *scale).detach(), scale: *scale })
+                Some(LowRank { masters: [a, b], scale: *scale })
             };
             let updates = [update(0), None, update(1)];
             self.dense.iter().zip(updates).map(|(base, update)| JointLayer { base, update }).collect()

@@ -4,7 +4,7 @@ use super::adapter::{Adapter, LayerAdapters};
 use super::joint_linear::{self, JointLayer};
 use super::layer_input::LayerInput;
 use super::weight::{Dense, Weight, is_decoding};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// A linear layer with its adapters.
 pub struct Linear {
@@ -36,7 +36,7 @@ impl Linear {
     /// low-rank update, and in decoding, they are computed one by one.
     pub fn forward_jointly<const N: usize>(layers: [&Self; N], input: impl Into<LayerInput>) -> [Tensor; N] {
         let input = input.into();
-        let parts = || layers.iter().map(|l| l.joint_layer(input.x.kind())).collect::<Option<Vec<JointLayer>>>();
+        let parts = || layers.iter().map(|l| l.joint_layer()).collect::<Option<Vec<JointLayer>>>();
         match if is_decoding() { None } else { parts() } {
             Some(parts) => joint_linear::products(&input, None, &parts).try_into().expect("a result for each layer"),
             None => layers.map(|l| l.forward_alone(l.adapters.active(), &input.x)),
@@ -44,9 +44,9 @@ impl Linear {
     }
 
     /// Returns the layer as a product with at most a low-rank update; `None` if its active adapter is anything else.
-    fn joint_layer(&self, kind: Kind) -> Option<JointLayer<'_>> {
+    fn joint_layer(&self) -> Option<JointLayer<'_>> {
         let update = match self.adapters.active() {
-            Some(adapter) => Some(adapter.low_rank(kind, self.adapters.train())?),
+            Some(adapter) => Some(adapter.low_rank(self.adapters.train())?),
             None => None,
         };
         Some(JointLayer { base: &self.dense, update })

@@ -13,6 +13,7 @@ pub mod autograd;
 pub mod builder;
 pub mod cache;
 pub mod chunked;
+mod cuda_attention;
 pub mod embedding;
 pub mod head;
 pub mod initial;
@@ -35,6 +36,7 @@ pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, ParamRole,
 pub use attention::Attention;
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
 pub use cache::{CacheLayout, KvCache};
+pub use cuda_attention::{AttentionMemory, AttentionRow};
 pub use embedding::Embedding;
 pub use initial::InitialWeights;
 pub use layer_input::LayerInput;

@@ -18,8 +18,21 @@ impl RmsNorm {
     /// for the norm's own backward anyway.
     pub fn forward(&self, x: &Tensor) -> LayerInput {
         let weight = self.weight(x);
+        self.recomputable(ops::rms_norm(x, &weight, self.eps), x, &weight)
+    }
+
+    /// Adds x and y, (…, D) each, and normalises the sum, as [`RmsNorm::forward`] does. Returns the sum and its norm.
+    pub fn forward_sum(&self, x: &Tensor, y: &Tensor) -> (Tensor, LayerInput) {
+        let weight = self.weight(x);
+        let (sum, normal) = ops::add_rms_norm(x, y, &weight, self.eps);
+        let normal = self.recomputable(normal, &sum, &weight);
+        (sum, normal)
+    }
+
+    /// Returns the norm of x as an input that is recomputed from x.
+    fn recomputable(&self, normal: Tensor, x: &Tensor, weight: &Tensor) -> LayerInput {
         let eps = self.eps;
-        LayerInput::recomputable(ops::rms_norm(x, &weight, eps), || {
+        LayerInput::recomputable(normal, || {
             let (kept, again) = (x.detach(), weight.detach());
             move || ops::rms_norm(&kept, &again, eps)
         })

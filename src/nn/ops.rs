@@ -1,17 +1,22 @@
 //! Operations with a hand-written backward, which keep less memory for it than libtorch's autograd would.
 //!
-//! On the CPU each is one pass of our own loops (`native::kernels`); elsewhere it is composed of libtorch's operations.
+//! On the CPU each is one pass of our own loops (`native::kernels`), on CUDA one launch of our own kernels
+//! (`native::cuda`); elsewhere it is composed of libtorch's operations.
 
-use super::autograd::{differentiable, recorded};
+use super::autograd::{differentiable, differentiable_many, recorded};
 use super::layer_input::LayerInput;
-use crate::native::kernels;
+use crate::native::{cuda, kernels};
 use tch::{Kind, Tensor};
 
 /// Computes `silu(gate) * up`, elementwise. Keeps only its two inputs for the backward.
 fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
-    let forward = || match kernels::supports(&[gate, up]) {
-        true => kernels::best().swiglu(gate, up),
-        false => gate.silu() * up,
+    let own = |gate: &Tensor, up: &Tensor| {
+        cuda::kernels(gate.device(), gate.kind()).filter(|kernels| kernels.takes_pair(gate, up))
+    };
+    let forward = || match own(gate, up) {
+        Some(kernels) => kernels.swiglu(gate, up),
+        None if kernels::supports(&[gate, up]) => kernels::best().swiglu(gate, up),
+        None => gate.silu() * up,
     };
     // Decoding makes many short calls, in which preparing a backward would take as long as the computation.
     if !recorded(&[gate, up]) {
@@ -20,10 +25,13 @@ fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
     differentiable(
         &[gate, up],
         || (forward(), (gate.detach(), up.detach())),
-        |(gate, up), g| {
+        move |(gate, up), g| {
             let g = g.contiguous();
-            if kernels::supports(&[gate, up, &g]) {
-                let (g_gate, g_up) = kernels::best().swiglu_backward(gate, up, &g);
+            let gradients = match own(gate, up) {
+                Some(kernels) => Some(kernels.swiglu_backward(gate, up, &g)),
+                None => kernels::supports(&[gate, up, &g]).then(|| kernels::best().swiglu_backward(gate, up, &g)),
+            };
+            if let Some((g_gate, g_up)) = gradients {
                 return vec![Some(g_gate), Some(g_up)];
             }
             let g_gate = gate.silu_backward(&(&g * up));
@@ -57,9 +65,13 @@ pub fn embedding_rows(table: &Tensor, ids: &Tensor) -> Tensor {
 /// Computes root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467) in
 /// float32: `y = x / sqrt(mean(x^2) + eps) * weight`. Keeps x and one number per row for the backward.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    let (train_weight, width) = (weight.requires_grad(), x.size()[x.dim() - 1]);
+    let train_weight = weight.requires_grad();
     let x = &x.contiguous();
     let forward = || {
+        if let Some(kernels) = cuda::kernels_for(&[x, weight]) {
+            let (_, y, inverse) = kernels.rms_norm(x, None, weight, eps);
+            return (y, inverse);
+        }
         if kernels::supports(&[x, weight]) {
             return kernels::best().rms_norm(x, weight, eps);
         }
@@ -80,41 +92,75 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
             (y, (x.detach(), weight.detach(), inverse))
         },
         move |(x, weight, inverse), g| {
-            let g = g.contiguous();
-            if kernels::supports(&[x, weight, &g]) {
-                let (g_x, g_weight) = kernels::best().rms_norm_backward(x, weight, inverse, &g, train_weight);
-                return vec![Some(g_x), g_weight.map(|g| g.to_kind(weight.kind()))];
-            }
-            let normal = x.to_kind(Kind::Float) * inverse;
-            let g = g.to_kind(Kind::Float);
-            let g_weight = train_weight.then(|| {
-                let rows: Vec<i64> = (0..g.dim() as i64 - 1).collect();
-                (&g * &normal).sum_dim_intlist(rows.as_slice(), false, Kind::Float).to_kind(weight.kind())
-            });
-            let scaled = g * weight.to_kind(Kind::Float);
-            let along = (&scaled * &normal).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float) / width as f64;
-            let g_x = ((scaled - normal * along) * inverse).to_kind(x.kind());
+            let (g_x, g_weight) = rms_norm_backward(x, weight, inverse, g, None, train_weight);
             vec![Some(g_x), g_weight]
         },
     )
 }
 
+/// Computes `x + y` and its [`rms_norm`]: of (…, D) each. On CUDA that is one launch, and so is the backward.
+pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let Some(kernels) = cuda::kernels_for(&[x, y, weight]).filter(|_| x.size() == y.size()) else {
+        let sum = x + y;
+        let normal = rms_norm(&sum, weight, eps);
+        return (sum, normal);
+    };
+    let train_weight = weight.requires_grad();
+    let mut results = differentiable_many(
+        &[x, y, weight],
+        || {
+            let (sum, normal, inverse) = kernels.rms_norm(x, Some(y), weight, eps);
+            let saved = (sum.detach(), weight.detach(), inverse);
+            (vec![sum, normal], saved)
+        },
+        move |(sum, weight, inverse), grads| {
+            let (g_sum, g_weight) = match &grads[1] {
+                Some(g) => rms_norm_backward(sum, weight, inverse, g, grads[0].as_ref(), train_weight),
+                None => (grads[0].as_ref().expect("a result with a gradient").shallow_clone(), None),
+            };
+            vec![Some(g_sum.shallow_clone()), Some(g_sum), g_weight]
+        },
+    );
+    let normal = results.pop().expect("two results");
+    (results.remove(0), normal)
+}
+
+/// Returns the gradient of x, plus `residual` if there is one, and that of the weight if it is trained, given the
+/// gradient `g` of the norm.
+fn rms_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    inverse: &Tensor,
+    g: &Tensor,
+    residual: Option<&Tensor>,
+    train_weight: bool,
+) -> (Tensor, Option<Tensor>) {
+    let g = g.contiguous();
+    if let Some(kernels) = cuda::kernels_for(&[x, weight, &g]) {
+        let residual = residual.map(Tensor::contiguous);
+        let (g_x, g_weight) = kernels.rms_norm_backward(x, weight, inverse, &g, residual.as_ref(), train_weight);
+        return (g_x, g_weight.map(|g| g.to_kind(weight.kind())));
+    }
+    let plus = |g_x: Tensor| residual.map_or_else(|| g_x.shallow_clone(), |residual| residual + &g_x);
+    if kernels::supports(&[x, weight, &g]) {
+        let (g_x, g_weight) = kernels::best().rms_norm_backward(x, weight, inverse, &g, train_weight);
+        return (plus(g_x), g_weight.map(|g| g.to_kind(weight.kind())));
+    }
+    let width = x.size()[x.dim() - 1];
+    let normal = x.to_kind(Kind::Float) * inverse;
+    let g = g.to_kind(Kind::Float);
+    let g_weight = train_weight.then(|| {
+        let rows: Vec<i64> = (0..g.dim() as i64 - 1).collect();
+        (&g * &normal).sum_dim_intlist(rows.as_slice(), false, Kind::Float).to_kind(weight.kind())
+    });
+    let scaled = g * weight.to_kind(Kind::Float);
+    let along = (&scaled * &normal).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float) / width as f64;
+    (plus(((scaled - normal * along) * inverse).to_kind(x.kind())), g_weight)
+}
+
 /// Rotates pairs (i, i + E/2) of each head by the angle of its position (Su et al. 2021, arXiv 2104.09864).
 /// `x` (T, H, E); `cos` and `sin` (T, 1, E/2). Keeps only cos and sin for the backward.
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
-        let x = x.contiguous();
-        if kernels::supports(&[&x, cos, sin]) {
-            return kernels::best().rotate(&x, cos, sin, if back { -1.0 } else { 1.0 });
-        }
-        if x.device().is_cuda() {
-            return turn_pairs(&x, cos, sin, back);
-        }
-        let halves = x.chunk(2, -1);
-        let (a, b) = (&halves[0] * cos, &halves[1] * cos);
-        let (c, d) = (&halves[1] * sin, &halves[0] * sin);
-        Tensor::cat(&if back { [a + c, b - d] } else { [a - c, b + d] }, -1)
-    }
     if !recorded(&[x]) {
         return turn(x, cos, sin, false);
     }
@@ -123,6 +169,20 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
         || (turn(x, cos, sin, false), (cos.shallow_clone(), sin.shallow_clone())),
         |(cos, sin), g| vec![Some(turn(g, cos, sin, true))],
     )
+}
+
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
+    let x = x.contiguous();
+    if kernels::supports(&[&x, cos, sin]) {
+        return kernels::best().rotate(&x, cos, sin, if back { -1.0 } else { 1.0 });
+    }
+    if x.device().is_cuda() {
+        return turn_pairs(&x, cos, sin, back);
+    }
+    let halves = x.chunk(2, -1);
+    let (a, b) = (&halves[0] * cos, &halves[1] * cos);
+    let (c, d) = (&halves[1] * sin, &halves[0] * sin);
+    Tensor::cat(&if back { [a + c, b - d] } else { [a - c, b + d] }, -1)
 }
 
 /// Computes [`rotate`], or with `back` its gradient, in as few operations as libtorch allows.
@@ -135,6 +195,34 @@ fn turn_pairs(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
     let _ = turned.select(2, 0).addcmul_(&pairs.select(2, 1), first);
     let _ = turned.select(2, 1).addcmul_(&pairs.select(2, 0), second);
     turned.view(size.as_slice())
+}
+
+/// Computes [`rotate`] of queries (T, H, E) and keys (T, K, E). On CUDA that is one launch, which overwrites q and k,
+/// and so is the backward.
+pub fn rotate_both(q: Tensor, k: Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
+    let Some(kernels) = cuda::kernels_for(&[cos, sin]).filter(|_| q.kind() == cos.kind() && k.kind() == cos.kind())
+    else {
+        return (rotate(&q, cos, sin), rotate(&k, cos, sin));
+    };
+    let sizes = (q.size(), k.size());
+    let mut turned = differentiable_many(
+        &[&q, &k],
+        || {
+            kernels.rotate_in_place(&q, &k, cos, sin, 1.0);
+            (vec![q.detach(), k.detach()], (cos.shallow_clone(), sin.shallow_clone()))
+        },
+        move |(cos, sin), grads| {
+            let filled = |g: &Option<Tensor>, size: &[i64]| match g {
+                Some(g) => g.contiguous(),
+                None => Tensor::zeros(size, (cos.kind(), cos.device())),
+            };
+            let (g_q, g_k) = (filled(&grads[0], &sizes.0), filled(&grads[1], &sizes.1));
+            let (g_q, g_k) = kernels.rotate(&g_q, &g_k, cos, sin, -1.0);
+            vec![Some(g_q), Some(g_k)]
+        },
+    );
+    let k = turned.pop().expect("two results");
+    (turned.remove(0), k)
 }
 
 #[cfg(test)]

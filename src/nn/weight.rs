@@ -70,6 +70,37 @@ impl Weight {
         aligned_operand(t, kind)
     }
 
+    /// Returns frozen weights of one input as one matrix (out of all, in), if all are stored in dtype `kind`; `None`
+    /// otherwise. The first call moves their numbers, so that they lie side by side; the weights become parts of the
+    /// matrix.
+    pub(super) fn side_by_side(weights: &[&Self], kind: Kind) -> Option<Tensor> {
+        let tensors: Vec<&Tensor> = weights.iter().map(|Self::Dense(t)| t).collect();
+        let first = tensors[0];
+        let fits =
+            |t: &&Tensor| !t.requires_grad() && t.kind() == kind && t.is_contiguous() && t.device() == first.device();
+        if !tensors.iter().all(fits) {
+            return None;
+        }
+        let _no_grad = tch::no_grad_guard();
+        let (outputs, inputs) = (tensors.iter().map(|t| t.size()[0]), first.size()[1]);
+        let starts = outputs.clone().scan(0, |at, n| Some(std::mem::replace(at, *at + n)));
+        let bytes = kind.elt_size_in_bytes();
+        let address = |row: i64| first.data_ptr() as usize + (row * inputs) as usize * bytes;
+        let all: i64 = outputs.clone().sum();
+        let (size, stride) = ([all, inputs], [inputs, 1]);
+        // Tensors of several allocations may follow each other by chance; then no view of the first reaches the last.
+        if tensors.iter().zip(starts.clone()).all(|(t, row)| t.data_ptr() as usize == address(row))
+            && let Ok(matrix) = first.f_as_strided(&size, &stride, None::<i64>)
+        {
+            return Some(matrix);
+        }
+        let matrix = Tensor::cat(&tensors, 0);
+        for ((t, row), n) in tensors.iter().zip(starts).zip(outputs) {
+            t.shallow_clone().set_data(&matrix.narrow(0, row, n));
+        }
+        Some(matrix)
+    }
+
     /// Computes `x W^T + bias` in the dtype of x: (…, in) -> (…, out).
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let Self::Dense(t) = self;

@@ -9,7 +9,7 @@ use crate::machine;
 use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model};
 use crate::native;
-use crate::nn::{Param, attention, chunked};
+use crate::nn::{AttentionMemory, AttentionRow, Param, attention, chunked};
 use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
@@ -106,24 +106,24 @@ impl RunShape<'_> {
             numbers * dtype.map_or(self.width(), |d| d.kind().elt_size_in_bytes() as u64)
         };
         let others: u64 = self.parts.other_models.iter().map(other).sum();
-        held * (u64::from(!self.full()) + u64::from(self.parts.reference_copy)) + others
+        held * (u64::from(!self.full()) + self.parts.base_copies) + others
     }
 
-    /// Returns the bytes of the numbers that all layers keep for their backward pass.
+    /// Returns the bytes that all layers keep for their backward pass.
     fn kept(&self) -> u64 {
         let (c, recipe) = (self.model.config(), &self.plan.recipe);
         let [d, f, _] = self.sizes();
         let q = (c.num_attention_heads * c.head_dim) as u64;
-        let kv = (c.num_key_value_heads * c.head_dim) as u64;
         let AdapterActivations { rank, dropout } =
             recipe.adapter.as_ref().map(|adapter| adapter.activations()).unwrap_or_default();
         // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate
         // and up if it is gated).
         let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
-        // Numbers that a layer keeps for its backward pass, per token: the inputs of two norms; q, k, v and result of
-        // attention, padded; the gathered result; the inputs of the activation; the low-rank activations of the
-        // adapters; with dropout, for each adapter the mask and the masked input.
-        let layer = 2 * d + 3 * q + 2 * kv + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
+        // Numbers that a layer keeps for its backward pass besides attention's, per token: the inputs of two norms; the
+        // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
+        // and the masked input.
+        let numbers = 2 * d + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
+        let layer = self.row * self.width() * numbers + self.attention().kept;
         let depth = c.num_hidden_layers as u64;
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
@@ -132,14 +132,44 @@ impl RunShape<'_> {
         };
         // Replayed layers are recomputed one at a time, after the other layers have released their activations.
         let again = if replayed > 0 { layer } else { 0 };
-        self.row * self.width() * (d * replayed + (layer * (depth - replayed)).max(again))
+        self.row * self.width() * d * replayed + (layer * (depth - replayed)).max(again)
+    }
+
+    /// Returns the memory of one layer's attention.
+    fn attention(&self) -> AttentionMemory {
+        let (c, lengths) = (self.model.config(), self.prepared.rows.train().lengths);
+        let longest = lengths.iter().max().map_or(0, |n| u64::from(*n));
+        let all: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
+        let row = AttentionRow {
+            tokens: self.row,
+            segments: (self.row * lengths.len() as u64).checked_div(all).unwrap_or(0).max(1),
+            longest,
+            heads: c.num_attention_heads as u64,
+            kv_heads: c.num_key_value_heads as u64,
+            head_size: c.head_dim as u64,
+        };
+        attention::memory(row, self.model.kind(), self.prepared.device)
+    }
+
+    /// Returns the bytes that the head takes for each logit of a chunk.
+    fn logit_bytes(&self) -> u64 {
+        let width = self.width();
+        match (self.prepared.device, self.full()) {
+            // Our own loop turns logits into their gradient in place.
+            (Device::Cpu, _) => width,
+            // The logits and, in float32, themselves or their gradient, and log-probabilities.
+            (_, false) if width == 4 => 8,
+            (_, false) => width + 8,
+            // The backward of libtorch's log-softmax adds its own gradient and that of what is gathered.
+            (_, true) => width + 12,
+        }
     }
 
     /// Returns the bytes of the output head's largest temporary tensors.
     fn head(&self) -> u64 {
         let ([d, _, v], width) = (self.sizes(), self.width());
         let chunk = match self.parts.tables {
-            0 => self.supervised.min(256) * v * width,
+            0 => self.supervised.min(256) * v * self.logit_bytes(),
             tables => self.supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
         };
         // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary.
@@ -158,11 +188,7 @@ impl RunShape<'_> {
             let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
             return (kept + head + first).saturating_sub(trained.masters).max(last);
         }
-        let (kind, device) = (self.model.kind(), self.prepared.device);
-        let longest = self.prepared.rows.train().lengths.iter().max().map_or(0, |n| u64::from(*n));
-        let heads = self.model.config().num_attention_heads as u64;
-        let scores = self.row * longest * heads * attention::score_bytes(longest as i64, kind, device);
-        let backward = (self.row * (3 * f + 2 * d) * width).max(scores);
+        let backward = (self.row * (3 * f + 2 * d) * width).max(self.attention().temporary);
         kept + head.max(backward)
     }
 

@@ -1,6 +1,7 @@
 //! `ft train`: a run from its plan to its verified result.
 
 use super::announce::announce;
+use super::checkpoint::Checkpoints;
 use super::prepare::{self, Prepared};
 use super::profile::StepProfile;
 use super::records::{RunRecorder, facts, lock};
@@ -49,26 +50,22 @@ pub(super) fn run_prepared(
     let mut entered = start::enter(&prepared, start)?;
     let first = entered.state.step;
     let profile = profiled(first)?;
-    let model = prepared.load_model()?;
+    let model = naming_the_checkpoint(plan, || prepared.load_model())?;
     entered.create_folder(plan)?;
     announce(&prepared, &model);
     let facts = facts::facts(&prepared, &model, software);
     let lock = lock::lock_of(&prepared, &facts.environment, software, HashTrust::Remembered)?;
-    let (mut method, tokenizer) = prepared.into_method(&model)?;
+    let (mut method, tokenizer) = naming_the_checkpoint(plan, || prepared.into_method(&model))?;
     let RunStart { checkpoints, state, lock: _folder_lock } = entered;
-    let stepper = Stepper::begin(plan, &model, &mut *method, total, &checkpoints, state)?;
+    let stepper =
+        naming_the_checkpoint(plan, || Stepper::begin(plan, &model, &mut *method, total, &checkpoints, state))?;
     if first > 0 {
         report::info(format!("resuming after step {first}"));
     }
     let aim = method.selection_metric();
     let records = RunRecorder::open(plan, &model, facts, lock, aim, tokenizer, first)?;
     let mut run = TrainingLoop::new(stepper, total, checkpoints, records, profile, stop);
-    let fitted = catch_libtorch(|| run.fit(&mut *method)).map_err(|e| match run.checkpoints.steps().last() {
-        Some(step) if e.kind() != ErrorKind::Interrupted => {
-            e.hint(format!("the checkpoint of step {step} is kept in {}", out.display()))
-        }
-        _ => e,
-    });
+    let fitted = naming_the_checkpoint(plan, || run.fit(&mut *method));
     if fitted.is_err() {
         // The step before the one that failed may not be recorded yet. What fails here is part of the same failure.
         let _ = catch_libtorch(|| run.settle(&mut *method));
@@ -95,4 +92,15 @@ pub(super) fn run_prepared(
     });
     records.close(&result);
     result
+}
+
+/// Does work of a run. An error names the checkpoint that is kept, if there is one.
+fn naming_the_checkpoint<T>(plan: &Plan, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let run = &plan.recipe.run;
+    catch_libtorch(work).map_err(|e| match Checkpoints::new(&run.out, run.keep).steps().last() {
+        Some(step) if e.kind() != ErrorKind::Interrupted => {
+            e.hint(format!("the checkpoint of step {step} is kept in {}", run.out.display()))
+        }
+        _ => e,
+    })
 }

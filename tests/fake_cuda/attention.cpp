@@ -136,6 +136,9 @@ struct Call {
   }
 };
 
+// Memory that a kernel needs while it runs.
+Tensor scratch(const Tensor& like, int64_t bytes) { return at::empty({bytes}, like.options().dtype(at::kByte)); }
+
 // ---- flash attention
 void check_flash(const Tensor& q, const Tensor& k, const Tensor& v, double dropout) {
   TORCH_CHECK(fake_capability() >= 80, "FlashAttention only supports Ampere GPUs or newer.");
@@ -189,6 +192,12 @@ std::tuple<Tensor, Tensor, Tensor> run_flash_backward(Call& call, const Tensor& 
               scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask};
   const Tensor l = call(lse);
   const bool packed = cu_q.defined() && q.dim() == 3;
+  // What the real kernel needs inside: the gradient of q in float32, sums of rows, and keys' and values' gradients for
+  // each query head.
+  const int64_t rows = packed ? q.size(0) + 128 * (cu_q.numel() - 1) : q.size(0) * ((q.size(1) + 127) / 128 * 128);
+  const int64_t heads = q.size(-2), size = q.size(-1), width = size <= 192 ? (size + 31) / 32 * 32 : 256;
+  const Tensor inside = scratch(q, 4 * rows * heads * (width + 1));
+  const Tensor expanded = scratch(q, heads == k.size(-2) ? 0 : 2 * k.numel() / k.size(-2) * heads * k.element_size());
   a.segments = packed ? packed_segments(call(cu_q), call(cu_k), Tensor(), q.size(0), k.size(0), longest)
                       : dense_segments(q, k, Tensor());
   auto g = a.backward(rows_of(call(grad)), rows_of(call(out)),
@@ -355,6 +364,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, co
                                                                   bool bias_gradient, std::optional<double> scale) {
   const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, {}, rows, mask, scale);
   const Tensor l = call(lse);
+  // What the real kernel needs inside: the products of result and gradient (float32 kernels), their sums, and the sums
+  // of the gradient of q, which it keeps for blocks of 64 rows and columns of every segment, as if all were as long as
+  // the longest.
+  if (!is_half(q)) scratch(q, 4 * q.numel());
+  const Tensor sums = scratch(q, 4 * q.numel() / q.size(-1));
+  const int64_t blocks = int64_t(a.segments.size()) * q.size(2) * ((rows + 63) / 64) * ((q.size(3) + 63) / 64);
+  const Tensor workspace = scratch(q, blocks * (64 * 64 * 4 + 16));
   TORCH_CHECK(l.size(2) >= rows, "fake CUDA: the backward needs the forward's logsumexp (compute_log_sumexp)");
   auto g = a.backward(rows_of(call(grad)), rows_of(call(out)),
                       [&](size_t i) { return l[i].slice(1, 0, a.segments[i].q.to - a.segments[i].q.from); });

@@ -92,6 +92,9 @@ struct Counters {
   }
 };
 
+// A process that loads the device but never uses it leaves a trace, too.
+const Counters& at_load = Counters::get();
+
 // ---- names of the program's functions
 
 // Reads `s123_`, which tells entities of one name apart, if it is there.
@@ -264,8 +267,11 @@ void fake_cuda_reset() {
   c.waits.clear();
   c.stacks.clear();
 }
-// Counts a kernel that does not come through libtorch's dispatcher.
-void fake_cuda_launch(const char* name) { fake::count_launch(name); }
+// Begins and counts a kernel that does not come through libtorch's dispatcher, on the current stream of a device.
+void fake_cuda_launch(const char* name, int device) {
+  fake::begin_operation(device);
+  fake::count_launch(name);
+}
 // Returns where the bytes of a device address are, for such a kernel.
 void* fake_cuda_host(void* address) { return fake::host(address); }
 }

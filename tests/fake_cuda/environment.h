@@ -12,6 +12,10 @@ static inline long long fake_number(const char* name, long long otherwise) {
 /* Bytes of memory of each device. */
 static inline long long fake_memory_bytes(void) { return fake_number("FAKE_CUDA_MEMORY", 8LL << 30); }
 
+/* The allocation, counted on each device from 1, from which on memory is full, as if another program had taken the
+   rest; 0: none. */
+static inline long long fake_failing_allocation(void) { return fake_number("FAKE_CUDA_FULL_AT", 0); }
+
 /* Compute capability of each device, e.g. 90 for 9.0. */
 static inline int fake_capability(void) { return (int)fake_number("FAKE_CUDA_CAPABILITY", 90); }
 

@@ -90,6 +90,7 @@ struct DeviceMemory {
   char *addresses, *shadow;
   FreeList free;
   std::unordered_map<char*, Block> used;
+  long long requests = 0;
   c10::CachingDeviceAllocator::DeviceStats stats;
 
   explicit DeviceMemory(DeviceIndex index) : index(index), total(fake_memory_bytes()) {
@@ -112,7 +113,8 @@ struct DeviceMemory {
 
   void* take(size_t asked) {
     const size_t size = rounded_up(asked, kBlock);
-    if (allocated() + size > total) {
+    requests++;
+    if (allocated() + size > total || (fake_failing_allocation() > 0 && requests >= fake_failing_allocation())) {
       stats.num_ooms++;
       stats.num_alloc_retries++;
       // As the caching allocator, which returns what it holds for reuse before it gives up.

@@ -91,8 +91,11 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 
 /// Files that may contain `unsafe`, and the text that each such line or the line after it must contain.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/native.rs", ""),          // libtorch beyond tch
-    ("src/native/kernels.rs", ""),  // our own loops over tensor memory
+    ("src/native.rs", ""),              // libtorch beyond tch
+    ("src/native/kernels.rs", ""),      // our own loops over tensor memory
+    ("src/native/cuda/library.rs", ""), // functions of the CUDA driver and NVRTC
+    ("src/native/cuda/compiler.rs", ""),
+    ("src/native/cuda/module.rs", ""),
     ("src/native/products.rs", ""), // products and a decoding step over tensor memory
     ("src/runtime.rs", ""),         // signals, the loader's list of libraries
     ("src/machine/cpu.rs", ""),     // system calls, names of instruction sets

@@ -88,7 +88,9 @@ fn test_script(scripts: &[(&str, &str)]) -> (Option<i32>, String) {
     let dir = tempdir().expect("folder");
     programs(dir.path(), scripts);
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("PATH"));
-    let output = run(Command::new("bash").arg(at("setup/test.sh")).env("PATH", path).env_remove("FT_CPU"));
+    let mut script = Command::new(bash());
+    let output =
+        run(script.arg(at("setup/test.sh")).env("PATH", path).env_remove("FT_CPU").env_remove("FT_TEST_DEVICE"));
     (output.status.code(), stdout(&output))
 }
 
@@ -113,29 +115,37 @@ fn a_test_that_lacks_a_tool_counts_as_skipped_and_is_named() {
 }
 
 #[test]
-fn numeric_tests_run_again_as_on_a_processor_without_avx512() {
-    let cargo = "case \"$FT_CPU $*\" in
+fn tests_run_again_as_on_a_processor_without_avx512_and_on_a_fake_device() {
+    let cargo = "case \"$FT_CPU$FT_TEST_DEVICE $*\" in
         *'avx2 test --release --no-fail-fast --lib --test all -- '*' nn:: '*' rl:: '*) n=7 bad=1 ;;
+        'cuda test --release --no-fail-fast --test all -- '*' properties:: '*)
+            case $LD_LIBRARY_PATH in /built*) n=5 bad=2 ;; *) n=0 bad=99 ;; esac ;;
         ' test --release --no-fail-fast') n=20 bad=0 ;;
         *) n=1000 bad=1000 ;;
     esac
     echo \"test result: ok. $n passed; $bad failed; 0 ignored; 0 measured; 0 filtered out\"; exit $bad";
-    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 0")]);
-    assert_eq!((code, said.lines().last()), (Some(1), Some("27 passed, 1 failed, 0 skipped")), "{said}");
-    assert!(said.contains("FT_CPU=avx2"), "{said}");
+    // `bash` builds the device and prints its folder.
+    let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 0"), ("bash", "echo /built")]);
+    assert_eq!((code, said.lines().last()), (Some(2), Some("32 passed, 3 failed, 0 skipped")), "{said}");
+    assert!(said.contains("FT_CPU=avx2") && said.contains("on the fake CUDA device: "), "{said}");
+    let (code, said) = test_script(&[("cargo", "echo 'test result: ok. 1 passed'"), ("bash", "exit 3")]);
+    assert_eq!(code, Some(1), "a device that cannot be built is a failure: {said}");
     let (code, said) = test_script(&[("cargo", cargo), ("grep", "exit 1")]);
     assert_eq!((code, said.lines().last()), (Some(0), Some("20 passed, 0 failed, 0 skipped")), "{said}");
 }
 
-/// Every numeric module that setup/test.sh names contains tests: a filter that matches nothing would pass unnoticed.
+/// Every module that setup/test.sh names contains tests: a filter that matches nothing would pass unnoticed.
 #[test]
-fn the_numeric_modules_of_the_test_script_exist() {
+fn the_modules_of_the_test_script_exist() {
     let script = fs::read_to_string(at("setup/test.sh")).expect("script");
-    let names = script.split_once("NUMERIC=(").and_then(|(_, rest)| rest.split_once(')')).expect("a list").0;
     let all = succeed(Command::new(std::env::current_exe().expect("own path")).args(["--list"]));
-    for name in names.split_whitespace() {
-        let within = format!("::{name}");
-        assert!(all.lines().any(|test| format!("::{test}").contains(&within)), "{name} matches no integration test");
+    for list in ["NUMERIC=(", "ON_DEVICE=("] {
+        let names = script.split_once(list).and_then(|(_, rest)| rest.split_once(')')).expect("a list").0;
+        for name in names.split_whitespace() {
+            let within = format!("::{name}");
+            let found = all.lines().any(|test| format!("::{test}").contains(&within));
+            assert!(found, "{list}{name}: matches no integration test");
+        }
     }
 }
 

@@ -36,13 +36,9 @@ impl Lora {
         (a.shallow_clone(), b.shallow_clone())
     }
 
-    /// Returns the factors for training, cast at each call: small tensors kept between large ones that are freed
-    /// would fragment memory. `scale` includes dropout's 1 / (1 - p) and is applied in float32: in a bfloat16 mask
-    /// its rounding would make every update up to 0.4 % too large.
-    fn factors(&self, kind: Kind, scale: f64) -> LowRank<'_> {
-        let _no_grad = tch::no_grad_guard();
-        let (a, b) = (cast(&self.a, kind), cast(&(&self.b * scale), kind));
-        LowRank { masters: [&self.a, &self.b], a, b, scale }
+    /// Returns the update, times `scale`.
+    fn update(&self, scale: f64) -> LowRank<'_> {
+        LowRank { masters: [&self.a, &self.b], scale }
     }
 }
 
@@ -57,13 +53,13 @@ impl Adapter for Lora {
         }
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
-        let part = JointLayer { base, update: Some(self.factors(x.kind(), self.scale / kept)) };
+        let part = JointLayer { base, update: Some(self.update(self.scale / kept)) };
         joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0)
     }
 
-    fn low_rank(&self, kind: Kind, train: bool) -> Option<LowRank<'_>> {
+    fn low_rank(&self, train: bool) -> Option<LowRank<'_>> {
         let plain = self.own.is_none() && (!train || self.dropout == 0.0);
-        plain.then(|| self.factors(kind, self.scale))
+        plain.then(|| self.update(self.scale))
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

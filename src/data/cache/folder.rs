@@ -56,7 +56,7 @@ impl TokenCache {
                 let folder = made(folder.clone()).context(|| "data.cache")?;
                 Self { folder: Some(folder), smallest: 0 }
             }
-            CacheChoice::Auto => Self { folder: user_folder(), smallest: WORTH_KEEPING },
+            CacheChoice::Auto => Self { folder: fsutil::user_cache("tokens"), smallest: WORTH_KEEPING },
         })
     }
 
@@ -129,13 +129,6 @@ impl TokenCache {
     pub fn prune_unused(&self) {
         self.prune(MAX_UNUSED);
     }
-}
-
-/// Returns `$XDG_CACHE_HOME/ft/tokens`, else `~/.cache/ft/tokens`.
-fn user_folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| set("HOME").map(|h| h.join(".cache")))?;
-    Some(base.join("ft/tokens"))
 }
 
 /// Opens the cached file of a key; `None` if it is missing or damaged. Sets its modification time, which records its

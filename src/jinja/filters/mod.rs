@@ -14,11 +14,11 @@ use super::strings::{self, is_space, justify};
 use super::value::{self, PyValue};
 use super::{format, json, limits, methods};
 use fancy_regex::Regex;
+use numbers::{int, positive_count, round};
+use sequences::{AttributePath, case_key, dictsort, first_or_last, groupby, select, sort};
 use std::cmp::Ordering;
 use std::sync::LazyLock;
 use text::{indent, soft_str, truncate, urlencode};
-use numbers::{int, positive_count, round};
-use sequences::{AttributePath, case_key, dictsort, first_or_last, groupby, select, sort};
 
 /// Returns `subject | name(args)`. Fails for an unknown or unsupported filter.
 pub fn apply(name: &str, subject: PyValue, args: CallArguments) -> TemplateResult<PyValue> {

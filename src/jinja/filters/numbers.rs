@@ -1,8 +1,8 @@
 //! Filters of numbers, and the numbers that filters take.
 
-use crate::jinja::strings;
 use crate::jinja::call_arguments::CallArguments;
 use crate::jinja::error::{TemplateError, TemplateResult};
+use crate::jinja::strings;
 use crate::jinja::value::PyValue;
 
 /// Returns the count that `batch` and `slice` take: an integer above 0.

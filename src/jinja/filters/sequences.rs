@@ -1,11 +1,11 @@
 //! Filters of sequences: items by an attribute, selected, sorted and grouped.
 
-use crate::jinja::{is_tests, limits, value};
 use crate::jinja::attributes::item_or_attribute;
 use crate::jinja::call_arguments::CallArguments;
 use crate::jinja::comparison::ordering;
 use crate::jinja::error::{TemplateError, TemplateResult};
 use crate::jinja::value::PyValue;
+use crate::jinja::{is_tests, limits, value};
 use std::cmp::Ordering;
 
 /// The filters `first` and `last`.

@@ -2,10 +2,10 @@
 
 use crate::jinja::arithmetic::apply_binary;
 use crate::jinja::ast::BinaryOperator;
-use crate::jinja::{limits, methods, value};
 use crate::jinja::call_arguments::CallArguments;
 use crate::jinja::error::{TemplateError, TemplateResult};
 use crate::jinja::value::PyValue;
+use crate::jinja::{limits, methods, value};
 
 /// Converts to text; text and escaped text stay as they are (markupsafe's `soft_str`).
 pub(super) fn soft_str(value: &PyValue) -> TemplateResult<PyValue> {

@@ -12,8 +12,8 @@ use super::strings::{is_printable, is_space, justify};
 use super::value::{self, DictKey, PyValue};
 use characters::{all_chars, is_decimal, is_letter, is_numeric, is_title, swapcase, title};
 pub use characters::{capitalize, is_cased};
-use parts::{split, text_argument, text_between, texts};
 pub use parts::{replace, split_lines, strip};
+use parts::{split, text_argument, text_between, texts};
 
 /// Calls a bound method.
 pub fn call(of: &PyValue, name: &str, args: CallArguments) -> TemplateResult<PyValue> {

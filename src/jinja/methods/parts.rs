@@ -1,7 +1,7 @@
 //! Methods that strip, split and replace.
 
-use crate::jinja::limits;
 use crate::jinja::error::{TemplateError, TemplateResult};
+use crate::jinja::limits;
 use crate::jinja::strings::is_space;
 use crate::jinja::value::PyValue;
 
@@ -56,7 +56,12 @@ pub(super) fn text_between<'t>(
     Ok(Some((from as usize, &text[byte(from)..byte(to)])))
 }
 
-pub(super) fn split(text: &str, separator: Option<PyValue>, most: Option<PyValue>, from_end: bool) -> TemplateResult<PyValue> {
+pub(super) fn split(
+    text: &str,
+    separator: Option<PyValue>,
+    most: Option<PyValue>,
+    from_end: bool,
+) -> TemplateResult<PyValue> {
     let most = most.map_or(Ok(-1), |m| m.expect_int("maxsplit"))?;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     limits::check_memory_for(text.len() / 8, size_of::<PyValue>())?;

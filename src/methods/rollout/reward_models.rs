@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::methods::parts::{ExtraAdapter, ModelParts};
 use crate::methods::reference::{self, ReferenceChoice};
 use crate::methods::reward::report_card::{self, ReportCard, ReportCardLimits};
-use crate::models::Heads;
+use crate::models::{Heads, dtype};
 use crate::report;
 use crate::rewards::model::adapter_name;
 use crate::rewards::spec::{RewardModelSpec, RewardSourceSpec};
@@ -64,6 +64,13 @@ pub fn parts(rewards: &[RewardSourceSpec], adapter: Option<&AdapterSpec>, referr
                 folder: Some(spec.path.clone()),
                 trained: false,
             });
+            continue;
+        }
+        // Any other reward model is loaded with a base of its own.
+        let base = if spec.is_adapter() { spec.base.as_deref() } else { Some(spec.path.as_path()) };
+        match base {
+            Some(folder) => parts.other_models.push((dtype::stored_kind_and_count(folder)?.1, None)),
+            None => parts.base_copies += 1,
         }
     }
     Ok(parts)

@@ -156,11 +156,12 @@ impl LlamaBlock {
             None => (q, k),
         };
         let (cos, sin) = pass.angles(&self.rope, x.kind());
-        let (q, k) = (ops::rotate(&q, &cos, &sin), ops::rotate(&k, &cos, &sin));
+        let (q, k) = ops::rotate_both(q, k, &cos, &sin);
         let v = v.view([-1, self.kv_heads, self.head_dim]);
         let y = pass.attend(i, &q, &k, &v, self.attention);
-        let x = x + self.o.forward(&y.view([-1, self.heads * self.head_dim]));
-        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], self.post_attention_layernorm.forward(&x));
+        let y = self.o.forward(&y.view([-1, self.heads * self.head_dim]));
+        let (x, normal) = self.post_attention_layernorm.forward_sum(x, &y);
+        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], normal);
         let y = self.down.forward(ops::swiglu(&gate, &up));
         x + y
     }

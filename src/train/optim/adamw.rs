@@ -26,7 +26,7 @@ impl UpdateRule for AdamW {
         let Some(one) = slots.first() else { return Ok(()) };
         let count = Tensor::full([] as [i64; 0], pace.step as f64, (Kind::Float, one.param.device()));
         let list = |of: &dyn Fn(&ParameterUpdate) -> Tensor| slots.iter().map(of).collect::<Vec<_>>();
-        native::fused_adamw(
+        Ok(native::fused_adamw(
             &list(&|s| s.param.shallow_clone()),
             &list(&|s| s.grad.shallow_clone()),
             &list(&|s| s.state[0].shallow_clone()),
@@ -34,7 +34,7 @@ impl UpdateRule for AdamW {
             &list(&|_| count.shallow_clone()),
             native::AdamwSettings { lr: pace.lr, betas: self.betas, decay: pace.decay, eps: self.eps },
             skip,
-        )
+        )?)
     }
 
     fn can_skip(&self) -> bool {

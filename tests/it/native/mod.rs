@@ -1,3 +1,4 @@
 //! Tests of src/native against libtorch.
 
+mod cuda;
 mod products;

@@ -1,5 +1,6 @@
 //! Tests of src/nn: layers without a model family.
 
 mod attention;
+mod cuda_attention;
 mod heads;
 mod ropes;

@@ -214,9 +214,7 @@ fn every_record_of_a_run_agrees_with_its_metrics() {
 
     let state: Value = serde_json::from_str(&space.text("run/trainer_state.json")).unwrap();
     assert_eq!((state["global_step"].clone(), state["max_steps"].clone()), (json!(30), json!(30)));
-    // As the Trainer: the epochs that max_steps begin.
-    assert_eq!(state["num_train_epochs"].as_f64(), Some(h.steps.last().unwrap().epoch.ceil()));
-    assert_ne!(state["num_train_epochs"].as_f64(), Some(run.plan.recipe.run.epochs), "run.steps is given");
+    assert_eq!(state["num_train_epochs"], 5);
     let history = state["log_history"].as_array().unwrap();
     assert_eq!(history.iter().filter(|o| o.get("loss").is_some()).count(), 30);
     assert_eq!(history.iter().filter(|o| o.get("eval_loss").is_some()).count(), 4);
@@ -244,6 +242,9 @@ fn every_record_of_a_run_agrees_with_its_metrics() {
 fn the_report_is_one_file_and_texts_of_a_model_stay_text() {
     let space = Space::new();
     assert!(space.train("run", &["run.steps=3", "run.samples=1"]).status.success());
+    // As transformers' Trainer: the epochs that three of the six steps of an epoch begin, not run.epochs.
+    let state: Value = serde_json::from_str(&space.text("run/trainer_state.json")).unwrap();
+    assert_eq!(state["num_train_epochs"], 1);
     let nasty = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u{0}\"'";
     let line = json!({"step": 3, "prompt": nasty, "text": format!("{nasty} $x^2$"), "expected": nasty});
     std::fs::write(space.path("run/samples.jsonl"), format!("{line}\n")).unwrap();
@@ -415,8 +416,8 @@ fn a_diff_names_what_differs_and_nothing_else() {
     let found: Value = serde_json::from_slice(&space.ft(&["runs", "diff", "a", "b", "--json"]).stdout).unwrap();
     let contents: Vec<&Value> = found.as_array().unwrap().iter().filter(|d| d["group"] == "contents").collect();
     let items: Vec<&str> = contents.iter().map(|d| d["item"].as_str().unwrap()).collect();
-    assert_eq!(items, ["method: method.dpo.reference: model.safetensors", "training tokens"]);
-    assert_eq!((&contents[0]["a"], &contents[0]["b"]), (&json!("-"), &json!("ab")));
+    assert_eq!(items, ["training tokens", "method: method.dpo.reference: model.safetensors"]);
+    assert_eq!((&contents[1]["a"], &contents[1]["b"]), (&json!("-"), &json!("ab")));
 }
 
 /// Trains with settings that cause a problem, and expects the finding `id` during the run, afterwards and on the page.

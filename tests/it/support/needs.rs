@@ -49,6 +49,20 @@ pub const LIMITS: Tool = Tool {
     there: || on_path("prlimit"),
 };
 
+pub const NVRTC: Tool = Tool {
+    lacks: "NVRTC, CUDA's run-time compiler, is missing",
+    get: "python3 setup/wheels.py nvrtc",
+    there: || nvrtc().iter().any(|path| path.is_file()),
+};
+
+/// Returns the places where set-up puts NVRTC: for tests, and as a part of CUDA's libraries.
+pub fn nvrtc() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut places = vec![root.join("target/nvrtc"), root.join(".libtorch")];
+    places.extend(std::env::var_os("LIBTORCH").and_then(|torch| Some(Path::new(&torch).parent()?.to_path_buf())));
+    places.iter().map(|folder| folder.join("nvidia/cu13/lib/libnvrtc.so.13")).collect()
+}
+
 /// Returns from the calling test if one of these tools is missing.
 macro_rules! needs {
     ($($tool:expr),+) => {

@@ -1,0 +1,398 @@
+//! The kernels as operations on tensors: checks what each relies on, and knows its arguments.
+
+use super::compiler::number_format;
+use super::module::{Argument, Module};
+use std::ffi::CStr;
+use tch::{Kind, Tensor};
+
+/// Declares the kernels: name in native/cuda/, and threads of a block.
+macro_rules! kernels {
+    ($($kernel:ident = $name:literal x $threads:literal,)*) => {
+        /// A kernel of native/cuda/.
+        #[derive(Debug, Clone, Copy)]
+        pub(super) enum Kernel { $($kernel,)* }
+
+        impl Kernel {
+            /// All kernels, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$kernel,)*];
+
+            /// Returns the kernel's name in the source.
+            pub fn name(self) -> &'static CStr {
+                match self { $(Self::$kernel => $name,)* }
+            }
+
+            /// Returns the number of threads of a block.
+            pub fn threads(self) -> u32 {
+                match self { $(Self::$kernel => $threads,)* }
+            }
+        }
+    };
+}
+
+kernels! {
+    Swiglu = c"swiglu" x 256,
+    SwigluBackward = c"swiglu_backward" x 256,
+    Rotate = c"rotate" x 256,
+    RmsNorm = c"rms_norm" x 256,
+    RmsNormBackward = c"rms_norm_backward" x 256,
+    RmsNormWeight = c"rms_norm_weight" x 256,
+    Head = c"head" x 1024,
+    DequantiseNf4 = c"dequantise_nf4" x 256,
+    NarrowAll = c"narrow_all" x 256,
+    WidenAll = c"widen_all" x 256,
+}
+
+/// Numbers of a 4-bit weight that share a scale.
+pub const NF4_BLOCK: i64 = 64;
+
+/// kPack in native/cuda/language.h.
+const PACK: i64 = 8;
+
+/// kCasts in native/cuda/adapter.cu.
+const CASTS: usize = 16;
+
+/// kCastNumbers in native/cuda/adapter.cu.
+const CAST_NUMBERS: i64 = 1024;
+
+/// The kernels of one device for tensors of one dtype. Results are computed on the current stream of the tensors'
+/// device. Arguments must be contiguous and on that device; tensors whose dtype is not said have that of the kernels.
+pub struct Kernels {
+    module: Module,
+    kind: Kind,
+}
+
+/// Has the layout of `Casts` in native/cuda/adapter.cu.
+#[repr(C)]
+struct Casts {
+    from: [*const std::ffi::c_void; CASTS],
+    to: [*mut std::ffi::c_void; CASTS],
+    size: [i64; CASTS],
+    end: [i64; CASTS],
+    from_width: [i32; CASTS],
+    to_width: [i32; CASTS],
+    shift: [i32; CASTS],
+    scale: [f32; CASTS],
+    count: i32,
+}
+
+/// A cast of a matrix, into another with the same number of rows.
+pub struct Cast<'a> {
+    /// The source, contiguous.
+    pub from: &'a Tensor,
+    /// The result, contiguous.
+    pub to: &'a Tensor,
+    /// The factor on every number.
+    pub factor: f64,
+    /// The column of the result that the source's first column becomes; negative: the first `-column` columns of the
+    /// source are left out. Columns of the result that the source does not have are zero.
+    pub column: i64,
+}
+
+/// Rows of numbers at equal distances.
+#[derive(PartialEq)]
+struct Rows {
+    width: i64,
+    stride: i64,
+}
+
+impl Rows {
+    /// Returns the layout of a tensor: one row if it is contiguous, otherwise those of a matrix. `None` for others.
+    fn of(t: &Tensor) -> Option<Self> {
+        if t.is_contiguous() {
+            let n = t.numel() as i64;
+            return Some(Self { width: n, stride: n });
+        }
+        let (size, stride) = (t.size(), t.stride());
+        let rows = size.len() == 2 && stride[1] == 1 && stride[0] >= size[1];
+        rows.then(|| Self { width: size[1], stride: stride[0] })
+    }
+
+    /// Returns the layout that two tensors of one size share.
+    fn shared(a: &Tensor, b: &Tensor) -> Option<Self> {
+        Self::of(a).filter(|rows| a.size() == b.size() && Self::of(b).as_ref() == Some(rows))
+    }
+}
+
+fn pointer(t: &Tensor) -> Argument<'static> {
+    Argument::Pointer(t.data_ptr())
+}
+
+fn pointer_or_null(t: Option<&Tensor>) -> Argument<'static> {
+    Argument::Pointer(t.map_or(std::ptr::null_mut(), Tensor::data_ptr))
+}
+
+fn last(t: &Tensor) -> i64 {
+    t.size().last().copied().unwrap_or(1)
+}
+
+impl Kernels {
+    pub(super) fn new(module: Module, kind: Kind) -> Self {
+        assert!(number_format(kind).is_some());
+        Self { module, kind }
+    }
+
+    /// Panics unless the tensors are contiguous, of the kernels' dtype and of one size.
+    fn check(&self, tensors: &[&Tensor]) {
+        let size = tensors[0].size();
+        for t in tensors {
+            assert!(t.kind() == self.kind && t.is_contiguous() && t.size() == size, "tensors of one kind and size");
+        }
+    }
+
+    /// Returns 1 if packs of numbers can be read at every tensor's address, and rows of `width` numbers are whole
+    /// packs; otherwise 0.
+    fn packed(&self, tensors: &[&Tensor], width: i64) -> Argument<'static> {
+        let bytes = (PACK as usize * self.kind.elt_size_in_bytes()).min(16);
+        let aligned = tensors.iter().all(|t| t.data_ptr() as usize % bytes == 0);
+        Argument::Int((aligned && width % PACK == 0).into())
+    }
+
+    /// Returns true if `swiglu` takes these tensors: both contiguous, or columns of wider matrices of one width.
+    pub fn takes_pair(&self, gate: &Tensor, up: &Tensor) -> bool {
+        let same = |t: &Tensor| t.kind() == self.kind && t.device() == gate.device() && t.numel() > 0;
+        same(gate) && same(up) && Rows::shared(gate, up).is_some()
+    }
+
+    /// Computes silu(gate) up, elementwise, contiguous.
+    pub fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        assert!(self.takes_pair(gate, up));
+        let (y, n) = (Tensor::empty(gate.size(), (self.kind, gate.device())), gate.numel() as i64);
+        let Rows { width, stride } = Rows::shared(gate, up).expect("checked above");
+        let arguments = [
+            pointer(gate),
+            pointer(up),
+            pointer(&y),
+            Argument::Long(n),
+            Argument::Long(width),
+            Argument::Long(stride),
+            self.packed(&[gate, up, &y], if stride == width { PACK } else { width | stride }),
+        ];
+        self.module.launch(Kernel::Swiglu, blocks(n, 256 * PACK), gate.device(), &arguments);
+        y
+    }
+
+    /// Returns the gradients of gate and up, given the gradient `g` of `swiglu`. They lie side by side: for gate and up
+    /// of (T, F), as the halves of a matrix (T, 2F).
+    pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
+        assert!(self.takes_pair(gate, up) && g.size() == gate.size());
+        self.check(&[g]);
+        let (n, columns) = (g.numel() as i64, last(g));
+        let both = Tensor::empty([n / columns, 2 * columns], (self.kind, g.device()));
+        let (g_gate, g_up) = (both.narrow(1, 0, columns), both.narrow(1, columns, columns));
+        let Rows { width, stride } = Rows::shared(gate, up).expect("checked above");
+        // If the inputs are contiguous, their rows are those of the results.
+        let (width, stride) = if stride == width { (columns, columns) } else { (width, stride) };
+        let all = [gate, up, g, &g_gate, &g_up];
+        let rest = [n, width, stride, 2 * columns].map(Argument::Long);
+        let packed = self.packed(&all, width | stride);
+        let arguments: Vec<Argument> = all.into_iter().map(pointer).chain(rest).chain([packed]).collect();
+        self.module.launch(Kernel::SwigluBackward, blocks(n, 256 * PACK), gate.device(), &arguments);
+        (g_gate.reshape(g.size()), g_up.reshape(g.size()))
+    }
+
+    /// Rotates q (T, H, E) and k (T, K, E) by the angles with cos and sin (T, 1, E/2). `turn` is 1, or -1 to rotate
+    /// back. q and k must be contiguous.
+    pub fn rotate(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) -> (Tensor, Tensor) {
+        assert!(q.is_contiguous() && k.is_contiguous());
+        let (y_q, y_k) = (q.empty_like(), k.empty_like());
+        self.rotate_into([q, k], [&y_q, &y_k], cos, sin, turn);
+        (y_q, y_k)
+    }
+
+    /// Does the same in place. Tokens of q and k may be parts of wider rows.
+    pub fn rotate_in_place(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) {
+        self.rotate_into([q, k], [q, k], cos, sin, turn);
+    }
+
+    fn rotate_into(&self, from: [&Tensor; 2], to: [&Tensor; 2], cos: &Tensor, sin: &Tensor, turn: f32) {
+        let [q, k] = from;
+        let (size, size_k) = (q.size(), k.size());
+        let (tokens, half) = (size[0], size[2] / 2);
+        assert!(size[2] % 2 == 0 && size_k[0] == tokens && size_k[2] == size[2] && cos.numel() as i64 == tokens * half);
+        self.check(&[cos, sin]);
+        let strides = from.map(|t| {
+            let (size, stride) = (t.size(), t.stride());
+            assert!(t.kind() == self.kind && stride[2] == 1 && (stride[1] == size[2] || size[1] == 1));
+            stride[0]
+        });
+        let all = [q, k, to[0], to[1], cos, sin];
+        let shape = [size[1], size_k[1], half].map(|n| Argument::Int(n as i32));
+        let packed = self.packed(&all, half | strides[0] | strides[1]);
+        let rest = strides.map(Argument::Long).into_iter().chain(shape).chain([Argument::Float(turn), packed]);
+        let arguments: Vec<Argument> = all.into_iter().map(pointer).chain(rest).collect();
+        self.module.launch(Kernel::Rotate, tokens, q.device(), &arguments);
+    }
+
+    /// Computes RMSNorm of x (…, D), or of x + `residual`, with weight w (D). Returns the sum (x itself without a
+    /// residual), the norm (…, D), and the reciprocal root mean square of each row (rows), float32.
+    pub fn rms_norm(&self, x: &Tensor, residual: Option<&Tensor>, w: &Tensor, eps: f64) -> (Tensor, Tensor, Tensor) {
+        let (width, y) = (last(x), x.empty_like());
+        self.check(&[x, &y]);
+        self.check(&[w]);
+        assert_eq!(w.size(), [width]);
+        let rows = x.numel() as i64 / width;
+        let inverse = Tensor::empty([rows], (Kind::Float, x.device()));
+        let sum = match residual {
+            Some(residual) => {
+                self.check(&[x, residual]);
+                x.empty_like()
+            }
+            None => x.shallow_clone(),
+        };
+        let packed = self.packed(&[x, residual.unwrap_or(x), w, &sum, &y], width);
+        let arguments = [
+            pointer(x),
+            pointer_or_null(residual),
+            pointer(w),
+            pointer(&sum),
+            pointer(&y),
+            pointer(&inverse),
+            Argument::Long(width),
+            Argument::Float(eps as f32),
+            packed,
+        ];
+        self.module.launch(Kernel::RmsNorm, rows, x.device(), &arguments);
+        (sum, y, inverse)
+    }
+
+    /// Returns the gradient of x (…, D), the tensor that was normalised, plus `g_residual` if there is one, given the
+    /// gradient `g` of the norm; and, if `weight` is true, the gradient of w (D), float32.
+    pub fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        inverse: &Tensor,
+        g: &Tensor,
+        g_residual: Option<&Tensor>,
+        weight: bool,
+    ) -> (Tensor, Option<Tensor>) {
+        let (width, g_x) = (last(x), x.empty_like());
+        let rows = x.numel() as i64 / width;
+        self.check(&[x, g, &g_x, g_residual.unwrap_or(x)]);
+        self.check(&[w]);
+        assert!(w.size() == [width] && inverse.kind() == Kind::Float && inverse.numel() as i64 == rows);
+        let packed = self.packed(&[x, w, g, &g_x, g_residual.unwrap_or(x)], width);
+        let arguments = [
+            pointer(x),
+            pointer(w),
+            pointer(inverse),
+            pointer(g),
+            pointer_or_null(g_residual),
+            pointer(&g_x),
+            Argument::Long(width),
+            packed,
+        ];
+        self.module.launch(Kernel::RmsNormBackward, rows, x.device(), &arguments);
+        let g_w = weight.then(|| {
+            // Enough parts to fill a device, few enough to add up quickly.
+            let each = blocks(rows, 64).max(16);
+            let parts = Tensor::empty([blocks(rows, each), width], (Kind::Float, x.device()));
+            let arguments = [
+                pointer(x),
+                pointer(inverse),
+                pointer(g),
+                pointer(&parts),
+                Argument::Long(rows),
+                Argument::Long(width),
+                Argument::Long(each),
+            ];
+            self.module.launch(Kernel::RmsNormWeight, blocks(rows, each) * blocks(width, 256), x.device(), &arguments);
+            parts.sum_dim_intlist([0i64].as_slice(), false, Kind::Float)
+        });
+        (g_x, g_w)
+    }
+
+    /// Returns, from logits (N, V): the log-probability (N) of each target (N, int64) in softmax(logits / T); 1 (N) if
+    /// the target is the first of the largest logits, otherwise 0; and, if `entropy` is true, the distribution's
+    /// entropy (N); float32 each. With `direction` the logits are overwritten by the gradient of the log-probability,
+    /// (onehot(target) - softmax) / T. The log-probability of a target that is no column is NaN.
+    pub fn head(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        temperature: f64,
+        entropy: bool,
+        direction: bool,
+    ) -> (Tensor, Tensor, Option<Tensor>) {
+        self.check(&[logits]);
+        let size = logits.size();
+        let targets = targets.contiguous();
+        assert!(targets.kind() == Kind::Int64 && targets.size() == size[..1] && targets.device() == logits.device());
+        let floats = || Tensor::empty([size[0]], (Kind::Float, logits.device()));
+        let (log_probs, hits, entropy) = (floats(), floats(), entropy.then(floats));
+        let arguments = [
+            pointer(logits),
+            pointer(&targets),
+            pointer(&log_probs),
+            pointer(&hits),
+            pointer_or_null(entropy.as_ref()),
+            Argument::Long(size[1]),
+            Argument::Float((1.0 / temperature) as f32),
+            Argument::Int(direction.into()),
+            self.packed(&[logits], size[1]),
+        ];
+        self.module.launch(Kernel::Head, size[0], logits.device(), &arguments);
+        (log_probs, hits, entropy)
+    }
+
+    /// Returns the numbers (n) of a 4-bit weight in NF4: `codes` (n / 2) bytes, of which the upper half comes first;
+    /// `scales` (ceil(n / 64)) float32, the largest magnitude of each block.
+    pub fn dequantise_nf4(&self, codes: &Tensor, scales: &Tensor) -> Tensor {
+        let n = 2 * codes.numel() as i64;
+        assert!(codes.kind() == Kind::Uint8 && codes.is_contiguous() && scales.is_contiguous());
+        assert!(scales.kind() == Kind::Float && scales.numel() as i64 == blocks(n, NF4_BLOCK));
+        let y = Tensor::empty([n], (self.kind, codes.device()));
+        let arguments = [
+            pointer(codes),
+            pointer(scales),
+            pointer(&y),
+            Argument::Long(n),
+            Argument::Int(NF4_BLOCK as i32),
+            self.packed(&[&y], PACK),
+        ];
+        self.module.launch(Kernel::DequantiseNf4, blocks(n, 256 * PACK), codes.device(), &arguments);
+        y
+    }
+
+    /// Casts float32 matrices to the kernels' dtype.
+    pub fn narrow_all(&self, casts: &[Cast]) {
+        self.cast_all(Kernel::NarrowAll, Kind::Float, self.kind, casts);
+    }
+
+    /// Casts matrices of the kernels' dtype to float32.
+    pub fn widen_all(&self, casts: &[Cast]) {
+        self.cast_all(Kernel::WidenAll, self.kind, Kind::Float, casts);
+    }
+
+    fn cast_all(&self, kernel: Kernel, from: Kind, to: Kind, casts: &[Cast]) {
+        for part in casts.chunks(CASTS) {
+            let mut table = Casts {
+                from: [std::ptr::null(); CASTS],
+                to: [std::ptr::null_mut(); CASTS],
+                size: [0; CASTS],
+                end: [0; CASTS],
+                from_width: [0; CASTS],
+                to_width: [0; CASTS],
+                shift: [0; CASTS],
+                scale: [0.0; CASTS],
+                count: part.len() as i32,
+            };
+            let mut end = 0;
+            for (i, cast) in part.iter().enumerate() {
+                let (a, b, size) = (cast.from, cast.to, cast.to.numel() as i64);
+                assert!(a.kind() == from && b.kind() == to && a.is_contiguous() && b.is_contiguous());
+                assert_eq!(a.numel() as i64 * last(b), size * last(a), "matrices with the same number of rows");
+                end += blocks(size, CAST_NUMBERS);
+                (table.from[i], table.to[i], table.size[i], table.end[i]) = (a.data_ptr(), b.data_ptr(), size, end);
+                (table.from_width[i], table.to_width[i]) = (last(a) as i32, last(b) as i32);
+                (table.shift[i], table.scale[i]) = (cast.column as i32, cast.factor as f32);
+            }
+            self.module.launch(kernel, end, part[0].from.device(), &[Argument::Struct(&table)]);
+        }
+    }
+}
+
+/// Returns the number of blocks for `n` numbers, `each` of them per block.
+fn blocks(n: i64, each: i64) -> i64 {
+    (n + each - 1) / each
+}

@@ -1,0 +1,220 @@
+//! Tests memory on the fake CUDA device of tests/fake_cuda, through the real binary: predictions follow the attention
+//! kernel that runs, a run that fits is not refused, and memory that runs out is an error with cause and remedy.
+
+use crate::support::fake_cuda::{self, FakeRun};
+use crate::support::workspace::Workspace;
+use serde_json::json;
+
+/// A workspace with rows of about `words` tokens, and a recipe `run.yaml` that trains on them.
+struct LongRows {
+    space: Workspace,
+}
+
+impl LongRows {
+    fn new(words: usize, adapter: &str) -> Self {
+        let space = Workspace::new();
+        let row = |i: usize| json!({ "prompt": format!("{i}"), "completion": "river ".repeat(words) }).to_string();
+        std::fs::write(space.path("rows.jsonl"), (0..16).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+        let recipe = format!(
+            "model: {{ path: models/medical, device: cuda }}\nmethod: {{ sft: {{}} }}\n{adapter}\n\
+             data: {{ train: {{ path: rows.jsonl }} }}\n\
+             batch: {{ tokens: 4096, max_len: 4096, examples: 4 }}\n\
+             run: {{ steps: 2, samples: 0, save_every: 1, out: out }}\n"
+        );
+        std::fs::write(space.path("run.yaml"), recipe).unwrap();
+        Self { space }
+    }
+
+    fn ft(&self, arguments: &[&str], environment: &[(&str, &str)]) -> FakeRun {
+        fake_cuda::ft(&self.space, arguments, environment)
+    }
+
+    /// Returns the predicted and the measured bytes of a run with these settings.
+    fn needs(&self, settings: &[&str], environment: &[(&str, &str)]) -> (f64, f64) {
+        let sets: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
+        let check = self.ft(&[&["check", "run.yaml", "--json"], &sets[..]].concat(), environment);
+        let report: serde_json::Value = serde_json::from_slice(&check.output.stdout).unwrap();
+        self.ft(&[&["train", "run.yaml", "--overwrite"], &sets[..]].concat(), environment).succeeded();
+        let number = |value: &serde_json::Value| value.as_f64().unwrap();
+        (number(&report["needs"]["memory"]), number(&self.space.json("out/summary.json")["memory"]))
+    }
+}
+
+const LORA: &str = "adapter: { lora: { rank: 4, alpha: 8, targets: all-linear } }";
+
+/// Rows of 900 tokens: scores of all heads would take four times the memory of everything else.
+#[test]
+fn predictions_follow_the_attention_kernel() {
+    let rows = LongRows::new(900, LORA);
+    for (settings, capability) in [
+        (["model.dtype=f32", "run.replay=none"], "90"),
+        (["model.dtype=f32", "run.replay=all"], "90"),
+        (["model.dtype=bf16", "run.replay=none"], "90"),
+        (["model.dtype=bf16", "run.replay=none"], "75"),
+    ] {
+        let (predicted, measured) = rows.needs(&settings, &[("FAKE_CUDA_CAPABILITY", capability)]);
+        println!("{settings:?} on {capability}: {predicted} predicted, {measured} measured");
+        assert!((0.9..1.1).contains(&(predicted / measured)), "{settings:?} on {capability}: {predicted}, {measured}");
+    }
+}
+
+/// What is free is read before the model lies on the device. The base, and a frozen copy of it, are a good part of what
+/// these runs need.
+#[test]
+fn a_run_that_fits_is_not_refused() {
+    let pairs = "method={dpo: {}}";
+    let rows = "data.train={path: datasets/helpful/train.jsonl}";
+    let short = ["batch.max_len=64", "batch.tokens=64", "batch.examples=1", "data.on_overflow=drop"];
+    for (name, adapter, settings) in [
+        ("LoRA", LORA, vec!["model.dtype=f32"]),
+        ("full", "", vec!["model.dtype=f32"]),
+        ("full with a frozen copy", "", vec!["model.dtype=f32", pairs, rows]),
+    ] {
+        let long = LongRows::new(30, adapter);
+        let settings: Vec<&str> = settings.into_iter().chain(short).collect();
+        let sets: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
+        let (predicted, measured) = long.needs(&settings, &[]);
+        println!("{name}: {predicted} predicted, {measured} measured");
+        let train = [&["train", "run.yaml", "--overwrite"], &sets[..]].concat();
+        let with = |share: f64| {
+            let memory = ((predicted * share) as u64).to_string();
+            long.ft(&train, &[("FAKE_CUDA_MEMORY", &memory)])
+        };
+        with(1.12).succeeded();
+        let refused = with(0.95);
+        let text = refused.stderr();
+        assert_eq!(refused.output.status.code(), Some(1), "{name}: {text}");
+        assert!(text.contains("of memory are needed") && text.contains("--fit"), "{name}: {text}");
+        let launches = refused.trace.map_or(0, |trace| trace.total.launches);
+        assert_eq!(launches, 0, "{name}: the refused run computed something");
+    }
+}
+
+/// Expects that a command ended because the GPU's memory was full, in an error that says what helps.
+#[track_caller]
+fn assert_out_of_memory(run: &FakeRun, what: &str, remedy: &str) -> String {
+    let text = run.stderr();
+    assert_eq!(run.output.status.code(), Some(1), "{what}: {text}");
+    assert!(text.contains("error: the GPU ran out of memory: CUDA out of memory. Tried to allocate"), "{what}: {text}");
+    assert!(text.contains(remedy), "{what}: no `{remedy}` in {text}");
+    assert!(!text.contains("panicked") && !text.contains("bug in ft"), "{what}: {text}");
+    text
+}
+
+/// Runs a command, then again with memory that is full from an allocation early in it (while its model is loaded) and
+/// late in it (while it computes).
+fn runs_out(space: &Workspace, arguments: &[&str], remedy: &str) {
+    let allocations = fake_cuda::ft(space, arguments, &[]).succeeded().total.allocations;
+    for share in [0.02, 0.8] {
+        let full_at = ((allocations as f64 * share) as i64).max(1).to_string();
+        let run = fake_cuda::ft(space, arguments, &[("FAKE_CUDA_FULL_AT", &full_at)]);
+        assert_out_of_memory(&run, &format!("{arguments:?} at {full_at} of {allocations}"), remedy);
+    }
+}
+
+#[test]
+fn training_that_runs_out_of_memory_ends_in_an_error_wherever_it_is() {
+    let rows = LongRows::new(60, LORA);
+    for (dtype, replay) in [("f32", "none"), ("bf16", "none"), ("bf16", "all")] {
+        let sets = ["--set", &format!("model.dtype={dtype}"), "--set", &format!("run.replay={replay}")];
+        let train = [&["train", "run.yaml", "--overwrite"], &sets[..]].concat();
+        let allocations = rows.ft(&train, &[]).succeeded().total.allocations;
+        for percent in [1, 15, 30, 40, 50, 60, 75] {
+            let full_at = (allocations * percent / 100).max(1).to_string();
+            let run = rows.ft(&train, &[("FAKE_CUDA_FULL_AT", &full_at)]);
+            let what = format!("{dtype}, replay {replay}, at {percent} %");
+            let text = assert_out_of_memory(&run, &what, "batch.tokens");
+            // The second of the two steps is computed after the checkpoint of the first.
+            let kept = rows.space.path("out/checkpoints/step-1").exists();
+            assert_eq!(text.contains("the checkpoint of step 1 is kept"), kept, "{what}: {text}");
+            assert!(kept || percent < 75, "{what}: the first step did not end");
+        }
+        rows.ft(&["resume", "out"], &[]).succeeded();
+        assert_eq!(rows.space.json("out/summary.json")["steps"], 2);
+    }
+}
+
+#[test]
+fn generating_and_judging_that_run_out_of_memory_end_in_an_error() {
+    let space = Workspace::new();
+    let model = ["--model", "models/medical", "--device", "cuda"];
+    let prompt = ["--prompt", "The river", "--max-new-tokens", "8"];
+    runs_out(&space, &[&["generate"], &model[..], &prompt].concat(), "--batch-size");
+    runs_out(&space, &[&["eval"], &model[..], &["--data", "datasets/icd10/test.jsonl"]].concat(), "--max-new-tokens");
+    let teach = ["--set", "method={distill: {teachers: [{path: models/medical}]}}", "--set", "model.device=cuda"];
+    runs_out(
+        &space,
+        &[&["teach", "recipes/full-medical.yaml", "--out", "taught"], &teach[..]].concat(),
+        "batch.tokens",
+    );
+    space.ft(&["train", "recipes/reward-helpful.yaml", "--set", "run.steps=2", "--set", "model.device=cpu"]);
+    let judge = ["--model", "models/smollm2-135m-instruct", "--adapter", "adapters/reward-helpful", "--device", "cuda"];
+    let pairs = ["--input", "datasets/helpful/valid.jsonl", "--out", "scored.jsonl"];
+    runs_out(&space, &[&["score"], &judge[..], &pairs].concat(), "--device cpu");
+}
+
+/// A recipe for a small model with random weights and heads of 10 numbers, in `odd.yaml`.
+fn odd_heads(space: &Workspace) {
+    let shape = "{ model_type: llama, hidden_size: 60, intermediate_size: 96, num_hidden_layers: 2, \
+                 num_attention_heads: 6, num_key_value_heads: 3, head_dim: 10 }";
+    let recipe = format!(
+        "model: {{ path: models/medical, init: random, config: {shape} }}\nmethod: {{ sft: {{}} }}\n\
+         data: {{ train: {{ path: datasets/chat.jsonl }} }}\nbatch: {{ tokens: 512, max_len: 256, examples: 8 }}\n\
+         run: {{ steps: 2, samples: 0, save_every: 0, out: out }}\n"
+    );
+    std::fs::write(space.path("odd.yaml"), recipe).unwrap();
+}
+
+/// The flash kernel takes neither such heads nor such GPUs; what runs instead gives the loss of the CPU.
+#[test]
+fn every_head_size_and_gpu_trains() {
+    let space = Workspace::new();
+    odd_heads(&space);
+    let train = |settings: &[&str], capability: &str| {
+        let sets = settings.iter().chain(&["run.threads=1"]).flat_map(|set| ["--set", set]);
+        let arguments: Vec<&str> = ["train", "odd.yaml", "--overwrite"].into_iter().chain(sets).collect();
+        let run = fake_cuda::ft(&space, &arguments, &[("FAKE_CUDA_CAPABILITY", capability)]);
+        let text = run.stderr();
+        let operations = run.succeeded().operations;
+        let norm = |line: &serde_json::Value| Some((line["loss"].as_f64()?, line["grad_norm"].as_f64()?));
+        let steps: Vec<(f64, f64)> = space.steps("out").iter().filter_map(norm).collect();
+        assert_eq!(steps.len(), 2, "{steps:?}");
+        (text, operations.into_keys().filter(|name| name.contains("attention")).collect::<Vec<_>>(), steps[0])
+    };
+    let gap = |a: (f64, f64), b: (f64, f64)| ((a.0 / b.0 - 1.0).abs()).max((a.1 / b.1 - 1.0).abs());
+    let (_, none, expected) = train(&["model.device=cpu", "model.dtype=f32"], "90");
+    assert_eq!(none, [""; 0]);
+    let [flash, efficient] = ["flash", "efficient"]
+        .map(|name| ["backward", "forward"].map(|pass| format!("aten::_{name}_attention_{pass}")).to_vec());
+    for (dtype, capability, kernels, bound) in [
+        ("f32", "90", &efficient, 1e-5),
+        ("f32", "75", &efficient, 1e-5),
+        ("bf16", "90", &flash, 0.02),
+        ("bf16", "75", &efficient, 0.02),
+    ] {
+        let (_, used, found) = train(&["model.device=cuda", &format!("model.dtype={dtype}")], capability);
+        assert_eq!(&used, kernels, "{dtype} on {capability}");
+        assert!(gap(found, expected) < bound, "{dtype} on {capability}: {found:?}, {expected:?}");
+    }
+    // Left to itself, ft takes bfloat16 only where the GPU multiplies it.
+    let (text, ..) = train(&["model.device=cuda"], "75");
+    assert!(text.contains("arithmetic in float32 (this device does not multiply bfloat16)"), "{text}");
+    let (text, ..) = train(&["model.device=cuda"], "80");
+    assert!(text.contains("arithmetic in bfloat16 (multiplied by the GPU)"), "{text}");
+}
+
+/// `ft doctor` multiplies only as much as this slow device can in a moment; `ft selftest` asks for free memory before
+/// anything has used the device.
+#[test]
+fn doctor_and_selftest_run_on_a_device_that_was_not_used_before() {
+    let space = Workspace::new();
+    let began = std::time::Instant::now();
+    let doctor = fake_cuda::ft(&space, &["doctor"], &[("FAKE_CUDA_DEVICES", "1")]);
+    assert!(doctor.output.status.success(), "{}", doctor.stderr());
+    let text = String::from_utf8_lossy(&doctor.output.stdout).into_owned();
+    assert!(text.contains("training on cuda:0") && text.contains("GFLOP/s"), "{text}");
+    // A product of 4,096 x 4,096 alone takes longer on one core, in bfloat16 many minutes.
+    assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", began.elapsed());
+    let selftest = ["selftest", "--model", "models/medical", "--device", "cuda", "--dtype", "bf16"];
+    fake_cuda::ft(&space, &selftest, &[]).succeeded();
+}

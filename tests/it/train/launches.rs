@@ -1,0 +1,81 @@
+//! Counts the launches of a layer in training on the fake CUDA device, where our own kernels run, and trains on a
+//! device that they are not compiled for.
+
+use crate::support::fake_cuda::{self, FakeRun};
+use crate::support::workspace::Workspace;
+
+/// Makes `models/deep-N`: a random model of N layers with the tiny model's tokenizer.
+fn model_of_depth(space: &Workspace, depth: usize) -> String {
+    let out = format!("models/deep-{depth}");
+    let config = format!(
+        "model.config={{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: {depth}, \
+         num_attention_heads: 4, num_key_value_heads: 2}}"
+    );
+    let tokenizer = "model.tokenizer=models/medical";
+    let set = [
+        "run.steps=1",
+        "run.samples=0",
+        "batch.max_len=512",
+        "model.device=cpu",
+        &config,
+        tokenizer,
+        &format!("run.out={out}"),
+    ];
+    let set = set.iter().flat_map(|s| ["--set", s]);
+    space.ft(&["train", "recipes/pretrain-tiny.yaml"].into_iter().chain(set).collect::<Vec<_>>());
+    out
+}
+
+/// Trains an adapter on all linear layers for three steps on the fake device.
+fn train(space: &Workspace, model: &str, settings: &[&str], environment: &[(&str, &str)]) -> FakeRun {
+    let path = format!("model.path={model}");
+    let common = ["model.device=cuda", "run.steps=3", "run.samples=0", "run.eval_every=100", "run.save_every=100"];
+    let own = [path.as_str()];
+    let set = common.iter().chain(settings).chain(&own).flat_map(|s| ["--set", s]);
+    let arguments: Vec<&str> = ["train", "recipes/lora-medical.yaml", "--overwrite"].into_iter().chain(set).collect();
+    fake_cuda::ft(space, &arguments, environment)
+}
+
+/// The launches of a layer, forward and backward, with a low-rank update on each of its seven linear layers. By our
+/// own kernels: norm, rotation, SwiGLU and the casts of adapters.
+#[test]
+fn a_layer_takes_few_launches() {
+    let space = Workspace::new();
+    let step = |depth: usize| {
+        let trace = train(&space, &model_of_depth(&space, depth), &["model.dtype=bf16"], &[]).succeeded();
+        for kernel in
+            ["swiglu", "swiglu_backward", "rotate", "rms_norm", "rms_norm_backward", "head", "narrow_all", "widen_all"]
+        {
+            assert!(trace.operations.contains_key(&format!("ft::{kernel}")), "{kernel}: {:?}", trace.operations);
+        }
+        trace.marks.last().expect("three steps").launches
+    };
+    let per_layer = (step(4) - step(2)) as f64 / 2.0;
+    println!("{per_layer} launches per layer");
+    assert!(per_layer <= MOST, "{per_layer} launches per layer");
+}
+
+/// What a layer took when this was written.
+const MOST: f64 = 70.0;
+
+/// On a device that NVRTC does not compile for, libtorch's operations compute the same, and a warning says so once.
+#[test]
+fn without_kernels_libtorch_computes_the_same() {
+    let space = Workspace::new();
+    let settings = ["model.dtype=f32"];
+    let loss = |name: &str, environment: &[(&str, &str)]| {
+        let out = format!("run.out=runs/{name}");
+        let run = train(&space, "models/medical", &[settings[0], &out], environment);
+        let said = run.stderr().matches("ft's CUDA kernels, which need a device").count();
+        let own = run.succeeded().operations.keys().any(|name| name.starts_with("ft::"));
+        let losses = space.steps(&format!("runs/{name}")).iter().filter_map(|s| s.get("loss")?.as_f64()).collect();
+        (said, own, losses)
+    };
+    let (own, composed): ((usize, bool, Vec<f64>), _) =
+        (loss("own", &[]), loss("old", &[("FAKE_CUDA_CAPABILITY", "70")]));
+    assert_eq!((own.0, own.1, composed.0, composed.1), (0, true, 1, false));
+    assert!(own.2.len() == 3 && composed.2.len() == 3);
+    for (a, b) in own.2.iter().zip(&composed.2) {
+        assert!((a - b).abs() <= 1e-4 * b.abs(), "{:?} {:?}", own.2, composed.2);
+    }
+}
