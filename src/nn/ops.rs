@@ -76,7 +76,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
             return kernels::best().rms_norm(x, weight, eps);
         }
         if x.device().is_cuda() {
-            return x.internal_fused_rms_norm(weight.size(), Some(weight), eps);
+            return x.internal_fused_rms_norm([x.size()[x.dim() - 1]], Some(weight), eps);
         }
         let wide = x.to_kind(Kind::Float);
         let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt(); // (…, 1)
