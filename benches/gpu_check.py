@@ -175,7 +175,7 @@ def flash(check):
         r"attention (\w+) (\S+) heads of (\d+), \[(.*?)\]: output (\S+), gradients of q, k, v (\S+), (\S+), (\S+)", text
     )
     keys = ("dtype", "heads", "head size", "segments", "output", "q", "k", "v")
-    check.save(compared=[dict(zip(keys, row)) for row in compared])
+    check.save(compared=[dict(zip(keys, row)) for row in sorted(compared, key=lambda row: row[0])])
     found = counts(text)
     if found["failed"] or not compared or not found["complete"]:
         raise Failed(f"{len(found['failed'])} of the comparisons failed: {', '.join(found['failed']) or 'see the log'}")

@@ -21,8 +21,8 @@ run() {
 NUMERIC=(adapters:: distill:: families:: generate:: nn:: number_formats:: optimisers:: parity:: ppo:: preference_losses:: properties::
     resume:: reward:: rl:: selftest:: trajectories::)
 # Modules whose tests compute on the device in FT_TEST_DEVICE: they run once more on a fake CUDA device (tests/fake_cuda).
-ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: new_models:: number_formats:: optimisers:: parity::
-    ppo:: preference_losses:: properties:: resume:: reward:: rl:: ropes:: selftest:: trajectories::)
+ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: new_models:: number_formats:: optimisers::
+    parity:: ppo:: preference_losses:: properties:: resume:: reward:: rl:: ropes:: selftest:: trajectories::)
 
 status=0
 run || status=$?

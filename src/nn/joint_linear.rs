@@ -22,6 +22,16 @@ pub struct LowRank<'a> {
     pub scale: f64,
 }
 
+impl LowRank<'_> {
+    /// Returns true if the update may be a block of a matrix: its rank is small, so that the zeros beside it cost
+    /// little, and its parameters are ready to be cast.
+    pub fn joinable(&self) -> bool {
+        const MOST_RANKS: i64 = 64;
+        let ready = |t: &Tensor| t.kind() == Kind::Float && t.is_contiguous();
+        self.masters[0].size()[0] <= MOST_RANKS && self.masters.into_iter().all(ready)
+    }
+}
+
 /// The factors of several updates of one input, cast for the products.
 struct Factors {
     /// The A of all updates (R of all, in).
@@ -84,88 +94,111 @@ fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
 }
 
 /// On CUDA, frozen layers as one: their weights lie side by side, and the factors B are the blocks of a block-diagonal
-/// matrix. That is a third of the launches for q, k and v. The zeros are multiplied, too, so the ranks together must be
-/// small against a layer's width.
+/// matrix. That is a third of the launches for q, k and v.
 struct Joined {
     kernels: &'static cuda::Kernels,
-    /// The weights of all layers (out of all, in).
+    /// The weights of all layers (out of all, in), as they are stored.
     weight: Tensor,
-    /// The A of all layers (R of all, in).
-    a: Tensor,
-    /// B of each layer, multiplied by its scale, in its own rows and columns (out of all, R of all); otherwise zero.
-    b: Tensor,
-    /// Rows of each layer in `weight` and `b`: the first, and how many.
+    /// The A of all updates (R of all, in), and B of each, multiplied by its scale, in its own rows and columns (out of
+    /// all, R of all), otherwise zero; `None` without updates.
+    factors: Option<(Tensor, Tensor)>,
+    /// Rows of each layer in `weight` and B: the first, and how many.
     rows: Vec<(i64, i64)>,
-    /// Columns of each layer in `b`, and its scale.
-    columns: Vec<(i64, i64, f64)>,
+    /// Where each update is.
+    blocks: Vec<Block>,
 }
 
-/// The most ranks of layers that are joined.
-const JOINED_RANKS: i64 = 128;
+/// The place of an update in the factors of joined layers.
+struct Block {
+    /// First row, and how many.
+    rows: (i64, i64),
+    /// First column, and how many: the rank.
+    columns: (i64, i64),
+    scale: f64,
+}
 
 impl Joined {
-    /// Joins layers and casts their factors; `None` unless each is frozen, without bias and with an update, and their
-    /// weights are stored in dtype `kind` on CUDA.
+    /// Joins layers and casts their factors to dtype `kind`; `None` unless all of them can be joined.
     fn of(parts: &[JointLayer], kind: Kind) -> Option<Self> {
-        let kernels = cuda::kernels(parts[0].base.weight.device(), kind).filter(|_| parts.len() > 1)?;
-        let updates: Vec<&LowRank> = parts.iter().map(|p| p.update.as_ref()).collect::<Option<_>>()?;
-        let ready = |t: &Tensor| t.kind() == Kind::Float && t.is_contiguous();
-        let ranks: i64 = updates.iter().map(|u| u.masters[0].size()[0]).sum();
-        if ranks > JOINED_RANKS
-            || parts.iter().any(|p| p.base.bias.is_some())
-            || !updates.iter().flat_map(|u| u.masters).all(ready)
-        {
+        if parts.len() < 2 || !parts.iter().all(|p| p.joinable) {
             return None;
         }
-        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>(), kind)?;
-        let (options, size) = ((kind, weight.device()), weight.size());
-        let (a, b) = (Tensor::empty([ranks, size[1]], options), Tensor::empty([size[0], ranks], options));
-        let (mut rows, mut columns, mut places, mut row, mut column) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
-        for (p, u) in parts.iter().zip(&updates) {
-            let (outputs, rank) = (p.base.weight.outputs(), u.masters[0].size()[0]);
+        let kernels = cuda::kernels(parts[0].base.weight.device(), kind)?;
+        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>())?;
+        let (mut rows, mut blocks, mut row, mut column) = (Vec::new(), Vec::new(), 0, 0);
+        for p in parts {
+            let outputs = p.base.weight.outputs();
             rows.push((row, outputs));
-            columns.push((column, rank, u.scale));
-            places.push((a.narrow(0, column, rank), b.narrow(0, row, outputs)));
-            (row, column) = (row + outputs, column + rank);
+            if let Some(u) = &p.update {
+                let rank = u.masters[0].size()[0];
+                blocks.push(Block { rows: (row, outputs), columns: (column, rank), scale: u.scale });
+                column += rank;
+            }
+            row += outputs;
         }
-        let casts = updates.iter().zip(&places).zip(&columns).flat_map(|((u, (a, b)), (column, _, scale))| {
-            let of_a = Cast { from: u.masters[0], to: a, factor: 1.0, column: 0 };
-            [of_a, Cast { from: u.masters[1], to: b, factor: *scale, column: *column }]
+        let (options, inputs) = ((kind, weight.device()), weight.size()[1]);
+        let factors = (!blocks.is_empty()).then(|| {
+            let a = Tensor::empty([column, inputs], options);
+            let b = match blocks.len() == parts.len() {
+                true => Tensor::empty([row, column], options),
+                false => Tensor::zeros([row, column], options), // a layer without an update
+            };
+            let place = |block: &Block| {
+                let ((row, outputs), (column, rank)) = (block.rows, block.columns);
+                (a.narrow(0, column, rank), b.narrow(0, row, outputs))
+            };
+            let places: Vec<(Tensor, Tensor)> = blocks.iter().map(place).collect();
+            let updates = parts.iter().filter_map(|p| p.update.as_ref());
+            let casts = updates.zip(&places).zip(&blocks).flat_map(|((u, (a, b)), block)| {
+                let of_a = Cast { from: u.masters[0], to: a, factor: 1.0, column: 0 };
+                [of_a, Cast { from: u.masters[1], to: b, factor: block.scale, column: block.columns.0 }]
+            });
+            kernels.narrow_all(&casts.collect::<Vec<_>>());
+            (a, b)
         });
-        kernels.narrow_all(&casts.collect::<Vec<_>>());
-        Some(Self { kernels, weight, a, b, rows, columns })
+        Some(Self { kernels, weight, factors, rows, blocks })
     }
 
     /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all).
-    fn forward(&self, x: &Tensor) -> (Vec<Tensor>, Tensor) {
-        let low = x.linear(&self.a, None::<&Tensor>);
-        let y = x.linear(&self.weight, None::<&Tensor>).addmm_(&low, &self.b.tr());
+    fn forward(&self, x: &Tensor) -> (Vec<Tensor>, Option<Tensor>) {
+        let low = self.factors.as_ref().map(|(a, _)| x.linear(a, None::<&Tensor>));
+        let mut y = x.linear(&cast(&self.weight, x.kind()), None::<&Tensor>);
+        if let (Some(low), Some((_, b))) = (&low, &self.factors) {
+            y = y.addmm_(low, &b.tr());
+        }
         // Detached, because a view could not become a result of the graph's node.
         (self.rows.iter().map(|(row, n)| y.narrow(1, *row, *n).detach()).collect(), low)
     }
 
-    /// Returns the gradient of x, if it is needed, and those of each layer's A and B, given those of the outputs.
-    fn backward(&self, grads: &[Tensor], x: &Tensor, low: &Tensor, needs_x: bool) -> Vec<Option<Tensor>> {
+    /// Returns the gradient of x, if it is needed, and those of each update's A and B, given those of the outputs and
+    /// what the updates need: x and the low-rank results.
+    fn backward(&self, grads: &[Tensor], kept: Option<(Tensor, &Tensor)>, needs_x: bool) -> Vec<Option<Tensor>> {
         let g = beside_each_other(grads); // (T, out of all)
-        let g_low = g.matmul(&self.b); // (T, R of all)
-        let g_x = needs_x.then(|| g.matmul(&self.weight).addmm_(&g_low, &self.a));
-        let (g_a, g_b) = (g_low.tr().matmul(x), g.tr().matmul(low)); // (R of all, in), (out of all, R of all)
-        let floats = |size: [i64; 2]| Tensor::empty(size, (Kind::Float, x.device()));
-        let wide_a = floats([g_a.size()[0], g_a.size()[1]]);
-        let of_b: Vec<(Tensor, Tensor)> = self
-            .rows
-            .iter()
-            .zip(&self.columns)
-            .map(|((row, n), (_, rank, _))| (g_b.narrow(0, *row, *n), floats([*n, *rank])))
-            .collect();
-        let mut casts = vec![Cast { from: &g_a, to: &wide_a, factor: 1.0, column: 0 }];
-        for ((from, to), (column, _, scale)) in of_b.iter().zip(&self.columns) {
-            casts.push(Cast { from, to, factor: *scale, column: -column });
+        let mut g_x = needs_x.then(|| g.matmul(&cast(&self.weight, g.kind())));
+        let (Some((x, low)), Some((a, b))) = (kept, &self.factors) else { return vec![g_x] };
+        let g_low = g.matmul(b); // (T, R of all)
+        g_x = g_x.map(|mut g_x| g_x.addmm_(&g_low, a));
+        let (g_a, g_b) = (g_low.tr().matmul(&x), g.tr().matmul(low)); // (R of all, in), (out of all, R of all)
+        let floats = |rows: i64, columns: i64| Tensor::empty([rows, columns], (Kind::Float, x.device()));
+        let wide_a = floats(g_a.size()[0], g_a.size()[1]);
+        let of_block = |block: &Block| {
+            let ((row, outputs), (_, rank)) = (block.rows, block.columns);
+            (g_b.narrow(0, row, outputs), floats(outputs, rank))
+        };
+        let of_b: Vec<(Tensor, Tensor)> = self.blocks.iter().map(of_block).collect();
+        let casts = of_b.iter().zip(&self.blocks).map(|((from, to), block)| Cast {
+            from,
+            to,
+            factor: block.scale,
+            column: -block.columns.0,
+        });
+        let of_a = Cast { from: &g_a, to: &wide_a, factor: 1.0, column: 0 };
+        self.kernels.widen_all(&std::iter::once(of_a).chain(casts).collect::<Vec<_>>());
+        let mut gradients = vec![g_x];
+        for ((_, g_b), block) in of_b.into_iter().zip(&self.blocks) {
+            gradients.extend([Some(wide_a.narrow(0, block.columns.0, block.columns.1)), Some(g_b)]);
         }
-        self.kernels.widen_all(&casts);
-        let factors = of_b.into_iter().zip(&self.columns);
-        let factors = factors.flat_map(|((_, b), (column, rank, _))| [wide_a.narrow(0, *column, *rank), b]);
-        std::iter::once(g_x).chain(factors.map(Some)).collect()
+        gradients
     }
 }
 
@@ -189,6 +222,9 @@ pub struct JointLayer<'a> {
     pub base: &'a Dense,
     /// The update of a frozen weight.
     pub update: Option<LowRank<'a>>,
+    /// True if the layer may be joined with others on CUDA. It must not depend on which adapter is active: a policy and
+    /// a reference with equal weights must get equal bits.
+    pub joinable: bool,
 }
 
 impl JointLayer<'_> {
@@ -237,7 +273,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
-        for JointLayer { base, update } in parts {
+        for JointLayer { base, update, .. } in parts {
             let mut y = base.forward(x); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
                 let b = b.next().expect("a factor B for each update");
@@ -322,13 +358,13 @@ fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
 fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows: i64) -> Vec<Tensor> {
     let (x, needs_x) = (&input.x, input.x.requires_grad());
     let options = (x.kind(), x.device());
-    let read: Rc<dyn Fn() -> Tensor> = match &input.recompute {
+    let read: Option<Rc<dyn Fn() -> Tensor>> = joined.factors.is_some().then(|| match &input.recompute {
         Some(again) => again.clone(),
         None => {
             let kept = x.detach();
-            Rc::new(move || kept.shallow_clone())
+            Rc::new(move || kept.shallow_clone()) as Rc<dyn Fn() -> Tensor>
         }
-    };
+    });
     let forward = || {
         let (outputs, low) = joined.forward(x);
         (outputs, (joined, low))
@@ -339,7 +375,8 @@ fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows:
             None => Tensor::zeros([rows, *n], options),
         };
         let grads: Vec<Tensor> = grads.iter().zip(&joined.rows).map(filled).collect();
-        joined.backward(&grads, &read(), low, needs_x)
+        let kept = read.as_ref().zip(low.as_ref()).map(|(read, low)| (read(), low));
+        joined.backward(&grads, kept, needs_x)
     })
 }
 
@@ -397,7 +434,7 @@ mod tests {
                 Some(LowRank { masters: [a, b], scale: *scale })
             };
             let updates = [update(0), None, update(1)];
-            self.dense.iter().zip(updates).map(|(base, update)| JointLayer { base, update }).collect()
+            self.dense.iter().zip(updates).map(|(base, update)| JointLayer { base, update, joinable: false }).collect()
         }
 
         /// Computes the same outputs by libtorch's operations.
@@ -493,7 +530,8 @@ mod tests {
             outputs.iter().map(Tensor::detach).chain(leaves.iter().copied().map(take_gradient)).collect()
         };
         let expected = learn(dense.iter().map(|d| x.linear(&d.weight.dense(Kind::Float), d.bias.as_ref())).collect());
-        let parts: Vec<JointLayer> = dense.iter().map(|base| JointLayer { base, update: None }).collect();
+        let parts: Vec<JointLayer> =
+            dense.iter().map(|base| JointLayer { base, update: None, joinable: false }).collect();
         near(&learn(products(&LayerInput::kept(&x), None, &parts)), &expected);
     }
 }

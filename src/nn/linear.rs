@@ -49,7 +49,10 @@ impl Linear {
             Some(adapter) => Some(adapter.low_rank(self.adapters.train())?),
             None => None,
         };
-        Some(JointLayer { base: &self.dense, update })
+        // Also those that are not active: see `JointLayer::joinable`.
+        let each = |a: &dyn Adapter| a.low_rank(true).is_some_and(|update| update.joinable());
+        let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| each(&**a));
+        Some(JointLayer { base: &self.dense, update, joinable })
     }
 
     /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.

@@ -70,12 +70,13 @@ impl Weight {
         aligned_operand(t, kind)
     }
 
-    /// Returns frozen weights of one input as one matrix (out of all, in), if all are stored in dtype `kind`; `None`
-    /// otherwise. The first call moves their numbers, so that they lie side by side; the weights become parts of the
-    /// matrix.
-    pub(super) fn side_by_side(weights: &[&Self], kind: Kind) -> Option<Tensor> {
+    /// Returns frozen weights of one input as one matrix (out of all, in), in the dtype in which they are stored; `None`
+    /// if that differs. The first call moves their numbers, so that they lie side by side; the weights become parts of
+    /// the matrix.
+    pub(super) fn side_by_side(weights: &[&Self]) -> Option<Tensor> {
         let tensors: Vec<&Tensor> = weights.iter().map(|Self::Dense(t)| t).collect();
         let first = tensors[0];
+        let kind = first.kind();
         let fits =
             |t: &&Tensor| !t.requires_grad() && t.kind() == kind && t.is_contiguous() && t.device() == first.device();
         if !tensors.iter().all(fits) {

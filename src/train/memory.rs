@@ -151,17 +151,14 @@ impl RunShape<'_> {
         attention::memory(row, self.model.kind(), self.prepared.device)
     }
 
-    /// Returns the bytes that the head takes for each logit of a chunk.
+    /// Returns the bytes that a frozen head takes for each logit of a chunk.
     fn logit_bytes(&self) -> u64 {
-        let width = self.width();
-        match (self.prepared.device, self.full()) {
+        match (self.prepared.device, self.width()) {
             // Our own loop turns logits into their gradient in place.
-            (Device::Cpu, _) => width,
-            // The logits and, in float32, themselves or their gradient, and log-probabilities.
-            (_, false) if width == 4 => 8,
-            (_, false) => width + 8,
-            // The backward of libtorch's log-softmax adds its own gradient and that of what is gathered.
-            (_, true) => width + 12,
+            (Device::Cpu, width) => width,
+            // The logits and log-probabilities in float32, and where the head computes in half precision its logits.
+            (_, 4) => 8,
+            (_, width) => width + 8,
         }
     }
 
@@ -181,6 +178,17 @@ impl RunShape<'_> {
     fn activations(&self, trained: &TrainedBytes) -> u64 {
         let ([d, f, v], width) = (self.sizes(), self.width());
         let (kept, head) = (self.kept(), self.head());
+        if self.full() && self.prepared.device != Device::Cpu {
+            // The same as below, in libtorch's operations. The head's weight is cast for each chunk. While a chunk's
+            // logits and their gradient are computed, the gradient of the chunks before exists; then the chunk's own is
+            // made from the gradient of the logits, and cast.
+            let cast = if width == 4 { 0 } else { width };
+            let chunk = self.supervised.min(256) * v;
+            let logits = d * v * (4 + cast) + chunk * (width + 12);
+            let gradient = d * v * (4 + 4 + cast + cast) + chunk * width;
+            let head = (logits.max(gradient) + self.supervised * d * width * 2).max(d * v * (4 + cast) + head);
+            return (kept + head).saturating_sub(trained.masters).max(d * v * 4);
+        }
         if self.full() {
             // In full fine-tuning the memory of activations is released while gradients are allocated, so only the
             // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its

@@ -53,7 +53,7 @@ impl Adapter for Lora {
         }
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
-        let part = JointLayer { base, update: Some(self.update(self.scale / kept)) };
+        let part = JointLayer { base, update: Some(self.update(self.scale / kept)), joinable: false };
         joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0)
     }
 

@@ -135,7 +135,7 @@ fn adapter(name: &str) -> PathBuf {
 }
 
 fn open(base: &Path, adapter: &Path) -> Model {
-    ft::models::open(base, &[adapter.to_path_buf()], Device::Cpu, Kind::Float).unwrap()
+    ft::models::open(base, &[adapter.to_path_buf()], device(), Kind::Float).unwrap()
 }
 
 /// Returns names and number formats of an adapter's tensors, and its target modules.
@@ -306,7 +306,7 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
                 };
                 for (module, weight) in modules.iter().zip([embedding, HEAD]) {
                     if let Some(update) = update(module) {
-                        let _ = t.insert(weight.into(), (&shared + update).contiguous());
+                        let _ = t.insert(weight.into(), (&shared + update.to_device(Device::Cpu)).contiguous());
                     }
                 }
             });

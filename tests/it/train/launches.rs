@@ -36,8 +36,8 @@ fn train(space: &Workspace, model: &str, settings: &[&str], environment: &[(&str
     fake_cuda::ft(space, &arguments, environment)
 }
 
-/// The launches of a layer, forward and backward, with a low-rank update on each of its seven linear layers. By our
-/// own kernels: norm, rotation, SwiGLU and the casts of adapters.
+/// The launches of a layer, forward and backward, with a low-rank update on each of its seven linear layers
+/// (docs/performance.md has the table).
 #[test]
 fn a_layer_takes_few_launches() {
     let space = Workspace::new();
@@ -56,7 +56,7 @@ fn a_layer_takes_few_launches() {
 }
 
 /// What a layer took when this was written.
-const MOST: f64 = 70.0;
+const MOST: f64 = 56.0;
 
 /// On a device that NVRTC does not compile for, libtorch's operations compute the same, and a warning says so once.
 #[test]

@@ -18,7 +18,7 @@ fn proc_bytes(file: &str, name: &str) -> Option<u64> {
 
 /// Writes a one-layer llama with hidden size `width` and vocabulary size `rows`. Its weights are zeros in a sparse
 /// file, which takes no disk space.
-fn write_sparse_model(folder: &Path, rows: u64, width: u64) {
+pub(super) fn write_sparse_model(folder: &Path, rows: u64, width: u64) {
     let mut config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
     for (key, value) in [("vocab_size", rows), ("hidden_size", width), ("num_hidden_layers", 1)] {
