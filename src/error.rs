@@ -108,7 +108,10 @@ impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
-        libtorch_error(&e.to_string())
+        match e {
+            tch::TchError::Torch(text) => libtorch_error(&text),
+            other => libtorch_error(&other.to_string()),
+        }
     }
 }
 
