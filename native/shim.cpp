@@ -127,6 +127,11 @@ int ft_copy_all(Tensor** to, Tensor** from, int n) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_copy_(list(to, n), list(from, n)); bump_versions(to, n); return 0;)
 }
 
+// Adds each tensor of `more` to that of `t`.
+int ft_add_all(Tensor** t, Tensor** more, int n) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_add_(list(t, n), list(more, n)); bump_versions(t, n); return 0;)
+}
+
 // Subtracts each tensor of `by` from that of `t`.
 int ft_subtract_all(Tensor** t, Tensor** by, int n) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); bump_versions(t, n); return 0;)

@@ -53,6 +53,7 @@ unsafe extern "C" {
     fn ft_global_norm(g: *mut *mut C_tensor, n: c_int) -> *mut C_tensor;
     fn ft_scale(g: *mut *mut C_tensor, n: c_int, by: *mut C_tensor) -> c_int;
     fn ft_copy_all(to: *mut *mut C_tensor, from: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_add_all(t: *mut *mut C_tensor, more: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_subtract_all(t: *mut *mut C_tensor, by: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_upload(t: *mut *mut C_tensor, n: c_int, index: c_int, out: *mut *mut C_tensor) -> c_int;
@@ -267,6 +268,14 @@ pub fn copy_all(to: &[Tensor], from: &[Tensor]) -> Result<()> {
     let (mut to, mut from) = (pointers_of(to), pointers_of(from));
     // SAFETY: live tensors for the duration of the call.
     check(unsafe { ft_copy_all(to.as_mut_ptr(), from.as_mut_ptr(), to.len() as c_int) })
+}
+
+/// Adds each tensor of `more` to that of `tensors`, in place. On a GPU this takes few launches.
+pub fn add_all(tensors: &[Tensor], more: &[Tensor]) -> Result<()> {
+    assert_eq!(tensors.len(), more.len(), "lists of one length");
+    let (mut t, mut more) = (pointers_of(tensors), pointers_of(more));
+    // SAFETY: live tensors for the duration of the call.
+    check(unsafe { ft_add_all(t.as_mut_ptr(), more.as_mut_ptr(), t.len() as c_int) })
 }
 
 /// Subtracts each tensor of `by` from that of `tensors`, in place. On a GPU this takes few launches.

@@ -156,8 +156,12 @@ impl<'a> Stepper<'a> {
                 let at = (self.state.step << 20) + i as u64;
                 EmbeddingNoise { alpha, seed: rng::derived_seed(recipe.run.seed, "neftune", at) }
             }));
+            if i > 0 {
+                self.optim.begin_micro_batch()?;
+            }
             metrics.merge(self.model.learn(&*b, items, replay)?);
         }
+        self.optim.add_earlier_gradients()?;
         Ok(ComputedStep { began, items, epoch, tokens, means, metrics })
     }
 

@@ -86,6 +86,8 @@ struct OptimisedParameter {
     missed: u64,
     /// The last step was one of them.
     missed_last: bool,
+    /// The gradient of earlier micro-batches of the step, while that of the next one is computed.
+    earlier: Option<Tensor>,
 }
 
 impl OptimisedParameter {
@@ -130,6 +132,7 @@ impl Optimiser {
                 param,
                 missed: 0,
                 missed_last: false,
+                earlier: None,
             };
             match groups.iter_mut().find(|g| g.share == share) {
                 Some(group) => group.members.push(member),
@@ -253,6 +256,36 @@ impl Optimiser {
             }
             Ok(())
         })
+    }
+
+    /// Called before the backward of a step's second and later micro-batches. On a GPU it sets the gradients of an
+    /// adapter aside, so that those of all its parameters are added by one operation and not by one for each. For
+    /// every other model, whose gradients are too large to be held twice, autograd adds them.
+    pub fn begin_micro_batch(&mut self) -> Result<()> {
+        if self.device().is_cuda() && self.members().all(|m| m.form.adapter) {
+            self.add_earlier_gradients()?;
+            for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
+                m.earlier = m.grad();
+            }
+            native::drop_gradients(self.members().map(|m| &m.param));
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients that `begin_micro_batch` set aside. Called after the last micro-batch of a step.
+    pub fn add_earlier_gradients(&mut self) -> Result<()> {
+        let (mut sums, mut more) = (Vec::new(), Vec::new());
+        for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
+            let Some(earlier) = m.earlier.take() else { continue };
+            match m.grad() {
+                Some(grad) => {
+                    sums.push(grad);
+                    more.push(earlier);
+                }
+                None => native::backward(&[&m.param], &[&earlier])?, // a leaf takes its gradient
+            }
+        }
+        if sums.is_empty() { Ok(()) } else { native::add_all(&sums, &more) }
     }
 
     /// Runs `f` while no parameter has a gradient. Gradients that `f` leaves are dropped; those from before are put back.
