@@ -22,11 +22,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Returns the device on which models are tested: `FT_TEST_DEVICE` (cpu, cuda, cuda:N), or the CPU if it is not set.
 pub fn device() -> Device {
-    static STARTED: std::sync::Once = std::sync::Once::new();
-    // CUDA must be opened before anything asks libtorch about it.
-    STARTED.call_once(|| {
-        ft::runtime::start().unwrap();
-    });
+    start();
     ft::models::device(&std::env::var("FT_TEST_DEVICE").unwrap_or("cpu".into())).unwrap()
 }
 
@@ -39,8 +35,16 @@ static OPEN_CUDA: extern "C" fn() = open_cuda;
 
 extern "C" fn open_cuda() {
     if std::env::var_os("FT_TEST_DEVICE").is_some() {
-        device();
+        start();
     }
+}
+
+/// Opens CUDA, if there is any, once.
+fn start() {
+    static STARTED: std::sync::Once = std::sync::Once::new();
+    STARTED.call_once(|| {
+        ft::runtime::start().unwrap();
+    });
 }
 
 /// Returns the root of the repository: `FT_TEST_ROOT` if it is set, because the test binary can be carried to a machine
