@@ -1,4 +1,4 @@
-//! Causal attention within the segments of a packed row by libtorch's kernels for CUDA, none of which stores the scores.
+//! Causal attention within the segments of a packed row by libtorch's kernels for CUDA, none of which stores scores.
 //!
 //! The flash kernel computes in half precision on GPUs of compute capability 8.0 and newer. Everything else (float32,
 //! older GPUs, heads of more than 256 numbers) is computed by the memory-efficient kernel. Both read the boundaries of
@@ -238,7 +238,7 @@ impl Run {
     }
 }
 
-/// Returns a run's part of an input as the kernel takes it: (T, K, E) -> (1, T of the run, `heads`, E'), of dtype `kind`.
+/// Returns a run's part of an input as the kernel takes it, in `kind`: (T, K, E) -> (1, T of the run, `heads`, E').
 fn operand(t: &Tensor, run: &Run, heads: i64, kind: Kind) -> Tensor {
     let part = pad_heads(&t.narrow(0, run.tokens.0, run.tokens.1).to_kind(kind));
     let s = part.size();

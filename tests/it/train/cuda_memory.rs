@@ -127,7 +127,8 @@ fn training_that_runs_out_of_memory_ends_in_an_error_wherever_it_is() {
             let run = rows.ft(&train, &[("FAKE_CUDA_FULL_AT", &full_at)]);
             let what = format!("{dtype}, replay {replay}, at {percent} %");
             let text = assert_out_of_memory(&run, &what, "batch.tokens");
-            // The second of the two steps is computed after the checkpoint of the first, the result is saved after both.
+            // The second of the two steps is computed after the checkpoint of the first; the result is saved after
+            // both.
             let kept = text.contains("the checkpoint of step");
             assert!(kept || percent < 75, "{what}: {text}");
         }
