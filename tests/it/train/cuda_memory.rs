@@ -122,7 +122,7 @@ fn training_that_runs_out_of_memory_ends_in_an_error_wherever_it_is() {
         let sets = ["--set", &format!("model.dtype={dtype}"), "--set", &format!("run.replay={replay}")];
         let train = [&["train", "run.yaml", "--overwrite"], &sets[..]].concat();
         let allocations = rows.ft(&train, &[]).succeeded().total.allocations;
-        for percent in [1, 15, 30, 40, 50, 60, 75] {
+        for percent in [1, 30, 50, 75] {
             let full_at = (allocations * percent / 100).max(1).to_string();
             let run = rows.ft(&train, &[("FAKE_CUDA_FULL_AT", &full_at)]);
             let what = format!("{dtype}, replay {replay}, at {percent} %");
