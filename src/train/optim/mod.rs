@@ -285,7 +285,7 @@ impl Optimiser {
                 None => native::backward(&[&m.param], &[&earlier])?, // a leaf takes its gradient
             }
         }
-        if sums.is_empty() { Ok(()) } else { native::add_all(&sums, &more) }
+        if sums.is_empty() { Ok(()) } else { Ok(native::add_all(&sums, &more)?) }
     }
 
     /// Runs `f` while no parameter has a gradient. Gradients that `f` leaves are dropped; those from before are put back.
