@@ -227,8 +227,8 @@ fn sampling_uses_the_adapter_as_updated_by_the_last_step() {
             apart.extend(means.into_iter().filter(|(k, _)| k.ends_with("logp_difference/mean")).map(|(_, v)| v));
         }
         // In bfloat16, rounding alone makes the log-probabilities of sampling and training differ, unless the device
-        // rounds both at the same places. Training must not increase this difference.
-        let most = if kind == Kind::Float { 1e-5 } else { (1.5 * apart[0]).max(1e-5) };
+        // rounds both at the same places: by less than 2^-9 of a logit near 1. Training must not increase this.
+        let most = if kind == Kind::Float { 1e-5 } else { (1.5 * apart[0]).max(1e-3) };
         assert!(apart.len() == 4 && apart.iter().all(|gap| *gap < most), "{kind:?}: {apart:?}");
     }
 }
