@@ -10,6 +10,7 @@ use super::checkpoint;
 use super::family::Config;
 use crate::error::{Error, Result};
 use crate::machine::{self, Cpu};
+use crate::native;
 use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,7 @@ pub fn warn_of_slow_products(dtype: Dtype, device: Device) -> Result<()> {
         return Ok(());
     }
     let (f32, bf16) = (product_rate(device, Kind::Float)?, product_rate(device, Kind::BFloat16)?);
+    native::reset_peak(device)?; // the matrices were no part of the run whose memory is reported
     if bf16 < f32 {
         report::warn(format!(
             "products in bf16 are {:.0} times slower than in f32 on this device ({bf16:.0} and {f32:.0} GFLOP/s): \
