@@ -22,12 +22,9 @@ struct Case {
     rest: i64,
 }
 
-/// Launches of one layer forward and backward, with an adapter on its seven linear layers, composed of libtorch's
-/// operations. Forward 55: two norms of 8, 7 products with the base, 7 with B, 4 with A (those of one input are one), two
-/// joins, two rotations of 7, attention, 2 for SwiGLU, 2 sums. Backward 101: 18 compute the inputs of linear layers again,
-/// 7 products with the base, 7 with B, 4 with A, 4 and 7 for the gradients of A and B and 7 for B's scale, two joins,
-/// rotations 14, norms 24, attention, SwiGLU 4, 2 sums.
-const LAYER: i64 = 156;
+/// Launches of one layer forward and backward, with an adapter on its seven linear layers, in ft's own kernels and products
+/// of several layers at once. `train::launches` holds a layer to this number, and docs/performance.md says what they are.
+const LAYER: i64 = 56;
 
 const SAMPLING: &str =
     "{prompts: 4, max_new_tokens: 6}, answers: 4, mini_batches: 2, rewards: [{length: {max: 5, falloff: 5}}]";
@@ -41,11 +38,13 @@ const fn case(name: &'static str, method: &'static str, rows: &'static str, pass
 
 fn cases() -> Vec<Case> {
     vec![
-        Case { lora: false, ..case("sft, full", "{sft: {}}", CHAT, 1.0, 75) },
+        // A trained weight is cast and gets a gradient of its own.
+        Case { lora: false, ..case("sft, full", "{sft: {}}", CHAT, 1.1, 75) },
         case("sft", "{sft: {}}", CHAT, 1.0, 75),
         Case { more: &["optim.neftune=5"], ..case("sft, NEFTune", "{sft: {}}", CHAT, 1.0, 80) },
         Case { more: &["optim.ema=0.9"], ..case("sft, averages", "{sft: {}}", CHAT, 1.0, 140) },
-        Case { more: &["adapter.lora.dropout=0.1"], ..case("sft, dropout", "{sft: {}}", CHAT, 1.2, 90) },
+        // Every layer has a mask of its own, so layers of one input are not one product.
+        Case { more: &["adapter.lora.dropout=0.1"], ..case("sft, dropout", "{sft: {}}", CHAT, 1.8, 90) },
         Case { more: &["run.replay=all"], ..case("sft, replay", "{sft: {}}", CHAT, 1.5, 80) },
         // Each of 4 or 5 packed rows runs through the layers and the head; their gradients are added by one operation.
         Case {
