@@ -52,8 +52,7 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
             (out, blocks)
         },
         move |blocks, g| {
-            let parts: Vec<[Tensor; 3]> =
-                blocks.iter().map(|b| b.backward(&b.group.gather_gradient(g), scale)).collect();
+            let parts: Vec<[Tensor; 3]> = blocks.iter().map(|b| b.backward(&b.group.gather(g), scale)).collect();
             let join = |i: usize, like: [i64; 3]| {
                 Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (&b.group, &p[i])), &like, g))
             };
@@ -159,71 +158,23 @@ fn scores(q: &Tensor, k: &Tensor, scale: f64) -> Tensor {
 
 impl SegmentGroup {
     fn shallow_clone(&self) -> Self {
-        Self {
-            count: self.count,
-            longest: self.longest,
-            cpu_rows: self.cpu_rows.as_ref().map(Tensor::shallow_clone),
-            device_rows: self.device_rows.as_ref().map(Tensor::shallow_clone),
-            unpadded: self.unpadded.as_ref().map(|(a, b)| (a.shallow_clone(), b.shallow_clone())),
-        }
+        Self { count: self.count, longest: self.longest, rows: self.rows.as_ref().map(Tensor::shallow_clone) }
     }
 
-    /// Copies the rows of a packed row (T, heads, E) into a padded block (n, heads, L, E), contiguous. Padded
-    /// positions may hold any value: causal attention never reads a later position, and their own results are not
-    /// used.
+    /// Copies the rows of a packed row (T, heads, E) into a padded block (n, heads, L, E), contiguous.
     fn gather(&self, t: &Tensor) -> Tensor {
-        match &self.device_rows {
-            _ if t.device() == Device::Cpu => {
-                kernels::gather_heads(t, self.cpu_rows.as_ref(), self.count, self.longest)
-            }
-            Some(slots) => self.heads_first(&t.index_select(0, slots)),
-            None => self.heads_first(t),
-        }
-    }
-
-    /// Does the same as `gather` for a gradient: padded positions are zero, because their results are not used.
-    fn gather_gradient(&self, t: &Tensor) -> Tensor {
-        match &self.unpadded {
-            _ if t.device() == Device::Cpu => self.gather(t),
-            Some((real, from)) => {
-                let mut rows =
-                    Tensor::zeros([self.count * self.longest, t.size()[1], t.size()[2]], (t.kind(), t.device()));
-                self.heads_first(&rows.index_copy_(0, real, &t.index_select(0, from)))
-            }
-            None => self.heads_first(t),
-        }
-    }
-
-    /// Reshapes rows into a block: (n * L, heads, E) -> (n, heads, L, E).
-    fn heads_first(&self, rows: &Tensor) -> Tensor {
-        rows.view([self.count, self.longest, rows.size()[1], rows.size()[2]]).transpose(1, 2).contiguous()
+        kernels::gather_heads(t, self.rows.as_ref(), self.count, self.longest)
     }
 }
 
 /// Copies the rows of blocks (n, heads, L, E) back to where they belong in the packed row (T, heads, E), without
 /// padding.
 fn scatter<'a>(blocks: impl Iterator<Item = (&'a SegmentGroup, &'a Tensor)>, shape: &[i64], like: &Tensor) -> Tensor {
-    let mut whole: Option<Tensor> = None;
+    let rows = Tensor::empty(shape, (like.kind(), like.device()));
     for (group, block) in blocks {
-        if block.device() == Device::Cpu {
-            let rows = whole.get_or_insert_with(|| Tensor::empty(shape, (like.kind(), like.device())));
-            kernels::scatter_heads(block, group.cpu_rows.as_ref(), rows);
-            continue;
-        }
-        match &group.unpadded {
-            None => {
-                let rows = Tensor::empty(shape, (like.kind(), like.device()));
-                rows.view([group.count, group.longest, shape[1], shape[2]]).copy_(&block.transpose(1, 2));
-                return rows;
-            }
-            Some((real, to)) => {
-                let rows = block.transpose(1, 2).reshape([group.count * group.longest, shape[1], shape[2]]);
-                let out = whole.get_or_insert_with(|| Tensor::empty(shape, (like.kind(), like.device())));
-                let _ = out.index_copy_(0, to, &rows.index_select(0, real));
-            }
-        }
+        kernels::scatter_heads(block, group.rows.as_ref(), &rows);
     }
-    whole.expect("a packed row has a segment")
+    rows
 }
 
 #[cfg(test)]

@@ -354,7 +354,7 @@ fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
     g.tr().matmul(x).to_kind(kind)
 }
 
-/// Does the same for joined layers; `leaves` are the input and the trained factors.
+/// Computes the outputs of joined layers, (T, out) each; `leaves` are the input and the trained factors.
 fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows: i64) -> Vec<Tensor> {
     let (x, needs_x) = (&input.x, input.x.requires_grad());
     let options = (x.kind(), x.device());

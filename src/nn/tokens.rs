@@ -3,7 +3,7 @@
 //! Sequences are concatenated instead of padded; each is one segment of the row. Positions restart at each segment, and
 //! attention never crosses a segment's boundary.
 
-use crate::native::{upload, upload_slice};
+use crate::native::upload;
 use std::cell::OnceCell;
 use tch::{Device, Kind, Tensor};
 
@@ -80,14 +80,9 @@ pub struct SegmentGroup {
     pub count: i64,
     /// The length that all are padded to.
     pub longest: i64,
-    /// (count * longest) row of each position of the block, on the device; padding repeats the segment's last token.
-    /// `None` if the block is the packed row itself, without padding.
-    pub device_rows: Option<Tensor>,
-    /// (count * longest) row of each position of the block, on the CPU, with -1 for padding. `None` as in
-    /// `device_rows`.
-    pub cpu_rows: Option<Tensor>,
-    /// Positions of the block that are not padding, and the row of each. `None` if all are, in order.
-    pub unpadded: Option<(Tensor, Tensor)>,
+    /// (count * longest) int64 on the CPU: the row of each position of the block, -1 for padding. `None` if the block is
+    /// the packed row itself, without padding.
+    pub rows: Option<Tensor>,
 }
 
 impl Segments {
@@ -103,10 +98,10 @@ impl Segments {
         Self { bounds, longest, groups: OnceCell::new(), lengths }
     }
 
-    /// Returns the blocks that attention computes if it is not computed by a kernel that reads `bounds`. Their tables
-    /// are made when they are first asked for.
+    /// Returns the blocks that attention on the CPU computes; CUDA's kernels read `bounds` instead. Their tables are made
+    /// when they are first asked for.
     pub fn groups(&self) -> &[SegmentGroup] {
-        self.groups.get_or_init(|| group_segments(&self.lengths, &starts(&self.lengths), self.bounds.device()))
+        self.groups.get_or_init(|| group_segments(&self.lengths, &starts(&self.lengths)))
     }
 
     /// Returns the number of tokens of all segments.
@@ -142,18 +137,12 @@ fn bounds(lengths: &[i64]) -> Tensor {
 /// Largest number of attention scores per head in one block; limits the memory of the backward.
 const MAX_BLOCK_SCORES: i64 = 1 << 20;
 
-fn group_segments(lengths: &[i64], starts: &[i64], device: Device) -> Vec<SegmentGroup> {
+fn group_segments(lengths: &[i64], starts: &[i64]) -> Vec<SegmentGroup> {
     if lengths.iter().all(|n| *n == lengths[0] && *n > 0)
         && !lengths.is_empty()
         && lengths.len() as i64 * lengths[0].pow(2) <= MAX_BLOCK_SCORES
     {
-        return vec![SegmentGroup {
-            count: lengths.len() as i64,
-            longest: lengths[0],
-            device_rows: None,
-            cpu_rows: None,
-            unpadded: None,
-        }];
+        return vec![SegmentGroup { count: lengths.len() as i64, longest: lengths[0], rows: None }];
     }
     // In decoding, a cache slot may get no token in a pass: its segment is empty and is left out.
     let mut order: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > 0).collect();
@@ -167,25 +156,9 @@ fn group_segments(lengths: &[i64], starts: &[i64], device: Device) -> Vec<Segmen
         let most = (MAX_BLOCK_SCORES / longest.pow(2)).max(1) as usize;
         let members: Vec<usize> = order[at..].iter().take(most).take_while(alike).copied().collect();
         at += members.len();
-        let (mut slots, mut places, mut real, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for &i in &members {
-            for t in 0..longest {
-                if t < lengths[i] {
-                    real.push(slots.len() as i64);
-                    rows.push(starts[i] + t);
-                }
-                slots.push(starts[i] + t.min(lengths[i] - 1));
-                places.push(if t < lengths[i] { starts[i] + t } else { -1 });
-            }
-        }
-        let tensor = |v: &[i64]| upload_slice(v, device);
-        groups.push(SegmentGroup {
-            count: members.len() as i64,
-            longest,
-            device_rows: Some(tensor(&slots)),
-            cpu_rows: Some(Tensor::from_slice(&places)),
-            unpadded: Some((tensor(&real), tensor(&rows))),
-        });
+        let row = |i: usize, t: i64| if t < lengths[i] { starts[i] + t } else { -1 };
+        let rows: Vec<i64> = members.iter().flat_map(|&i| (0..longest).map(move |t| row(i, t))).collect();
+        groups.push(SegmentGroup { count: members.len() as i64, longest, rows: Some(Tensor::from_slice(&rows)) });
     }
     groups
 }
@@ -200,10 +173,9 @@ mod tests {
         let segments = Segments::new(lengths.clone(), Device::Cpu);
         let mut seen: Vec<i64> = Vec::new();
         for g in segments.groups() {
-            let (slots, (real, rows)) = (g.device_rows.as_ref().unwrap(), g.unpadded.as_ref().unwrap());
-            assert_eq!(slots.size()[0], g.count * g.longest);
-            assert_eq!(slots.index_select(0, real), *rows);
-            seen.extend(Vec::<i64>::try_from(rows).unwrap());
+            let rows = Vec::<i64>::try_from(g.rows.as_ref().unwrap()).unwrap();
+            assert_eq!(rows.len() as i64, g.count * g.longest);
+            seen.extend(rows.into_iter().filter(|row| *row >= 0));
         }
         seen.sort();
         assert_eq!(seen, (0..lengths.iter().sum::<i64>()).collect::<Vec<_>>());
