@@ -38,8 +38,8 @@ impl WeightedAdapter {
         let of_kind = |name: &str| name.contains(&format!(".{}", spec.tensor_prefix()));
         let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
         let mut changes: BTreeMap<String, Vec<TensorChange>> = BTreeMap::new();
-        for (module, update) in spec.updates(&modules, tensors, &origin)? {
-            changes.entry(format!("{module}.weight")).or_default().push(TensorChange::Update { update, weight });
+        for (name, update) in spec.updates(&modules, tensors, &origin)? {
+            changes.entry(name).or_default().push(TensorChange::Update { update, weight });
         }
         for (name, tensor) in tensors.iter().filter(|(name, _)| spec.module_of(name).is_none()) {
             let tensor = tensor.shallow_clone();

@@ -4,12 +4,15 @@
 //! Merging an adapter into weights needs only names and tensors, no model.
 
 mod base_layer;
+mod cached;
 pub mod combine;
 pub mod file;
 pub mod kind;
 pub mod lora;
 pub mod merge;
+pub mod module_settings;
 mod peft;
+pub mod plan;
 mod saved_module;
 pub mod spec;
 mod start;
@@ -18,6 +21,8 @@ pub mod update;
 
 pub use file::AdapterFile;
 pub use kind::{AdapterKind, SCORE};
-pub use lora::{LoraInit, LoraPlan, LoraSpec};
+pub use lora::{LoraInit, LoraSpec};
+pub use module_settings::ModuleSettings;
+pub use plan::ModulePlan;
 pub use spec::AdapterSpec;
 pub use targets::Targets;

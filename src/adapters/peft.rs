@@ -1,6 +1,9 @@
 //! The keys of PEFT's adapter_config.json that all kinds of adapters have. Keys that could change results and that ft does
 //! not support are refused, never ignored.
 
+use super::kind::AdapterKind;
+use super::module_settings::ModuleSettings;
+use super::targets::Targets;
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -21,6 +24,18 @@ const IGNORED_KEYS: &[&str] = &[
     "qalora_group_size",
     "revision",
     "runtime_config",
+];
+
+/// Keys that select modules, which kinds of adapters have in common.
+const MODULE_KEYS: &[&str] = &[
+    "exclude_modules",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "peft_type",
+    "target_modules",
+    "task_type",
 ];
 
 /// The content of an adapter_config.json.
@@ -63,9 +78,23 @@ impl<'a> PeftConfig<'a> {
         })
     }
 
-    /// Fails if a key is set that is neither `supported` nor without effect on the results of a trained adapter, and for
-    /// tasks that ft does not know.
-    pub fn check_keys(&self, supported: &[&str]) -> Result<()> {
+    /// Reads the settings that select modules. `default` are PEFT's targets for this kind where the file names none.
+    pub fn module_settings(&self, default: &[&str]) -> Result<ModuleSettings> {
+        let default = || Targets::Names(default.iter().map(|name| name.to_string()).collect());
+        Ok(ModuleSettings {
+            targets: self.read("target_modules")?.unwrap_or_else(default),
+            exclude: self.read("exclude_modules")?,
+            layers: self.read_list("layers_to_transform")?,
+            layers_pattern: self.read_list("layers_pattern")?.unwrap_or_default(),
+            modules_to_save: self.read("modules_to_save")?.unwrap_or_default(),
+            from: None,
+            fan_in_fan_out: self.read("fan_in_fan_out")?.unwrap_or(false),
+        })
+    }
+
+    /// Fails if a key is set that is neither common to all kinds nor among the kind's `own` nor without effect on the
+    /// results of a trained adapter, and for tasks that ft does not know.
+    pub fn check_keys(&self, own: &[&str]) -> Result<()> {
         let off = |v: &Value| match v {
             Value::Null | Value::Bool(false) => true,
             Value::Array(a) => a.is_empty(),
@@ -73,7 +102,7 @@ impl<'a> PeftConfig<'a> {
             Value::String(s) => s == "none",
             _ => false,
         };
-        let honoured = |key: &str| supported.contains(&key) || IGNORED_KEYS.contains(&key);
+        let honoured = |key: &str| [own, MODULE_KEYS, IGNORED_KEYS].iter().any(|keys| keys.contains(&key));
         if let Some((key, _)) = self.raw.iter().find(|(key, v)| !honoured(key) && !off(v)) {
             return Err(self.unsupported(key, "merge the adapter with PEFT and use the merged model"));
         }
@@ -107,6 +136,40 @@ impl<'a> PeftConfig<'a> {
     pub fn unsupported_value(&self, key: &str, found: &Value, hint: &str) -> Error {
         Error::user(format!("{}: `{key}` is {found}, which ft does not support", self.file.display())).hint(hint)
     }
+}
+
+/// Returns the content of an adapter_config.json with the keys that every kind has and the kind's `own`, sorted. `base`
+/// is the path or id of the base.
+pub(super) fn config<K: AdapterKind + ?Sized>(kind: &K, peft_type: &str, base: &str, own: Value) -> Value {
+    let targets = |t: &Targets| match t {
+        Targets::Pattern(p) => json!(p),
+        Targets::Names(n) => json!(n),
+    };
+    let list = |l: &[String]| if l.is_empty() { Value::Null } else { json!(l) };
+    let rules = kind.rules();
+    let common = json!({
+        "auto_mapping": null,
+        "base_model_name_or_path": base,
+        "inference_mode": true,
+        "modules_to_save": list(rules.modules_to_save),
+        "peft_type": peft_type,
+        "revision": null,
+        "target_modules": targets(rules.targets),
+        "task_type": if kind.has_scalar_head() { "SEQ_CLS" } else { "CAUSAL_LM" },
+    });
+    let Value::Object(mut config) = common else { unreachable!("an object was written") };
+    // Older PEFT versions do not know these keys for every kind: they are written only if they are set.
+    let restrictions = [
+        ("exclude_modules", rules.exclude.map(targets)),
+        ("layers_pattern", (!rules.layers_pattern.is_empty()).then(|| list(rules.layers_pattern))),
+        ("layers_to_transform", rules.layers.map(|layers| json!(layers))),
+    ];
+    config.extend(restrictions.into_iter().filter_map(|(key, value)| Some((key.to_string(), value?))));
+    if let Value::Object(own) = own {
+        config.extend(own);
+    }
+    config.sort_keys();
+    Value::Object(config)
 }
 
 /// Returns whole numbers as JSON integers, as PEFT writes them.

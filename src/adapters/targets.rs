@@ -95,14 +95,35 @@ impl<T: Copy> PatternValues<T> {
 }
 
 /// The settings of an adapter that select modules.
-pub(super) struct ModuleRules<'a> {
+pub struct ModuleRules<'a> {
     /// The kind's section in a recipe, for errors.
     pub section: &'static str,
+    /// The modules that are adapted.
     pub targets: &'a Targets,
+    /// Modules that are left out.
     pub exclude: Option<&'a Targets>,
+    /// Numbers of the layers that are adapted; `None`: all.
     pub layers: Option<&'a [i64]>,
+    /// Names of the module lists that the numbers count in; empty: any.
     pub layers_pattern: &'a [String],
+    /// Modules that are trained in full.
     pub modules_to_save: &'a [String],
+}
+
+/// The settings of an adapter that follow from the model when it is saved, to change them.
+pub struct ModuleRulesMut<'a> {
+    /// The modules that are adapted.
+    pub targets: &'a mut Targets,
+    /// Modules that are left out.
+    pub exclude: &'a mut Option<Targets>,
+    /// Numbers of the layers that are adapted; `None`: all.
+    pub layers: &'a mut Option<Vec<i64>>,
+    /// Names of the module lists that the numbers count in; empty: any.
+    pub layers_pattern: &'a mut Vec<String>,
+    /// Modules that are trained in full.
+    pub modules_to_save: &'a mut Vec<String>,
+    /// True if adapted weights are stored as (in, out).
+    pub fan_in_fan_out: &'a mut bool,
 }
 
 /// The rules of an adapter about which modules are adapted, and which are trained in full.

@@ -1,8 +1,8 @@
-//! What merging knows of an adapter: how it changes the weight of one module, whatever its kind.
+//! What merging knows of an adapter: how it changes one tensor of the base, whatever its kind.
 
 use tch::{Kind, Tensor};
 
-/// The change that an adapter makes to the weight of one module.
+/// The change that an adapter makes to one tensor of the base.
 pub trait WeightUpdate {
     /// Adds `factor` times the change of `base` to `sum`, which is float32. `transposed`: both are stored as (in, out).
     fn add(&self, sum: &mut Tensor, base: &Tensor, factor: f64, transposed: bool);

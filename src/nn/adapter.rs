@@ -24,10 +24,26 @@ pub trait Adapter {
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
     }
-    /// Returns the update if the adapter is nothing but a low-rank update of the layer's own weight. `None` if it also
-    /// needs dropout, which it does only with `train`.
-    fn low_rank(&self, _train: bool) -> Option<LowRank<'_>> {
+    /// Returns the adapter as something that can be computed together with other layers of the same input. `None` if it
+    /// is anything else, also if it needs dropout, which it does only with `train`.
+    fn joint_form(&self, _train: bool) -> Option<JointForm<'_>> {
         None
+    }
+}
+
+/// An adapted layer as `output_scale ∘ (W x + scale · B A x) + bias`, where the bias is the adapter's
+/// [`merged_bias`](Adapter::merged_bias).
+pub struct JointForm<'a> {
+    /// The low-rank update of the layer's own weight.
+    pub update: Option<LowRank<'a>>,
+    /// (out) factors on the outputs, which may require a gradient; `None`: 1.
+    pub output_scale: Option<Tensor>,
+}
+
+impl JointForm<'_> {
+    /// Returns true if the layer may be joined with others in memory: see `LowRank::joinable`.
+    pub fn joinable(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| update.joinable())
     }
 }
 

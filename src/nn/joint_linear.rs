@@ -23,6 +23,11 @@ pub struct LowRank<'a> {
 }
 
 impl LowRank<'_> {
+    /// Returns the same update, borrowed.
+    pub fn reborrow(&self) -> LowRank<'_> {
+        LowRank { masters: self.masters, scale: self.scale }
+    }
+
     /// Returns true if the update may be a block of a matrix: its rank is small, so that the zeros beside it cost
     /// little, and its parameters are ready to be cast.
     pub fn joinable(&self) -> bool {
@@ -123,11 +128,11 @@ impl Joined {
         if parts.len() < 2 || !parts.iter().all(|p| p.joinable) {
             return None;
         }
-        let kernels = cuda::kernels(parts[0].base.weight.device(), kind)?;
-        let weight = Weight::side_by_side(&parts.iter().map(|p| &p.base.weight).collect::<Vec<_>>())?;
+        let kernels = cuda::kernels(parts[0].weight.device(), kind)?;
+        let weight = Weight::side_by_side(&parts.iter().map(|p| p.weight).collect::<Vec<_>>())?;
         let (mut rows, mut blocks, mut row, mut column) = (Vec::new(), Vec::new(), 0, 0);
         for p in parts {
-            let outputs = p.base.weight.outputs();
+            let outputs = p.weight.outputs();
             rows.push((row, outputs));
             if let Some(u) = &p.update {
                 let rank = u.masters[0].size()[0];
@@ -218,8 +223,10 @@ fn beside_each_other(parts: &[Tensor]) -> Tensor {
 
 /// One of the layers that are computed together, and its low-rank update if it has one.
 pub struct JointLayer<'a> {
-    /// The weight and the bias.
-    pub base: &'a Dense,
+    /// The weight (out, in).
+    pub weight: &'a Weight,
+    /// The bias (out), added to every output row.
+    pub bias: Option<&'a Tensor>,
     /// The update of a frozen weight.
     pub update: Option<LowRank<'a>>,
     /// True if the layer may be joined with others on CUDA. It must not depend on which adapter is active: a policy and
@@ -227,10 +234,15 @@ pub struct JointLayer<'a> {
     pub joinable: bool,
 }
 
-impl JointLayer<'_> {
+impl<'a> JointLayer<'a> {
+    /// Returns a layer that is not joined with others, with its bias.
+    pub fn of(base: &'a Dense, update: Option<LowRank<'a>>) -> Self {
+        Self { weight: &base.weight, bias: base.bias.as_ref(), update, joinable: false }
+    }
+
     /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
     fn leaves(&self) -> impl Iterator<Item = &Tensor> {
-        let base = self.base.weight.trained().into_iter().chain(&self.base.bias);
+        let base = self.weight.trained().into_iter().chain(self.bias);
         base.chain(self.update.iter().flat_map(|u| u.masters))
     }
 }
@@ -273,8 +285,8 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
-        for JointLayer { base, update, .. } in parts {
-            let mut y = base.forward(x); // (T, out)
+        for JointLayer { weight, bias, update, .. } in parts {
+            let mut y = weight.product(x, bias.map(|b| cast(b, x.kind())).as_ref()); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
                 let b = b.next().expect("a factor B for each update");
                 let rank = b.size()[1];
@@ -284,9 +296,9 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             });
             outputs.push(y);
             saved.push(SavedLayer {
-                weight: base.weight.shallow_clone(),
-                trained: base.weight.trained().is_some(),
-                bias: base.bias.as_ref().map(Tensor::shallow_clone),
+                weight: weight.shallow_clone(),
+                trained: weight.trained().is_some(),
+                bias: bias.map(Tensor::shallow_clone),
                 update,
             });
         }
@@ -434,7 +446,7 @@ mod tests {
                 Some(LowRank { masters: [a, b], scale: *scale })
             };
             let updates = [update(0), None, update(1)];
-            self.dense.iter().zip(updates).map(|(base, update)| JointLayer { base, update, joinable: false }).collect()
+            self.dense.iter().zip(updates).map(|(base, update)| JointLayer::of(base, update)).collect()
         }
 
         /// Computes the same outputs by libtorch's operations.
@@ -530,8 +542,7 @@ mod tests {
             outputs.iter().map(Tensor::detach).chain(leaves.iter().copied().map(take_gradient)).collect()
         };
         let expected = learn(dense.iter().map(|d| x.linear(&d.weight.dense(Kind::Float), d.bias.as_ref())).collect());
-        let parts: Vec<JointLayer> =
-            dense.iter().map(|base| JointLayer { base, update: None, joinable: false }).collect();
+        let parts: Vec<JointLayer> = dense.iter().map(|base| JointLayer::of(base, None)).collect();
         near(&learn(products(&LayerInput::kept(&x), None, &parts)), &expected);
     }
 }

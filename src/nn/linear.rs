@@ -1,9 +1,9 @@
 //! Linear layers, with the adapters attached to them.
 
-use super::adapter::{Adapter, LayerAdapters};
-use super::joint_linear::{self, JointLayer};
+use super::adapter::{Adapter, JointForm, LayerAdapters};
+use super::joint_linear::{self, JointLayer, LowRank};
 use super::layer_input::LayerInput;
-use super::weight::{Dense, Weight, is_decoding};
+use super::weight::{Dense, Weight, cast, is_decoding};
 use tch::Tensor;
 
 /// A linear layer with its adapters.
@@ -32,27 +32,48 @@ impl Linear {
         }
     }
 
-    /// Computes several layers of one input together: (T, in) -> (T, out) each. If a layer's adapter is more than a
-    /// low-rank update, and in decoding, they are computed one by one.
+    /// Computes several layers of one input together: (T, in) -> (T, out) each. In decoding, and where a layer's adapter
+    /// has no joint form, a layer is computed on its own.
     pub fn forward_jointly<const N: usize>(layers: [&Self; N], input: impl Into<LayerInput>) -> [Tensor; N] {
         let input = input.into();
-        let parts = || layers.iter().map(|l| l.joint_layer()).collect::<Option<Vec<JointLayer>>>();
-        match if is_decoding() { None } else { parts() } {
-            Some(parts) => joint_linear::products(&input, None, &parts).try_into().expect("a result for each layer"),
-            None => layers.map(|l| l.forward_alone(l.adapters.active(), &input.x)),
+        if is_decoding() {
+            return layers.map(|l| l.forward_alone(l.adapters.active(), &input.x));
+        }
+        let forms = layers.map(|l| l.joint_form());
+        let parts = layers.iter().zip(&forms).filter_map(|(l, form)| Some(l.joint_layer(form.as_ref()?)));
+        let mut products = joint_linear::products(&input, None, &parts.collect::<Vec<_>>()).into_iter();
+        std::array::from_fn(|i| match &forms[i] {
+            Some(form) => layers[i].scaled(products.next().expect("a product for each joint layer"), form),
+            None => layers[i].forward_alone(layers[i].adapters.active(), &input.x),
+        })
+    }
+
+    /// Returns the layer in the form in which it is computed together with others; `None` if its active adapter has no
+    /// such form.
+    fn joint_form(&self) -> Option<JointForm<'_>> {
+        match self.adapters.active() {
+            Some(adapter) => adapter.joint_form(self.adapters.train()),
+            None => Some(JointForm { update: None, output_scale: None }),
         }
     }
 
-    /// Returns the layer as a product with at most a low-rank update; `None` if its active adapter is anything else.
-    fn joint_layer(&self) -> Option<JointLayer<'_>> {
-        let update = match self.adapters.active() {
-            Some(adapter) => Some(adapter.low_rank(self.adapters.train())?),
-            None => None,
-        };
+    fn joint_layer<'a>(&'a self, form: &'a JointForm<'a>) -> JointLayer<'a> {
         // Also those that are not active: see `JointLayer::joinable`.
-        let each = |a: &dyn Adapter| a.low_rank(true).is_some_and(|update| update.joinable());
+        let each = |a: &dyn Adapter| a.joint_form(true).is_some_and(|form| form.joinable());
         let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| each(&**a));
-        Some(JointLayer { base: &self.dense, update, joinable })
+        // The bias is not scaled with the outputs, so that it is added after it.
+        let bias = self.dense.bias.as_ref().filter(|_| form.output_scale.is_none());
+        JointLayer { weight: &self.dense.weight, bias, update: form.update.as_ref().map(LowRank::reborrow), joinable }
+    }
+
+    /// Applies the scale of a joint form to the products y (T, out) and adds the bias.
+    fn scaled(&self, y: Tensor, form: &JointForm) -> Tensor {
+        let Some(scale) = &form.output_scale else { return y };
+        let y = y * cast(scale, y.kind());
+        match (&self.dense.bias, self.adapters.active()) {
+            (Some(bias), Some(adapter)) => y + cast(&adapter.merged_bias(bias), y.kind()),
+            _ => y,
+        }
     }
 
     /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.

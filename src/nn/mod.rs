@@ -13,6 +13,7 @@ pub mod autograd;
 pub mod builder;
 pub mod cache;
 pub mod chunked;
+pub mod computed_weight;
 mod cuda_attention;
 pub mod embedding;
 pub mod head;
@@ -32,7 +33,7 @@ pub mod tokens;
 pub mod weight;
 pub mod weights;
 
-pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, ParamRole, RegisterParam};
+pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, JointForm, ParamRole, RegisterParam};
 pub use attention::Attention;
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
 pub use cache::{CacheLayout, KvCache};

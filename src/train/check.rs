@@ -74,7 +74,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
         steps: prepared.total_steps,
         parameters,
         trained,
-        adapted: memory::count_adapted_modules(&model),
+        adapted: plan.recipe.adapter.as_ref().map_or_else(Vec::new, |a| memory::count_adapted_modules(&model, a)),
         longest_row,
         needs: memory::predict(&prepared, plan, &model, longest_row as u64, supervised),
         memory_free,

@@ -3,8 +3,8 @@
 use super::optim;
 use super::prepare::Prepared;
 use super::prepare::formats::result_kind;
+use crate::adapters::AdapterSpec;
 use crate::adapters::kind::AdapterActivations;
-use crate::adapters::lora;
 use crate::machine;
 use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model};
@@ -14,6 +14,7 @@ use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use tch::Device;
 
 /// Predicted needs of a run, in bytes.
@@ -223,15 +224,19 @@ pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
     (trained, all)
 }
 
-/// Counts adapted modules by the last part of their name, e.g. `q_proj` -> 30; `(whole)` marks modules trained as a
-/// whole.
-pub fn count_adapted_modules(model: &Model) -> Vec<(String, usize)> {
+/// Counts the modules that `spec` adapts by the last part of their name, e.g. `q_proj` -> 30; `(whole)` marks modules
+/// trained as a whole.
+pub fn count_adapted_modules(model: &Model, spec: &AdapterSpec) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
-    for p in model.params().trainable().filter(|p| p.adapter.is_some() && !lora::second_factor(&p.name)) {
-        let low_rank = lora::adapted_module(&p.name);
-        let module = low_rank.unwrap_or(p.name.trim_end_matches(".weight"));
+    let mut seen = BTreeSet::new();
+    for p in model.params().trainable().filter(|p| p.adapter.is_some()) {
+        let adapted = spec.module_of(&p.name);
+        let module = adapted.unwrap_or(p.name.trim_end_matches(".weight"));
+        if !seen.insert(module) {
+            continue; // another parameter of the same module
+        }
         let last = module.rsplit('.').next().unwrap_or(module);
-        let shown = if low_rank.is_some() { last.to_string() } else { format!("{last} (whole)") };
+        let shown = if adapted.is_some() { last.to_string() } else { format!("{last} (whole)") };
         match counts.iter_mut().find(|(n, _)| *n == shown) {
             Some((_, n)) => *n += 1,
             None => counts.push((shown, 1)),

@@ -288,7 +288,7 @@ fn every_kind_of_violation_is_detected() {
         ("src/eval/run.rs", "use crate::{\n    convert::{gguf, export},\n};", "`convert`: they share a floor"),
         ("src/error.rs", "use crate::models::Model;", "`error` must know no floor"),
         ("src/nn/head.rs", "use crate::fresh::Thing;", "`fresh` has no floor"),
-        ("src/models/qwen.rs", "use crate::adapters::LoraPlan;", "attach while the model is built"),
+        ("src/models/qwen.rs", "use crate::adapters::ModulePlan;", "attach while the model is built"),
         ("src/models/qwen.rs", "use crate::runtime::start;", "only the command"),
         ("src/train/mod.rs", "use clap::Parser;", "knows `clap`"),
         ("src/data/rows/record.rs", "let x = serde_yaml::from_str(s);", "knows `serde_yaml`"),

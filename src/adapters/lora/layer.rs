@@ -1,10 +1,10 @@
 //! How a low-rank update computes, on a linear layer and on an embedding.
 
+use crate::adapters::cached::Cached;
 use crate::nn::joint_linear::{self, JointLayer, LowRank};
 use crate::nn::ops::embedding_rows;
-use crate::nn::weight::{add_product, cast, is_decoding, product};
-use crate::nn::{Adapter, Dense, LayerInput};
-use std::cell::RefCell;
+use crate::nn::weight::{add_product, is_decoding, product};
+use crate::nn::{Adapter, Dense, JointForm, LayerInput};
 use tch::{Kind, Tensor};
 
 /// The low-rank update of one linear layer.
@@ -18,24 +18,11 @@ pub(super) struct Lora {
     /// The base weight that the update was trained on, if the adapter's file contains one that differs from the
     /// model's.
     pub own: Option<Tensor>,
-    /// For decoding: the versions of A and B when they were last cast, and the casts of A and s B.
-    pub cast: RefCell<Option<([i64; 2], Tensor, Tensor)>>,
+    /// For decoding: A and s B, cast.
+    pub cast: Cached,
 }
 
 impl Lora {
-    /// Returns A and s B in dtype `kind`, for decoding. A decoding step is short, so they are cast again only when an
-    /// optimiser step has changed them.
-    fn cast(&self, kind: Kind) -> (Tensor, Tensor) {
-        let _no_grad = tch::no_grad_guard();
-        let now = [self.a.internal_version(), self.b.internal_version()];
-        let mut kept = self.cast.borrow_mut();
-        if kept.as_ref().is_none_or(|(then, a, _)| *then != now || a.kind() != kind) {
-            *kept = Some((now, cast(&self.a, kind), cast(&(&self.b * self.scale), kind)));
-        }
-        let (_, a, b) = kept.as_ref().expect("just made");
-        (a.shallow_clone(), b.shallow_clone())
-    }
-
     /// Returns the update, times `scale`.
     fn update(&self, scale: f64) -> LowRank<'_> {
         LowRank { masters: [&self.a, &self.b], scale }
@@ -48,18 +35,18 @@ impl Adapter for Lora {
         let own = self.own.as_ref().map(|w| Dense { weight: clone(w).into(), bias: base.bias.as_ref().map(clone) });
         let base = own.as_ref().unwrap_or(base);
         if is_decoding() {
-            let (a, b) = self.cast(x.kind());
+            let [a, b] = self.cast.get(x.kind(), &[&self.a, &self.b], || [self.a.detach(), &self.b * self.scale]);
             return add_product(base.forward(x), &product(x, &a, None), &b);
         }
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
-        let part = JointLayer { base, update: Some(self.update(self.scale / kept)), joinable: false };
+        let part = JointLayer::of(base, Some(self.update(self.scale / kept)));
         joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0)
     }
 
-    fn low_rank(&self, train: bool) -> Option<LowRank<'_>> {
+    fn joint_form(&self, train: bool) -> Option<JointForm<'_>> {
         let plain = self.own.is_none() && (!train || self.dropout == 0.0);
-        plain.then(|| self.update(self.scale))
+        plain.then(|| JointForm { update: Some(self.update(self.scale)), output_scale: None })
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

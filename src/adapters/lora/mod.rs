@@ -3,26 +3,24 @@
 //! A (R, in) and B (out, R) are float32 masters; products run in the dtype of x. `s` is alpha / R, or
 //! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 
+mod attach;
 mod layer;
 mod modules;
 mod peft;
-mod plan;
 mod spec;
 mod tensors;
 
 pub use modules::{LoraModules, scale};
-pub use plan::LoraPlan;
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
-pub use tensors::{adapted_module, second_factor};
 
 pub(super) use peft::read as read_config;
 pub(super) use tensors::factors;
 
 use super::kind::{AdapterActivations, AdapterKind};
-use super::targets::{ModuleSelection, Targets};
+use super::plan::AdaptLayer;
+use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::WeightUpdate;
 use crate::error::Result;
-use crate::nn::AdapterPlan;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -41,16 +39,31 @@ impl AdapterKind for LoraSpec {
         format!("lora r{}", self.rank)
     }
 
-    fn plan_from(&self, start: Option<&BTreeMap<String, Tensor>>) -> Result<Box<dyn AdapterPlan>> {
-        let plan = LoraPlan::new(self)?;
-        Ok(Box::new(match start {
-            Some(tensors) => plan.with_base_weights(tensors),
-            None => plan,
-        }))
+    fn rules(&self) -> ModuleRules<'_> {
+        ModuleRules {
+            section: "adapter.lora",
+            targets: &self.targets,
+            exclude: self.exclude.as_ref(),
+            layers: self.layers.as_deref(),
+            layers_pattern: &self.layers_pattern,
+            modules_to_save: &self.modules_to_save,
+        }
     }
 
-    fn plan_of_file(&self, config: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<Box<dyn AdapterPlan>> {
-        Ok(Box::new(LoraPlan::of_file(self, config)?.with_base_weights(tensors)))
+    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
+        ModuleRulesMut {
+            targets: &mut self.targets,
+            exclude: &mut self.exclude,
+            layers: &mut self.layers,
+            layers_pattern: &mut self.layers_pattern,
+            modules_to_save: &mut self.modules_to_save,
+            fan_in_fan_out: &mut self.fan_in_fan_out,
+        }
+    }
+
+    fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
+        let modules = LoraModules::new(self)?;
+        Ok(Box::new(attach::AttachLora { modules, init: self.init, dropout: self.dropout }))
     }
 
     fn continues(&self) -> Option<&Path> {
@@ -79,31 +92,6 @@ impl AdapterKind for LoraSpec {
         AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0 }
     }
 
-    fn selection(&self) -> Result<ModuleSelection> {
-        Ok(LoraModules::new(self)?.selection)
-    }
-
-    fn modules_to_save(&self) -> &[String] {
-        &self.modules_to_save
-    }
-
-    fn save_module(&mut self, module: &str) {
-        self.modules_to_save.push(module.into());
-    }
-
-    fn has_named_targets(&self) -> bool {
-        matches!(self.targets, Targets::Names(_)) && self.exclude.is_none()
-    }
-
-    fn set_transposed(&mut self, transposed: bool) {
-        self.fan_in_fan_out = transposed;
-    }
-
-    fn set_named_targets(&mut self, names: Vec<String>) {
-        self.targets = Targets::Names(names);
-        (self.exclude, self.layers, self.layers_pattern) = (None, None, Vec::new());
-    }
-
     fn config(&self, base: &str) -> Value {
         peft::write(self, base)
     }
@@ -113,11 +101,7 @@ impl AdapterKind for LoraSpec {
     }
 
     fn tensor_names(&self) -> &'static [&'static str] {
-        &["lora_A", "lora_B"]
-    }
-
-    fn module_of<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensors::module_of(tensor)
+        &tensors::NAMES
     }
 
     fn updates(

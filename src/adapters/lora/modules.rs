@@ -1,31 +1,20 @@
-//! Which modules a LoRA adapts, and the rank and scale of each.
+//! The rank and scale of each module that a LoRA adapts.
 
 use super::spec::LoraSpec;
-use crate::adapters::targets::{ModuleRules, ModuleSelection, PatternValues};
+use crate::adapters::targets::PatternValues;
 use crate::error::Result;
 
-/// The modules that one [`LoraSpec`] adapts, with rank and alpha of each.
+/// Rank and alpha of the modules that a [`LoraSpec`] adapts.
 pub struct LoraModules {
-    /// The rules that select modules.
-    pub selection: ModuleSelection,
     ranks: PatternValues<i64>,
     alphas: PatternValues<f64>,
     rslora: bool,
 }
 
 impl LoraModules {
-    /// Compiles the rules of a spec. Fails for invalid regular expressions and contradicting settings.
+    /// Compiles the patterns of a spec. Fails for invalid regular expressions.
     pub fn new(spec: &LoraSpec) -> Result<Self> {
-        let selection = ModuleSelection::new(ModuleRules {
-            section: "adapter.lora",
-            targets: &spec.targets,
-            exclude: spec.exclude.as_ref(),
-            layers: spec.layers.as_deref(),
-            layers_pattern: &spec.layers_pattern,
-            modules_to_save: &spec.modules_to_save,
-        })?;
         Ok(Self {
-            selection,
             ranks: PatternValues::new(&spec.rank_pattern, spec.rank, "adapter.lora.rank_pattern")?,
             alphas: PatternValues::new(&spec.alpha_pattern, spec.alpha, "adapter.lora.alpha_pattern")?,
             rslora: spec.rslora,

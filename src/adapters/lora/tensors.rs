@@ -13,29 +13,8 @@ pub(super) const LINEAR_A: &str = "lora_A.weight";
 pub(super) const LINEAR_B: &str = "lora_B.weight";
 pub(super) const EMBEDDING_A: &str = "lora_embedding_A";
 pub(super) const EMBEDDING_B: &str = "lora_embedding_B";
-
-fn module_before<'n>(tensor: &'n str, factor: &str) -> Option<&'n str> {
-    tensor.strip_suffix(factor)?.strip_suffix('.')
-}
-
-/// Returns the module whose update has this tensor as its factor A; `None` for other tensors of an adapter.
-pub fn adapted_module(tensor: &str) -> Option<&str> {
-    module_before(tensor, LINEAR_A).or_else(|| module_before(tensor, EMBEDDING_A))
-}
-
-/// Returns true if a tensor of an adapter is the factor B of an update.
-pub fn second_factor(tensor: &str) -> bool {
-    module_of_second_factor(tensor).is_some()
-}
-
-fn module_of_second_factor(tensor: &str) -> Option<&str> {
-    module_before(tensor, LINEAR_B).or_else(|| module_before(tensor, EMBEDDING_B))
-}
-
-/// Returns the module whose update has this tensor as a factor; `None` for other tensors of an adapter.
-pub(super) fn module_of(tensor: &str) -> Option<&str> {
-    adapted_module(tensor).or_else(|| module_of_second_factor(tensor))
-}
+/// All of them.
+pub(super) const NAMES: [&str; 4] = [LINEAR_A, LINEAR_B, EMBEDDING_A, EMBEDDING_B];
 
 /// Returns the updates of `modules`, from the tensors of the file `origin`. Fails for incomplete pairs of A and B
 /// and wrong ranks.
@@ -47,7 +26,7 @@ pub(super) fn updates(
 ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
     let rules = LoraModules::new(spec)?;
     let update = |module: &str| update(&rules, module, tensors, origin);
-    modules.iter().map(|module| Ok((module.to_string(), Box::new(update(module)?) as _))).collect()
+    modules.iter().map(|module| Ok((format!("{module}.weight"), Box::new(update(module)?) as _))).collect()
 }
 
 fn update(

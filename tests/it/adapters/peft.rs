@@ -6,7 +6,7 @@ use crate::support::root;
 use ft::adapters::combine::combine;
 use ft::adapters::lora::{self, LoraModules};
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, Targets, file};
+use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::verify::kind::ExportKind;
 use ft::convert::verify::report::{ExportVerdict, REPORT};
 use ft::convert::verify::verify;
@@ -72,7 +72,8 @@ fn with_adapter(name: &str) -> Model {
 /// Returns `{module: [rank, alpha, scale]}` for every low-rank module of adapter 0.
 fn modules(model: &Model, spec: &LoraSpec) -> BTreeMap<String, [f64; 3]> {
     let rules = LoraModules::new(spec).unwrap();
-    let low = model.params().adapter(0).filter_map(|p| Some((lora::adapted_module(&p.name)?, &p.tensor)));
+    let first = |name: &str| name.strip_suffix(".lora_A.weight").or(name.strip_suffix(".lora_embedding_A"));
+    let low = model.params().adapter(0).filter_map(|p| Some((first(&p.name)?, &p.tensor)));
     low.map(|(module, a)| {
         let rank = rules.rank(module);
         assert_eq!(a.size()[0], rank);
@@ -241,7 +242,7 @@ fn unknown_target_modules_and_layers_are_refused() {
     let plan = |targets: &[&str], layers: Option<Vec<i64>>| {
         let names = targets.iter().map(|t| t.to_string()).collect();
         let spec = LoraSpec { targets: Targets::Names(names), layers, ..LoraSpec::default() };
-        let plan = LoraPlan::new(&spec).unwrap();
+        let plan = ModulePlan::new(&spec).unwrap();
         let load = LoadOptions {
             device: Device::Cpu,
             kind: Kind::Float,
@@ -425,7 +426,7 @@ fn merged_shards_and_bf16_keep_the_config_keys_of_the_base() {
 
 /// Loads the model in `folder` with a new adapter whose weights are random, as after some training.
 fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
-    let plan = LoraPlan::new(spec).unwrap();
+    let plan = ModulePlan::new(spec).unwrap();
     let load = LoadOptions {
         device: Device::Cpu,
         kind: Kind::Float,

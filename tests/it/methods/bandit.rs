@@ -208,7 +208,7 @@ fn sampling_and_training_agree_on_log_probabilities() {
 #[test]
 fn sampling_uses_the_adapter_as_updated_by_the_last_step() {
     let spec = ft::adapters::LoraSpec { rank: 4, ..Default::default() };
-    let plan = ft::adapters::LoraPlan::new(&spec).unwrap();
+    let plan = ft::adapters::ModulePlan::new(&spec).unwrap();
     for kind in [Kind::Float, Kind::BFloat16] {
         let model = support::adapted(&fixture("tiny-llama"), kind, &plan);
         support::fill_adapter(&model, 0.02);

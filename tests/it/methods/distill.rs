@@ -246,7 +246,7 @@ fn chunked_losses_equal_those_of_whole_logits() {
         }
         let adapted = {
             let spec = ft::adapters::LoraSpec { rank: 4, ..Default::default() };
-            let plan = ft::adapters::LoraPlan::new(&spec).unwrap();
+            let plan = ft::adapters::ModulePlan::new(&spec).unwrap();
             let model = crate::support::adapted(&fixture(folder), Kind::Float, &plan);
             crate::support::fill_adapter(&model, 0.05);
             model

@@ -6,7 +6,7 @@ use crate::support::command::{ft_binary, stderr};
 use crate::support::files::copy_folder;
 use crate::support::workspace::Workspace;
 use crate::support::{self, Gap, Row, Sequence, adapted, assert_close, assert_number, device, fixture};
-use ft::adapters::{LoraPlan, LoraSpec, Targets};
+use ft::adapters::{LoraSpec, ModulePlan, Targets};
 use ft::data::batch::{BatchPlan, Loader};
 use ft::error::Result;
 use ft::methods::contract::{Method, TrainingStep};
@@ -175,7 +175,7 @@ fn check(file: &str) {
 /// sampled from an earlier policy.
 #[test]
 fn decoding_sees_every_update_of_an_adapter() {
-    let plan = LoraPlan::new(&LoraSpec::default()).unwrap();
+    let plan = ModulePlan::new(&LoraSpec::default()).unwrap();
     let kinds =
         [r#""adamw""#, r#"{"adamw8":{}}"#, r#"{"adafactor":{}}"#, r#"{"lion":{}}"#, r#"{"muon":{}}"#, r#"{"sgd":{}}"#];
     for kind in kinds {
@@ -231,9 +231,9 @@ enum Shape {
 
 fn load(shape: Shape) -> Model {
     tch::set_num_threads(1);
-    let policy = LoraPlan::new(&LoraSpec { rank: 8, ..LoraSpec::default() }).unwrap();
+    let policy = ModulePlan::new(&LoraSpec { rank: 8, ..LoraSpec::default() }).unwrap();
     let save = LoraSpec { modules_to_save: vec!["score".into()], ..LoraSpec::default() };
-    let value = LoraPlan::new(&match shape {
+    let value = ModulePlan::new(&match shape {
         Shape::Head => LoraSpec { targets: Targets::Names(Vec::new()), ..save },
         _ => save,
     });

@@ -4,7 +4,7 @@
 use crate::support::command::stderr;
 use crate::support::files::jsonl;
 use crate::support::*;
-use ft::adapters::{LoraPlan, LoraSpec, file};
+use ft::adapters::{LoraSpec, ModulePlan, file};
 use ft::data::batch::BatchPlan;
 use ft::data::cache::{CacheChoice, TokenCache};
 use ft::data::chat::ChatTokenizer;
@@ -325,7 +325,7 @@ fn methods() -> Vec<(&'static str, MethodSpec)> {
 
 /// Returns the tiny model with an adapter that changes its output.
 fn model() -> Model {
-    let plan = LoraPlan::new(&LoraSpec { rank: 4, ..LoraSpec::default() }).unwrap();
+    let plan = ModulePlan::new(&LoraSpec { rank: 4, ..LoraSpec::default() }).unwrap();
     let model = adapted(&fixture("tiny-llama"), Kind::Float, &plan);
     fill_adapter(&model, 0.1);
     model

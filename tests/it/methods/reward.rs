@@ -5,7 +5,7 @@ use crate::support::command::stderr;
 use crate::support::files::{copied, jsonl};
 use crate::support::workspace::Workspace;
 use crate::support::*;
-use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, file};
+use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, file};
 use ft::convert::export;
 use ft::data::encode::PairExample;
 use ft::fsutil::{read_json, write_json};
@@ -224,7 +224,7 @@ fn lora() -> LoraSpec {
 /// Saves a reward model's adapter. Returns (temporary folder that must be kept alive, folder of the adapter inside it).
 fn saved_adapter(base: &Path) -> (tempfile::TempDir, PathBuf) {
     let (spec, out) = (lora(), tempfile::tempdir().unwrap());
-    let plan = LoraPlan::new(&spec).unwrap();
+    let plan = ModulePlan::new(&spec).unwrap();
     let model = with_head(base, Some(&plan));
     fill_adapter(&model, 0.3);
     let folder = out.path().join("rm");
@@ -336,7 +336,7 @@ fn a_model_other_than_the_trained_reward_model_is_refused() {
 #[test]
 fn an_untrained_head_scores_zero_and_saves() {
     let base = base();
-    let plan = LoraPlan::new(&lora()).unwrap();
+    let plan = ModulePlan::new(&lora()).unwrap();
     let model = with_head(base.path(), Some(&plan));
     assert_eq!(reward::scores(&model, &[[5u32, 6, 7]], None).unwrap(), [0.0]);
     let out = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 
 use crate::support::*;
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, Targets, file};
+use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::gguf::import::{GgufImportOptions, import};
 use ft::convert::{export, merged};
 use ft::models::{self, Config, Heads, LayerReplay, LoadOptions, Metrics, Model, Storage};
@@ -22,8 +22,8 @@ fn every_logit(model: &Model, ids: &[u32]) -> Tensor {
     model.infer(&tokens, |out| out.logits(&rows)).unwrap()
 }
 
-fn all_linear() -> LoraPlan {
-    LoraPlan::new(&LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() }).unwrap()
+fn all_linear() -> ModulePlan {
+    ModulePlan::new(&LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() }).unwrap()
 }
 
 fn with_lora(base: &str, kind: Kind) -> Model {
@@ -383,7 +383,7 @@ fn a_recipe_may_target_gpt2s_modules() {
         modules_to_save: vec!["ln_f".into()],
         ..LoraSpec::default()
     };
-    let plan = LoraPlan::new(&spec).unwrap();
+    let plan = ModulePlan::new(&spec).unwrap();
     let load = LoadOptions {
         device: device(),
         kind: Kind::Float,
@@ -396,7 +396,7 @@ fn a_recipe_may_target_gpt2s_modules() {
     let names: Vec<&str> = model.params().adapter(0).map(|p| p.name.as_str()).collect();
     assert_eq!(names.len(), 2 * 4 + 2);
     assert!(names.contains(&"transformer.ln_f.weight") && names.contains(&"transformer.ln_f.bias"), "{names:?}");
-    let refused = LoraPlan::new(&LoraSpec { modules_to_save: vec!["wte".into()], ..LoraSpec::default() }).unwrap();
+    let refused = ModulePlan::new(&LoraSpec { modules_to_save: vec!["wte".into()], ..LoraSpec::default() }).unwrap();
     let load = LoadOptions {
         device: device(),
         kind: Kind::Float,

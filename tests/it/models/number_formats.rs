@@ -7,7 +7,7 @@
 use crate::support::command::{stderr, succeed};
 use crate::support::workspace::Workspace;
 use crate::support::*;
-use ft::adapters::{LoraPlan, LoraSpec};
+use ft::adapters::{LoraSpec, ModulePlan};
 use ft::generate::engine::complete;
 use ft::generate::settings::GenerationSettings;
 use ft::models::dtype::{self, Dtype};
@@ -56,7 +56,7 @@ fn weights_kept_in_the_files_format_give_identical_results() {
     for name in ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3"] {
         for own in [Kind::BFloat16, Kind::Half] {
             let folder = stored_in(name, own);
-            let plan = LoraPlan::new(&spec).unwrap();
+            let plan = ModulePlan::new(&spec).unwrap();
             let open = |storage| {
                 let adapters = vec![("a".to_string(), &plan as &dyn AdapterPlan)];
                 let load = LoadOptions {

@@ -1,7 +1,7 @@
 //! Tests properties that every model must have, without a reference: different ways to compute the same thing agree.
 
 use crate::support::*;
-use ft::adapters::{LoraPlan, LoraSpec, Targets};
+use ft::adapters::{LoraSpec, ModulePlan, Targets};
 use ft::models::{LayerReplay, Metrics, Model};
 use ft::nn::{AdapterPlan, AdapterSite, LayerKind, ParamRole, Tokens, Weights};
 use std::collections::BTreeMap;
@@ -17,15 +17,15 @@ fn sequences(vocabulary: u32) -> Vec<Sequence> {
     [23, 5, 40, 2, 11, 37].iter().enumerate().map(|(i, &n)| Sequence::random(n, vocabulary, i as u64)).collect()
 }
 
-fn lora(targets: Targets, dropout: f64) -> LoraPlan {
-    LoraPlan::new(&LoraSpec { rank: 4, alpha: 8.0, dropout, targets, ..LoraSpec::default() }).unwrap()
+fn lora(targets: Targets, dropout: f64) -> ModulePlan {
+    ModulePlan::new(&LoraSpec { rank: 4, alpha: 8.0, dropout, targets, ..LoraSpec::default() }).unwrap()
 }
 
-fn all_linear(dropout: f64) -> LoraPlan {
+fn all_linear(dropout: f64) -> ModulePlan {
     lora(Targets::default(), dropout)
 }
 
-fn with_lora(base: &str, kind: Kind, plan: &LoraPlan) -> Model {
+fn with_lora(base: &str, kind: Kind, plan: &ModulePlan) -> Model {
     let model = adapted(&fixture(base), kind, plan);
     fill_adapter(&model, 0.3);
     model

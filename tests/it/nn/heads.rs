@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::{AdapterSpec, LoraPlan, LoraSpec, Targets, file};
+use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::verify::report::ExportVerdict;
 use ft::convert::{export, merged};
 use ft::models::{Config, LayerReplay, Model};
@@ -83,7 +83,7 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         // The same after merging an adapter.
         let adapter = out.path().join("adapter");
         let spec = LoraSpec { rank: 2, ..LoraSpec::default() };
-        let model = adapted(parted.path(), Kind::Float, &LoraPlan::new(&spec).unwrap());
+        let model = adapted(parted.path(), Kind::Float, &ModulePlan::new(&spec).unwrap());
         fill_adapter(&model, 0.05);
         export::save_adapter(&model, "a", &AdapterSpec::Lora(spec), parted.path(), &adapter).unwrap();
         let merged = out.path().join("merged");
@@ -241,7 +241,7 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
         let names = targets.iter().map(|t| t.to_string()).collect();
         let spec = LoraSpec { rank: 3, targets: Targets::Names(names), ..LoraSpec::default() };
         tch::manual_seed(5);
-        let model = adapted(&base, Kind::Float, &LoraPlan::new(&spec).unwrap());
+        let model = adapted(&base, Kind::Float, &ModulePlan::new(&spec).unwrap());
         // A new adapter does not change the logits.
         assert_same("begin", &answers(&model), &answers(&frozen_of(&base)));
         fill_adapter(&model, 0.1);
@@ -288,7 +288,7 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
         let both = ends.to_vec();
         for targets in [vec![ends[0].clone()], vec![ends[1].clone()], both] {
             let spec = LoraSpec { rank: 3, targets: Targets::Names(targets.clone()), ..LoraSpec::default() };
-            let model = adapted(&base, Kind::Float, &LoraPlan::new(&spec).unwrap());
+            let model = adapted(&base, Kind::Float, &ModulePlan::new(&spec).unwrap());
             fill_adapter(&model, 0.1);
             // The expected result: an untied base model to whose weights the update was added by hand.
             let untied = with_changed_weights(name, |t| {
@@ -354,7 +354,7 @@ fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
         tied: false,
     };
     let add = &mut |_: &str, t: Tensor, _: ParamRole| (Tensor::rand(t.size(), options) + 0.5).set_requires_grad(true);
-    let adapter = LoraPlan::new(&spec).unwrap().attach(&site, add).unwrap().unwrap();
+    let adapter = ModulePlan::new(&spec).unwrap().attach(&site, add).unwrap().unwrap();
     let x = (Tensor::rand([rows, inputs], options) + 0.5).to_kind(Kind::BFloat16);
     let base = Dense { weight: weight.shallow_clone(), bias: None };
     let _no_grad = tch::no_grad_guard();

@@ -2,7 +2,7 @@
 //! surrounds the update rules: parameter groups, weight averages, stochastic rounding, embedding noise.
 
 use crate::support::*;
-use ft::adapters::{LoraPlan, LoraSpec};
+use ft::adapters::{LoraSpec, ModulePlan};
 use ft::models::{EmbeddingNoise, Heads, LayerReplay, LoadOptions, Model, Storage};
 use ft::nn::{AdapterPlan, LayerKind};
 use ft::recipe::optim::{AdafactorSpec, GroupSpec, LionSpec, MuonScale, MuonSpec, OptimKind, OptimSection, SgdSpec};
@@ -156,7 +156,7 @@ fn eight_bit_moments_of_any_length_follow_the_exact_ones() {
 }
 
 fn lora_model() -> Model {
-    let plan = LoraPlan::new(&LoraSpec::default()).unwrap();
+    let plan = ModulePlan::new(&LoraSpec::default()).unwrap();
     adapted(&fixture("tiny-llama"), Kind::Float, &plan)
 }
 
@@ -345,7 +345,7 @@ fn a_parameter_without_a_gradient_is_not_changed() {
         let optim = OptimSection { kind, lr: Some(1e-2), weight_decay: 0.1, ..OptimSection::default() };
         // Two adapters: `a` is trained in the first and the last step; with `idle_steps`, `b` is trained in a step
         // between them.
-        let plans = [LoraPlan::new(&LoraSpec::default()).unwrap(), LoraPlan::new(&LoraSpec::default()).unwrap()];
+        let plans = [ModulePlan::new(&LoraSpec::default()).unwrap(), ModulePlan::new(&LoraSpec::default()).unwrap()];
         let run = |idle_steps: bool| {
             let load = LoadOptions {
                 device: device(),

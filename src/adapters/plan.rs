@@ -1,0 +1,132 @@
+//! Attaches an adapter of any kind to the layers that its rules select, while a model is built.
+
+use super::base_layer::{BaseWeights, named};
+use super::kind::AdapterKind;
+use super::saved_module;
+use super::targets::{ModuleAdaptation, ModuleSelection};
+use crate::error::{Error, Result};
+use crate::nn::{Adapter, AdapterPlan, AdapterSite, LayerKind, ParamRole, RegisterParam};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// How a kind of adapter attaches to one layer.
+pub trait AdaptLayer {
+    /// Registers the adapter's parameters for one layer that its rules select, and returns the adapter. Fails for layers
+    /// that the kind cannot adapt.
+    fn adapt(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>>;
+
+    /// Called after all layers have been offered. Fails if settings of the kind's own selected nothing.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A layer that is to be adapted, and what the adapter may ask for.
+pub struct AdaptedLayer<'a, 'r> {
+    /// The layer.
+    pub site: &'a AdapterSite<'a>,
+    add: &'a mut RegisterParam<'r>,
+    plan: &'a ModulePlan,
+}
+
+impl AdaptedLayer<'_, '_> {
+    /// Returns the module's name in the checkpoint.
+    pub fn name(&self) -> &str {
+        self.site.name
+    }
+
+    /// Returns true for tables of tokens and positions.
+    pub fn is_table(&self) -> bool {
+        matches!(self.site.layer, LayerKind::Embedding | LayerKind::Positions)
+    }
+
+    /// Returns the shape of the layer's matrix: [out, in], or [V, D] for tables.
+    pub fn matrix(&self) -> Result<[i64; 2]> {
+        let shape = self.site.weight.shape();
+        <[i64; 2]>::try_from(shape.as_slice()).map_err(|_| {
+            Error::bug(format!("adapter on `{}`: a weight of shape {shape:?} is not a matrix", self.site.name))
+        })
+    }
+
+    /// Registers a trained parameter under its name within the module and returns the tensor to compute with.
+    pub fn trained(&mut self, name: &str, first: Tensor) -> Tensor {
+        (self.add)(name, first, ParamRole::Trained)
+    }
+
+    /// Registers a parameter that is saved with the adapter and not trained, and returns the tensor to compute with.
+    pub fn frozen(&mut self, name: &str, value: Tensor) -> Tensor {
+        (self.add)(name, value, ParamRole::Frozen)
+    }
+
+    /// Returns the base weight that the adapter's file contains for this layer, if it differs from the layer's. It is
+    /// registered, so that it is saved again; see [`BaseWeights::own_weight`].
+    pub fn own_weight(&mut self) -> Result<Option<Tensor>> {
+        self.plan.base_weights.own_weight(self.site, self.plan.origin.as_deref(), self.add)
+    }
+
+    /// Returns true if the settings are those of an adapter from disk.
+    pub fn is_from_file(&self) -> bool {
+        self.plan.origin.is_some()
+    }
+
+    /// Returns the error for a layer that the kind cannot adapt, with the reason and the next step.
+    pub fn refusal(&self, why: &str, hint: &str) -> Error {
+        self.plan.refusal(self.site, why, hint)
+    }
+}
+
+/// Attaches adapters by the rules of a recipe or of an adapter_config.json.
+pub struct ModulePlan {
+    layers: Box<dyn AdaptLayer>,
+    selection: ModuleSelection,
+    /// The adapter_config.json that the rules were read from; `None`: a recipe.
+    origin: Option<PathBuf>,
+    base_weights: BaseWeights,
+}
+
+impl ModulePlan {
+    /// Plans an adapter by a recipe's rules: every module that they name must exist.
+    pub fn new<K: AdapterKind + ?Sized>(kind: &K) -> Result<Self> {
+        let (layers, selection) = (kind.layers()?, kind.selection()?);
+        Ok(Self { layers, selection, origin: None, base_weights: BaseWeights::default() })
+    }
+
+    /// Plans an adapter by the adapter_config.json at `origin`. It may name modules that the model lacks, because its
+    /// tensors say which modules are adapted.
+    pub fn of_file<K: AdapterKind + ?Sized>(kind: &K, origin: &Path) -> Result<Self> {
+        let plan = Self::new(kind).map_err(|e| e.context(origin.display()))?;
+        Ok(Self { origin: Some(origin.into()), ..plan })
+    }
+
+    /// Adds the base weights that an adapter's tensors contain.
+    pub fn with_base_weights(self, tensors: &BTreeMap<String, Tensor>) -> Self {
+        Self { base_weights: BaseWeights::of(tensors), ..self }
+    }
+
+    fn refusal(&self, site: &AdapterSite, why: &str, hint: &str) -> Error {
+        named(self.origin.as_deref(), Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint))
+    }
+}
+
+impl AdapterPlan for ModulePlan {
+    fn check(&self) -> Result<()> {
+        let checked = self.selection.check(self.origin.is_none()).and_then(|()| self.layers.check());
+        checked.map_err(|e| named(self.origin.as_deref(), e))
+    }
+
+    fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
+        Ok(match self.selection.adaptation(site.name, site.layer) {
+            None => None,
+            Some(ModuleAdaptation::Save) if site.tied => {
+                return Err(self.refusal(
+                    site,
+                    "embedding and output head share one weight in this model; training one of them in full would separate them",
+                    "name it in targets, for a low-rank update of it alone, and leave it out of modules_to_save",
+                ));
+            }
+            Some(ModuleAdaptation::Save) => Some(saved_module::attach(site, add)),
+            Some(ModuleAdaptation::Adapted) => Some(self.layers.adapt(&mut AdaptedLayer { site, add, plan: self })?),
+        })
+    }
+}
