@@ -3,6 +3,7 @@
 //! Only this module uses clap. The work of a command is done by the library; a file here reads arguments, calls it, and
 //! prints the result: data to stdout, messages to stderr.
 
+mod adapter;
 mod chat;
 mod check;
 mod compare;
@@ -56,6 +57,9 @@ enum RootCommand {
     Init(init::InitArgs),
     /// Check a recipe without training: data, loss masks, lengths, memory
     Check(check::CheckArgs),
+    /// Find out which layers are worth adapting, and with which ranks
+    #[command(subcommand)]
+    Adapter(adapter::AdapterCommand),
     /// Train a model from a recipe
     Train(train::TrainArgs),
     Teach(teach::TeachArgs),
@@ -85,7 +89,7 @@ impl Cli {
     /// Returns what the user can change if the command runs out of memory.
     pub fn memory_remedies(&self) -> &'static [&'static str] {
         match &self.verb {
-            RootCommand::Train(_) | RootCommand::Resume(_) | RootCommand::Replay(_) => &[
+            RootCommand::Train(_) | RootCommand::Resume(_) | RootCommand::Replay(_) | RootCommand::Adapter(_) => &[
                 "lower batch.tokens or batch.max_len, set run.replay: all, or let `ft train --fit` choose",
                 "a method that lets the model answer also needs memory for that: lower sampling.max_new_tokens",
             ],
@@ -125,6 +129,7 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Recipe(verb) => recipe::run(verb),
         RootCommand::Init(args) => init::run(&args),
         RootCommand::Check(args) => check::run(args),
+        RootCommand::Adapter(verb) => adapter::run(verb),
         RootCommand::Train(args) => train::run(args),
         RootCommand::Teach(args) => teach::run(&args),
         RootCommand::Resume(args) => resume::run(&args),

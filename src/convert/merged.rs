@@ -162,7 +162,7 @@ fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind
             device: Device::Cpu,
             kind,
             storage: Storage::File,
-            train_base: false,
+            train_base: None,
             adapters,
             heads: Heads::Tokens,
         },

@@ -80,7 +80,7 @@ impl ReferenceModel {
         let heads = Heads::Tokens;
         let (device, kind) = (model.device(), model.kind());
         let load =
-            LoadOptions { device, kind, storage: model.storage(), train_base: false, adapters: Vec::new(), heads };
+            LoadOptions { device, kind, storage: model.storage(), train_base: None, adapters: Vec::new(), heads };
         Ok(Self::FrozenCopy(Box::new(Model::load(model.folder(), load)?)))
     }
 

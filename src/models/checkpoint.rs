@@ -34,3 +34,9 @@ pub fn untie_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
 
 /// Name of the scalar head's weight, in every family.
 pub const SCORE: &str = "score.weight";
+
+/// Returns the number of the layer that a parameter or module belongs to: the first whole number among the parts of its
+/// name. `None` for those outside of layers.
+pub fn layer_number(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}

@@ -8,7 +8,8 @@
 //! config.json), `checkpoint` (weights under a family's names), `model` (running), `learning` (training), `open`
 //! (from disk, for inference), `reward` (scores of reward models).
 //!
-//! Next to these: `loss` and `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
+//! Next to these: `trained_part` and `spectrum` (which weights are trained without an adapter), `loss` and
+//! `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
 
@@ -27,9 +28,11 @@ pub mod noise;
 pub mod non_finite;
 pub mod open;
 pub mod reward;
+mod spectrum;
+mod trained_part;
 
 pub use activations::{Activations, ExposedLayers};
-pub use checkpoint::{SCORE, untie_head, weights};
+pub use checkpoint::{SCORE, layer_number, untie_head, weights};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
 pub use family::{Config, Decoder, Family};
@@ -40,3 +43,4 @@ pub use noise::EmbeddingNoise;
 pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer};
 pub use reward::RewardScorer;
+pub use trained_part::TrainedPart;

@@ -9,6 +9,7 @@ use super::dtype::Storage;
 use super::family::{Config, Decoder};
 use super::loss::Output;
 use super::noise::EmbeddingNoise;
+use super::trained_part::TrainedPart;
 use crate::error::{Error, Result};
 use crate::nn::{
     AdapterPlan, AdapterSwitches, BuildResult, CacheLayout, DecodingGuard, ForwardPass, InitialWeights, KvCache,
@@ -39,8 +40,8 @@ pub struct LoadOptions<'a> {
     pub kind: Kind,
     /// How frozen weights are stored.
     pub storage: Storage,
-    /// Whether the base's own weights are trained; excludes adapters.
-    pub train_base: bool,
+    /// Which of the base's own weights are trained, `None`: none of them; excludes adapters.
+    pub train_base: Option<&'a TrainedPart>,
     /// Adapters by name; attached in order, and the first one is active.
     pub adapters: Vec<(String, &'a dyn AdapterPlan)>,
     /// The heads that the model gets.
@@ -83,15 +84,16 @@ impl Model {
     }
 
     fn build(config: Config, folder: &Path, source: WeightSource, load: LoadOptions) -> Result<Self> {
-        if load.train_base && !load.adapters.is_empty() {
+        if load.train_base.is_some() && !load.adapters.is_empty() {
             return Err(Error::bug("adapters attach to a frozen base: train_base and adapters exclude each other"));
         }
         let (names, attach): (Vec<String>, Vec<&dyn AdapterPlan>) = load.adapters.into_iter().unzip();
         let (device, kind, storage) = (load.device, load.kind, load.storage);
         let hold = move |own: Kind| storage.keeps_kind(own, kind, device);
         let read = matches!(&source, WeightSource::Disk(weights) if storage.reads_into_memory(weights.total_bytes()));
+        let trained = load.train_base.map(|part| part.selector(config.num_hidden_layers as usize)).transpose()?;
         let builder =
-            ModelBuilder::new(source, device, kind, load.train_base, attach).keep_dtype_if(hold).read_into_memory(read);
+            ModelBuilder::new(source, device, kind, trained, attach).keep_dtype_if(hold).read_into_memory(read);
         if config.tie_word_embeddings {
             builder.tie_head();
         }
@@ -102,6 +104,7 @@ impl Model {
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
         let BuildResult { store, switches, unused } = builder.finish()?;
+        load.train_base.map_or(Ok(()), |part| part.check(store.base()))?;
         if !unused.is_empty() {
             let shown: Vec<String> = unused.iter().take(10).map(|n| format!("`{n}`")).collect();
             return Err(Error::user(format!(

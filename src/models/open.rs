@@ -23,7 +23,7 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), &**p)).collect();
     let model = Model::load(
         base,
-        LoadOptions { device, kind, storage: Storage::Auto, train_base: false, adapters: named, heads: Heads::Tokens },
+        LoadOptions { device, kind, storage: Storage::Auto, train_base: None, adapters: named, heads: Heads::Tokens },
     )?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
@@ -39,7 +39,7 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
         device,
         kind,
         storage: Storage::Auto,
-        train_base: false,
+        train_base: None,
         adapters,
         heads: Heads::Score,
     };

@@ -29,6 +29,9 @@ pub enum WeightSource<'w> {
     Random(&'w InitialWeights),
 }
 
+/// Returns whether a parameter of the base is trained, by its name and the kind of its layer.
+pub type SelectTrained = Box<dyn Fn(&str, LayerKind) -> bool>;
+
 /// Builds a model's layers from weights. Problems with tensors are collected, so that one error can list them all.
 pub struct ModelBuilder<'w> {
     source: WeightSource<'w>,
@@ -38,7 +41,8 @@ pub struct ModelBuilder<'w> {
     keeps_dtype: Box<dyn Fn(Kind) -> bool>,
     /// Whether frozen weights are read into allocated memory. Otherwise those that need no conversion stay mapped.
     read: bool,
-    train: bool,
+    /// Decides by name and kind of layer which of the base's parameters are trained; `None`: none.
+    trained: Option<SelectTrained>,
     adapters: Vec<&'w dyn AdapterPlan>,
     switches: Rc<AdapterSwitches>,
     store: RefCell<ParamStore>,
@@ -60,13 +64,13 @@ pub struct BuildResult {
 }
 
 impl<'w> ModelBuilder<'w> {
-    /// Starts a model on `device` that computes in dtype `kind`. With `train` the base's own weights are trained.
-    /// `adapters` are attached in order and numbered from 0.
+    /// Starts a model on `device` that computes in dtype `kind`. The base's own weights for which `trained` returns true
+    /// are trained. `adapters` are attached in order and numbered from 0.
     pub fn new(
         source: WeightSource<'w>,
         device: Device,
         kind: Kind,
-        train: bool,
+        trained: Option<SelectTrained>,
         adapters: Vec<&'w dyn AdapterPlan>,
     ) -> Self {
         Self {
@@ -75,7 +79,7 @@ impl<'w> ModelBuilder<'w> {
             kind,
             keeps_dtype: Box::new(|_| false),
             read: false,
-            train,
+            trained,
             adapters,
             switches: Rc::default(),
             store: RefCell::default(),
@@ -94,7 +98,7 @@ impl<'w> ModelBuilder<'w> {
 
     /// Sets whether frozen weights on the CPU are read into allocated memory instead of being mapped.
     pub fn read_into_memory(self, read: bool) -> Self {
-        Self { read: read && self.device == Device::Cpu && !self.train, ..self }
+        Self { read: read && self.device == Device::Cpu && self.trained.is_none(), ..self }
     }
 
     /// Returns the root of the module tree.
@@ -305,7 +309,7 @@ impl ModuleScope<'_> {
                 Tensor::zeros([1, 1], (b.kind, Device::Cpu))
             }
         };
-        let tensor = if b.train {
+        let tensor = if b.trained.as_ref().is_some_and(|trained| trained(&full, layer)) {
             tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
         } else if tensor.dim() >= 2 && layer != LayerKind::Score && (b.keeps_dtype)(tensor.kind()) {
             tensor.to_device(b.device)

@@ -233,7 +233,8 @@ mod tests {
             map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
         };
         let none: Vec<&dyn AdapterPlan> = Vec::new();
-        let builder = ModelBuilder::new(WeightSource::Random(&initial), Device::Cpu, Kind::Float, train, none);
+        let trained = train.then(|| Box::new(|_: &str, _| true) as _);
+        let builder = ModelBuilder::new(WeightSource::Random(&initial), Device::Cpu, Kind::Float, trained, none);
         Rc::new((builder.root() / "lm_head").output_head(16, 300))
     }
 

@@ -12,7 +12,7 @@ pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
 
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
-use crate::models::{Dtype, Storage};
+use crate::models::{Dtype, LayerReplay, Storage, TrainedPart};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -69,6 +69,11 @@ pub struct ModelSection {
     /// The number format of the arithmetic. A resumed run keeps the format that it started with, also on another machine.
     #[serde(default)]
     pub dtype: Dtype,
+    /// Which weights are trained if there is no `adapter`. The others are frozen: they take neither gradients nor
+    /// optimiser state, and keep their numbers in the result.
+    #[serde(default, with = "serde_yaml::with::singleton_map", skip_serializing_if = "TrainedPart::is_all")]
+    #[schemars(with = "TrainedPart")]
+    pub trained: TrainedPart,
     /// How frozen weights are held in memory. This affects memory and speed, but not the results.
     #[serde(default)]
     pub storage: Storage,
@@ -308,6 +313,16 @@ pub enum ReplayChoice {
     Layers(#[schemars(range(min = 1))] usize),
     /// Every layer: least memory.
     All,
+}
+
+impl From<ReplayChoice> for LayerReplay {
+    fn from(choice: ReplayChoice) -> Self {
+        match choice {
+            ReplayChoice::None => Self::None,
+            ReplayChoice::Layers(n) => Self::First(n),
+            ReplayChoice::All => Self::All,
+        }
+    }
 }
 
 fn auto() -> String {

@@ -129,7 +129,7 @@ impl TestModel {
         let adapters = vec![(ADAPTER.to_string(), &*plan)];
         let model = Model::load(
             &subject.model,
-            LoadOptions { device: subject.device, kind, storage, train_base: false, adapters, heads: Heads::Tokens },
+            LoadOptions { device: subject.device, kind, storage, train_base: None, adapters, heads: Heads::Tokens },
         )?;
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
@@ -154,7 +154,7 @@ impl TestModel {
             device: subject.device,
             kind: subject.kind,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: Vec::new(),
             heads: Heads::Tokens,
         };

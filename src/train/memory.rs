@@ -7,9 +7,9 @@ use crate::adapters::AdapterSpec;
 use crate::adapters::kind::AdapterActivations;
 use crate::machine;
 use crate::methods::parts::ModelParts;
-use crate::models::{Dtype, Heads, Model};
+use crate::models::{Dtype, Heads, Model, layer_number};
 use crate::native;
-use crate::nn::{AttentionMemory, AttentionRow, Param, attention, chunked};
+use crate::nn::{AttentionMemory, AttentionRow, LayerKind, Param, attention, chunked};
 use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
@@ -72,9 +72,27 @@ impl TrainedBytes {
 }
 
 impl RunShape<'_> {
-    /// Returns true if all weights are trained.
+    /// Returns true if weights of the base are trained, all or a part.
     fn full(&self) -> bool {
         self.plan.recipe.adapter.is_none()
+    }
+
+    /// Returns true if the weight of the output head is trained.
+    fn trains_head(&self) -> bool {
+        let tied = self.model.config().tie_word_embeddings;
+        let is_head = |p: &&Param| p.layer == LayerKind::Head || tied && p.layer == LayerKind::Embedding;
+        self.full() && trained_of_base(self.plan, self.model).iter().any(is_head)
+    }
+
+    /// Returns the number of layers that the backward pass does not reach: those below all trained weights.
+    fn layers_below(&self) -> u64 {
+        if !self.full() {
+            return 0;
+        }
+        let trained = trained_of_base(self.plan, self.model);
+        let below_all = trained.iter().any(|p| matches!(p.layer, LayerKind::Embedding | LayerKind::Positions));
+        let first = trained.iter().filter_map(|p| layer_number(&p.name)).min().unwrap_or(self.model.depth());
+        if below_all { 0 } else { first as u64 }
     }
 
     /// Returns the bytes of a number in the arithmetic's format.
@@ -94,7 +112,7 @@ impl RunShape<'_> {
         let (trained, _) = count(self.plan, self.model);
         let master = if optim.master == Master::F32 { 4 } else { 2 };
         let optimiser = match self.full() {
-            true => optim::state_bytes(optim, params.base()),
+            true => optim::state_bytes(optim, trained_of_base(self.plan, self.model).into_iter()),
             false => optim::state_bytes(optim, params.trainable()),
         };
         TrainedBytes { masters: trained * master, optimiser }
@@ -107,7 +125,12 @@ impl RunShape<'_> {
             numbers * dtype.map_or(self.width(), |d| d.kind().elt_size_in_bytes() as u64)
         };
         let others: u64 = self.parts.other_models.iter().map(other).sum();
-        held * (u64::from(!self.full()) + self.parts.base_copies) + others
+        let all = self.model.params().base().map(|p| p.tensor.numel() as u64).sum::<u64>().max(1);
+        let frozen = match self.full() {
+            true => held - held * count(self.plan, self.model).0 / all,
+            false => held,
+        };
+        frozen + held * self.parts.base_copies + others
     }
 
     /// Returns the bytes that all layers keep for their backward pass.
@@ -131,9 +154,10 @@ impl RunShape<'_> {
             ReplayChoice::Layers(n) => depth.min(n as u64),
             ReplayChoice::All => depth,
         };
+        let keeping = depth - replayed.max(self.layers_below());
         // Replayed layers are recomputed one at a time, after the other layers have released their activations.
         let again = if replayed > 0 { layer } else { 0 };
-        self.row * self.width() * d * replayed + (layer * (depth - replayed)).max(again)
+        self.row * self.width() * d * replayed + (layer * keeping).max(again)
     }
 
     /// Returns the memory of one layer's attention.
@@ -179,7 +203,7 @@ impl RunShape<'_> {
     fn activations(&self, trained: &TrainedBytes) -> u64 {
         let ([d, f, v], width) = (self.sizes(), self.width());
         let (kept, head) = (self.kept(), self.head());
-        if self.full() && self.prepared.device != Device::Cpu {
+        if self.trains_head() && self.prepared.device != Device::Cpu {
             // The same as below, in libtorch's operations. The head's weight is cast for each chunk. While a chunk's
             // logits and their gradient are computed, the gradient of the chunks before exists; then the chunk's own is
             // made from the gradient of the logits, and cast.
@@ -190,7 +214,7 @@ impl RunShape<'_> {
             let head = (logits.max(gradient) + self.supervised * d * width * 2).max(d * v * (4 + cast) + head);
             return (kept + head).saturating_sub(trained.masters).max(d * v * 4);
         }
-        if self.full() {
+        if self.trains_head() {
             // In full fine-tuning the memory of activations is released while gradients are allocated, so only the
             // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its
             // weight and one chunk's part of the gradient; the last is the embedding's, in two formats.
@@ -215,13 +239,22 @@ impl RunShape<'_> {
     }
 }
 
-/// Returns (trained, all) numbers of parameters. Under full fine-tuning a sketch has no trainable tensors: all are
-/// counted.
+/// Returns (trained, all) numbers of parameters.
 pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
     let numbers = |p: &Param| p.tensor.numel() as u64;
     let all: u64 = model.params().base().map(numbers).sum();
-    let trained = if plan.recipe.adapter.is_none() { all } else { model.params().trainable().map(numbers).sum() };
+    let trained = match plan.recipe.adapter {
+        Some(_) => model.params().trainable().map(numbers).sum(),
+        None => trained_of_base(plan, model).into_iter().map(numbers).sum(),
+    };
     (trained, all)
+}
+
+/// Returns the base's parameters that a run without adapter trains. The tensors of a sketch do not say which they are.
+fn trained_of_base<'m>(plan: &Plan, model: &'m Model) -> Vec<&'m Param> {
+    let selector = plan.recipe.model.trained.selector(model.depth());
+    let trained = |p: &&Param| selector.as_ref().is_ok_and(|trained| trained(&p.name, p.layer));
+    model.params().base().filter(trained).collect()
 }
 
 /// Counts the modules that `spec` adapts by the last part of their name, e.g. `q_proj` -> 30; `(whole)` marks modules

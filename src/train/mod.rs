@@ -9,8 +9,8 @@
 //! whether a checkpoint may be resumed. memory predicts what a run needs. announce and summary report its beginning and
 //! its end; profile records what one step executes.
 //!
-//! check and fit stop before the model is loaded; replay and verify repeat a run; teach runs the teachers of a
-//! distillation.
+//! check and fit stop before the model is loaded; suggest measures gradients and trains nothing; replay and verify repeat
+//! a run; teach runs the teachers of a distillation.
 
 pub mod optim;
 pub mod schedule;
@@ -34,5 +34,6 @@ pub mod summary;
 mod training_loop;
 
 pub mod replay;
+pub mod suggest;
 pub mod teach;
 pub mod verify;

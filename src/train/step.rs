@@ -16,7 +16,6 @@ use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
 use crate::native::{self, Download};
 use crate::recipe::plan::Plan;
-use crate::recipe::sections::ReplayChoice;
 use crate::rng;
 use std::time::Instant;
 use tch::{Kind, Tensor};
@@ -140,11 +139,7 @@ impl<'a> Stepper<'a> {
     pub fn compute(&mut self, method: &mut dyn Method) -> Result<ComputedStep> {
         let began = Instant::now();
         let recipe = &self.plan.recipe;
-        let replay = match recipe.run.replay {
-            ReplayChoice::None => LayerReplay::None,
-            ReplayChoice::Layers(n) => LayerReplay::First(n),
-            ReplayChoice::All => LayerReplay::All,
-        };
+        let replay = LayerReplay::from(recipe.run.replay);
         let TrainingStep { items, micro_batches, epoch, means } = method.next_step(self.model)?;
         self.computed = true;
         let mut metrics = Metrics::default();

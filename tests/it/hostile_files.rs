@@ -37,7 +37,7 @@ fn load(folder: &Path) -> Result<Model> {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: Vec::new(),
             heads: Heads::Tokens,
         },

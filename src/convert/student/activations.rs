@@ -44,7 +44,7 @@ pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Cali
         device,
         kind: Kind::Float,
         storage: Storage::Auto,
-        train_base: false,
+        train_base: None,
         adapters,
         heads: Heads::Tokens,
     };

@@ -271,7 +271,7 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: Vec::new(),
             heads: Heads::Tokens,
         };

@@ -75,7 +75,7 @@ impl ExportKind<'_> {
                     device,
                     kind,
                     storage: reference.storage(),
-                    train_base: false,
+                    train_base: None,
                     adapters: Vec::new(),
                     heads: Heads::Tokens,
                 },

@@ -5,6 +5,20 @@ use crate::recipe::schema::key;
 use crate::recipe::tree::NodeKind;
 use crate::recipe::written::WrittenRecipe;
 
+/// Checks which weights are trained.
+pub fn trained(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if !w.differs_from_default("model.trained") {
+        return;
+    }
+    if w.given("adapter") {
+        let message = "`model.trained` has no effect: with an `adapter` every weight of the base is frozen";
+        mistakes.push(w.mistake_at("model.trained", message, "remove one of the two"));
+    } else if w.value("model.trained.spectrum").is_some() && w.is("model.init", "random") {
+        let message = "`spectrum` compares trained weights; with `model.init: random` there are none";
+        mistakes.push(w.mistake_at("model.trained", message, "train all weights, or choose them by `matching`"));
+    }
+}
+
 /// Checks where the model comes from.
 pub fn model(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if !w.given("model") || w.value("model.init").is_none() {

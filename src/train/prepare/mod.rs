@@ -15,6 +15,7 @@ use crate::methods::contract::Method;
 use crate::methods::rows::MethodRows;
 use crate::models::{self, Model, Storage, dtype};
 use crate::recipe::plan::Plan;
+use crate::recipe::sections::ModelInit;
 use model::ModelPlacement;
 use std::rc::Rc;
 use tch::Device;
@@ -46,6 +47,10 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     let device = models::device(&plan.recipe.model.device)?;
     student::ensure_cut_model(plan)?;
     let (mut plan, why) = formats::choose_formats(plan, device)?;
+    // Recorded in the plan: on another machine the numbers could rank two matrices the other way round.
+    if plan.recipe.model.init == ModelInit::Pretrained {
+        plan.recipe.model.trained = plan.recipe.model.trained.resolve(&plan.recipe.model.path, device)?;
+    }
     dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
     let tokenizer = rows::load_tokenizer(&plan)?;
     // Templates may print the date: it is recorded, so that a run that is resumed or repeated later trains on the same

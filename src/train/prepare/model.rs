@@ -20,7 +20,7 @@ pub struct ModelPlacement {
     pub device: Device,
     /// How frozen weights are held.
     pub storage: Storage,
-    /// True if, without an adapter, the weights become trainable float32 masters.
+    /// True if, without an adapter, the weights that the recipe trains become float32 masters.
     pub train_base: bool,
 }
 
@@ -42,7 +42,7 @@ pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacemen
         device: placement.device,
         kind: recipe.model.dtype.kind(),
         storage: placement.storage,
-        train_base: placement.train_base && plan.is_none(),
+        train_base: (placement.train_base && plan.is_none()).then_some(&recipe.model.trained),
         adapters,
         heads,
     };

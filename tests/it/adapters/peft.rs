@@ -11,7 +11,7 @@ use ft::convert::verify::kind::ExportKind;
 use ft::convert::verify::report::{ExportVerdict, REPORT};
 use ft::convert::verify::verify;
 use ft::convert::{export, merged};
-use ft::models::{self, Config, Heads, LoadOptions, Model, Storage};
+use ft::models::{self, Config, Heads, LoadOptions, Model, Storage, TrainedPart};
 use ft::nn::{AdapterPlan, Param, Tokens, Weights};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +57,7 @@ fn bare(folder: &Path, kind: Kind) -> Model {
             device: Device::Cpu,
             kind,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: Vec::new(),
             heads: Heads::Tokens,
         },
@@ -199,7 +199,7 @@ fn targets_select_the_same_modules_as_peft() {
                 device: Device::Cpu,
                 kind: Kind::Float,
                 storage: Storage::Auto,
-                train_base: false,
+                train_base: None,
                 adapters,
                 heads: Heads::Tokens,
             };
@@ -251,7 +251,7 @@ fn unknown_target_modules_and_layers_are_refused() {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: vec![("0".into(), &plan as &dyn AdapterPlan)],
             heads: Heads::Tokens,
         };
@@ -435,7 +435,7 @@ fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
         device: Device::Cpu,
         kind: Kind::Float,
         storage: Storage::Auto,
-        train_base: false,
+        train_base: None,
         adapters: vec![("policy".into(), &plan as &dyn AdapterPlan)],
         heads: Heads::Tokens,
     };
@@ -500,7 +500,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
         device: Device::Cpu,
         kind: Kind::BFloat16,
         storage: Storage::Auto,
-        train_base: true,
+        train_base: Some(&TrainedPart::All),
         adapters: Vec::new(),
         heads: Heads::Tokens,
     };
@@ -512,7 +512,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
         device: Device::Cpu,
         kind: Kind::Float,
         storage: Storage::Auto,
-        train_base: true,
+        train_base: Some(&TrainedPart::All),
         adapters: Vec::new(),
         heads: Heads::Tokens,
     };

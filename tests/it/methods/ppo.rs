@@ -20,7 +20,7 @@ use ft::methods::ppo::value::VALUE;
 use ft::methods::reference::ReferenceModel;
 use ft::methods::rollout::prompts::PromptData;
 use ft::methods::rollout::spec::SamplingSpec;
-use ft::models::{Heads, LayerReplay, LoadOptions, Loss, Model, Storage};
+use ft::models::{Heads, LayerReplay, LoadOptions, Loss, Model, Storage, TrainedPart};
 use ft::nn::{AdapterPlan, Tokens};
 use ft::recipe::optim::{OptimKind, OptimSection};
 use ft::rewards::RewardSources;
@@ -246,7 +246,7 @@ fn load(shape: Shape) -> Model {
             device: device(),
             kind: Kind::Float,
             storage: Storage::Auto,
-            train_base: whole,
+            train_base: whole.then_some(&TrainedPart::All),
             adapters: if whole { Vec::new() } else { adapters },
             heads: Heads::Both,
         },

@@ -12,7 +12,7 @@ use ft::fsutil::{read_json, write_json};
 use ft::methods::reward::loss::RewardBatch;
 use ft::methods::reward::{ReportCard, RewardMethodSpec};
 use ft::models::learning::MicroBatch;
-use ft::models::{Heads, LayerReplay, LoadOptions, Model, RewardScorer, Storage, open_scorer, reward};
+use ft::models::{Heads, LayerReplay, LoadOptions, Model, RewardScorer, Storage, TrainedPart, open_scorer, reward};
 use ft::nn::{AdapterPlan, weights};
 use ft::recipe::optim::OptimSection;
 use ft::train::optim::Optimiser;
@@ -47,7 +47,7 @@ fn assert_scores(model: &Model, scoring: &RewardScorer, expected: &Scored) {
 /// Loads a model with a scalar head for training: the adapter if there is one, else every weight.
 fn with_head(folder: &Path, adapter: Option<&dyn AdapterPlan>) -> Model {
     let adapters = adapter.map(|a| ("default".to_string(), a)).into_iter().collect::<Vec<_>>();
-    let train_base = adapters.is_empty();
+    let train_base = adapters.is_empty().then_some(&TrainedPart::All);
     Model::load(
         folder,
         LoadOptions {

@@ -314,7 +314,7 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
             device: device(),
             kind: Kind::Float,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: Vec::new(),
             heads: Heads::Tokens,
         };
@@ -388,7 +388,7 @@ fn a_recipe_may_target_gpt2s_modules() {
         device: device(),
         kind: Kind::Float,
         storage: Storage::Auto,
-        train_base: false,
+        train_base: None,
         adapters: vec![("a".into(), &plan as &dyn AdapterPlan)],
         heads: Heads::Tokens,
     };
@@ -401,7 +401,7 @@ fn a_recipe_may_target_gpt2s_modules() {
         device: device(),
         kind: Kind::Float,
         storage: Storage::Auto,
-        train_base: false,
+        train_base: None,
         adapters: vec![("a".into(), &refused as &dyn AdapterPlan)],
         heads: Heads::Tokens,
     };

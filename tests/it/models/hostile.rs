@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use ft::error::Error;
-use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage};
+use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage, TrainedPart};
 use ft::nn::weights;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ fn try_load(folder: &Path) -> Result<Model, Error> {
             device: Device::Cpu,
             kind: Kind::Float,
             storage: Storage::Auto,
-            train_base: true,
+            train_base: Some(&TrainedPart::All),
             adapters: Vec::new(),
             heads: Heads::Tokens,
         },

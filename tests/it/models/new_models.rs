@@ -3,7 +3,7 @@
 use crate::support::*;
 use ft::convert::export;
 use ft::models::new_config::{self, VocabularyInfo};
-use ft::models::{Config, Heads, LoadOptions, Model, Storage};
+use ft::models::{Config, Heads, LoadOptions, Model, Storage, TrainedPart};
 use ft::nn::{LayerKind, Tokens, Weights};
 use ft::recipe;
 use serde_json::{Map, Value, json as value};
@@ -39,7 +39,7 @@ fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
         device: device(),
         kind: Kind::Float,
         storage: Storage::Auto,
-        train_base: true,
+        train_base: Some(&TrainedPart::All),
         adapters: Vec::new(),
         heads: Heads::Tokens,
     };

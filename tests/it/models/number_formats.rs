@@ -63,7 +63,7 @@ fn weights_kept_in_the_files_format_give_identical_results() {
                     device: device(),
                     kind: Kind::Float,
                     storage,
-                    train_base: false,
+                    train_base: None,
                     adapters,
                     heads: Heads::Tokens,
                 };

@@ -498,6 +498,7 @@ const UNCOMMON: &[&str] = &[
     "data.valid.columns",
     "data.valid.rows",
     "data.valid.weight",
+    "model.trained",     // contradicts the adapter
     "run.replay.layers", // in the comment of run.replay
     "optim.kind.",
     "optim.decay_norms",

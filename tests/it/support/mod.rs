@@ -11,7 +11,7 @@ pub mod rows;
 pub mod snapshot;
 pub mod webdriver;
 pub mod workspace;
-use ft::models::{Heads, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage};
+use ft::models::{Heads, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage, TrainedPart};
 use ft::nn::{AdapterPlan, Tokens, Weights};
 use rand::RngExt;
 use serde::Deserialize;
@@ -91,7 +91,7 @@ pub fn frozen(folder: &Path, kind: Kind) -> Model {
             device: device(),
             kind,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters: Vec::new(),
             heads: Heads::Tokens,
         },
@@ -106,7 +106,7 @@ pub fn whole(folder: &Path, kind: Kind) -> Model {
             device: device(),
             kind,
             storage: Storage::Auto,
-            train_base: true,
+            train_base: Some(&TrainedPart::All),
             adapters: Vec::new(),
             heads: Heads::Tokens,
         },
@@ -122,7 +122,7 @@ pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn AdapterPlan) -> Model {
             device: device(),
             kind,
             storage: Storage::Auto,
-            train_base: false,
+            train_base: None,
             adapters,
             heads: Heads::Tokens,
         },

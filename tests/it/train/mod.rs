@@ -8,4 +8,6 @@ mod on_cuda;
 mod optimisers;
 mod profile;
 mod resume;
+mod suggest;
+mod trained_part;
 mod trajectories;

@@ -351,7 +351,7 @@ fn a_parameter_without_a_gradient_is_not_changed() {
                 device: device(),
                 kind: Kind::Float,
                 storage: Storage::Auto,
-                train_base: false,
+                train_base: None,
                 adapters: vec![
                     ("a".into(), &plans[0] as &dyn AdapterPlan),
                     ("b".into(), &plans[1] as &dyn AdapterPlan),
