@@ -1,0 +1,109 @@
+"""Compares the kinds of adapters on the medical task: trained parameters, memory, speed beside LoRA, held-out exact match.
+
+Speed: a few steps of each kind directly after as many of LoRA, so that both see the same machine; the ratio of the
+medians of their steps. Accuracy: the whole recipe, one epoch, evaluated by `ft eval` on the test rows. Run by
+`make bench-adapters`; `--help` lists the options.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LORA = "lora: { rank: 16, alpha: 32, targets: all-linear }"
+# Name, adapter section, learning rate, further settings of model.
+KINDS = [
+    ("LoRA", LORA, 5e-4, ""),
+    ("rsLoRA", "lora: { rank: 16, alpha: 8, targets: all-linear, rslora: true }", 5e-4, ""),
+]
+
+
+def recipe(folder, kind, args, run):
+    """Writes the recipe of one kind and returns its path."""
+    _, adapter, lr, model = kind
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"model: {{ path: {args.model}, device: '{args.device}'{model and ', ' + model} }}\n"
+        f"method: {{ sft: {{}} }}\nadapter: {{ {adapter} }}\n"
+        f"data: {{ train: {{ path: {args.rows} }} }}\n"
+        "batch: { tokens: 4096, max_len: 512, examples: 8 }\n"
+        f"optim: {{ lr: {lr}, schedule: cosine }}\n"
+        f"run: {{ samples: 0, save_every: 0, {run}, out: {folder / 'out'} }}\n"
+    )
+    return path
+
+
+def ft(args, *command):
+    done = subprocess.run([args.ft, *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"ft {' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def short_run(args, kind):
+    """Returns the median seconds of a step and the largest memory of tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        ft(args, "train", recipe(folder, kind, args, f"steps: {args.steps}"))
+        lines = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "grad_norm" in line]
+        return statistics.median(s["seconds"] for s in steps[2:]), max(s["memory"] for s in steps)
+
+
+def whole_run(args, kind):
+    """Returns the results of `ft eval` after one epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        ft(args, "train", recipe(folder, kind, args, "epochs: 1"))
+        base = [args.ft, "eval", "--model", args.model, "--adapter", folder / "out"]
+        return json.loads(ft(args, *base[1:], "--data", args.test, "--json"))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--ft", default=ROOT / "target/release/ft")
+    p.add_argument("--model", default=ROOT / "models/smollm2-135m-instruct", type=Path)
+    p.add_argument("--rows", default=ROOT / "datasets/icd10/train.jsonl", type=Path)
+    p.add_argument("--test", default=ROOT / "datasets/icd10/test.jsonl", type=Path)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--only", nargs="*", help="names of kinds")
+    p.add_argument("--steps", type=int, default=12, help="steps of the runs that are timed")
+    p.add_argument("--no-accuracy", action="store_true", help="leave out the runs of a whole epoch")
+    p.add_argument("--json", type=Path, help="also write the numbers to this file")
+    args = p.parse_args()
+    args.model, args.rows, args.test = (path.resolve() for path in (args.model, args.rows, args.test))
+    unknown = set(args.only or []) - {name for name, *_ in KINDS}
+    if unknown:
+        sys.exit(f"no such kinds: {', '.join(sorted(unknown))}; there are {', '.join(name for name, *_ in KINDS)}")
+
+    print("| kind | trained parameters | peak of tensors | time of a step, to LoRA's | exact match | loss |")
+    print("|---|---|---|---|---|---|")
+    found = []
+    for kind in KINDS:
+        if args.only and kind[0] not in args.only:
+            continue
+        lora, _ = short_run(args, KINDS[0])
+        seconds, memory = short_run(args, kind)
+        with tempfile.TemporaryDirectory() as folder:
+            trained = json.loads(ft(args, "check", recipe(Path(folder), kind, args, "steps: 1"), "--json"))["trained"]
+        row = {"kind": kind[0], "trained": trained, "memory": memory, "time_to_lora": seconds / lora}
+        accuracy = ["", ""]
+        if not args.no_accuracy:
+            result = whole_run(args, kind)
+            row |= {"exact_match": result["exact_match"], "loss": result["loss"]}
+            accuracy = [f"{result['exact_match']:.3f}", f"{result['loss']:.4f}"]
+        found.append(row)
+        print(
+            f"| {kind[0]} | {trained:,} | {memory / 1e9:.2f} GB | {seconds / lora:.2f} | {' | '.join(accuracy)} |",
+            flush=True,
+        )
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
