@@ -38,7 +38,7 @@ impl LayerRow<'_> {
     }
 
     /// Cuts the virtual tokens off from the graph, so that their gradient is collected while layers are run again one by
-    /// one. Returns them with their graph, for [`EncodedRow::backward`].
+    /// one. Returns them with their graph, for [`LayerRow::backward`].
     pub fn detach_virtual_tokens(&mut self) -> Option<Tensor> {
         let part = self.virtual_part.as_mut()?;
         let leaf = part.encoded.detach().set_requires_grad(part.encoded.requires_grad());
@@ -50,10 +50,10 @@ impl LayerRow<'_> {
     pub fn backward(&self, attached: Option<Tensor>) -> Result<()> {
         let (Some(part), Some(attached)) = (&self.virtual_part, attached) else { return Ok(()) };
         let gradient = part.encoded.grad();
-        match gradient.defined() && attached.requires_grad() {
-            true => native::backward(&[&attached], &[&gradient]),
-            false => Ok(()),
+        if gradient.defined() && attached.requires_grad() {
+            native::backward(&[&attached], &[&gradient])?;
         }
+        Ok(())
     }
 }
 
