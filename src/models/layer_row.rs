@@ -3,9 +3,9 @@
 //! Whoever runs layers embeds a [`LayerRow`], starts its pass and drops the rows of virtual tokens from the result.
 
 use super::model::Model;
+use crate::error::Result;
 use crate::native;
 use crate::nn::{ForwardPass, KvCache, Tokens, VirtualPlace, VirtualRow, VirtualTokens};
-use crate::error::Result;
 use tch::{Kind, Tensor};
 
 /// A packed row as the layers compute it.

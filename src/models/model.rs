@@ -12,8 +12,8 @@ use super::noise::EmbeddingNoise;
 use crate::error::{Error, Result};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{
-    AdapterPlan, AdapterSwitches, BuildResult, CacheLayout, DecodingGuard, InitialWeights, KvCache, Linear, ModelBuilder,
-    ModelSizes, Param, ParamStore, Tokens, VirtualTokens, WeightSource,
+    AdapterPlan, AdapterSwitches, BuildResult, CacheLayout, DecodingGuard, InitialWeights, KvCache, Linear,
+    ModelBuilder, ModelSizes, Param, ParamStore, Tokens, VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

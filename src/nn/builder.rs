@@ -141,7 +141,8 @@ impl<'w> ModelBuilder<'w> {
             return Ok(self.adapters.iter().map(|_| None).collect());
         };
         let attach = |(id, adapter): (usize, &&dyn AdapterPlan)| {
-            let mut add = |name: &str, t: Tensor, role: ParamRole| self.register(id, name.into(), LayerKind::Embedding, t, role);
+            let mut add =
+                |name: &str, t: Tensor, role: ParamRole| self.register(id, name.into(), LayerKind::Embedding, t, role);
             adapter.virtual_tokens(sizes, &table, &mut add)
         };
         self.adapters.iter().enumerate().map(attach).collect()

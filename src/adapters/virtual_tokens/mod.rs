@@ -21,9 +21,7 @@ use super::targets::{ModuleRules, ModuleRulesMut, Targets};
 use super::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
-use crate::nn::{
-    Adapter, AdapterPlan, AdapterSite, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens,
-};
+use crate::nn::{Adapter, AdapterPlan, AdapterSite, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -86,7 +86,8 @@ fn extra_plan(extra: &ExtraAdapter, file: Option<&AdapterFile>) -> Result<Box<dy
 fn warn_of_too_few_positions(recipe: &Recipe, model: &Model) {
     let (longest, virtual_tokens) = (recipe.batch.max_len as i64, model.virtual_tokens());
     if let Some(limit) = model.config().max_position_embeddings.filter(|limit| longest + virtual_tokens > *limit) {
-        let before = if virtual_tokens > 0 { format!(", after {virtual_tokens} virtual tokens") } else { String::new() };
+        let before =
+            if virtual_tokens > 0 { format!(", after {virtual_tokens} virtual tokens") } else { String::new() };
         report::warn_once(format!("batch.max_len is {longest}{before}, but the model was made for {limit} positions"));
     }
 }

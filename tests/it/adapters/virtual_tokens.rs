@@ -282,7 +282,8 @@ fn cached_steps_equal_the_full_forward() {
 fn answers_are_the_same_in_a_batch_alone_and_in_a_session() {
     for name in ["prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning-gpt2"] {
         let (_, model) = opened(name, Kind::Float);
-        let prompts: Vec<Vec<u32>> = [7u32, 19, 2, 12].iter().map(|n| (0..*n).map(|t| (t * 5 + n) % 60).collect()).collect();
+        let prompts: Vec<Vec<u32>> =
+            [7u32, 19, 2, 12].iter().map(|n| (0..*n).map(|t| (t * 5 + n) % 60).collect()).collect();
         let settings = GenerationSettings::greedy(6, &[]);
         let answers = complete(&model, &prompts, &settings, &mut |_, _| ()).unwrap();
         // Greedy decoding by full forward passes.
@@ -377,7 +378,10 @@ fn files_that_say_more_are_refused_by_name() {
     assert!(refused("prompt_tuning", "num_virtual_tokens", json!(6)).contains("[5, 64], expected [6, 64]"));
     assert!(refused("prompt_tuning", "peft_type", json!("PREFIX_TUNING")).contains("expected [5, 192]"));
     // A file without virtual tokens, or with other tensors.
-    for tensors in [BTreeMap::new(), BTreeMap::from([("base_model.model.x".to_string(), Tensor::zeros([1], tch::kind::FLOAT_CPU))])] {
+    for tensors in [
+        BTreeMap::new(),
+        BTreeMap::from([("base_model.model.x".to_string(), Tensor::zeros([1], tch::kind::FLOAT_CPU))]),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(saved("p_tuning").join(file::CONFIG), folder.path().join(file::CONFIG)).unwrap();
         save_tensors(&folder.path().join(file::TENSORS), &tensors);
