@@ -10,7 +10,7 @@ use ft::adapters::{AdapterSpec, PTuningSpec, PrefixTuningSpec, file};
 use ft::generate::engine::{BatchLimits, Engine, GenerationRequest, complete};
 use ft::generate::session::ChatSession;
 use ft::generate::settings::GenerationSettings;
-use ft::models::{LayerReplay, Model, open};
+use ft::models::{ExposedLayers, LayerReplay, Loss, Model, open};
 use ft::nn::Tokens;
 use ft::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use ft::recipe::optim::OptimSection;
@@ -241,6 +241,38 @@ fn gradients_of_a_packed_row_are_those_of_its_sequences() {
 }
 
 #[test]
+fn a_loss_on_activations_sees_real_tokens_whether_layers_are_replayed_or_not() {
+    for name in ["prompt_tuning", "prefix_tuning", "p_tuning-gpt2"] {
+        let case = case(name);
+        let model = at_start(name, &case);
+        model.expose(ExposedLayers { states: vec![0, 1], attention: vec![1] });
+        let row = Row::pack(&case.rows);
+        let count = row.tokens.len() as i64;
+        let batch = row.with(|row, out| {
+            let seen = &out.activations;
+            let (states, attention) = (seen.hidden_state(0) * seen.hidden_state(1), seen.attention(1));
+            assert_eq!([states.size()[0], attention.q.size()[0], attention.k.size()[0]], [count; 3], "{name}");
+            let more =
+                states.sum(Kind::Float) + attention.q.square().sum(Kind::Float) + attention.k.sin().sum(Kind::Float);
+            let Loss { sum, metrics } = row.loss(out);
+            Loss { sum: sum + more * 0.01, metrics }
+        });
+        let gradients = |replay| {
+            let _ = model.learn(&batch, 7.0, replay).unwrap();
+            take_gradients(&model)
+        };
+        let plain = gradients(LayerReplay::None);
+        for replay in [LayerReplay::First(1), LayerReplay::All] {
+            assert_all_close(&gradients(replay), &plain, 1e-5);
+        }
+        model.expose(ExposedLayers::default());
+        let _ = model.learn(&row, 7.0, LayerReplay::None).unwrap();
+        let without = take_gradients(&model);
+        assert!(without.iter().any(|(n, g)| Gap::between(g, &plain[n]).norm > 1e-3), "{name}");
+    }
+}
+
+#[test]
 fn cached_steps_equal_the_full_forward() {
     for name in CASES.into_iter().filter(|name| !name.ends_with("dynamic")) {
         let (_, model) = opened(name, Kind::Float);
@@ -447,6 +479,11 @@ fn a_run_is_continued_by_another_one() {
         let again = format!("adapter={{{kind}: {{virtual_tokens: 3, from: first}}}}");
         let _ = train(&space, LORA, "second", &[&again, "optim.lr=0", "optim.weight_decay=0"]);
         assert_eq!(space.weights("second"), before, "{kind}");
+        // Of preference methods it is then the reference too: equal models have a loss of log(2).
+        let dpo = ["--set", &again, "--set", "run.steps=1", "--set", "run.out=dpo", "--set", "model.dtype=f32"];
+        space.ft(&[&["train", "recipes/dpo-medical.yaml", "--overwrite"], &dpo[..]].concat());
+        let loss = space.steps("dpo").iter().find_map(|line| line.get("loss")?.as_f64()).unwrap();
+        assert!((loss - 2f64.ln()).abs() < 1e-6, "{kind}: {loss}");
         let other = format!("adapter={{{kind}: {{virtual_tokens: 4, from: first}}}}");
         let said = space.refused(&["train", LORA, "--overwrite", "--set", &other]);
         assert!(said.contains("virtual_tokens: 3, not 4"), "{said}");
@@ -477,6 +514,11 @@ fn every_method_trains_virtual_tokens() {
         let gaps: Vec<f64> = gaps.collect();
         assert!(!gaps.is_empty() && gaps.iter().all(|gap| *gap < 1e-4), "{adapter}: {gaps:?}");
     }
+    space.ft(&["train", "recipes/reward-helpful.yaml", "--set", "run.steps=2"]);
+    let judge = "method.ppo.rewards=[{model: {path: adapters/reward-helpful, force: true}}]";
+    let ppo = [judge, "method.ppo.sampling.prompts=4", "method.ppo.sampling.max_new_tokens=8"];
+    let iterations = run("ppo", "recipes/ppo-helpful.yaml", "{prompt_tuning: {}}", &ppo);
+    assert!(iterations.iter().any(|line| line.get("loss").is_some()), "{iterations:?}");
     let said = space.refused(&["train", "recipes/reward-helpful.yaml", "--set", "adapter={prompt_tuning: {}}"]);
     assert!(said.contains("`adapter.prompt_tuning`") && said.contains("lora"), "{said}");
 }
