@@ -6,8 +6,10 @@ use super::base_layer::BASE_LAYER;
 use super::lora;
 use super::peft::PeftConfig;
 use super::spec::AdapterSpec;
+use super::virtual_tokens;
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
+use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{AdapterPlan, Param, Weights, weights};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -51,7 +53,7 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
     let file = Weights::open_file(&folder.join(TENSORS))?;
     let mut tensors = BTreeMap::new();
     for name in file.names() {
-        let Some(short) = name.strip_prefix(PREFIX) else {
+        let Some(short) = name.strip_prefix(PREFIX).or((name == PROMPT_EMBEDDINGS).then_some(name)) else {
             return Err(Error::user(format!(
                 "{}: `{name}` does not begin with `{PREFIX}`",
                 folder.join(TENSORS).display()
@@ -78,7 +80,13 @@ pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<Stri
     let config = PeftConfig::new(&raw, path);
     let spec = match config.kind() {
         Some("LORA") => AdapterSpec::Lora(lora::read_config(&config)?),
-        _ => return Err(config.unsupported("peft_type", "only LORA adapters are read")),
+        _ => match virtual_tokens::read_config(&config)? {
+            Some(spec) => spec,
+            None => {
+                let known = "adapters of LORA, PROMPT_TUNING, P_TUNING and PREFIX_TUNING are read";
+                return Err(config.unsupported("peft_type", known));
+            }
+        },
     };
     Ok((spec, base))
 }
@@ -91,7 +99,8 @@ pub fn write<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<()> {
     write_json(&folder.join(CONFIG), &spec.config(base))?;
-    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
+    let full = |name: &str| if name == PROMPT_EMBEDDINGS { name.to_string() } else { format!("{PREFIX}{name}") };
+    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (full(name), t)).collect();
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 

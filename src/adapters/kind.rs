@@ -13,7 +13,7 @@ use super::plan::{AdaptLayer, ModulePlan};
 use super::targets::{ModuleRules, ModuleRulesMut, ModuleSelection, Targets};
 use super::update::WeightUpdate;
 use crate::error::Result;
-use crate::nn::AdapterPlan;
+use crate::nn::{AdapterPlan, ModelSizes};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,7 +29,14 @@ pub struct AdapterActivations {
     pub rank: u64,
     /// True if each linear layer keeps a dropout mask and a masked input.
     pub dropout: bool,
+    /// Virtual tokens that attention computes before each sequence.
+    pub virtual_tokens: u64,
+    /// Virtual tokens among them that every layer computes as it computes others.
+    pub virtual_rows: u64,
 }
+
+/// Returns the tokens of a text.
+pub type EncodeText<'a> = dyn Fn(&str) -> Result<Vec<u32>> + 'a;
 
 /// A kind of adapter, as its settings describe it.
 pub trait AdapterKind {
@@ -64,6 +71,24 @@ pub trait AdapterKind {
 
     /// Sets the probability with which inputs are dropped in training. Does nothing for a kind without dropout.
     fn set_dropout(&mut self, _probability: f64) {}
+
+    /// Returns the learning rate that suits supervised training if a recipe names none.
+    fn learning_rate(&self) -> f64 {
+        2e-4
+    }
+
+    /// Returns why the adapter cannot be merged into weights; `None` if it can.
+    fn why_not_merged(&self) -> Option<String> {
+        None
+    }
+
+    /// Notes the sizes of the base, which the files of some kinds contain. Called before the settings are written.
+    fn set_base_sizes(&mut self, _sizes: ModelSizes) {}
+
+    /// Notes the tokens of the text that the adapter starts from, if its settings have one. Called before it is attached.
+    fn start_from_text(&mut self, _encode: &EncodeText) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns what the adapter adds to the activations of a layer, for the prediction of memory.
     fn activations(&self) -> AdapterActivations;

@@ -18,6 +18,7 @@ pub mod spec;
 mod start;
 pub mod targets;
 pub mod update;
+pub mod virtual_tokens;
 
 pub use file::AdapterFile;
 pub use kind::{AdapterKind, SCORE};
@@ -26,3 +27,4 @@ pub use module_settings::ModuleSettings;
 pub use plan::ModulePlan;
 pub use spec::AdapterSpec;
 pub use targets::Targets;
+pub use virtual_tokens::{PTuningSpec, PrefixTuningSpec, PromptTuningSpec};

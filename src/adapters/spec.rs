@@ -2,6 +2,7 @@
 
 use super::kind::AdapterKind;
 use super::lora::LoraSpec;
+use super::virtual_tokens::{PTuningSpec, PrefixTuningSpec, PromptTuningSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::{Deref, DerefMut};
@@ -12,6 +13,12 @@ use std::ops::{Deref, DerefMut};
 pub enum AdapterSpec {
     /// Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685).
     Lora(LoraSpec),
+    /// Prompt tuning (Lester et al. 2021, arXiv 2104.08691).
+    PromptTuning(PromptTuningSpec),
+    /// P-tuning (Liu et al. 2021, arXiv 2103.10385).
+    PTuning(PTuningSpec),
+    /// Prefix tuning (Li and Liang 2021, arXiv 2101.00190).
+    PrefixTuning(PrefixTuningSpec),
 }
 
 impl AdapterSpec {
@@ -19,6 +26,7 @@ impl AdapterSpec {
     pub fn as_lora(&self) -> Option<&LoraSpec> {
         match self {
             Self::Lora(spec) => Some(spec),
+            _ => None,
         }
     }
 }
@@ -29,6 +37,9 @@ impl Deref for AdapterSpec {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Lora(spec) => spec,
+            Self::PromptTuning(spec) => spec,
+            Self::PTuning(spec) => spec,
+            Self::PrefixTuning(spec) => spec,
         }
     }
 }
@@ -37,6 +48,9 @@ impl DerefMut for AdapterSpec {
     fn deref_mut(&mut self) -> &mut Self::Target {
         match self {
             Self::Lora(spec) => spec,
+            Self::PromptTuning(spec) => spec,
+            Self::PTuning(spec) => spec,
+            Self::PrefixTuning(spec) => spec,
         }
     }
 }

@@ -23,8 +23,16 @@ use tch::{Device, Kind};
 /// Name of the adapter that holds the weighted sum of all adapters, which the result is compared with.
 const SUM: &str = "sum";
 
-/// Fails if one of the adapters is a reward model's: its head cannot be merged into a base.
-fn refuse_reward_adapters(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
+/// Fails if one of the adapters cannot be merged into a base: it is a reward model's, with a head, or of a kind that has no
+/// update of weights.
+fn refuse_unmergeable(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
+    if let Some((part, why)) = parts.iter().find_map(|part| Some((part, part.file.spec.why_not_merged()?))) {
+        return Err(Error::user(format!("{}: {why}", part.folder.display())).hint(format!(
+            "use it without merging: ft generate --model {} --adapter {}",
+            base.display(),
+            part.folder.display()
+        )));
+    }
     match parts.iter().find(|part| part.file.spec.has_scalar_head()) {
         None => Ok(()),
         Some(part) => Err(Error::user(format!("{}: a reward model's adapter cannot be merged", part.folder.display()))
@@ -62,7 +70,7 @@ pub fn merge_into_model(
     dtype: Option<Kind>,
     shard_bytes: u64,
 ) -> Result<ExportReport> {
-    refuse_reward_adapters(base, parts)?;
+    refuse_unmergeable(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let names: Vec<&str> = weights.names().collect();
@@ -109,7 +117,7 @@ fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Re
 
 /// Merges the adapters `parts` into one adapter, their weighted sum, and writes its directory.
 pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Result<ExportReport> {
-    refuse_reward_adapters(base, parts)?;
+    refuse_unmergeable(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
     let sum = combine(&weights, parts)?;
     let merge = MergedWeights::new(&weights, &shared, parts)?;

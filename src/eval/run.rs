@@ -152,8 +152,7 @@ fn mean_per_token(each: &[(f64, usize)]) -> Result<(f64, usize)> {
 /// cannot read.
 fn example_losses(model: &Model, examples: &[&Example]) -> Result<Vec<(f64, usize)>> {
     let config = model.config();
-    let context =
-        [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
+    let context = model.longest_sequence().unwrap_or(i64::MAX);
     for e in examples {
         if e.ids.len() as i64 > context {
             return Err(Error::user(format!(

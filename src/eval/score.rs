@@ -149,8 +149,7 @@ pub fn score(
 
 /// Fails for a sequence longer than the model's context; the error names its line.
 fn check_lengths(model: &Model, rows: &[ScoreRow], path: &Path) -> Result<()> {
-    let config = model.config();
-    let limit = [model.context_limit(), config.max_position_embeddings].into_iter().flatten().min();
+    let limit = model.longest_sequence();
     for (row, ids) in rows.iter().flat_map(|r| r.sequences.iter().map(move |ids| (r, ids))) {
         if limit.is_some_and(|limit| ids.len() as i64 > limit) {
             return Err(Error::user(format!(

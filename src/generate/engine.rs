@@ -203,7 +203,9 @@ impl<'m> Engine<'m> {
     /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. Returns the
     /// number of answers for each prompt.
     fn admit_waiting(&mut self) -> Vec<usize> {
-        let mut longest = self.rows.iter().map(|r| r.sequence.max_length()).max().unwrap_or(0);
+        let virtual_tokens = self.model.virtual_tokens() as usize;
+        let cached = |sequence: &GrowingSequence| virtual_tokens + sequence.max_length();
+        let mut longest = self.rows.iter().map(|r| cached(&r.sequence)).max().unwrap_or(0);
         let (mut free, mut used, mut tokens) = (self.limits.rows.max(1), self.rows.len(), 0);
         free = free.saturating_sub(used);
         let (mut counts, mut first, mut others) = (Vec::new(), Vec::new(), Vec::new());
@@ -213,7 +215,7 @@ impl<'m> Engine<'m> {
                 GrowingSequence::new(&r.prompt, &r.prefix, &self.settings, self.context, r.stream, sample as u64)
             };
             let sequence = make(w.answers_begun);
-            longest = longest.max(sequence.max_length());
+            longest = longest.max(cached(&sequence));
             let room = free.min((self.limits.tokens / longest).saturating_sub(used)).max(usize::from(used == 0));
             let n = room.min(r.answers - w.answers_begun);
             if n == 0 || (tokens > 0 && tokens + sequence.ids.len() > PREFILL_TOKENS) {

@@ -5,10 +5,10 @@ use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 
-/// Returns the most tokens that a sequence of this model may have, prompt and answer together.
+/// Returns the most tokens that a sequence of this model may have, prompt and answer together. Virtual tokens of the
+/// active adapter are not among them.
 pub fn max_sequence_tokens(model: &Model) -> usize {
-    let limits = [model.context_limit(), model.config().max_position_embeddings];
-    limits.into_iter().flatten().min().map_or(usize::MAX, |n| n.max(0) as usize)
+    model.longest_sequence().map_or(usize::MAX, |n| n.max(0) as usize)
 }
 
 /// Fails if the prompt is empty, leaves no room for an answer, or has ids outside the vocabulary. `name` is the

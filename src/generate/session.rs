@@ -55,7 +55,7 @@ impl<'m> ChatSession<'m> {
         // The last token is always computed again: its logits give the first token of the answer.
         let known = self.cached_ids.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
         self.cached_ids.truncate(known);
-        self.cache.truncate(0, known as i64);
+        self.cache.truncate(0, self.model.virtual_tokens() + known as i64);
         let tokens = Tokens::pack_after(&[&prompt[known..]], &self.cache.lengths, self.model.device());
         let mut logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
         self.cached_ids = prompt.to_vec();

@@ -38,7 +38,7 @@ impl Activations {
     /// Records the activations of layer `i`, whose output is `y`, if `look` requests them.
     pub(super) fn record(&mut self, look: &ExposedLayers, i: usize, y: &Tensor, pass: &mut ForwardPass) {
         if look.states.contains(&i) {
-            self.states.insert(i, y.shallow_clone());
+            self.states.insert(i, pass.real_rows(y));
         }
         if let Some(asked) = pass.take_captured(i) {
             self.attention.insert(i, asked);
@@ -48,7 +48,7 @@ impl Activations {
     /// Does the same for a layer that will run again in the backward: records leaves that collect the loss's gradients.
     pub(super) fn record_leaves(&mut self, look: &ExposedLayers, i: usize, y: &Tensor, pass: &mut ForwardPass) {
         if look.states.contains(&i) {
-            self.states.insert(i, y.detach().set_requires_grad(true));
+            self.states.insert(i, pass.real_rows(y).detach().set_requires_grad(true));
         }
         if let Some(asked) = pass.take_captured(i) {
             self.attention.insert(i, asked.detach(true));
@@ -66,7 +66,7 @@ impl Activations {
     ) -> Vec<(Tensor, Tensor)> {
         let left = |leaf: &Tensor| Some(leaf.grad()).filter(Tensor::defined);
         let g = match self.states.get(&i).and_then(left) {
-            Some(own) => g + own,
+            Some(own) => g + pass.all_rows(&own),
             None => g,
         };
         let mut pulled = vec![(y, g)];

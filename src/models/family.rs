@@ -13,6 +13,11 @@ pub trait Decoder {
     fn depth(&self) -> usize;
     /// Embeds a packed row: (T) tokens -> (T, D).
     fn embed(&self, tokens: &Tokens) -> Tensor;
+    /// Returns the trained vectors of positions (T), which `embed` adds to those of tokens: (T, D). `None` if positions have
+    /// no vectors.
+    fn embed_positions(&self, _positions: &Tensor) -> Option<Tensor> {
+        None
+    }
     /// Computes layer `i`: (T, D) -> (T, D).
     fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor;
     /// Applies the final norm, between the last layer and the head: (T, D) -> (T, D).

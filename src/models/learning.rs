@@ -5,7 +5,7 @@ use super::loss::{Loss, Metrics, Output};
 use super::model::{Model, RestoreOnDrop};
 use crate::error::Result;
 use crate::native;
-use crate::nn::{ForwardPass, Tokens};
+use crate::nn::Tokens;
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -80,11 +80,13 @@ impl Model {
     fn learn_replayed(&self, batch: &dyn MicroBatch, items: f64, layers: usize) -> Result<Metrics> {
         let tokens = batch.tokens();
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
-        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
+        let mut row = self.whole_row(tokens);
+        let virtual_tokens = row.detach_virtual_tokens();
+        let mut pass = row.pass(None).capture_attention(&look.attention);
         let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();
-            let mut x = self.embed(tokens);
+            let mut x = self.embed(&row);
             for i in 0..layers {
                 inputs.push((x.shallow_clone(), native::rng_state(self.device())?));
                 x = self.decoder.layer(i, &x, &mut pass);
@@ -98,7 +100,7 @@ impl Model {
             inside.record(&look, i, &last, &mut pass);
         }
         let inside = Rc::new(inside);
-        let Loss { sum, metrics } = batch.loss(&self.output(last, inside.clone()));
+        let Loss { sum, metrics } = batch.loss(&self.output(pass.real_rows(&last), inside.clone()));
         native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device())?;
@@ -113,10 +115,11 @@ impl Model {
             g = x.grad();
         }
         native::set_rng_state(self.device(), &after)?;
-        let embedded = self.decoder.embed(tokens);
+        let embedded = self.embed_plain(&row);
         if embedded.requires_grad() {
             native::backward(&[&embedded], &[&g])?;
         }
+        row.backward(virtual_tokens)?;
         Ok(metrics)
     }
 }

@@ -20,6 +20,7 @@ pub mod content_hash;
 pub mod dtype;
 pub mod families;
 pub mod family;
+mod layer_row;
 pub mod learning;
 pub mod loss;
 pub mod model;

@@ -11,11 +11,13 @@ use super::loss::Output;
 use super::noise::EmbeddingNoise;
 use super::trained_part::TrainedPart;
 use crate::error::{Error, Result};
+use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{
-    AdapterPlan, AdapterSwitches, BuildResult, CacheLayout, DecodingGuard, ForwardPass, InitialWeights, KvCache,
-    Linear, ModelBuilder, Param, ParamStore, Tokens, WeightSource,
+    AdapterPlan, AdapterSwitches, BuildResult, CacheLayout, DecodingGuard, InitialWeights, KvCache, Linear,
+    ModelBuilder, ModelSizes, Param, ParamStore, Tokens, VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -54,13 +56,15 @@ pub struct Model {
     score: Option<Rc<Linear>>,
     pub(super) store: ParamStore,
     pub(super) switches: Rc<AdapterSwitches>,
+    /// The virtual tokens of each adapter, by its number.
+    pub(super) virtual_tokens: Vec<Option<VirtualTokens>>,
     adapters: Rc<[String]>,
     config: Config,
     folder: PathBuf,
     device: Device,
     kind: Kind,
     storage: Storage,
-    noise: Cell<Option<EmbeddingNoise>>,
+    pub(super) noise: Cell<Option<EmbeddingNoise>>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -103,6 +107,7 @@ impl Model {
         let decoder = (config.family().build)(&config, &builder)?;
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
+        let virtual_tokens = builder.attach_virtual_tokens(sizes(&config), config.family().embedding)?;
         let BuildResult { store, switches, unused } = builder.finish()?;
         load.train_base.map_or(Ok(()), |part| part.check(store.base()))?;
         if !unused.is_empty() {
@@ -122,6 +127,7 @@ impl Model {
             score,
             store,
             switches,
+            virtual_tokens,
             adapters: names.into(),
             config,
             folder: folder.into(),
@@ -188,6 +194,22 @@ impl Model {
         self.decoder.depth()
     }
 
+    /// Returns the sizes that virtual tokens depend on.
+    pub fn sizes(&self) -> ModelSizes {
+        sizes(&self.config)
+    }
+
+    /// Returns the tensors of an adapter's file, by name: its parameters, or the virtual tokens that it computes from
+    /// them.
+    pub fn adapter_tensors(&self, id: usize) -> BTreeMap<String, Tensor> {
+        match &self.virtual_tokens[id] {
+            Some(tokens) => {
+                BTreeMap::from([(PROMPT_EMBEDDINGS.to_string(), tch::no_grad(|| tokens.encode()).detach())])
+            }
+            None => self.store.adapter(id).map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect(),
+        }
+    }
+
     /// Returns the number of the adapter called `name`, or `None`.
     pub fn adapter_id(&self, name: &str) -> Option<usize> {
         self.adapters.iter().position(|n| n == name)
@@ -223,13 +245,26 @@ impl Model {
     }
 
     /// Returns the length of the longest sequence that can be computed, if there is a limit: the number of position
-    /// embeddings, or the sliding window, within which attention equals plain causal attention.
+    /// embeddings, or the sliding window, within which attention equals plain causal attention; less the virtual tokens
+    /// of the active adapter.
     pub fn context_limit(&self) -> Option<i64> {
+        Some((self.position_limit()? - self.virtual_tokens()).max(0))
+    }
+
+    /// Returns the length of the longest sequence that the model was made for: its context limit, or the positions that
+    /// config.json names if they are fewer.
+    pub fn longest_sequence(&self) -> Option<i64> {
+        let made_for = self.config.max_position_embeddings.map(|n| (n - self.virtual_tokens()).max(0));
+        [self.context_limit(), made_for].into_iter().flatten().min()
+    }
+
+    /// Returns the largest number of positions that can be computed.
+    fn position_limit(&self) -> Option<i64> {
         [self.config.sliding_window, self.decoder.longest()].into_iter().flatten().min()
     }
 
     /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the
-    /// vocabulary, or with too long a sequence. Segment s continues `past[s]` tokens.
+    /// vocabulary, or with too long a sequence. Segment s continues `past[s]` tokens, virtual ones included.
     pub(super) fn check(&self, tokens: &Tokens, past: &[i64]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::bug("a packed row without tokens"));
@@ -243,9 +278,10 @@ impl Model {
             ))
             .hint("the tokenizer belongs to another model, or has tokens that were not added to this model"));
         }
-        let longest =
-            tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0))).map(|(n, p)| n + p).max();
-        match (longest, self.context_limit()) {
+        let added = |n: i64, past: i64| if past == 0 && n > 0 { self.virtual_tokens() } else { 0 };
+        let positions = tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0)));
+        let longest = positions.map(|(n, p)| n + p + added(*n, *p)).max();
+        match (longest, self.position_limit()) {
             (Some(n), Some(limit)) if n > limit => Err(Error::user(match self.decoder.longest() {
                 Some(end) if end == limit => {
                     format!("a sequence of {n} tokens: {} has positions for {limit}", self.folder.display())
@@ -274,13 +310,14 @@ impl Model {
     /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
-        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
-        let mut x = self.embed(tokens); // (T, D)
+        let row = self.whole_row(tokens);
+        let mut pass = row.pass(None).capture_attention(&look.attention);
+        let mut x = self.embed(&row); // (T', D)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
             inside.record(&look, i, &x, &mut pass);
         }
-        (x, inside)
+        (pass.real_rows(&x), inside)
     }
 
     /// Returns the input of each layer and the output of the last: (T, D) each, float32. Without gradient.
@@ -300,23 +337,16 @@ impl Model {
     fn layers(&self, tokens: &Tokens, layers: &[usize], mut see: impl FnMut(&Tensor)) -> Result<Tensor> {
         self.check(tokens, &[])?;
         let _no_grad = tch::no_grad_guard();
-        let mut pass = ForwardPass::new(tokens, None);
-        let mut x = self.embed(tokens);
+        let row = self.whole_row(tokens);
+        let mut pass = row.pass(None);
+        let mut x = self.embed(&row);
         for &i in layers {
-            see(&x);
+            see(&pass.real_rows(&x));
             x = self.decoder.layer(i, &x, &mut pass);
         }
+        let x = pass.real_rows(&x);
         see(&x);
         Ok(x)
-    }
-
-    /// Returns the embeddings (T, D), in training with noise if it is set.
-    pub(super) fn embed(&self, tokens: &Tokens) -> Tensor {
-        let x = self.decoder.embed(tokens);
-        match self.noise.get().filter(|_| self.switches.train.get()) {
-            Some(noise) => noise.add_to(&x, &tokens.segments.lengths),
-            None => x,
-        }
     }
 
     /// Sets the noise on embeddings for the next calls of `learn`; `None`: no noise.
@@ -351,12 +381,14 @@ impl Model {
     pub fn extend<R>(&self, tokens: &Tokens, cache: &mut KvCache, f: impl FnOnce(&Output) -> R) -> Result<R> {
         self.check(tokens, cache.last(tokens.segments.count()))?;
         let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
-        let mut pass = ForwardPass::new(tokens, Some(&mut *cache));
-        let mut x = self.embed(tokens);
+        let row = self.layer_row(tokens, cache.last(tokens.segments.count()));
+        let mut pass = row.pass(Some(&mut *cache));
+        let mut x = self.embed(&row);
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
         }
-        cache.advance(&tokens.segments.lengths);
+        let x = pass.real_rows(&x);
+        cache.advance(row.lengths());
         Ok(f(&self.output(x, Rc::default())))
     }
 
@@ -381,6 +413,17 @@ impl Model {
             kv_heads: self.config.num_key_value_heads,
             device: self.device,
         }
+    }
+}
+
+/// Returns the sizes that virtual tokens depend on.
+fn sizes(config: &Config) -> ModelSizes {
+    ModelSizes {
+        width: config.hidden_size,
+        depth: config.num_hidden_layers,
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
     }
 }
 

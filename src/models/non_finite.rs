@@ -9,7 +9,6 @@ use super::loss::Loss;
 use super::model::Model;
 use crate::error::Result;
 use crate::native;
-use crate::nn::ForwardPass;
 use std::fmt;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -105,11 +104,13 @@ impl Model {
             }
         }
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
-        let mut pass = ForwardPass::new(tokens, None).capture_attention(&look.attention);
+        let mut row = self.whole_row(tokens);
+        let virtual_tokens = row.detach_virtual_tokens();
+        let mut pass = row.pass(None).capture_attention(&look.attention);
         let mut inputs = Vec::with_capacity(self.depth());
         let top = {
             let _no_grad = tch::no_grad_guard();
-            let mut x = self.decoder.embed(tokens);
+            let mut x = self.embed_plain(&row);
             if let Some(found) = check_finite(&x, NonFiniteStage::Forward, "output of the embedding", None) {
                 return Ok(Some(found));
             }
@@ -122,14 +123,14 @@ impl Model {
                 inside.record_leaves(&look, i, &y, &mut pass);
                 inputs.push(std::mem::replace(&mut x, y));
             }
-            let last = self.decoder.finish(&x);
+            let last = self.decoder.finish(&pass.real_rows(&x));
             if let Some(found) = check_finite(&last, NonFiniteStage::Forward, "output of the final norm", Some(&x)) {
                 return Ok(Some(found));
             }
             x.detach().set_requires_grad(true)
         };
         let inside = Rc::new(inside);
-        let out = self.output(top.shallow_clone(), inside.clone());
+        let out = self.output(pass.real_rows(&top), inside.clone());
         let hidden = out.hidden.detach();
         let Loss { sum, .. } = batch.loss(&out);
         if let Some(found) =
@@ -158,6 +159,7 @@ impl Model {
             }
             g = below;
         }
+        row.backward(virtual_tokens)?;
         let bad = self.store.trainable().find_map(|p| {
             let gradient = p.tensor.grad();
             gradient

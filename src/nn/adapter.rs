@@ -4,6 +4,7 @@
 use super::joint_linear::LowRank;
 use super::ops::embedding_rows;
 use super::params::LayerKind;
+use super::virtual_tokens::{ModelSizes, VirtualTokens};
 use super::weight::{Dense, Weight};
 use crate::error::Result;
 use std::cell::Cell;
@@ -109,6 +110,17 @@ pub trait AdapterPlan {
     /// Returns the adapter for this layer, or `None` if it gets none. Parameters of the adapter are registered with
     /// `add`.
     fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>>;
+
+    /// Returns the virtual tokens that the adapter puts before every sequence, or `None`. `embedding` (V, D) is the
+    /// frozen table of tokens. Parameters are registered with `add` under their full names.
+    fn virtual_tokens(
+        &self,
+        _model: ModelSizes,
+        _embedding: &Tensor,
+        _add: &mut RegisterParam,
+    ) -> Result<Option<VirtualTokens>> {
+        Ok(None)
+    }
 
     /// Called after all layers have been offered; an error if the rules name a module that does not exist.
     fn check(&self) -> Result<()>;

@@ -11,6 +11,7 @@ use super::layer_norm::LayerNorm;
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::params::{LayerKind, Param, ParamStore};
+use super::virtual_tokens::{ModelSizes, VirtualTokens};
 use super::weight::{Dense, Weight, cast};
 use super::weights::Weights;
 use crate::error::{Error, Result};
@@ -133,6 +134,35 @@ impl<'w> ModelBuilder<'w> {
     /// Declares that the model has no output head: families then get an empty one, and a head on disk is not read.
     pub fn omit_head(&self) {
         self.headless.set(true);
+    }
+
+    /// Lets the adapters add virtual tokens to a model of these sizes, whose layers are built. `embedding` is the name of
+    /// the table of tokens. Returns those of each adapter, in their order.
+    pub fn attach_virtual_tokens(&self, sizes: ModelSizes, embedding: &str) -> Result<Vec<Option<VirtualTokens>>> {
+        let table = self.store.borrow().base().find(|p| p.name == embedding).map(|p| p.tensor.detach());
+        // If weights are missing, `finish` says which.
+        let Some(table) = table.filter(|_| self.problems.borrow().is_empty()) else {
+            return Ok(self.adapters.iter().map(|_| None).collect());
+        };
+        let attach = |(id, adapter): (usize, &&dyn AdapterPlan)| {
+            let mut add =
+                |name: &str, t: Tensor, role: ParamRole| self.register(id, name.into(), LayerKind::Embedding, t, role);
+            adapter.virtual_tokens(sizes, &table, &mut add)
+        };
+        self.adapters.iter().enumerate().map(attach).collect()
+    }
+
+    /// Records an adapter's parameter under its full name and returns the tensor to compute with.
+    fn register(&self, adapter: usize, name: String, layer: LayerKind, t: Tensor, role: ParamRole) -> Tensor {
+        let transposed = self.transposed(&name); // a copy of the base's weight is stored in the base's layout
+        let t = if transposed { t.tr().contiguous() } else { t };
+        let t = match role {
+            ParamRole::Trained => t.to_device(self.device).to_kind(Kind::Float).set_requires_grad(true),
+            ParamRole::Frozen => t.to_device(self.device),
+        };
+        let tensor = t.shallow_clone();
+        self.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(adapter), transposed });
+        if transposed { transposed_view(&t) } else { t }
     }
 
     /// Ends the building. Fails if tensors were missing or had the wrong shape (the error lists up to 20), if an
@@ -328,16 +358,7 @@ impl ModuleScope<'_> {
         let mut list = Vec::new();
         for (id, adapter) in b.adapters.iter().enumerate() {
             let mut add = |name: &str, t: Tensor, role: ParamRole| {
-                let name = format!("{}.{name}", self.path);
-                let transposed = b.transposed(&name); // a copy of the base's weight is stored in the base's layout
-                let t = if transposed { t.tr().contiguous() } else { t };
-                let t = match role {
-                    ParamRole::Trained => t.to_device(b.device).to_kind(Kind::Float).set_requires_grad(true),
-                    ParamRole::Frozen => t.to_device(b.device),
-                };
-                let tensor = t.shallow_clone();
-                b.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(id), transposed });
-                if transposed { transposed_view(&t) } else { t }
+                b.register(id, format!("{}.{name}", self.path), layer, t, role)
             };
             match adapter.attach(&site, &mut add) {
                 Ok(Some(a)) => list.push((id, a)),

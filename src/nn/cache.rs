@@ -45,7 +45,7 @@ pub struct KvCache {
     layout: CacheLayout,
     /// Keys and values, (slot_capacity, K, capacity, E) each; allocated when the layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
-    /// Number of tokens of each sequence.
+    /// Number of tokens of each sequence, virtual ones included.
     pub lengths: Vec<i64>,
     /// The slot of each sequence; on the CPU its own number.
     slots: Vec<usize>,

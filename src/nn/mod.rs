@@ -30,6 +30,7 @@ pub mod randomness;
 pub mod rope;
 pub mod safetensors;
 pub mod tokens;
+pub mod virtual_tokens;
 pub mod weight;
 pub mod weights;
 
@@ -48,5 +49,6 @@ pub use params::{LayerKind, Param, ParamStore};
 pub use pass::{ForwardPass, QueriesAndKeys};
 pub use rope::{Rope, RopeScaling};
 pub use tokens::{Segments, Tokens};
+pub use virtual_tokens::{ModelSizes, VirtualPlace, VirtualRow, VirtualTokens};
 pub use weight::{DecodingGuard, Dense, Weight};
 pub use weights::{ParamMapping, Weights};

@@ -4,13 +4,17 @@ use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
 use super::rope::Rope;
 use super::tokens::{Segments, Tokens};
+use super::virtual_tokens::{VirtualPlace, VirtualRow};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
 pub struct ForwardPass<'a> {
+    /// The segments that attention computes, virtual tokens included.
     segments: &'a Segments,
+    /// Positions of the rows that layers compute.
     positions: &'a Tensor,
+    virtual_part: Option<VirtualPart<'a>>,
     cache: Option<&'a mut KvCache>,
     angles: Option<(Tensor, Tensor)>,
     /// Rows of the cache that the new tokens are written to; the same for every layer.
@@ -19,6 +23,15 @@ pub struct ForwardPass<'a> {
     mask: Option<Option<Tensor>>,
     /// Queries and keys of the layers given to `capture_attention`; `None` until the layer has run.
     captured: BTreeMap<usize, Option<QueriesAndKeys>>,
+}
+
+/// The virtual tokens that segments of a pass begin with.
+#[derive(Clone, Copy)]
+struct VirtualPart<'a> {
+    row: &'a VirtualRow,
+    /// Keys and values of all layers (n, L * 2 * K * E), which only attention sees. `None`: layers compute the rows of
+    /// virtual tokens as they compute others.
+    keys_and_values: Option<&'a Tensor>,
 }
 
 /// Queries, keys and scale of one layer's attention, from which its attention weights can be computed.
@@ -44,13 +57,53 @@ impl QueriesAndKeys {
 impl<'a> ForwardPass<'a> {
     /// Starts a pass over a packed row. With a `cache`, the segments continue its last sequences, one each; room for
     /// them is reserved.
-    pub fn new(tokens: &'a Tokens, mut cache: Option<&'a mut KvCache>) -> Self {
-        let segments = &tokens.segments;
+    pub fn new(tokens: &'a Tokens, cache: Option<&'a mut KvCache>) -> Self {
+        Self::over(&tokens.segments, &tokens.positions, None, cache)
+    }
+
+    /// Starts the same over a row whose segments begin with the virtual tokens `encoded`, which enter the model at
+    /// `place`.
+    pub fn with_virtual_tokens(
+        row: &'a VirtualRow,
+        encoded: &'a Tensor,
+        place: VirtualPlace,
+        cache: Option<&'a mut KvCache>,
+    ) -> Self {
+        let (positions, keys_and_values) = match place {
+            VirtualPlace::Input => (&row.positions, None),
+            VirtualPlace::KeysAndValues => (&row.tokens.positions, Some(encoded)),
+        };
+        Self::over(&row.segments, positions, Some(VirtualPart { row, keys_and_values }), cache)
+    }
+
+    fn over(
+        segments: &'a Segments,
+        positions: &'a Tensor,
+        virtual_part: Option<VirtualPart<'a>>,
+        mut cache: Option<&'a mut KvCache>,
+    ) -> Self {
         if let Some(cache) = &mut cache {
             cache.reserve(&segments.lengths);
         }
         let (angles, places, mask, asked) = (None, None, None, BTreeMap::new());
-        Self { segments, positions: &tokens.positions, cache, angles, places, mask, captured: asked }
+        Self { segments, positions, virtual_part, cache, angles, places, mask, captured: asked }
+    }
+
+    /// Removes the rows of virtual tokens from a layer's result or from its queries or keys: (T', …) -> (T, …). Returns
+    /// x itself if layers compute no such rows.
+    pub fn real_rows(&self, x: &Tensor) -> Tensor {
+        match &self.virtual_part {
+            Some(VirtualPart { row, keys_and_values: None }) => row.remove(x),
+            _ => x.shallow_clone(),
+        }
+    }
+
+    /// Inserts zeros for the rows of virtual tokens that layers compute: (T, …) -> (T', …).
+    pub fn all_rows(&self, x: &Tensor) -> Tensor {
+        match &self.virtual_part {
+            Some(VirtualPart { row, keys_and_values: None }) => row.insert_zeros(x),
+            _ => x.shallow_clone(),
+        }
     }
 
     /// Keeps the queries and keys of these layers, for [`ForwardPass::take_captured`].
@@ -68,18 +121,35 @@ impl<'a> ForwardPass<'a> {
     /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
     pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
         let (cos, sin) = self.angles.get_or_insert_with(|| {
-            let past = self.cache.as_ref().map(|c| c.last(self.segments.count()));
-            rope.angles(self.positions, &self.segments.lengths, past, kind)
+            let (lengths, past) = match &self.virtual_part {
+                Some(VirtualPart { row, keys_and_values: Some(_) }) => {
+                    (&row.tokens.segments.lengths, Some(row.starts.as_slice()))
+                }
+                _ => (&self.segments.lengths, self.cache.as_ref().map(|c| c.last(self.segments.count()))),
+            };
+            rope.angles(self.positions, lengths, past, kind)
         });
         (cos.shallow_clone(), sin.shallow_clone())
     }
 
     /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
-    /// the new keys and values to it and attends to the earlier tokens as well.
+    /// the new keys and values to it and attends to the earlier tokens as well. T counts the rows that layers compute.
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
-        if let Some(asked) = self.captured.get_mut(&layer) {
-            *asked = Some(QueriesAndKeys { q: q.shallow_clone(), k: k.shallow_clone(), scale: attention.scale });
+        if self.captured.contains_key(&layer) {
+            let (q, k) = (self.real_rows(q), self.real_rows(k));
+            self.captured.insert(layer, Some(QueriesAndKeys { q, k, scale: attention.scale }));
         }
+        let Some(VirtualPart { row, keys_and_values: Some(all) }) = self.virtual_part else {
+            return self.attend_rows(layer, q, k, v, attention);
+        };
+        let (keys, values) = row.of_layer(all, layer, k.size()[1], k.size()[2]);
+        // Virtual tokens ask nothing: the results of their queries are dropped.
+        let (q, k, v) = (row.insert_zeros(q), row.insert(k, &keys), row.insert(v, &values));
+        row.remove(&self.attend_rows(layer, &q, &k, &v, attention))
+    }
+
+    /// Computes the attention of all rows, those of virtual tokens included.
+    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);

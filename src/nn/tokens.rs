@@ -50,6 +50,12 @@ impl Tokens {
         Self { ids, positions, segments, largest_id: 0 }
     }
 
+    /// Returns the same tokens at other positions (T).
+    pub(super) fn at_positions(&self, positions: Tensor) -> Self {
+        let segments = Segments::with_bounds(self.segments.lengths.clone(), self.segments.bounds.shallow_clone());
+        Self { ids: self.ids.shallow_clone(), positions, segments, largest_id: self.largest_id }
+    }
+
     /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.ids.size()[0] as usize

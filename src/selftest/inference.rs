@@ -123,6 +123,9 @@ fn decoding_difference(trial: &TestModel, full: &Tensor, off: i64) -> Result<Lar
 /// logits without the adapter. Consumes the model, because its weights are changed.
 pub fn merged(trial: TestModel) -> Result<CheckResult> {
     let began = Instant::now();
+    if let Some(why) = trial.spec.why_not_merged() {
+        return Ok(CheckResult::skipped(MERGED, &why));
+    }
     let adapted = trial.logits()?;
     let folded = merged_logits(&trial, 1.0)?;
     let tolerance = trial.rounding().weights("the weights are rounded after the update is added");

@@ -242,7 +242,7 @@ pub fn logits(model: &Model, tokens: &Tokens) -> Result<Tensor> {
 
 /// Returns the longest row, in tokens, that the model allows.
 fn longest_row(model: &Model) -> i64 {
-    [model.context_limit(), model.config().max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX)
+    model.longest_sequence().unwrap_or(i64::MAX)
 }
 
 /// Fills an adapter's tensors with noise, large enough to have an effect on the output. A tensor's values depend on its

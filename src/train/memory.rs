@@ -138,8 +138,7 @@ impl RunShape<'_> {
         let (c, recipe) = (self.model.config(), &self.plan.recipe);
         let [d, f, _] = self.sizes();
         let q = (c.num_attention_heads * c.head_dim) as u64;
-        let AdapterActivations { rank, dropout } =
-            recipe.adapter.as_ref().map(|adapter| adapter.activations()).unwrap_or_default();
+        let (rows, AdapterActivations { rank, dropout, .. }) = (self.layer_rows(), self.adapter());
         // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate
         // and up if it is gated).
         let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
@@ -147,7 +146,7 @@ impl RunShape<'_> {
         // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
         // and the masked input.
         let numbers = 2 * d + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
-        let layer = self.row * self.width() * numbers + self.attention().kept;
+        let layer = rows * self.width() * numbers + self.attention().kept;
         let depth = c.num_hidden_layers as u64;
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
@@ -157,18 +156,34 @@ impl RunShape<'_> {
         let keeping = depth - replayed.max(self.layers_below());
         // Replayed layers are recomputed one at a time, after the other layers have released their activations.
         let again = if replayed > 0 { layer } else { 0 };
-        self.row * self.width() * d * replayed + (layer * keeping).max(again)
+        rows * self.width() * d * replayed + (layer * keeping).max(again)
+    }
+
+    /// Returns what the adapter adds to the activations of a layer.
+    fn adapter(&self) -> AdapterActivations {
+        self.plan.recipe.adapter.as_ref().map(|adapter| adapter.activations()).unwrap_or_default()
+    }
+
+    /// Returns the number of segments of a packed row.
+    fn segments(&self) -> u64 {
+        let lengths = self.prepared.rows.train().lengths;
+        let all: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
+        (self.row * lengths.len() as u64).checked_div(all).unwrap_or(0).max(1)
+    }
+
+    /// Returns the rows that layers compute: the tokens of a packed row, and the virtual tokens before its segments.
+    fn layer_rows(&self) -> u64 {
+        self.row + self.segments() * self.adapter().virtual_rows
     }
 
     /// Returns the memory of one layer's attention.
     fn attention(&self) -> AttentionMemory {
         let (c, lengths) = (self.model.config(), self.prepared.rows.train().lengths);
-        let longest = lengths.iter().max().map_or(0, |n| u64::from(*n));
-        let all: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
+        let (segments, virtual_tokens) = (self.segments(), self.adapter().virtual_tokens);
         let row = AttentionRow {
-            tokens: self.row,
-            segments: (self.row * lengths.len() as u64).checked_div(all).unwrap_or(0).max(1),
-            longest,
+            tokens: self.row + segments * virtual_tokens,
+            segments,
+            longest: lengths.iter().max().map_or(0, |n| u64::from(*n)) + virtual_tokens,
             heads: c.num_attention_heads as u64,
             kv_heads: c.num_key_value_heads as u64,
             head_size: c.head_dim as u64,
@@ -221,7 +236,7 @@ impl RunShape<'_> {
             let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
             return (kept + head + first).saturating_sub(trained.masters).max(last);
         }
-        let backward = (self.row * (3 * f + 2 * d) * width).max(self.attention().temporary);
+        let backward = (self.layer_rows() * (3 * f + 2 * d) * width).max(self.attention().temporary);
         kept + head.max(backward)
     }
 

@@ -89,7 +89,7 @@ impl AdapterKind for LoraSpec {
     }
 
     fn activations(&self) -> AdapterActivations {
-        AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0 }
+        AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0, ..AdapterActivations::default() }
     }
 
     fn config(&self, base: &str) -> Value {

@@ -20,12 +20,13 @@ pub(in crate::convert) fn write_adapter_folder<'t>(
     copy_companion_files(base, folder, TOKENIZER_FILES)?;
     let card = format!(
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- {}\n---\n\nA {} adapter trained with ft {}. \
-         Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; fold it into the base with `ft merge`.\n\
+         Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; {}.\n\
          `{REPORT}` reports how the saved files were checked.\n",
         serde_json::to_string(base_name).unwrap_or_default(),
         spec.name(),
         spec.title(),
         env!("CARGO_PKG_VERSION"),
+        spec.why_not_merged().unwrap_or_else(|| "fold it into the base with `ft merge`".into()),
     );
     write_text(&folder.join("README.md"), &card)
 }

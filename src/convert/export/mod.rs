@@ -37,13 +37,15 @@ pub fn save_adapter(
     folder: &Path,
 ) -> Result<ExportReport> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
-    let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
-    let adapted = params().filter_map(|(name, _)| spec.module_of(name)).collect();
+    let tensors = model.adapter_tensors(id);
+    let adapted = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
     let mut spec = with_named_targets(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
+    spec.set_base_sizes(model.sizes());
     spec.set_transposed(model.params().base().any(|p| p.transposed && module(p)));
     publish(folder, |temp| {
-        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
+        let named = tensors.iter().map(|(name, t)| (name.as_str(), t));
+        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, named)?;
         if model.heads() == Heads::Score {
             let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
             write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;

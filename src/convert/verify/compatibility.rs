@@ -54,7 +54,8 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
     match lora {
         Some(lora) => of_lora(adapter, lora),
         None => {
-            let other = format!("it reads no {}: ft merge makes a model it reads", spec.title());
+            let merged = spec.why_not_merged().map_or(": ft merge makes a model it reads", |_| "");
+            let other = format!("it reads no {}{merged}", spec.title());
             let no = |consumer| answer(consumer, vec![other.clone()], None);
             vec![answer("PEFT", Vec::new(), None), no("vLLM"), no("llama.cpp")]
         }

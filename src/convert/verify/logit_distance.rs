@@ -29,7 +29,7 @@ pub fn prompts(model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
 /// Returns the prompts of [`prompts`] with the text of each: `None` for a sequence without text or a truncated text.
 pub fn prompts_with_texts(model: &Model, folder: &Path) -> Result<Vec<(Option<String>, Vec<u32>)>> {
     let config = model.config();
-    let limit = [config.sliding_window, config.max_position_embeddings].into_iter().flatten().min().unwrap_or(i64::MAX);
+    let limit = model.longest_sequence().unwrap_or(i64::MAX);
     let vocabulary = config.vocab_size as u64;
     // A linear congruential generator (Knuth's MMIX constants), so that the prompts depend on no library's random
     // numbers.

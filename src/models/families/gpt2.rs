@@ -96,6 +96,9 @@ impl Decoder for Gpt2 {
     fn embed(&self, tokens: &Tokens) -> Tensor {
         self.tokens.forward(&tokens.ids) + self.positions.forward(&tokens.positions)
     }
+    fn embed_positions(&self, positions: &Tensor) -> Option<Tensor> {
+        Some(self.positions.forward(positions))
+    }
     fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         self.layers[i].forward(i, x, pass)
     }

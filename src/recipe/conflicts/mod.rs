@@ -4,6 +4,7 @@
 //! A setting that equals its default is never reported as having no effect: a recipe with all defaults written out
 //! (`ft recipe show`) is valid.
 
+mod adapter;
 mod distillation;
 mod model;
 mod optimiser;
@@ -20,6 +21,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let rules = [
         model::model,
         model::trained,
+        adapter::virtual_tokens,
         preference::preference,
         rows::batch,
         optimiser::optimiser,

@@ -29,7 +29,11 @@ pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacemen
     let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
     // Initial adapter weights come from libtorch's generator.
     tch::manual_seed(recipe.run.seed as i64);
-    let plan = recipe.adapter.as_ref().map(|adapter| adapter.plan()).transpose()?;
+    let mut adapter = recipe.adapter.clone();
+    if let Some(adapter) = &mut adapter {
+        adapter.start_from_text(&|text| tokenizer.encode_plain(text))?;
+    }
+    let plan = adapter.as_ref().map(|adapter| adapter.plan()).transpose()?;
     let ModelParts { heads, extra_adapters, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
     let files = extra_adapters.iter().map(|extra| extra.folder.as_deref().map(file::read).transpose());
     let files = files.collect::<Result<Vec<_>>>()?;
@@ -80,9 +84,11 @@ fn extra_plan(extra: &ExtraAdapter, file: Option<&AdapterFile>) -> Result<Box<dy
 }
 
 fn warn_of_too_few_positions(recipe: &Recipe, model: &Model) {
-    let longest = recipe.batch.max_len as i64;
-    if let Some(limit) = model.config().max_position_embeddings.filter(|limit| longest > *limit) {
-        report::warn_once(format!("batch.max_len is {longest}, but the model was made for {limit} positions"));
+    let (longest, virtual_tokens) = (recipe.batch.max_len as i64, model.virtual_tokens());
+    if let Some(limit) = model.config().max_position_embeddings.filter(|limit| longest + virtual_tokens > *limit) {
+        let before =
+            if virtual_tokens > 0 { format!(", after {virtual_tokens} virtual tokens") } else { String::new() };
+        report::warn_once(format!("batch.max_len is {longest}{before}, but the model was made for {limit} positions"));
     }
 }
 

@@ -1,3 +1,4 @@
 //! Tests of src/adapters.
 
 mod peft;
+mod virtual_tokens;
