@@ -3,9 +3,9 @@
 //! keys.
 
 use super::base_layer::BASE_LAYER;
-use super::lora;
 use super::peft::PeftConfig;
 use super::spec::AdapterSpec;
+use super::{adalora, bias, ia3, ln_tuning, loha, lokr, lora, oft, vera};
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
 use crate::nn::{AdapterPlan, Param, Weights, weights};
@@ -15,10 +15,16 @@ use std::path::Path;
 use tch::Tensor;
 
 const PREFIX: &str = "base_model.model.";
+/// Prefix of tensors that no module contains, because several share them.
+const SHARED_PREFIX: &str = "base_model.";
 /// Name of the file with an adapter's settings.
 pub const CONFIG: &str = "adapter_config.json";
 /// Name of the file with an adapter's tensors.
 pub const TENSORS: &str = "adapter_model.safetensors";
+
+/// What to do about an adapter of a kind that is not read.
+const KINDS_READ: &str =
+    "LORA, ADALORA, BEFT, IA3, LN_TUNING, LOHA, LOKR, OFT and VERA are read; merge another kind with PEFT and use that";
 
 /// An adapter read from disk.
 pub struct AdapterFile {
@@ -51,7 +57,8 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
     let file = Weights::open_file(&folder.join(TENSORS))?;
     let mut tensors = BTreeMap::new();
     for name in file.names() {
-        let Some(short) = name.strip_prefix(PREFIX) else {
+        let shared = || name.strip_prefix(SHARED_PREFIX).filter(|short| !short.contains('.'));
+        let Some(short) = name.strip_prefix(PREFIX).or_else(shared) else {
             return Err(Error::user(format!(
                 "{}: `{name}` does not begin with `{PREFIX}`",
                 folder.join(TENSORS).display()
@@ -78,7 +85,15 @@ pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<Stri
     let config = PeftConfig::new(&raw, path);
     let spec = match config.kind() {
         Some("LORA") => AdapterSpec::Lora(lora::read_config(&config)?),
-        _ => return Err(config.unsupported("peft_type", "only LORA adapters are read")),
+        Some("IA3") => AdapterSpec::Ia3(ia3::read_config(&config)?),
+        Some("LN_TUNING") => AdapterSpec::LnTuning(ln_tuning::read_config(&config)?),
+        Some("VERA") => AdapterSpec::Vera(vera::read_config(&config)?),
+        Some("LOHA") => AdapterSpec::Loha(loha::read_config(&config)?),
+        Some("LOKR") => AdapterSpec::Lokr(lokr::read_config(&config)?),
+        Some("OFT") => AdapterSpec::Oft(oft::read_config(&config)?),
+        Some("ADALORA") => AdapterSpec::Adalora(adalora::read_config(&config)?),
+        Some("BEFT") => AdapterSpec::Bias(bias::read_config(&config)?),
+        _ => return Err(config.unsupported("peft_type", KINDS_READ)),
     };
     Ok((spec, base))
 }
@@ -91,7 +106,8 @@ pub fn write<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<()> {
     write_json(&folder.join(CONFIG), &spec.config(base))?;
-    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
+    let prefix = |name: &str| if name.contains('.') { PREFIX } else { SHARED_PREFIX };
+    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{}{name}", prefix(name)), t)).collect();
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 

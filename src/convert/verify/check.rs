@@ -4,6 +4,7 @@ use super::kind::{ExportKind, saved_kind, written_tensors};
 use super::logit_distance::{self, LogitDistance};
 use super::report::{self, ExportReport, ExportVerdict};
 use super::thresholds::{LogitThresholds, WeightChange};
+use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::models::{Heads, Model};
 use crate::nn::weight::cast;
@@ -19,15 +20,15 @@ pub fn verify(reference: &Model, folder: &Path, export: ExportKind) -> Result<Ex
             let name = reference.active_adapter().ok_or_else(|| Error::bug("verify: no adapter is switched on"))?;
             let id =
                 reference.adapter_id(name).ok_or_else(|| Error::bug("verify: the active adapter has no number"))?;
-            let tensors: BTreeMap<&str, &Tensor> =
-                reference.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor)).collect();
-            let expected = |name: &str| Ok(tensors.get(name).map(|t| (*t).shallow_clone()));
+            let tensors = reference.params().adapter(id).map(|p| (p.name.clone(), p.tensor.shallow_clone()));
+            let tensors: BTreeMap<String, Tensor> = file::read(folder)?.spec.publish(tensors.collect());
+            let expected = |name: &str| Ok(tensors.get(name).map(Tensor::shallow_clone));
             ExportCheck {
                 reference,
                 folder,
                 export,
                 change: WeightChange::None,
-                names: tensors.keys().map(|n| n.to_string()).collect(),
+                names: tensors.keys().cloned().collect(),
                 tied: reference.config().tie_word_embeddings,
             }
             .run(expected)

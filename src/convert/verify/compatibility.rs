@@ -56,7 +56,9 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
         None => {
             let other = format!("it reads no {}: ft merge makes a model it reads", spec.title());
             let no = |consumer| answer(consumer, vec![other.clone()], None);
-            vec![answer("PEFT", Vec::new(), None), no("vLLM"), no("llama.cpp")]
+            let modules = adapter.tensors.keys().filter_map(|n| spec.module_of(n)).collect();
+            let peft = spec.peft_refusal(&modules).into_iter().collect();
+            vec![answer("PEFT", peft, None), no("vLLM"), no("llama.cpp")]
         }
     }
 }

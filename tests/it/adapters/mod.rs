@@ -1,3 +1,5 @@
 //! Tests of src/adapters.
 
+mod kinds;
 mod peft;
+mod peft_kinds;

@@ -8,4 +8,4 @@ mod on_cuda;
 mod optimisers;
 mod profile;
 mod resume;
-mod trajectories;
+pub mod trajectories;
