@@ -3,10 +3,9 @@
 //! keys.
 
 use super::base_layer::BASE_LAYER;
-use super::lora;
 use super::peft::PeftConfig;
 use super::spec::AdapterSpec;
-use super::virtual_tokens;
+use super::{adalora, bias, ia3, ln_tuning, loha, lokr, lora, oft, vera, virtual_tokens};
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
@@ -17,10 +16,16 @@ use std::path::Path;
 use tch::Tensor;
 
 const PREFIX: &str = "base_model.model.";
+/// Prefix of tensors that no module contains, because several share them.
+const SHARED_PREFIX: &str = "base_model.";
 /// Name of the file with an adapter's settings.
 pub const CONFIG: &str = "adapter_config.json";
 /// Name of the file with an adapter's tensors.
 pub const TENSORS: &str = "adapter_model.safetensors";
+
+/// What to do about an adapter of a kind that is not read.
+const KINDS_READ: &str = "LORA, ADALORA, BEFT, IA3, LN_TUNING, LOHA, LOKR, OFT, VERA, PROMPT_TUNING, P_TUNING and PREFIX_TUNING are read; merge \
+     another kind with PEFT and use that";
 
 /// An adapter read from disk.
 pub struct AdapterFile {
@@ -53,7 +58,11 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
     let file = Weights::open_file(&folder.join(TENSORS))?;
     let mut tensors = BTreeMap::new();
     for name in file.names() {
-        let Some(short) = name.strip_prefix(PREFIX).or((name == PROMPT_EMBEDDINGS).then_some(name)) else {
+        let shared = || match name == PROMPT_EMBEDDINGS {
+            true => Some(name),
+            false => name.strip_prefix(SHARED_PREFIX).filter(|short| !short.contains('.')),
+        };
+        let Some(short) = name.strip_prefix(PREFIX).or_else(shared) else {
             return Err(Error::user(format!(
                 "{}: `{name}` does not begin with `{PREFIX}`",
                 folder.join(TENSORS).display()
@@ -80,12 +89,17 @@ pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<Stri
     let config = PeftConfig::new(&raw, path);
     let spec = match config.kind() {
         Some("LORA") => AdapterSpec::Lora(lora::read_config(&config)?),
+        Some("IA3") => AdapterSpec::Ia3(ia3::read_config(&config)?),
+        Some("LN_TUNING") => AdapterSpec::LnTuning(ln_tuning::read_config(&config)?),
+        Some("VERA") => AdapterSpec::Vera(vera::read_config(&config)?),
+        Some("LOHA") => AdapterSpec::Loha(loha::read_config(&config)?),
+        Some("LOKR") => AdapterSpec::Lokr(lokr::read_config(&config)?),
+        Some("OFT") => AdapterSpec::Oft(oft::read_config(&config)?),
+        Some("ADALORA") => AdapterSpec::Adalora(adalora::read_config(&config)?),
+        Some("BEFT") => AdapterSpec::Bias(bias::read_config(&config)?),
         _ => match virtual_tokens::read_config(&config)? {
             Some(spec) => spec,
-            None => {
-                let known = "adapters of LORA, PROMPT_TUNING, P_TUNING and PREFIX_TUNING are read";
-                return Err(config.unsupported("peft_type", known));
-            }
+            None => return Err(config.unsupported("peft_type", KINDS_READ)),
         },
     };
     Ok((spec, base))
@@ -99,8 +113,12 @@ pub fn write<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<()> {
     write_json(&folder.join(CONFIG), &spec.config(base))?;
-    let full = |name: &str| if name == PROMPT_EMBEDDINGS { name.to_string() } else { format!("{PREFIX}{name}") };
-    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (full(name), t)).collect();
+    let prefix = |name: &str| match name {
+        PROMPT_EMBEDDINGS => "",
+        name if name.contains('.') => PREFIX,
+        _ => SHARED_PREFIX,
+    };
+    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{}{name}", prefix(name)), t)).collect();
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 

@@ -11,9 +11,10 @@
 
 use super::plan::{AdaptLayer, ModulePlan};
 use super::targets::{ModuleRules, ModuleRulesMut, ModuleSelection, Targets};
+use super::training::TrainingPart;
 use super::update::WeightUpdate;
 use crate::error::Result;
-use crate::nn::{AdapterPlan, ModelSizes};
+use crate::nn::{AdapterPlan, ModelSizes, Param, Weights};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -37,6 +38,17 @@ pub struct AdapterActivations {
 
 /// Returns the tokens of a text.
 pub type EncodeText<'a> = dyn Fn(&str) -> Result<Vec<u32>> + 'a;
+
+/// What the adapter of one module takes in a training step, for the prediction of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ModuleMemory {
+    /// Numbers per token that are kept for the backward besides the input, in the dtype of the activations.
+    pub kept: u64,
+    /// True if the module's input is kept, which other modules may share.
+    pub input: bool,
+    /// Float32 numbers that are computed for the product or its backward and freed after it.
+    pub temporary: u64,
+}
 
 /// A kind of adapter, as its settings describe it.
 pub trait AdapterKind {
@@ -91,7 +103,35 @@ pub trait AdapterKind {
     }
 
     /// Returns what the adapter adds to the activations of a layer, for the prediction of memory.
-    fn activations(&self) -> AdapterActivations;
+    fn activations(&self) -> AdapterActivations {
+        AdapterActivations::default()
+    }
+
+    /// Returns what the adapter of one module takes in a step besides `activations`; `shape` is the module's: out, in.
+    fn module_memory(&self, _module: &str, _shape: [u64; 2]) -> ModuleMemory {
+        ModuleMemory::default()
+    }
+
+    /// Returns the reason why PEFT cannot read an adapter of these modules; `None` if it can.
+    fn peft_refusal(&self, _modules: &BTreeSet<&str>) -> Option<String> {
+        None
+    }
+
+    /// Returns the kind's part in a run of `steps` steps, which trains the adapter with these parameters; `None` for kinds
+    /// that are trained like any other parameters. Fails for settings that do not fit the run's length.
+    fn training(
+        &self,
+        _params: &mut dyn Iterator<Item = &Param>,
+        _steps: u64,
+    ) -> Result<Option<Box<dyn TrainingPart>>> {
+        Ok(None)
+    }
+
+    /// Returns the tensors of a trained adapter as its file contains them, and changes the settings to those that belong to
+    /// them.
+    fn publish(&mut self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        tensors
+    }
 
     /// Returns the content of PEFT's adapter_config.json; `base` is the path or id of the base.
     fn config(&self, base: &str) -> Value;
@@ -101,6 +141,22 @@ pub trait AdapterKind {
 
     /// Returns the names of a module's parameters in the kind's files, such as `lora_A.weight`.
     fn tensor_names(&self) -> &'static [&'static str];
+
+    /// Returns the names of the tensors in the kind's files that several modules share.
+    fn shared_tensor_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Does the same as `updates`, for a kind whose tensors mean something on a base with these weights only.
+    fn updates_on(
+        &self,
+        _base: &Weights,
+        modules: &BTreeSet<&str>,
+        tensors: &BTreeMap<String, Tensor>,
+        origin: &Path,
+    ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
+        self.updates(modules, tensors, origin)
+    }
 
     /// Returns the changes of the base's tensors, by name, that the tensors of the file `origin` make in `modules`. Fails
     /// for missing tensors and wrong shapes.

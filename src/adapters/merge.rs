@@ -38,10 +38,14 @@ impl WeightedAdapter {
         let of_kind = |name: &str| name.contains(&format!(".{}", spec.tensor_prefix()));
         let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
         let mut changes: BTreeMap<String, Vec<TensorChange>> = BTreeMap::new();
-        for (name, update) in spec.updates(&modules, tensors, &origin)? {
+        for (name, update) in spec.updates_on(base, &modules, tensors, &origin)? {
+            if update.is_optional() && base.shape(&name).is_none() {
+                continue;
+            }
             changes.entry(name).or_default().push(TensorChange::Update { update, weight });
         }
-        for (name, tensor) in tensors.iter().filter(|(name, _)| spec.module_of(name).is_none()) {
+        let shared = |name: &String| spec.shared_tensor_names().contains(&name.as_str());
+        for (name, tensor) in tensors.iter().filter(|(name, _)| spec.module_of(name).is_none() && !shared(name)) {
             let tensor = tensor.shallow_clone();
             if let Some(module) = name.strip_suffix(BASE_LAYER) {
                 let changed = format!("{module}.weight");
@@ -167,6 +171,9 @@ impl<'a> MergedWeights<'a> {
         let merged = match self.changes.get(name).map(Vec::as_slice) {
             None => return Ok(base),
             // A complete replacement needs no arithmetic, which could round.
+            Some([TensorChange::Update { update, weight }]) if *weight == 1.0 && update.replacement().is_some() => {
+                update.replacement().expect("just asked").to_kind(Kind::Float)
+            }
             Some([TensorChange::Replacement { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
             Some(changes) => {
                 let mut sum = base.to_kind(Kind::Float).copy();

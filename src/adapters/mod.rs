@@ -3,28 +3,49 @@
 //! Adapters attach to layers while the model is being built, so that model families contain no code about them.
 //! Merging an adapter into weights needs only names and tensors, no model.
 
+pub mod adalora;
 mod base_layer;
+mod base_product;
+pub mod bias;
 mod cached;
 pub mod combine;
 pub mod file;
+pub mod ia3;
 pub mod kind;
+pub mod ln_tuning;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 pub mod merge;
 pub mod module_settings;
+mod module_tensors;
+pub mod oft;
 mod peft;
 pub mod plan;
+mod rank_settings;
 mod saved_module;
 pub mod spec;
 mod start;
 pub mod targets;
+pub mod training;
 pub mod update;
+pub mod vera;
 pub mod virtual_tokens;
 
+pub use adalora::AdaloraSpec;
+pub use bias::BiasSpec;
 pub use file::AdapterFile;
+pub use ia3::Ia3Spec;
 pub use kind::{AdapterKind, SCORE};
+pub use ln_tuning::LnTuningSpec;
+pub use loha::LohaSpec;
+pub use lokr::LokrSpec;
 pub use lora::{LoraInit, LoraSpec};
 pub use module_settings::ModuleSettings;
+pub use oft::OftSpec;
 pub use plan::ModulePlan;
 pub use spec::AdapterSpec;
 pub use targets::Targets;
+pub use training::TrainingPart;
+pub use vera::VeraSpec;
 pub use virtual_tokens::{PTuningSpec, PrefixTuningSpec, PromptTuningSpec};

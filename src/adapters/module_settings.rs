@@ -4,13 +4,19 @@ use super::targets::{ModuleRules, ModuleRulesMut, Targets};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::LazyLock;
+
+/// Every linear layer but the output head: what most kinds adapt if a recipe names no modules.
+pub(super) static ALL_LINEAR: LazyLock<Targets> = LazyLock::new(Targets::default);
 
 /// Which modules an adapter adapts or trains in full, and what it continues.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ModuleSettings {
-    /// `all-linear`, a regular expression for the whole module name, or a list of names or name endings.
-    pub targets: Targets,
+    /// `all-linear`, a regular expression for the whole module name, or a list of names or name endings. Left out: the
+    /// modules that this kind usually adapts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Targets>,
     /// Modules left out, written as `targets`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Targets>,
@@ -35,11 +41,12 @@ pub struct ModuleSettings {
 }
 
 impl ModuleSettings {
-    /// Returns the settings that select modules; `section` is the kind's in a recipe, such as `adapter.ia3`.
-    pub fn rules(&self, section: &'static str) -> ModuleRules<'_> {
+    /// Returns the settings that select modules; `section` is the kind's in a recipe, such as `adapter.ia3`, and `usual`
+    /// are its targets where none are given.
+    pub fn rules<'a>(&'a self, section: &'static str, usual: &'a Targets) -> ModuleRules<'a> {
         ModuleRules {
             section,
-            targets: &self.targets,
+            targets: self.targets.as_ref().unwrap_or(usual),
             exclude: self.exclude.as_ref(),
             layers: self.layers.as_deref(),
             layers_pattern: &self.layers_pattern,
@@ -48,14 +55,19 @@ impl ModuleSettings {
     }
 
     /// Returns the settings that select modules, to change them.
-    pub fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
+    pub fn rules_mut(&mut self, usual: &Targets) -> ModuleRulesMut<'_> {
         ModuleRulesMut {
-            targets: &mut self.targets,
+            targets: self.targets.get_or_insert_with(|| usual.clone()),
             exclude: &mut self.exclude,
             layers: &mut self.layers,
             layers_pattern: &mut self.layers_pattern,
             modules_to_save: &mut self.modules_to_save,
             fan_in_fan_out: &mut self.fan_in_fan_out,
         }
+    }
+    /// Returns true if the targets are a list of names and nothing else restricts them: for kinds whose PEFT config knows
+    /// no numbers of layers.
+    pub(super) fn has_names_alone(&self) -> bool {
+        matches!(self.targets, Some(Targets::Names(_))) && self.exclude.is_none() && self.layers.is_none()
     }
 }

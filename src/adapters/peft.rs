@@ -71,6 +71,22 @@ impl<'a> PeftConfig<'a> {
         self.get(key).map(|v| self.parse(key, list(v))).transpose()
     }
 
+    /// Returns a rank, which is between 1 and `most`; `usual` if the key is missing.
+    pub fn read_rank(&self, key: &str, usual: i64, most: i64) -> Result<i64> {
+        match self.read(key)?.unwrap_or(usual) {
+            rank if (1..=most).contains(&rank) => Ok(rank),
+            rank => Err(self.unsupported_value(key, &json!(rank), &format!("a rank is between 1 and {most}"))),
+        }
+    }
+
+    /// Returns the probability of a dropout; 0 if the key is missing.
+    pub fn read_dropout(&self, key: &str) -> Result<f64> {
+        match self.read(key)?.unwrap_or(0.0) {
+            p if (0.0..1.0).contains(&p) => Ok(p),
+            p => Err(self.unsupported_value(key, &json!(p), "dropout is a probability: at least 0 and below 1")),
+        }
+    }
+
     fn parse<T: DeserializeOwned>(&self, key: &str, value: Value) -> Result<T> {
         serde_json::from_value(value).map_err(|e| {
             Error::user(format!("{}: `{key}`: {e}", self.file.display()))
@@ -82,7 +98,7 @@ impl<'a> PeftConfig<'a> {
     pub fn module_settings(&self, default: &[&str]) -> Result<ModuleSettings> {
         let default = || Targets::Names(default.iter().map(|name| name.to_string()).collect());
         Ok(ModuleSettings {
-            targets: self.read("target_modules")?.unwrap_or_else(default),
+            targets: Some(self.read("target_modules")?.unwrap_or_else(default)),
             exclude: self.read("exclude_modules")?,
             layers: self.read_list("layers_to_transform")?,
             layers_pattern: self.read_list("layers_pattern")?.unwrap_or_default(),

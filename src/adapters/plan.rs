@@ -16,6 +16,17 @@ pub trait AdaptLayer {
     /// that the kind cannot adapt.
     fn adapt(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>>;
 
+    /// Returns true if a layer that the rules select is adapted. Only usual targets, which a recipe does not name, may
+    /// select more layers than a kind can adapt.
+    fn adapts(&self, _site: &AdapterSite) -> bool {
+        true
+    }
+
+    /// Registers the parameters that several layers share. Called after `check`.
+    fn register_shared(&self, _add: &mut RegisterParam) -> Result<()> {
+        Ok(())
+    }
+
     /// Called after all layers have been offered. Fails if settings of the kind's own selected nothing.
     fn check(&self) -> Result<()> {
         Ok(())
@@ -54,6 +65,18 @@ impl AdaptedLayer<'_, '_> {
         (self.add)(name, first, ParamRole::Trained)
     }
 
+    /// Registers a trained vector of factors or the like under its name within the module, whatever its shape, and returns
+    /// the tensor to compute with. Like norms and biases, it is not subject to weight decay.
+    pub fn trained_scale(&mut self, name: &str, first: Tensor) -> Tensor {
+        (self.add)(name, first, ParamRole::TrainedScale)
+    }
+
+    /// Returns a trained copy of the layer's weight and bias in place of them; the names of its parameters begin with
+    /// `prefix`.
+    pub fn trained_copy(&mut self, prefix: &str) -> Box<dyn Adapter> {
+        saved_module::attach_as(self.site, prefix, self.add)
+    }
+
     /// Registers a parameter that is saved with the adapter and not trained, and returns the tensor to compute with.
     pub fn frozen(&mut self, name: &str, value: Tensor) -> Tensor {
         (self.add)(name, value, ParamRole::Frozen)
@@ -68,6 +91,17 @@ impl AdaptedLayer<'_, '_> {
     /// Returns true if the settings are those of an adapter from disk.
     pub fn is_from_file(&self) -> bool {
         self.plan.origin.is_some()
+    }
+
+    /// Returns the shape of a linear layer's matrix: [out, in]. Fails for other layers; `title` is that of the kind.
+    pub fn linear_matrix(&self, title: &str) -> Result<[i64; 2]> {
+        match self.site.layer {
+            LayerKind::Linear => self.matrix(),
+            _ => Err(self.refusal(
+                &format!("{title} adapts linear layers only, without the output head"),
+                "name such layers in targets, or train this module in full with modules_to_save",
+            )),
+        }
     }
 
     /// Returns the error for a layer that the kind cannot adapt, with the reason and the next step.
@@ -115,6 +149,10 @@ impl AdapterPlan for ModulePlan {
         checked.map_err(|e| named(self.origin.as_deref(), e))
     }
 
+    fn register_shared(&self, add: &mut RegisterParam) -> Result<()> {
+        self.layers.register_shared(add)
+    }
+
     fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
         Ok(match self.selection.adaptation(site.name, site.layer) {
             None => None,
@@ -126,6 +164,7 @@ impl AdapterPlan for ModulePlan {
                 ));
             }
             Some(ModuleAdaptation::Save) => Some(saved_module::attach(site, add)),
+            Some(ModuleAdaptation::Adapted) if !self.layers.adapts(site) => None,
             Some(ModuleAdaptation::Adapted) => Some(self.layers.adapt(&mut AdaptedLayer { site, add, plan: self })?),
         })
     }

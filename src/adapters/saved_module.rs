@@ -28,8 +28,13 @@ impl Adapter for FullyTrainedModule {
 
 /// Attaches a float32 copy of the layer's weight and bias, which is trained in place of them.
 pub(super) fn attach(site: &AdapterSite, add: &mut RegisterParam) -> Box<dyn Adapter> {
+    attach_as(site, "", add)
+}
+
+/// Does the same; the names of the parameters begin with `prefix`.
+pub(super) fn attach_as(site: &AdapterSite, prefix: &str, add: &mut RegisterParam) -> Box<dyn Adapter> {
     let copy = |t: &Tensor| t.to_kind(Kind::Float).copy();
-    let weight = add("weight", copy(&site.weight.dense(site.weight.kind())), ParamRole::Trained);
-    let bias = site.bias.map(|b| add("bias", copy(b), ParamRole::Trained));
+    let weight = add(&format!("{prefix}weight"), copy(&site.weight.dense(site.weight.kind())), ParamRole::Trained);
+    let bias = site.bias.map(|b| add(&format!("{prefix}bias"), copy(b), ParamRole::Trained));
     Box::new(FullyTrainedModule { weight, bias })
 }

@@ -1,7 +1,15 @@
 //! The list of the kinds of adapters.
 
+use super::adalora::AdaloraSpec;
+use super::bias::BiasSpec;
+use super::ia3::Ia3Spec;
 use super::kind::AdapterKind;
+use super::ln_tuning::LnTuningSpec;
+use super::loha::LohaSpec;
+use super::lokr::LokrSpec;
 use super::lora::LoraSpec;
+use super::oft::OftSpec;
+use super::vera::VeraSpec;
 use super::virtual_tokens::{PTuningSpec, PrefixTuningSpec, PromptTuningSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +27,23 @@ pub enum AdapterSpec {
     PTuning(PTuningSpec),
     /// Prefix tuning (Li and Liang 2021, arXiv 2101.00190).
     PrefixTuning(PrefixTuningSpec),
+    /// Factors on the outputs of keys and values and on the inputs of the MLP's last layer (IA3: Liu et al. 2022, arXiv
+    /// 2205.05638).
+    Ia3(Ia3Spec),
+    /// Trains the norms alone (LayerNorm tuning: Zhao et al. 2023, arXiv 2312.11420).
+    LnTuning(LnTuningSpec),
+    /// Trains the biases alone (BitFit: Ben Zaken et al. 2021, arXiv 2106.10199).
+    Bias(BiasSpec),
+    /// Random shared projections with trained vectors (VeRA: Kopiczko et al. 2023, arXiv 2310.11454).
+    Vera(VeraSpec),
+    /// The elementwise product of two low-rank matrices (LoHa: Hyeon-Woo et al. 2021, arXiv 2108.06098).
+    Loha(LohaSpec),
+    /// A Kronecker product (LoKr: Edalati et al. 2022, arXiv 2212.10650).
+    Lokr(LokrSpec),
+    /// Rotations of blocks of the inputs (OFT: Qiu et al. 2023, arXiv 2306.07280).
+    Oft(OftSpec),
+    /// Low-rank updates whose ranks fall during training (AdaLoRA: Zhang et al. 2023, arXiv 2303.10512).
+    Adalora(AdaloraSpec),
 }
 
 impl AdapterSpec {
@@ -40,6 +65,14 @@ impl Deref for AdapterSpec {
             Self::PromptTuning(spec) => spec,
             Self::PTuning(spec) => spec,
             Self::PrefixTuning(spec) => spec,
+            Self::Ia3(spec) => spec,
+            Self::LnTuning(spec) => spec,
+            Self::Bias(spec) => spec,
+            Self::Vera(spec) => spec,
+            Self::Loha(spec) => spec,
+            Self::Lokr(spec) => spec,
+            Self::Oft(spec) => spec,
+            Self::Adalora(spec) => spec,
         }
     }
 }
@@ -51,6 +84,14 @@ impl DerefMut for AdapterSpec {
             Self::PromptTuning(spec) => spec,
             Self::PTuning(spec) => spec,
             Self::PrefixTuning(spec) => spec,
+            Self::Ia3(spec) => spec,
+            Self::LnTuning(spec) => spec,
+            Self::Bias(spec) => spec,
+            Self::Vera(spec) => spec,
+            Self::Loha(spec) => spec,
+            Self::Lokr(spec) => spec,
+            Self::Oft(spec) => spec,
+            Self::Adalora(spec) => spec,
         }
     }
 }

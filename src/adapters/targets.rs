@@ -62,7 +62,8 @@ fn ends_with(name: &str, ending: &str) -> bool {
     name.strip_suffix(ending).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
-fn regex(full: &str, shown: &str, key: &str) -> Result<Regex> {
+/// Compiles `full`; `shown` is what was written under `key`, for errors.
+pub(super) fn regex(full: &str, shown: &str, key: &str) -> Result<Regex> {
     Regex::new(full).map_err(|e| {
         Error::user(format!("{key}: `{shown}` is not a regular expression: {e}"))
             .hint("a list of names needs brackets: [q_proj, v_proj]")

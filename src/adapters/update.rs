@@ -13,6 +13,16 @@ pub trait WeightUpdate {
     /// Returns the shape of the change, for errors.
     fn shape(&self) -> String;
 
+    /// Returns true if the base may lack the tensor, which then is not added: the bias of a layer that has none.
+    fn is_optional(&self) -> bool {
+        false
+    }
+
+    /// Returns the tensor that takes the place of the base's, if the change is that.
+    fn replacement(&self) -> Option<&Tensor> {
+        None
+    }
+
     /// Returns the change as a product of two factors, if it is one whatever the base: such changes can be added up in
     /// one adapter.
     fn low_rank(&self) -> Option<&LowRankUpdate> {
@@ -53,5 +63,80 @@ impl WeightUpdate for LowRankUpdate {
 
     fn low_rank(&self) -> Option<&LowRankUpdate> {
         Some(self)
+    }
+}
+
+/// Multiplies the rows or columns of a weight, or the entries of a bias, by factors.
+pub struct ScaleUpdate {
+    /// (out, 1) factors of a weight's rows, (1, in) factors of its columns, or (out) factors of a bias.
+    pub scale: Tensor,
+}
+
+impl WeightUpdate for ScaleUpdate {
+    fn add(&self, sum: &mut Tensor, base: &Tensor, factor: f64, transposed: bool) {
+        let more = (self.scale.to_kind(Kind::Float) - 1.0) * factor;
+        let more = if transposed && more.dim() == 2 { more.tr() } else { more };
+        let _ = sum.addcmul_(&base.to_kind(Kind::Float), &more);
+    }
+
+    fn fits(&self, shape: &[i64], transposed: bool) -> bool {
+        match (self.scale.size().as_slice(), shape) {
+            ([n], [size]) => n == size,
+            ([rows, columns], [first, second]) => {
+                let (outputs, inputs) = if transposed { (second, first) } else { (first, second) };
+                (*rows == *outputs && *columns == 1) || (*rows == 1 && *columns == *inputs)
+            }
+            _ => false,
+        }
+    }
+
+    fn shape(&self) -> String {
+        format!("{:?}", self.scale.size())
+    }
+
+    fn is_optional(&self) -> bool {
+        self.scale.dim() == 1
+    }
+}
+
+/// Replaces a tensor.
+pub struct ReplacementUpdate(pub Tensor);
+
+impl WeightUpdate for ReplacementUpdate {
+    fn add(&self, sum: &mut Tensor, base: &Tensor, factor: f64, _transposed: bool) {
+        *sum += (self.0.to_kind(Kind::Float) - base.to_kind(Kind::Float)) * factor;
+    }
+
+    fn fits(&self, shape: &[i64], _transposed: bool) -> bool {
+        self.0.size() == shape
+    }
+
+    fn shape(&self) -> String {
+        format!("{:?}", self.0.size())
+    }
+
+    fn replacement(&self) -> Option<&Tensor> {
+        Some(&self.0)
+    }
+}
+
+/// Adds a matrix (out, in) to a weight, or a vector (out) to a bias.
+pub struct SumUpdate(pub Tensor);
+
+impl WeightUpdate for SumUpdate {
+    fn add(&self, sum: &mut Tensor, _base: &Tensor, factor: f64, transposed: bool) {
+        let more = self.0.to_kind(Kind::Float) * factor;
+        *sum += if transposed && more.dim() == 2 { more.tr() } else { more };
+    }
+
+    fn fits(&self, shape: &[i64], transposed: bool) -> bool {
+        match (self.0.size().as_slice(), shape) {
+            ([outputs, inputs], [first, second]) if transposed => (inputs, outputs) == (first, second),
+            (ours, theirs) => ours == theirs,
+        }
+    }
+
+    fn shape(&self) -> String {
+        format!("{:?}", self.0.size())
     }
 }

@@ -97,8 +97,12 @@ pub struct AdapterSite<'a> {
 pub enum ParamRole {
     /// Trained: it becomes a float32 leaf.
     Trained,
+    /// Trained, as factors or differences of single features: like norms and biases, without weight decay.
+    TrainedScale,
     /// Kept unchanged and saved with the adapter.
     Frozen,
+    /// Kept unchanged and not saved, because it is computed from the settings.
+    Constant,
 }
 
 /// Callback that registers an adapter's parameter under its name within the module, and returns the tensor to compute
@@ -124,4 +128,9 @@ pub trait AdapterPlan {
 
     /// Called after all layers have been offered; an error if the rules name a module that does not exist.
     fn check(&self) -> Result<()>;
+
+    /// Called after `check`: registers the parameters that several layers share, by their names in the adapter's file.
+    fn register_shared(&self, _add: &mut RegisterParam) -> Result<()> {
+        Ok(())
+    }
 }

@@ -126,6 +126,21 @@ impl<'w> ModelBuilder<'w> {
         }
     }
 
+    /// Registers a parameter of adapter `id`, for a layer of kind `layer`. Returns the tensor to compute with.
+    fn register(&self, id: usize, layer: LayerKind, name: String, t: Tensor, role: ParamRole) -> Tensor {
+        let transposed = self.transposed(&name); // a copy of the base's weight is stored in the base's layout
+        let t = if transposed { t.tr().contiguous() } else { t };
+        let t = t.to_device(self.device);
+        let t = match role {
+            ParamRole::Trained | ParamRole::TrainedScale => t.to_kind(Kind::Float).set_requires_grad(true),
+            ParamRole::Frozen => t,
+            ParamRole::Constant => return t,
+        };
+        let (tensor, scale) = (t.shallow_clone(), role == ParamRole::TrainedScale);
+        self.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(id), transposed, scale });
+        if transposed { transposed_view(&t) } else { t }
+    }
+
     /// Declares that the output head shares the embedding's weight.
     pub fn tie_head(&self) {
         self.tied.set(true);
@@ -146,23 +161,10 @@ impl<'w> ModelBuilder<'w> {
         };
         let attach = |(id, adapter): (usize, &&dyn AdapterPlan)| {
             let mut add =
-                |name: &str, t: Tensor, role: ParamRole| self.register(id, name.into(), LayerKind::Embedding, t, role);
+                |name: &str, t: Tensor, role: ParamRole| self.register(id, LayerKind::Embedding, name.into(), t, role);
             adapter.virtual_tokens(sizes, &table, &mut add)
         };
         self.adapters.iter().enumerate().map(attach).collect()
-    }
-
-    /// Records an adapter's parameter under its full name and returns the tensor to compute with.
-    fn register(&self, adapter: usize, name: String, layer: LayerKind, t: Tensor, role: ParamRole) -> Tensor {
-        let transposed = self.transposed(&name); // a copy of the base's weight is stored in the base's layout
-        let t = if transposed { t.tr().contiguous() } else { t };
-        let t = match role {
-            ParamRole::Trained => t.to_device(self.device).to_kind(Kind::Float).set_requires_grad(true),
-            ParamRole::Frozen => t.to_device(self.device),
-        };
-        let tensor = t.shallow_clone();
-        self.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(adapter), transposed });
-        if transposed { transposed_view(&t) } else { t }
     }
 
     /// Ends the building. Fails if tensors were missing or had the wrong shape (the error lists up to 20), if an
@@ -182,8 +184,11 @@ impl<'w> ModelBuilder<'w> {
         if let Some(e) = self.error.take() {
             return Err(e);
         }
-        for adapter in &self.adapters {
+        for (id, adapter) in self.adapters.iter().enumerate() {
             adapter.check()?;
+            // Parameters of several layers count as those of linear layers.
+            let mut add = |name: &str, t: Tensor, role| self.register(id, LayerKind::Linear, name.into(), t, role);
+            adapter.register_shared(&mut add)?;
         }
         let used = self.used.take();
         let unused = match self.source {
@@ -347,7 +352,7 @@ impl ModuleScope<'_> {
             cast(&tensor.to_device(b.device), b.kind)
         };
         let kept = tensor.shallow_clone();
-        b.store.borrow_mut().add(Param { name: full, tensor: kept, layer, adapter: None, transposed });
+        b.store.borrow_mut().add(Param { name: full, tensor: kept, layer, adapter: None, transposed, scale: false });
         if transposed { transposed_view(&tensor) } else { tensor }
     }
 
@@ -357,9 +362,7 @@ impl ModuleScope<'_> {
         let site = AdapterSite { name: &self.path, layer, weight, bias, tied };
         let mut list = Vec::new();
         for (id, adapter) in b.adapters.iter().enumerate() {
-            let mut add = |name: &str, t: Tensor, role: ParamRole| {
-                b.register(id, format!("{}.{name}", self.path), layer, t, role)
-            };
+            let mut add = |name: &str, t: Tensor, role| b.register(id, layer, format!("{}.{name}", self.path), t, role);
             match adapter.attach(&site, &mut add) {
                 Ok(Some(a)) => list.push((id, a)),
                 Ok(None) => {}

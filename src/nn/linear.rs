@@ -39,11 +39,15 @@ impl Linear {
         if is_decoding() {
             return layers.map(|l| l.forward_alone(l.adapters.active(), &input.x));
         }
-        let forms = layers.map(|l| l.joint_form());
-        let parts = layers.iter().zip(&forms).filter_map(|(l, form)| Some(l.joint_layer(form.as_ref()?)));
+        let (forms, biases) = (layers.map(|l| l.joint_form()), layers.map(|l| l.bias()));
+        let parts = layers.iter().zip(&forms).zip(&biases);
+        let parts = parts.filter_map(|((l, form), bias)| Some(l.joint_layer(form.as_ref()?, bias.as_ref())));
         let mut products = joint_linear::products(&input, None, &parts.collect::<Vec<_>>()).into_iter();
         std::array::from_fn(|i| match &forms[i] {
-            Some(form) => layers[i].scaled(products.next().expect("a product for each joint layer"), form),
+            Some(form) => {
+                let y = products.next().expect("a product for each joint layer");
+                scaled(y, form, biases[i].as_ref())
+            }
             None => layers[i].forward_alone(layers[i].adapters.active(), &input.x),
         })
     }
@@ -57,24 +61,19 @@ impl Linear {
         }
     }
 
-    fn joint_layer<'a>(&'a self, form: &'a JointForm<'a>) -> JointLayer<'a> {
+    /// Returns the bias under the active adapter.
+    fn bias(&self) -> Option<Tensor> {
+        let bias = self.dense.bias.as_ref()?;
+        Some(self.adapters.active().map_or_else(|| bias.shallow_clone(), |adapter| adapter.merged_bias(bias)))
+    }
+
+    fn joint_layer<'a>(&'a self, form: &'a JointForm<'a>, bias: Option<&'a Tensor>) -> JointLayer<'a> {
         // Also those that are not active: see `JointLayer::joinable`.
         let each = |a: &dyn Adapter| a.joint_form(true).is_some_and(|form| form.joinable());
         let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| each(&**a));
         // The bias is not scaled with the outputs, so that it is added after it.
-        let bias = self.dense.bias.as_ref().filter(|_| form.output_scale.is_none());
+        let bias = bias.filter(|_| form.output_scale.is_none());
         JointLayer { weight: &self.dense.weight, bias, update: form.update.as_ref().map(LowRank::reborrow), joinable }
-    }
-
-    /// Applies the scale of a joint form to the products y (T, out) and adds the bias.
-    fn scaled(&self, y: Tensor, form: &JointForm) -> Tensor {
-        let Some(scale) = &form.output_scale else { return y };
-        let kind = y.kind();
-        let y = y * cast(scale, kind);
-        match (&self.dense.bias, self.adapters.active()) {
-            (Some(bias), Some(adapter)) => y + cast(&adapter.merged_bias(bias), kind),
-            _ => y,
-        }
     }
 
     /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
@@ -86,4 +85,20 @@ impl Linear {
     pub fn outputs(&self) -> i64 {
         self.dense.weight.outputs()
     }
+}
+
+/// Applies the scale of a joint form to the products y (T, out) and adds the bias, if there is a scale.
+fn scaled(y: Tensor, form: &JointForm, bias: Option<&Tensor>) -> Tensor {
+    let Some(scale) = &form.output_scale else { return y };
+    let y = scale_outputs(&y, scale);
+    match bias {
+        Some(bias) => &y + cast(bias, y.kind()),
+        None => y,
+    }
+}
+
+/// Multiplies outputs (T, out) by factors (out) in float32 and rounds once: factors near 1 would lose most of what
+/// distinguishes them from 1 in bfloat16.
+pub fn scale_outputs(y: &Tensor, scale: &Tensor) -> Tensor {
+    (y * scale).to_kind(y.kind())
 }

@@ -27,6 +27,7 @@ pub mod ops;
 pub mod params;
 pub mod pass;
 pub mod randomness;
+pub mod recomputed;
 pub mod rope;
 pub mod safetensors;
 pub mod tokens;

@@ -31,6 +31,8 @@ pub struct Param {
     pub adapter: Option<usize>,
     /// True for a linear layer's weight that is stored as in its file, (in, out), and used as (out, in).
     pub transposed: bool,
+    /// True for factors or differences of single features, whatever their shape.
+    pub scale: bool,
 }
 
 impl Param {
@@ -39,9 +41,10 @@ impl Param {
         self.tensor.requires_grad()
     }
 
-    /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension.
+    /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension, and factors of single
+    /// features may be written as a row or column.
     pub fn is_matrix(&self) -> bool {
-        self.tensor.dim() >= 2 && self.layer != LayerKind::Norm
+        self.tensor.dim() >= 2 && self.layer != LayerKind::Norm && !self.scale
     }
 }
 

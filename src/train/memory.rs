@@ -4,7 +4,7 @@ use super::optim;
 use super::prepare::Prepared;
 use super::prepare::formats::result_kind;
 use crate::adapters::AdapterSpec;
-use crate::adapters::kind::AdapterActivations;
+use crate::adapters::kind::{AdapterActivations, ModuleMemory};
 use crate::machine;
 use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model, layer_number};
@@ -14,7 +14,7 @@ use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::Device;
 
 /// Predicted needs of a run, in bytes.
@@ -145,9 +145,10 @@ impl RunShape<'_> {
         // Numbers that a layer keeps for its backward pass besides attention's, per token: the inputs of two norms; the
         // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
         // and the masked input.
-        let numbers = 2 * d + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 };
-        let layer = rows * self.width() * numbers + self.attention().kept;
         let depth = c.num_hidden_layers as u64;
+        let of_modules = self.module_memory().kept.div_ceil(depth);
+        let numbers = 2 * d + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 } + of_modules;
+        let layer = rows * self.width() * numbers + self.attention().kept;
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
             ReplayChoice::Layers(n) => depth.min(n as u64),
@@ -174,6 +175,32 @@ impl RunShape<'_> {
     /// Returns the rows that layers compute: the tokens of a packed row, and the virtual tokens before its segments.
     fn layer_rows(&self) -> u64 {
         self.row + self.segments() * self.adapter().virtual_rows
+    }
+
+    /// Returns what the adapters of all modules keep per token, and the most that one of them computes for a moment.
+    fn module_memory(&self) -> ModuleMemory {
+        let Some(spec) = &self.plan.recipe.adapter else { return ModuleMemory::default() };
+        let params = self.model.params();
+        let adapted: BTreeSet<&str> = params.adapter(0).filter_map(|p| spec.module_of(&p.name)).collect();
+        // Modules of one parent read the same input, but for those that end an attention or an MLP.
+        let ends = |last: &str| ["o_proj", "down_proj", "c_proj"].contains(&last);
+        let mut inputs: BTreeMap<(&str, bool), u64> = BTreeMap::new();
+        let mut sum = ModuleMemory::default();
+        for p in params.base() {
+            let Some(module) = p.name.strip_suffix(".weight").filter(|m| adapted.contains(m)) else { continue };
+            let Ok(shape) = <[i64; 2]>::try_from(p.tensor.size()).map(|shape| shape.map(|n| n as u64)) else {
+                continue;
+            };
+            let shape = if p.transposed { [shape[1], shape[0]] } else { shape };
+            let m = spec.module_memory(module, shape);
+            (sum.kept, sum.temporary) = (sum.kept + m.kept, sum.temporary.max(m.temporary));
+            if m.input {
+                let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
+                inputs.insert((parent, ends(last)), shape[1]);
+            }
+        }
+        sum.kept += inputs.values().sum::<u64>();
+        sum
     }
 
     /// Returns the memory of one layer's attention.
@@ -237,6 +264,7 @@ impl RunShape<'_> {
             return (kept + head + first).saturating_sub(trained.masters).max(last);
         }
         let backward = (self.layer_rows() * (3 * f + 2 * d) * width).max(self.attention().temporary);
+        let backward = backward + 4 * self.module_memory().temporary;
         kept + head.max(backward)
     }
 

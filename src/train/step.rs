@@ -6,11 +6,13 @@
 //! has finished long ago. Invariant: a step whose loss or gradient norm is not finite changes no weight. If the update
 //! rule allows it, a number on the GPU decides that; otherwise the host reads loss and norm before the update.
 
-use super::checkpoint::{Checkpoints, TrainingState};
+use super::checkpoint::{Checkpoints, MethodState, TrainingState};
 use super::optim::Optimiser;
 use super::schedule::LearningRate;
+use crate::adapters::TrainingPart;
 use crate::error::{Error, Result};
 use crate::methods::contract::{Means, Method, TrainingStep};
+use crate::methods::parts::TRAINED_ADAPTER;
 use crate::models::loss::MetricNames;
 use crate::models::non_finite::FirstNonFinite;
 use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
@@ -29,6 +31,8 @@ pub struct Stepper<'a> {
     pub lr: LearningRate,
     /// The optimiser.
     pub optim: Optimiser,
+    /// What the adapter's kind does in training besides computing its layers.
+    adapter: Option<Box<dyn TrainingPart>>,
     /// Progress of the run.
     pub state: TrainingState,
     /// The last step, if its numbers were not returned yet.
@@ -118,14 +122,37 @@ impl<'a> Stepper<'a> {
         let recipe = &plan.recipe;
         let mut optim =
             Optimiser::with_extra_parameters(model.params(), &method.parameters(), &recipe.optim, recipe.run.seed)?;
+        let id = model.adapter_id(TRAINED_ADAPTER);
+        let mut adapter = match recipe.adapter.as_ref().zip(id) {
+            Some((spec, id)) => spec.training(&mut model.params().adapter(id), total)?,
+            None => None,
+        };
+        if adapter.is_some() && optim.has_averages() {
+            return Err(Error::user("the result of optim would be averaged weights, which bring removed ranks back")
+                .hint("remove optim.ema and kind: schedule_free, or train another kind of adapter"));
+        }
         if state.step > 0 {
             let extra = checkpoints.restore(state.step, model, &mut optim)?;
+            let (of_adapter, of_method): (MethodState, MethodState) =
+                extra.into_iter().partition(|(name, _)| name.starts_with(OF_ADAPTER));
+            let short = |(name, t): (String, Tensor)| (name[OF_ADAPTER.len()..].to_string(), t);
+            if let Some(adapter) = &mut adapter {
+                adapter.restore(&of_adapter.into_iter().map(short).collect())?;
+            }
             method.rewind(state.cursor)?;
-            method.restore(extra)?;
+            method.restore(of_method)?;
         }
         let lr = LearningRate::new(&recipe.optim, plan.lr(), total);
         let (running, computed, settled) = (None, false, Instant::now());
-        Ok(Self { plan, model, lr, optim, state, running, computed, settled })
+        Ok(Self { plan, model, lr, optim, adapter, state, running, computed, settled })
+    }
+
+    /// Returns the tensors of a checkpoint that are neither weights nor the optimiser's: those of the method and of the
+    /// adapter's kind.
+    pub fn other_state(&self, method: &dyn Method) -> MethodState {
+        let of_adapter = self.adapter.iter().flat_map(|adapter| adapter.state());
+        let of_adapter = of_adapter.map(|(name, t)| (format!("{OF_ADAPTER}{name}"), t));
+        method.state().into_iter().chain(of_adapter).collect()
     }
 
     /// Executes the next step of the method and returns its numbers.
@@ -157,6 +184,10 @@ impl<'a> Stepper<'a> {
             metrics.merge(self.model.learn(&*b, items, replay)?);
         }
         self.optim.add_earlier_gradients()?;
+        if let Some((name, term)) = self.adapter.as_ref().and_then(|adapter| adapter.penalty()) {
+            native::backward(&[&term], &[&term.ones_like()])?;
+            metrics.add(name, &term, 1.0);
+        }
         Ok(ComputedStep { began, items, epoch, tokens, means, metrics })
     }
 
@@ -176,7 +207,8 @@ impl<'a> Stepper<'a> {
         let scalars: Vec<&Tensor> = std::iter::once(&norm).chain(scalars).collect();
         let loss = names.position(LOSS).map(|i| i + 1);
         let mut weights = None;
-        let numbers = if self.optim.can_skip() {
+        // The adapter's part must know whether the step counts.
+        let numbers = if self.optim.can_skip() && self.adapter.is_none() {
             let numbers = native::stack_scalars(&scalars);
             self.optim.step_unless(lr, Some(&not_finite(&numbers, loss)))?;
             weights = sample(self.state.step + 1);
@@ -186,6 +218,9 @@ impl<'a> Stepper<'a> {
             let numbers = native::read_scalars(&scalars);
             if loss.is_some_and(|loss| numbers[0].is_finite() && numbers[loss].is_finite()) {
                 self.optim.step(lr)?;
+                if let Some(adapter) = &mut self.adapter {
+                    adapter.after_update(self.state.step + 1);
+                }
             }
             StepNumbers::Here(numbers)
         };
@@ -263,6 +298,9 @@ impl<'a> Stepper<'a> {
         })
     }
 }
+
+/// What the names of the tensors of the adapter's kind begin with in a checkpoint.
+const OF_ADAPTER: &str = "adapter/";
 
 /// The name of the loss among the metrics.
 const LOSS: &str = "loss";

@@ -164,7 +164,12 @@ impl<'a> TrainingLoop<'a> {
         // A signal may also have come during the validation.
         let interrupted = interrupted || (self.is_due() && self.stop.load(Ordering::Relaxed));
         if self.is_multiple(run.save_every) || better || done || interrupted {
-            self.checkpoints.save(self.stepper.model, &self.stepper.optim, &method.state(), &self.stepper.state)?;
+            self.checkpoints.save(
+                self.stepper.model,
+                &self.stepper.optim,
+                &self.stepper.other_state(method),
+                &self.stepper.state,
+            )?;
         }
         if interrupted && step < self.total {
             return Err(Error::interrupted(format!("stopped by a signal; step {step} of {} is saved", self.total))

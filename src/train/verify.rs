@@ -88,7 +88,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<RunVerification> {
             verdict.steps_compared += 1;
         }
         if found.is_none() && good.iter().any(|s| s.step == step) {
-            found = checkpoints.first_difference(step, &model, &at.optim, &method.state())?;
+            found = checkpoints.first_difference(step, &model, &at.optim, &at.other_state(&*method))?;
             verdict.checkpoints_compared.push(step);
         }
         if found.is_some() {

@@ -58,7 +58,7 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         rank: config.read("r")?.unwrap_or(8),
         alpha: config.read("lora_alpha")?.unwrap_or(8.0),
         dropout: config.read("lora_dropout")?.unwrap_or(0.0),
-        targets,
+        targets: targets.unwrap_or_default(),
         exclude,
         layers,
         layers_pattern,

@@ -43,9 +43,10 @@ pub fn save_adapter(
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
     spec.set_base_sizes(model.sizes());
     spec.set_transposed(model.params().base().any(|p| p.transposed && module(p)));
+    let tensors = spec.publish(tensors);
     publish(folder, |temp| {
-        let named = tensors.iter().map(|(name, t)| (name.as_str(), t));
-        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, named)?;
+        let tensors = tensors.iter().map(|(name, t)| (name.as_str(), t));
+        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, tensors)?;
         if model.heads() == Heads::Score {
             let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
             write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;

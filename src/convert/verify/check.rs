@@ -4,6 +4,7 @@ use super::kind::{ExportKind, saved_kind, written_tensors};
 use super::logit_distance::{self, LogitDistance};
 use super::report::{self, ExportReport, ExportVerdict};
 use super::thresholds::{LogitThresholds, WeightChange};
+use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::models::{Heads, Model};
 use crate::nn::weight::cast;
@@ -19,7 +20,7 @@ pub fn verify(reference: &Model, folder: &Path, export: ExportKind) -> Result<Ex
             let name = reference.active_adapter().ok_or_else(|| Error::bug("verify: no adapter is switched on"))?;
             let id =
                 reference.adapter_id(name).ok_or_else(|| Error::bug("verify: the active adapter has no number"))?;
-            let tensors = reference.adapter_tensors(id);
+            let tensors = file::read(folder)?.spec.publish(reference.adapter_tensors(id));
             let expected = |name: &str| Ok(tensors.get(name).map(Tensor::shallow_clone));
             ExportCheck {
                 reference,

@@ -57,7 +57,9 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
             let merged = spec.why_not_merged().map_or(": ft merge makes a model it reads", |_| "");
             let other = format!("it reads no {}{merged}", spec.title());
             let no = |consumer| answer(consumer, vec![other.clone()], None);
-            vec![answer("PEFT", Vec::new(), None), no("vLLM"), no("llama.cpp")]
+            let modules = adapter.tensors.keys().filter_map(|n| spec.module_of(n)).collect();
+            let peft = spec.peft_refusal(&modules).into_iter().collect();
+            vec![answer("PEFT", peft, None), no("vLLM"), no("llama.cpp")]
         }
     }
 }

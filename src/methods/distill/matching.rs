@@ -85,6 +85,7 @@ impl LayerMatching {
             layer: LayerKind::Linear,
             adapter: None,
             transposed: false,
+            scale: false,
         };
         self.pairs().map(param).collect()
     }

@@ -23,7 +23,9 @@ pub struct ParameterInfo {
 impl ParameterInfo {
     /// Describes a parameter.
     pub fn of(p: &Param) -> Self {
-        Self { shape: p.tensor.size(), layer: p.layer, adapter: p.adapter.is_some(), transposed: p.transposed }
+        // Factors of single features are no matrices, however they are written.
+        let layer = if p.scale { LayerKind::Norm } else { p.layer };
+        Self { shape: p.tensor.size(), layer, adapter: p.adapter.is_some(), transposed: p.transposed }
     }
 
     /// Returns the number of elements.

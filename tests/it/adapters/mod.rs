@@ -1,4 +1,6 @@
 //! Tests of src/adapters.
 
+mod kinds;
 mod peft;
+mod peft_kinds;
 mod virtual_tokens;

@@ -10,4 +10,4 @@ mod profile;
 mod resume;
 mod suggest;
 mod trained_part;
-mod trajectories;
+pub mod trajectories;

@@ -1,20 +1,21 @@
 //! Compares whole training steps with torch's AdamW on transformers and PEFT models (tests/fixtures/README.md).
 
 use crate::support::*;
-use ft::adapters::file;
+use ft::adapters::{TrainingPart, file};
 use ft::models::{LayerReplay, Model};
 use ft::recipe::optim::OptimSection;
 use ft::train::optim::Optimiser;
 use std::collections::BTreeMap;
 use tch::Kind;
 
+/// A fixture of training steps.
 #[derive(serde::Deserialize)]
-struct Case {
+pub struct Case {
     model: String,
     optimiser: Recipe,
     batches: Vec<Vec<Sequence>>,
     batch_of_step: Vec<usize>,
-    steps: Vec<Step>,
+    pub steps: Vec<Step>,
     #[serde(default)]
     final_stride: i64,
     #[serde(default)]
@@ -32,11 +33,19 @@ struct Recipe {
     decayed: String,
 }
 
+/// What the reference has before an update.
 #[derive(serde::Deserialize)]
-struct Step {
+pub struct Step {
     loss: f64,
     grad_norm: f64,
     items: f64,
+}
+
+impl Case {
+    /// Returns the tolerance for final tensors.
+    pub fn allowed(&self) -> f64 {
+        self.float64_difference.allowed()
+    }
 }
 
 /// The difference between the reference in float32 and in float64.
@@ -54,8 +63,8 @@ impl Noise {
 }
 
 /// Takes the steps, each batch in micro-batches of two sequences, and compares loss and gradient norm before every
-/// update.
-fn train(name: &str, case: &Case, model: &Model, replay: LayerReplay) {
+/// update. `part` is what the adapter's kind does in training.
+pub fn train(name: &str, case: &Case, model: &Model, part: &mut Option<Box<dyn TrainingPart>>, replay: LayerReplay) {
     let Recipe { lr, betas, eps, max_norm, weight_decay, ref decayed } = case.optimiser;
     let decay_norms = decayed == "every trained tensor";
     let betas = [betas.0, betas.1];
@@ -70,12 +79,20 @@ fn train(name: &str, case: &Case, model: &Model, replay: LayerReplay) {
         for row in &rows {
             metrics.merge(model.learn(row, items, replay).unwrap());
         }
+        let term = part.as_ref().and_then(|part| part.penalty());
+        if let Some((_, term)) = &term {
+            term.backward();
+        }
         let (loss, norm) = (metrics.means()["loss"], optimiser.clip(max_norm).unwrap().double_value(&[]));
+        let loss = loss + term.map_or(0.0, |(_, term)| term.double_value(&[]));
         assert_number(&format!("{name}, step {i}: loss"), loss, expected.loss, 1e-4);
         assert_number(&format!("{name}, step {i}: gradient norm"), norm, expected.grad_norm, 1e-4);
         loss_gap = loss_gap.max((loss - expected.loss).abs());
         norm_gap = norm_gap.max((norm / expected.grad_norm - 1.0).abs());
         optimiser.step(lr).unwrap();
+        if let Some(part) = part {
+            part.after_update(i as u64 + 1);
+        }
         optimiser.zero_gradients();
     }
     println!("{name} {replay:?}: loss {loss_gap:e} apart, gradient norm {norm_gap:e} relative");
@@ -89,7 +106,7 @@ fn with_lora(name: &str) {
         let plan = initial.spec.plan().unwrap();
         let model = adapted(&fixture(&case.model), Kind::Float, &*plan);
         file::load_into(model.params().adapter(0), &initial.tensors, &folder).unwrap();
-        train(name, &case, &model, replay);
+        train(name, &case, &model, &mut None, replay);
         let expected = tensors(format!("training/{name}/final/{}", file::TENSORS));
         let ours: BTreeMap<String, _> = model
             .params()
@@ -110,7 +127,7 @@ fn in_full(name: &str) {
     let expected = tensors(format!("training/{name}/final.safetensors"));
     for replay in [LayerReplay::None, LayerReplay::All] {
         let model = whole(&fixture(&case.model), Kind::Float);
-        train(name, &case, &model, replay);
+        train(name, &case, &model, &mut None, replay);
         let mut worst = Gap::default();
         assert_eq!(model.params().trainable().count(), expected.len());
         for p in model.params().trainable() {
