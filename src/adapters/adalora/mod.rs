@@ -163,7 +163,7 @@ impl AdapterKind for AdaloraSpec {
     }
 
     fn activations(&self) -> AdapterActivations {
-        AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0 }
+        AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0, ..AdapterActivations::default() }
     }
 
     fn module_memory(&self, _module: &str, _shape: [u64; 2]) -> ModuleMemory {

@@ -31,6 +31,9 @@ use tch::Tensor;
 /// error; it would allocate huge tensors before anything else could refuse it.
 pub const MAX_VIRTUAL_TOKENS: i64 = 1 << 16;
 
+/// Virtual tokens adapt no module.
+static NO_TARGETS: Targets = Targets::Names(Vec::new());
+
 /// What a kind's settings say beside those of a recipe: it follows from a file or from the base.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VirtualContext {
@@ -47,7 +50,7 @@ pub struct VirtualContext {
 
 impl Default for VirtualContext {
     fn default() -> Self {
-        let modules = ModuleSettings { targets: Targets::Names(Vec::new()), ..ModuleSettings::default() };
+        let modules = ModuleSettings { targets: Some(NO_TARGETS.clone()), ..ModuleSettings::default() };
         Self { modules, declared: None, encoded: false, text_ids: Vec::new() }
     }
 }
@@ -144,11 +147,11 @@ impl<K: VirtualKind> AdapterKind for K {
     }
 
     fn rules(&self) -> ModuleRules<'_> {
-        self.context().modules.rules(K::NAME)
+        self.context().modules.rules(K::NAME, &NO_TARGETS)
     }
 
     fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.context_mut().modules.rules_mut()
+        self.context_mut().modules.rules_mut(&NO_TARGETS)
     }
 
     fn continues(&self) -> Option<&Path> {
