@@ -66,6 +66,12 @@ pub trait AdapterKind {
     /// Returns how the adapter attaches to one layer. Fails for invalid patterns.
     fn layers(&self) -> Result<Box<dyn AdaptLayer>>;
 
+    /// Returns the peak learning rate of supervised training that a recipe without one gets. Kinds with few parameters need
+    /// larger steps.
+    fn usual_lr(&self) -> f64 {
+        2e-4
+    }
+
     /// Returns the settings that must be equal in an adapter and the one that it continues, by their keys in a recipe.
     fn fixed_settings(&self) -> Vec<(&'static str, Value)>;
 

@@ -80,11 +80,11 @@ fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
     // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
     let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };
     // Adapters start at zero and tolerate ten times the rate of weights that are already trained.
-    let usual = match recipe.adapter {
-        // TRL's rate for the whole model, and ten times that rate for adapters.
-        Some(_) if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-5,
+    let usual = match &recipe.adapter {
+        // TRL's rate for the whole model, and ten times that rate for LoRA.
+        Some(adapter) if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-5 * (adapter.usual_lr() / 2e-4),
         None if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-6,
-        Some(_) => 2e-4,
+        Some(adapter) => adapter.usual_lr(),
         None if fresh => 6e-4,
         None => 2e-5,
     };
