@@ -71,6 +71,10 @@ impl AdapterKind for BiasSpec {
         Ok(Box::new(AttachBias { named: self.modules.targets.is_some(), any: Cell::new(false) }))
     }
 
+    fn usual_lr(&self) -> f64 {
+        2e-3
+    }
+
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
     }

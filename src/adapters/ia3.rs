@@ -101,6 +101,10 @@ impl AdapterKind for Ia3Spec {
         Ok(Box::new(AttachIa3 { feedforward: Feedforward::new(self)? }))
     }
 
+    fn usual_lr(&self) -> f64 {
+        1e-2
+    }
+
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         vec![] // the shapes of the tensors say which modules are feed-forward
     }

@@ -73,6 +73,12 @@ pub trait AdapterKind {
     /// Returns how the adapter attaches to one layer. Fails for invalid patterns.
     fn layers(&self) -> Result<Box<dyn AdaptLayer>>;
 
+    /// Returns the peak learning rate of supervised training that a recipe without one gets. Kinds with few parameters need
+    /// larger steps.
+    fn usual_lr(&self) -> f64 {
+        2e-4
+    }
+
     /// Returns the settings that must be equal in an adapter and the one that it continues, by their keys in a recipe.
     fn fixed_settings(&self) -> Vec<(&'static str, Value)>;
 
@@ -83,11 +89,6 @@ pub trait AdapterKind {
 
     /// Sets the probability with which inputs are dropped in training. Does nothing for a kind without dropout.
     fn set_dropout(&mut self, _probability: f64) {}
-
-    /// Returns the learning rate that suits supervised training if a recipe names none.
-    fn learning_rate(&self) -> f64 {
-        2e-4
-    }
 
     /// Returns why the adapter cannot be merged into weights; `None` if it can.
     fn why_not_merged(&self) -> Option<String> {

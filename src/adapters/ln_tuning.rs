@@ -66,6 +66,10 @@ impl AdapterKind for LnTuningSpec {
         Ok(Box::new(AttachLnTuning { named: self.modules.targets.is_some() }))
     }
 
+    fn usual_lr(&self) -> f64 {
+        2e-3
+    }
+
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
     }

@@ -72,6 +72,10 @@ impl AdapterKind for LohaSpec {
         Ok(Box::new(AttachLoha(self.ranks.modules(SECTION)?)))
     }
 
+    fn usual_lr(&self) -> f64 {
+        1e-3
+    }
+
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         self.ranks.fixed()
     }

@@ -4,7 +4,7 @@
 //! The layer never makes the update. If the inputs are written as a matrix X (inputs of W1, inputs of W2), the outputs are
 //! `W1 X W2^T`.
 
-use super::base_product::base_product;
+use super::base_product::{base_product, row_by_row};
 use super::cached::Cached;
 use super::kind::{AdapterKind, ModuleMemory};
 use super::module_settings::{ALL_LINEAR, ModuleSettings};
@@ -16,7 +16,7 @@ use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::{SumUpdate, WeightUpdate};
 use crate::error::Result;
 use crate::nn::recomputed::recomputed;
-use crate::nn::weight::{cast, is_decoding, product};
+use crate::nn::weight::{cast, is_decoding};
 use crate::nn::{Adapter, Dense};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,10 @@ impl AdapterKind for LokrSpec {
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
         Ok(Box::new(AttachLokr { ranks: self.ranks.modules(SECTION)?, spec: self.clone() }))
+    }
+
+    fn usual_lr(&self) -> f64 {
+        1e-3
     }
 
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
@@ -247,17 +251,10 @@ impl Adapter for Lokr {
         let (y, form) = (base_product(x, &base.weight, base.bias.as_ref()), self.form);
         let parts: Vec<&Tensor> = self.parts.iter().collect();
         if is_decoding() {
-            let [w1, w2] = self.cast.get(x.kind(), &parts, || form.factors(&self.parts));
-            let ([l, m], [k, n]) = (sides(&w1), sides(&w2));
-            let low = product(&x.reshape([-1, n]), &w2, None).view([-1, m, k]).transpose(1, 2); // (T, k, m)
-            let update = product(&low.reshape([-1, m]), &w1, None).view([-1, k, l]).transpose(1, 2); // (T, l, k)
-            return &y + update.reshape(y.size());
+            let factors = self.cast.get(x.kind(), &parts, || form.factors(&self.parts));
+            return &y + row_by_row(x, |x| update(x, &factors)).view_as(&y);
         }
-        let update = move |x: &Tensor, parts: &[Tensor]| {
-            let [w1, w2] = form.factors(parts).map(|t| cast(&t, x.kind()));
-            let ([l, m], [k, n]) = (sides(&w1), sides(&w2));
-            w1.matmul(&x.reshape([-1, m, n]).matmul(&w2.tr())).reshape([-1, l * k])
-        };
+        let update = move |x: &Tensor, parts: &[Tensor]| update(x, &form.factors(parts).map(|t| cast(&t, x.kind())));
         let update = recomputed(x, &parts, update);
         &y + update.view_as(&y)
     }
@@ -266,6 +263,12 @@ impl Adapter for Lokr {
         let [w1, w2] = self.form.factors(&self.parts);
         (weight.to_kind(Kind::Float) + w1.kron(&w2)).to_kind(weight.kind())
     }
+}
+
+/// Computes the update of x (T, in) from s W1 and W2: (T, out).
+fn update(x: &Tensor, [w1, w2]: &[Tensor; 2]) -> Tensor {
+    let ([l, m], [k, n]) = (sides(w1), sides(w2));
+    w1.matmul(&x.reshape([-1, m, n]).matmul(&w2.tr())).reshape([-1, l * k])
 }
 
 fn sides(matrix: &Tensor) -> [i64; 2] {

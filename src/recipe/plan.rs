@@ -81,10 +81,10 @@ fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
     let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };
     // Adapters start at zero and tolerate ten times the rate of weights that are already trained.
     let usual = match &recipe.adapter {
-        // TRL's rate for the whole model, and ten times that rate for adapters that start with 2e-4 otherwise.
-        Some(adapter) if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-5 * (adapter.learning_rate() / 2e-4),
+        // TRL's rate for the whole model, and ten times that rate for LoRA.
+        Some(adapter) if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-5 * (adapter.usual_lr() / 2e-4),
         None if matches!(recipe.method, MethodSpec::Ppo(_)) => 3e-6,
-        Some(adapter) => adapter.learning_rate(),
+        Some(adapter) => adapter.usual_lr(),
         None if fresh => 6e-4,
         None => 2e-5,
     };

@@ -150,6 +150,10 @@ impl AdapterKind for AdaloraSpec {
         Ok(Box::new(ModulePlan::of_file(&self.with_ranks_of(tensors), config)?.with_base_weights(tensors)))
     }
 
+    fn usual_lr(&self) -> f64 {
+        2e-3
+    }
+
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         vec![("rank", json!(self.rank)), ("alpha", json!(self.alpha))]
     }

@@ -4,7 +4,7 @@
 
 mod rotation;
 
-use super::base_product::base_product;
+use super::base_product::{base_product, row_by_row};
 use super::cached::Cached;
 use super::kind::{AdapterKind, ModuleMemory};
 use super::module_settings::{ALL_LINEAR, ModuleSettings};
@@ -17,7 +17,7 @@ use super::update::WeightUpdate;
 use crate::error::Result;
 use crate::nn::weight::is_decoding;
 use crate::nn::{Adapter, Dense};
-use rotation::{Cayley, block_diagonal, block_of, entries_of, identity, rotated, rotated_rows};
+use rotation::{Cayley, block_diagonal, block_of, entries_of, identity, rotated, rotated_by};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -94,6 +94,10 @@ impl AdapterKind for OftSpec {
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
         Ok(Box::new(AttachOft(self.clone())))
+    }
+
+    fn usual_lr(&self) -> f64 {
+        1e-3
     }
 
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
@@ -249,7 +253,7 @@ struct Oft {
     entries: Tensor,
     spec: OftSpec,
     block: i64,
-    /// For decoding: the rotations (r, b, b), float32.
+    /// For decoding: the rotations (r, b, b), cast.
     rotations: Cached,
 }
 
@@ -258,8 +262,8 @@ impl Adapter for Oft {
         let cayley = self.spec.cayley();
         let x = if is_decoding() {
             let rotations = || [cayley.rotations(&self.entries, self.block)];
-            let [rotations] = self.rotations.get(Kind::Float, &[&self.entries], rotations);
-            rotated_rows(x, &rotations)
+            let [rotations] = self.rotations.get(x.kind(), &[&self.entries], rotations);
+            row_by_row(x, |x| rotated_by(x, &rotations))
         } else {
             rotated(x, &self.entries, self.block, cayley)
         };

@@ -1,7 +1,7 @@
 //! Orthogonal matrices from skew-symmetric ones, and inputs rotated by them in blocks.
 
 use crate::nn::recomputed::recomputed;
-use crate::nn::weight::{cast, is_decoding};
+use crate::nn::weight::cast;
 use tch::{Device, Kind, Tensor};
 
 /// How a rotation is computed from a skew-symmetric matrix Q.
@@ -54,21 +54,14 @@ fn skew_symmetric(entries: &Tensor, block: i64) -> Tensor {
 /// Rotates x (T, in) in blocks of b: block i is multiplied from the right by the i-th rotation of `entries`, or by the only
 /// one if it is shared. The backward computes the rotations again.
 pub(super) fn rotated(x: &Tensor, entries: &Tensor, block: i64, cayley: Cayley) -> Tensor {
-    recomputed(x, &[entries], move |x, entries| {
-        let rotations = cast(&cayley.rotations(&entries[0], block), x.kind());
-        let blocks = x.reshape([-1, x.size()[x.dim() - 1] / block, block]).transpose(0, 1); // (in / b, T, b)
-        blocks.matmul(&rotations).transpose(0, 1).reshape(x.size())
-    })
+    recomputed(x, &[entries], move |x, entries| rotated_by(x, &cast(&cayley.rotations(&entries[0], block), x.kind())))
 }
 
-/// Rotates x (T, in) as [`rotated`] does by ready rotations (r, b, b), for decoding: a row's result does not depend on the
-/// other rows. Computes in float32.
-pub(super) fn rotated_rows(x: &Tensor, rotations: &Tensor) -> Tensor {
-    debug_assert!(is_decoding());
+/// Rotates x (T, in) by ready rotations (r, b, b) of its dtype.
+pub(super) fn rotated_by(x: &Tensor, rotations: &Tensor) -> Tensor {
     let block = rotations.size()[1];
-    let blocks = x.to_kind(Kind::Float).reshape([-1, x.size()[x.dim() - 1] / block, block, 1]);
-    let sum = (blocks * rotations).sum_dim_intlist([2i64].as_slice(), false, Kind::Float); // (T, in / b, b)
-    sum.reshape(x.size()).to_kind(x.kind())
+    let blocks = x.reshape([-1, x.size()[x.dim() - 1] / block, block]).transpose(0, 1); // (in / b, T, b)
+    blocks.matmul(rotations).transpose(0, 1).reshape(x.size())
 }
 
 /// Returns the rotations as one block-diagonal matrix D (in, in): the rotated x is x D.
@@ -106,7 +99,6 @@ pub(super) fn identity(blocks: i64, block: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::DecodingGuard;
 
     #[test]
     fn the_exact_transform_is_orthogonal_and_the_series_nearly() {
@@ -124,7 +116,7 @@ mod tests {
         assert!(Cayley::Neumann(5).rotations(&identity(3, 4), 4).get(2).equal(&one));
     }
 
-    /// All three ways to rotate agree, with rotations of their own and a shared one.
+    /// Both ways to rotate agree with the matrix, with rotations of their own and a shared one.
     #[test]
     fn rows_are_rotated_as_by_the_whole_matrix() {
         tch::manual_seed(3);
@@ -133,8 +125,7 @@ mod tests {
             let entries = Tensor::randn([blocks, 6], (Kind::Float, Device::Cpu)) * 0.3;
             let r = Cayley::Exact.rotations(&entries, 4);
             let expected = x.matmul(&block_diagonal(&r, 12));
-            let _decoding = DecodingGuard::begin();
-            for found in [rotated(&x, &entries, 4, Cayley::Exact), rotated_rows(&x, &r)] {
+            for found in [rotated(&x, &entries, 4, Cayley::Exact), rotated_by(&x, &r)] {
                 assert!(found.allclose(&expected, 1e-5, 1e-6, false));
             }
         }

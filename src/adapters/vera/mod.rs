@@ -91,6 +91,10 @@ impl AdapterKind for VeraSpec {
         Ok(Box::new(AttachVera { spec, largest: Cell::new([0, 0]), projections }))
     }
 
+    fn usual_lr(&self) -> f64 {
+        1e-2
+    }
+
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         vec![
             ("rank", json!(self.rank)),

@@ -166,7 +166,7 @@ impl<K: VirtualKind> AdapterKind for K {
         vec![("virtual_tokens", json!(self.count()))]
     }
 
-    fn learning_rate(&self) -> f64 {
+    fn usual_lr(&self) -> f64 {
         if self.has_encoder() { 1e-3 } else { 1e-2 }
     }
 

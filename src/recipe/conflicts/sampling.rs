@@ -23,7 +23,12 @@ pub fn check(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         let hint = "`sampling.prompts`, `answers` and `mini_batches` say how many make a step; remove it";
         mistakes.push(w.mistake_at(path, message, hint));
     }
-    let noises = [("adapter.lora.dropout", "dropout"), ("optim.neftune", "noise on the embeddings")];
+    let noises = [
+        ("adapter.lora.dropout", "dropout"),
+        ("adapter.vera.dropout", "dropout"),
+        ("adapter.adalora.dropout", "dropout"),
+        ("optim.neftune", "noise on the embeddings"),
+    ];
     for (path, what) in noises.into_iter().filter(|(p, _)| w.differs_from_default(p)) {
         let message = format!("`{path}`: with {what}, training sees other probabilities than sampling did");
         mistakes.push(w.mistake_at(path, message, "remove it"));

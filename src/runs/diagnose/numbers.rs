@@ -108,7 +108,7 @@ pub fn no_gradient(p: DiagnosisInput) -> Option<Diagnosis> {
         "No gradient reaches the trained weights."
     };
     let mut next = Vec::new();
-    if p.plan.recipe.adapter.is_some() {
+    if p.plan.recipe.adapter.as_ref().is_some_and(|adapter| adapter.as_lora().is_some()) {
         next.push(p.rerun_command("scaled", &[("adapter.lora.alpha", "32".into())]));
     }
     next.push(p.check_command());
@@ -130,7 +130,7 @@ pub fn no_update(p: DiagnosisInput) -> Option<Diagnosis> {
     if let Some(m) = moved {
         evidence.push(("trained tensors that moved", format!("{} of {}", m.tensors - m.unmoved, m.tensors)));
     }
-    let usual: f64 = if p.plan.recipe.adapter.is_some() { 2e-4 } else { 2e-5 };
+    let usual: f64 = p.plan.recipe.adapter.as_ref().map_or(2e-5, |adapter| adapter.usual_lr());
     let cause = if still {
         "The learning rate is zero: gradients are computed, but weights are not updated."
     } else {

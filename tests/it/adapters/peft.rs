@@ -276,7 +276,7 @@ fn options_that_change_numbers_are_refused_by_name() {
         ("some_option_of_next_year", json!(true)),
         ("task_type", json!("SEQ_CLS")), // the file lacks the classification head
         ("task_type", json!("TOKEN_CLS")),
-        ("peft_type", json!("IA3")),
+        ("peft_type", json!("POLY")),
     ];
     for (key, value) in refused {
         let mut raw = json!({"peft_type": "LORA", "target_modules": ["q_proj"]});

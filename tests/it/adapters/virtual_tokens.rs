@@ -91,11 +91,11 @@ impl Base {
 }
 
 fn case(name: &str) -> Case {
-    json(format!("kinds/{name}/expected.json"))
+    json(format!("virtual-tokens/{name}/expected.json"))
 }
 
 fn saved(name: &str) -> PathBuf {
-    fixture(format!("kinds/{name}/initial"))
+    fixture(format!("virtual-tokens/{name}/initial"))
 }
 
 /// Opens a base with the adapter that PEFT saved before training.
@@ -121,7 +121,7 @@ fn ids(case: &Case) -> Vec<&[u32]> {
 fn logits_equal_peft_alone_and_packed() {
     for name in CASES {
         let (case, model) = opened(name, Kind::Float);
-        let expected = tensors(format!("kinds/{name}/expected.safetensors"));
+        let expected = tensors(format!("virtual-tokens/{name}/expected.safetensors"));
         let rows = ids(&case);
         let wanted: Vec<&Tensor> = (0..rows.len()).map(|i| &expected[&format!("logits.{i}")]).collect();
         for (i, row) in rows.iter().enumerate() {
@@ -150,7 +150,7 @@ fn half_precision_is_near_float32_and_not_equal() {
 
 /// Returns the settings that train a case as PEFT did.
 fn trained_spec(name: &str) -> AdapterSpec {
-    let config: Value = json(format!("kinds/{name}/initial/adapter_config.json"));
+    let config: Value = json(format!("virtual-tokens/{name}/initial/adapter_config.json"));
     let virtual_tokens = config["num_virtual_tokens"].as_i64().unwrap();
     let encoder_hidden_size = config["encoder_hidden_size"].as_i64();
     match config["peft_type"].as_str().unwrap() {
@@ -171,7 +171,7 @@ fn trained_spec(name: &str) -> AdapterSpec {
 fn at_start(name: &str, case: &Case) -> Model {
     let plan = trained_spec(name).plan().unwrap();
     let model = adapted(Base::of(case).path(), Kind::Float, &*plan);
-    let start = tensors(format!("kinds/{name}/start.safetensors"));
+    let start = tensors(format!("virtual-tokens/{name}/start.safetensors"));
     let plain = model.params().adapter(0).any(|p| p.name == PROMPT_EMBEDDINGS);
     assert_eq!(model.params().adapter(0).count(), start.len(), "{name}");
     tch::no_grad(|| {
@@ -212,7 +212,7 @@ fn training_steps_equal_peft() {
                 optimiser.step(lr).unwrap();
                 optimiser.zero_gradients();
             }
-            let expected = tensors(format!("kinds/{name}/expected.safetensors"));
+            let expected = tensors(format!("virtual-tokens/{name}/expected.safetensors"));
             let bound = (10.0 * case.float64_difference.final_abs).max(2e-5);
             let ours = &model.adapter_tensors(0)[PROMPT_EMBEDDINGS];
             assert_within(&format!("{name} {replay:?}: final"), ours, &expected["final"], bound);
@@ -384,7 +384,7 @@ fn files_that_say_more_are_refused_by_name() {
     let refused = |name: &str, key: &str, value: Value| {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(saved(name).join(file::TENSORS), folder.path().join(file::TENSORS)).unwrap();
-        let mut config: Value = json(format!("kinds/{name}/initial/adapter_config.json"));
+        let mut config: Value = json(format!("virtual-tokens/{name}/initial/adapter_config.json"));
         config[key] = value;
         ft::fsutil::write_json(&folder.path().join(file::CONFIG), &config).unwrap();
         let base = fixture(case(name).model);
