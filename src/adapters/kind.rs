@@ -10,6 +10,7 @@
 //! tensor).
 
 use super::plan::{AdaptLayer, ModulePlan};
+use super::spec::AdapterSpec;
 use super::targets::{ModuleRules, ModuleRulesMut, ModuleSelection, Targets};
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -27,9 +28,14 @@ pub const SCORE: &str = "score";
 pub struct AdapterActivations {
     /// Width of the low-rank results of one linear layer.
     pub rank: u64,
+    /// True if each linear layer keeps its outputs, which are then scaled.
+    pub scaled_outputs: bool,
     /// True if each linear layer keeps a dropout mask and a masked input.
     pub dropout: bool,
 }
+
+/// Settings and tensors, by name, of an adapter as its files hold it.
+pub type PublishedAdapter = (AdapterSpec, BTreeMap<String, Tensor>);
 
 /// A kind of adapter, as its settings describe it.
 pub trait AdapterKind {
@@ -76,6 +82,22 @@ pub trait AdapterKind {
 
     /// Returns the names of a module's parameters in the kind's files, such as `lora_A.weight`.
     fn tensor_names(&self) -> &'static [&'static str];
+
+    /// Returns true for a tensor of the kind's files that belongs to no module that the rules select.
+    fn is_unselected_tensor(&self, _tensor: &str) -> bool {
+        false
+    }
+
+    /// Returns the factors of the learning rate of parameters, by a part of their name.
+    fn rate_factors(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+
+    /// Returns settings and tensors as the adapter's files hold them, given the tensors of the trained adapter; `None` if
+    /// they are those that are trained.
+    fn published(&self, _tensors: &BTreeMap<String, Tensor>) -> Result<Option<PublishedAdapter>> {
+        Ok(None)
+    }
 
     /// Returns the changes of the base's tensors, by name, that the tensors of the file `origin` make in `modules`. Fails
     /// for missing tensors and wrong shapes.

@@ -41,7 +41,8 @@ impl WeightedAdapter {
         for (name, update) in spec.updates(&modules, tensors, &origin)? {
             changes.entry(name).or_default().push(TensorChange::Update { update, weight });
         }
-        for (name, tensor) in tensors.iter().filter(|(name, _)| spec.module_of(name).is_none()) {
+        let remaining = |name: &str| spec.module_of(name).is_none() && !spec.is_unselected_tensor(name);
+        for (name, tensor) in tensors.iter().filter(|(name, _)| remaining(name)) {
             let tensor = tensor.shallow_clone();
             if let Some(module) = name.strip_suffix(BASE_LAYER) {
                 let changed = format!("{module}.weight");
@@ -104,6 +105,13 @@ impl TensorChange {
         }
     }
 
+    fn hint(&self) -> &'static str {
+        match self {
+            TensorChange::Update { update, .. } => update.hint(),
+            _ => "was the adapter trained on another base?",
+        }
+    }
+
     fn shape(&self) -> String {
         match self {
             TensorChange::Update { update, .. } => update.shape(),
@@ -145,7 +153,7 @@ impl<'a> MergedWeights<'a> {
                             origin.display(),
                             change.shape()
                         ))
-                        .hint("was the adapter trained on another base?"));
+                        .hint(change.hint()));
                     }
                 }
                 changes.entry(name).or_default().push(change);

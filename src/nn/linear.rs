@@ -3,6 +3,7 @@
 use super::adapter::{Adapter, JointForm, LayerAdapters};
 use super::joint_linear::{self, JointLayer, LowRank};
 use super::layer_input::LayerInput;
+use super::scale::scale_columns;
 use super::weight::{Dense, Weight, cast, is_decoding};
 use tch::Tensor;
 
@@ -50,26 +51,30 @@ impl Linear {
 
     /// Returns the layer in the form in which it is computed together with others; `None` if its active adapter has no
     /// such form.
-    fn joint_form(&self) -> Option<JointForm<'_>> {
+    fn joint_form(&self) -> Option<JointForm> {
         match self.adapters.active() {
             Some(adapter) => adapter.joint_form(self.adapters.train()),
             None => Some(JointForm { update: None, output_scale: None }),
         }
     }
 
-    fn joint_layer<'a>(&'a self, form: &'a JointForm<'a>) -> JointLayer<'a> {
+    fn joint_layer(&self, form: &JointForm) -> JointLayer<'_> {
         // Also those that are not active: see `JointLayer::joinable`.
-        let each = |a: &dyn Adapter| a.joint_form(true).is_some_and(|form| form.joinable());
-        let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| each(&**a));
+        let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| a.joinable());
         // The bias is not scaled with the outputs, so that it is added after it.
         let bias = self.dense.bias.as_ref().filter(|_| form.output_scale.is_none());
-        JointLayer { weight: &self.dense.weight, bias, update: form.update.as_ref().map(LowRank::reborrow), joinable }
+        JointLayer {
+            weight: &self.dense.weight,
+            bias,
+            update: form.update.as_ref().map(LowRank::shallow_clone),
+            joinable,
+        }
     }
 
     /// Applies the scale of a joint form to the products y (T, out) and adds the bias.
     fn scaled(&self, y: Tensor, form: &JointForm) -> Tensor {
         let Some(scale) = &form.output_scale else { return y };
-        let y = y * cast(scale, y.kind());
+        let y = scale_columns(&y, scale);
         match (&self.dense.bias, self.adapters.active()) {
             (Some(bias), Some(adapter)) => y + cast(&adapter.merged_bias(bias), y.kind()),
             _ => y,

@@ -29,6 +29,7 @@ pub mod pass;
 pub mod randomness;
 pub mod rope;
 pub mod safetensors;
+pub mod scale;
 pub mod tokens;
 pub mod weight;
 pub mod weights;

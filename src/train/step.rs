@@ -118,7 +118,7 @@ impl<'a> Stepper<'a> {
     ) -> Result<Self> {
         let recipe = &plan.recipe;
         let mut optim =
-            Optimiser::with_extra_parameters(model.params(), &method.parameters(), &recipe.optim, recipe.run.seed)?;
+            Optimiser::with_extra_parameters(model.params(), &method.parameters(), &plan.optim(), recipe.run.seed)?;
         if state.step > 0 {
             let extra = checkpoints.restore(state.step, model, &mut optim)?;
             method.rewind(state.cursor)?;

@@ -13,7 +13,7 @@ use super::folder::config_file::{dtype_keys, dtype_name, write_config};
 use super::folder::disk_space::check_disk_space;
 use super::verify::kind::{ExportKind, written_tensors};
 use super::verify::report::ExportReport;
-use super::verify::verify;
+use super::verify::{verify, verify_adapter};
 use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -24,8 +24,9 @@ use crate::nn::weight::cast;
 use crate::nn::weights;
 use adapter_folder::{with_named_targets, write_adapter_folder};
 use publish::{publish, tensor_entry};
+use std::collections::BTreeMap;
 use std::path::Path;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// Writes an adapter of `model` as a PEFT directory and verifies it. `base` is the folder of the model it was trained
 /// on.
@@ -37,18 +38,21 @@ pub fn save_adapter(
     folder: &Path,
 ) -> Result<ExportReport> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
-    let params = || model.params().adapter(id).map(|p| (p.name.as_str(), &p.tensor));
-    let adapted = params().filter_map(|(name, _)| spec.module_of(name)).collect();
-    let mut spec = with_named_targets(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
+    let trained: BTreeMap<String, Tensor> =
+        model.params().adapter(id).map(|p| (p.name.clone(), p.tensor.detach())).collect();
+    let (spec, tensors) = spec.published(&trained)?.unwrap_or_else(|| (spec.clone(), trained));
+    let adapted = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
+    let mut spec = with_named_targets(&spec, &adapted, model.params().base().map(|p| p.name.as_str()));
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
     spec.set_transposed(model.params().base().any(|p| p.transposed && module(p)));
     publish(folder, |temp| {
-        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, params())?;
+        let named = tensors.iter().map(|(name, t)| (name.as_str(), t));
+        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, named)?;
         if model.heads() == Heads::Score {
             let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
             write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;
         }
-        model.with_adapter(Some(adapter), |m| verify(m, temp, ExportKind::Adapter { base }))
+        model.with_adapter(Some(adapter), |m| verify_adapter(m, temp, base, &tensors))
     })
 }
 

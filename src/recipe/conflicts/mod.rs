@@ -4,6 +4,7 @@
 //! A setting that equals its default is never reported as having no effect: a recipe with all defaults written out
 //! (`ft recipe show`) is valid.
 
+mod adapter;
 mod distillation;
 mod model;
 mod optimiser;
@@ -19,6 +20,7 @@ use super::written::WrittenRecipe;
 pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let rules = [
         model::model,
+        adapter::lora,
         preference::preference,
         rows::batch,
         optimiser::optimiser,

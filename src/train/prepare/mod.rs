@@ -66,13 +66,15 @@ impl Prepared {
     /// Builds the run's model on the CPU with its weights left in their files. It has all shapes, so that needs can be
     /// predicted before the run allocates memory.
     pub fn sketch(&self) -> Result<Model> {
-        let placement = ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false };
+        let placement =
+            ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false, shapes_only: true };
         model::load(&self.plan.recipe, &self.tokenizer, placement)
     }
 
     /// Loads the base with a new adapter; without an adapter, all weights become trainable float32 masters.
     pub fn load_model(&self) -> Result<Model> {
-        let placement = ModelPlacement { device: self.device, storage: self.storage, train_base: true };
+        let placement =
+            ModelPlacement { device: self.device, storage: self.storage, train_base: true, shapes_only: false };
         model::load(&self.plan.recipe, &self.tokenizer, placement)
     }
 

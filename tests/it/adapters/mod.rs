@@ -1,3 +1,4 @@
 //! Tests of src/adapters.
 
+mod lora_relatives;
 mod peft;
