@@ -74,9 +74,10 @@ impl Linear {
     /// Applies the scale of a joint form to the products y (T, out) and adds the bias.
     fn scaled(&self, y: Tensor, form: &JointForm) -> Tensor {
         let Some(scale) = &form.output_scale else { return y };
+        let kind = y.kind();
         let y = scale_columns(&y, scale);
         match (&self.dense.bias, self.adapters.active()) {
-            (Some(bias), Some(adapter)) => y + cast(&adapter.merged_bias(bias), y.kind()),
+            (Some(bias), Some(adapter)) => y + cast(&adapter.merged_bias(bias), kind),
             _ => y,
         }
     }

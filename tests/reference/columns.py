@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 D = decimal.Decimal
 decimal.getcontext().prec = 200
 UTC = dt.timezone.utc
+# Seconds that one command of ft may take; it takes about one on a quiet machine.
+LIMIT = 120
 
 
 def types():
@@ -257,12 +259,14 @@ def theirs(path, kind):
 
 def check(ft):
     def run(*arguments):
-        return subprocess.run([ft, "data", *map(str, arguments)], capture_output=True, text=True)
+        return subprocess.run([ft, "data", *map(str, arguments)], capture_output=True, text=True, timeout=LIMIT)
 
     bad, files, judged = [], 0, {"datasets": 0, "pyarrow": 0}
+    kinds = types()
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
-        for name, type_, values in types():
+        for done, (name, type_, values) in enumerate(kinds, 1):
+            print(f"\r{done} of {len(kinds)} types, {len(bad)} differences", end="", file=sys.stderr, flush=True)
             n = len(values)
             column = array(type_, values)
             beside = pa.table({"messages": plain_messages(n), name: column})
@@ -298,7 +302,8 @@ def check(ft):
                         wanted = spoken(theirs_value, type_)
                         if not same(ours, wanted):
                             bad.append(f"{name} {place} {kind} row {i}: {ours!r}, expected {wanted!r}")
-    print(f"{len(types())} types, {files} files, values by {judged}")
+    print(file=sys.stderr)
+    print(f"{len(kinds)} types, {files} files, values by {judged}")
     print("\n".join(bad) if bad else "all as they should be")
     return 1 if bad else 0
 

@@ -4,7 +4,7 @@
 use crate::support::command::ft_binary;
 use crate::support::root;
 use ft::adapters::combine::combine;
-use ft::adapters::lora::{self, LoraModules};
+use ft::adapters::lora::LoraModules;
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
 use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::verify::kind::ExportKind;
@@ -12,7 +12,7 @@ use ft::convert::verify::report::{ExportVerdict, REPORT};
 use ft::convert::verify::verify;
 use ft::convert::{export, merged};
 use ft::models::{self, Config, Heads, LoadOptions, Model, Storage};
-use ft::nn::{AdapterPlan, Tokens, Weights};
+use ft::nn::{AdapterPlan, Param, Tokens, Weights};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -72,12 +72,16 @@ fn with_adapter(name: &str) -> Model {
 /// Returns `{module: [rank, alpha, scale]}` for every low-rank module of adapter 0.
 fn modules(model: &Model, spec: &LoraSpec) -> BTreeMap<String, [f64; 3]> {
     let rules = LoraModules::new(spec).unwrap();
-    let first = |name: &str| name.strip_suffix(".lora_A.weight").or(name.strip_suffix(".lora_embedding_A"));
-    let low = model.params().adapter(0).filter_map(|p| Some((first(&p.name)?, &p.tensor)));
+    let first = |p: &Param| {
+        let module = p.name.strip_suffix(".lora_A.weight").or(p.name.strip_suffix(".lora_embedding_A"))?;
+        Some((module.to_string(), p.tensor.shallow_clone()))
+    };
+    let low = model.params().adapter(0).filter_map(first);
     low.map(|(module, a)| {
-        let rank = rules.rank(module);
+        let rank = rules.rank(&module);
         assert_eq!(a.size()[0], rank);
-        (module.to_string(), [rank as f64, rules.alpha(module), rules.scale(module)])
+        let numbers = [rank as f64, rules.alpha(&module), rules.scale(&module)];
+        (module, numbers)
     })
     .collect()
 }
