@@ -49,12 +49,16 @@ fn relatives() -> Vec<Relative> {
     let few = || names(&["q_proj", "v_proj", "down_proj"]);
     vec![
         of("dora", "tiny-llama", LoraSpec { dora: true, ..plain() }),
-        of("dora, biases and a head", "biased-llama", LoraSpec {
-            dora: true,
-            rslora: true,
-            targets: names(&["k_proj", "up_proj", "o_proj", "lm_head"]),
-            ..plain()
-        }),
+        of(
+            "dora, biases and a head",
+            "biased-llama",
+            LoraSpec {
+                dora: true,
+                rslora: true,
+                targets: names(&["k_proj", "up_proj", "o_proj", "lm_head"]),
+                ..plain()
+            },
+        ),
         of("dora, gpt2", "tiny-gpt2", LoraSpec { dora: true, ..plain() }),
         of("dora, embedding", "biased-llama", LoraSpec { dora: true, targets: names(&["embed_tokens"]), ..plain() }),
         of("pissa", "tiny-llama", LoraSpec { init: LoraInit::Pissa, ..plain() }),
@@ -133,7 +137,9 @@ fn pefts_files_are_rewritten_unchanged() {
         before.iter().for_each(|(key, t)| assert_same(&format!("{name}: {key}"), &after[key], t));
         let config = |folder: &Path| ft::fsutil::read_json::<Value>(&folder.join(file::CONFIG)).unwrap();
         let (before, after) = (config(&folder), config(again.path()));
-        for key in ["use_dora", "lora_bias", "trainable_token_indices", "use_rslora", "init_lora_weights", "fan_in_fan_out"] {
+        for key in
+            ["use_dora", "lora_bias", "trainable_token_indices", "use_rslora", "init_lora_weights", "fan_in_fan_out"]
+        {
             let off = |v: &Value| if v.is_null() { json!(false) } else { v.clone() };
             assert_eq!(off(&before[key]), off(&after[key]), "{name}: {key}");
         }
@@ -242,7 +248,8 @@ fn decoded_equals_full() {
             }
             found
         };
-        let sequences: Vec<Vec<u32>> = [7, 12].iter().map(|n| (0..*n).map(|t| (t * 7 + n) % 60 + 1).collect()).collect();
+        let sequences: Vec<Vec<u32>> =
+            [7, 12].iter().map(|n| (0..*n).map(|t| (t * 7 + n) % 60 + 1).collect()).collect();
         for round in 0..2 {
             let (found, expected) = tch::no_grad(|| (decode(&sequences), last(&sequences)));
             assert_close(&format!("{}, round {round}", relative.name), &found, &expected, 2e-5);
@@ -309,7 +316,8 @@ fn dropout_reaches_dora_as_in_peft() {
         let spec = LoraSpec { rank: 2, alpha: 3.0, dropout: 0.4, dora: true, ..LoraSpec::default() };
         let plan = AdapterSpec::Lora(spec).plan().unwrap();
         let (held, mut leaves) = (weight.shallow_clone().into(), BTreeMap::new());
-        let site = AdapterSite { name: "up_proj", layer: LayerKind::Linear, weight: &held, bias: Some(&bias), tied: false };
+        let site =
+            AdapterSite { name: "up_proj", layer: LayerKind::Linear, weight: &held, bias: Some(&bias), tied: false };
         let add = &mut |name: &str, t: Tensor, _: ParamRole| {
             let t = (&t + noise(&t.size(), name) * 0.3).detach().set_requires_grad(true);
             leaves.insert(name.to_string(), t.shallow_clone());
@@ -317,7 +325,8 @@ fn dropout_reaches_dora_as_in_peft() {
         };
         let adapter = plan.attach(&site, add).unwrap().unwrap();
         let base = Dense { weight: weight.shallow_clone().into(), bias: Some(bias.shallow_clone()) };
-        let [a, b, m] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|name| leaves[name].shallow_clone());
+        let [a, b, m] =
+            ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|name| leaves[name].shallow_clone());
         let learn = |y: Tensor| {
             (&y * (&y + 1.0)).sum(Kind::Float).backward();
             let take = |t: &Tensor| {
@@ -350,7 +359,8 @@ fn a_frozen_a_is_saved_and_not_trained() {
     assert!(model.params().trainable().count() > 0 && model.params().trainable().all(|p| p.name.contains("lora_B")));
     assert_eq!(model.params().adapter(0).count(), 2 * model.params().trainable().count());
     // The gradient of B is that beside a trained A.
-    let both = fresh(&Relative { name: "", base: "tiny-llama", spec: LoraSpec { freeze_a: false, ..spec } }, Kind::Float);
+    let both =
+        fresh(&Relative { name: "", base: "tiny-llama", spec: LoraSpec { freeze_a: false, ..spec } }, Kind::Float);
     let row = Row::pack(&[Sequence::random(20, 500, 1)]);
     let gradients = [&model, &both].map(|m| {
         m.learn(&row, row.items, LayerReplay::None).unwrap();
@@ -384,8 +394,11 @@ fn files_that_do_not_fit_are_refused_by_name() {
         (&|t| drop(t.insert(dora.into(), Tensor::ones([3], (Kind::Float, Device::Cpu)))), read.spec.clone(), "q_proj"),
         (&|_| (), as_lora(|spec| spec.dora = false), dora),
         (&|_| (), as_lora(|spec| spec.rank = 5), "q_proj"),
-        (&|t| drop(t.insert("model.embed_tokens.token_adapter.trainable_tokens_delta".into(), t[dora].ones_like())),
-            read.spec.clone(), "trainable_tokens_delta"),
+        (
+            &|t| drop(t.insert("model.embed_tokens.token_adapter.trainable_tokens_delta".into(), t[dora].ones_like())),
+            read.spec.clone(),
+            "trainable_tokens_delta",
+        ),
     ];
     for (change, spec, named) in cases {
         let folder = write(change, &spec);
@@ -420,7 +433,11 @@ fn settings_that_layers_cannot_have_are_refused() {
         ("tiny-llama", LoraSpec { token_rows: vec![4, 7, 4], ..plain() }, "token 4 is trained twice"),
         ("tiny-llama", LoraSpec { token_rows: vec![4], targets: names(&["embed_tokens"]), ..plain() }, "embed_tokens"),
         ("tiny-llama", LoraSpec { token_rows: vec![4], targets: names(&["lm_head"]), ..plain() }, "lm_head"),
-        ("biased-llama", LoraSpec { token_rows: vec![4], modules_to_save: vec!["embed_tokens".into()], ..plain() }, "token_rows"),
+        (
+            "biased-llama",
+            LoraSpec { token_rows: vec![4], modules_to_save: vec!["embed_tokens".into()], ..plain() },
+            "token_rows",
+        ),
         ("tiny-llama", LoraSpec { init: LoraInit::Pissa, rank: 40, ..plain() }, "rank 40"),
         ("tiny-llama", LoraSpec { init: LoraInit::Orthogonal, rank: 3, ..plain() }, "even rank"),
         ("tiny-llama", LoraSpec { bias: true, targets: names(&["embed_tokens"]), ..plain() }, "`bias`"),
@@ -443,10 +460,10 @@ fn a_bias_behind_b_is_merged_only_where_the_layer_has_a_bias() {
     let report = export::save_adapter(&model, "a", &AdapterSpec::Lora(relative.spec), &fixture("tiny-llama"), &folder);
     assert_eq!(report.unwrap().verdict, ExportVerdict::Passed);
     let part = WeightedAdapter::read(&folder, 1.0).unwrap();
-    let e = merged::merge_into_model(&fixture("tiny-llama"), &[part], &out.path().join("m"), None, u64::MAX).unwrap_err();
+    let e =
+        merged::merge_into_model(&fixture("tiny-llama"), &[part], &out.path().join("m"), None, u64::MAX).unwrap_err();
     assert!(e.message().contains("q_proj.bias") && e.to_string().contains("without merging"), "{e}");
 }
-
 
 #[test]
 fn a_kind_describes_its_relatives() {
