@@ -3,7 +3,7 @@
 use super::base_layer::BASE_LAYER;
 use super::file::AdapterFile;
 use super::lora::{self, LoraSpec};
-use super::merge::{TensorChange, WeightedAdapter, equal_values, flatten};
+use super::merge::{MergedWeights, TensorChange, WeightedAdapter, equal_values, flatten};
 use super::spec::AdapterSpec;
 use super::targets::{Targets, shortest_target_names};
 use super::update::LowRankUpdate;
@@ -72,6 +72,34 @@ pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile>
     let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
     let spec = AdapterSpec::Lora(combined_spec(base, parts, &ranks));
     Ok(AdapterFile { spec, base: base_name, tensors: combined })
+}
+
+/// Returns true if [`combine`] can hold the updates of all adapters: each is a product of two factors.
+pub fn are_low_rank(base: &Weights, parts: &[WeightedAdapter]) -> Result<bool> {
+    for part in parts {
+        for (_, change) in flatten(part.changes(base)?) {
+            if matches!(&change, TensorChange::Update { update, .. } if update.low_rank().is_none()) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Returns the merged weights as an adapter that saves every changed module in full: for sums that no other adapter can
+/// hold.
+pub fn in_full(base: &Weights, merge: &MergedWeights) -> Result<AdapterFile> {
+    let module = |name: &str| name.rsplit_once('.').map_or(name, |(module, _)| module).to_string();
+    let modules: BTreeSet<String> = merge.changed().map(module).collect();
+    let mut tensors = BTreeMap::new();
+    for name in modules.iter().flat_map(|module| ["weight", "bias"].map(|t| format!("{module}.{t}"))) {
+        if base.shape(&name).is_some() {
+            tensors.insert(name.clone(), merge.tensor(&name)?.to_kind(Kind::Float));
+        }
+    }
+    let targets = Targets::Names(Vec::new());
+    let spec = LoraSpec { targets, modules_to_save: modules.into_iter().collect(), ..LoraSpec::default() };
+    Ok(AdapterFile { spec: AdapterSpec::Lora(spec), base: None, tensors })
 }
 
 /// Returns the error for an update that a plain LoRA cannot hold.

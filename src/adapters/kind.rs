@@ -10,7 +10,6 @@
 //! tensor).
 
 use super::plan::{AdaptLayer, ModulePlan};
-use super::spec::AdapterSpec;
 use super::targets::{ModuleRules, ModuleRulesMut, ModuleSelection, Targets};
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -33,9 +32,6 @@ pub struct AdapterActivations {
     /// True if each linear layer keeps a dropout mask and a masked input.
     pub dropout: bool,
 }
-
-/// Settings and tensors, by name, of an adapter as its files hold it.
-pub type PublishedAdapter = (AdapterSpec, BTreeMap<String, Tensor>);
 
 /// A kind of adapter, as its settings describe it.
 pub trait AdapterKind {
@@ -93,10 +89,10 @@ pub trait AdapterKind {
         Vec::new()
     }
 
-    /// Returns settings and tensors as the adapter's files hold them, given the tensors of the trained adapter; `None` if
-    /// they are those that are trained.
-    fn published(&self, _tensors: &BTreeMap<String, Tensor>) -> Result<Option<PublishedAdapter>> {
-        Ok(None)
+    /// Returns the tensors of a trained adapter as its file contains them, and changes the settings to those that belong to
+    /// them.
+    fn publish(&mut self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        tensors
     }
 
     /// Returns the changes of the base's tensors, by name, that the tensors of the file `origin` make in `modules`. Fails

@@ -10,8 +10,9 @@ use super::verify::check::ExportCheck;
 use super::verify::kind::ExportKind;
 use super::verify::report::{ExportReport, ExportVerdict};
 use super::verify::thresholds::WeightChange;
+use crate::adapters::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
-use crate::adapters::{AdapterFile, combine::combine, file};
+use crate::adapters::{AdapterFile, file};
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use crate::nn::weight::cast;
@@ -84,8 +85,12 @@ pub fn merge_into_model(
     let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
     let change = if whole { WeightChange::Folded } else { WeightChange::Rounded };
     // Loaded before anything is written, because this fails for an adapter that does not fit.
-    let sum = combine(&weights, parts)?;
-    let reference = load_with_sum(base, parts, &sum, computed)?;
+    let sum = match parts {
+        _ if are_low_rank(&weights, parts)? => Some(combine(&weights, parts)?),
+        [part] if part.weight == 1.0 => None,
+        _ => Some(in_full(&weights, &merge)?),
+    };
+    let reference = load_with_sum(base, parts, sum.as_ref(), computed)?;
     publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
             Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
@@ -115,7 +120,7 @@ pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Res
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
-    let reference = load_with_sum(base, parts, &sum, computed)?;
+    let reference = load_with_sum(base, parts, Some(&sum), computed)?;
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
     publish(out, |temp| {
         check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
@@ -149,9 +154,13 @@ fn is_float(kind: Kind) -> bool {
     matches!(kind, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16)
 }
 
-/// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter.
-fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind: Kind) -> Result<Model> {
-    let mut plans = vec![(SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?)];
+/// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter. Without a
+/// sum, the first part is.
+fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: Option<&AdapterFile>, kind: Kind) -> Result<Model> {
+    let mut plans = Vec::new();
+    if let Some(sum) = sum {
+        plans.push((SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?));
+    }
     for (i, part) in parts.iter().enumerate() {
         plans.push((i.to_string(), part.file.plan(&part.folder)?));
     }
@@ -167,9 +176,12 @@ fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind
             heads: Heads::Tokens,
         },
     )?;
-    file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
+    if let Some(sum) = sum {
+        file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
+    }
     for (i, part) in parts.iter().enumerate() {
-        file::load_into(model.params().adapter(i + 1), &part.file.tensors, &part.folder)?;
+        let id = i + usize::from(sum.is_some());
+        file::load_into(model.params().adapter(id), &part.file.tensors, &part.folder)?;
     }
     Ok(model)
 }

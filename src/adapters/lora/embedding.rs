@@ -1,7 +1,7 @@
 //! How a low-rank update of an embedding computes.
 
 use crate::nn::ops::embedding_rows;
-use crate::nn::weight::product;
+use crate::nn::weight::{is_decoding, product};
 use crate::nn::{Adapter, Dense};
 use tch::{Kind, Tensor};
 
@@ -31,7 +31,8 @@ impl Adapter for LoraEmbedding {
 
     fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
         let low = embedding_rows(&self.a.tr(), ids); // (T, R)
-        let update = low.matmul(&self.b.tr()) * self.scale; // (T, D)
+        // In decoding a row's result must not depend on the other rows.
+        let update = if is_decoding() { product(&low, &self.b, None) } else { low.matmul(&self.b.tr()) } * self.scale; // (T, D)
         embedding_rows(self.own.as_ref().unwrap_or(weight), ids).to_kind(Kind::Float) + update
     }
 

@@ -14,7 +14,8 @@ pub(super) fn factors(init: LoraInit, layer: &AdaptedLayer, rank: i64, scale: f6
     let with_zero_b = |a: Tensor| [a, Tensor::zeros([outputs, rank], options)];
     Ok(match init {
         // Kaiming uniform with a = sqrt(5): bound = sqrt(6 / ((1 + 5) * in))
-        LoraInit::Kaiming => {
+        // EVA's directions are found later, because they need the run's rows.
+        LoraInit::Kaiming | LoraInit::Eva => {
             let bound = (inputs as f64).powf(-0.5);
             with_zero_b(Tensor::empty([rank, inputs], options).uniform_(-bound, bound))
         }
@@ -39,7 +40,7 @@ pub(super) fn factors(init: LoraInit, layer: &AdaptedLayer, rank: i64, scale: f6
             match init {
                 LoraInit::Olora => olora(&weight, rank),
                 LoraInit::PissaFast => pissa(randomised_svd(&weight, rank, 16), rank, scale),
-                _ => pissa(Tensor::linalg_svd(&weight, false, svd_driver(&weight)), rank, scale),
+                _ => pissa(weight.svd(true, true), rank, scale),
             }
         }
     })
@@ -58,16 +59,11 @@ fn orthogonal(outputs: i64, inputs: i64, rank: i64) -> [Tensor; 2] {
 
 /// Returns `A = sqrt(S / s) Vᵀ` and `B = U sqrt(S / s)` of the largest `rank` singular values S (PiSSA, arXiv 2404.02948,
 /// equations 2 and 3), so that s B A is the principal part of the weight.
-fn pissa((u, s, vh): (Tensor, Tensor, Tensor), rank: i64, scale: f64) -> [Tensor; 2] {
+fn pissa((u, s, v): (Tensor, Tensor, Tensor), rank: i64, scale: f64) -> [Tensor; 2] {
     let root = (s.narrow(0, 0, rank) / scale).sqrt(); // (R)
-    let a = vh.narrow(0, 0, rank) * root.unsqueeze(1);
+    let a = v.narrow(1, 0, rank).tr() * root.unsqueeze(1);
     let b = u.narrow(1, 0, rank) * root;
     [a.contiguous(), b.contiguous()]
-}
-
-/// Returns libtorch's algorithm for an exact decomposition: on CUDA its default is less exact than on the CPU.
-fn svd_driver(weight: &Tensor) -> &'static str {
-    if weight.device().is_cuda() { "gesvd" } else { "" }
 }
 
 /// Computes the largest `rank` singular values and vectors by subspace iteration from a random matrix (Halko et al. 2009,
@@ -81,8 +77,8 @@ fn randomised_svd(weight: &Tensor, rank: i64, iterations: usize) -> (Tensor, Ten
     for _ in 0..iterations {
         q = basis(weight.matmul(&basis(weight.tr().matmul(&q))));
     }
-    let (u, s, vh) = Tensor::linalg_svd(&q.tr().matmul(weight), false, svd_driver(weight));
-    (q.matmul(&u), s, vh)
+    let (u, s, v) = q.tr().matmul(weight).svd(true, true);
+    (q.matmul(&u), s, v)
 }
 
 /// Returns the first rows of R and columns of Q of the weight's QR decomposition (arXiv 2406.01775), as A and B.

@@ -4,13 +4,14 @@
 //! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 //!
 //! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
-//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. token_rows: rows of the embedding
-//! that are trained in full. peft, tensors: PEFT's files. updates: merging. publish: adapters whose files differ from
-//! what is trained.
+//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. token_rows: rows of the
+//! embedding that are trained in full. eva: the directions of a layer's inputs. peft, tensors: PEFT's files. updates:
+//! merging. publish: adapters whose files differ from what is trained.
 
 mod attach;
 mod dora;
 mod embedding;
+mod eva;
 mod initial;
 mod layer;
 mod modules;
@@ -21,15 +22,15 @@ mod tensors;
 mod token_rows;
 mod updates;
 
+pub use eva::InputRecorder;
 pub use modules::{LoraModules, scale};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 
 pub(super) use peft::read as read_config;
 pub(super) use tensors::factors;
 
-use super::kind::{AdapterActivations, AdapterKind, PublishedAdapter};
+use super::kind::{AdapterActivations, AdapterKind};
 use super::plan::AdaptLayer;
-use super::spec::AdapterSpec;
 use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -136,8 +137,12 @@ impl AdapterKind for LoraSpec {
         self.b_lr_ratio.map(|ratio| (r"\.lora_B\.", ratio)).into_iter().collect()
     }
 
-    fn published(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Option<PublishedAdapter>> {
-        Ok(publish::published(self, tensors)?.map(|(spec, tensors)| (AdapterSpec::Lora(spec), tensors)))
+    fn publish(&mut self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        if !self.init.takes_from_base() {
+            return tensors;
+        }
+        publish::double_rank(self);
+        publish::without_start(tensors)
     }
 
     fn updates(

@@ -123,6 +123,8 @@ pub enum LoraInit {
     Pissa,
     /// PiSSA by a randomised decomposition with 16 iterations: much faster for large weights, nearly the same values.
     PissaFast,
+    /// EVA (Paischer et al. 2024, arXiv 2410.07170). A: the directions in which the layer's inputs vary most in the first training rows. B: zero.
+    Eva,
     /// OLoRA (Büyükakyüz 2024, arXiv 2406.01775): the first columns and rows of the weight's QR decomposition. Published as plain LoRA of twice the rank.
     Olora,
 }

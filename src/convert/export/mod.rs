@@ -40,7 +40,8 @@ pub fn save_adapter(
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
     let trained: BTreeMap<String, Tensor> =
         model.params().adapter(id).map(|p| (p.name.clone(), p.tensor.detach())).collect();
-    let (spec, tensors) = spec.published(&trained)?.unwrap_or_else(|| (spec.clone(), trained));
+    let mut spec = spec.clone();
+    let tensors = spec.publish(trained);
     let adapted = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
     let mut spec = with_named_targets(&spec, &adapted, model.params().base().map(|p| p.name.as_str()));
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));

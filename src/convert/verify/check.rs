@@ -4,6 +4,7 @@ use super::kind::{ExportKind, saved_kind, written_tensors};
 use super::logit_distance::{self, LogitDistance};
 use super::report::{self, ExportReport, ExportVerdict};
 use super::thresholds::{LogitThresholds, WeightChange};
+use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::models::{Heads, Model};
 use crate::nn::weight::cast;
@@ -20,6 +21,7 @@ pub fn verify(reference: &Model, folder: &Path, export: ExportKind) -> Result<Ex
             let id =
                 reference.adapter_id(name).ok_or_else(|| Error::bug("verify: the active adapter has no number"))?;
             let tensors = reference.params().adapter(id).map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
+            let tensors = file::read(folder)?.spec.publish(tensors);
             verify_adapter(reference, folder, base, &tensors)
         }
         ExportKind::Model => {

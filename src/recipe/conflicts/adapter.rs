@@ -33,6 +33,14 @@ fn lora_at(w: &WrittenRecipe, section: &str, mistakes: &mut Vec<Mistake>) {
     if init == "orthogonal" && value("rank").and_then(Value::as_i64).is_some_and(|rank| rank % 2 != 0) {
         wrong("init", format!("`{section}.init: orthogonal` needs an even `rank`"), "choose an even rank");
     }
+    if init == "eva" && section != "adapter.lora" {
+        let message = format!("`{section}.init: eva` is for `adapter.lora` only");
+        wrong("init", message, "choose another init");
+    }
+    if init == "eva" && value("from").is_some_and(|from| !from.is_null()) {
+        let message = format!("`{section}.init: eva` contradicts `from`: the adapter in that folder has its values");
+        wrong("init", message, "remove `init`");
+    }
     if on("bias") && on("dora") {
         let message = format!("`{section}.bias` and `dora` exclude each other: PEFT reads no such adapter");
         wrong("bias", message, "remove one of them");

@@ -1,8 +1,9 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
 //! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how
-//! rows are read, model loads the base with its adapters.
+//! rows are read, model loads the base with its adapters, eva finds initial values that depend on the rows.
 
+mod eva;
 pub mod formats;
 mod model;
 pub mod rows;
@@ -75,7 +76,10 @@ impl Prepared {
     pub fn load_model(&self) -> Result<Model> {
         let placement =
             ModelPlacement { device: self.device, storage: self.storage, train_base: true, shapes_only: false };
-        model::load(&self.plan.recipe, &self.tokenizer, placement)
+        let eva = eva::initial_factors(self)?;
+        let model = model::load(&self.plan.recipe, &self.tokenizer, placement)?;
+        eva::set_factors(&model, &eva);
+        Ok(model)
     }
 
     /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.
