@@ -188,7 +188,7 @@ impl Adapter for BiasDifference {
         bias + self.difference.view(-1)
     }
 
-    fn joint_form(&self, _train: bool) -> Option<JointForm<'_>> {
+    fn joint_form(&self, _train: bool) -> Option<JointForm> {
         self.of_base.then_some(JointForm { update: None, output_scale: None })
     }
 }

@@ -10,7 +10,7 @@ use super::plan::{AdaptLayer, AdaptedLayer};
 use super::targets::{ModuleRules, ModuleRulesMut, Targets, regex};
 use super::update::{ScaleUpdate, WeightUpdate};
 use crate::error::Result;
-use crate::nn::linear::scale_outputs;
+use crate::nn::scale::scale_columns;
 use crate::nn::weight::cast;
 use crate::nn::{Adapter, Dense, JointForm};
 use fancy_regex::Regex;
@@ -205,7 +205,7 @@ struct OutputFactors(Tensor);
 
 impl Adapter for OutputFactors {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
-        let y = scale_outputs(&base_product(x, &base.weight, None), &self.0.view(-1));
+        let y = scale_columns(&base_product(x, &base.weight, None), &self.0.view(-1));
         match &base.bias {
             Some(bias) => &y + cast(&self.merged_bias(bias), y.kind()),
             None => y,
@@ -220,7 +220,7 @@ impl Adapter for OutputFactors {
         bias * self.0.view(-1)
     }
 
-    fn joint_form(&self, _train: bool) -> Option<JointForm<'_>> {
+    fn joint_form(&self, _train: bool) -> Option<JointForm> {
         Some(JointForm { update: None, output_scale: Some(self.0.view(-1)) })
     }
 }
@@ -230,7 +230,7 @@ struct InputFactors(Tensor);
 
 impl Adapter for InputFactors {
     fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
-        base_product(&scale_outputs(x, &self.0.view(-1)), &base.weight, base.bias.as_ref())
+        base_product(&scale_columns(x, &self.0.view(-1)), &base.weight, base.bias.as_ref())
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

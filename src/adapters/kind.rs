@@ -28,6 +28,8 @@ pub const SCORE: &str = "score";
 pub struct AdapterActivations {
     /// Width of the low-rank results of one linear layer.
     pub rank: u64,
+    /// True if each linear layer keeps its outputs, which are then scaled.
+    pub scaled_outputs: bool,
     /// True if each linear layer keeps a dropout mask and a masked input.
     pub dropout: bool,
     /// Virtual tokens that attention computes before each sequence.
@@ -157,6 +159,16 @@ pub trait AdapterKind {
         origin: &Path,
     ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
         self.updates(modules, tensors, origin)
+    }
+
+    /// Returns true for a tensor of the kind's files that belongs to no module that the rules select.
+    fn is_unselected_tensor(&self, _tensor: &str) -> bool {
+        false
+    }
+
+    /// Returns the factors of the learning rate of parameters, by a part of their name.
+    fn rate_factors(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
     }
 
     /// Returns the changes of the base's tensors, by name, that the tensors of the file `origin` make in `modules`. Fails

@@ -44,8 +44,9 @@ impl WeightedAdapter {
             }
             changes.entry(name).or_default().push(TensorChange::Update { update, weight });
         }
-        let shared = |name: &String| spec.shared_tensor_names().contains(&name.as_str());
-        for (name, tensor) in tensors.iter().filter(|(name, _)| spec.module_of(name).is_none() && !shared(name)) {
+        let known = |name: &str| spec.module_of(name).is_some() || spec.is_unselected_tensor(name);
+        let shared = |name: &str| spec.shared_tensor_names().contains(&name);
+        for (name, tensor) in tensors.iter().filter(|(name, _)| !known(name) && !shared(name)) {
             let tensor = tensor.shallow_clone();
             if let Some(module) = name.strip_suffix(BASE_LAYER) {
                 let changed = format!("{module}.weight");
@@ -108,6 +109,13 @@ impl TensorChange {
         }
     }
 
+    fn hint(&self) -> &'static str {
+        match self {
+            TensorChange::Update { update, .. } => update.hint(),
+            _ => "was the adapter trained on another base?",
+        }
+    }
+
     fn shape(&self) -> String {
         match self {
             TensorChange::Update { update, .. } => update.shape(),
@@ -149,7 +157,7 @@ impl<'a> MergedWeights<'a> {
                             origin.display(),
                             change.shape()
                         ))
-                        .hint("was the adapter trained on another base?"));
+                        .hint(change.hint()));
                     }
                 }
                 changes.entry(name).or_default().push(change);

@@ -87,7 +87,8 @@ impl<'a> PeftConfig<'a> {
         }
     }
 
-    fn parse<T: DeserializeOwned>(&self, key: &str, value: Value) -> Result<T> {
+    /// Parses a value that belongs to a key. Fails for a value of another type.
+    pub fn parse<T: DeserializeOwned>(&self, key: &str, value: Value) -> Result<T> {
         serde_json::from_value(value).map_err(|e| {
             Error::user(format!("{}: `{key}`: {e}", self.file.display()))
                 .hint("correct the value, or save the adapter again with PEFT")

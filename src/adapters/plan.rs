@@ -27,6 +27,11 @@ pub trait AdaptLayer {
         Ok(())
     }
 
+    /// Returns the adapter for a layer that the rules do not select, if the kind's own settings do.
+    fn adapt_unselected(&self, _layer: &mut AdaptedLayer) -> Result<Option<Box<dyn Adapter>>> {
+        Ok(None)
+    }
+
     /// Called after all layers have been offered. Fails if settings of the kind's own selected nothing.
     fn check(&self) -> Result<()> {
         Ok(())
@@ -104,6 +109,12 @@ impl AdaptedLayer<'_, '_> {
         }
     }
 
+    /// Returns true if initial values are used: they are not for an adapter whose tensors are read from disk, nor for a
+    /// model of which only the shapes matter. What is costly to compute from the base's weight is then left out.
+    pub fn uses_initial_values(&self) -> bool {
+        self.plan.initial_values
+    }
+
     /// Returns the error for a layer that the kind cannot adapt, with the reason and the next step.
     pub fn refusal(&self, why: &str, hint: &str) -> Error {
         self.plan.refusal(self.site, why, hint)
@@ -117,25 +128,27 @@ pub struct ModulePlan {
     /// The adapter_config.json that the rules were read from; `None`: a recipe.
     origin: Option<PathBuf>,
     base_weights: BaseWeights,
+    /// See [`AdaptedLayer::uses_initial_values`].
+    initial_values: bool,
 }
 
 impl ModulePlan {
     /// Plans an adapter by a recipe's rules: every module that they name must exist.
     pub fn new<K: AdapterKind + ?Sized>(kind: &K) -> Result<Self> {
         let (layers, selection) = (kind.layers()?, kind.selection()?);
-        Ok(Self { layers, selection, origin: None, base_weights: BaseWeights::default() })
+        Ok(Self { layers, selection, origin: None, base_weights: BaseWeights::default(), initial_values: true })
     }
 
     /// Plans an adapter by the adapter_config.json at `origin`. It may name modules that the model lacks, because its
     /// tensors say which modules are adapted.
     pub fn of_file<K: AdapterKind + ?Sized>(kind: &K, origin: &Path) -> Result<Self> {
         let plan = Self::new(kind).map_err(|e| e.context(origin.display()))?;
-        Ok(Self { origin: Some(origin.into()), ..plan })
+        Ok(Self { origin: Some(origin.into()), initial_values: false, ..plan })
     }
 
-    /// Adds the base weights that an adapter's tensors contain.
+    /// Adds the base weights that an adapter's tensors contain; all its tensors replace initial values later.
     pub fn with_base_weights(self, tensors: &BTreeMap<String, Tensor>) -> Self {
-        Self { base_weights: BaseWeights::of(tensors), ..self }
+        Self { base_weights: BaseWeights::of(tensors), initial_values: false, ..self }
     }
 
     fn refusal(&self, site: &AdapterSite, why: &str, hint: &str) -> Error {
@@ -153,9 +166,13 @@ impl AdapterPlan for ModulePlan {
         self.layers.register_shared(add)
     }
 
+    fn skip_initial_values(&mut self) {
+        self.initial_values = false;
+    }
+
     fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
         Ok(match self.selection.adaptation(site.name, site.layer) {
-            None => None,
+            None => self.layers.adapt_unselected(&mut AdaptedLayer { site, add, plan: self })?,
             Some(ModuleAdaptation::Save) if site.tied => {
                 return Err(self.refusal(
                     site,

@@ -23,6 +23,11 @@ pub trait WeightUpdate {
         None
     }
 
+    /// Returns the next step for somebody whose base has no such tensor, or one of another shape.
+    fn hint(&self) -> &'static str {
+        "was the adapter trained on another base?"
+    }
+
     /// Returns the change as a product of two factors, if it is one whatever the base: such changes can be added up in
     /// one adapter.
     fn low_rank(&self) -> Option<&LowRankUpdate> {

@@ -27,25 +27,23 @@ pub trait Adapter {
     }
     /// Returns the adapter as something that can be computed together with other layers of the same input. `None` if it
     /// is anything else, also if it needs dropout, which it does only with `train`.
-    fn joint_form(&self, _train: bool) -> Option<JointForm<'_>> {
+    fn joint_form(&self, _train: bool) -> Option<JointForm> {
         None
+    }
+    /// Returns true if the layer may be joined with others in memory: see `LowRank::joinable`. Asked for at every
+    /// forward pass.
+    fn joinable(&self) -> bool {
+        self.joint_form(true).and_then(|form| form.update).is_some_and(|update| update.joinable())
     }
 }
 
 /// An adapted layer as `output_scale ∘ (W x + scale · B A x) + bias`, where the bias is the adapter's
 /// [`merged_bias`](Adapter::merged_bias).
-pub struct JointForm<'a> {
+pub struct JointForm {
     /// The low-rank update of the layer's own weight.
-    pub update: Option<LowRank<'a>>,
-    /// (out) factors on the outputs, which may require a gradient; `None`: 1.
+    pub update: Option<LowRank>,
+    /// (out) factors on the outputs in float32, which may require a gradient; `None`: 1.
     pub output_scale: Option<Tensor>,
-}
-
-impl JointForm<'_> {
-    /// Returns true if the layer may be joined with others in memory: see `LowRank::joinable`.
-    pub fn joinable(&self) -> bool {
-        self.update.as_ref().is_some_and(|update| update.joinable())
-    }
 }
 
 /// The active adapter of a model, and whether dropout is on; shared by all its layers.
@@ -133,4 +131,8 @@ pub trait AdapterPlan {
     fn register_shared(&self, _add: &mut RegisterParam) -> Result<()> {
         Ok(())
     }
+
+    /// Called, before any layer is offered, for a model of which only the shapes matter: initial values that would have
+    /// to be computed from the base's weights are then left out.
+    fn skip_initial_values(&mut self) {}
 }

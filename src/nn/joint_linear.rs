@@ -14,26 +14,37 @@ use crate::native::cuda::{self, Cast};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// A low-rank update: the parameters that are trained.
-pub struct LowRank<'a> {
-    /// A (R, in) and B (out, R), float32 or bfloat16.
-    pub masters: [&'a Tensor; 2],
+/// A low-rank update.
+pub struct LowRank {
+    /// A (R, in) and B (out, R), float32 or bfloat16: trained parameters, or computed from them.
+    pub masters: [Tensor; 2],
     /// The factor on B A.
     pub scale: f64,
 }
 
-impl LowRank<'_> {
-    /// Returns the same update, borrowed.
-    pub fn reborrow(&self) -> LowRank<'_> {
-        LowRank { masters: self.masters, scale: self.scale }
+impl LowRank {
+    /// Returns another handle to the same update.
+    pub fn shallow_clone(&self) -> Self {
+        Self { masters: self.masters.each_ref().map(Tensor::shallow_clone), scale: self.scale }
     }
 
-    /// Returns true if the update may be a block of a matrix: its rank is small, so that the zeros beside it cost
-    /// little, and its parameters are ready to be cast.
+    /// Returns true if A is trained, so that its gradient needs the layer's input. With a frozen A (LoRA-FA) only the
+    /// low-rank results are kept for the backward.
+    fn trains_a(&self) -> bool {
+        self.masters[0].requires_grad()
+    }
+
+    /// Returns true if the update may be a block of a matrix.
     pub fn joinable(&self) -> bool {
+        Self::is_joinable(self.masters[0].size()[0], self.masters.each_ref())
+    }
+
+    /// Returns true if an update of this rank may be a block of a matrix: the rank is small, so that the zeros beside the
+    /// block cost little, and the factors, or the parameters that they are computed from, are ready to be cast.
+    pub fn is_joinable(rank: i64, factors: [&Tensor; 2]) -> bool {
         const MOST_RANKS: i64 = 64;
         let ready = |t: &Tensor| t.kind() == Kind::Float && t.is_contiguous();
-        self.masters[0].size()[0] <= MOST_RANKS && self.masters.into_iter().all(ready)
+        rank <= MOST_RANKS && factors.into_iter().all(ready)
     }
 }
 
@@ -51,12 +62,12 @@ impl Factors {
     /// include dropout's 1 / (1 - p): in a bfloat16 mask its rounding would make every update up to 0.4 % too large.
     fn cast(updates: &[&LowRank], kind: Kind) -> Option<Self> {
         let first = updates.first()?;
-        let masters = || updates.iter().flat_map(|u| u.masters);
+        let masters = || updates.iter().flat_map(|u| &u.masters);
         let own = cuda::kernels(first.masters[0].device(), kind);
         if let Some(kernels) = own.filter(|_| masters().all(|t| t.kind() == Kind::Float && t.is_contiguous())) {
             return Some(Self::cast_at_once(updates, kind, kernels));
         }
-        let each = |u: &&LowRank| (cast(u.masters[0], kind), cast(&(u.masters[1] * u.scale), kind));
+        let each = |u: &&LowRank| (cast(&u.masters[0], kind), cast(&(&u.masters[1] * u.scale), kind));
         let (a, b): (Vec<Tensor>, Vec<Tensor>) = updates.iter().map(each).unzip();
         let a = match &a[..] {
             [one] => one.shallow_clone(),
@@ -67,14 +78,14 @@ impl Factors {
 
     /// Does the same by one launch on CUDA.
     fn cast_at_once(updates: &[&LowRank], kind: Kind, kernels: &cuda::Kernels) -> Self {
-        let [first, _] = updates[0].masters;
+        let [first, _] = &updates[0].masters;
         let (ranks, options) = (updates.iter().map(|u| u.masters[0].size()[0]), (kind, first.device()));
         let a = Tensor::empty([ranks.clone().sum(), first.size()[1]], options);
         let b: Vec<Tensor> = updates.iter().map(|u| Tensor::empty(u.masters[1].size(), options)).collect();
         let rows: Vec<Tensor> = a.split_with_sizes(ranks.collect::<Vec<_>>(), 0);
         let plain = |from, to, factor| Cast { from, to, factor, column: 0 };
         let of_each = updates.iter().zip(&rows).zip(&b);
-        let casts = of_each.flat_map(|((u, a), b)| [plain(u.masters[0], a, 1.0), plain(u.masters[1], b, u.scale)]);
+        let casts = of_each.flat_map(|((u, a), b)| [plain(&u.masters[0], a, 1.0), plain(&u.masters[1], b, u.scale)]);
         kernels.narrow_all(&casts.collect::<Vec<_>>());
         Self { a, b }
     }
@@ -155,8 +166,8 @@ impl Joined {
             let places: Vec<(Tensor, Tensor)> = blocks.iter().map(place).collect();
             let updates = parts.iter().filter_map(|p| p.update.as_ref());
             let casts = updates.zip(&places).zip(&blocks).flat_map(|((u, (a, b)), block)| {
-                let of_a = Cast { from: u.masters[0], to: a, factor: 1.0, column: 0 };
-                [of_a, Cast { from: u.masters[1], to: b, factor: block.scale, column: block.columns.0 }]
+                let of_a = Cast { from: &u.masters[0], to: a, factor: 1.0, column: 0 };
+                [of_a, Cast { from: &u.masters[1], to: b, factor: block.scale, column: block.columns.0 }]
             });
             kernels.narrow_all(&casts.collect::<Vec<_>>());
             (a, b)
@@ -176,16 +187,23 @@ impl Joined {
     }
 
     /// Returns the gradient of x, if it is needed, and those of each update's A and B, given those of the outputs and
-    /// what the updates need: x and the low-rank results.
-    fn backward(&self, grads: &[Tensor], kept: Option<(Tensor, &Tensor)>, needs_x: bool) -> Vec<Option<Tensor>> {
+    /// what the updates need: the low-rank results, and x unless every A is frozen.
+    fn backward(
+        &self,
+        grads: &[Tensor],
+        x: Option<Tensor>,
+        low: Option<&Tensor>,
+        needs_x: bool,
+    ) -> Vec<Option<Tensor>> {
         let g = beside_each_other(grads); // (T, out of all)
         let mut g_x = needs_x.then(|| g.matmul(&cast(&self.weight, g.kind())));
-        let (Some((x, low)), Some((a, b))) = (kept, &self.factors) else { return vec![g_x] };
+        let (Some(low), Some((a, b))) = (low, &self.factors) else { return vec![g_x] };
         let g_low = g.matmul(b); // (T, R of all)
         g_x = g_x.map(|mut g_x| g_x.addmm_(&g_low, a));
-        let (g_a, g_b) = (g_low.tr().matmul(&x), g.tr().matmul(low)); // (R of all, in), (out of all, R of all)
-        let floats = |rows: i64, columns: i64| Tensor::empty([rows, columns], (Kind::Float, x.device()));
-        let wide_a = floats(g_a.size()[0], g_a.size()[1]);
+        let g_b = g.tr().matmul(low); // (out of all, R of all)
+        let g_a = x.map(|x| g_low.tr().matmul(&x)); // (R of all, in)
+        let floats = |rows: i64, columns: i64| Tensor::empty([rows, columns], (Kind::Float, g.device()));
+        let wide_a = g_a.as_ref().map(|g_a| floats(g_a.size()[0], g_a.size()[1]));
         let of_block = |block: &Block| {
             let ((row, outputs), (_, rank)) = (block.rows, block.columns);
             (g_b.narrow(0, row, outputs), floats(outputs, rank))
@@ -197,11 +215,12 @@ impl Joined {
             factor: block.scale,
             column: -block.columns.0,
         });
-        let of_a = Cast { from: &g_a, to: &wide_a, factor: 1.0, column: 0 };
-        self.kernels.widen_all(&std::iter::once(of_a).chain(casts).collect::<Vec<_>>());
+        let of_a = g_a.iter().zip(&wide_a).map(|(from, to)| Cast { from, to, factor: 1.0, column: 0 });
+        self.kernels.widen_all(&of_a.chain(casts).collect::<Vec<_>>());
         let mut gradients = vec![g_x];
         for ((_, g_b), block) in of_b.into_iter().zip(&self.blocks) {
-            gradients.extend([Some(wide_a.narrow(0, block.columns.0, block.columns.1)), Some(g_b)]);
+            let of_a = wide_a.as_ref().map(|wide_a| wide_a.narrow(0, block.columns.0, block.columns.1));
+            gradients.extend([of_a, Some(g_b)]);
         }
         gradients
     }
@@ -228,7 +247,7 @@ pub struct JointLayer<'a> {
     /// The bias (out), added to every output row.
     pub bias: Option<&'a Tensor>,
     /// The update of a frozen weight.
-    pub update: Option<LowRank<'a>>,
+    pub update: Option<LowRank>,
     /// True if the layer may be joined with others on CUDA. It must not depend on which adapter is active: a policy and
     /// a reference with equal weights must get equal bits.
     pub joinable: bool,
@@ -236,14 +255,19 @@ pub struct JointLayer<'a> {
 
 impl<'a> JointLayer<'a> {
     /// Returns a layer that is not joined with others, with its bias.
-    pub fn of(base: &'a Dense, update: Option<LowRank<'a>>) -> Self {
+    pub fn of(base: &'a Dense, update: Option<LowRank>) -> Self {
         Self { weight: &base.weight, bias: base.bias.as_ref(), update, joinable: false }
     }
 
     /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
     fn leaves(&self) -> impl Iterator<Item = &Tensor> {
         let base = self.weight.trained().into_iter().chain(self.bias);
-        base.chain(self.update.iter().flat_map(|u| u.masters))
+        base.chain(self.update.iter().flat_map(|u| &u.masters))
+    }
+
+    /// Returns true if a gradient needs the layer's input.
+    fn needs_input(&self) -> bool {
+        self.weight.trained().is_some() || self.update.as_ref().is_some_and(LowRank::trains_a)
     }
 }
 
@@ -261,6 +285,7 @@ struct SavedLowRank {
     /// B (out, R), multiplied by the scale.
     b: Tensor,
     scale: f64,
+    trains_a: bool,
     /// First column of this update in the low-rank results of all layers (T, R of all).
     column: i64,
 }
@@ -271,12 +296,12 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
     let x = &input.x;
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(parts.iter().flat_map(JointLayer::leaves)).collect();
     let needs_x = x.requires_grad();
-    let learns = parts.iter().any(|p| p.update.is_some() || p.leaves().any(|t| t.requires_grad()));
+    let needs_input = parts.iter().any(JointLayer::needs_input);
     let (rows, options) = (x.size()[0], (x.kind(), x.device()));
     if mask.is_none()
         && let Some(joined) = tch::no_grad(|| Joined::of(parts, x.kind()))
     {
-        return joined_products(joined, input, &inputs, rows);
+        return joined_products(joined, input, &inputs, rows, needs_input);
     }
     let forward = || {
         let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
@@ -292,7 +317,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
                 let rank = b.size()[1];
                 y = y.addmm_(&low.narrow(1, column, rank), &b.tr());
                 column += rank;
-                SavedLowRank { b, scale: u.scale, column: column - rank }
+                SavedLowRank { b, scale: u.scale, trains_a: u.trains_a(), column: column - rank }
             });
             outputs.push(y);
             saved.push(SavedLayer {
@@ -303,7 +328,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             });
         }
         let read: Option<Rc<dyn Fn() -> Tensor>> = match (masked, &input.recompute) {
-            _ if !learns => None,
+            _ if !needs_input => None,
             (None, Some(again)) => Some(again.clone()),
             (masked, _) => {
                 let kept = masked.unwrap_or_else(|| x.detach());
@@ -325,21 +350,22 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         }
         // With a mask this is x after dropout; the base is then frozen and does not need x itself.
         let x = read.as_ref().map(|read| read());
-        let mut g_factors = Vec::new(); // that of A (R of all, in), then that of each B (out, R)
-        if let (Some((low, a)), Some(x)) = (low, &x) {
+        let mut g_factors = Vec::new(); // that of A (R of all, in) if any is trained, then that of each B (out, R)
+        let trains_a = saved.iter().any(|s| s.update.as_ref().is_some_and(|u| u.trains_a));
+        if let Some((low, a)) = low {
             let updates = || grads.iter().zip(saved).filter_map(|(g, s)| Some((g, s.update.as_ref()?)));
             let g_low = gradient_of_low(updates(), low);
             g_x = g_x.map(|mut g_x| match mask {
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),
             });
-            g_factors.push((g_low.tr().matmul(x), 1.0));
+            g_factors.extend(x.as_ref().filter(|_| trains_a).map(|x| (g_low.tr().matmul(x), 1.0)));
             let of_b =
                 |(g, u): (&Tensor, &SavedLowRank)| (g.tr().matmul(&low.narrow(1, u.column, u.b.size()[1])), u.scale);
             g_factors.extend(updates().map(of_b));
         }
         let mut g_factors = to_float(g_factors).into_iter();
-        let g_a = g_factors.next();
+        let g_a = if trains_a { g_factors.next() } else { None };
         let mut gradients = vec![g_x];
         for (g, s) in grads.iter().zip(saved) {
             if s.trained {
@@ -348,8 +374,9 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
             gradients.extend(s.bias.as_ref().map(|b| {
                 b.requires_grad().then(|| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(b.kind()))
             }));
-            if let (Some(u), Some(g_a)) = (&s.update, &g_a) {
-                gradients.extend([Some(g_a.narrow(0, u.column, u.b.size()[1])), g_factors.next()]);
+            if let Some(u) = &s.update {
+                let of_a = g_a.as_ref().filter(|_| u.trains_a).map(|g_a| g_a.narrow(0, u.column, u.b.size()[1]));
+                gradients.extend([of_a, g_factors.next()]);
             }
         }
         gradients
@@ -366,11 +393,18 @@ fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
     g.tr().matmul(x).to_kind(kind)
 }
 
-/// Computes the outputs of joined layers, (T, out) each; `leaves` are the input and the trained factors.
-fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows: i64) -> Vec<Tensor> {
+/// Computes the outputs of joined layers, (T, out) each; `leaves` are the input and the trained factors. `needs_input`:
+/// a gradient needs the input.
+fn joined_products(
+    joined: Joined,
+    input: &LayerInput,
+    leaves: &[&Tensor],
+    rows: i64,
+    needs_input: bool,
+) -> Vec<Tensor> {
     let (x, needs_x) = (&input.x, input.x.requires_grad());
     let options = (x.kind(), x.device());
-    let read: Option<Rc<dyn Fn() -> Tensor>> = joined.factors.is_some().then(|| match &input.recompute {
+    let read: Option<Rc<dyn Fn() -> Tensor>> = needs_input.then(|| match &input.recompute {
         Some(again) => again.clone(),
         None => {
             let kept = x.detach();
@@ -387,8 +421,7 @@ fn joined_products(joined: Joined, input: &LayerInput, leaves: &[&Tensor], rows:
             None => Tensor::zeros([rows, *n], options),
         };
         let grads: Vec<Tensor> = grads.iter().zip(&joined.rows).map(filled).collect();
-        let kept = read.as_ref().zip(low.as_ref()).map(|(read, low)| (read(), low));
-        joined.backward(&grads, kept, needs_x)
+        joined.backward(&grads, read.as_ref().map(|read| read()), low.as_ref(), needs_x)
     })
 }
 
@@ -443,7 +476,7 @@ mod tests {
         fn parts(&self) -> Vec<JointLayer<'_>> {
             let update = |i: usize| {
                 let (a, b, scale) = &self.factors[i];
-                Some(LowRank { masters: [a, b], scale: *scale })
+                Some(LowRank { masters: [a.shallow_clone(), b.shallow_clone()], scale: *scale })
             };
             let updates = [update(0), None, update(1)];
             self.dense.iter().zip(updates).map(|(base, update)| JointLayer::of(base, update)).collect()

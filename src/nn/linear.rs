@@ -3,6 +3,7 @@
 use super::adapter::{Adapter, JointForm, LayerAdapters};
 use super::joint_linear::{self, JointLayer, LowRank};
 use super::layer_input::LayerInput;
+use super::scale::scale_columns;
 use super::weight::{Dense, Weight, cast, is_decoding};
 use tch::Tensor;
 
@@ -54,7 +55,7 @@ impl Linear {
 
     /// Returns the layer in the form in which it is computed together with others; `None` if its active adapter has no
     /// such form.
-    fn joint_form(&self) -> Option<JointForm<'_>> {
+    fn joint_form(&self) -> Option<JointForm> {
         match self.adapters.active() {
             Some(adapter) => adapter.joint_form(self.adapters.train()),
             None => Some(JointForm { update: None, output_scale: None }),
@@ -67,13 +68,13 @@ impl Linear {
         Some(self.adapters.active().map_or_else(|| bias.shallow_clone(), |adapter| adapter.merged_bias(bias)))
     }
 
-    fn joint_layer<'a>(&'a self, form: &'a JointForm<'a>, bias: Option<&'a Tensor>) -> JointLayer<'a> {
+    fn joint_layer<'a>(&'a self, form: &JointForm, bias: Option<&'a Tensor>) -> JointLayer<'a> {
         // Also those that are not active: see `JointLayer::joinable`.
-        let each = |a: &dyn Adapter| a.joint_form(true).is_some_and(|form| form.joinable());
-        let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| each(&**a));
+        let joinable = self.dense.bias.is_none() && self.adapters.list.iter().all(|(_, a)| a.joinable());
         // The bias is not scaled with the outputs, so that it is added after it.
         let bias = bias.filter(|_| form.output_scale.is_none());
-        JointLayer { weight: &self.dense.weight, bias, update: form.update.as_ref().map(LowRank::reborrow), joinable }
+        let update = form.update.as_ref().map(LowRank::shallow_clone);
+        JointLayer { weight: &self.dense.weight, bias, update, joinable }
     }
 
     /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
@@ -90,15 +91,9 @@ impl Linear {
 /// Applies the scale of a joint form to the products y (T, out) and adds the bias, if there is a scale.
 fn scaled(y: Tensor, form: &JointForm, bias: Option<&Tensor>) -> Tensor {
     let Some(scale) = &form.output_scale else { return y };
-    let y = scale_outputs(&y, scale);
+    let y = scale_columns(&y, scale);
     match bias {
         Some(bias) => &y + cast(bias, y.kind()),
         None => y,
     }
-}
-
-/// Multiplies outputs (T, out) by factors (out) in float32 and rounds once: factors near 1 would lose most of what
-/// distinguishes them from 1 in bfloat16.
-pub fn scale_outputs(y: &Tensor, scale: &Tensor) -> Tensor {
-    (y * scale).to_kind(y.kind())
 }

@@ -30,6 +30,7 @@ pub mod randomness;
 pub mod recomputed;
 pub mod rope;
 pub mod safetensors;
+pub mod scale;
 pub mod tokens;
 pub mod virtual_tokens;
 pub mod weight;

@@ -1,5 +1,6 @@
 //! Parameters under the checkpoint's own names, in the order in which they were built.
 
+use std::collections::BTreeSet;
 use tch::Tensor;
 
 /// The kind of layer that a parameter belongs to.
@@ -63,6 +64,16 @@ impl ParamStore {
     /// Returns the trained parameters.
     pub fn trainable(&self) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(|p| p.trainable())
+    }
+
+    /// Returns the parameters that a checkpoint contains: the trained ones, and what their adapters keep unchanged beside
+    /// them. Copies of the base's weights are left out, because the base has them.
+    pub fn state(&self) -> impl Iterator<Item = &Param> {
+        let trained: BTreeSet<usize> = self.trainable().filter_map(|p| p.adapter).collect();
+        let kept = move |p: &Param| {
+            p.adapter.is_some_and(|id| trained.contains(&id)) && !p.name.ends_with(".base_layer.weight")
+        };
+        self.params.iter().filter(move |p| p.trainable() || kept(p))
     }
 
     /// Returns the base's parameters.

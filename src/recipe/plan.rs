@@ -10,7 +10,7 @@ use super::{check, conflicts, overrides, tree};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;
-use crate::recipe::optim::{OptimKind, Schedule};
+use crate::recipe::optim::{GroupSpec, OptimKind, OptimSection, Schedule};
 use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -120,6 +120,20 @@ fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
 }
 
 impl Plan {
+    /// Returns the settings of the optimiser, with the groups of parameters that the adapter has rates of its own for.
+    /// They come last, so that the recipe's groups are matched first.
+    pub fn optim(&self) -> OptimSection {
+        let (mut optim, lr) = (self.recipe.optim.clone(), self.lr());
+        let factors = self.recipe.adapter.iter().flat_map(|adapter| adapter.rate_factors());
+        let group = |(pattern, factor): (&str, f64)| GroupSpec {
+            r#match: pattern.into(),
+            lr: Some(lr * factor),
+            weight_decay: None,
+        };
+        optim.groups.extend(factors.map(group));
+        optim
+    }
+
     /// Returns the peak learning rate.
     pub fn lr(&self) -> f64 {
         self.recipe.optim.lr.expect("parse() settles it and read() checks it")

@@ -49,6 +49,10 @@ pub const SYNONYMS: &[Synonym] = &[
     is("adapter.lora.exclude", &["exclude_modules", "lora_exclude_modules"], ""),
     is("adapter.lora.rslora", &["use_rslora", "lora_use_rslora", "peft_use_rslora"], ""),
     is("adapter.lora.modules_to_save", &["additional_target", "lora_modules_to_save"], ""),
+    is("adapter.lora.dora", &["use_dora", "peft_use_dora"], "`dora: true`"),
+    is("adapter.lora.bias", &["lora_bias"], "`bias: true` trains one behind B"),
+    is("adapter.lora.b_lr_ratio", &["loraplus_lr_ratio"], "how many times the rate of A"),
+    is("adapter.lora.token_rows", &["trainable_token_indices"], "a list of token ids"),
     is("adapter.lora.init", &["init_lora_weights", "peft_init_lora_weights"], ""),
     is("data.train", &["dataset", "datasets", "dataset_name", "train_dataset", "dataset_path", "train_file", "train_data", "data_path", "data_files"], "`{ path: FILE }`"),
     is("data.valid", &["eval_dataset", "valid_dataset", "validation_file", "test_datasets", "dataset_valid", "eval_file"], "`{ path: FILE }`"),
@@ -65,7 +69,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("batch.accumulate", &["gradient_accumulation_steps", "grad_accumulation_steps", "gradient_accumulation", "grad_accum"], "packed rows per step; or give `batch.examples`"),
     is("optim.lr", &["learning_rate"], ""),
     is("optim.kind", &["optimizer", "optimiser", "optim_type", "optimizer_type"], "`adamw`, `adamw8`, `adafactor`, `lion`, `muon`, `schedule_free` or `sgd`"),
-    is("optim.groups", &["loraplus_lr_ratio", "loraplus_lr_embedding", "lr_groups", "param_groups", "embedding_lr", "embedding_lr_scale"], "a list: `- { match: lora_B, lr: 3e-3 }`"),
+    is("optim.groups", &["loraplus_lr_embedding", "lr_groups", "param_groups", "embedding_lr", "embedding_lr_scale"], "a list: `- { match: lora_B, lr: 3e-3 }`"),
     is("optim.ema", &["ema_decay", "use_ema", "ema_beta"], "the decay, such as 0.999"),
     is("optim.neftune", &["neftune_noise_alpha", "neftune_alpha"], ""),
     is("optim.weight_decay", &["wd", "decay_weight"], ""),
@@ -109,7 +113,7 @@ pub const SYNONYMS: &[Synonym] = &[
     none(&["deepspeed", "fsdp", "fsdp_config", "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "world_size", "tensor_parallel_size"], "a run uses one device"),
     none(&["dataloader_num_workers", "preprocessing_num_workers", "dataset_processes", "dataset_num_proc", "dataloader_pin_memory", "dataloader_drop_last"], "there is no such setting"),
     none(&["special_tokens", "pad_token", "eos_token", "add_eos_token", "resize_vocab"], "special tokens come from the model's folder and its chat template"),
-    none(&["task_type", "bias", "lora_bias", "fan_in_fan_out", "remove_unused_columns", "do_train"], "there is no such setting"),
+    none(&["task_type", "bias", "fan_in_fan_out", "remove_unused_columns", "do_train"], "there is no such setting"),
 ];
 
 /// Other tools' words for choices: (theirs, ours). A row applies to every key that has `ours` among its choices.

@@ -243,7 +243,7 @@ impl Checkpoints {
         let path = self.step_folder(step).join(TRAINED);
         let saved: BTreeMap<String, Tensor> = Weights::open_file(&path)?.all();
         let _no_grad = tch::no_grad_guard();
-        for p in model.params().trainable() {
+        for p in model.params().state() {
             let fits = |t: &&Tensor| t.size() == p.tensor.size() && t.kind() == p.tensor.kind();
             let from = saved.get(&key(p)).filter(fits).ok_or_else(|| {
                 Error::user(format!("{}: `{}` is missing or of another shape", path.display(), key(p)))
@@ -291,7 +291,7 @@ impl Checkpoints {
 type CheckpointTensors = [(&'static str, BTreeMap<String, Tensor>); 4];
 
 fn tensors_by_file(model: &Model, optim: &Optimiser, method: &MethodState) -> Result<CheckpointTensors> {
-    let trained = model.params().trainable().map(|p| (key(p), p.tensor.shallow_clone())).collect();
+    let trained = model.params().state().map(|p| (key(p), p.tensor.shallow_clone())).collect();
     let generator = BTreeMap::from([("state".to_string(), native::rng_state(model.device())?)]);
     Ok([
         (TRAINED, trained),

@@ -138,16 +138,20 @@ impl RunShape<'_> {
         let (c, recipe) = (self.model.config(), &self.plan.recipe);
         let [d, f, _] = self.sizes();
         let q = (c.num_attention_heads * c.head_dim) as u64;
-        let (rows, AdapterActivations { rank, dropout, .. }) = (self.layer_rows(), self.adapter());
+        let (rows, activations) = (self.layer_rows(), self.adapter());
+        let AdapterActivations { rank, dropout, scaled_outputs, .. } = activations;
         // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate
         // and up if it is gated).
         let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
         // Numbers that a layer keeps for its backward pass besides attention's, per token: the inputs of two norms; the
         // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
-        // and the masked input.
+        // and the masked input; the outputs of linear layers that an adapter scales; what adapters of single modules keep.
+        let dropped = if dropout { 2 * (readers * d + q + f) } else { 0 };
+        let kv = 2 * (c.num_key_value_heads * c.head_dim) as u64;
+        let scaled = if scaled_outputs { q + kv + gates * f + 2 * d } else { 0 };
         let depth = c.num_hidden_layers as u64;
         let of_modules = self.module_memory().kept.div_ceil(depth);
-        let numbers = 2 * d + gates * f + 7 * rank + if dropout { 2 * (readers * d + q + f) } else { 0 } + of_modules;
+        let numbers = 2 * d + gates * f + 7 * rank + dropped + scaled + of_modules;
         let layer = rows * self.width() * numbers + self.attention().kept;
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,

@@ -121,7 +121,7 @@ impl<'a> Stepper<'a> {
     ) -> Result<Self> {
         let recipe = &plan.recipe;
         let mut optim =
-            Optimiser::with_extra_parameters(model.params(), &method.parameters(), &recipe.optim, recipe.run.seed)?;
+            Optimiser::with_extra_parameters(model.params(), &method.parameters(), &plan.optim(), recipe.run.seed)?;
         let id = model.adapter_id(TRAINED_ADAPTER);
         let mut adapter = match recipe.adapter.as_ref().zip(id) {
             Some((spec, id)) => spec.training(&mut model.params().adapter(id), total)?,

@@ -1,9 +1,8 @@
-//! How a low-rank update computes, on a linear layer and on an embedding.
+//! How a low-rank update of a linear layer computes.
 
 use crate::adapters::cached::Cached;
 use crate::nn::joint_linear::{self, JointLayer, LowRank};
-use crate::nn::ops::embedding_rows;
-use crate::nn::weight::{add_product, is_decoding, product};
+use crate::nn::weight::{add_product, cast, is_decoding, product};
 use crate::nn::{Adapter, Dense, JointForm, LayerInput};
 use tch::{Kind, Tensor};
 
@@ -13,6 +12,10 @@ pub(super) struct Lora {
     pub a: Tensor,
     /// (out, R)
     pub b: Tensor,
+    /// (out) behind B, if there is one.
+    pub bias: Option<Tensor>,
+    /// The values that A and B started with, if the update is their change since then.
+    pub start: Option<[Tensor; 2]>,
     pub scale: f64,
     pub dropout: f64,
     /// The base weight that the update was trained on, if the adapter's file contains one that differs from the
@@ -23,62 +26,84 @@ pub(super) struct Lora {
 }
 
 impl Lora {
-    /// Returns the update, times `scale`.
-    fn update(&self, scale: f64) -> LowRank<'_> {
-        LowRank { masters: [&self.a, &self.b], scale }
+    /// Returns the factors whose product is the update; differentiable.
+    pub fn factors(&self) -> [Tensor; 2] {
+        match &self.start {
+            None => [self.a.shallow_clone(), self.b.shallow_clone()],
+            Some(start) => change(&self.a, &self.b, start),
+        }
     }
+
+    /// Returns the update, times `scale`.
+    pub fn update(&self, scale: f64) -> LowRank {
+        LowRank { masters: self.factors(), scale }
+    }
+
+    /// Returns the base that the update was trained on: its own, if it has one.
+    pub fn base(&self, base: &Dense) -> Dense {
+        let weight = self.own.as_ref().map(|w| w.shallow_clone().into());
+        Dense {
+            weight: weight.unwrap_or_else(|| base.weight.shallow_clone()),
+            bias: base.bias.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// Computes the layer in decoding: (S, in) -> (S, out).
+    pub fn decode(&self, x: &Tensor, base: &Dense) -> Tensor {
+        let [a, b] = self.cast.get(x.kind(), &[&self.a, &self.b], || {
+            let [a, b] = self.factors();
+            [a, b * self.scale]
+        });
+        add_product(base.forward(x), &product(x, &a, None), &b)
+    }
+
+    fn add_bias(&self, y: Tensor) -> Tensor {
+        match &self.bias {
+            Some(bias) => &y + cast(&(bias * self.scale), y.kind()),
+            None => y,
+        }
+    }
+}
+
+/// Returns the factors of `B A - B0 A0`, where `start` is A0 and B0: `[B - B0, B0]` and `[A; A - A0]`, of twice the rank.
+/// Both summands are as small as the change, so that little is lost when they are rounded to bfloat16.
+pub(super) fn change(a: &Tensor, b: &Tensor, start: &[Tensor; 2]) -> [Tensor; 2] {
+    let [a0, b0] = start;
+    [Tensor::cat(&[a, &(a - a0)], 0), Tensor::cat(&[&(b - b0), b0], 1)]
 }
 
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
-        let clone = |t: &Tensor| t.shallow_clone();
-        let own = self.own.as_ref().map(|w| Dense { weight: clone(w).into(), bias: base.bias.as_ref().map(clone) });
-        let base = own.as_ref().unwrap_or(base);
+        let base = self.base(base);
         if is_decoding() {
-            let [a, b] = self.cast.get(x.kind(), &[&self.a, &self.b], || [self.a.detach(), &self.b * self.scale]);
-            return add_product(base.forward(x), &product(x, &a, None), &b);
+            return self.add_bias(self.decode(x, &base));
         }
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
-        let part = JointLayer::of(base, Some(self.update(self.scale / kept)));
-        joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0)
+        let part = JointLayer::of(&base, Some(self.update(self.scale / kept)));
+        self.add_bias(joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0))
     }
 
-    fn joint_form(&self, train: bool) -> Option<JointForm<'_>> {
-        let plain = self.own.is_none() && (!train || self.dropout == 0.0);
+    fn joint_form(&self, train: bool) -> Option<JointForm> {
+        let plain = self.own.is_none() && self.bias.is_none() && (!train || self.dropout == 0.0);
         plain.then(|| JointForm { update: Some(self.update(self.scale)), output_scale: None })
     }
 
-    fn merged(&self, weight: &Tensor) -> Tensor {
-        let delta = self.b.matmul(&self.a) * self.scale;
-        (self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + delta).to_kind(weight.kind())
-    }
-}
-
-/// The low-rank update of an embedding: row t of `W + s (B A)^T`. It has no dropout, because its input are ids.
-pub(super) struct LoraEmbedding {
-    /// (R, V)
-    pub a: Tensor,
-    /// (D, R)
-    pub b: Tensor,
-    pub scale: f64,
-    /// The base weight that the update was trained on, if it differs from the model's, as in [`Lora`].
-    pub own: Option<Tensor>,
-}
-
-impl Adapter for LoraEmbedding {
-    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
-        product(x, &self.merged(&base.weight.dense(base.weight.kind())), base.bias.as_ref())
-    }
-
-    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
-        let low = embedding_rows(&self.a.tr(), ids); // (T, R)
-        let update = low.matmul(&self.b.tr()) * self.scale; // (T, D)
-        embedding_rows(self.own.as_ref().unwrap_or(weight), ids).to_kind(Kind::Float) + update
+    fn joinable(&self) -> bool {
+        let ranks = if self.start.is_some() { 2 } else { 1 } * self.a.size()[0];
+        let plain = self.own.is_none() && self.bias.is_none() && self.dropout == 0.0;
+        plain && LowRank::is_joinable(ranks, [&self.a, &self.b])
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {
-        let delta = self.b.matmul(&self.a).tr() * self.scale;
-        (self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + delta).to_kind(weight.kind())
+        let [a, b] = self.factors();
+        (self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + b.matmul(&a) * self.scale).to_kind(weight.kind())
+    }
+
+    fn merged_bias(&self, bias: &Tensor) -> Tensor {
+        match &self.bias {
+            Some(more) => bias.to_kind(Kind::Float) + more * self.scale,
+            None => bias.shallow_clone(),
+        }
     }
 }

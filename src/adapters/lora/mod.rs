@@ -2,14 +2,27 @@
 //!
 //! A (R, in) and B (out, R) are float32 masters; products run in the dtype of x. `s` is alpha / R, or
 //! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
+//!
+//! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
+//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. token_rows: rows of the
+//! embedding that are trained in full. eva: the directions of a layer's inputs. peft, tensors: PEFT's files. updates:
+//! merging. publish: adapters whose files differ from what is trained.
 
 mod attach;
+mod dora;
+mod embedding;
+mod eva;
+mod initial;
 mod layer;
 mod modules;
 mod peft;
+mod publish;
 mod spec;
 mod tensors;
+mod token_rows;
+mod updates;
 
+pub use eva::InputRecorder;
 pub use modules::{LoraModules, scale};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 
@@ -32,11 +45,11 @@ impl AdapterKind for LoraSpec {
     }
 
     fn title(&self) -> &'static str {
-        "LoRA"
+        if self.dora { "DoRA" } else { "LoRA" }
     }
 
     fn describe(&self) -> String {
-        format!("lora r{}", self.rank)
+        format!("{} r{}", if self.dora { "dora" } else { "lora" }, self.rank)
     }
 
     fn rules(&self) -> ModuleRules<'_> {
@@ -63,7 +76,15 @@ impl AdapterKind for LoraSpec {
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
         let modules = LoraModules::new(self)?;
-        Ok(Box::new(attach::AttachLora { modules, init: self.init, dropout: self.dropout }))
+        Ok(Box::new(attach::AttachLora {
+            modules,
+            init: self.init,
+            dropout: self.dropout,
+            dora: self.dora,
+            bias: self.bias,
+            freeze_a: self.freeze_a,
+            token_rows: token_rows::AttachTokenRows::new(&self.token_rows),
+        }))
     }
 
     fn continues(&self) -> Option<&Path> {
@@ -75,6 +96,9 @@ impl AdapterKind for LoraSpec {
             ("rank", json!(self.rank)),
             ("alpha", json!(self.alpha)),
             ("rslora", json!(self.rslora)),
+            ("dora", json!(self.dora)),
+            ("bias", json!(self.bias)),
+            ("token_rows", json!(self.token_rows)),
             ("rank_pattern", json!(self.rank_pattern)),
             ("alpha_pattern", json!(self.alpha_pattern)),
         ]
@@ -89,7 +113,9 @@ impl AdapterKind for LoraSpec {
     }
 
     fn activations(&self) -> AdapterActivations {
-        AdapterActivations { rank: self.rank as u64, dropout: self.dropout > 0.0, ..AdapterActivations::default() }
+        let rank = self.rank as u64 * if self.init.takes_from_base() { 2 } else { 1 };
+        let (dropout, scaled_outputs) = (self.dropout > 0.0, self.dora);
+        AdapterActivations { rank, dropout, scaled_outputs, ..AdapterActivations::default() }
     }
 
     fn config(&self, base: &str) -> Value {
@@ -101,7 +127,23 @@ impl AdapterKind for LoraSpec {
     }
 
     fn tensor_names(&self) -> &'static [&'static str] {
-        &tensors::NAMES
+        tensors::names(self)
+    }
+
+    fn is_unselected_tensor(&self, tensor: &str) -> bool {
+        tensors::is_token_rows(self, tensor)
+    }
+
+    fn rate_factors(&self) -> Vec<(&'static str, f64)> {
+        self.b_lr_ratio.map(|ratio| (r"\.lora_B\.", ratio)).into_iter().collect()
+    }
+
+    fn publish(&mut self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        if !self.init.takes_from_base() {
+            return tensors;
+        }
+        publish::double_rank(self);
+        publish::without_start(tensors)
     }
 
     fn updates(

@@ -8,17 +8,31 @@ use crate::error::Result;
 use serde_json::{Map, Value, json};
 
 /// Keys of adapter_config.json that are read into a [`LoraSpec`], besides those that select modules.
-const OWN_KEYS: &[&str] =
-    &["alpha_pattern", "init_lora_weights", "lora_alpha", "lora_dropout", "r", "rank_pattern", "use_rslora"];
+const OWN_KEYS: &[&str] = &[
+    "alpha_pattern",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "r",
+    "rank_pattern",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+];
 
 /// Returns the content of adapter_config.json with the keys that every PEFT since 0.4 reads.
 pub fn write(spec: &LoraSpec, base: &str) -> Value {
     let alphas: Map<_, _> = spec.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
-    let own = json!({
+    let mut own = json!({
         "alpha_pattern": alphas,
         "bias": "none",
         "fan_in_fan_out": spec.fan_in_fan_out,
-        "init_lora_weights": match spec.init { LoraInit::Kaiming => json!(true), LoraInit::Gaussian => json!("gaussian") },
+        "init_lora_weights": match spec.init {
+            // PEFT reads a bias behind B only with its default; how a trained adapter began does not matter.
+            LoraInit::Gaussian if !spec.bias => json!("gaussian"),
+            _ => json!(true),
+        },
         "layer_replication": null,
         "layers_pattern": if spec.layers_pattern.is_empty() { Value::Null } else { json!(spec.layers_pattern) },
         "layers_to_transform": spec.layers,
@@ -29,20 +43,36 @@ pub fn write(spec: &LoraSpec, base: &str) -> Value {
         "megatron_core": "megatron.core",
         "r": spec.rank,
         "rank_pattern": spec.rank_pattern,
-        "use_dora": false,
+        "use_dora": spec.dora,
         "use_rslora": spec.rslora,
     });
+    // Older PEFT versions do not know these keys: they are written only if they are set.
+    if spec.bias {
+        own["lora_bias"] = json!(true);
+    }
+    if !spec.token_rows.is_empty() {
+        own["trainable_token_indices"] = json!(spec.token_rows);
+    }
     peft::config(spec, "LORA", base, own)
 }
 
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
+    let refused = [
+        ("bias", "it also trained biases of the base: merge it with PEFT and use the merged model"),
+        ("target_parameters", "it adapts fused experts, and ft has no models with experts"),
+    ];
+    for (key, hint) in refused {
+        if config.get(key).is_some_and(|v| *v != "none" && v.as_array().is_none_or(|list| !list.is_empty())) {
+            return Err(config.unsupported(key, hint));
+        }
+    }
     config.check_keys(OWN_KEYS)?;
     let init = match config.get("init_lora_weights") {
         None | Some(Value::Bool(_)) => LoraInit::Kaiming,
         Some(Value::String(s)) if s == "gaussian" => LoraInit::Gaussian,
         // These initialise A and B differently, but leave the base as it is.
-        Some(Value::String(s)) if s == "eva" || s == "orthogonal" => LoraInit::Kaiming,
+        Some(Value::String(s)) if s == "eva" || s == "orthogonal" || s == "mica" => LoraInit::Kaiming,
         // pissa, olora, corda, loftq and others change the base's weights when training starts.
         Some(_) => {
             return Err(config.unsupported(
@@ -63,6 +93,11 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         layers,
         layers_pattern,
         rslora: config.read("use_rslora")?.unwrap_or(false),
+        dora: config.read("use_dora")?.unwrap_or(false),
+        bias: config.read("lora_bias")?.unwrap_or(false),
+        freeze_a: false,
+        b_lr_ratio: None,
+        token_rows: token_rows(config)?,
         rank_pattern: config.read("rank_pattern")?.unwrap_or_default(),
         alpha_pattern: config.read("alpha_pattern")?.unwrap_or_default(),
         modules_to_save,
@@ -79,6 +114,24 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         let hint = "dropout is a probability: at least 0 and below 1";
         return Err(config.unsupported_value("lora_dropout", &json!(spec.dropout), hint));
     }
+    if spec.dora && spec.bias {
+        return Err(config.unsupported("lora_bias", "PEFT does not read a DoRA with a bias behind B either"));
+    }
     config.check_head(spec.has_scalar_head())?;
     Ok(spec)
+}
+
+/// Returns the tokens whose rows of the embedding were trained: a list, or a list by the name of the embedding.
+fn token_rows(config: &PeftConfig) -> Result<Vec<i64>> {
+    const KEY: &str = "trainable_token_indices";
+    match config.get(KEY) {
+        Some(Value::Object(lists)) => match lists.iter().collect::<Vec<_>>()[..] {
+            [] => Ok(Vec::new()),
+            [(module, ids)] if ["embed_tokens", "wte"].iter().any(|name| module.ends_with(name)) => {
+                config.parse(KEY, ids.clone())
+            }
+            _ => Err(config.unsupported(KEY, "only rows of the token embedding are read: merge the adapter with PEFT")),
+        },
+        _ => Ok(config.read(KEY)?.unwrap_or_default()),
+    }
 }

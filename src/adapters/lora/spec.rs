@@ -1,4 +1,4 @@
-//! The settings of LoRA, as a recipe gives them.
+//! The settings of LoRA and its relatives, as a recipe gives them.
 
 use crate::adapters::targets::Targets;
 use indexmap::IndexMap;
@@ -36,6 +36,19 @@ pub struct LoraSpec {
     pub layers_pattern: Vec<String>,
     /// Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
     pub rslora: bool,
+    /// DoRA (Liu et al. 2024, arXiv 2402.09353): each row of the updated weight is scaled to a trained length, its magnitude, which starts as the length of the base's row.
+    #[serde(skip_serializing_if = "is_false")]
+    pub dora: bool,
+    /// Also train a bias behind B: `y = W x + scale · (B A x + bias)`. Layers without a bias of their own cannot be merged then.
+    #[serde(skip_serializing_if = "is_false")]
+    pub bias: bool,
+    /// LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays at its initial values. It needs no gradient and no optimiser state, and the inputs of adapted layers are not kept for the backward.
+    #[serde(skip_serializing_if = "is_false")]
+    pub freeze_a: bool,
+    /// LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B is this many times that of A. The paper suggests 16, with a lower `optim.lr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub b_lr_ratio: Option<f64>,
     /// Another rank for modules whose name ends with the pattern (a regular expression); the first match is used.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(extend("propertyNames" = {"type": "string", "format": "regex"}))]
@@ -49,7 +62,10 @@ pub struct LoraSpec {
     /// Modules trained in full and saved with the adapter, by name or name ending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
-    /// How A is initialised; B starts at zero.
+    /// Tokens, by id, whose rows of the embedding are trained in full and saved with the adapter; an output head that shares the embedding's weight follows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub token_rows: Vec<i64>,
+    /// The initial values of A and B.
     pub init: LoraInit,
     /// Folder of an adapter to continue training from, with the same base, rank, alpha and targets. It is then also the
     /// reference model of methods that need one.
@@ -60,6 +76,10 @@ pub struct LoraSpec {
     /// contain it.
     #[serde(skip)]
     pub fan_in_fan_out: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Default for LoraSpec {
@@ -73,9 +93,14 @@ impl Default for LoraSpec {
             layers: None,
             layers_pattern: Vec::new(),
             rslora: false,
+            dora: false,
+            bias: false,
+            freeze_a: false,
+            b_lr_ratio: None,
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             modules_to_save: Vec::new(),
+            token_rows: Vec::new(),
             init: LoraInit::Kaiming,
             from: None,
             fan_in_fan_out: false,
@@ -83,13 +108,31 @@ impl Default for LoraSpec {
     }
 }
 
-/// How LoRA's A is initialised.
+/// The initial values of LoRA's A and B. Only linear layers have a choice; in embeddings A starts at zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraInit {
-    /// Kaiming uniform with a = sqrt(5), as PEFT.
+    /// A: Kaiming uniform with a = sqrt(5), as PEFT. B: zero.
     #[default]
     Kaiming,
-    /// Normal with standard deviation 1 / rank.
+    /// A: normal with standard deviation 1 / rank. B: zero.
     Gaussian,
+    /// A and B: random matrices of halves of one orthogonal basis, so that B A is zero although both are not. Needs an even rank.
+    Orthogonal,
+    /// PiSSA (Meng et al. 2024, arXiv 2404.02948): the largest singular values and vectors of the weight, which is trained from there. Published as plain LoRA of twice the rank.
+    Pissa,
+    /// PiSSA by a randomised decomposition with 16 iterations: much faster for large weights, nearly the same values.
+    PissaFast,
+    /// EVA (Paischer et al. 2024, arXiv 2410.07170). A: the directions in which the layer's inputs vary most in the first training rows. B: zero.
+    Eva,
+    /// OLoRA (Büyükakyüz 2024, arXiv 2406.01775): the first columns and rows of the weight's QR decomposition. Published as plain LoRA of twice the rank.
+    Olora,
+}
+
+impl LoraInit {
+    /// Returns true if B A is not zero at the start. The base must then be what is left of it: the initial factors are
+    /// kept, and their product is subtracted.
+    pub fn takes_from_base(self) -> bool {
+        matches!(self, Self::Pissa | Self::PissaFast | Self::Olora)
+    }
 }

@@ -2,6 +2,9 @@
 
 use super::modules::LoraModules;
 use super::spec::LoraSpec;
+use super::token_rows::{TOKEN_ROWS, TokenRowsUpdate};
+use super::updates::{BiasUpdate, DoraUpdate};
+use crate::adapters::base_layer::BASE_LAYER;
 use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +16,26 @@ pub(super) const LINEAR_A: &str = "lora_A.weight";
 pub(super) const LINEAR_B: &str = "lora_B.weight";
 pub(super) const EMBEDDING_A: &str = "lora_embedding_A";
 pub(super) const EMBEDDING_B: &str = "lora_embedding_B";
-/// All of them.
-pub(super) const NAMES: [&str; 4] = [LINEAR_A, LINEAR_B, EMBEDDING_A, EMBEDDING_B];
+/// The bias behind B, and DoRA's magnitudes.
+pub(super) const B_BIAS: &str = "lora_B.bias";
+pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
+/// The values that A and B started with, in a run; files contain the factors of their change instead.
+pub(super) const START_A: &str = "lora_A.start";
+pub(super) const START_B: &str = "lora_B.start";
+
+/// Returns the names of a module's tensors in the file of an adapter.
+pub(super) fn names(spec: &LoraSpec) -> &'static [&'static str] {
+    match (spec.dora, spec.bias) {
+        (false, false) => &[LINEAR_A, LINEAR_B, EMBEDDING_A, EMBEDDING_B],
+        (true, _) => &[LINEAR_A, LINEAR_B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE],
+        (false, true) => &[LINEAR_A, LINEAR_B, EMBEDDING_A, EMBEDDING_B, B_BIAS],
+    }
+}
+
+/// Returns true for trained rows of the embedding.
+pub(super) fn is_token_rows(spec: &LoraSpec, tensor: &str) -> bool {
+    !spec.token_rows.is_empty() && tensor.strip_suffix(TOKEN_ROWS).is_some_and(|module| module.ends_with('.'))
+}
 
 /// Returns the updates of `modules`, from the tensors of the file `origin`. Fails for incomplete pairs of A and B
 /// and wrong ranks.
@@ -24,42 +45,70 @@ pub(super) fn updates(
     tensors: &BTreeMap<String, Tensor>,
     origin: &Path,
 ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
-    let rules = LoraModules::new(spec)?;
-    let update = |module: &str| update(&rules, module, tensors, origin);
-    modules.iter().map(|module| Ok((format!("{module}.weight"), Box::new(update(module)?) as _))).collect()
+    let file = LoraFile { rules: LoraModules::new(spec)?, tensors, origin };
+    let mut updates: BTreeMap<String, Box<dyn WeightUpdate>> = BTreeMap::new();
+    for module in modules {
+        let low_rank = file.low_rank(module)?;
+        let update: Box<dyn WeightUpdate> = match spec.dora {
+            false => Box::new(low_rank),
+            true => Box::new(DoraUpdate {
+                low_rank,
+                magnitude: file.get(module, MAGNITUDE, "a DoRA has one for every module")?.shallow_clone(),
+                own: tensors.get(&format!("{module}{BASE_LAYER}")).map(Tensor::shallow_clone),
+            }),
+        };
+        updates.insert(format!("{module}.weight"), update);
+        if spec.bias {
+            let bias = file.get(module, B_BIAS, "`lora_bias` is true, so every module has one")?.shallow_clone();
+            updates.insert(format!("{module}.bias"), Box::new(BiasUpdate { bias, scale: file.rules.scale(module) }));
+        }
+    }
+    let rows = tensors.iter().filter(|(name, _)| is_token_rows(spec, name));
+    updates.extend(rows.map(|(name, rows)| {
+        let weight = format!("{}weight", name.strip_suffix(TOKEN_ROWS).unwrap_or_default());
+        let update = TokenRowsUpdate { ids: spec.token_rows.clone(), rows: rows.shallow_clone() };
+        (weight, Box::new(update) as Box<dyn WeightUpdate>)
+    }));
+    Ok(updates)
 }
 
-fn update(
-    rules: &LoraModules,
-    module: &str,
-    tensors: &BTreeMap<String, Tensor>,
-    origin: &Path,
-) -> Result<LowRankUpdate> {
-    let get = |factor: &str| {
-        let name = format!("{module}.{factor}");
-        tensors.get(&name).ok_or_else(|| {
-            Error::user(format!("{}: `{name}` is missing", origin.display()))
-                .hint("A and B come in pairs: the file is incomplete")
-        })
-    };
-    let table = [EMBEDDING_A, EMBEDDING_B].iter().any(|factor| tensors.contains_key(&format!("{module}.{factor}")));
-    let (a, b) = match table {
-        true => (get(EMBEDDING_A)?, get(EMBEDDING_B)?),
-        false => (get(LINEAR_A)?, get(LINEAR_B)?),
-    };
-    let rank = rules.rank(module);
-    if a.dim() != 2 || b.dim() != 2 || a.size()[0] != rank || b.size()[1] != rank {
-        return Err(Error::user(format!(
-            "{}: `{module}` has A of shape {:?} and B of shape {:?}, but rank {rank} in adapter_config.json",
-            origin.display(),
-            a.size(),
-            b.size()
-        ))
-        .hint("config and tensors belong to different adapters, or rank_pattern was lost"));
+/// The tensors of an adapter's file.
+struct LoraFile<'a> {
+    rules: LoraModules,
+    tensors: &'a BTreeMap<String, Tensor>,
+    /// Named in errors.
+    origin: &'a Path,
+}
+
+impl LoraFile<'_> {
+    fn get(&self, module: &str, name: &str, hint: &str) -> Result<&Tensor> {
+        let name = format!("{module}.{name}");
+        let missing = || Error::user(format!("{}: `{name}` is missing", self.origin.display())).hint(hint);
+        self.tensors.get(&name).ok_or_else(missing)
     }
-    // The update of an embedding is (B A)^T.
-    let (a, b) = if table { (b.tr(), a.tr()) } else { (a.shallow_clone(), b.shallow_clone()) };
-    Ok(LowRankUpdate { a, b, scale: rules.scale(module), table })
+
+    fn low_rank(&self, module: &str) -> Result<LowRankUpdate> {
+        let get = |factor: &str| self.get(module, factor, "A and B come in pairs: the file is incomplete");
+        let holds = |factor: &&str| self.tensors.contains_key(&format!("{module}.{factor}"));
+        let table = [EMBEDDING_A, EMBEDDING_B].iter().any(holds);
+        let (a, b) = match table {
+            true => (get(EMBEDDING_A)?, get(EMBEDDING_B)?),
+            false => (get(LINEAR_A)?, get(LINEAR_B)?),
+        };
+        let rank = self.rules.rank(module);
+        if a.dim() != 2 || b.dim() != 2 || a.size()[0] != rank || b.size()[1] != rank {
+            return Err(Error::user(format!(
+                "{}: `{module}` has A of shape {:?} and B of shape {:?}, but rank {rank} in adapter_config.json",
+                self.origin.display(),
+                a.size(),
+                b.size()
+            ))
+            .hint("config and tensors belong to different adapters, or rank_pattern was lost"));
+        }
+        // The update of an embedding is (B A)^T.
+        let (a, b) = if table { (b.tr(), a.tr()) } else { (a.shallow_clone(), b.shallow_clone()) };
+        Ok(LowRankUpdate { a, b, scale: self.rules.scale(module), table })
+    }
 }
 
 /// Returns the names and tensors of the factors of a module's update, whose scale is 1.

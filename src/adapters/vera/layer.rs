@@ -2,8 +2,8 @@
 
 use crate::adapters::base_product::base_product;
 use crate::adapters::cached::Cached;
-use crate::nn::linear::scale_outputs;
 use crate::nn::recomputed::recomputed;
+use crate::nn::scale::scale_columns;
 use crate::nn::weight::{add_product, cast, is_decoding, product};
 use crate::nn::{Adapter, Dense};
 use std::cell::OnceCell;
@@ -51,8 +51,8 @@ impl Vera {
 fn update(x: &Tensor, parameters: &[Tensor]) -> Tensor {
     let [a, b, inner, outer] = parameters else { unreachable!("four parameters are given") };
     let kind = x.kind();
-    let low = scale_outputs(&x.linear(&cast(a, kind), None::<&Tensor>), inner); // (T, R)
-    scale_outputs(&low.linear(&cast(b, kind), None::<&Tensor>), outer)
+    let low = scale_columns(&x.linear(&cast(a, kind), None::<&Tensor>), inner); // (T, R)
+    scale_columns(&low.linear(&cast(b, kind), None::<&Tensor>), outer)
 }
 
 impl Adapter for Vera {

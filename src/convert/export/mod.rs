@@ -13,7 +13,7 @@ use super::folder::config_file::{dtype_keys, dtype_name, write_config};
 use super::folder::disk_space::check_disk_space;
 use super::verify::kind::{ExportKind, written_tensors};
 use super::verify::report::ExportReport;
-use super::verify::verify;
+use super::verify::{verify, verify_adapter};
 use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -37,21 +37,21 @@ pub fn save_adapter(
     folder: &Path,
 ) -> Result<ExportReport> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
-    let tensors = model.adapter_tensors(id);
+    let mut spec = spec.clone();
+    let tensors = spec.publish(model.adapter_tensors(id));
     let adapted = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
-    let mut spec = with_named_targets(spec, &adapted, model.params().base().map(|p| p.name.as_str()));
+    let mut spec = with_named_targets(&spec, &adapted, model.params().base().map(|p| p.name.as_str()));
     let module = |p: &Param| p.name.strip_suffix(".weight").is_some_and(|m| adapted.contains(m));
     spec.set_base_sizes(model.sizes());
     spec.set_transposed(model.params().base().any(|p| p.transposed && module(p)));
-    let tensors = spec.publish(tensors);
     publish(folder, |temp| {
-        let tensors = tensors.iter().map(|(name, t)| (name.as_str(), t));
-        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, tensors)?;
+        let named = tensors.iter().map(|(name, t)| (name.as_str(), t));
+        write_adapter_folder(temp, &spec, &base.to_string_lossy(), base, named)?;
         if model.heads() == Heads::Score {
             let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
             write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;
         }
-        model.with_adapter(Some(adapter), |m| verify(m, temp, ExportKind::Adapter { base }))
+        model.with_adapter(Some(adapter), |m| verify_adapter(m, temp, base, &tensors))
     })
 }
 

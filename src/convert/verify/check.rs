@@ -16,21 +16,12 @@ use tch::{Kind, Tensor};
 /// Differences are reported, not returned as errors; a directory that cannot be read is an error.
 pub fn verify(reference: &Model, folder: &Path, export: ExportKind) -> Result<ExportReport> {
     match export {
-        ExportKind::Adapter { .. } => {
+        ExportKind::Adapter { base } => {
             let name = reference.active_adapter().ok_or_else(|| Error::bug("verify: no adapter is switched on"))?;
             let id =
                 reference.adapter_id(name).ok_or_else(|| Error::bug("verify: the active adapter has no number"))?;
             let tensors = file::read(folder)?.spec.publish(reference.adapter_tensors(id));
-            let expected = |name: &str| Ok(tensors.get(name).map(Tensor::shallow_clone));
-            ExportCheck {
-                reference,
-                folder,
-                export,
-                change: WeightChange::None,
-                names: tensors.keys().cloned().collect(),
-                tied: reference.config().tie_word_embeddings,
-            }
-            .run(expected)
+            verify_adapter(reference, folder, base, &tensors)
         }
         ExportKind::Model => {
             let tensors = written_tensors(reference);
@@ -44,6 +35,25 @@ pub fn verify(reference: &Model, folder: &Path, export: ExportKind) -> Result<Ex
             ExportCheck { reference, folder, export, change, names, tied }.run(expected)
         }
     }
+}
+
+/// Does the same for an adapter's directory, which must contain these tensors.
+pub fn verify_adapter(
+    reference: &Model,
+    folder: &Path,
+    base: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<ExportReport> {
+    let expected = |name: &str| Ok(tensors.get(name).map(Tensor::shallow_clone));
+    ExportCheck {
+        reference,
+        folder,
+        export: ExportKind::Adapter { base },
+        change: WeightChange::None,
+        names: tensors.keys().cloned().collect(),
+        tied: reference.config().tie_word_embeddings,
+    }
+    .run(expected)
 }
 
 /// Compares a directory with a model in memory.

@@ -75,6 +75,12 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
         .then(|| format!("modules_to_save holds {}: ft merge makes a model it reads", spec.modules_to_save.join(", ")));
     let head = modules.iter().any(|m| ["lm_head", "embed_tokens", "wte"].iter().any(|e| m.ends_with(e)));
     let head = head.then(|| "the output head or the embedding is adapted: ft merge makes a model it reads".to_string());
+    let more = [
+        (spec.dora, "DoRA: ft merge makes a model it reads"),
+        (spec.bias, "a bias behind B: ft merge makes a model it reads, if the layers have a bias"),
+        (!spec.token_rows.is_empty(), "trained rows of the embedding: ft merge makes a model it reads"),
+    ];
+    let more: Vec<String> = more.into_iter().filter(|(set, _)| *set).map(|(_, why)| why.to_string()).collect();
 
     // vLLM scales every module by the config's lora_alpha and r, and ignores rank and alpha patterns.
     let common = lora::scale(spec.alpha, spec.rank, spec.rslora);
@@ -91,7 +97,8 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
     // would transpose A and B as well.
     let turned =
         spec.fan_in_fan_out.then(|| "it supports no adapters of gpt2: ft merge makes a model it reads".to_string());
-    let vllm = [whole.clone(), head.clone(), unlike, too_large, turned.clone()].into_iter().flatten().collect();
+    let vllm = [whole.clone(), head.clone(), unlike, too_large, turned.clone()];
+    let vllm = vllm.into_iter().flatten().chain(more.clone()).collect();
 
     // llama.cpp's converter writes lora_alpha, and its runtime divides it by each tensor's own rank.
     let rslora = (spec.rslora && numbers.iter().any(|(rank, ..)| *rank != 1))
@@ -100,7 +107,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
         .iter()
         .any(|(_, alpha, _)| *alpha != spec.alpha)
         .then(|| "alpha_pattern: it uses one alpha for all modules".to_string());
-    let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().collect();
+    let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().chain(more).collect();
     vec![
         answer("PEFT", Vec::new(), None),
         answer("vLLM", vllm, flag),

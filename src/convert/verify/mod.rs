@@ -11,4 +11,4 @@ pub(super) mod logit_distance;
 pub mod report;
 pub mod thresholds;
 
-pub use check::verify;
+pub use check::{verify, verify_adapter};

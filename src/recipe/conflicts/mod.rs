@@ -22,6 +22,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         model::model,
         model::trained,
         adapter::virtual_tokens,
+        adapter::lora,
         preference::preference,
         rows::batch,
         optimiser::optimiser,

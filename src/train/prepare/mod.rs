@@ -1,8 +1,9 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
 //! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how
-//! rows are read, model loads the base with its adapters.
+//! rows are read, model loads the base with its adapters, eva finds initial values that depend on the rows.
 
+mod eva;
 pub mod formats;
 mod model;
 pub mod rows;
@@ -71,14 +72,19 @@ impl Prepared {
     /// Builds the run's model on the CPU with its weights left in their files. It has all shapes, so that needs can be
     /// predicted before the run allocates memory.
     pub fn sketch(&self) -> Result<Model> {
-        let placement = ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false };
+        let placement =
+            ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false, shapes_only: true };
         model::load(&self.plan.recipe, &self.tokenizer, placement)
     }
 
     /// Loads the base with a new adapter; without an adapter, all weights become trainable float32 masters.
     pub fn load_model(&self) -> Result<Model> {
-        let placement = ModelPlacement { device: self.device, storage: self.storage, train_base: true };
-        model::load(&self.plan.recipe, &self.tokenizer, placement)
+        let placement =
+            ModelPlacement { device: self.device, storage: self.storage, train_base: true, shapes_only: false };
+        let eva = eva::initial_factors(self)?;
+        let model = model::load(&self.plan.recipe, &self.tokenizer, placement)?;
+        eva::set_factors(&model, &eva);
+        Ok(model)
     }
 
     /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.

@@ -22,6 +22,8 @@ pub struct ModelPlacement {
     pub storage: Storage,
     /// True if, without an adapter, the weights that the recipe trains become float32 masters.
     pub train_base: bool,
+    /// True if only the shapes matter: initial values that depend on the weights are not computed.
+    pub shapes_only: bool,
 }
 
 /// Loads the base of a recipe with the adapters that the recipe trains and its method needs.
@@ -33,12 +35,15 @@ pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacemen
     if let Some(adapter) = &mut adapter {
         adapter.start_from_text(&|text| tokenizer.encode_plain(text))?;
     }
-    let plan = adapter.as_ref().map(|adapter| adapter.plan()).transpose()?;
+    let mut plan = adapter.as_ref().map(|adapter| adapter.plan()).transpose()?;
     let ModelParts { heads, extra_adapters, .. } = recipe.method.parts(recipe.adapter.as_ref())?;
     let files = extra_adapters.iter().map(|extra| extra.folder.as_deref().map(file::read).transpose());
     let files = files.collect::<Result<Vec<_>>>()?;
     let extra_plans = extra_adapters.iter().zip(&files).map(|(extra, file)| extra_plan(extra, file.as_ref()));
-    let extra_plans = extra_plans.collect::<Result<Vec<_>>>()?;
+    let mut extra_plans = extra_plans.collect::<Result<Vec<_>>>()?;
+    if placement.shapes_only {
+        plan.iter_mut().chain(&mut extra_plans).for_each(|plan| plan.skip_initial_values());
+    }
     let mut adapters: Vec<(String, &dyn AdapterPlan)> =
         plan.iter().map(|p| (TRAINED_ADAPTER.to_string(), &**p)).collect();
     adapters.extend(extra_adapters.iter().zip(&extra_plans).map(|(e, p)| (e.name.to_string(), &**p)));

@@ -1,6 +1,7 @@
 //! Tests of src/adapters.
 
 mod kinds;
+mod lora_relatives;
 mod peft;
 mod peft_kinds;
 mod virtual_tokens;

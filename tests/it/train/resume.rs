@@ -24,6 +24,10 @@ macro_rules! resumed_equals_straight {
 
 resumed_equals_straight! {
     adamw_lora_with_dropout: LORA, ["adapter.lora.dropout=0.1"];
+    dora_with_dropout: LORA, ["adapter.lora.dora=true", "adapter.lora.dropout=0.1"];
+    pissa: LORA, ["adapter.lora.init=pissa", "adapter.lora.dropout=0.1"];
+    frozen_a_and_token_rows: LORA, ["adapter.lora.freeze_a=true", "adapter.lora.token_rows=[5, 9, 300]"];
+    lora_plus: LORA, ["adapter.lora.b_lr_ratio=16", "adapter.lora.init=orthogonal"];
     adamw_full: FULL, ["model.dtype=bf16"];
     adamw8_full: FULL, ["optim.kind={adamw8: {}}", "batch.tokens=300", "batch.max_len=300"];
     adamw8_full_with_stochastic_rounding: FULL, ["optim.kind={adamw8: {block: 2048}}", "optim.master=stochastic_rounding"];

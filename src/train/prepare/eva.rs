@@ -1,0 +1,99 @@
+//! Finds the initial directions of EVA: runs the base over the first training rows and records the inputs of the layers that
+//! are adapted.
+
+use super::Prepared;
+use crate::adapters::lora::{InputRecorder, LoraInit};
+use crate::data::encode::Example;
+use crate::error::{Error, Result};
+use crate::methods::parts::TRAINED_ADAPTER;
+use crate::models::{Heads, LoadOptions, Model};
+use crate::nn::{AdapterPlan, LayerKind, Tokens};
+use crate::report;
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+/// Training rows that are looked at.
+const ROWS: usize = 128;
+/// Tokens that are looked at in each pass.
+const TOKENS: usize = 16_384;
+/// Passes over the rows. Each multiplies the directions by the covariance of the inputs once.
+const PASSES: usize = 4;
+const A: &str = ".lora_A.weight";
+
+/// Returns the initial A (R, in) of each module that the run adapts, by the name of the parameter; nothing if the run does
+/// not begin with EVA. Fails for layers whose inputs are not seen.
+pub fn initial_factors(prepared: &Prepared) -> Result<BTreeMap<String, Tensor>> {
+    let recipe = &prepared.plan.recipe;
+    let lora = recipe.adapter.as_ref().and_then(|adapter| adapter.as_lora());
+    if lora.is_none_or(|lora| lora.init != LoraInit::Eva || lora.from.is_some()) {
+        return Ok(BTreeMap::new());
+    }
+    let sketch = prepared.sketch()?;
+    let id = sketch.adapter_id(TRAINED_ADAPTER).ok_or_else(|| Error::bug("EVA: the run trains no adapter"))?;
+    let factor = |p: &crate::nn::Param| Some((p.name.strip_suffix(A)?.to_string(), p.tensor.size()[0], p.layer));
+    let modules: Vec<(String, i64, LayerKind)> = sketch.params().adapter(id).filter_map(factor).collect();
+    if let Some((head, ..)) = modules.iter().find(|(.., layer)| *layer != LayerKind::Linear) {
+        return Err(Error::user(format!(
+            "adapter.lora.init: `eva` looks at the layers of the blocks only, not at `{head}`"
+        ))
+        .hint("leave it out of adapter.lora.targets, or choose another init"));
+    }
+    drop(sketch);
+    let recorder = InputRecorder::new(modules.into_iter().map(|(module, rank, _)| (module, rank)).collect());
+    tch::manual_seed(recipe.run.seed as i64);
+    let load = LoadOptions {
+        device: prepared.device,
+        kind: recipe.model.dtype.kind(),
+        storage: prepared.storage,
+        train_base: None,
+        adapters: vec![("recorder".to_string(), &recorder as &dyn AdapterPlan)],
+        heads: Heads::Tokens,
+    };
+    let model = Model::load(&recipe.model.path, load)?;
+    let texts = texts(prepared)?;
+    let bar = report::bar((PASSES * texts.len()) as u64, "rows for EVA");
+    for pass in 0..PASSES {
+        for text in &texts {
+            // With prompts alone, no token is a target: all of them count.
+            let targets = (0..text.ids.len()).filter(|t| text.supervised[*t] || text.target_count() == 0);
+            let rows: Vec<i64> = targets.map(|t| t as i64).collect();
+            recorder.count_rows(Tensor::from_slice(&rows).to_device(prepared.device));
+            model.hidden_states(&Tokens::pack(&[text.ids.as_slice()], prepared.device))?;
+            bar.inc(1);
+        }
+        if pass + 1 < PASSES {
+            recorder.end_pass();
+        }
+    }
+    bar.finish_and_clear();
+    drop(model);
+    let found = recorder.directions().into_iter().map(|(module, directions)| match directions {
+        Some(directions) => Ok((format!("{module}{A}"), directions)),
+        None => Err(Error::user(format!("adapter.lora.init: `eva` found no directions for `{module}`"))
+            .hint("its rank is larger than its inputs, or there are no rows: lower the rank, or choose another init")),
+    });
+    found.collect()
+}
+
+/// Returns the first training rows.
+fn texts(prepared: &Prepared) -> Result<Vec<Example>> {
+    let mut tokens = 0;
+    let rows = prepared.rows.preview(ROWS)?;
+    let fits = |row: &Example| {
+        tokens += row.ids.len();
+        tokens <= TOKENS
+    };
+    let texts: Vec<Example> = rows.into_iter().filter(|row| !row.ids.is_empty()).take_while(fits).collect();
+    Ok(texts)
+}
+
+/// Copies the initial factors into the parameters of the run's model.
+pub fn set_factors(model: &Model, factors: &BTreeMap<String, Tensor>) {
+    let _no_grad = tch::no_grad_guard();
+    let Some(id) = model.adapter_id(TRAINED_ADAPTER) else { return };
+    for p in model.params().adapter(id) {
+        if let Some(a) = factors.get(&p.name) {
+            p.tensor.shallow_clone().copy_(a);
+        }
+    }
+}
