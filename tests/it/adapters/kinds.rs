@@ -29,8 +29,8 @@ fn kinds() -> Vec<(Value, &'static [&'static str])> {
         (json!({ "loha": { "rank": 6, "alpha_pattern": { "mlp.*": 3 } } }), all),
         (json!({ "lokr": { "rank": 2 } }), all),
         (json!({ "lokr": { "rank": 1, "decompose_both": true, "factor": 4 } }), all),
-        (json!({ "oft": { "block_size": 8 } }), all),
-        (json!({ "oft": { "block_size": 5, "neumann_terms": null, "block_share": true } }), all),
+        (json!({ "oft": { "block": 8 } }), all),
+        (json!({ "oft": { "block": 5, "neumann_terms": null, "block_share": true } }), all),
         (json!({ "adalora": { "rank": 4, "target_rank": 2 } }), all),
     ]
 }
@@ -277,7 +277,7 @@ fn runs_of_every_kind_can_be_resumed_and_are_exported() {
         "adapter={vera: {rank: 16, dropout: 0.1}}",
         "adapter={loha: {rank: 4}}",
         "adapter={lokr: {rank: 2}}",
-        "adapter={oft: {block_size: 8}}",
+        "adapter={oft: {block: 8}}",
         "adapter={adalora: {rank: 4, target_rank: 2, initial_steps: 2, final_steps: 2, every: 2, dropout: 0.1}}",
     ];
     let mut last = None;

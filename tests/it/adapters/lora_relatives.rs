@@ -103,8 +103,8 @@ fn trained(relative: &Relative, kind: Kind) -> Model {
 #[test]
 fn pefts_files_give_its_logits_and_merged_weights() {
     for (name, base) in PEFTS {
-        let folder = fixture(format!("kinds/{name}/initial"));
-        let values = tensors(format!("kinds/{name}/values.safetensors"));
+        let folder = fixture(format!("lora-relatives/{name}/initial"));
+        let values = tensors(format!("lora-relatives/{name}/values.safetensors"));
         let model = open(&fixture(base), &[folder.clone()], device(), Kind::Float).unwrap();
         let found = logits(&model, &INPUT);
         assert_close(name, &found, &values["logits"], 1e-5);
@@ -127,7 +127,7 @@ fn pefts_files_give_its_logits_and_merged_weights() {
 #[test]
 fn pefts_files_are_rewritten_unchanged() {
     for (name, _) in PEFTS {
-        let folder = fixture(format!("kinds/{name}/initial"));
+        let folder = fixture(format!("lora-relatives/{name}/initial"));
         let read = file::read(&folder).unwrap();
         let again = tempfile::tempdir().unwrap();
         let named = read.tensors.iter().map(|(name, t)| (name.as_str(), t));
@@ -369,6 +369,8 @@ fn a_frozen_a_is_saved_and_not_trained() {
     // The gradient of B is that beside a trained A.
     let both =
         fresh(&Relative { name: "", base: "tiny-llama", spec: LoraSpec { freeze_a: false, ..spec } }, Kind::Float);
+    let values: BTreeMap<&str, &Tensor> = model.params().adapter(0).map(|p| (p.name.as_str(), &p.tensor)).collect();
+    both.params().adapter(0).for_each(|p| tch::no_grad(|| p.tensor.shallow_clone().copy_(values[p.name.as_str()])));
     let row = Row::pack(&[Sequence::random(20, 500, 1)]);
     let gradients = [&model, &both].map(|m| {
         m.learn(&row, row.items, LayerReplay::None).unwrap();
@@ -381,7 +383,7 @@ fn a_frozen_a_is_saved_and_not_trained() {
 
 #[test]
 fn files_that_do_not_fit_are_refused_by_name() {
-    let (base, source) = (fixture("tiny-llama"), fixture("kinds/dora/initial"));
+    let (base, source) = (fixture("tiny-llama"), fixture("lora-relatives/dora/initial"));
     let out = tempfile::tempdir().unwrap();
     let read = file::read(&source).unwrap();
     let dora = "model.layers.0.self_attn.q_proj.lora_magnitude_vector";

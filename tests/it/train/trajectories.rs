@@ -221,17 +221,17 @@ fn learning_rates_equal_transformers_step_by_step() {
 #[test]
 fn dora_trains_as_in_peft() {
     for name in ["dora", "dora-biased", "dora-gpt2", "dora-embedding"] {
-        with_lora(&format!("kinds/{name}"));
+        with_lora(&format!("lora-relatives/{name}"));
     }
 }
 
 #[test]
 fn a_bias_behind_b_trains_as_in_peft() {
-    with_lora("kinds/lora-bias");
+    with_lora("lora-relatives/lora-bias");
 }
 
 #[test]
 fn token_rows_train_as_in_peft() {
-    with_lora("kinds/token-rows");
-    with_lora("kinds/token-rows-tied");
+    with_lora("lora-relatives/token-rows");
+    with_lora("lora-relatives/token-rows-tied");
 }
