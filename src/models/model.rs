@@ -281,18 +281,20 @@ impl Model {
         let added = |n: i64, past: i64| if past == 0 && n > 0 { self.virtual_tokens() } else { 0 };
         let positions = tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0)));
         let longest = positions.map(|(n, p)| n + p + added(*n, *p)).max();
+        let included = if self.virtual_tokens() > 0 { ", virtual ones included" } else { "" };
         match (longest, self.position_limit()) {
             (Some(n), Some(limit)) if n > limit => Err(Error::user(match self.decoder.longest() {
                 Some(end) if end == limit => {
-                    format!("a sequence of {n} tokens: {} has positions for {limit}", self.folder.display())
+                    format!("a sequence of {n} tokens{included}: {} has positions for {limit}", self.folder.display())
                 }
                 _ => format!(
-                    "a sequence of {n} tokens: {} attends through a sliding window of {limit}, which ft does not compute",
+                    "a sequence of {n} tokens{included}: {} attends through a sliding window of {limit}, which ft does not compute",
                     self.folder.display()
                 ),
             })
             .hint(format!(
-                "keep sequences within {limit} tokens: batch.max_len when training, fewer new tokens when generating"
+                "keep sequences within {} tokens: batch.max_len when training, fewer new tokens when generating",
+                limit - self.virtual_tokens()
             ))),
             _ => Ok(()),
         }

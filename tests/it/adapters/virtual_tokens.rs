@@ -357,7 +357,36 @@ fn virtual_tokens_take_positions_of_a_model_that_has_few() {
     let _ = logits(&model, &[&fits]);
     let long: Vec<u32> = vec![7; 62];
     let e = model.infer(&Tokens::pack(&[&long], device()), |_| ()).unwrap_err();
-    assert!(e.message().contains("64") && !e.hints().is_empty(), "{e}");
+    assert!(e.message().contains("65 tokens, virtual ones included") && e.hints()[0].contains("within 61"), "{e}");
+}
+
+#[test]
+fn virtual_tokens_start_as_their_settings_say() {
+    let base = fixture("tiny-llama");
+    let table = tensors("tiny-llama/model.safetensors").remove("model.embed_tokens.weight").unwrap();
+    let start = |settings: Value| {
+        let mut spec: AdapterSpec = serde_json::from_value(settings).unwrap();
+        spec.start_from_text(&|text| Ok(text.bytes().map(u32::from).collect())).unwrap();
+        let model = adapted(&base, Kind::Float, &*spec.plan().unwrap());
+        model.adapter_tensors(0).remove(PROMPT_EMBEDDINGS).unwrap().to_device(tch::Device::Cpu)
+    };
+    for (count, tokens) in [(7, "abcabca"), (2, "ab")] {
+        let ids: Vec<i64> = tokens.bytes().map(i64::from).collect();
+        let found = start(json!({ "prompt_tuning": { "virtual_tokens": count, "text": "abc" } }));
+        assert_same(tokens, &found, &table.index_select(0, &Tensor::from_slice(&ids)));
+    }
+    let sampled = start(json!({ "prompt_tuning": { "virtual_tokens": 9, "init": "vocabulary" } }));
+    for row in 0..9 {
+        let nearest = (&table - sampled.get(row)).abs().sum_dim_intlist([1i64].as_slice(), false, Kind::Float).min();
+        assert_eq!(nearest.double_value(&[]), 0.0, "row {row} is no row of the table");
+    }
+    assert_eq!(start(json!({ "prefix_tuning": { "init": "zero" } })).abs().max().double_value(&[]), 0.0);
+    let projected = json!({ "prefix_tuning": { "init": "zero", "projection": true } });
+    assert_eq!(start(projected).abs().max().double_value(&[]), 0.0);
+    let random = start(json!({ "prefix_tuning": { "virtual_tokens": 50 } }));
+    assert_eq!(random.size(), [50, 192]);
+    let std = random.std(true).double_value(&[]);
+    assert!((std - 1.0).abs() < 0.05, "{std}");
 }
 
 #[test]
