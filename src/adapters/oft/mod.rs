@@ -36,7 +36,7 @@ pub struct OftSpec {
     /// Number of inputs that are rotated together; larger blocks have more parameters. In a layer whose number of inputs it
     /// does not divide, the nearest divisor is used.
     #[schemars(range(min = 2, max = 4096))]
-    pub block_size: i64,
+    pub block: i64,
     /// Terms of the Neumann series that stands for the inverse in the Cayley transform; `null`: the exact inverse, which is
     /// slower.
     #[schemars(range(min = 2, max = 64))]
@@ -51,7 +51,7 @@ pub struct OftSpec {
 /// PEFT's values.
 impl Default for OftSpec {
     fn default() -> Self {
-        Self { block_size: 32, neumann_terms: Some(5), block_share: false, modules: ModuleSettings::default() }
+        Self { block: 32, neumann_terms: Some(5), block_share: false, modules: ModuleSettings::default() }
     }
 }
 
@@ -62,7 +62,7 @@ impl OftSpec {
 
     /// Returns the number of rotations of a layer, and their size.
     fn blocks(&self, inputs: i64) -> (i64, i64) {
-        let block = block_of(inputs, self.block_size);
+        let block = block_of(inputs, self.block);
         (if self.block_share { 1 } else { inputs / block }, block)
     }
 }
@@ -77,7 +77,7 @@ impl AdapterKind for OftSpec {
     }
 
     fn describe(&self) -> String {
-        format!("oft b{}", self.block_size)
+        format!("oft b{}", self.block)
     }
 
     fn rules(&self) -> ModuleRules<'_> {
@@ -102,14 +102,14 @@ impl AdapterKind for OftSpec {
 
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         vec![
-            ("block_size", json!(self.block_size)),
+            ("block", json!(self.block)),
             ("neumann_terms", json!(self.neumann_terms)),
             ("block_share", json!(self.block_share)),
         ]
     }
 
     fn module_memory(&self, _module: &str, [_, inputs]: [u64; 2]) -> ModuleMemory {
-        let matrices = inputs * block_of(inputs as i64, self.block_size) as u64;
+        let matrices = inputs * block_of(inputs as i64, self.block) as u64;
         ModuleMemory { kept: 0, input: true, temporary: 10 * matrices }
     }
 
@@ -127,7 +127,7 @@ impl AdapterKind for OftSpec {
             "init_weights": true,
             "module_dropout": 0.0,
             "num_cayley_neumann_terms": self.neumann_terms.unwrap_or(5),
-            "oft_block_size": self.block_size,
+            "oft_block_size": self.block,
             "peft_version": WRITTEN_AS,
             "r": 0,
             "use_cayley_neumann": self.neumann_terms.is_some(),
@@ -192,7 +192,7 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<OftSpec> {
         return Err(config.unsupported("num_cayley_neumann_terms", "with fewer than 2 terms nothing is rotated"));
     }
     let spec = OftSpec {
-        block_size,
+        block: block_size,
         neumann_terms: series.then_some(terms),
         block_share: config.read("block_share")?.unwrap_or(false),
         modules: config.module_settings(&["q_proj", "v_proj", "c_attn"])?,
@@ -223,7 +223,7 @@ impl WeightUpdate for RotationUpdate {
     }
 
     fn shape(&self) -> String {
-        format!("{:?} (entries of rotations of block_size {})", self.entries.size(), self.spec.block_size)
+        format!("{:?} (entries of rotations of blocks of {})", self.entries.size(), self.spec.block)
     }
 }
 
