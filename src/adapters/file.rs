@@ -5,7 +5,7 @@
 use super::base_layer::BASE_LAYER;
 use super::peft::PeftConfig;
 use super::spec::AdapterSpec;
-use super::{adalora, bias, ia3, ln_tuning, loha, lokr, lora, oft, vera, virtual_tokens};
+use super::{adalora, bitfit, ia3, ln_tuning, loha, lokr, lora, oft, vera, virtual_tokens};
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
@@ -96,7 +96,7 @@ pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<Stri
         Some("LOKR") => AdapterSpec::Lokr(lokr::read_config(&config)?),
         Some("OFT") => AdapterSpec::Oft(oft::read_config(&config)?),
         Some("ADALORA") => AdapterSpec::Adalora(adalora::read_config(&config)?),
-        Some("BEFT") => AdapterSpec::Bias(bias::read_config(&config)?),
+        Some("BEFT") => AdapterSpec::Bitfit(bitfit::read_config(&config)?),
         _ => match virtual_tokens::read_config(&config)? {
             Some(spec) => spec,
             None => return Err(config.unsupported("peft_type", KINDS_READ)),

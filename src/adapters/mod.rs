@@ -6,7 +6,7 @@
 pub mod adalora;
 mod base_layer;
 mod base_product;
-pub mod bias;
+pub mod bitfit;
 mod cached;
 pub mod combine;
 pub mod file;
@@ -33,7 +33,7 @@ pub mod vera;
 pub mod virtual_tokens;
 
 pub use adalora::AdaloraSpec;
-pub use bias::BiasSpec;
+pub use bitfit::BitfitSpec;
 pub use file::AdapterFile;
 pub use ia3::Ia3Spec;
 pub use kind::{AdapterKind, SCORE};

@@ -1,7 +1,7 @@
 //! The list of the kinds of adapters.
 
 use super::adalora::AdaloraSpec;
-use super::bias::BiasSpec;
+use super::bitfit::BitfitSpec;
 use super::ia3::Ia3Spec;
 use super::kind::AdapterKind;
 use super::ln_tuning::LnTuningSpec;
@@ -33,7 +33,7 @@ pub enum AdapterSpec {
     /// Trains the norms alone (LayerNorm tuning: Zhao et al. 2023, arXiv 2312.11420).
     LnTuning(LnTuningSpec),
     /// Trains the biases alone (BitFit: Ben Zaken et al. 2021, arXiv 2106.10199).
-    Bias(BiasSpec),
+    Bitfit(BitfitSpec),
     /// Random shared projections with trained vectors (VeRA: Kopiczko et al. 2023, arXiv 2310.11454).
     Vera(VeraSpec),
     /// The elementwise product of two low-rank matrices (LoHa: Hyeon-Woo et al. 2021, arXiv 2108.06098).
@@ -67,7 +67,7 @@ impl Deref for AdapterSpec {
             Self::PrefixTuning(spec) => spec,
             Self::Ia3(spec) => spec,
             Self::LnTuning(spec) => spec,
-            Self::Bias(spec) => spec,
+            Self::Bitfit(spec) => spec,
             Self::Vera(spec) => spec,
             Self::Loha(spec) => spec,
             Self::Lokr(spec) => spec,
@@ -86,7 +86,7 @@ impl DerefMut for AdapterSpec {
             Self::PrefixTuning(spec) => spec,
             Self::Ia3(spec) => spec,
             Self::LnTuning(spec) => spec,
-            Self::Bias(spec) => spec,
+            Self::Bitfit(spec) => spec,
             Self::Vera(spec) => spec,
             Self::Loha(spec) => spec,
             Self::Lokr(spec) => spec,

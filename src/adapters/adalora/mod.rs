@@ -16,7 +16,7 @@ use super::plan::{AdaptLayer, AdaptedLayer, ModulePlan};
 use super::targets::{ModuleRules, ModuleRulesMut};
 use super::training::TrainingPart;
 use super::update::{LowRankUpdate, WeightUpdate};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Adapter, AdapterPlan, Param};
 use allocation::Allocation;
 use budget::Budget;
@@ -90,6 +90,22 @@ impl Default for AdaloraSpec {
 }
 
 impl AdaloraSpec {
+    /// Fails for settings that contradict each other or that no run can follow.
+    fn check(&self) -> Result<()> {
+        if self.target_rank > self.rank {
+            return Err(Error::user(format!(
+                "adapter.adalora: target_rank {} is above rank {}: ranks only fall",
+                self.target_rank, self.rank
+            ))
+            .hint("raise rank, at which every update starts, or lower target_rank"));
+        }
+        if self.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
+            return Err(Error::user(format!("adapter.adalora.betas: {:?} is not between 0 and 1", self.betas))
+                .hint("they are shares of the past, such as 0.85"));
+        }
+        Ok(())
+    }
+
     fn rank_of(&self, module: &str) -> i64 {
         self.ranks.get(module).copied().unwrap_or(self.rank)
     }
@@ -140,6 +156,7 @@ impl AdapterKind for AdaloraSpec {
     }
 
     fn plan_from(&self, start: Option<&BTreeMap<String, Tensor>>) -> Result<Box<dyn AdapterPlan>> {
+        self.check()?;
         Ok(match start {
             Some(tensors) => Box::new(ModulePlan::new(&self.with_ranks_of(tensors))?.with_base_weights(tensors)),
             None => Box::new(ModulePlan::new(self)?),

@@ -223,7 +223,7 @@ impl WeightUpdate for RotationUpdate {
     }
 
     fn shape(&self) -> String {
-        format!("{:?} (entries of rotations, blocks of {})", self.entries.size(), self.spec.block)
+        format!("{:?} (entries of rotations of blocks of {})", self.entries.size(), self.spec.block)
     }
 }
 

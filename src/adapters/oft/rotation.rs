@@ -1,5 +1,6 @@
 //! Orthogonal matrices from skew-symmetric ones, and inputs rotated by them in blocks.
 
+use crate::native::upload;
 use crate::nn::recomputed::recomputed;
 use crate::nn::weight::cast;
 use tch::{Device, Kind, Tensor};
@@ -45,7 +46,7 @@ impl Cayley {
 /// Returns skew-symmetric matrices (r, b, b) from their entries above the diagonal, row by row: (r, b (b - 1) / 2).
 fn skew_symmetric(entries: &Tensor, block: i64) -> Tensor {
     let above = (0..block).flat_map(|row| (row + 1..block).map(move |column| row * block + column));
-    let places = Tensor::from_slice(&above.collect::<Vec<i64>>()).to_device(entries.device());
+    let [places] = upload([Tensor::from_slice(&above.collect::<Vec<i64>>())], entries.device());
     let zeros = Tensor::zeros([entries.size()[0], block * block], (entries.kind(), entries.device()));
     let upper = zeros.index_add(1, &places, entries).view([-1, block, block]);
     &upper - upper.transpose(1, 2)

@@ -22,7 +22,7 @@ fn kinds() -> Vec<(Value, &'static [&'static str])> {
         (json!({ "ia3": {} }), all),
         (json!({ "ia3": { "targets": "all-linear", "feedforward": [] } }), all),
         (json!({ "ln_tuning": {} }), all),
-        (json!({ "bias": {} }), biased),
+        (json!({ "bitfit": {} }), biased),
         (json!({ "vera": { "rank": 8 } }), all),
         (json!({ "vera": { "rank": 5, "save_projection": false, "projection_seed": 11 } }), all),
         (json!({ "loha": { "rank": 2, "alpha": 4 } }), all),
@@ -303,18 +303,21 @@ fn runs_of_every_kind_can_be_resumed_and_are_exported() {
 fn settings_that_cannot_be_followed_are_refused() {
     let refused = |recipe: Value, base: &str, part: &str| {
         let spec: AdapterSpec = serde_json::from_value(recipe.clone()).unwrap();
-        let plan = spec.plan().unwrap();
-        let load = models_options(&*plan);
-        let error = Model::load(&fixture(base), load).err().unwrap_or_else(|| panic!("{recipe} was accepted"));
+        let loaded = spec.plan().and_then(|plan| Model::load(&fixture(base), models_options(&*plan)));
+        let error = loaded.err().unwrap_or_else(|| panic!("{recipe} was accepted"));
         let shown = error.to_string();
         assert!(shown.contains(part) && !error.hints().is_empty(), "{recipe}: {shown}");
     };
-    refused(json!({ "bias": {} }), "tiny-llama", "adapter.bias: the model has no biases");
-    refused(json!({ "bias": { "targets": ["q_proj"] } }), "tiny-llama", "has no bias to train");
+    refused(json!({ "bitfit": {} }), "tiny-llama", "adapter.bitfit: the model has no biases");
+    refused(json!({ "bitfit": { "targets": ["q_proj"] } }), "tiny-llama", "has no bias to train");
     refused(json!({ "ia3": { "targets": ["embed_tokens"] } }), "tiny-llama", "IA3 adapts linear layers only");
     refused(json!({ "ln_tuning": { "targets": ["q_proj"] } }), "tiny-llama", "trains norms only");
     refused(json!({ "oft": { "targets": ["lm_head"] } }), "biased-llama", "OFT adapts linear layers only");
     refused(json!({ "lokr": { "targets": ["no_such"] } }), "tiny-llama", "`no_such`");
+    refused(json!({ "loha": { "rank_pattern": { "(": 3 } } }), "tiny-llama", "adapter.loha.rank_pattern");
+    refused(json!({ "ia3": { "feedforward": "(" } }), "tiny-llama", "adapter.ia3.feedforward");
+    refused(json!({ "adalora": { "rank": 4, "target_rank": 5 } }), "tiny-llama", "target_rank 5 is above rank 4");
+    refused(json!({ "adalora": { "betas": [0.9, 1.0] } }), "tiny-llama", "adapter.adalora.betas");
 }
 
 fn models_options(plan: &dyn ft::nn::AdapterPlan) -> ft::models::LoadOptions<'_> {
@@ -322,7 +325,7 @@ fn models_options(plan: &dyn ft::nn::AdapterPlan) -> ft::models::LoadOptions<'_>
         device: device(),
         kind: Kind::Float,
         storage: ft::models::Storage::Auto,
-        train_base: None,
+        train_base: false,
         adapters: vec![("a".to_string(), plan)],
         heads: ft::models::Heads::Tokens,
     }

@@ -1,4 +1,4 @@
-//! Bias tuning (BitFit: Ben Zaken et al. 2021, arXiv 2106.10199): trains the biases alone, as differences from the base's,
+//! BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): trains the biases alone, as differences from the base's,
 //! which start at 0.
 //!
 //! They are saved as PEFT's BEFT (arXiv 2509.15974), which adds such a vector to the outputs of linear layers. PEFT reads
@@ -28,31 +28,31 @@ const DIFFERENCE: &str = "beft_bias";
 /// Selects every layer; those without a bias are then passed over.
 static USUAL: LazyLock<Targets> = LazyLock::new(|| Targets::Pattern(".*".into()));
 
-/// Bias tuning: `y = W x + b + d`, where d is trained. The base must have biases.
+/// BitFit: `y = W x + b + d`, where d is trained. The base must have biases.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(extend("additionalProperties" = false))]
-pub struct BiasSpec {
+pub struct BitfitSpec {
     /// Whose biases are trained; left out, those of every linear layer and norm that has one.
     #[serde(flatten)]
     pub modules: ModuleSettings,
 }
 
-impl AdapterKind for BiasSpec {
+impl AdapterKind for BitfitSpec {
     fn name(&self) -> &'static str {
-        "bias"
+        "bitfit"
     }
 
     fn title(&self) -> &'static str {
-        "bias tuning"
+        "BitFit"
     }
 
     fn describe(&self) -> String {
-        "bias".into()
+        "bitfit".into()
     }
 
     fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.bias", &USUAL)
+        self.modules.rules("adapter.bitfit", &USUAL)
     }
 
     fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
@@ -118,9 +118,9 @@ impl AdapterKind for BiasSpec {
 }
 
 /// Reads the settings. Fails for options and values that ft does not support.
-pub(super) fn read_config(config: &PeftConfig) -> Result<BiasSpec> {
+pub(super) fn read_config(config: &PeftConfig) -> Result<BitfitSpec> {
     config.check_keys(&["init_weights"])?;
-    let spec = BiasSpec { modules: config.module_settings(&["v_proj"])? };
+    let spec = BitfitSpec { modules: config.module_settings(&["v_proj"])? };
     config.check_head(spec.has_scalar_head())?;
     Ok(spec)
 }
@@ -160,7 +160,7 @@ impl AdaptLayer for AttachBias {
     fn check(&self) -> Result<()> {
         match self.any.get() {
             true => Ok(()),
-            false => Err(Error::user("adapter.bias: the model has no biases")
+            false => Err(Error::user("adapter.bitfit: the model has no biases")
                 .hint("adapter.ln_tuning trains its norms, adapter.ia3 factors; or use adapter.lora")),
         }
     }
