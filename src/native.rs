@@ -56,6 +56,8 @@ unsafe extern "C" {
     fn ft_add_all(t: *mut *mut C_tensor, more: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_subtract_all(t: *mut *mut C_tensor, by: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_set_arithmetic(deterministic: c_int, tf32: c_int) -> c_int;
+    fn ft_arithmetic(out: *mut c_int) -> c_int;
     fn ft_upload(t: *mut *mut C_tensor, n: c_int, index: c_int, out: *mut *mut C_tensor) -> c_int;
     fn ft_download(t: *mut C_tensor) -> *mut c_void;
     fn ft_download_wait(download: *mut c_void) -> *mut C_tensor;
@@ -291,6 +293,29 @@ pub fn drop_gradients<'t>(parameters: impl Iterator<Item = &'t Tensor>) {
     let mut p: Vec<*mut C_tensor> = parameters.map(|t| t.as_ptr() as *mut C_tensor).collect();
     // SAFETY: live tensors for the duration of the call.
     check(unsafe { ft_drop_gradients(p.as_mut_ptr(), p.len() as c_int) }).expect("leaves have room for a gradient");
+}
+
+/// Settings of libtorch's arithmetic that hold for the whole process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// Operations whose sums have no fixed order on a GPU use a slower way that has one, or fail if there is none.
+    pub deterministic: bool,
+    /// The factors of float32 products are rounded to 10 bits of mantissa on a GPU.
+    pub tf32: bool,
+}
+
+/// Changes the settings of the whole process.
+pub fn set_arithmetic(with: Arithmetic) -> Result<()> {
+    // SAFETY: takes numbers.
+    check(unsafe { ft_set_arithmetic(with.deterministic.into(), with.tf32.into()) })
+}
+
+/// Returns the settings in use.
+pub fn arithmetic() -> Result<Arithmetic> {
+    let mut out = [0; 2];
+    // SAFETY: `out` has room for two numbers.
+    check(unsafe { ft_arithmetic(out.as_mut_ptr()) })?;
+    Ok(Arithmetic { deterministic: out[0] != 0, tf32: out[1] != 0 })
 }
 
 /// Copies CPU tensors to a device; for the CPU they are returned themselves. On CUDA they are copied in one transfer,

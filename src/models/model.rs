@@ -60,6 +60,7 @@ pub struct Model {
     kind: Kind,
     storage: Storage,
     noise: Cell<Option<EmbeddingNoise>>,
+    pub(super) loss_scale: RefCell<Option<Tensor>>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -126,6 +127,7 @@ impl Model {
             kind: load.kind,
             storage: load.storage,
             noise: Cell::new(None),
+            loss_scale: RefCell::default(),
             exposed: RefCell::default(),
         })
     }

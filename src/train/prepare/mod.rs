@@ -1,8 +1,9 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
-//! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how
+//! formats chooses number formats, arithmetic how exactly they are computed with, student cuts the model out of a larger one, rows loads the tokenizer and says how
 //! rows are read, model loads the base with its adapters.
 
+mod arithmetic;
 pub mod formats;
 mod model;
 pub mod rows;
@@ -44,6 +45,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         tch::set_num_threads(threads as i32);
     }
     let device = models::device(&plan.recipe.model.device)?;
+    arithmetic::apply(&plan.recipe.run, device)?;
     student::ensure_cut_model(plan)?;
     let (mut plan, why) = formats::choose_formats(plan, device)?;
     dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
