@@ -107,8 +107,8 @@ fn is_enough(reached: &Tensor, settings: &GenerationSettings) -> bool {
 
 /// Returns the running sums of probabilities (B, N) along each row, float64.
 ///
-/// A GPU adds floating-point numbers in no fixed order. Where that is asked for, it adds multiples of 2^-52 as integers,
-/// which have the same sum in any order.
+/// A GPU adds floating-point numbers in no fixed order. Where one is asked for (`run.deterministic`), it adds multiples
+/// of 2^-52 as integers, which have the same sum in any order.
 fn running_sums(probabilities: &Tensor) -> Tensor {
     let unit = 2f64.powi(52);
     match probabilities.device().is_cuda() && native::arithmetic().is_ok_and(|a| a.deterministic) {

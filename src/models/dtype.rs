@@ -2,10 +2,10 @@
 //! stored in ([`Storage`]).
 //!
 //! By default (`auto`) the machine decides what to compute in: bfloat16 halves memory and doubles speed if the device
-//! can multiply it, and is many times slower than float32 if it cannot. GPUs from before bfloat16 multiply float16, whose
-//! range is small: training then multiplies the loss by a factor that adapts (`train::optim`). The format of stored weights changes no
-//! result: a bfloat16 weight in a float32 computation is converted when it is multiplied, which does not round and
-//! gives the same bits as a float32 copy.
+//! can multiply it, and is many times slower than float32 if it cannot. GPUs from before bfloat16 multiply float16,
+//! whose range is small: training then multiplies the loss by a factor that adapts (`train::optim`). The format of
+//! stored weights changes no result: a bfloat16 weight in a float32 computation is converted when it is multiplied,
+//! which does not round and gives the same bits as a float32 copy.
 
 use super::checkpoint;
 use super::family::Config;
@@ -29,9 +29,9 @@ pub enum Dtype {
     Auto,
     /// bfloat16: half the memory; adapters and optimiser state stay in float32.
     Bf16,
-    /// float16, on CUDA only: for GPUs that do not multiply bfloat16. Training multiplies the loss by a factor that adapts
-    /// (`loss_scale` in metrics.jsonl) and skips steps in which it was too large. Numbers above 65,504 overflow, which
-    /// some models cannot be computed without.
+    /// float16, on CUDA only: for GPUs that do not multiply bfloat16. Training multiplies the loss by a factor that
+    /// adapts (`loss_scale` in metrics.jsonl) and skips steps in which it was too large. A model whose activations
+    /// exceed 65,504 cannot be computed in it.
     F16,
     /// float32: for reference results, and for processors that do not multiply bfloat16.
     F32,

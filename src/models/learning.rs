@@ -47,8 +47,8 @@ impl LayerReplay {
 
 impl Model {
     /// Runs a micro-batch forward and backward under its adapter: adds the gradient of `loss.sum / items` to the
-    /// trained parameters, times the factor on the loss if there is one, and returns the loss's metrics. `items` are those
-    /// of the whole optimiser step.
+    /// trained parameters, times the factor on the loss if there is one, and returns the loss's metrics. `items` are
+    /// those of the whole optimiser step.
     pub fn learn(&self, batch: &dyn MicroBatch, items: f64, replay: LayerReplay) -> Result<Metrics> {
         self.with_batch_adapter(batch, || {
             self.check(batch.tokens(), &[])?;

@@ -505,6 +505,8 @@ const UNCOMMON: &[&str] = &[
     "optim.groups",
     "optim.decay",
     "optim.master",
+    "run.deterministic",
+    "run.tf32",
 ];
 
 #[test]

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 fn train(space: &Workspace, out: &str, settings: &[&str], environment: &[(&str, &str)]) -> FakeRun {
     let out = format!("run.out={out}");
     let method = "method={grpo: {rewards: [{length: {max: 6, falloff: 12}}], \
-                  sampling: {prompts: 4, max_new_tokens: 8, top_p: 0.9}, answers: 4}}";
+                  sampling: {prompts: 4, max_new_tokens: 8}, answers: 4}}";
     let common = ["model.device=cuda", "run.steps=3", "run.samples=2", "run.eval_every=0", method];
     let mut arguments = vec!["train", "recipes/grpo-icd10.yaml", "--set", &out];
     arguments.extend(common.iter().chain(settings).flat_map(|set| ["--set", *set]));

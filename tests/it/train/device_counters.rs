@@ -155,8 +155,8 @@ fn every_update_rule_waits_once_for_the_step_before() {
         let trace = fake_cuda::ft(&space, &arguments, &mark).succeeded();
         let waits: Vec<i64> = steady(&trace).iter().map(|counts| counts.waits).collect();
         assert_eq!(waits, [1; 3], "{kind}: {:#?}", trace.stacks);
-        assert!(trace.stacks.keys().any(|s| s.contains("settle")), "{kind}: {:#?}", trace.stacks);
-        let early = trace.stacks.keys().find(|s| s.contains("Stepper::update"));
+        assert!(trace.stacks.keys().any(|s| s.contains("Stepper>::settle")), "{kind}: {:#?}", trace.stacks);
+        let early = trace.stacks.keys().find(|s| s.contains("Stepper>::update"));
         assert_eq!(early, None, "{kind} reads the numbers of a step before it updates");
     }
 }
