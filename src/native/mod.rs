@@ -22,7 +22,7 @@ pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scal
 pub use memory::{TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, reset_peak, trim_cpu_memory};
 pub use products::{decode_attention, product, product_rows};
 pub use profile::{end_profile, start_profile};
-pub use transfers::{Download, fetch, numbers, read_scalars, stack_scalars, upload, upload_slice};
+pub use transfers::{Download, fetch, numbers, read_scalars, stack_scalars, upload, upload_list, upload_slice};
 
 use std::ffi::{CStr, c_char, c_int};
 use tch::{TchError, Tensor};

@@ -15,13 +15,18 @@ unsafe extern "C" {
 /// Copies CPU tensors to a device; for the CPU they are returned themselves. On CUDA they are copied in one transfer,
 /// through page-locked memory, and the program does not wait for it.
 pub fn upload<const N: usize>(tensors: [Tensor; N], device: Device) -> [Tensor; N] {
+    upload_list(tensors.into(), device).try_into().expect("as many as were given")
+}
+
+/// Does the same for a list of any length.
+pub fn upload_list(tensors: Vec<Tensor>, device: Device) -> Vec<Tensor> {
     let Device::Cuda(index) = device else { return tensors };
-    let tensors = tensors.map(|t| t.contiguous());
-    let (mut from, mut to) = (pointers_of(&tensors), [std::ptr::null_mut(); N]);
-    // SAFETY: live CPU tensors during the call; `to` has N slots.
-    check(unsafe { ft_upload(from.as_mut_ptr(), N as c_int, index as c_int, to.as_mut_ptr()) })
+    let tensors: Vec<Tensor> = tensors.iter().map(Tensor::contiguous).collect();
+    let (mut from, mut to) = (pointers_of(&tensors), vec![std::ptr::null_mut(); tensors.len()]);
+    // SAFETY: live CPU tensors during the call; `to` has a slot for each.
+    check(unsafe { ft_upload(from.as_mut_ptr(), from.len() as c_int, index as c_int, to.as_mut_ptr()) })
         .expect("room for a copy on the device");
-    to.map(|p| owned(p).expect("made by the call"))
+    to.into_iter().map(|p| owned(p).expect("made by the call")).collect()
 }
 
 /// Returns the numbers as a tensor on `device`, without waiting for the device.

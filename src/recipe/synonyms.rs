@@ -28,7 +28,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
     is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16`, `f16` or `f32`; left out, the format in which the machine multiplies fast"),
     is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base model is held in this number format, not quantised"),
-    is("run.tf32", &["tf32", "allow_tf32", "float32_matmul_precision"], "`true` or `false`"),
+    is("run.tf32", &["allow_tf32", "float32_matmul_precision"], "`true` or `false`"),
     is("run.deterministic", &["full_determinism", "use_deterministic_algorithms"], "`true` or `false`"),
     is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
     is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
