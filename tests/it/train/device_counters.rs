@@ -154,9 +154,10 @@ fn every_update_rule_waits_once_for_the_step_before() {
         let arguments = ["train", "counted.yaml", "--overwrite", "--set", &kind, "--set", "run.steps=5"];
         let trace = fake_cuda::ft(&space, &arguments, &mark).succeeded();
         let waits: Vec<i64> = steady(&trace).iter().map(|counts| counts.waits).collect();
+        println!("{kind}: {} launches", steady(&trace)[1].launches);
         assert_eq!(waits, [1; 3], "{kind}: {:#?}", trace.stacks);
-        assert!(trace.stacks.keys().any(|s| s.contains("Stepper>::settle")), "{kind}: {:#?}", trace.stacks);
-        let early = trace.stacks.keys().find(|s| s.contains("Stepper>::update"));
+        assert!(trace.stacks.keys().any(|s| s.contains("ft::train::step::settle")), "{kind}: {:#?}", trace.stacks);
+        let early = trace.stacks.keys().find(|s| s.contains("ft::train::step::update"));
         assert_eq!(early, None, "{kind} reads the numbers of a step before it updates");
     }
 }
