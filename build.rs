@@ -38,7 +38,11 @@ fn locate() -> Libtorch {
 }
 
 fn compile_shim(libtorch: &Libtorch) {
-    println!("cargo:rerun-if-changed=native");
+    // Not the folder native/cuda: those files are text in the Rust code.
+    let files = std::fs::read_dir("native").unwrap_or_else(|e| fail(&format!("native: {e}"))).flatten();
+    for file in files.map(|file| file.path()).filter(|path| path.is_file()) {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
     native_build()
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(libtorch.root.join("include"))

@@ -142,6 +142,25 @@ int ft_drop_gradients(Tensor** p, int n) {
   GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
 }
 
+// ---------------------------------------------------------------- arithmetic of the whole process
+// deterministic: operations whose sums have no fixed order use a slower way that has one, or fail if there is none.
+// tf32: factors of float32 products may be rounded to 10 bits of mantissa on a GPU.
+int ft_set_arithmetic(int deterministic, int tf32) {
+  GUARD(-1,
+    at::globalContext().setDeterministicAlgorithms(deterministic != 0, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    at::globalContext().setAllowTF32CuBLAS(tf32 != 0);
+    return 0;)
+}
+
+// out: the two settings in use.
+int ft_arithmetic(int* out) {
+  GUARD(-1,
+    out[0] = at::globalContext().deterministicAlgorithms();
+    out[1] = at::globalContext().allowTF32CuBLAS();
+    return 0;)
+}
+
 // ---------------------------------------------------------------- transfers
 // Copies contiguous CPU tensors to a CUDA device in one transfer, through page-locked memory, which libtorch keeps until
 // the copy is done. Does not wait. out: the copies, views of one buffer.

@@ -59,6 +59,7 @@ pub fn start() -> Result<&'static Runtime> {
         .hint(format!("set FT_LIBTORCH to the folder of a libtorch or PyTorch {SERIES}; `make setup` fetches one")));
     }
     let_segments_grow();
+    let_products_have_an_order();
     let cuda = open_cuda(&loaded.lib);
     limit_threads();
     limit_compiled_products();
@@ -170,6 +171,16 @@ fn let_segments_grow() {
     if allocator_is_unset(|name| std::env::var_os(name).is_some()) {
         // SAFETY: called from `start`, before another thread of ours exists.
         unsafe { std::env::set_var(ALLOCATOR_SETTINGS[0], "expandable_segments:True") };
+    }
+}
+
+/// Gives cuBLAS buffers with which the order of its sums does not depend on what else the GPU computes. A run with
+/// `run.deterministic` needs that, but the variable is read before a recipe is. On GPUs before Hopper they are larger than
+/// libtorch's own choice, 32 MiB instead of 8. A value of the user is respected.
+fn let_products_have_an_order() {
+    if std::env::var_os("CUBLAS_WORKSPACE_CONFIG").is_none() {
+        // SAFETY: called from `start`, before another thread of ours exists.
+        unsafe { std::env::set_var("CUBLAS_WORKSPACE_CONFIG", ":4096:8") };
     }
 }
 

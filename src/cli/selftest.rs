@@ -10,6 +10,7 @@ use ft::selftest::input::{SelftestInput, TEXTS};
 use ft::{models, native, report};
 use serde_json::json;
 use std::time::Instant;
+use tch::Kind;
 
 /// Check that training and generation compute correct numbers with your model and device
 ///
@@ -54,7 +55,11 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     if args.json {
         let value = json!({
             "model": subject.model, "adapter": subject.adapter, "device": format!("{:?}", subject.device),
-            "dtype": if subject.kind == tch::Kind::BFloat16 { "bf16" } else { "f32" },
+            "dtype": match subject.kind {
+                Kind::BFloat16 => "bf16",
+                Kind::Half => "f16",
+                _ => "f32",
+            },
             "passed": passed, "failed": failed, "skipped": skipped, "seconds": seconds.as_secs_f64(), "checks": lines,
         });
         println!("{value}");

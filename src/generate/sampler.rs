@@ -7,7 +7,7 @@
 
 use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
-use crate::native::{fetch, upload_slice};
+use crate::native::{self, fetch, upload_slice};
 use tch::{Kind, Tensor};
 
 /// With top-p alone, only this many of the most likely tokens are sorted first: their probabilities nearly always reach
@@ -86,7 +86,7 @@ impl TokenCandidates {
 
     /// Samples like `sample`; returns ids (B) int64 and log-probabilities (B) float64 on the device.
     fn choose(&self, draws: &[f64]) -> (Tensor, Tensor) {
-        let sums = self.weights.cumsum(-1, Kind::Double);
+        let sums = running_sums(&self.weights);
         // Rounding could make the product equal to the whole sum, which would select an index after the last token.
         let draws: Vec<f64> = draws.iter().map(|u| u.min(1.0 - 4.0 * f64::EPSILON)).collect();
         let total = sums.narrow(-1, sums.size()[1] - 1, 1); // (B, 1)
@@ -105,12 +105,27 @@ fn is_enough(reached: &Tensor, settings: &GenerationSettings) -> bool {
     sum >= settings.top_p || sum.is_nan()
 }
 
+/// Returns the running sums of probabilities (B, N) along each row, float64.
+///
+/// A GPU adds floating-point numbers in no fixed order. Where one is asked for (`run.deterministic`), it adds multiples
+/// of 2^-52 as integers, which have the same sum in any order.
+fn running_sums(probabilities: &Tensor) -> Tensor {
+    let unit = 2f64.powi(52);
+    match probabilities.device().is_cuda() && native::arithmetic().is_ok_and(|a| a.deterministic) {
+        true => {
+            let whole = (probabilities.to_kind(Kind::Double) * unit).round().to_kind(Kind::Int64);
+            whole.cumsum(-1, Kind::Int64).to_kind(Kind::Double) / unit
+        }
+        false => probabilities.cumsum(-1, Kind::Double),
+    }
+}
+
 /// Sets the sorted probabilities to 0 that come after the sum has reached `top_p`. The first one always remains.
 fn cut_top_p(sorted: &Tensor, top_p: f64) -> Tensor {
     if top_p >= 1.0 {
         return sorted.shallow_clone();
     }
-    let before = sorted.cumsum(-1, Kind::Double) - sorted.to_kind(Kind::Double);
+    let before = running_sums(sorted) - sorted.to_kind(Kind::Double);
     sorted * before.lt(top_p).to_kind(sorted.kind())
 }
 

@@ -58,6 +58,11 @@ impl CudaDevice {
     pub fn bf16(&self) -> bool {
         self.capability >= (8, 0)
     }
+
+    /// Returns true if the device multiplies float16 faster than float32 (Volta and newer).
+    pub fn f16(&self) -> bool {
+        self.capability >= (7, 0)
+    }
 }
 
 /// Asks the NVIDIA driver for its version and devices. Returns `Ok(None)` if there is no driver; the error is the

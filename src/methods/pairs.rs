@@ -24,8 +24,8 @@ impl PackedAnswers {
     /// Packs sequences whose answers are marked as supervised.
     pub fn pack(sequences: &[Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = sequences.iter().map(|e| e.ids.as_slice()).collect();
-        let spans = AnswerSpans::of(sequences, |_, e, t| e.supervised[t], device);
-        Self { tokens: Tokens::pack(&ids, device), spans }
+        let (tokens, spans) = TargetTokens::pack(&ids, |i, t| sequences[i].supervised[t], device);
+        Self { tokens, spans: spans.into() }
     }
 
     /// Packs pairs in the order chosen, rejected, chosen, rejected, ….
@@ -69,9 +69,7 @@ impl AnswerSpans {
     /// sequence is never selected: nothing precedes it that could predict it.
     pub fn of(sequences: &[Example], wanted: impl Fn(usize, &Example, usize) -> bool, device: Device) -> Self {
         let ids = sequences.iter().map(|e| e.ids.as_slice());
-        let TargetTokens { at, targets, counts, counts_on_device, .. } =
-            TargetTokens::select(ids, |i, t| wanted(i, &sequences[i], t), device);
-        Self { at, targets, counts_on_device, counts }
+        TargetTokens::select(ids, |i, t| wanted(i, &sequences[i], t), device).into()
     }
 
     /// Returns the number of tokens of each span: (S) float64.
@@ -103,6 +101,12 @@ impl AnswerSpans {
         }
         let parts = t.split_with_sizes(&self.counts, 0);
         Tensor::stack(&parts.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)
+    }
+}
+
+impl From<TargetTokens> for AnswerSpans {
+    fn from(TargetTokens { at, targets, counts, counts_on_device, .. }: TargetTokens) -> Self {
+        Self { at, targets, counts, counts_on_device }
     }
 }
 

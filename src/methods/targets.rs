@@ -1,6 +1,7 @@
 //! Which tokens of a packed row a loss predicts: the positions of the trunk's output, and the tokens expected there.
 
 use crate::native::upload;
+use crate::nn::Tokens;
 use tch::{Device, Tensor};
 
 /// Tokens of S packed sequences that a loss predicts, N in all.
@@ -25,6 +26,29 @@ impl TargetTokens {
         wanted: impl Fn(usize, usize) -> bool,
         device: Device,
     ) -> Self {
+        let chosen = ChosenTokens::of(sequences, wanted);
+        let on_device = upload(chosen.numbers(), device);
+        chosen.with(on_device)
+    }
+
+    /// Packs sequences into one row and selects tokens of it as `select` does. Everything goes to the device in one
+    /// transfer.
+    pub fn pack(sequences: &[&[u32]], wanted: impl Fn(usize, usize) -> bool, device: Device) -> (Tokens, Self) {
+        let chosen = ChosenTokens::of(sequences.iter().copied(), wanted);
+        let (tokens, on_device) = Tokens::pack_with(sequences, chosen.numbers(), device);
+        (tokens, chosen.with(on_device))
+    }
+}
+
+/// Selected tokens on the host.
+struct ChosenTokens {
+    at: Vec<i64>,
+    targets: Vec<i64>,
+    counts: Vec<i64>,
+}
+
+impl ChosenTokens {
+    fn of<'a>(sequences: impl IntoIterator<Item = &'a [u32]>, wanted: impl Fn(usize, usize) -> bool) -> Self {
         let (mut at, mut targets, mut counts, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0i64);
         for (i, ids) in sequences.into_iter().enumerate() {
             let before = at.len();
@@ -35,9 +59,15 @@ impl TargetTokens {
             counts.push((at.len() - before) as i64);
             start += ids.len() as i64;
         }
-        let numbers = [&at, &targets, &counts].map(|numbers| Tensor::from_slice(numbers));
-        let [on_device, targets, counts_on_device] = upload(numbers, device);
-        Self { at: on_device, targets, counts_on_device, rows: at, counts }
+        Self { at, targets, counts }
+    }
+
+    fn numbers(&self) -> [Tensor; 3] {
+        [&self.at, &self.targets, &self.counts].map(|numbers| Tensor::from_slice(numbers))
+    }
+
+    fn with(self, [at, targets, counts_on_device]: [Tensor; 3]) -> TargetTokens {
+        TargetTokens { at, targets, counts_on_device, rows: self.at, counts: self.counts }
     }
 }
 

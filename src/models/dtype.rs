@@ -2,9 +2,10 @@
 //! stored in ([`Storage`]).
 //!
 //! By default (`auto`) the machine decides what to compute in: bfloat16 halves memory and doubles speed if the device
-//! can multiply it, and is many times slower than float32 if it cannot. The format of stored weights changes no
-//! result: a bfloat16 weight in a float32 computation is converted when it is multiplied, which does not round and
-//! gives the same bits as a float32 copy.
+//! can multiply it, and is many times slower than float32 if it cannot. GPUs from before bfloat16 multiply float16,
+//! whose range is small: training then multiplies the loss by a factor that adapts (`train::optim`). The format of
+//! stored weights changes no result: a bfloat16 weight in a float32 computation is converted when it is multiplied,
+//! which does not round and gives the same bits as a float32 copy.
 
 use super::checkpoint;
 use super::family::Config;
@@ -22,12 +23,16 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
-    /// bfloat16 if the device multiplies it (CUDA from compute capability 8.0, AVX-512 BF16, AMX, Arm bf16), otherwise
-    /// float32; always float32 for a model that is stored in float32.
+    /// bfloat16 if the device multiplies it (CUDA from compute capability 8.0, AVX-512 BF16, AMX, Arm bf16), float16 on
+    /// CUDA with 7.0 to 7.5, otherwise float32; always float32 for a model that is stored in float32.
     #[default]
     Auto,
     /// bfloat16: half the memory; adapters and optimiser state stay in float32.
     Bf16,
+    /// float16, on CUDA only: for GPUs that do not multiply bfloat16. Training multiplies the loss by a factor that
+    /// adapts (`loss_scale` in metrics.jsonl) and skips steps in which it was too large. A model whose activations
+    /// exceed 65,504 cannot be computed in it.
+    F16,
     /// float32: for reference results, and for processors that do not multiply bfloat16.
     F32,
 }
@@ -88,6 +93,7 @@ impl Dtype {
         match self {
             Self::Auto => panic!("a number format is used before it was chosen"),
             Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
             Self::F32 => Kind::Float,
         }
     }
@@ -97,13 +103,19 @@ impl Dtype {
         match self {
             Self::Auto => "auto",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
             Self::F32 => "f32",
         }
     }
 
     /// Returns the format to compute in on `device`: the one that was set or, for `Auto`, the best one for the model
-    /// in `folder` (`None`: a model that has no weights yet). Fails if the folder's weights cannot be opened.
+    /// in `folder` (`None`: a model that has no weights yet). Fails if the folder's weights cannot be opened, and for
+    /// float16 on the CPU, whose kernels do not have it.
     pub fn choose(self, device: Device, folder: Option<&Path>) -> Result<ChosenDtype> {
+        if self == Self::F16 && !device.is_cuda() {
+            return Err(Error::user("dtype f16 needs a CUDA device: on the CPU, ft computes in float32 or bfloat16")
+                .hint("leave dtype out, or set f32; ft doctor shows which devices there are"));
+        }
         if self != Self::Auto {
             return Ok(ChosenDtype { dtype: self, why: "asked for" });
         }
@@ -112,6 +124,9 @@ impl Dtype {
         }
         Ok(match bf16_multiplier(device) {
             Some(why) => ChosenDtype { dtype: Self::Bf16, why },
+            None if multiplies_f16(device) => {
+                ChosenDtype { dtype: Self::F16, why: "multiplied by the GPU, which does not multiply bfloat16" }
+            }
             None => ChosenDtype { dtype: Self::F32, why: "this device does not multiply bfloat16" },
         })
     }
@@ -141,6 +156,12 @@ pub fn bf16_multiplier(device: Device) -> Option<&'static str> {
             _ => "multiplied by the processor",
         }),
     }
+}
+
+/// Returns true for a GPU that multiplies float16 faster than float32.
+fn multiplies_f16(device: Device) -> bool {
+    let Device::Cuda(i) = device else { return false };
+    machine::cuda_driver().ok().flatten().is_some_and(|driver| driver.devices.get(i).is_some_and(|d| d.f16()))
 }
 
 /// Returns the number format that most of a model folder's weights have on disk, without loading them.

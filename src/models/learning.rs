@@ -47,7 +47,8 @@ impl LayerReplay {
 
 impl Model {
     /// Runs a micro-batch forward and backward under its adapter: adds the gradient of `loss.sum / items` to the
-    /// trained parameters and returns the loss's metrics. `items` are those of the whole optimiser step.
+    /// trained parameters, times the factor on the loss if there is one, and returns the loss's metrics. `items` are
+    /// those of the whole optimiser step.
     pub fn learn(&self, batch: &dyn MicroBatch, items: f64, replay: LayerReplay) -> Result<Metrics> {
         self.with_batch_adapter(batch, || {
             self.check(batch.tokens(), &[])?;
@@ -70,7 +71,7 @@ impl Model {
     fn learn_plain(&self, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
         let (x, inside) = self.trunk(batch.tokens());
         let Loss { sum, metrics } = batch.loss(&self.output(x, inside.into()));
-        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
+        native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         Ok(metrics)
     }
 
@@ -101,7 +102,7 @@ impl Model {
         }
         let inside = Rc::new(inside);
         let Loss { sum, metrics } = batch.loss(&self.output(pass.real_rows(&last), inside.clone()));
-        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
+        native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device())?;
         let mut g = top.grad();
@@ -124,7 +125,19 @@ impl Model {
     }
 }
 
-/// Returns the gradient of `sum / items` with respect to `sum`, from which the backward starts.
-pub(super) fn loss_gradient(sum: &Tensor, items: f64) -> Tensor {
-    sum.full_like(1.0 / items)
+impl Model {
+    /// Sets a factor on the loss, a float32 scalar on the device, for all later backward passes; `None`: 1. A change of
+    /// the tensor changes the factor.
+    pub fn set_loss_scale(&self, factor: Option<Tensor>) {
+        self.loss_scale.replace(factor);
+    }
+
+    /// Returns the gradient of `sum / items`, times the factor on the loss, with respect to `sum`. The backward starts
+    /// from it.
+    pub(super) fn loss_gradient(&self, sum: &Tensor, items: f64) -> Tensor {
+        match &*self.loss_scale.borrow() {
+            Some(factor) => factor * (1.0 / items),
+            None => sum.full_like(1.0 / items),
+        }
+    }
 }

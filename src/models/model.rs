@@ -65,6 +65,7 @@ pub struct Model {
     kind: Kind,
     storage: Storage,
     pub(super) noise: Cell<Option<EmbeddingNoise>>,
+    pub(super) loss_scale: RefCell<Option<Tensor>>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -135,6 +136,7 @@ impl Model {
             kind: load.kind,
             storage: load.storage,
             noise: Cell::new(None),
+            loss_scale: RefCell::default(),
             exposed: RefCell::default(),
         })
     }

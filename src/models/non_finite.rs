@@ -4,7 +4,7 @@
 //! mask may not be found.
 
 use super::activations::Activations;
-use super::learning::{MicroBatch, loss_gradient};
+use super::learning::MicroBatch;
 use super::loss::Loss;
 use super::model::Model;
 use crate::error::Result;
@@ -138,7 +138,7 @@ impl Model {
         {
             return Ok(Some(found));
         }
-        native::backward(&[&sum], &[&loss_gradient(&sum, items)])?;
+        native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         drop((sum, out));
         let mut g = top.grad();
         if let Some(found) = check_finite(&g, NonFiniteStage::Backward, "gradient that leaves the output head", None) {

@@ -3,7 +3,7 @@
 //! Sequences are concatenated instead of padded; each is one segment of the row. Positions restart at each segment, and
 //! attention never crosses a segment's boundary.
 
-use crate::native::upload;
+use crate::native::{upload, upload_list};
 use std::cell::OnceCell;
 use tch::{Device, Kind, Tensor};
 
@@ -29,17 +29,40 @@ impl Tokens {
     /// Packs sequences into one row; sequence s continues one that already has `past[s]` tokens, from which its
     /// positions count.
     pub fn pack_after<S: AsRef<[u32]>>(sequences: &[S], past: &[i64], device: Device) -> Self {
+        Self::pack_numbers(sequences, past, Vec::new(), device).0
+    }
+
+    /// Packs sequences into one row, one segment each, and uploads `more` numbers about the row in the same transfer.
+    /// Returns both.
+    pub fn pack_with<S: AsRef<[u32]>, const N: usize>(
+        sequences: &[S],
+        more: [Tensor; N],
+        device: Device,
+    ) -> (Self, [Tensor; N]) {
+        let starts = vec![0; sequences.len()];
+        let (tokens, more) = Self::pack_numbers(sequences, &starts, more.into(), device);
+        (tokens, more.try_into().expect("as many as were given"))
+    }
+
+    fn pack_numbers<S: AsRef<[u32]>>(
+        sequences: &[S],
+        past: &[i64],
+        more: Vec<Tensor>,
+        device: Device,
+    ) -> (Self, Vec<Tensor>) {
         let lengths: Vec<i64> = sequences.iter().map(|s| s.as_ref().len() as i64).collect();
         let ids: Vec<i64> = sequences.iter().flat_map(|s| s.as_ref().iter().map(|&id| id as i64)).collect();
         let positions: Vec<i64> = lengths.iter().zip(past).flat_map(|(n, p)| *p..p + n).collect();
-        let numbers = [Tensor::from_slice(&ids), Tensor::from_slice(&positions), bounds(&lengths)];
-        let [ids, positions, bounds] = upload(numbers, device);
-        Self {
+        let own = [Tensor::from_slice(&ids), Tensor::from_slice(&positions), bounds(&lengths)];
+        let mut numbers = upload_list(own.into_iter().chain(more).collect(), device).into_iter();
+        let [ids, positions, bounds] = std::array::from_fn(|_| numbers.next().expect("as many as were given"));
+        let tokens = Self {
             largest_id: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).max().unwrap_or(0),
             ids,
             positions,
             segments: Segments::with_bounds(lengths, bounds),
-        }
+        };
+        (tokens, numbers.collect())
     }
 
     /// Returns one token for each of several sequences that go on: ids and positions (S) on one device, and the

@@ -285,6 +285,15 @@ pub struct RunSection {
     /// at every validation and at the end; 0: none.
     #[serde(default = "two")]
     pub samples: usize,
+    /// Compute with the same bits each time on the same GPU (the CPU always does). Sums without a fixed order get one: the
+    /// gradients of attention, of embeddings and of selected rows become slower. The run fails at an operation that has
+    /// no such way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
+    /// Multiply float32 matrices in the TF32 units of a GPU (from compute capability 8.0), for which their factors are
+    /// rounded to 10 bits of mantissa, as many as float16 has. bf16 and f16 runs multiply almost nothing in float32.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tf32: bool,
     /// CPU threads; left out, all physical cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]

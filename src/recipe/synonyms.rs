@@ -26,8 +26,10 @@ const fn none(theirs: &'static [&'static str], note: &'static str) -> Synonym {
 #[rustfmt::skip] // a table: one row per meaning
 pub const SYNONYMS: &[Synonym] = &[
     is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
-    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "tf32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16` or `f32`; left out, the format in which the machine multiplies fast"),
+    is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16`, `f16` or `f32`; left out, the format in which the machine multiplies fast"),
     is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base model is held in this number format, not quantised"),
+    is("run.tf32", &["allow_tf32", "float32_matmul_precision"], "`true` or `false`"),
+    is("run.deterministic", &["full_determinism", "use_deterministic_algorithms"], "`true` or `false`"),
     is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
     is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
     is("method.sft.supervise", &["train_on_inputs", "train_on_input", "train_on_prompt", "assistant_only_loss", "completion_only_loss", "mask_history", "roles_to_train", "train_on_responses_only", "train_on_eos"], "`assistant`, `last` or `all`"),
@@ -119,7 +121,7 @@ pub const SYNONYMS: &[Synonym] = &[
 /// Other tools' words for choices: (theirs, ours). A row applies to every key that has `ours` among its choices.
 #[rustfmt::skip]
 pub const VALUE_SYNONYMS: &[(&str, &str)] = &[
-    ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "bf16"), ("float16", "bf16"), ("half", "bf16"),
+    ("bfloat16", "bf16"), ("torch.bfloat16", "bf16"), ("fp16", "f16"), ("float16", "f16"), ("torch.float16", "f16"), ("half", "f16"),
     ("float32", "f32"), ("fp32", "f32"), ("torch.float32", "f32"), ("float", "f32"),
     ("true", "all"), ("unsloth", "all"), ("full", "all"), ("false", "none"), ("off", "none"), ("no", "none"),
     ("constant_with_warmup", "constant"), ("cosine_with_restarts", "cosine"), ("cosine_with_min_lr", "cosine"),

@@ -35,6 +35,15 @@ pub struct StepPoint {
 }
 
 impl StepPoint {
+    /// The name of the factor on the loss among the means, in runs that compute in float16.
+    pub const LOSS_SCALE: &str = "loss_scale";
+
+    /// Returns true if the gradients were too large for float16 because of the factor on the loss, which was halved then.
+    pub fn overflowed(&self) -> bool {
+        let factor = self.more.iter().find(|(name, _)| name == Self::LOSS_SCALE);
+        self.loss.is_finite() && !self.grad_norm.is_finite() && factor.is_some_and(|(_, factor)| *factor > 1.0)
+    }
+
     /// Returns true if the update was applied; false if the step was skipped because a number was not finite.
     pub fn was_applied(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()

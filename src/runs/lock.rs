@@ -87,6 +87,12 @@ pub struct RunLock {
     /// The number format of the arithmetic. `None` in locks of earlier versions, which did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<Dtype>,
+    /// Sums had a fixed order on the GPU (`run.deterministic`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
+    /// Float32 products were computed in TF32 (`run.tf32`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tf32: bool,
     /// The programs that computed the run.
     pub programs: LockedPrograms,
     /// The machine on which it was computed.
@@ -149,6 +155,8 @@ impl RunLock {
             recipe_sha256: recipe_sha256(&plan.recipe),
             earlier_recipe_sha256: Some(earlier_recipe_sha256(&plan.recipe)),
             arithmetic: Some(plan.recipe.model.dtype),
+            deterministic: plan.recipe.run.deterministic,
+            tf32: plan.recipe.run.tf32,
             programs,
             machine: LockedMachine {
                 device: environment.device.clone(),
@@ -323,6 +331,8 @@ mod tests {
             recipe_sha256: "2".repeat(64),
             earlier_recipe_sha256: None,
             arithmetic: None,
+            deterministic: false,
+            tf32: false,
             programs: LockedPrograms { ft: "0.1.0".into(), ft_sha256: "3".repeat(64), libtorch: "2.11.0".into() },
             machine: LockedMachine {
                 device: "cpu".into(),

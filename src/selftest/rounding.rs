@@ -26,11 +26,19 @@ pub struct Rounding {
 
 impl Rounding {
     fn name(&self) -> &'static str {
-        if self.kind == Kind::BFloat16 { "bf16" } else { "f32" }
+        match self.kind {
+            Kind::BFloat16 => "bf16",
+            Kind::Half => "f16",
+            _ => "f32",
+        }
     }
 
     fn unit(&self) -> f64 {
-        if self.kind == Kind::BFloat16 { 2f64.powi(-8) } else { 2f64.powi(-24) }
+        match self.kind {
+            Kind::BFloat16 => 2f64.powi(-8),
+            Kind::Half => 2f64.powi(-11),
+            _ => 2f64.powi(-24),
+        }
     }
 
     /// Returns a given limit.

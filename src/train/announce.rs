@@ -30,10 +30,16 @@ pub fn announce(prepared: &Prepared, model: &Model) {
         _ => String::new(),
     };
     report::info(format!("arithmetic in {} ({}){held}", dtype::kind_name(model.kind()), prepared.why));
+    let run = &prepared.plan.recipe.run;
+    if run.deterministic {
+        report::info("sums have a fixed order, also on a GPU (run.deterministic); some gradients take longer");
+    }
+    if run.tf32 {
+        report::info("float32 products in TF32: their factors are rounded to 10 bits of mantissa (run.tf32)");
+    }
     let dropouts = model.config().dropouts();
     if !dropouts.is_empty() {
         report::info(format!("config.json asks for dropout ({}); ft trains without it", dropouts.join(", ")));
     }
-    let run = &prepared.plan.recipe.run;
     report::info(format!("{} steps, seed {}, out {}", prepared.total_steps, run.seed, run.out.display()));
 }

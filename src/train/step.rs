@@ -3,8 +3,8 @@
 //! A step has three parts: `compute` runs forward and backward, `update` changes the weights, `settle` returns the
 //! step's numbers. On the CPU they follow each other. On a GPU the numbers of a step are copied to the host while the
 //! next step is computed and are read before its update, so that the host waits once per step, for work that the GPU
-//! has finished long ago. Invariant: a step whose loss or gradient norm is not finite changes no weight. If the update
-//! rule allows it, a number on the GPU decides that; otherwise the host reads loss and norm before the update.
+//! has finished long ago. Invariant: a step whose loss or gradient norm is not finite changes no weight. On a GPU a
+//! number on it decides that; on the CPU loss and norm are read before the update.
 
 use super::checkpoint::{Checkpoints, MethodState, TrainingState};
 use super::optim::Optimiser;
@@ -19,6 +19,7 @@ use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
 use crate::native::{self, Download};
 use crate::recipe::plan::Plan;
 use crate::rng;
+use crate::runs::history::StepPoint;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -61,6 +62,8 @@ struct RunningStep {
     /// Gradient norm and metrics, in the order of `names`.
     numbers: StepNumbers,
     names: MetricNames,
+    /// The factor on the loss is among the numbers, after the metrics.
+    loss_scaled: bool,
     /// A sample of the weights after the step, on its way from the GPU with the numbers.
     weights: bool,
 }
@@ -95,9 +98,12 @@ pub struct StepOutcome {
     pub means: Vec<(String, f64)>,
     /// True if loss and gradient norm are finite. If not, the parameters were not updated.
     pub finite: bool,
+    /// The factor on the loss, if the model computes in float16.
+    pub loss_scale: Option<f64>,
     /// A sample of the weights after the step: (N) float64 on the CPU, if `update` was given one.
     pub weights: Option<Tensor>,
-    /// For a step that is not finite: the first tensor with NaN or infinity, if repeating the step finds one.
+    /// For a step that is not finite: the first tensor with NaN or infinity, if repeating the step finds one. `None` if
+    /// only the factor on the loss was too large.
     pub non_finite_origin: Option<FirstNonFinite>,
 }
 
@@ -105,6 +111,12 @@ impl StepOutcome {
     /// Returns the means that a method's alarms read: its metrics and the loss.
     pub fn alarm_means(&self) -> Means {
         self.means.iter().cloned().chain([("loss".to_string(), self.loss)]).collect()
+    }
+
+    /// Returns true if the gradients were too large for float16 because of the factor on the loss. The factor was halved
+    /// then, which is how it finds its value.
+    pub fn overflowed(&self) -> bool {
+        !self.finite && self.loss.is_finite() && self.loss_scale.is_some_and(|factor| factor > 1.0)
     }
 }
 
@@ -122,6 +134,10 @@ impl<'a> Stepper<'a> {
         let recipe = &plan.recipe;
         let mut optim =
             Optimiser::with_extra_parameters(model.params(), &method.parameters(), &plan.optim(), recipe.run.seed)?;
+        if model.kind() == Kind::Half {
+            optim.scale_losses();
+            model.set_loss_scale(optim.loss_scale().map(Tensor::shallow_clone));
+        }
         let id = model.adapter_id(TRAINED_ADAPTER);
         let mut adapter = match recipe.adapter.as_ref().zip(id) {
             Some((spec, id)) => spec.training(&mut model.params().adapter(id), total)?,
@@ -130,6 +146,12 @@ impl<'a> Stepper<'a> {
         if adapter.is_some() && optim.has_averages() {
             return Err(Error::user("the result of optim would be averaged weights, which bring removed ranks back")
                 .hint("remove optim.ema and kind: schedule_free, or train another kind of adapter"));
+        }
+        if adapter.is_some() && optim.loss_scale().is_some() {
+            return Err(Error::user(
+                "this kind of adapter has a loss of its own, which float16's loss scale does not reach",
+            )
+            .hint("set model.dtype: f32, or train another kind of adapter"));
         }
         if state.step > 0 {
             let extra = checkpoints.restore(state.step, model, &mut optim)?;
@@ -204,11 +226,12 @@ impl<'a> Stepper<'a> {
         let norm = self.optim.clip(self.plan.recipe.optim.max_norm)?;
         let lr = self.lr.at(self.state.step);
         let (scalars, names) = computed.metrics.scalars();
-        let scalars: Vec<&Tensor> = std::iter::once(&norm).chain(scalars).collect();
+        let loss_scaled = self.optim.loss_scale().is_some();
+        let scalars: Vec<&Tensor> = std::iter::once(&norm).chain(scalars).chain(self.optim.loss_scale()).collect();
         let loss = names.position(LOSS).map(|i| i + 1);
         let mut weights = None;
         // The adapter's part must know whether the step counts.
-        let numbers = if self.optim.can_skip() && self.adapter.is_none() {
+        let numbers = if self.model.device().is_cuda() && self.adapter.is_none() {
             let numbers = native::stack_scalars(&scalars);
             self.optim.step_unless(lr, Some(&not_finite(&numbers, loss)))?;
             weights = sample(self.state.step + 1);
@@ -230,7 +253,7 @@ impl<'a> Stepper<'a> {
         self.state.tokens += computed.tokens;
         self.state.cursor = method.cursor();
         let weights = weights.is_some();
-        self.running = Some(RunningStep { step: self.state.step, computed, lr, numbers, names, weights });
+        self.running = Some(RunningStep { step: self.state.step, computed, lr, numbers, names, loss_scaled, weights });
         Ok(())
     }
 
@@ -243,45 +266,51 @@ impl<'a> Stepper<'a> {
     /// returned already. If they are not finite, runs the step again to find the first tensor that is not.
     pub fn settle(&mut self, method: &mut dyn Method) -> Result<Option<StepOutcome>> {
         let Some(running) = self.running.take() else { return Ok(None) };
-        let RunningStep { step, computed, lr, numbers, names, weights } = running;
+        let RunningStep { step, computed, lr, numbers, names, loss_scaled, weights } = running;
         let (numbers, ahead) = match numbers {
             StepNumbers::Here(numbers) => (numbers, false),
             StepNumbers::Coming(copy) => (native::numbers(&copy.wait()?), true),
         };
-        let weights = weights.then(|| Tensor::from_slice(&numbers[1 + names.count()..]));
+        let metrics = 1 + names.count();
+        let loss_scale = loss_scaled.then(|| numbers[metrics]);
+        let weights = weights.then(|| Tensor::from_slice(&numbers[metrics + usize::from(loss_scaled)..]));
         let ComputedStep { began, items, epoch, tokens, means: given, .. } = computed;
         let norm = numbers[0];
         let mut means = names.means(&numbers[1..]);
         let loss = means.remove(LOSS).unwrap_or(f64::NAN);
-        let means = means.into_iter().map(|(k, v)| (k.to_string(), v)).chain(given).collect();
+        let factor = loss_scale.map(|factor| (StepPoint::LOSS_SCALE.to_string(), factor));
+        let means = means.into_iter().map(|(k, v)| (k.to_string(), v)).chain(given).chain(factor).collect();
         let finite = loss.is_finite() && norm.is_finite();
-        let mut non_finite_origin = None;
-        if finite {
-            self.state.skipped_in_a_row = 0;
-        } else {
-            if ahead {
-                self.optim.uncount_step();
-            }
-            non_finite_origin = self.find_non_finite(method, items)?;
-            self.state.skipped += 1;
-            self.state.skipped_in_a_row += 1;
+        if !finite && ahead {
+            self.optim.uncount_step();
         }
-        let seconds = began.max(self.settled).elapsed().as_secs_f64();
-        self.settled = Instant::now();
-        Ok(Some(StepOutcome {
+        let mut done = StepOutcome {
             step,
             epoch,
             loss,
             lr,
             norm,
             tokens,
-            seconds,
             items,
             means,
             finite,
+            loss_scale,
             weights,
-            non_finite_origin,
-        }))
+            non_finite_origin: None,
+            seconds: 0.0,
+        };
+        if finite {
+            self.state.skipped_in_a_row = 0;
+        } else {
+            self.state.skipped += 1;
+            if !done.overflowed() {
+                done.non_finite_origin = self.find_non_finite(method, items)?;
+                self.state.skipped_in_a_row += 1;
+            }
+        }
+        done.seconds = began.max(self.settled).elapsed().as_secs_f64();
+        self.settled = Instant::now();
+        Ok(Some(done))
     }
 
     /// Runs the last updated step again to find the first tensor that is not finite. Its weights are still those of the

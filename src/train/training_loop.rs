@@ -102,7 +102,13 @@ impl<'a> TrainingLoop<'a> {
         let Some(done) = self.stepper.settle(method)? else { return Ok(false) };
         self.loss = Some(done.loss);
         let told = done.alarm_means();
-        if !done.finite {
+        if done.overflowed() {
+            let factor = done.loss_scale.unwrap_or_default();
+            self.records.info(&format!(
+                "step {}: gradients too large for float16 at a loss scale of {factor}, which is halved; the step is skipped",
+                done.step
+            ));
+        } else if !done.finite {
             self.records.record_non_finite(done.step, done.loss, done.norm, done.non_finite_origin);
             self.skip(done.step, done.loss, done.norm)?;
         }

@@ -53,7 +53,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/data/tokenizer_files/", "src/data/chat/tokenizer.rs", "src/data/chat/load.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf/file.rs", "src/data/cache/token_store.rs"]),
-    ("torch_sys", &["src/native.rs", "src/native/products.rs"]),
+    ("torch_sys", &["src/native/"]),
     ("jsonschema", &["src/rewards/json.rs"]),
     ("ureq", &["src/rewards/http.rs"]),
     ("rusqlite", &["src/label/store/sqlite.rs"]),
@@ -81,7 +81,6 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/models/",
             "src/adapters/",
             "src/nn/",
-            "src/native.rs",
             "src/native/",
             "src/runtime.rs",
             "src/error.rs",
@@ -91,7 +90,15 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 
 /// Files that may contain `unsafe`, and the text that each such line or the line after it must contain.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/native.rs", ""),              // libtorch beyond tch
+    ("src/native/mod.rs", ""), // libtorch beyond tch, up to transfers
+    ("src/native/arithmetic.rs", ""),
+    ("src/native/attention.rs", ""),
+    ("src/native/autograd.rs", ""),
+    ("src/native/devices.rs", ""),
+    ("src/native/lists.rs", ""),
+    ("src/native/memory.rs", ""),
+    ("src/native/profile.rs", ""),
+    ("src/native/transfers.rs", ""),
     ("src/native/kernels.rs", ""),      // our own loops over tensor memory
     ("src/native/cuda/library.rs", ""), // functions of the CUDA driver and NVRTC
     ("src/native/cuda/compiler.rs", ""),

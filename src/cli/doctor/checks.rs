@@ -126,7 +126,7 @@ pub fn check_arithmetic(device: Device, name: &str, native_bf16: bool) -> ((f64,
                     name,
                     CheckStatus::Warning,
                     found,
-                    "bf16 is not faster than f32 on this device: dtype auto, the default, computes in f32",
+                    "bf16 is not faster than f32 on this device: dtype auto, the default, does not choose it",
                 )
             };
             ((f32, bf16), check)
@@ -225,7 +225,10 @@ pub fn check_devices(
                 &name,
                 CheckStatus::Warning,
                 found,
-                "dtype auto, the default, computes in f32 on this device",
+                match device.f16() {
+                    true => "dtype auto, the default, computes in f16 on this device, with a scaled loss in training",
+                    false => "dtype auto, the default, computes in f32 on this device",
+                },
             )
         });
         if usable {
@@ -318,8 +321,10 @@ mod tests {
         assert!(check.status == CheckStatus::Ok && check.found.contains("550.54"), "{}", check.found);
         let new = &check_devices(&machine((9, 0)), false).1[0];
         assert!(new.status == CheckStatus::Ok && new.found.contains("80.0 GB"), "{}", new.found);
-        let old = &check_devices(&machine((7, 5)), false).1[0];
-        assert!(old.status == CheckStatus::Warning && old.remedy.as_deref().is_some_and(|r| r.contains("f32")));
+        for (capability, dtype) in [((7, 5), "f16"), ((6, 1), "f32")] {
+            let old = &check_devices(&machine(capability), false).1[0];
+            assert!(old.status == CheckStatus::Warning && old.remedy.as_deref().is_some_and(|r| r.contains(dtype)));
+        }
     }
 
     #[test]

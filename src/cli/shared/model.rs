@@ -22,7 +22,8 @@ pub struct ModelArgs {
     /// Device: auto (CUDA if there is a usable GPU, else CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Number format to compute in: auto takes bf16 if the device has fast bf16 products, else f32
+    /// Number format to compute in: auto takes bf16 if the device has fast bf16 products, f16 on
+    /// GPUs before them, else f32; f16 needs CUDA
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
 }
@@ -57,6 +58,7 @@ impl TemplateArgs {
 pub enum DtypeArg {
     Auto,
     Bf16,
+    F16,
     F32,
 }
 
@@ -91,6 +93,7 @@ impl DtypeArg {
         let asked = match self {
             DtypeArg::Auto => models::Dtype::Auto,
             DtypeArg::Bf16 => models::Dtype::Bf16,
+            DtypeArg::F16 => models::Dtype::F16,
             DtypeArg::F32 => models::Dtype::F32,
         };
         asked.choose(device, Some(folder))

@@ -28,16 +28,10 @@ impl PackedSamples {
     pub fn new(samples: &[&SampledAnswer], device: Device) -> Self {
         let ids: Vec<&[u32]> = samples.iter().map(|s| s.ids.as_slice()).collect();
         let in_answer = |i: usize, t: usize| t >= samples[i].answer_start;
-        let TargetTokens { at, targets, counts, .. } = TargetTokens::select(ids.iter().copied(), in_answer, device);
+        let (tokens, TargetTokens { at, targets, counts, .. }) = TargetTokens::pack(&ids, in_answer, device);
         let owner: Vec<i64> = (0i64..).zip(&counts).flat_map(|(i, n)| std::iter::repeat_n(i, *n as usize)).collect();
         let lengths: Vec<f32> = counts.iter().map(|n| *n as f32).collect();
-        Self {
-            tokens: Tokens::pack(&ids, device),
-            at,
-            targets,
-            owner: upload_slice(&owner, device),
-            lengths: upload_slice(&lengths, device),
-        }
+        Self { tokens, at, targets, owner: upload_slice(&owner, device), lengths: upload_slice(&lengths, device) }
     }
 
     /// Joins numbers per answer token (one slice per sample, in their order) to one tensor: (N) float32.

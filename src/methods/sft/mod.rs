@@ -35,8 +35,8 @@ impl SupervisedBatch {
     pub fn new(examples: &[&Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let supervised = |i: usize, t: usize| examples[i].supervised[t];
-        let TargetTokens { at, targets, rows, .. } = TargetTokens::select(ids.iter().copied(), supervised, device);
-        Self { tokens: Tokens::pack(&ids, device), at, targets, rows }
+        let (tokens, TargetTokens { at, targets, rows, .. }) = TargetTokens::pack(&ids, supervised, device);
+        Self { tokens, at, targets, rows }
     }
 
     /// Returns the number of supervised tokens in the row.

@@ -302,10 +302,8 @@ impl Kernels {
         (g_x, g_w)
     }
 
-    /// Returns, from logits (N, V): the log-probability (N) of each target (N, int64) in softmax(logits / T); 1 (N) if
-    /// the target is the first of the largest logits, otherwise 0; and, if `entropy` is true, the distribution's
-    /// entropy (N); float32 each. With `direction` the logits are overwritten by the gradient of the log-probability,
-    /// (onehot(target) - softmax) / T. The log-probability of a target that is no column is NaN.
+    /// Returns what [`kernels::Kernels::head`](crate::native::kernels::Kernels::head) does, on the device, in float32.
+    /// Targets are int64; the log-probability of one that is no column is NaN.
     pub fn head(
         &self,
         logits: &Tensor,

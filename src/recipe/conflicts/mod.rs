@@ -32,6 +32,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         optimiser::betas,
         run::length,
         run::validation,
+        run::tf32,
         rows::overflow,
         rows::weights,
         run::places,

@@ -29,6 +29,17 @@ pub fn validation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Checks that there is a device for TF32.
+pub fn tf32(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if w.differs_from_default("run.tf32") && w.is("model.device", "cpu") {
+        mistakes.push(w.mistake_at(
+            "run.tf32",
+            "`run.tf32` needs CUDA: the CPU does not multiply in TF32",
+            "remove it",
+        ));
+    }
+}
+
 /// Checks that the result does not replace its base.
 pub fn places(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if let (Some(out), Some(model)) = (w.value("run.out"), w.value("model.path"))

@@ -11,7 +11,11 @@ const ZERO: f64 = 1e-3;
 
 /// Finds steps whose loss or gradient is not finite.
 pub fn non_finite(p: DiagnosisInput) -> Option<Diagnosis> {
-    let bad: Vec<&StepPoint> = p.history.steps.iter().filter(|s| !s.was_applied()).collect();
+    // The factor on the loss of a float16 run finds its value by overflows: at most 16 from its first value down to 1, and
+    // now and then one after it has grown.
+    let steps = &p.history.steps;
+    let usual = steps.iter().filter(|s| s.overflowed()).count() <= 16 + steps.len() / 100;
+    let bad: Vec<&StepPoint> = steps.iter().filter(|s| !(s.was_applied() || usual && s.overflowed())).collect();
     // A step that ended the run is recorded among the origins, but has no line in the curves.
     let origins = p.facts.map_or(&[][..], |f| &f.origins);
     let left_out = bad.first().map(|s| (s.step, s.loss.to_string(), s.grad_norm.to_string()));
@@ -49,6 +53,12 @@ pub fn non_finite(p: DiagnosisInput) -> Option<Diagnosis> {
         ),
         Some("backward") => (
             "The loss was finite, its gradient was not: the backward pass overflowed.".to_string(),
+            slower(),
+        ),
+        None if bad.iter().any(|s| s.overflowed()) => (
+            "Gradients were too large for float16 in many steps, although the factor on the loss was halved each time: \
+             their size varies too much for the format."
+                .to_string(),
             slower(),
         ),
         _ => ("Some numbers exceeded the range of the format.".to_string(), slower()),

@@ -6,6 +6,7 @@
 //! `p <- p - lr wd p - lr u`; with `scale_parameter`, lr is multiplied by `max(1e-3, rms(p))`; with `momentum` b,
 //! `lr u` is averaged over time first.
 
+use super::conditional::update_each;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use tch::{Kind, Tensor};
@@ -50,10 +51,10 @@ impl UpdateRule for Adafactor {
         &self,
         slots: &[ParameterUpdate],
         StepSize { lr, decay, step }: StepSize,
-        _: Option<&Tensor>,
+        skip: Option<&Tensor>,
     ) -> Result<()> {
         let b2 = 1.0 - (step as f64).powf(-self.decay_rate);
-        for s in slots {
+        update_each(slots, skip, |s| {
             let mut p = s.param.shallow_clone();
             let squares = s.grad.square() + SMALLEST;
             let average = |state: &Tensor, new: Tensor| {
@@ -90,7 +91,6 @@ impl UpdateRule for Adafactor {
                 }
             }
             p -= u;
-        }
-        Ok(())
+        })
     }
 }

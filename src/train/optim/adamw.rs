@@ -36,8 +36,4 @@ impl UpdateRule for AdamW {
             skip,
         )?)
     }
-
-    fn can_skip(&self) -> bool {
-        true
-    }
 }

@@ -206,8 +206,4 @@ impl UpdateRule for AdamW8 {
         self.pieces(&large).iter().try_for_each(|pieces| self.step(pieces, pace, skip))?;
         self.exact.update(&small.into_iter().map(ParameterUpdate::shallow_clone).collect::<Vec<_>>(), pace, skip)
     }
-
-    fn can_skip(&self) -> bool {
-        true
-    }
 }

@@ -2,6 +2,7 @@
 //!
 //! `c = b1 m + (1 - b1) g`, `p <- p - lr (sign(c) + wd p)`, `m <- b2 m + (1 - b2) g`.
 
+use super::conditional::update_each;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use tch::Tensor;
@@ -22,17 +23,16 @@ impl UpdateRule for Lion {
         &self,
         slots: &[ParameterUpdate],
         StepSize { lr, decay, .. }: StepSize,
-        _: Option<&Tensor>,
+        skip: Option<&Tensor>,
     ) -> Result<()> {
         let (b1, b2) = self.betas;
-        for s in slots {
+        update_each(slots, skip, |s| {
             let (mut p, mut m) = (s.param.shallow_clone(), s.state[0].shallow_clone());
             let sign = (&m * b1 + &s.grad * (1.0 - b1)).sign_();
             p *= 1.0 - lr * decay;
             p -= sign * lr;
             m *= b2;
             m += &s.grad * (1.0 - b2);
-        }
-        Ok(())
+        })
     }
 }

@@ -7,14 +7,17 @@
 mod adafactor;
 mod adamw;
 pub mod adamw8;
+mod conditional;
 mod groups;
 mod lion;
+mod loss_scale;
 pub mod muon;
 mod rounding;
 mod rule;
 mod schedule_free;
 mod sgd;
 
+use loss_scale::LossScale;
 pub use rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 
 use crate::error::{Error, Result};
@@ -65,6 +68,8 @@ pub struct Optimiser {
     /// Factor by which `clip` scales gradients. Applied to bfloat16 gradients at their update; float32 gradients were
     /// already scaled in place.
     scale: Option<Tensor>,
+    /// The factor on the loss, if the model computes in float16.
+    loss_scale: Option<LossScale>,
 }
 
 /// Parameters that share a learning rate and a weight decay.
@@ -139,24 +144,31 @@ impl Optimiser {
                 None => groups.push(ParameterGroup { share, members: vec![member] }),
             }
         }
-        Ok(Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None })
+        Ok(Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None, loss_scale: None })
+    }
+
+    /// Expects gradients of a loss that is multiplied by [`Optimiser::loss_scale`], which adapts from step to step. To be
+    /// called before the first step and before `restore`.
+    pub fn scale_losses(&mut self) {
+        self.loss_scale = Some(LossScale::new(self.device()));
+    }
+
+    /// Returns the factor that the loss of the next step is to be multiplied by, a float32 scalar on the device that
+    /// follows later changes; `None`: no factor.
+    pub fn loss_scale(&self) -> Option<&Tensor> {
+        self.loss_scale.as_ref().map(LossScale::factor)
     }
 
     fn device(&self) -> Device {
         self.members().next().map_or(Device::Cpu, |m| m.param.device())
     }
 
-    /// Returns true if a step may be given before it is known to be finite, with a number on the device that decides.
-    pub fn can_skip(&self) -> bool {
-        self.rule.can_skip() && self.device().is_cuda() && self.members().all(OptimisedParameter::exact)
-    }
-
     fn members(&self) -> impl Iterator<Item = &OptimisedParameter> {
         self.groups.iter().flat_map(|g| &g.members)
     }
 
-    /// Scales all gradients so that their common norm is at most `max_norm` (0: no clipping). Returns the norm before
-    /// clipping.
+    /// Divides the gradients by the factor on the loss, if there is one, then scales all of them so that their common norm
+    /// is at most `max_norm` (0: no clipping). Returns the norm before clipping.
     pub fn clip(&mut self, max_norm: f64) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let (exact, narrow): (Vec<&OptimisedParameter>, Vec<&OptimisedParameter>) =
@@ -167,18 +179,27 @@ impl Optimiser {
         if !exact.is_empty() {
             norms.push(native::global_norm(&exact)?);
         }
-        let norm = match norms.len() {
+        let mut norm = match norms.len() {
             0 => return Ok(Tensor::zeros([], (Kind::Float, self.device()))),
             1 => norms.remove(0),
             _ => Tensor::stack(&norms, 0).norm(),
         };
-        if max_norm > 0.0 {
-            let scale = (max_norm / (&norm + 1e-6)).clamp_max(1.0);
-            if !exact.is_empty() {
-                native::scale_all(&exact, &scale)?;
-            }
-            self.scale = Some(scale);
+        // The factor is a power of two, so dividing by it does not round.
+        let unscale = self.loss_scale().map(Tensor::reciprocal);
+        if let Some(unscale) = &unscale {
+            norm *= unscale;
         }
+        let clip = (max_norm > 0.0).then(|| (max_norm / (&norm + 1e-6)).clamp_max(1.0));
+        let scale = match (unscale, clip) {
+            (Some(unscale), Some(clip)) => Some(unscale * clip),
+            (unscale, clip) => unscale.or(clip),
+        };
+        if let Some(scale) = &scale
+            && !exact.is_empty()
+        {
+            native::scale_all(&exact, scale)?;
+        }
+        self.scale = scale;
         Ok(norm)
     }
 
@@ -188,7 +209,7 @@ impl Optimiser {
     }
 
     /// Does the same, but changes no tensor if `skip`, a float32 scalar on the device, is 1. Once that is known,
-    /// [`Optimiser::uncount_step`] must be called. Only an optimiser that `can_skip` may be given one.
+    /// [`Optimiser::uncount_step`] must be called.
     pub fn step_unless(&mut self, lr: f64, skip: Option<&Tensor>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
@@ -210,7 +231,7 @@ impl Optimiser {
                 self.rule.update(&slots, g.share.step_size(lr, step), skip)?;
             }
         }
-        self.step_bf16(lr)?;
+        self.step_bf16(lr, skip)?;
         if let Some(decay) = self.ema {
             // Early steps use a smaller decay, so that the initial weights lose their influence faster.
             let t = self.steps as f64;
@@ -225,19 +246,24 @@ impl Optimiser {
                 };
             }
         }
+        if let (Some(loss_scale), Some(skip)) = (&self.loss_scale, skip) {
+            loss_scale.adapt(skip);
+        }
         Ok(())
     }
 
     /// Takes the last step out of the count of steps: its `skip` was 1.
     pub fn uncount_step(&mut self) {
         self.steps -= 1;
+        self.rule.uncount();
         for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
             m.missed -= u64::from(m.missed_last);
         }
     }
 
-    /// Updates bfloat16 parameters: one at a time in float32, then rounded stochastically.
-    fn step_bf16(&self, lr: f64) -> Result<()> {
+    /// Updates bfloat16 parameters: one at a time in float32, then rounded stochastically, which changes no number that
+    /// was skipped.
+    fn step_bf16(&self, lr: f64, skip: Option<&Tensor>) -> Result<()> {
         let Some(first) = self.members().find(|m| !m.exact()) else { return Ok(()) };
         let seed = rng::derived_seed(self.seed, "stochastic rounding", self.steps);
         randomness::with_seed(first.param.device(), seed, || {
@@ -250,7 +276,7 @@ impl Optimiser {
                     }
                     let param = m.param.to_kind(Kind::Float);
                     let slot = ParameterUpdate { form: &m.form, param: param.shallow_clone(), grad, state: &m.state };
-                    self.rule.update(&[slot], g.share.step_size(lr, self.steps - m.missed), None)?;
+                    self.rule.update(&[slot], g.share.step_size(lr, self.steps - m.missed), skip)?;
                     m.param.shallow_clone().copy_(&rounding::round_stochastically(&param));
                 }
             }
@@ -345,6 +371,9 @@ impl Optimiser {
         let mut state = BTreeMap::from([(STEPS.to_string(), Tensor::from_slice(&[self.steps as i64]))]);
         state
             .extend(self.rule.scalar_state().into_iter().map(|(n, x)| (format!("{OWN}{n}"), Tensor::from_slice(&[x]))));
+        if let Some(loss_scale) = &self.loss_scale {
+            state.extend(loss_scale.state().map(|(name, t)| (format!("{OWN}{name}"), t.shallow_clone())));
+        }
         for m in self.members() {
             let named = self.rule.layout(&m.form).into_iter().map(|f| f.name).zip(&m.state);
             for (what, t) in named.chain(m.average.as_ref().map(|a| (AVERAGE, a))) {

@@ -8,6 +8,7 @@
 //! outputs: a weight of GPT-2, which is stored as (in, out), gets the step of the same layer in another family.
 
 use super::adamw::AdamW;
+use super::conditional::update_each;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use crate::nn::LayerKind;
@@ -64,10 +65,10 @@ impl UpdateRule for Muon {
         if is_muon_matrix(form) { vec![StateField::float("momentum", &form.shape)] } else { self.rest.layout(form) }
     }
 
-    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, _: Option<&Tensor>) -> Result<()> {
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, skip: Option<&Tensor>) -> Result<()> {
         let (matrices, rest): (Vec<&ParameterUpdate>, Vec<&ParameterUpdate>) =
             slots.iter().partition(|s| is_muon_matrix(s.form));
-        for s in matrices {
+        update_each(matrices, skip, |s| {
             let (mut p, mut momentum) = (s.param.shallow_clone(), s.state[0].shallow_clone());
             let _ = momentum.lerp_(&s.grad, 1.0 - self.momentum);
             let u = if self.nesterov { s.grad.lerp(&momentum, self.momentum) } else { momentum };
@@ -80,8 +81,8 @@ impl UpdateRule for Muon {
             };
             p *= 1.0 - pace.lr * pace.decay;
             p -= orthogonalised(&u).to_kind(Kind::Float) * (pace.lr * scale);
-        }
+        })?;
         let rest: Vec<ParameterUpdate> = rest.into_iter().map(ParameterUpdate::shallow_clone).collect();
-        self.rest.update(&rest, pace, None)
+        self.rest.update(&rest, pace, skip)
     }
 }

@@ -100,15 +100,12 @@ pub trait UpdateRule {
     /// Called once per step, before its updates. `lr` is the learning rate of parameters outside of any group.
     fn begin(&mut self, _lr: f64) {}
 
-    /// Updates parameters that share learning rate, weight decay and step number. If `skip`, a float32 scalar on the
-    /// parameters' device, is 1, nothing is changed; only a rule that `can_skip` is given one.
-    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, skip: Option<&Tensor>) -> Result<()>;
+    /// Takes back the last `begin`: the updates of its step were skipped.
+    fn uncount(&mut self) {}
 
-    /// Returns true if `update` can be told by a number on the device to change nothing, so that a step need not wait
-    /// until it is known to be finite.
-    fn can_skip(&self) -> bool {
-        false
-    }
+    /// Updates parameters that share learning rate, weight decay and step number. If `skip`, a float32 scalar on the
+    /// parameters' device, is 1, nothing is changed, so that a step need not wait until it is known to be finite.
+    fn update(&self, slots: &[ParameterUpdate], pace: StepSize, skip: Option<&Tensor>) -> Result<()>;
 
     /// Returns the averaged weights (float32) that are to be measured and kept instead of the trained ones; `None` for
     /// a rule that does not average.

@@ -5,6 +5,7 @@
 //! the result. With `u = g / (sqrt(v / (1 - b2^t)) + eps) + wd y` and the weight c of the newest z: `y <- (1 - c) y + c
 //! z + lr (b1 (1 - c) - 1) u`, `z <- z - lr u`, and `x = y + (1 - 1 / b1) (z - y)`.
 
+use super::conditional::update_each;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule, zeros};
 use crate::error::Result;
 use tch::{Kind, Tensor};
@@ -22,12 +23,14 @@ pub struct ScheduleFree {
     total: f64,
     /// Weight c of the newest z in the average.
     share: f64,
+    /// `largest` and `total` before the last step.
+    before: (f64, f64),
 }
 
 impl ScheduleFree {
     /// Creates the rule before its first step.
     pub fn new(betas: (f64, f64), eps: f64) -> Self {
-        Self { betas, eps, largest: 0.0, total: 0.0, share: 0.0 }
+        Self { betas, eps, largest: 0.0, total: 0.0, share: 0.0, before: (0.0, 0.0) }
     }
 }
 
@@ -43,21 +46,26 @@ impl UpdateRule for ScheduleFree {
     }
 
     fn begin(&mut self, lr: f64) {
+        self.before = (self.largest, self.total);
         self.largest = self.largest.max(lr);
         let weight = self.largest.powi(2);
         self.total += weight;
         self.share = if self.total > 0.0 { weight / self.total } else { 0.0 };
     }
 
+    fn uncount(&mut self) {
+        (self.largest, self.total) = self.before;
+    }
+
     fn update(
         &self,
         slots: &[ParameterUpdate],
         StepSize { lr, decay, step }: StepSize,
-        _: Option<&Tensor>,
+        skip: Option<&Tensor>,
     ) -> Result<()> {
         let (b1, b2) = self.betas;
         let correction = 1.0 - b2.powf(step as f64);
-        for s in slots {
+        update_each(slots, skip, |s| {
             let (mut y, mut z, mut v) =
                 (s.param.shallow_clone(), s.state[0].shallow_clone(), s.state[1].shallow_clone());
             v *= b2;
@@ -69,8 +77,7 @@ impl UpdateRule for ScheduleFree {
             let _ = y.lerp_(&z, self.share);
             y += &u * (lr * (b1 * (1.0 - self.share) - 1.0));
             z -= u * lr;
-        }
-        Ok(())
+        })
     }
 
     fn averaged(&self, param: &Tensor, state: &[Tensor]) -> Option<Tensor> {

@@ -3,6 +3,7 @@
 //! `g <- g + wd p`, `b <- mu b + g` (`b = g` at the first step), `p <- p - lr b`, with Nesterov
 //! `p <- p - lr (g + mu b)`. Weight decay is the L2 term of the loss here, not decoupled.
 
+use super::conditional::update_each;
 use super::rule::{ParameterInfo, ParameterUpdate, StateField, StepSize, UpdateRule};
 use crate::error::Result;
 use tch::Tensor;
@@ -25,9 +26,9 @@ impl UpdateRule for Sgd {
         &self,
         slots: &[ParameterUpdate],
         StepSize { lr, decay, .. }: StepSize,
-        _: Option<&Tensor>,
+        skip: Option<&Tensor>,
     ) -> Result<()> {
-        for s in slots {
+        update_each(slots, skip, |s| {
             let mut p = s.param.shallow_clone();
             let g = if decay == 0.0 { s.grad.shallow_clone() } else { &s.grad + &p * decay };
             let step = match s.state.first() {
@@ -41,7 +42,6 @@ impl UpdateRule for Sgd {
                 None => g,
             };
             p -= step * lr;
-        }
-        Ok(())
+        })
     }
 }

@@ -1,8 +1,10 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
-//! formats chooses number formats, student cuts the model out of a larger one, rows loads the tokenizer and says how
-//! rows are read, model loads the base with its adapters, eva finds initial values that depend on the rows.
+//! formats chooses number formats, arithmetic how exactly they are computed with, student cuts the model out of a larger
+//! one, rows loads the tokenizer and says how rows are read, model loads the base with its adapters, eva finds initial
+//! values that depend on the rows.
 
+mod arithmetic;
 mod eva;
 pub mod formats;
 mod model;
@@ -46,6 +48,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         tch::set_num_threads(threads as i32);
     }
     let device = models::device(&plan.recipe.model.device)?;
+    arithmetic::apply(&plan.recipe.run, device)?;
     student::ensure_cut_model(plan)?;
     let (mut plan, why) = formats::choose_formats(plan, device)?;
     // Recorded in the plan: on another machine the numbers could rank two matrices the other way round.

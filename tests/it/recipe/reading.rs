@@ -69,7 +69,7 @@ run:     { eval_every: 50, shuffle: true }
     let wanted = r#"error: x.yaml:2:29: unknown choice `bfloat16` for `model.dtype`
   2 | model: { path: base, dtype: bfloat16 }
     |                             ^^^^^^^^
-hint: did you mean `bf16`? (choices: auto, bf16, f32)
+hint: did you mean `bf16`? (choices: auto, bf16, f16, f32)
 error: x.yaml:4:23: unknown choice `answer` for `method.sft.supervise`
   4 |   sft:   { supervise: answer }
     |                       ^^^^^^
@@ -351,7 +351,7 @@ fn values_of_set_are_checked_like_the_recipe() {
          error: --set lr: expected KEY=VALUE\n\
          hint: such as --set optim.lr=1e-4\n\
          error: --set model.dtype=fp32: unknown choice `fp32` for `model.dtype`\n\
-         hint: did you mean `f32`? (choices: auto, bf16, f32)\n"
+         hint: did you mean `f32`? (choices: auto, bf16, f16, f32)\n"
     );
     let mut recorded = String::new();
     for set in ["lrn=", "run.epoch=", "=1", "a..b=2", "optim.lr=[", "optim.lr=!x 1", "model.path.x=1", "optim.lr.x=1"] {
@@ -498,7 +498,7 @@ const UNCOMMON: &[&str] = &[
     "data.valid.columns",
     "data.valid.rows",
     "data.valid.weight",
-    "model.trained",     // contradicts the adapter
+    "model.trained", // contradicts the adapter
     "adapter.lora.bias",
     "adapter.lora.freeze_a",
     "adapter.lora.b_lr_ratio",
@@ -510,6 +510,8 @@ const UNCOMMON: &[&str] = &[
     "optim.groups",
     "optim.decay",
     "optim.master",
+    "run.deterministic",
+    "run.tf32",
 ];
 
 #[test]

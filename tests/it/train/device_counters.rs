@@ -143,19 +143,22 @@ fn the_doctor_does_not_wait() {
     assert!(steady(&trace).iter().any(|counts| counts.download_bytes > 30 * 8), "the weights were never read");
 }
 
-/// An update rule that cannot be told by a number on the device to change nothing reads loss and norm before its
-/// update: one wait, too.
+/// Every update rule is told by a number on the device to change nothing, so none waits for the numbers of its own step.
 #[test]
-fn other_update_rules_wait_once() {
+fn every_update_rule_waits_once_for_the_step_before() {
     let space = space();
     // The norm of the gradients is computed once in each step.
     let mark = [("FAKE_CUDA_MARK", "aten::_foreach_norm"), ("FAKE_CUDA_STACKS", "1")];
-    for kind in ["{lion: {}}", "{sgd: {}}", "{adafactor: {}}", "{muon: {}}", "schedule_free"] {
+    for kind in ["adamw", "{adamw8: {}}", "{lion: {}}", "{sgd: {}}", "{adafactor: {}}", "{muon: {}}", "schedule_free"] {
         let kind = format!("optim.kind={kind}");
         let arguments = ["train", "counted.yaml", "--overwrite", "--set", &kind, "--set", "run.steps=5"];
         let trace = fake_cuda::ft(&space, &arguments, &mark).succeeded();
         let waits: Vec<i64> = steady(&trace).iter().map(|counts| counts.waits).collect();
+        println!("{kind}: {} launches", steady(&trace)[1].launches);
         assert_eq!(waits, [1; 3], "{kind}: {:#?}", trace.stacks);
+        assert!(trace.stacks.keys().any(|s| s.contains("ft::train::step::settle")), "{kind}: {:#?}", trace.stacks);
+        let early = trace.stacks.keys().find(|s| s.contains("ft::train::step::update"));
+        assert_eq!(early, None, "{kind} reads the numbers of a step before it updates");
     }
 }
 

@@ -1,7 +1,9 @@
 //! Tests of src/train: steps, optimisers, checkpoints, memory, profiles.
 
+mod arithmetic;
 mod cuda_memory;
 mod device_counters;
+mod float16;
 mod launches;
 mod memory;
 mod on_cuda;

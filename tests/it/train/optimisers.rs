@@ -402,3 +402,73 @@ fn muon_takes_the_same_step_for_a_transposed_weight() {
     };
     assert_within("(in, out)", &step(true), &step(false), 1e-6);
 }
+
+/// A GPU runs the update of a step before the host knows that the step is finite. If it is not, nothing changes bit for
+/// bit, whatever the rule, and the next step is the one that would have followed.
+#[test]
+fn a_skipped_step_changes_nothing() {
+    // Stochastic rounding draws from the generator of the process.
+    alone("train::optimisers::a_skipped_step_changes_nothing", || {
+        let whole_adafactor = AdafactorSpec { momentum: Some(0.9), scale_parameter: true, ..AdafactorSpec::default() };
+        for kind in [
+            OptimKind::Adamw,
+            OptimKind::Adamw8(Default::default()),
+            OptimKind::Adafactor(AdafactorSpec::default()),
+            OptimKind::Adafactor(whole_adafactor),
+            OptimKind::Lion(LionSpec::default()),
+            OptimKind::Muon(MuonSpec { momentum: 0.95, nesterov: true, scale: MuonScale::MatchRms }),
+            OptimKind::ScheduleFree,
+            OptimKind::Sgd(SgdSpec { momentum: 0.9, nesterov: true }),
+            OptimKind::Sgd(SgdSpec { momentum: 0.0, nesterov: false }),
+        ] {
+            let ema = (kind != OptimKind::ScheduleFree).then_some(0.9);
+            let optim = OptimSection { kind, ema, weight_decay: 0.1, ..OptimSection::default() };
+            for rounded in [false, true] {
+                let (plain, skipped) = (three_steps(&optim, rounded, false), three_steps(&optim, rounded, true));
+                for (name, t) in &plain {
+                    assert_same(&format!("{:?}, rounded {rounded}: {name}", optim.kind), &skipped[name], t);
+                }
+            }
+        }
+    });
+}
+
+/// Takes three steps and returns parameters and state. With `skip`, a further step with an infinite gradient is between
+/// the second and the third, and all steps are told by a tensor whether they count. `rounded`: parameters in bfloat16,
+/// rounded stochastically.
+fn three_steps(optim: &OptimSection, rounded: bool, skip: bool) -> BTreeMap<String, Tensor> {
+    let model = whole(&fixture("tiny-llama"), Kind::BFloat16);
+    if rounded {
+        model.use_bf16_masters();
+    }
+    let mut optimiser = Optimiser::new(model.params(), optim, 3).unwrap();
+    let everything = |optimiser: &Optimiser| -> BTreeMap<String, Tensor> {
+        let state = optimiser.state().into_iter().map(|(name, t)| (format!("state of {name}"), t.copy()));
+        values(&model).into_iter().chain(state).collect()
+    };
+    let step = |optimiser: &mut Optimiser, lr: f64, finite: bool| {
+        let row = Row::pack(&[Sequence::random(20, 64, 1)]);
+        model.learn(&row, row.items, LayerReplay::None).unwrap();
+        if !finite {
+            let first = model.params().trainable().next().unwrap();
+            let _ = first.tensor.grad().fill_(f64::INFINITY);
+        }
+        let norm = optimiser.clip(1.0).unwrap();
+        assert_eq!(norm.double_value(&[]).is_finite(), finite);
+        let unless = Tensor::full([], f64::from(u8::from(!finite)), (Kind::Float, device()));
+        optimiser.step_unless(lr, skip.then_some(&unless)).unwrap();
+        optimiser.zero_gradients();
+    };
+    for (i, lr) in [3e-3, 2e-3, 4e-3].into_iter().enumerate() {
+        if skip && i == 2 {
+            let before = everything(&optimiser);
+            step(&mut optimiser, 9e-3, false);
+            optimiser.uncount_step();
+            for (name, t) in everything(&optimiser) {
+                assert_same(&format!("{:?}, rounded {rounded}: {name}", optim.kind), &t, &before[&name]);
+            }
+        }
+        step(&mut optimiser, lr, true);
+    }
+    everything(&optimiser)
+}

@@ -1,0 +1,81 @@
+//! Memory of tensors: our allocator for the CPU, and how much each device has in use.
+
+use super::{Result, check};
+use std::ffi::c_int;
+use tch::{Device, Tensor};
+
+unsafe extern "C" {
+    fn ft_cpu_allocator_install();
+    fn ft_cpu_allocator_trim();
+    fn ft_cpu_memory(out: *mut i64, reset_peak: c_int);
+    fn ft_cuda_memory(index: c_int, out: *mut i64) -> c_int;
+    fn ft_cuda_reset_peak(index: c_int) -> c_int;
+}
+
+/// Installs our allocator for CPU tensors, which counts their memory and reuses large blocks. To be called before the
+/// process creates its first tensor; further calls do nothing.
+pub fn install_cpu_allocator() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // SAFETY: plain call; blocks allocated before keep their own deleters.
+    ONCE.call_once(|| unsafe { ft_cpu_allocator_install() });
+}
+
+/// Returns freed CPU tensor memory to the operating system. Meant for the transition between two phases of a run.
+pub fn trim_cpu_memory() {
+    // SAFETY: plain call; free blocks hold nothing.
+    unsafe { ft_cpu_allocator_trim() };
+}
+
+/// Runs `write` on the bytes of a new contiguous CPU tensor, and returns its result.
+pub fn fill_bytes<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+    assert!(tensor.device() == Device::Cpu && tensor.is_contiguous(), "the tensor must be contiguous and on the CPU");
+    let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    if bytes == 0 {
+        return write(&mut []);
+    }
+    // SAFETY: the tensor's memory is of this size, and nothing else reads or writes it while `write` runs.
+    write(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, bytes) })
+}
+
+/// Tensor memory of a device in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMemory {
+    /// Allocated now.
+    pub live: u64,
+    /// The most since the last reset.
+    pub peak: u64,
+}
+
+/// Returns live and peak tensor bytes of a device. On the CPU only memory allocated since `install_cpu_allocator`
+/// counts.
+pub fn memory(device: Device) -> Result<TensorMemory> {
+    let mut out = [0i64; 4];
+    match device {
+        // SAFETY: `out` has room for what the shim writes.
+        Device::Cuda(i) => check(unsafe { ft_cuda_memory(i as c_int, out.as_mut_ptr()) })?,
+        _ => unsafe { ft_cpu_memory(out.as_mut_ptr(), 0) },
+    }
+    Ok(TensorMemory { live: out[0].max(0) as u64, peak: out[1].max(0) as u64 })
+}
+
+/// Resets a device's peak to the memory that is allocated now.
+pub fn reset_peak(device: Device) -> Result<()> {
+    let mut out = [0i64; 4];
+    match device {
+        Device::Cuda(i) => check(unsafe { ft_cuda_reset_peak(i as c_int) }),
+        _ => {
+            // SAFETY: `out` has room for what the shim writes.
+            unsafe { ft_cpu_memory(out.as_mut_ptr(), 1) };
+            Ok(())
+        }
+    }
+}
+
+/// Returns the bytes of a CUDA device that this process can still allocate, and all its bytes. Memory that libtorch's
+/// allocator keeps for reuse counts as free. Initialises CUDA if nothing has yet.
+pub fn cuda_capacity(index: usize) -> Result<(u64, u64)> {
+    let mut out = [0i64; 4];
+    // SAFETY: `out` has room for what the shim writes.
+    check(unsafe { ft_cuda_memory(index as c_int, out.as_mut_ptr()) })?;
+    Ok((out[2].max(0) as u64, out[3].max(0) as u64))
+}
