@@ -9,6 +9,7 @@
 // No headers of libtorch here: their inline functions would be compiled for instructions that some processors lack,
 // and the linker might use these copies everywhere.
 #include "numbers.h"
+#include "dequantise.h"
 
 #include <cstdint>
 #include <cstring>
@@ -383,6 +384,48 @@ void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_
 }
 #endif
 
+// Numbers of a quantised weight that are dequantised at a time: few enough to stay in the first-level cache.
+constexpr int64_t kPanel = 6 << 10;
+// Returns how many rows of k numbers are dequantised at a time; a multiple of the rows that are multiplied together.
+inline int64_t panel_rows(int64_t k) {
+#ifdef __AMX_BF16__
+  constexpr int64_t unit = 2 * kTile;
+#else
+  constexpr int64_t unit = 4;
+#endif
+  int64_t rows = kPanel / k / unit * unit;
+  return rows < unit ? unit : rows;
+}
+
+// Multiplies rows [from, to) of a quantised weight with x (rows, k): out (rows, ld). The numbers of some rows at a
+// time are written to `room` (panel_rows(k) * k numbers) as To does, and multiplied from there: the results have the
+// bits of a product with the dequantised weight.
+template <class To, class X, class O>
+void product_of_quantised(const FtQuantised& w, const X* x, int64_t rows, int64_t from, int64_t to, Finish end,
+                          typename To::Out* room, O* out, int64_t ld) {
+  typedef typename To::Out T;
+  constexpr int64_t block = 64;  // rows of x that stay in the cache
+  int64_t k = w.columns, most = panel_rows(k);
+  for (int64_t j = from; j < to; j += most) {
+    int64_t n = to - j < most ? to - j : most;
+    Quantised::numbers<To>(w, j * k, (j + n) * k, room);
+    for (int64_t m = 0; m < rows; m += block) {
+      int64_t some = rows - m < block ? rows - m : block;
+      for (int64_t i = 0; i < n;) {
+        Finish part{end.bias ? end.bias + j + i : nullptr, end.scale, end.onto};
+        O* results = out + m * ld + j + i;
+        if (n - i >= 4) {
+          strip<T, X, O, 4>(room + i * k, x + m * k, some, k, {k, 1, 0, 0}, part, results, ld);
+          i += 4;
+        } else {
+          strip<T, X, O, 1>(room + i * k, x + m * k, some, k, {k, 1, 0, 0}, part, results, ld);
+          i++;
+        }
+      }
+    }
+  }
+}
+
 // Sums s[i] times `count` vectors of row i of v (n, e), and multiplies by `inverse`. Even and odd keys have separate
 // running sums, so that two chains of additions run in parallel.
 template <class T, int count>
@@ -457,6 +500,30 @@ void NAME(ft_product_mixed)(ARGUMENTS(uint16_t, float), float* room, float* out,
 }
 void NAME(ft_product_mixed_to_bf16)(ARGUMENTS(uint16_t, float), float* room, uint16_t* out, int64_t ld) {
   product<uint16_t, float, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
+}
+// Products for a quantised weight: of float32 x; of bfloat16 x, with the weight rounded to bfloat16; and
+// (`_rounded_to_bf16`) the latter for x that was converted to float32. `room` must have space for ft_quantised_room(k)
+// float32 numbers, and with AMX `tiles` as above.
+#define QUANTISED(X) const FtQuantised *w, const X *x, int64_t rows, int64_t from, int64_t to, const float *bias, bool onto
+int64_t NAME(ft_quantised_room)(int64_t k) { return panel_rows(k) * k; }
+void NAME(ft_product_quantised_f32)(QUANTISED(float), float* room, float*, float* out, int64_t ld) {
+  product_of_quantised<Quantised::Float, float>(*w, x, rows, from, to, {bias, 1.0f, onto}, room, out, ld);
+}
+void NAME(ft_product_quantised_bf16)(QUANTISED(uint16_t), float* room, float* tiles, uint16_t* out, int64_t ld) {
+#ifdef __AMX_BF16__
+  int64_t k = w->columns, most = panel_rows(k);
+  for (int64_t j = from; j < to; j += most) {
+    int64_t n = to - j < most ? to - j : most;
+    Quantised::numbers<Quantised::Bf16>(*w, j * k, (j + n) * k, (uint16_t*)room);
+    tiled((const uint16_t*)room, x, rows, k, 0, n, {bias ? bias + j : nullptr, 1.0f, onto}, (uint32_t*)tiles, out + j,
+          ld);
+  }
+#else
+  product_of_quantised<Quantised::Bf16, uint16_t>(*w, x, rows, from, to, {bias, 1.0f, onto}, (uint16_t*)room, out, ld);
+#endif
+}
+void NAME(ft_product_quantised_rounded_to_bf16)(QUANTISED(float), float* room, float*, uint16_t* out, int64_t ld) {
+  product_of_quantised<Quantised::Rounded, float>(*w, x, rows, from, to, {bias, 1.0f, onto}, room, out, ld);
 }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
                           float scale, float* scores, uint16_t* out) {

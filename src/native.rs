@@ -6,6 +6,7 @@
 pub mod cuda;
 pub mod kernels;
 pub mod products;
+pub mod quantised;
 
 pub use products::{decode_attention, product, product_rows};
 

@@ -6,6 +6,7 @@ use super::folder::companions::{MODEL_FILES, copy_companion_files};
 use super::folder::config_file::write_config;
 use super::folder::disk_space::check_disk_space;
 use super::folder::{stop_tokens, template};
+use super::quantised_base::{self, QuantisationError};
 use super::verify::check::ExportCheck;
 use super::verify::kind::ExportKind;
 use super::verify::report::{ExportReport, ExportVerdict};
@@ -85,7 +86,8 @@ pub fn merge_into_model(
     let change = if whole { WeightChange::Folded } else { WeightChange::Rounded };
     // Loaded before anything is written, because this fails for an adapter that does not fit.
     let sum = combine(&weights, parts)?;
-    let reference = load_with_sum(base, parts, &sum, computed)?;
+    let reference = load_with_sum(base, parts, &sum, computed, Storage::File)?;
+    let trained_over = quantised_base::trained_over(parts)?;
     publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
             Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
@@ -96,7 +98,14 @@ pub fn merge_into_model(
         let names = names.iter().map(|n| n.to_string()).collect();
         let tied = config.tie_word_embeddings;
         let check = ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
-        check.run(|name| merge.tensor(name).map(Some))
+        let mut report = check.run(|name| merge.tensor(name).map(Some))?;
+        if let Some(format) = trained_over {
+            let quantised = load_with_sum(base, parts, &sum, computed, Storage::Quantised(format))?;
+            let error = QuantisationError::measure(format, &quantised, &reference)?;
+            report.notes.push(error.note(report.adapter_effect.as_ref()));
+            report.quantisation_error = Some(error);
+        }
+        Ok(report)
     })
 }
 
@@ -115,7 +124,9 @@ pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Res
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
-    let reference = load_with_sum(base, parts, &sum, computed)?;
+    let trained_over = quantised_base::trained_over(parts)?;
+    let storage = trained_over.map_or(Storage::File, Storage::Quantised);
+    let reference = load_with_sum(base, parts, &sum, computed, storage)?;
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
     publish(out, |temp| {
         check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
@@ -150,7 +161,13 @@ fn is_float(kind: Kind) -> bool {
 }
 
 /// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter.
-fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind: Kind) -> Result<Model> {
+fn load_with_sum(
+    base: &Path,
+    parts: &[WeightedAdapter],
+    sum: &AdapterFile,
+    kind: Kind,
+    storage: Storage,
+) -> Result<Model> {
     let mut plans = vec![(SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?)];
     for (i, part) in parts.iter().enumerate() {
         plans.push((i.to_string(), part.file.plan(&part.folder)?));
@@ -158,14 +175,7 @@ fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: &AdapterFile, kind
     let adapters = plans.iter().map(|(name, p)| (name.clone(), &**p)).collect();
     let model = Model::load(
         base,
-        LoadOptions {
-            device: Device::Cpu,
-            kind,
-            storage: Storage::File,
-            train_base: false,
-            adapters,
-            heads: Heads::Tokens,
-        },
+        LoadOptions { device: Device::Cpu, kind, storage, train_base: false, adapters, heads: Heads::Tokens },
     )?;
     file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
     for (i, part) in parts.iter().enumerate() {

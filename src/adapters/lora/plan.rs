@@ -54,6 +54,10 @@ impl AdapterPlan for LoraPlan {
         self.modules.selection.check(self.origin.is_none()).map_err(|e| named(self.origin.as_deref(), e))
     }
 
+    fn trains_in_full(&self, name: &str, layer: LayerKind) -> bool {
+        matches!(self.modules.selection.adaptation(name, layer), Some(ModuleAdaptation::Save))
+    }
+
     fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
         let refuse = |why: &str, hint: &str| {
             Err(named(self.origin.as_deref(), Error::user(format!("adapter on `{}`: {why}", site.name)).hint(hint)))

@@ -19,6 +19,7 @@ use super::written::WrittenRecipe;
 pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let rules = [
         model::model,
+        model::quantisation,
         preference::preference,
         rows::batch,
         optimiser::optimiser,

@@ -7,5 +7,6 @@ mod memory;
 mod on_cuda;
 mod optimisers;
 mod profile;
+mod quantised;
 mod resume;
 mod trajectories;
