@@ -14,7 +14,7 @@ mod settings;
 pub use settings::{Quantisation, QuantisedFormat};
 
 use super::autograd::{differentiable, recorded};
-use super::weight::{aligned_operand, cast, is_decoding};
+use super::weight::{aligned_operand, cast, is_decoding, product};
 use crate::error::Result;
 use crate::native::quantised::QuantisedMatrix;
 use blocks::FourBitBlocks;
@@ -156,7 +156,7 @@ impl QuantisedWeight {
         let (x, bias) = (aligned_operand(x, x.kind()), bias.map(|b| cast(b, x.kind())));
         let of_tile = |rows: Range<i64>| {
             let bias = bias.as_ref().map(|b| b.narrow(0, rows.start, rows.end - rows.start));
-            x.linear(&self.rows(rows, x.kind()), bias.as_ref())
+            product(&x, &self.rows(rows, x.kind()), bias.as_ref())
         };
         let mut tiles = self.tiles();
         let first = tiles.next().unwrap_or(0..0);
