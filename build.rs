@@ -83,7 +83,7 @@ fn native_build() -> cc::Build {
 fn compile_kernels() {
     for level in levels() {
         let mut build = native_build();
-        build.files(["native/kernels.cpp", "native/product.cpp"]);
+        build.files(["native/kernels.cpp", "native/product.cpp", "native/quantised.cpp"]);
         build.define("FT_ISA", level.name.as_str()).define("FT_BYTES", level.vector_bytes.as_str());
         let all = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];
         for flag in all.into_iter().chain(level.flags.iter().map(String::as_str)) {

@@ -3,6 +3,7 @@
 //
 // A function returns a new tensor, or null if there is no kernel for these tensors. Tensors are passed as at::Tensor*.
 #include "isa.h"
+#include "quantised.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -15,12 +16,17 @@
 using at::Tensor;
 
 #define ARGUMENTS(T, X) const T*, const X*, int64_t, int64_t, int64_t, int64_t, const float*, bool
+#define QUANTISED(X) const FtQuantised*, const X*, int64_t, int64_t, int64_t, const float*, bool, float*, float*
 #define KERNELS(isa, ...)                                                                                             \
   extern "C" {                                                                                                        \
   void ft_product_bf16_##isa(ARGUMENTS(uint16_t, uint16_t), float*, uint16_t*, int64_t);                              \
   void ft_product_f32_##isa(ARGUMENTS(float, float), float*, int64_t);                                                \
   void ft_product_mixed_##isa(ARGUMENTS(uint16_t, float), float*, float*, int64_t);                                   \
   void ft_product_mixed_to_bf16_##isa(ARGUMENTS(uint16_t, float), float*, uint16_t*, int64_t);                        \
+  int64_t ft_quantised_room_##isa(int64_t);                                                                           \
+  void ft_product_quantised_f32_##isa(QUANTISED(float), float*, int64_t);                                             \
+  void ft_product_quantised_bf16_##isa(QUANTISED(uint16_t), uint16_t*, int64_t);                                      \
+  void ft_product_quantised_rounded_to_bf16_##isa(QUANTISED(float), uint16_t*, int64_t);                              \
   void ft_attend_bf16_##isa(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float,      \
                             float*, uint16_t*);                                                                       \
   void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, float*,        \
@@ -36,6 +42,10 @@ struct Kernels {
   decltype(&ft_product_f32_portable) product_f32;
   decltype(&ft_product_mixed_portable) product_mixed;
   decltype(&ft_product_mixed_to_bf16_portable) product_mixed_to_bf16;
+  decltype(&ft_quantised_room_portable) quantised_room;
+  decltype(&ft_product_quantised_f32_portable) quantised_f32;
+  decltype(&ft_product_quantised_bf16_portable) quantised_bf16;
+  decltype(&ft_product_quantised_rounded_to_bf16_portable) quantised_rounded_to_bf16;
   decltype(&ft_attend_bf16_portable) attend_bf16;
   decltype(&ft_attend_f32_portable) attend_f32;
   decltype(&ft_vector_exponential_portable) exponential;
@@ -43,6 +53,8 @@ struct Kernels {
 
 #define TABLE(isa, ...)                                                                                               \
   Kernels{ft_product_bf16_##isa, ft_product_f32_##isa,   ft_product_mixed_##isa, ft_product_mixed_to_bf16_##isa,      \
+          ft_quantised_room_##isa, ft_product_quantised_f32_##isa, ft_product_quantised_bf16_##isa,                   \
+          ft_product_quantised_rounded_to_bf16_##isa,                                                                 \
           ft_attend_bf16_##isa, ft_attend_f32_##isa,  ft_vector_exponential_##isa},
 
 // Returns the build for a level of isa.h.
@@ -188,6 +200,51 @@ Tensor* ft_product(int level, const Tensor* x, const Tensor* w, const Tensor* bi
     return new Tensor(std::move(out));
   } catch (...) {
     return nullptr;  // libtorch's own product will report the problem
+  }
+}
+
+// Does the same as ft_product for a quantised weight of n rows: the results have the bits of a product with the
+// dequantised weight, in the dtype of x. Null if there is no kernel, or if x has so many rows that libtorch is faster.
+Tensor* ft_product_quantised(int level, const Tensor* x, const FtQuantised* w, int64_t n, const Tensor* bias) {
+  try {
+    auto kind = x->scalar_type();
+    bool half = kind == at::kBFloat16;
+    if (c10::GradMode::is_enabled() || level > ft_isa() || (!half && kind != at::kFloat) || !plain(*x, kind)) return nullptr;
+    int64_t k = w->columns;
+    if (k == 0 || x->dim() < 1 || x->size(-1) != k) return nullptr;
+    int64_t rows = x->numel() / k;
+    if (level < 0 && rows > kMostRows[ft_isa()][half ? kHalves : kFloats]) return nullptr;
+    if (level < 0) level = ft_isa();
+    Tensor wide;
+    if (bias) {
+      if (!bias->is_cpu() || bias->numel() != n) return nullptr;
+      wide = bias->to(at::kFloat).contiguous();
+    }
+    const float* b = bias ? wide.const_data_ptr<float>() : nullptr;
+    bool widened = half && level < kBf16Products;
+    Tensor wide_x = widened ? x->to(at::kFloat) : *x;
+    auto shape = x->sizes().vec();
+    shape.back() = n;
+    Tensor out = at::empty(shape, x->options().requires_grad(false));
+    const auto& run = kernels(level);
+    auto grain = std::max<int64_t>(1, kGrain / (kUnit * k * (rows + kFetch)));
+    at::parallel_for(0, (n + kUnit - 1) / kUnit, grain, [&](int64_t from, int64_t to) {
+      from *= kUnit;
+      to = std::min(to * kUnit, n);
+      int64_t room = (run.quantised_room(k) + 15) / 16 * 16, tiles = half && !widened ? tiles_of(rows, k) : 0;
+      float* memory = scratch(room + tiles);
+      if (!half)
+        run.quantised_f32(w, x->const_data_ptr<float>(), rows, from, to, b, false, memory, memory + room,
+                          out.mutable_data_ptr<float>(), n);
+      else if (widened)
+        run.quantised_rounded_to_bf16(w, wide_x.const_data_ptr<float>(), rows, from, to, b, false, memory,
+                                      memory + room, half_out(out), n);
+      else
+        run.quantised_bf16(w, static_cast<const uint16_t*>(x->const_data_ptr()), rows, from, to, b, false, memory, memory + room, half_out(out), n);
+    });
+    return new Tensor(std::move(out));
+  } catch (...) {
+    return nullptr;
   }
 }
 

@@ -1,6 +1,7 @@
 // Lists the builds of the kernels that this processor can run, and runs loops in parallel on libtorch's threads.
 #include "isa.h"
 #include "kernels.h"
+#include "quantised.h"
 
 #include <omp.h>
 
@@ -11,11 +12,29 @@ extern "C" {
 #define DECLARE(isa, ...) extern const FtKernels ft_kernels_##isa;
 FT_LEVELS(DECLARE)
 
+#define QUANTISED(isa, ...)                                                                       \
+  void ft_dequantise_##isa(const FtQuantised*, bool, int64_t, int64_t, void*);                    \
+  void ft_quantise_4bit_##isa(const float*, int64_t, int64_t, int64_t, const float*, const uint8_t*, uint8_t*, float*);
+FT_LEVELS(QUANTISED)
+
 // Returns the build for a level of isa.h; null if this processor cannot run it or it is not to be used.
 const FtKernels* ft_kernels(int level) {
 #define ENTRY(isa, ...) &ft_kernels_##isa,
   static const FtKernels* const builds[] = {FT_LEVELS(ENTRY)};
   return level >= 0 && level <= ft_isa() ? builds[level] : nullptr;
+}
+
+// Runs the build for a level of isa.h that this processor has: see quantised.cpp.
+void ft_dequantise(int level, const FtQuantised* w, bool half, int64_t begin, int64_t end, void* y) {
+#define DEQUANTISE(isa, ...) &ft_dequantise_##isa,
+  static decltype(&ft_dequantise_portable) const builds[] = {FT_LEVELS(DEQUANTISE)};
+  builds[level](w, half, begin, end, y);
+}
+void ft_quantise_4bit(int level, const float* x, int64_t n, int64_t begin, int64_t end, const float* borders,
+                      const uint8_t* order, uint8_t* codes, float* scales) {
+#define QUANTISE(isa, ...) &ft_quantise_4bit_##isa,
+  static decltype(&ft_quantise_4bit_portable) const builds[] = {FT_LEVELS(QUANTISE)};
+  builds[level](x, n, begin, end, borders, order, codes, scales);
 }
 
 // Calls f on disjoint parts of [0, rows), of at least `grain` rows each.

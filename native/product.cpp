@@ -9,6 +9,7 @@
 // No headers of libtorch here: their inline functions would be compiled for instructions that some processors lack,
 // and the linker might use these copies everywhere.
 #include "numbers.h"
+#include "dequantise.h"
 
 #include <cstdint>
 #include <cstring>
@@ -383,6 +384,147 @@ void tiled(const uint16_t* w, const uint16_t* x, int64_t rows, int64_t k, int64_
 }
 #endif
 
+// Numbers of a quantised weight that are dequantised at a time: few enough to stay in the first-level cache.
+constexpr int64_t kPanel = 6 << 10;
+// Returns how many rows of k numbers are dequantised at a time; a multiple of the rows that are multiplied together.
+inline int64_t panel_rows(int64_t k) {
+#ifdef __AMX_BF16__
+  constexpr int64_t unit = 2 * kTile;
+#else
+  constexpr int64_t unit = 4;
+#endif
+  int64_t rows = kPanel / k / unit * unit;
+  return rows < unit ? unit : rows;
+}
+
+// What is multiplied: float32; float32 that stands for bfloat16 (`round`); pairs of bfloat16. FourBits and Int8 return
+// numbers of a block, whose codes begin at `codes`.
+template <bool round> struct InFloats : Plain<float, float> {
+  typedef float X;
+  struct FourBits {
+    const Quantised::Scaled<round> table;
+    inline FourBits(const FtQuantised& w, int64_t row, int64_t block)
+        : table(w.values, block_scale(w, row * (w.columns / kBlock) + block)) {}
+    inline vf get(const uint8_t* codes, int64_t i) const { return table.get(codes + i / 2); }
+  };
+  struct Int8 {
+    const float scale;
+    inline Int8(const FtQuantised& w, int64_t row, int64_t) : scale(w.scales[row]) {}
+    inline vf get(const uint8_t* codes, int64_t i) const {
+      vf v = Quantised::widened(codes + i) * scale * kInt8Step;
+      return round ? Quantised::as_bf16(v) : v;
+    }
+  };
+};
+#ifdef __AVX512BF16__
+struct InPairs : Pairs {
+  typedef uint16_t X;
+  struct FourBits {
+    const Quantised::ScaledHalves table;
+    inline FourBits(const FtQuantised& w, int64_t row, int64_t block)
+        : table(w.values, block_scale(w, row * (w.columns / kBlock) + block)) {}
+    inline In get(const uint8_t* codes, int64_t i) const { return (In)table.get(codes + i / 2); }
+  };
+  struct Int8 {
+    const float scale;
+    inline Int8(const FtQuantised& w, int64_t row, int64_t) : scale(w.scales[row]) {}
+    inline In get(const uint8_t* codes, int64_t i) const {
+      __m256i low = Quantised::upper_halves(Quantised::widened(codes + i) * scale * kInt8Step);
+      __m256i high = Quantised::upper_halves(Quantised::widened(codes + i + W) * scale * kInt8Step);
+      return (In)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+  };
+};
+#endif
+
+// Does the same as `tile` for four rows of a quantised weight, `row` and those `apart` from it, and c rows of x. Rows are
+// whole blocks.
+template <class Arithmetic, class Numbers, class O, int c>
+inline void quantised_tile(const FtQuantised& w, int64_t row, int64_t apart, const typename Arithmetic::X* x, Finish end,
+                           O* out, int64_t ld) {
+  constexpr int r = 4;
+  const int64_t k = w.columns;
+  const uint8_t* codes[r];
+  const int64_t a_byte = w.values ? 2 : 1;  // numbers
+  for (int j = 0; j < r; j++) codes[j] = w.codes + (row + j * apart) * k / a_byte;
+  vf sum[c * r] = {};
+  for (int64_t block = 0; block < k / kBlock; block++) {
+    for (int j = 0; j < r; j++) {
+      const Numbers numbers(w, row + j * apart, block);
+      const uint8_t* here = codes[j] + block * kBlock / a_byte;
+      for (int64_t i = 0; i < kBlock; i += Arithmetic::step) {
+        auto a = numbers.get(here, i);
+        for (int m = 0; m < c; m++)
+          Arithmetic::add(sum[m * r + j], a, Arithmetic::get(x + m * k + block * kBlock + i));
+      }
+    }
+  }
+  float s[c * r];
+  all_totals<c * r>(sum, s);
+  for (int m = 0; m < c; m++)
+    for (int j = 0; j < r; j++) {
+      O* to = out + m * ld + j * apart;
+      put(to, s[m * r + j] * end.scale + (end.bias ? end.bias[j * apart] : 0.0f) + (end.onto ? wide(*to) : 0.0f));
+    }
+}
+
+// Multiplies rows [from, to) of a quantised weight whose rows are whole blocks with up to C rows of x, four rows of the
+// weight at a time. Returns the first of the up to three rows that are left.
+template <class Arithmetic, class Numbers, class O>
+inline int64_t quantised_strips(const FtQuantised& w, const typename Arithmetic::X* x, int64_t rows, int64_t from,
+                                int64_t to, Finish end, O* out, int64_t ld) {
+  const int64_t apart = (to - from) / 4;
+  for (int64_t j = from; j < from + apart; j++) {
+    Finish part{end.bias ? end.bias + j : nullptr, end.scale, end.onto};
+    switch (rows) {
+      case 1: quantised_tile<Arithmetic, Numbers, O, 1>(w, j, apart, x, part, out + j, ld); break;
+      case 2: quantised_tile<Arithmetic, Numbers, O, 2>(w, j, apart, x, part, out + j, ld); break;
+      case 3: quantised_tile<Arithmetic, Numbers, O, 3>(w, j, apart, x, part, out + j, ld); break;
+#if FT_BYTES == 64
+      case 4: quantised_tile<Arithmetic, Numbers, O, 4>(w, j, apart, x, part, out + j, ld); break;
+      case 5: quantised_tile<Arithmetic, Numbers, O, 5>(w, j, apart, x, part, out + j, ld); break;
+      case 6: quantised_tile<Arithmetic, Numbers, O, 6>(w, j, apart, x, part, out + j, ld); break;
+#endif
+    }
+  }
+  return from + 4 * apart;
+}
+
+// Multiplies rows [from, to) of a quantised weight with x (rows, k): out (rows, ld). The results have the bits of a
+// product with the dequantised weight, whose numbers are what To writes.
+//
+// Few rows of x are multiplied while the codes are read. For more of them, the numbers of some rows at a time are
+// written to `room` (panel_rows(k) * k numbers) and multiplied from there.
+template <class To, class Arithmetic, class X, class O>
+void product_of_quantised(const FtQuantised& w, const X* x, int64_t rows, int64_t from, int64_t to, Finish end,
+                          typename To::Out* room, O* out, int64_t ld) {
+  typedef typename To::Out T;
+  constexpr int64_t block = 64;  // rows of x that stay in the cache
+  int64_t k = w.columns, most = panel_rows(k);
+  if (rows <= C && k % kBlock == 0) {
+    if (w.values) from = quantised_strips<Arithmetic, typename Arithmetic::FourBits, O>(w, x, rows, from, to, end, out, ld);
+    else from = quantised_strips<Arithmetic, typename Arithmetic::Int8, O>(w, x, rows, from, to, end, out, ld);
+  }
+  for (int64_t j = from; j < to; j += most) {
+    int64_t n = to - j < most ? to - j : most;
+    Quantised::numbers<To>(w, j * k, (j + n) * k, room);
+    for (int64_t m = 0; m < rows; m += block) {
+      int64_t some = rows - m < block ? rows - m : block;
+      for (int64_t i = 0; i < n;) {
+        Finish part{end.bias ? end.bias + j + i : nullptr, end.scale, end.onto};
+        O* results = out + m * ld + j + i;
+        if (n - i >= 4) {
+          strip<T, X, O, 4>(room + i * k, x + m * k, some, k, {k, 1, 0, 0}, part, results, ld);
+          i += 4;
+        } else {
+          strip<T, X, O, 1>(room + i * k, x + m * k, some, k, {k, 1, 0, 0}, part, results, ld);
+          i++;
+        }
+      }
+    }
+  }
+}
+
 // Sums s[i] times `count` vectors of row i of v (n, e), and multiplies by `inverse`. Even and odd keys have separate
 // running sums, so that two chains of additions run in parallel.
 template <class T, int count>
@@ -457,6 +599,30 @@ void NAME(ft_product_mixed)(ARGUMENTS(uint16_t, float), float* room, float* out,
 }
 void NAME(ft_product_mixed_to_bf16)(ARGUMENTS(uint16_t, float), float* room, uint16_t* out, int64_t ld) {
   product<uint16_t, float, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
+}
+// Products for a quantised weight: of float32 x; of bfloat16 x, with the weight rounded to bfloat16 (does nothing on
+// processors without an instruction for it); and (`_rounded_to_bf16`) the latter for x that was converted to float32. `room` must have space for ft_quantised_room(k)
+// float32 numbers, and with AMX `tiles` as above.
+#define QUANTISED(X) const FtQuantised *w, const X *x, int64_t rows, int64_t from, int64_t to, const float *bias, bool onto
+int64_t NAME(ft_quantised_room)(int64_t k) { return panel_rows(k) * k; }
+void NAME(ft_product_quantised_f32)(QUANTISED(float), float* room, float*, float* out, int64_t ld) {
+  product_of_quantised<Quantised::Float, InFloats<false>>(*w, x, rows, from, to, {bias, 1.0f, onto}, room, out, ld);
+}
+void NAME(ft_product_quantised_bf16)(QUANTISED(uint16_t), float* room, float* tiles, uint16_t* out, int64_t ld) {
+#ifdef __AMX_BF16__
+  int64_t k = w->columns, most = panel_rows(k);
+  for (int64_t j = from; j < to; j += most) {
+    int64_t n = to - j < most ? to - j : most;
+    Quantised::numbers<Quantised::Bf16>(*w, j * k, (j + n) * k, (uint16_t*)room);
+    tiled((const uint16_t*)room, x, rows, k, 0, n, {bias ? bias + j : nullptr, 1.0f, onto}, (uint32_t*)tiles, out + j,
+          ld);
+  }
+#elif defined(__AVX512BF16__)
+  product_of_quantised<Quantised::Bf16, InPairs>(*w, x, rows, from, to, {bias, 1.0f, onto}, (uint16_t*)room, out, ld);
+#endif
+}
+void NAME(ft_product_quantised_rounded_to_bf16)(QUANTISED(float), float* room, float*, uint16_t* out, int64_t ld) {
+  product_of_quantised<Quantised::Rounded, InFloats<true>>(*w, x, rows, from, to, {bias, 1.0f, onto}, room, out, ld);
 }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
                           float scale, float* scores, uint16_t* out) {

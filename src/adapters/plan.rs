@@ -170,6 +170,10 @@ impl AdapterPlan for ModulePlan {
         self.initial_values = false;
     }
 
+    fn trains_in_full(&self, name: &str, layer: LayerKind) -> bool {
+        matches!(self.selection.adaptation(name, layer), Some(ModuleAdaptation::Save))
+    }
+
     fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
         Ok(match self.selection.adaptation(site.name, site.layer) {
             None => self.layers.adapt_unselected(&mut AdaptedLayer { site, add, plan: self })?,

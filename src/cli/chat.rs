@@ -3,7 +3,7 @@
 
 use super::shared::answer_printer::AnswerPrinter;
 use super::shared::interrupt::flag_on_interrupt;
-use super::shared::model::{ModelArgs, TemplateArgs, require_template};
+use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs, require_template};
 use super::shared::sampling::{SamplingArgs, generation_settings};
 use clap::Args;
 use ft::data::chat::ChatTokenizer;
@@ -28,6 +28,8 @@ pub struct ChatArgs {
     model: ModelArgs,
     #[command(flatten)]
     template: TemplateArgs,
+    #[command(flatten)]
+    quantize: QuantizeArgs,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -37,7 +39,7 @@ pub struct ChatArgs {
 
 /// Runs `ft chat` until the input ends. A failed turn ends the command unless a person is typing.
 pub fn run(args: ChatArgs) -> Result<()> {
-    let (model, tokenizer) = args.model.open(&args.template)?;
+    let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
     require_template(&tokenizer, &args.model)?;
     let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
     let stop = flag_on_interrupt()?;

@@ -1,6 +1,6 @@
 //! `ft eval`: measures exact match and perplexity of a model on a file of rows.
 
-use super::shared::model::{ModelArgs, TemplateArgs};
+use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::eval::rows::EvalRow;
@@ -20,6 +20,8 @@ pub struct EvalArgs {
     model: ModelArgs,
     #[command(flatten)]
     template: TemplateArgs,
+    #[command(flatten)]
+    quantize: QuantizeArgs,
     /// Rows in any format that training reads
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -39,7 +41,7 @@ pub struct EvalArgs {
 
 /// Runs `ft eval`.
 pub fn run(args: EvalArgs) -> Result<()> {
-    let (model, tokenizer) = args.model.open(&args.template)?;
+    let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
     let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
     let asked = rows.iter().filter(|r| r.question.is_some()).count();
     if args.out.is_some() && asked == 0 {

@@ -5,7 +5,7 @@ mod prompts;
 mod timings;
 
 use super::shared::beams::BeamArgs;
-use super::shared::model::{ModelArgs, TemplateArgs, require_template};
+use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs, require_template};
 use super::shared::model_files::hash_files;
 use super::shared::sampling::{GenerationChoice, SamplingArgs, report_choices};
 use clap::Args;
@@ -31,6 +31,8 @@ pub struct GenerateArgs {
     model: ModelArgs,
     #[command(flatten)]
     template: TemplateArgs,
+    #[command(flatten)]
+    quantize: QuantizeArgs,
     /// The text to continue; may be given several times
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -78,7 +80,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     if args.logprobs && !args.json && args.out.is_none() {
         return Err(Error::user("--logprobs adds to the JSON output").hint("add --json, or --input FILE --out FILE"));
     }
-    let (model, tokenizer) = args.model.open(&args.template)?;
+    let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
     let mut chosen = args.sampling.choose(&args.model.model, &tokenizer, Some(&args.beams))?;
     chosen.settings.log_probs = args.logprobs;
     report_choices(&chosen);
@@ -142,6 +144,9 @@ impl GenerateArgs {
             "beams": format!("{:?}", chosen.beams),
             "answers": chosen.answers,
         });
+        if let Some(format) = self.quantize.storage().quantisation() {
+            all["quantize"] = format!("{format:?}").into();
+        }
         if self.drop_answer {
             all["drop_answer"] = true.into();
         }

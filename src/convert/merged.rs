@@ -6,6 +6,7 @@ use super::folder::companions::{MODEL_FILES, copy_companion_files};
 use super::folder::config_file::write_config;
 use super::folder::disk_space::check_disk_space;
 use super::folder::{stop_tokens, template};
+use super::quantised_base::{self, QuantisationError};
 use super::verify::check::ExportCheck;
 use super::verify::kind::ExportKind;
 use super::verify::report::{ExportReport, ExportVerdict};
@@ -98,7 +99,8 @@ pub fn merge_into_model(
         [part] if part.weight == 1.0 => None,
         _ => Some(in_full(&weights, &merge)?),
     };
-    let reference = load_with_sum(base, parts, sum.as_ref(), computed)?;
+    let reference = load_with_sum(base, parts, sum.as_ref(), computed, Storage::File)?;
+    let trained_over = quantised_base::trained_over(parts)?;
     publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
             Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
@@ -109,7 +111,14 @@ pub fn merge_into_model(
         let names = names.iter().map(|n| n.to_string()).collect();
         let tied = config.tie_word_embeddings;
         let check = ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
-        check.run(|name| merge.tensor(name).map(Some))
+        let mut report = check.run(|name| merge.tensor(name).map(Some))?;
+        if let Some(format) = trained_over {
+            let quantised = load_with_sum(base, parts, &sum, computed, Storage::Quantised(format))?;
+            let error = QuantisationError::measure(format, &quantised, &reference)?;
+            report.notes.push(error.note(report.adapter_effect.as_ref()));
+            report.quantisation_error = Some(error);
+        }
+        Ok(report)
     })
 }
 
@@ -128,7 +137,9 @@ pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Res
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
-    let reference = load_with_sum(base, parts, Some(&sum), computed)?;
+    let trained_over = quantised_base::trained_over(parts)?;
+    let storage = trained_over.map_or(Storage::File, Storage::Quantised);
+    let reference = load_with_sum(base, parts, Some(&sum), computed, storage)?;
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
     publish(out, |temp| {
         check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
@@ -164,7 +175,13 @@ fn is_float(kind: Kind) -> bool {
 
 /// Loads the base with every part, to check that each fits, and with their sum, which is the active adapter. Without a
 /// sum, the first part is.
-fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: Option<&AdapterFile>, kind: Kind) -> Result<Model> {
+fn load_with_sum(
+    base: &Path,
+    parts: &[WeightedAdapter],
+    sum: Option<&AdapterFile>,
+    kind: Kind,
+    storage: Storage,
+) -> Result<Model> {
     let mut plans = Vec::new();
     if let Some(sum) = sum {
         plans.push((SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?));
@@ -175,14 +192,7 @@ fn load_with_sum(base: &Path, parts: &[WeightedAdapter], sum: Option<&AdapterFil
     let adapters = plans.iter().map(|(name, p)| (name.clone(), &**p)).collect();
     let model = Model::load(
         base,
-        LoadOptions {
-            device: Device::Cpu,
-            kind,
-            storage: Storage::File,
-            train_base: None,
-            adapters,
-            heads: Heads::Tokens,
-        },
+        LoadOptions { device: Device::Cpu, kind, storage, train_base: None, adapters, heads: Heads::Tokens },
     )?;
     if let Some(sum) = sum {
         file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;

@@ -10,5 +10,6 @@ pub mod export;
 pub mod folder;
 pub mod gguf;
 pub mod merged;
+pub mod quantised_base;
 pub mod student;
 pub mod verify;

@@ -259,6 +259,9 @@ impl ReferenceSettings {
         let mut hash = Sha256::new();
         let ReferenceRequest { name, width, .. } = asked;
         hash.update(format!("{VERSION}\n{base}\n{:?}\n{:?}\n{name} {width}\n", model.kind(), model.device()));
+        if let Some(format) = model.storage().quantisation() {
+            hash.update(format!("{format:?}\n"));
+        }
         hash.update(&asked.content);
         asked.lengths.iter().for_each(|length| hash.update(length.to_le_bytes()));
         Some(folder.join(format!("{}.logprobs", hex(&hash.finalize()))))

@@ -12,6 +12,7 @@ use super::family::Config;
 use crate::error::{Error, Result};
 use crate::machine::{self, Cpu};
 use crate::native;
+use crate::nn::Quantisation;
 use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,14 +53,28 @@ pub enum Storage {
     File,
     /// In memory, in the format that the model computes in.
     Copy,
+    /// Linear layers in 4 or 8 bits, which changes results; all other weights as with `auto`. Recipes say so with
+    /// `model.quantize`.
+    #[serde(skip)]
+    Quantised(Quantisation),
 }
 
 impl Storage {
+    /// Returns how linear layers are quantised; `None` if they are not.
+    pub fn quantisation(self) -> Option<Quantisation> {
+        match self {
+            Self::Quantised(format) => Some(format),
+            Self::Auto | Self::File | Self::Copy => None,
+        }
+    }
+
     /// Returns true if a frozen weight of dtype `own` is kept in it while the model computes in `computed`.
     pub fn keeps_kind(self, own: Kind, computed: Kind, device: Device) -> bool {
         match self {
             // The kernels of decoding convert exactly this combination as they read it.
-            Self::Auto => own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu,
+            Self::Auto | Self::Quantised(_) => {
+                own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu
+            }
             Self::File => true,
             Self::Copy => own == computed,
         }
@@ -68,7 +83,7 @@ impl Storage {
     /// Returns true if a checkpoint of `bytes` is read into memory on the CPU instead of being mapped.
     pub fn reads_into_memory(self, bytes: u64) -> bool {
         match self {
-            Self::Auto => 2 * bytes < machine::SystemMemory::read().free,
+            Self::Auto | Self::Quantised(_) => 2 * bytes < machine::SystemMemory::read().free,
             Self::File => false,
             Self::Copy => true,
         }

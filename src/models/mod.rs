@@ -42,6 +42,6 @@ pub use loss::{Loss, Metrics, Output};
 pub use model::{Heads, LoadOptions, Model};
 pub use noise::EmbeddingNoise;
 pub use non_finite::FirstNonFinite;
-pub use open::{device, open, open_scorer};
+pub use open::{device, open, open_scorer, open_stored};
 pub use reward::RewardScorer;
 pub use trained_part::TrainedPart;

@@ -15,6 +15,11 @@ use tch::{Device, Kind};
 /// Loads a base with adapters from disk, for inference. Adapters are named by their index in `adapters`
 /// (`0`, `1`, …); the first one is active. Fails for a reward model or a reward model's adapter.
 pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Result<Model> {
+    open_stored(base, adapters, device, kind, Storage::Auto)
+}
+
+/// Does the same with the base's weights held as `storage` says.
+pub fn open_stored(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind, storage: Storage) -> Result<Model> {
     let files = adapters.iter().map(|folder| file::read(folder)).collect::<Result<Vec<_>>>()?;
     if let Some((_, folder)) = files.iter().zip(adapters).find(|(f, _)| f.spec.has_scalar_head()) {
         return Err(not_a_language_model(base, Some(folder)));
@@ -23,7 +28,7 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), &**p)).collect();
     let model = Model::load(
         base,
-        LoadOptions { device, kind, storage: Storage::Auto, train_base: None, adapters: named, heads: Heads::Tokens },
+        LoadOptions { device, kind, storage, train_base: None, adapters: named, heads: Heads::Tokens },
     )?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
@@ -35,14 +40,10 @@ pub fn open(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind) -> Re
 /// the head is not on disk, or if the probes in reward.json get other scores than when they were written.
 pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, RewardScorer)> {
     let config = Config::read(base)?;
-    let load = |adapters| LoadOptions {
-        device,
-        kind,
-        storage: Storage::Auto,
-        train_base: None,
-        adapters,
-        heads: Heads::Score,
-    };
+    // An adapter that was trained over quantised weights is used over them: its scores depend on them.
+    let quantised = RewardScorer::read(adapter.unwrap_or(base))?.and_then(|scoring| scoring.quantised_base);
+    let storage = quantised.map_or(Storage::Auto, Storage::Quantised);
+    let load = |adapters| LoadOptions { device, kind, storage, train_base: None, adapters, heads: Heads::Score };
     let Some(folder) = adapter else {
         let weights = weights(base, &config)?;
         require_scalar_head(weights.shape(SCORE), &config, base, || {

@@ -8,7 +8,7 @@ use super::family::Config;
 use super::model::Model;
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{read_json, write_json};
-use crate::nn::Tokens;
+use crate::nn::{Quantisation, Tokens};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -26,6 +26,9 @@ pub struct RewardScorer {
     pub pad_token_id: Option<u32>,
     /// The dtype in which the model scored the probes.
     pub computed_in: String,
+    /// How the weights were quantised below the adapter, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantised_base: Option<Quantisation>,
     /// Root mean square of the scores at all tokens of the probes: the scale against which differences are judged.
     pub spread: f64,
     /// Sequences with the scores that the model gave them when it was saved.
@@ -52,6 +55,7 @@ impl RewardScorer {
         let mut scoring = Self {
             pad_token_id: pad,
             computed_in: name(model.kind()),
+            quantised_base: model.storage().quantisation(),
             spread: 0.0,
             probes: Vec::new(),
             ft_version: env!("CARGO_PKG_VERSION").into(),
@@ -73,7 +77,7 @@ impl RewardScorer {
         }
         let pad = base.raw.get("pad_token_id").and_then(|v| v.as_u64()).and_then(|id| u32::try_from(id).ok());
         let (computed_in, ft_version) = (String::new(), String::new());
-        Ok(Self { pad_token_id: pad, computed_in, spread: 0.0, probes: Vec::new(), ft_version })
+        Ok(Self { pad_token_id: pad, computed_in, quantised_base: None, spread: 0.0, probes: Vec::new(), ft_version })
     }
 
     /// Reads the reward.json of a folder; `None` if it has none.

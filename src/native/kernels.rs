@@ -80,7 +80,7 @@ pub fn supports(tensors: &[&Tensor]) -> bool {
 const GRAIN: i64 = 16 << 10;
 
 /// Runs `f(begin, end)` on parts of [0, rows), in parallel; each row costs about as much as `width` elements.
-fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
+pub(super) fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
     unsafe extern "C" fn call<F: Fn(i64, i64) + Sync>(ctx: *mut c_void, begin: i64, end: i64) {
         // SAFETY: ctx is the closure below, which outlives the loop and may be called from several threads.
         unsafe { (*(ctx as *const F))(begin, end) }
@@ -94,22 +94,22 @@ fn parallel(rows: i64, width: i64, f: impl Fn(i64, i64) + Sync) {
 
 /// The address of a tensor's data, which closures may take to other threads.
 #[derive(Clone, Copy)]
-struct BufferPtr(*mut c_void);
+pub(super) struct BufferPtr(*mut c_void);
 
 // SAFETY: the threads write disjoint rows.
 unsafe impl Sync for BufferPtr {}
 
 impl BufferPtr {
-    fn of(t: &Tensor) -> Self {
+    pub(super) fn of(t: &Tensor) -> Self {
         Self(t.data_ptr())
     }
-    fn f32(&self) -> *mut f32 {
+    pub(super) fn f32(&self) -> *mut f32 {
         self.0.cast()
     }
     fn i64(&self) -> *mut i64 {
         self.0.cast()
     }
-    fn any(&self) -> *mut c_void {
+    pub(super) fn any(&self) -> *mut c_void {
         self.0
     }
 }

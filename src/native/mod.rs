@@ -11,6 +11,7 @@ mod lists;
 mod memory;
 pub mod products;
 mod profile;
+pub mod quantised;
 mod transfers;
 
 pub use arithmetic::{Arithmetic, arithmetic, set_arithmetic};

@@ -37,7 +37,12 @@ unsafe extern "C" {
 pub struct KernelBuild(c_int);
 
 impl KernelBuild {
-    const BEST: Self = Self(-1);
+    pub(super) const BEST: Self = Self(-1);
+
+    /// Returns the number that native/decode.cpp knows the build by.
+    pub(super) fn number(self) -> c_int {
+        self.0
+    }
 
     /// Returns the builds that this processor can run, from the smallest instruction set to the largest.
     pub fn available() -> impl Iterator<Item = Self> {
@@ -86,17 +91,17 @@ impl KernelBuild {
     }
 }
 
-fn raw(t: &Tensor) -> *mut C_tensor {
+pub(super) fn raw(t: &Tensor) -> *mut C_tensor {
     t.as_ptr() as *mut C_tensor
 }
 
-fn raw_or_null(t: Option<&Tensor>) -> *mut C_tensor {
+pub(super) fn raw_or_null(t: Option<&Tensor>) -> *mut C_tensor {
     t.map_or(std::ptr::null_mut(), raw)
 }
 
 /// # Safety
 /// `made` must be null or a tensor that nothing else owns.
-unsafe fn owned(made: *mut C_tensor) -> Option<Tensor> {
+pub(super) unsafe fn owned(made: *mut C_tensor) -> Option<Tensor> {
     // SAFETY: guaranteed by the caller.
     (!made.is_null()).then(|| unsafe { Tensor::from_ptr(made) })
 }

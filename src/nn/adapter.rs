@@ -124,6 +124,11 @@ pub trait AdapterPlan {
         Ok(None)
     }
 
+    /// Returns true if the weight of this module is trained in full: it is then never quantised.
+    fn trains_in_full(&self, _name: &str, _layer: LayerKind) -> bool {
+        false
+    }
+
     /// Called after all layers have been offered; an error if the rules name a module that does not exist.
     fn check(&self) -> Result<()>;
 

@@ -10,7 +10,8 @@ use super::initial::InitialWeights;
 use super::layer_norm::LayerNorm;
 use super::linear::Linear;
 use super::norm::RmsNorm;
-use super::params::{LayerKind, Param, ParamStore};
+use super::params::{LayerKind, Param, ParamStore, QuantisedParam};
+use super::quantised::{Quantisation, QuantisedWeight};
 use super::virtual_tokens::{ModelSizes, VirtualTokens};
 use super::weight::{Dense, Weight, cast};
 use super::weights::Weights;
@@ -42,6 +43,8 @@ pub struct ModelBuilder<'w> {
     keeps_dtype: Box<dyn Fn(Kind) -> bool>,
     /// Whether frozen weights are read into allocated memory. Otherwise those that need no conversion stay mapped.
     read: bool,
+    /// How the frozen weights of linear layers are quantised, if they are.
+    quantise: Option<Quantisation>,
     /// Decides by name and kind of layer which of the base's parameters are trained; `None`: none.
     trained: Option<SelectTrained>,
     adapters: Vec<&'w dyn AdapterPlan>,
@@ -80,6 +83,7 @@ impl<'w> ModelBuilder<'w> {
             kind,
             keeps_dtype: Box::new(|_| false),
             read: false,
+            quantise: None,
             trained,
             adapters,
             switches: Rc::default(),
@@ -100,6 +104,11 @@ impl<'w> ModelBuilder<'w> {
     /// Sets whether frozen weights on the CPU are read into allocated memory instead of being mapped.
     pub fn read_into_memory(self, read: bool) -> Self {
         Self { read: read && self.device == Device::Cpu && self.trained.is_none(), ..self }
+    }
+
+    /// Quantises the frozen weights of linear layers, one by one as they are read.
+    pub fn quantise(self, quantise: Option<Quantisation>) -> Self {
+        Self { quantise: quantise.filter(|_| self.trained.is_none()), ..self }
     }
 
     /// Returns the root of the module tree.
@@ -137,7 +146,8 @@ impl<'w> ModelBuilder<'w> {
             ParamRole::Constant => return t,
         };
         let (tensor, scale) = (t.shallow_clone(), role == ParamRole::TrainedScale);
-        self.store.borrow_mut().add(Param { name, tensor, layer, adapter: Some(id), transposed, scale });
+        let (quantised, adapter) = (QuantisedParam::Never, Some(id));
+        self.store.borrow_mut().add(Param { name, tensor, quantised, layer, adapter, transposed, scale });
         if transposed { transposed_view(&t) } else { t }
     }
 
@@ -197,6 +207,16 @@ impl<'w> ModelBuilder<'w> {
         };
         Ok(BuildResult { store: self.store.into_inner(), switches: self.switches, unused })
     }
+}
+
+/// A parameter as it was read or sampled.
+struct FoundTensor {
+    /// Its full name.
+    name: String,
+    /// The values as they are in the file.
+    tensor: Tensor,
+    /// True if they are stored as (in, out).
+    transposed: bool,
 }
 
 /// Returns a transposed view of a matrix; the view's gradient reaches the matrix.
@@ -273,7 +293,7 @@ impl ModuleScope<'_> {
     }
 
     fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
-        let weight = self.param("weight", layer, &[outputs, inputs]).into();
+        let weight = self.linear_weight(layer, &[outputs, inputs]);
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
         let adapters = self.attach(layer, &weight, bias.as_ref());
         Linear { dense: Dense { weight, bias }, adapters }
@@ -315,14 +335,48 @@ impl ModuleScope<'_> {
         self.param_or_default(name, layer, shape, None)
     }
 
+    /// Returns the weight of a linear layer: quantised if the builder does that and no adapter trains it in full.
+    fn linear_weight(&self, layer: LayerKind, shape: &[i64]) -> Weight {
+        let b = self.builder;
+        let whole = b.adapters.iter().any(|adapter| adapter.trains_in_full(&self.path, layer));
+        let possible = layer == LayerKind::Linear && b.trained.is_none() && !whole;
+        let found = self.find("weight", layer, shape, None);
+        let Some(format) = b.quantise.filter(|_| possible) else {
+            let quantised = if possible { QuantisedParam::Possible } else { QuantisedParam::Never };
+            return self.register(found, layer, quantised).into();
+        };
+        let matrix = if found.transposed { found.tensor.tr() } else { found.tensor.shallow_clone() };
+        match QuantisedWeight::quantise(&matrix, format, b.device) {
+            Ok(weight) => {
+                let FoundTensor { name, transposed, .. } = found;
+                let (tensor, quantised) = (weight.tensors()[0].shallow_clone(), QuantisedParam::Done(weight.clone()));
+                let (adapter, scale) = (None, false);
+                b.store.borrow_mut().add(Param { name, tensor, quantised, layer, adapter, transposed, scale });
+                Weight::Quantised(weight)
+            }
+            Err(e) => {
+                b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{}`", b.origin(), found.name)));
+                found.tensor.into()
+            }
+        }
+    }
+
     /// Does the same as `param`, with the value `first` if the checkpoint lacks the tensor.
     fn param_or_default(&self, name: &str, layer: LayerKind, shape: &[i64], first: Option<Tensor>) -> Tensor {
+        self.register(self.find(name, layer, shape, first), layer, QuantisedParam::Never)
+    }
+
+    /// Reads or samples a parameter, which is used in this `shape`; `first` is its value if the checkpoint lacks it.
+    fn find(&self, name: &str, layer: LayerKind, shape: &[i64], first: Option<Tensor>) -> FoundTensor {
         let b = self.builder;
         let full = (self / name).path;
         let transposed = b.transposed(&full);
         let shape: Vec<i64> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         let found = match b.source {
-            WeightSource::Disk(weights) if b.read => weights.read(&full).transpose().map(|t| t.or(first)),
+            // A mapped page that was read counts as the process's memory; what is quantised needs it only once.
+            WeightSource::Disk(weights) if b.read || b.quantise.is_some() => {
+                weights.read(&full).transpose().map(|t| t.or(first))
+            }
             WeightSource::Disk(weights) => Ok(weights.get(&full).or(first)),
             WeightSource::Random(_) if first.is_some() => Ok(first),
             WeightSource::Random(initial) => Ok(Some(initial.sample(&full, layer, &shape, self.std_factor))),
@@ -344,7 +398,13 @@ impl ModuleScope<'_> {
                 Tensor::zeros([1, 1], (b.kind, Device::Cpu))
             }
         };
-        let tensor = if b.trained.as_ref().is_some_and(|trained| trained(&full, layer)) {
+        FoundTensor { name: full, tensor, transposed }
+    }
+
+    /// Moves a parameter to the device in the dtype that it is held in, and records it. Returns it as it is used.
+    fn register(&self, found: FoundTensor, layer: LayerKind, quantised: QuantisedParam) -> Tensor {
+        let (b, FoundTensor { name, tensor, transposed }) = (self.builder, found);
+        let tensor = if b.trained.as_ref().is_some_and(|trained| trained(&name, layer)) {
             tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
         } else if tensor.dim() >= 2 && layer != LayerKind::Score && (b.keeps_dtype)(tensor.kind()) {
             tensor.to_device(b.device)
@@ -352,7 +412,8 @@ impl ModuleScope<'_> {
             cast(&tensor.to_device(b.device), b.kind)
         };
         let kept = tensor.shallow_clone();
-        b.store.borrow_mut().add(Param { name: full, tensor: kept, layer, adapter: None, transposed, scale: false });
+        let (adapter, scale) = (None, false);
+        b.store.borrow_mut().add(Param { name, tensor: kept, quantised, layer, adapter, transposed, scale });
         if transposed { transposed_view(&tensor) } else { tensor }
     }
 

@@ -1,5 +1,6 @@
 //! Parameters under the checkpoint's own names, in the order in which they were built.
 
+use super::quantised::{Quantisation, QuantisedWeight};
 use std::collections::BTreeSet;
 use tch::Tensor;
 
@@ -20,12 +21,26 @@ pub enum LayerKind {
     Score,
 }
 
+/// Whether a parameter is stored in 4 or 8 bits.
+#[derive(Debug, Clone, Default)]
+pub enum QuantisedParam {
+    /// It never is: no weight of a linear layer between two widths, or trained by an adapter in full.
+    #[default]
+    Never,
+    /// It would be if the model were loaded with quantised weights.
+    Possible,
+    /// It is.
+    Done(QuantisedWeight),
+}
+
 /// A named tensor of the model or of one of its adapters.
 pub struct Param {
     /// The name it has on disk, e.g. `model.layers.0.self_attn.q_proj.weight` or `….q_proj.lora_A.weight`.
     pub name: String,
-    /// The values, as stored; a leaf if they are trained.
+    /// The values, as stored; a leaf if they are trained. Of a quantised weight these are the codes.
     pub tensor: Tensor,
+    /// Whether the parameter is quantised.
+    pub quantised: QuantisedParam,
     /// The kind of the layer that it belongs to.
     pub layer: LayerKind,
     /// Number of the adapter that it belongs to; `None`: the base.
@@ -40,6 +55,24 @@ impl Param {
     /// Returns true if the parameter is trained.
     pub fn trainable(&self) -> bool {
         self.tensor.requires_grad()
+    }
+
+    /// Returns the number of parameters, which for a quantised weight is not the size of its tensor.
+    pub fn count(&self) -> u64 {
+        match &self.quantised {
+            QuantisedParam::Done(weight) => weight.count(),
+            _ => self.tensor.numel() as u64,
+        }
+    }
+
+    /// Returns the size that the parameter has if it is quantised, in bytes; `None` if it never is.
+    pub fn quantised_bytes(&self, format: Quantisation) -> Option<u64> {
+        match (&self.quantised, &self.tensor.size()[..]) {
+            (QuantisedParam::Done(weight), _) => Some(weight.bytes()),
+            // A scale of int8 is for a row of outputs: the second size of a weight stored as (in, out).
+            (QuantisedParam::Possible, &[a, b]) => Some(format.bytes(if self.transposed { [b, a] } else { [a, b] })),
+            _ => None,
+        }
     }
 
     /// Returns true for matrices, which weight decay applies to; norms and biases have one dimension, and factors of single

@@ -1,10 +1,10 @@
 //! A layer's weight and the products with it: the only place that knows how a weight's numbers are stored.
 //!
 //! A weight may be stored in a narrower format than that of the arithmetic. It is widened while it is multiplied, by
-//! the kernels of decoding as they read it and elsewhere into a temporary copy. Widening does not round. Another way to
-//! store a weight (4-bit or 8-bit blocks) is another variant of [`Weight`] and needs no change outside this file and
-//! the builder that reads it.
+//! the kernels of decoding as they read it and elsewhere into a temporary copy. Widening does not round. A frozen weight
+//! may also be quantised ([`QuantisedWeight`]).
 
+use super::quantised::QuantisedWeight;
 use crate::native;
 use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
@@ -14,6 +14,8 @@ use tch::{Device, Kind, Tensor};
 pub enum Weight {
     /// A matrix of floating-point numbers, perhaps narrower than the arithmetic; trained if it requires a gradient.
     Dense(Tensor),
+    /// A frozen matrix in 4 or 8 bits.
+    Quantised(QuantisedWeight),
 }
 
 impl From<Tensor> for Weight {
@@ -25,14 +27,18 @@ impl From<Tensor> for Weight {
 impl Weight {
     /// Returns another handle to the same weight.
     pub fn shallow_clone(&self) -> Self {
-        let Self::Dense(t) = self;
-        Self::Dense(t.shallow_clone())
+        match self {
+            Self::Dense(t) => Self::Dense(t.shallow_clone()),
+            Self::Quantised(weight) => Self::Quantised(weight.clone()),
+        }
     }
 
     /// Returns the shape: (out, in).
     pub fn shape(&self) -> Vec<i64> {
-        let Self::Dense(t) = self;
-        t.size()
+        match self {
+            Self::Dense(t) => t.size(),
+            Self::Quantised(weight) => weight.shape().to_vec(),
+        }
     }
 
     /// Returns the number of outputs.
@@ -40,41 +46,60 @@ impl Weight {
         self.shape()[0]
     }
 
-    /// Returns the dtype that the weight is stored in.
+    /// Returns the dtype that holds the weight's numbers: the one that it is stored in, or float32 for quantised
+    /// numbers.
     pub fn kind(&self) -> Kind {
-        let Self::Dense(t) = self;
-        t.kind()
+        match self {
+            Self::Dense(t) => t.kind(),
+            Self::Quantised(_) => Kind::Float,
+        }
     }
 
     /// Returns the device that the weight is on.
     pub fn device(&self) -> Device {
-        let Self::Dense(t) = self;
-        t.device()
+        match self {
+            Self::Dense(t) => t.device(),
+            Self::Quantised(weight) => weight.device(),
+        }
     }
 
     /// Returns the tensor that collects the gradient; `None` for a frozen weight.
     pub fn trained(&self) -> Option<&Tensor> {
-        let Self::Dense(t) = self;
-        t.requires_grad().then_some(t)
+        match self {
+            Self::Dense(t) => t.requires_grad().then_some(t),
+            Self::Quantised(_) => None,
+        }
+    }
+
+    /// Returns the matrix of floating-point numbers; `None` for a quantised weight.
+    fn matrix(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(t) => Some(t),
+            Self::Quantised(_) => None,
+        }
     }
 
     /// Returns the numbers in dtype `kind`: the stored tensor itself if it has this dtype, otherwise a copy.
     pub fn dense(&self, kind: Kind) -> Tensor {
-        let Self::Dense(t) = self;
-        cast(t, kind)
+        match self {
+            Self::Dense(t) => cast(t, kind),
+            Self::Quantised(weight) => weight.dense(kind),
+        }
     }
 
     /// Returns the numbers as an operand for several products by libtorch with tensors of dtype `kind`.
     pub(super) fn operand(&self, kind: Kind) -> Tensor {
-        let Self::Dense(t) = self;
-        aligned_operand(t, kind)
+        match self {
+            Self::Dense(t) => aligned_operand(t, kind),
+            Self::Quantised(weight) => weight.dense(kind),
+        }
     }
 
     /// Returns frozen weights of one input as one matrix (out of all, in), in the dtype in which they are stored; `None`
-    /// if that differs. The first call moves their numbers, so that they lie side by side; the weights become parts of
+    /// if that differs or one is quantised. The first call moves their numbers, so that they lie side by side; the weights become parts of
     /// the matrix.
     pub(super) fn side_by_side(weights: &[&Self]) -> Option<Tensor> {
-        let tensors: Vec<&Tensor> = weights.iter().map(|Self::Dense(t)| t).collect();
+        let tensors = weights.iter().map(|weight| weight.matrix()).collect::<Option<Vec<&Tensor>>>()?;
         let first = tensors[0];
         let kind = first.kind();
         let fits =
@@ -104,14 +129,19 @@ impl Weight {
 
     /// Computes `x W^T + bias` in the dtype of x: (…, in) -> (…, out).
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let Self::Dense(t) = self;
-        product(x, t, bias)
+        match self {
+            Self::Dense(t) => product(x, t, bias),
+            Self::Quantised(weight) => weight.product(x, bias),
+        }
     }
 
     /// Computes `sum + g W` in the dtype of g, the gradient of the input given that of the output: (T, out) -> (T, in).
     /// `sum` may be overwritten; `None` counts as zero.
     pub fn product_back(&self, g: &Tensor, sum: Option<Tensor>) -> Tensor {
-        let weight = self.operand(g.kind());
+        let weight = match self {
+            Self::Dense(_) => self.operand(g.kind()),
+            Self::Quantised(weight) => return weight.product_back(g, sum),
+        };
         match sum {
             Some(mut sum) => sum.addmm_(g, &weight),
             None => g.matmul(&weight),

@@ -10,6 +10,7 @@ use super::{check, conflicts, overrides, tree};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::methods::MethodSpec;
+use crate::nn::QuantisedFormat;
 use crate::recipe::optim::{GroupSpec, OptimKind, OptimSection, Schedule};
 use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,10 @@ fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
     optim.lr.get_or_insert(share * tuned * usual);
     if optim.kind == OptimKind::ScheduleFree {
         optim.schedule = Schedule::Constant;
+    }
+    // Recorded, so that a resumed run keeps it.
+    if recipe.model.quantize.is_some_and(QuantisedFormat::has_blocks) {
+        recipe.model.double_quantize.get_or_insert(true);
     }
     if fresh {
         let model = &mut recipe.model;

@@ -13,6 +13,7 @@ pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 use crate::models::{Dtype, LayerReplay, Storage, TrainedPart};
+use crate::nn::{Quantisation, QuantisedFormat};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -77,10 +78,26 @@ pub struct ModelSection {
     /// How frozen weights are held in memory. This affects memory and speed, but not the results.
     #[serde(default)]
     pub storage: Storage,
+    /// Quantises the frozen weights of the linear layers while they are read, so that a model takes a quarter or a half of
+    /// the memory ("QLoRA"): adapters are trained over the quantised weights. Embeddings, norms, output head and everything
+    /// that is trained keep their format. Left out, nothing is quantised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<QuantisedFormat>,
+    /// With `quantize: nf4` or `fp4`, stores the scales of the blocks in 8 bits instead of 32: 0.516 instead of 0.563 bytes
+    /// a parameter. Left out: yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub double_quantize: Option<bool>,
     /// Where to run: `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     #[schemars(regex(pattern = r"^(auto|cpu|cuda(:[0-9]+)?)$"))]
     pub device: String,
+}
+
+impl ModelSection {
+    /// Returns how the frozen weights of linear layers are quantised; `None` if they are not.
+    pub fn quantisation(&self) -> Option<Quantisation> {
+        Some(Quantisation::new(self.quantize?, self.double_quantize.unwrap_or(true)))
+    }
 }
 
 /// A student cut out of a larger model. Of `layers`, `mlp` and `heads`, those left out keep their size.

@@ -27,9 +27,11 @@ const fn none(theirs: &'static [&'static str], note: &'static str) -> Synonym {
 pub const SYNONYMS: &[Synonym] = &[
     is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
     is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16`, `f16` or `f32`; left out, the format in which the machine multiplies fast"),
-    is("model.dtype", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization"], "the base model is held in this number format, not quantised"),
     is("run.tf32", &["allow_tf32", "float32_matmul_precision"], "`true` or `false`"),
     is("run.deterministic", &["full_determinism", "use_deterministic_algorithms"], "`true` or `false`"),
+    is("model.quantize", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization", "quantization_config", "bnb_4bit_quant_type", "bnb_config", "quantize_base"], "`nf4`, `fp4` or `int8`"),
+    is("model.double_quantize", &["bnb_4bit_use_double_quant", "double_quantization", "use_double_quant"], "on by default"),
+    is("model.dtype", &["bnb_4bit_compute_dtype"], "quantised weights are multiplied in this number format"),
     is("model.device", &["device_map", "use_cpu", "no_cuda"], ""),
     is("method", &["stage", "task", "training_method", "rl", "trainer", "trl"], ""),
     is("method.sft.supervise", &["train_on_inputs", "train_on_input", "train_on_prompt", "assistant_only_loss", "completion_only_loss", "mask_history", "roles_to_train", "train_on_responses_only", "train_on_eos"], "`assistant`, `last` or `all`"),

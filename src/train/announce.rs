@@ -8,9 +8,8 @@ use crate::report;
 
 /// Reports model, trained parameters, number format and number of steps.
 pub fn announce(prepared: &Prepared, model: &Model) {
-    let count = |p: &Param| p.tensor.numel() as u64;
-    let trained: u64 = model.params().trainable().map(count).sum();
-    let all: u64 = model.params().base().map(count).sum();
+    let trained: u64 = model.params().trainable().map(Param::count).sum();
+    let all: u64 = model.params().base().map(Param::count).sum();
     report::info(format!(
         "{}: {} parameters, {} trained ({:.2} %) on {:?}",
         match prepared.plan.recipe.model.init {
@@ -22,8 +21,12 @@ pub fn announce(prepared: &Prepared, model: &Model) {
         100.0 * trained as f64 / all as f64,
         prepared.device,
     ));
+    if let Some(text) = model.describe_quantisation() {
+        report::info(text);
+    }
     let (stored, bytes) = model.storage_summary();
     let held = match prepared.plan.recipe.adapter {
+        Some(_) if model.storage().quantisation().is_some() => format!("; the base takes {}", report::bytes(bytes)),
         Some(_) if stored != model.kind() => {
             format!("; frozen weights stay in {} ({})", dtype::kind_name(stored), report::bytes(bytes))
         }

@@ -9,7 +9,7 @@ use crate::machine;
 use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model, layer_number};
 use crate::native;
-use crate::nn::{AttentionMemory, AttentionRow, LayerKind, Param, attention, chunked};
+use crate::nn::{AttentionMemory, AttentionRow, LayerKind, Param, QuantisedParam, attention, chunked, quantised};
 use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
@@ -246,6 +246,14 @@ impl RunShape<'_> {
         chunk + self.supervised * d * width * 2 + widened
     }
 
+    /// Returns the bytes of the largest part of a quantised weight that is dequantised at a time.
+    fn dequantised(&self) -> u64 {
+        let Some(_) = self.prepared.storage.quantisation() else { return 0 };
+        let possible = self.model.params().base().filter(|p| !matches!(p.quantised, QuantisedParam::Never));
+        let numbers = possible.map(|p| p.count().min(quantised::TILE as u64)).max().unwrap_or(0);
+        numbers * self.width()
+    }
+
     fn activations(&self, trained: &TrainedBytes) -> u64 {
         let ([d, f, v], width) = (self.sizes(), self.width());
         let (kept, head) = (self.kept(), self.head());
@@ -268,13 +276,13 @@ impl RunShape<'_> {
             return (kept + head + first).saturating_sub(trained.masters).max(last);
         }
         let backward = (self.layer_rows() * (3 * f + 2 * d) * width).max(self.attention().temporary);
-        let backward = backward + 4 * self.module_memory().temporary;
+        let backward = backward + 4 * self.module_memory().temporary + self.dequantised();
         kept + head.max(backward)
     }
 
     /// Returns the bytes of checkpoints and results.
     fn disk(&self, trained: &TrainedBytes) -> u64 {
-        let base: u64 = self.model.params().base().map(|p| p.tensor.numel() as u64).sum();
+        let base: u64 = self.model.params().base().map(Param::count).sum();
         let result = match self.full() {
             true => {
                 let kind = result_kind(self.plan, self.model).unwrap_or(self.model.kind());
@@ -288,11 +296,10 @@ impl RunShape<'_> {
 
 /// Returns (trained, all) numbers of parameters.
 pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
-    let numbers = |p: &Param| p.tensor.numel() as u64;
-    let all: u64 = model.params().base().map(numbers).sum();
+    let all: u64 = model.params().base().map(Param::count).sum();
     let trained = match plan.recipe.adapter {
-        Some(_) => model.params().trainable().map(numbers).sum(),
-        None => trained_of_base(plan, model).into_iter().map(numbers).sum(),
+        Some(_) => model.params().trainable().map(Param::count).sum(),
+        None => trained_of_base(plan, model).into_iter().map(Param::count).sum(),
     };
     (trained, all)
 }

@@ -1,7 +1,7 @@
 //! `ft label candidates`: generates answers to the project's prompts with a model.
 
 use crate::cli::shared::interrupt::flag_on_interrupt;
-use crate::cli::shared::model::{ModelArgs, TemplateArgs, require_template};
+use crate::cli::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs, require_template};
 use crate::cli::shared::sampling::{SamplingArgs, generation_settings};
 use clap::Args;
 use ft::error::{Error, Result};
@@ -26,6 +26,8 @@ pub struct CandidatesArgs {
     model: ModelArgs,
     #[command(flatten)]
     template: TemplateArgs,
+    #[command(flatten)]
+    quantize: QuantizeArgs,
     /// Number of answers to each prompt at each temperature.
     #[arg(long, short = 'n', value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     answers: u32,
@@ -54,7 +56,7 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
         return Err(Error::user(format!("--alike {}: expected a share above 0, at most 1", args.alike)));
     }
     let store = Store::open(&args.project)?;
-    let (model, tokenizer) = args.model.open(&args.template)?;
+    let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
     require_template(&tokenizer, &args.model)?;
     let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
     let mut limits = BatchLimits::of(&model)?;

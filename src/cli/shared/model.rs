@@ -5,7 +5,8 @@ use ft::convert::folder::template;
 use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, ChosenDtype};
-use ft::models::{self, Model};
+use ft::models::{self, Model, Storage};
+use ft::nn::{Quantisation, QuantisedFormat};
 use ft::report;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
@@ -26,6 +27,35 @@ pub struct ModelArgs {
     /// GPUs before them, else f32; f16 needs CUDA
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
+}
+
+/// Whether the base is held in 4 or 8 bits, for the commands that answer with it.
+#[derive(Args, Default)]
+pub struct QuantizeArgs {
+    /// Quantise the linear layers while the model is loaded, for a quarter or half of the memory; answers change slightly.
+    /// For an adapter: the format that it was trained over (`model.quantize` of its recipe)
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub quantize: Option<QuantizeArg>,
+}
+
+/// Values of --quantize.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum QuantizeArg {
+    Nf4,
+    Fp4,
+    Int8,
+}
+
+impl QuantizeArgs {
+    /// Returns how the model's weights are held. 4-bit formats are used with 8-bit scales.
+    pub fn storage(&self) -> Storage {
+        let format = |arg| match arg {
+            QuantizeArg::Nf4 => QuantisedFormat::Nf4,
+            QuantizeArg::Fp4 => QuantisedFormat::Fp4,
+            QuantizeArg::Int8 => QuantisedFormat::Int8,
+        };
+        self.quantize.map_or(Storage::Auto, |arg| Storage::Quantised(Quantisation::new(format(arg), true)))
+    }
 }
 
 /// Names the chat template and its variables.
@@ -65,7 +95,7 @@ pub enum DtypeArg {
 impl ModelArgs {
     /// Loads model and tokenizer, and reports the number format. Without --template, an adapter's own chat template is
     /// used.
-    pub fn open(&self, writing: &TemplateArgs) -> Result<(Model, ChatTokenizer)> {
+    pub fn open(&self, writing: &TemplateArgs, quantize: &QuantizeArgs) -> Result<(Model, ChatTokenizer)> {
         let _loading = report::spinner(&format!("loading {}", self.model.display()));
         let mut rendering = writing.rendering()?;
         if let (None, Some(adapter)) = (&rendering.template, &self.adapter) {
@@ -77,7 +107,10 @@ impl ModelArgs {
         let tokenizer = ChatTokenizer::load_with(&self.model, &rendering)?;
         let device = models::device(&self.device)?;
         let kind = self.dtype.choose_kind(device, &self.model)?;
-        let model = models::open(&self.model, self.adapter.as_slice(), device, kind)?;
+        let model = models::open_stored(&self.model, self.adapter.as_slice(), device, kind, quantize.storage())?;
+        if let Some(text) = model.describe_quantisation() {
+            report::info(text);
+        }
         models::open::require_finite_adapters(&model, self.adapter.as_slice())?;
         Ok((model, tokenizer))
     }

@@ -119,6 +119,8 @@ impl ExportCheck<'_> {
             difference,
             thresholds,
             adapter_effect,
+            quantised_base: self.reference.storage().quantisation(),
+            quantisation_error: None,
             tensors: written.len(),
             tied,
             missing,

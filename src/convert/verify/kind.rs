@@ -6,7 +6,7 @@ use super::compatibility::{self, Compatibility};
 use crate::adapters::file;
 use crate::error::Result;
 use crate::fsutil;
-use crate::models::{self, Heads, LoadOptions, Model};
+use crate::models::{self, Heads, LoadOptions, Model, Storage};
 use crate::nn::weights::Weights;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,7 +68,10 @@ impl ExportKind<'_> {
                 models::open_scorer(base, Some(folder), device, kind).map(|(model, _)| model)
             }
             ExportKind::Model if scores => models::open_scorer(folder, None, device, kind).map(|(model, _)| model),
-            ExportKind::Adapter { base } => models::open(base, &[folder.to_path_buf()], device, kind),
+            ExportKind::Adapter { base } => {
+                let storage = reference.storage().quantisation().map_or(Storage::Auto, Storage::Quantised);
+                models::open_stored(base, &[folder.to_path_buf()], device, kind, storage)
+            }
             ExportKind::Model => Model::load(
                 folder,
                 LoadOptions {

@@ -3,8 +3,10 @@
 use super::compatibility::Compatibility;
 use super::logit_distance::LogitDistance;
 use super::thresholds::LogitThresholds;
+use crate::convert::quantised_base::QuantisationError;
 use crate::error::Result;
 use crate::fsutil;
+use crate::nn::Quantisation;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,6 +38,12 @@ pub struct ExportReport {
     /// Distance of the base without adapter from the model in memory, that is, the effect of the adapter. Adapters and
     /// merges only.
     pub adapter_effect: Option<LogitDistance>,
+    /// How the base was quantised below an adapter, if it was. Its answers were compared over the same quantised weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantised_base: Option<Quantisation>,
+    /// What a merge changes for an adapter that was trained over a quantised base.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantisation_error: Option<QuantisationError>,
     /// Number of tensors compared bit for bit with what was to be written.
     pub tensors: usize,
     /// Whether embedding and head share one weight according to config.json; always false for an adapter.

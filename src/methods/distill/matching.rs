@@ -18,7 +18,7 @@ use crate::methods::state::{StateTensors, damaged};
 use crate::models::{Activations, ExposedLayers, Model, Output};
 use crate::native::upload_slice;
 use crate::nn::chunked::{chunks, sum_of_parts};
-use crate::nn::{LayerKind, Param, QueriesAndKeys};
+use crate::nn::{LayerKind, Param, QuantisedParam, QueriesAndKeys};
 use crate::rng;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -82,6 +82,7 @@ impl LayerMatching {
         let param = |p: &LayerPair| Param {
             name: p.name.clone(),
             tensor: p.projection.shallow_clone(),
+            quantised: QuantisedParam::Never,
             layer: LayerKind::Linear,
             adapter: None,
             transposed: false,

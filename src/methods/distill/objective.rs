@@ -244,7 +244,7 @@ pub fn rows(spec: &DistillSpec, ground: &DataContext) -> Result<Box<dyn MethodRo
 
 /// Warns if the student is larger than its largest teacher.
 fn warn_of_size(spec: &DistillSpec, student: &Model) -> Result<()> {
-    let own: u64 = student.params().base().map(|p| p.tensor.numel() as u64).sum();
+    let own: u64 = student.params().base().map(Param::count).sum();
     let sizes = spec.teachers.iter().map(teacher::parameter_count).collect::<Result<Vec<_>>>()?;
     if let Some(largest) = sizes.into_iter().max().filter(|largest| own > *largest) {
         report::warn(format!(

@@ -23,6 +23,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         model::trained,
         adapter::virtual_tokens,
         adapter::lora,
+        model::quantisation,
         preference::preference,
         rows::batch,
         optimiser::optimiser,

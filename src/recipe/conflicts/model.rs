@@ -19,6 +19,30 @@ pub fn trained(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Checks what is quantised.
+pub fn quantisation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    let quantised = w.value("model.quantize").is_some_and(|v| v.is_string());
+    if !quantised {
+        if w.given("model.double_quantize") {
+            let message = "`model.double_quantize` has no effect without `model.quantize`";
+            mistakes.push(w.mistake_at("model.double_quantize", message, "remove it, or set `quantize: nf4`"));
+        }
+        return;
+    }
+    if w.is("model.quantize", "int8") && w.value("model.double_quantize").is_some_and(|v| v == true) {
+        let message = "`model.double_quantize` has no effect with `quantize: int8`: it has one scale per output";
+        mistakes.push(w.mistake_at("model.double_quantize", message, "remove it, or set `quantize: nf4`"));
+    }
+    if !w.given("adapter") {
+        let message = "`model.quantize` needs an `adapter`: weights that are trained are never quantised";
+        mistakes.push(w.mistake_at("model.quantize", message, "add `adapter: { lora: {} }`, or remove `quantize`"));
+    }
+    if w.value("model.storage").is_some_and(|v| v != "auto") {
+        let message = "`model.storage` has no effect with `model.quantize`, which says how weights are held";
+        mistakes.push(w.mistake_at("model.storage", message, "remove one of the two"));
+    }
+}
+
 /// Checks where the model comes from.
 pub fn model(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if !w.given("model") || w.value("model.init").is_none() {

@@ -34,6 +34,9 @@ pub fn choose_formats(plan: &Plan, device: Device) -> Result<(Plan, &'static str
 /// the run.
 pub fn storage(recipe: &Recipe, device: Device) -> Result<Storage> {
     let model = &recipe.model;
+    if let Some(format) = model.quantisation() {
+        return Ok(Storage::Quantised(format));
+    }
     if model.storage != Storage::Auto || device != Device::Cpu || model.init != ModelInit::Pretrained {
         return Ok(model.storage);
     }

@@ -325,7 +325,7 @@ fn models_options(plan: &dyn ft::nn::AdapterPlan) -> ft::models::LoadOptions<'_>
         device: device(),
         kind: Kind::Float,
         storage: ft::models::Storage::Auto,
-        train_base: false,
+        train_base: None,
         adapters: vec![("a".to_string(), plan)],
         heads: ft::models::Heads::Tokens,
     }

@@ -6,3 +6,4 @@ mod new_models;
 mod number_formats;
 mod parity;
 mod properties;
+mod quantised;

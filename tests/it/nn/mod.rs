@@ -3,4 +3,5 @@
 mod attention;
 mod cuda_attention;
 mod heads;
+mod quantised;
 mod ropes;

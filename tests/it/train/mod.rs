@@ -9,6 +9,7 @@ mod memory;
 mod on_cuda;
 mod optimisers;
 mod profile;
+mod quantised;
 mod resume;
 mod suggest;
 mod trained_part;

@@ -56,6 +56,14 @@ fn supervised() {
 }
 
 #[test]
+fn over_quantised_weights() {
+    let space = Workspace::new();
+    for format in ["nf4", "fp4", "int8"] {
+        trains_alike(&space, format, "recipes/qlora-medical.yaml", &[&format!("model.quantize={format}")]);
+    }
+}
+
+#[test]
 fn on_pairs() {
     let space = Workspace::new();
     trains_alike(&space, "reward", "recipes/reward-helpful.yaml", &[]);

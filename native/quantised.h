@@ -1,0 +1,20 @@
+// How a quantised weight is stored.
+#pragma once
+#include <cstdint>
+
+// A matrix of 4-bit numbers in blocks (NF4, FP4), or of int8 numbers with a scale for each row.
+struct FtQuantised {
+  int64_t columns;             // numbers of a row
+  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one int8 a byte
+  const float* values;         // the 16 values of 4-bit codes; null for int8
+  const float* scales;         // the largest magnitude of each block or, for int8, of each row; null with double quantisation
+  const uint8_t* scale_codes;  // double quantisation: the code of each block's scale
+  const float* scale_scales;   // the largest magnitude of each kGroup of these
+  const float* scale_values;   // the 256 values of their codes
+  float offset;                // added to each scale
+};
+
+// Numbers of 4 bits that share a scale, and scales that share a scale.
+constexpr int64_t kBlock = 64, kGroup = 256;
+// What the code 127 of an int8 row stands for is its scale: 1 / 127, rounded as bitsandbytes does.
+constexpr float kInt8Step = 7.874015718698502e-3f;

@@ -1,0 +1,50 @@
+//! int8 with a scale for each row, as in bitsandbytes (`int8_vectorwise_quant`, without outliers).
+
+use super::scales::not_finite;
+use crate::error::Result;
+use crate::native::quantised::{Codes, QuantisedMatrix, ScaleTensors};
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// 1 / 127 as bitsandbytes rounds it.
+const STEP: f64 = 7.874_015_718_698_502e-3;
+
+/// The numbers of a weight in 8 bits: `code * scale / 127`.
+#[derive(Debug)]
+pub struct Int8Rows {
+    /// (out, in) int8
+    codes: Tensor,
+    /// (out) float32: the largest magnitude of each row.
+    scales: Tensor,
+}
+
+impl Int8Rows {
+    /// Quantises a float32 matrix (out, in) on the CPU and moves it to `device`. Fails for NaN and infinite values.
+    pub fn quantise(weight: &Tensor, device: Device) -> Result<Self> {
+        let scales = weight.abs().amax([1i64].as_slice(), false);
+        if scales.isfinite().all().int64_value(&[]) == 0 {
+            return Err(not_finite());
+        }
+        // A row of zeros has codes of zero; the bound only avoids a division by zero.
+        let factor = scales.clamp_min(f64::from(f32::MIN_POSITIVE)).reciprocal() * 127.0;
+        let codes = (weight * factor.unsqueeze(-1)).round_().to_kind(Kind::Int8);
+        Ok(Self { codes: codes.to_device(device), scales: scales.to_device(device) })
+    }
+
+    /// Returns the codes and the scales.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.codes, &self.scales]
+    }
+
+    /// Returns the matrix as the CPU's kernels read it.
+    pub fn matrix(&self, shape: [i64; 2]) -> QuantisedMatrix<'_> {
+        QuantisedMatrix::new(shape, &self.codes, Codes::Int8, ScaleTensors::Plain(&self.scales))
+    }
+
+    /// Returns some rows on a GPU, in dtype `kind`.
+    pub fn rows_on_device(&self, rows: Range<i64>, kind: Kind) -> Tensor {
+        let part = |t: &Tensor| t.narrow(0, rows.start, rows.end - rows.start);
+        let numbers = part(&self.codes).to_kind(Kind::Float) * part(&self.scales).unsqueeze(-1) * STEP;
+        numbers.to_kind(kind)
+    }
+}

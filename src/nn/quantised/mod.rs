@@ -1,0 +1,189 @@
+//! Frozen weights in 4 or 8 bits: how they are quantised, and the products with them.
+//!
+//! A layer's weight is dequantised, some rows at a time, while it is multiplied; the backward does so again. Decoding
+//! reads the codes themselves (`native::quantised`). The formats are those of bitsandbytes, bit for bit: `blocks` (NF4,
+//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`. A new format is a file of its
+//! own and a variant of [`Numbers`].
+
+mod blocks;
+mod code_book;
+mod int8;
+mod scales;
+mod settings;
+
+pub use settings::{Quantisation, QuantisedFormat};
+
+use super::autograd::{differentiable, recorded};
+use super::weight::{aligned_operand, cast, is_decoding, product};
+use crate::error::Result;
+use crate::native::quantised::QuantisedMatrix;
+use blocks::FourBitBlocks;
+use int8::Int8Rows;
+use std::ops::Range;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// Numbers that are dequantised at a time outside of decoding: 64 MiB in float32. Larger layers than that are multiplied
+/// in several tiles.
+pub const TILE: i64 = 1 << 24;
+
+/// The quantised weight (out, in) of a linear layer. Cloning it copies no numbers.
+#[derive(Debug, Clone)]
+pub struct QuantisedWeight {
+    shape: [i64; 2],
+    format: Quantisation,
+    numbers: Rc<Numbers>,
+}
+
+/// The stored numbers, by format.
+#[derive(Debug)]
+enum Numbers {
+    FourBits(FourBitBlocks),
+    Int8(Int8Rows),
+}
+
+impl QuantisedWeight {
+    /// Quantises a matrix (out, in) on the CPU and moves the result to `device`. Fails if it has NaN or infinite values.
+    pub fn quantise(weight: &Tensor, format: Quantisation, device: Device) -> Result<Self> {
+        let _no_grad = tch::no_grad_guard();
+        let (outputs, inputs) = weight.size2()?;
+        let wide = cast(&weight.detach().to_device(Device::Cpu), Kind::Float).contiguous();
+        let numbers = match format.format {
+            QuantisedFormat::Int8 => Numbers::Int8(Int8Rows::quantise(&wide, device)?),
+            four_bits => Numbers::FourBits(FourBitBlocks::quantise(&wide, four_bits, format.double, device)?),
+        };
+        Ok(Self { shape: [outputs, inputs], format, numbers: Rc::new(numbers) })
+    }
+
+    /// Returns how the numbers are stored.
+    pub fn format(&self) -> Quantisation {
+        self.format
+    }
+
+    /// Returns the shape: (out, in).
+    pub fn shape(&self) -> [i64; 2] {
+        self.shape
+    }
+
+    /// Returns the number of parameters.
+    pub fn count(&self) -> u64 {
+        (self.shape[0] * self.shape[1]) as u64
+    }
+
+    /// Returns the size in memory, scales included.
+    pub fn bytes(&self) -> u64 {
+        let size = |t: &&Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
+        self.tensors().iter().map(size).sum()
+    }
+
+    /// Returns the stored tensors: the codes, then their scales.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        match &*self.numbers {
+            Numbers::FourBits(blocks) => blocks.tensors(),
+            Numbers::Int8(rows) => rows.tensors(),
+        }
+    }
+
+    /// Returns the device that the weight is on.
+    pub fn device(&self) -> Device {
+        self.tensors()[0].device()
+    }
+
+    /// Returns all numbers in dtype `kind`: a new tensor (out, in).
+    pub fn dense(&self, kind: Kind) -> Tensor {
+        self.rows(0..self.shape[0], kind)
+    }
+
+    /// Returns some rows in dtype `kind`: a new tensor (rows, in). On a GPU the first of them is a multiple of
+    /// [`ROWS`].
+    fn rows(&self, rows: Range<i64>, kind: Kind) -> Tensor {
+        if let Some(matrix) = self.matrix() {
+            let wide = if kind == Kind::BFloat16 { kind } else { Kind::Float };
+            return cast(&matrix.rows(rows, wide), kind);
+        }
+        match &*self.numbers {
+            Numbers::FourBits(blocks) => blocks.rows_on_device(rows, self.shape[1], kind),
+            Numbers::Int8(numbers) => numbers.rows_on_device(rows, kind),
+        }
+    }
+
+    /// Returns the weight as the CPU's kernels read it; `None` on another device.
+    fn matrix(&self) -> Option<QuantisedMatrix<'_>> {
+        (self.device() == Device::Cpu).then(|| match &*self.numbers {
+            Numbers::FourBits(blocks) => blocks.matrix(self.shape),
+            Numbers::Int8(rows) => rows.matrix(self.shape),
+        })
+    }
+
+    /// Returns the ranges of rows that are dequantised together.
+    fn tiles(&self) -> impl Iterator<Item = Range<i64>> {
+        let [outputs, inputs] = self.shape;
+        let most = (TILE / inputs.max(1) / ROWS * ROWS).max(ROWS);
+        (0..outputs).step_by(most as usize).map(move |start| start..(start + most).min(outputs))
+    }
+
+    /// Computes `x W^T + bias` in the dtype of x: (…, in) -> (…, out). With a gradient, the backward dequantises the
+    /// weight again.
+    pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let inputs: Vec<&Tensor> = std::iter::once(x).chain(bias).collect();
+        if !recorded(&inputs) {
+            return self.product_now(x, bias);
+        }
+        let (weight, shape) = (self.clone(), x.size());
+        let bias_kind = bias.map(Tensor::kind);
+        differentiable(
+            &inputs,
+            || (self.product_now(x, bias), ()),
+            move |(), g| {
+                let g = g.reshape([-1, weight.shape[0]]); // (T, out)
+                let mut gradients = vec![Some(weight.product_back(&g, None).view(shape.as_slice()))];
+                let of_bias = |kind| g.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).to_kind(kind);
+                gradients.extend(bias_kind.map(|kind| Some(of_bias(kind))));
+                gradients
+            },
+        )
+    }
+
+    fn product_now(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let decoded = match self.matrix() {
+            Some(matrix) if is_decoding() => matrix.product(&x.contiguous(), bias),
+            _ => None,
+        };
+        if let Some(y) = decoded {
+            return y;
+        }
+        let (x, bias) = (aligned_operand(x, x.kind()), bias.map(|b| cast(b, x.kind())));
+        let of_tile = |rows: Range<i64>| {
+            let bias = bias.as_ref().map(|b| b.narrow(0, rows.start, rows.end - rows.start));
+            product(&x, &self.rows(rows, x.kind()), bias.as_ref())
+        };
+        let mut tiles = self.tiles();
+        let first = tiles.next().unwrap_or(0..0);
+        if first.end == self.shape[0] {
+            return of_tile(first);
+        }
+        let mut size = x.size();
+        *size.last_mut().expect("a matrix has columns") = self.shape[0];
+        let y = Tensor::empty(size, (x.kind(), x.device()));
+        for rows in std::iter::once(first).chain(tiles) {
+            y.narrow(-1, rows.start, rows.end - rows.start).copy_(&of_tile(rows.clone()));
+        }
+        y
+    }
+
+    /// Computes `sum + g W` in the dtype of g: (T, out) -> (T, in). `sum` may be overwritten; `None` counts as zero.
+    pub fn product_back(&self, g: &Tensor, mut sum: Option<Tensor>) -> Tensor {
+        for rows in self.tiles() {
+            let (part, weight) = (g.narrow(-1, rows.start, rows.end - rows.start), self.rows(rows, g.kind()));
+            sum = Some(match sum {
+                Some(mut sum) => sum.addmm_(&part, &weight),
+                None => part.matmul(&weight),
+            });
+        }
+        sum.unwrap_or_else(|| Tensor::zeros([g.size()[0], self.shape[1]], (g.kind(), g.device())))
+    }
+}
+
+/// Tiles begin at multiples of so many rows: at the beginning of a block, whatever the number of columns.
+const ROWS: i64 = crate::native::quantised::BLOCK;

@@ -1,0 +1,71 @@
+//! The settings of quantised weights.
+
+use crate::native::quantised::{BLOCK, GROUP};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The number format of quantised weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantisedFormat {
+    /// 4 bits: values spaced as the quantiles of a normal distribution (Dettmers et al. 2023, arXiv 2305.14314), in
+    /// blocks of 64 that share a scale.
+    Nf4,
+    /// 4 bits: floating-point numbers with two bits of exponent and one of fraction, in blocks of 64 that share a scale.
+    Fp4,
+    /// 8 bits: whole numbers, with a scale for each output.
+    Int8,
+}
+
+impl QuantisedFormat {
+    /// Returns the format's name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp4 => "fp4",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Returns true for the formats of 4 bits, whose scales can be quantised as well.
+    pub fn has_blocks(self) -> bool {
+        self != Self::Int8
+    }
+}
+
+/// How weights are quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantisation {
+    /// The number format.
+    pub format: QuantisedFormat,
+    /// Whether the scales of 4-bit blocks are stored in 8 bits (double quantisation).
+    pub double: bool,
+}
+
+impl Quantisation {
+    /// Quantises in `format`; the scales of 4-bit blocks are quantised as well unless `double` is false.
+    pub fn new(format: QuantisedFormat, double: bool) -> Self {
+        Self { format, double: double && format.has_blocks() }
+    }
+
+    /// Returns the size of a quantised matrix (out, in) in bytes, scales included.
+    pub fn bytes(self, shape: [i64; 2]) -> u64 {
+        let numbers = (shape[0] * shape[1]) as u64;
+        let blocks = numbers.div_ceil(BLOCK as u64);
+        match (self.format.has_blocks(), self.double) {
+            (false, _) => numbers + 4 * shape[0] as u64,
+            (true, false) => numbers.div_ceil(2) + 4 * blocks,
+            (true, true) => numbers.div_ceil(2) + blocks + 4 * blocks.div_ceil(GROUP as u64),
+        }
+    }
+
+    /// Returns a description for people, such as `NF4 with 8-bit scales`.
+    pub fn describe(self) -> String {
+        let name = match self.format {
+            QuantisedFormat::Nf4 => "NF4",
+            QuantisedFormat::Fp4 => "FP4",
+            QuantisedFormat::Int8 => "int8",
+        };
+        if self.double { format!("{name} with 8-bit scales") } else { name.into() }
+    }
+}

@@ -1,0 +1,187 @@
+//! Compares the kernels of quantised weights in every build (instruction set) that the machine can run: quantising and
+//! dequantising give equal bits in all of them, and a product has the bits of that with the dequantised weight.
+
+use crate::support::device;
+use ft::native::products::KernelBuild;
+use ft::native::quantised::{BLOCK, Codes, GROUP, QuantisedMatrix, ScaleTensors, quantise_4bit_by};
+use std::array::from_fn;
+use tch::{Device, Kind, Tensor};
+
+const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// A matrix with random codes and scales of each kind.
+struct Sample {
+    shape: [i64; 2],
+    four_bits: Tensor,
+    int8: Tensor,
+    values: [f32; 16],
+    block_scales: Tensor,
+    row_scales: Tensor,
+    scale_codes: Tensor,
+    scale_scales: Tensor,
+    scale_values: [f32; 256],
+}
+
+impl Sample {
+    fn new(rows: i64, columns: i64) -> Self {
+        let (n, bytes) = (rows * columns, (Kind::Uint8, Device::Cpu));
+        let blocks = (n + BLOCK - 1) / BLOCK;
+        Self {
+            shape: [rows, columns],
+            four_bits: Tensor::randint(256, [(n + 1) / 2], bytes),
+            int8: (Tensor::randint(255, [n], (Kind::Int, Device::Cpu)) - 127).to_kind(Kind::Int8),
+            values: from_fn(|i| (i as f32 - 7.3) / 8.1),
+            block_scales: Tensor::rand([blocks], CPU),
+            row_scales: Tensor::rand([rows], CPU),
+            scale_codes: Tensor::randint(256, [blocks], bytes),
+            scale_scales: Tensor::rand([(blocks + GROUP - 1) / GROUP], CPU),
+            scale_values: from_fn(|i| (i as f32 - 120.0) / 131.0),
+        }
+    }
+
+    /// Returns the matrix in each format.
+    fn matrices(&self) -> [QuantisedMatrix<'_>; 3] {
+        let scales = ScaleTensors::Double {
+            codes: &self.scale_codes,
+            scales: &self.scale_scales,
+            values: &self.scale_values,
+            offset: 0.37,
+        };
+        let plain = ScaleTensors::Plain;
+        [
+            QuantisedMatrix::new(self.shape, &self.four_bits, Codes::FourBits(&self.values), plain(&self.block_scales)),
+            QuantisedMatrix::new(self.shape, &self.four_bits, Codes::FourBits(&self.values), scales),
+            QuantisedMatrix::new(self.shape, &self.int8, Codes::Int8, plain(&self.row_scales)),
+        ]
+    }
+
+    /// Returns the numbers of each format, by libtorch's operations.
+    fn expected(&self) -> [Tensor; 3] {
+        let n = self.shape[0] * self.shape[1];
+        let halves =
+            Tensor::stack(&[self.four_bits.bitwise_right_shift_tensor_scalar(4), self.four_bits.bitwise_and(15)], 1);
+        let values =
+            Tensor::from_slice(&self.values).index_select(0, &halves.view([-1]).to_kind(Kind::Int)).narrow(0, 0, n);
+        let of_blocks = |t: &Tensor| t.repeat_interleave_self_int(BLOCK, 0, None::<i64>).narrow(0, 0, n);
+        let groups = self.scale_scales.repeat_interleave_self_int(GROUP, 0, None::<i64>);
+        let codes = Tensor::from_slice(&self.scale_values).index_select(0, &self.scale_codes.to_kind(Kind::Int));
+        let double = codes * groups.narrow(0, 0, self.scale_codes.size()[0]) + f64::from(0.37f32);
+        let int8 = self.int8.to_kind(Kind::Float).view(self.shape) * self.row_scales.unsqueeze(-1);
+        [
+            (&values * of_blocks(&self.block_scales)).view(self.shape),
+            (&values * of_blocks(&double)).view(self.shape),
+            int8 * 7.874_015_718_698_502e-3,
+        ]
+    }
+}
+
+/// Rows and columns: blocks that are rows, that end with rows, that run over them; odd numbers of columns.
+const SHAPES: [[i64; 2]; 6] = [[7, 64], [40, 576], [130, 192], [9, 33], [21, 100], [1, 5]];
+
+#[test]
+fn every_build_dequantises_to_the_bits_of_libtorch() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(21);
+    for shape in SHAPES {
+        let sample = Sample::new(shape[0], shape[1]);
+        for (expected, matrix) in sample.expected().iter().zip(sample.matrices()) {
+            for build in KernelBuild::available() {
+                for kind in [Kind::Float, Kind::BFloat16] {
+                    let found = matrix.rows_by(build, 0..shape[0], kind);
+                    assert!(found.equal(&expected.to_kind(kind)), "{build:?} {shape:?} {kind:?}");
+                    let (from, to) = (shape[0] / 3, shape[0] - shape[0] / 4);
+                    let part = matrix.rows_by(build, from..to, kind);
+                    assert!(part.equal(&found.narrow(0, from, to - from)), "{build:?} {shape:?} {kind:?}: rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_build_quantises_to_the_same_bits() {
+    device();
+    tch::manual_seed(22);
+    let order: [u8; 16] = from_fn(|i| (i as u8) ^ 5);
+    let borders: [f32; 15] = from_fn(|i| (i as f32 - 6.9) / 9.0);
+    for n in [1, 2, 63, 64, 65, 1000, 4096] {
+        let x = Tensor::randn([n], CPU);
+        let builds: Vec<KernelBuild> = KernelBuild::available().collect();
+        let (codes, scales) = quantise_4bit_by(builds[0], &x, &borders, &order);
+        for build in &builds[1..] {
+            let found = quantise_4bit_by(*build, &x, &borders, &order);
+            assert!(found.0.equal(&codes) && found.1.equal(&scales), "{build:?} {n}");
+        }
+        // The definition: the code of the interval in which a number over its block's largest magnitude lies.
+        let scaled = &x / scales.repeat_interleave_self_int(BLOCK, 0, None::<i64>).narrow(0, 0, n);
+        let rank = scaled.bucketize(&Tensor::from_slice(&borders), true, false);
+        let halves = Tensor::stack(&[codes.bitwise_right_shift_tensor_scalar(4), codes.bitwise_and(15)], 1);
+        let found = halves.view([-1]).narrow(0, 0, n).to_kind(Kind::Int);
+        let differ = found.bitwise_xor(5).not_equal_tensor(&rank).sum(Kind::Int64).int64_value(&[]);
+        assert!(differ <= n / 1000, "{differ} of {n}: more than divisions that are rounded otherwise");
+    }
+}
+
+#[test]
+fn a_block_with_a_number_that_is_not_finite_has_the_scale_nan() {
+    device();
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for build in KernelBuild::available() {
+            let x = Tensor::ones([200], CPU);
+            let _ = x.narrow(0, 130, 1).fill_(bad);
+            let (_, scales) = quantise_4bit_by(build, &x, &from_fn(|i| i as f32), &from_fn(|i| i as u8));
+            let broken: Vec<f32> = Vec::try_from(&scales).unwrap();
+            assert_eq!(broken.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, false, true, false], "{build:?}");
+        }
+    }
+}
+
+/// Products with a dequantised weight by the same build's kernels, which are compared with libtorch in `products`.
+#[test]
+fn a_product_has_the_bits_of_a_product_with_the_dequantised_weight() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(23);
+    for shape in SHAPES {
+        let sample = Sample::new(shape[0], shape[1]);
+        for (format, matrix) in sample.matrices().iter().enumerate() {
+            for build in KernelBuild::available() {
+                for kind in [Kind::Float, Kind::BFloat16] {
+                    let dense = matrix.rows_by(build, 0..shape[0], kind);
+                    let bias = Tensor::randn([shape[0]], CPU).to_kind(kind);
+                    for rows in [1, 2, 5, 16, 70] {
+                        let x = Tensor::randn([rows, shape[1]], CPU).to_kind(kind);
+                        for bias in [None, Some(&bias)] {
+                            let found = matrix.product_by(build, &x, bias).unwrap();
+                            let expected = build.product(&x, &dense, bias, None).unwrap();
+                            assert!(found.equal(&expected), "{build:?} {format} {shape:?} {kind:?}: {rows} rows");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bits_of_a_row_do_not_depend_on_the_other_rows() {
+    device();
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(24);
+    for shape in [[70, 576], [33, 45]] {
+        let sample = Sample::new(shape[0], shape[1]);
+        for matrix in sample.matrices() {
+            for build in KernelBuild::available() {
+                for kind in [Kind::Float, Kind::BFloat16] {
+                    let x = Tensor::randn([64, shape[1]], CPU).to_kind(kind);
+                    let all = matrix.product_by(build, &x, None).unwrap();
+                    for (from, some) in [(0, 1), (63, 1), (3, 2), (10, 3), (20, 4), (21, 5), (1, 16)] {
+                        let part = matrix.product_by(build, &x.narrow(0, from, some), None).unwrap();
+                        assert!(part.equal(&all.narrow(0, from, some)), "{build:?} {shape:?} {kind:?}: {some} rows");
+                    }
+                }
+            }
+        }
+    }
+}

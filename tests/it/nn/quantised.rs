@@ -1,0 +1,128 @@
+//! Compares quantised weights with bitsandbytes, bit for bit (fixtures/quantised), and their products with those of the
+//! dequantised weights.
+
+use crate::support::{device, tensors};
+use ft::nn::{Quantisation, QuantisedFormat, QuantisedWeight, Weight};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+const FOUR_BITS: [(&str, QuantisedFormat); 2] = [("nf4", QuantisedFormat::Nf4), ("fp4", QuantisedFormat::Fp4)];
+
+/// Returns true if two tensors have the same bits, those of zeros included.
+fn same_bits(found: &Tensor, expected: &Tensor) -> bool {
+    let bits = |t: &Tensor| t.contiguous().view([-1]).view_dtype(Kind::Uint8);
+    found.kind() == expected.kind() && found.size() == expected.size() && bits(found).equal(&bits(expected))
+}
+
+fn quantise(weight: &Tensor, format: QuantisedFormat, double: bool) -> QuantisedWeight {
+    QuantisedWeight::quantise(weight, Quantisation::new(format, double), device()).unwrap()
+}
+
+#[test]
+fn four_bits_are_those_of_bitsandbytes() {
+    let fixture = tensors("quantised/weights.safetensors");
+    // Of weights whose scales have an exact sum; see the generator.
+    for name in ["whole", "odd", "groups", "zeros"] {
+        let weight = &fixture[&format!("{name}.weight")];
+        for (kind, format) in FOUR_BITS {
+            // Of the largest weight the fixture has only what the others do not test.
+            let large = name == "groups";
+            for (double, suffix) in [(false, "plain"), (true, "double")].into_iter().skip(usize::from(large)) {
+                let at = |part: &str| &fixture[&format!("{name}.{kind}.{suffix}.{part}")];
+                let found = quantise(weight, format, double);
+                let stored: Vec<Tensor> = found.tensors().iter().map(|t| t.to_device(Device::Cpu)).collect();
+                let expected = [Some(at("codes")), Some(at("scales")), double.then(|| at("scale_scales"))];
+                for (found, expected) in stored.iter().zip(expected.into_iter().flatten()) {
+                    assert!(same_bits(found, expected), "{name} {kind} {suffix}: {found} {expected}");
+                }
+                for (ending, dtype) in
+                    [("f32", Kind::Float), ("bf16", Kind::BFloat16)].into_iter().take(2 - usize::from(large))
+                {
+                    let dense = found.dense(dtype).to_device(Device::Cpu);
+                    // FP4 has two zeros; the sign of one depends on which of its kernels bitsandbytes takes.
+                    let same = if kind == "fp4" { dense.equal(at(ending)) } else { same_bits(&dense, at(ending)) };
+                    assert!(same, "{name} {kind} {suffix} {ending}");
+                }
+            }
+        }
+    }
+}
+
+/// The mean of the scales may differ in its last bit, because bitsandbytes adds in an order of its own.
+#[test]
+fn doubly_quantised_scales_differ_from_bitsandbytes_by_the_rounding_of_their_mean() {
+    let fixture = tensors("quantised/weights.safetensors");
+    let weight = &fixture["normal.weight"];
+    for (kind, format) in FOUR_BITS {
+        let found = quantise(weight, format, true);
+        let at = |part: &str| &fixture[&format!("normal.{kind}.double.{part}")];
+        assert!(same_bits(&found.tensors()[0].to_device(Device::Cpu), at("codes")));
+        let dense = found.dense(Kind::Float).to_device(Device::Cpu);
+        let gap = ((dense - at("f32")).abs().max() / at("f32").abs().max()).double_value(&[]);
+        assert!(gap < 1e-6, "{kind}: {gap}");
+    }
+}
+
+#[test]
+fn int8_is_that_of_bitsandbytes() {
+    let fixture = tensors("quantised/weights.safetensors");
+    for name in ["whole", "odd", "normal"] {
+        let at = |part: &str| &fixture[&format!("{name}.int8.{part}")];
+        let found = quantise(at("weight"), QuantisedFormat::Int8, true);
+        for (found, part) in found.tensors().iter().zip(["codes", "scales"]) {
+            assert!(same_bits(&found.to_device(Device::Cpu), at(part)), "{name} {part}");
+        }
+        assert!(same_bits(&found.dense(Kind::Float).to_device(Device::Cpu), at("f32")), "{name}");
+    }
+    let zeros = quantise(&Tensor::zeros([2, 9], (Kind::Float, Device::Cpu)), QuantisedFormat::Int8, false);
+    assert_eq!(zeros.dense(Kind::Float).abs().max().double_value(&[]), 0.0);
+}
+
+#[test]
+fn sizes_are_as_predicted() {
+    let weight = Tensor::randn([130, 100], (Kind::Float, Device::Cpu));
+    let mut bytes = BTreeMap::new();
+    for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8] {
+        for double in [false, true] {
+            let found = quantise(&weight, format, double);
+            assert_eq!(found.bytes(), found.format().bytes([130, 100]), "{format:?} {double}");
+            bytes.insert((format.name(), double), found.bytes());
+        }
+    }
+    // Per parameter: 4 bits, and a scale of 8 or 32 bits for each 64.
+    assert!(bytes[&("nf4", true)] < 13000 * 52 / 100 && bytes[&("nf4", false)] < 13000 * 57 / 100, "{bytes:?}");
+    assert_eq!(bytes[&("int8", true)], 13000 + 4 * 130);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    for format in [QuantisedFormat::Nf4, QuantisedFormat::Int8] {
+        let weight = Tensor::ones([4, 70], (Kind::Float, Device::Cpu));
+        let _ = weight.get(2).narrow(0, 11, 1).fill_(f64::NAN);
+        let refused = QuantisedWeight::quantise(&weight, Quantisation::new(format, true), device()).unwrap_err();
+        assert!(refused.to_string().contains("NaN or infinite"), "{refused}");
+    }
+}
+
+/// Forward, backward and gradients of a layer of more than one tile and of one that is a single tile.
+#[test]
+fn products_are_those_of_the_dequantised_weight() {
+    tch::manual_seed(31);
+    let options = (Kind::Float, device());
+    for (outputs, inputs) in [(33, 50), (130, (1 << 17) + 64)] {
+        let weight = Tensor::randn([outputs, inputs], (Kind::Float, Device::Cpu)) * 0.02;
+        let quantised = Weight::Quantised(quantise(&weight, QuantisedFormat::Nf4, true));
+        let dense = Weight::Dense(quantised.dense(Kind::Float));
+        let (x, bias) = (Tensor::randn([3, inputs], options), Tensor::randn([outputs], options));
+        let run = |weight: &Weight| {
+            let (x, bias) = (x.copy().set_requires_grad(true), bias.copy().set_requires_grad(true));
+            let y = weight.product(&x, Some(&bias));
+            (&y * &y).sum(Kind::Float).backward();
+            [y.detach(), x.grad(), bias.grad(), weight.product_back(&y.detach(), Some(x.detach().copy()))]
+        };
+        for (i, (found, expected)) in run(&quantised).iter().zip(run(&dense)).enumerate() {
+            let gap = ((found - &expected).abs().max() / expected.abs().max()).double_value(&[]);
+            assert!(gap < 2e-6, "{outputs} x {inputs}, result {i}: {gap}");
+        }
+    }
+}
