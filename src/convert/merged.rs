@@ -113,7 +113,7 @@ pub fn merge_into_model(
         let check = ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
         let mut report = check.run(|name| merge.tensor(name).map(Some))?;
         if let Some(format) = trained_over {
-            let quantised = load_with_sum(base, parts, &sum, computed, Storage::Quantised(format))?;
+            let quantised = load_with_sum(base, parts, sum.as_ref(), computed, Storage::Quantised(format))?;
             let error = QuantisationError::measure(format, &quantised, &reference)?;
             report.notes.push(error.note(report.adapter_effect.as_ref()));
             report.quantisation_error = Some(error);

@@ -2,7 +2,7 @@
 //! gradients, answers. Its memory is that of its codes.
 
 use crate::support::*;
-use ft::adapters::{LoraPlan, LoraSpec};
+use ft::adapters::{LoraSpec, ModulePlan};
 use ft::generate::engine::complete;
 use ft::generate::settings::GenerationSettings;
 use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage};
@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 const FAMILIES: [&str; 5] = ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3"];
 
-fn load(folder: &Path, kind: Kind, storage: Storage, plan: Option<&LoraPlan>) -> Model {
+fn load(folder: &Path, kind: Kind, storage: Storage, plan: Option<&ModulePlan>) -> Model {
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
     let load = LoadOptions { device: device(), kind, storage, train_base: None, adapters, heads: Heads::Tokens };
     let model = Model::load(folder, load).unwrap();
@@ -48,7 +48,7 @@ fn quantised_weights_compute_what_their_numbers_compute() {
         for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8] {
             let storage = Storage::Quantised(Quantisation::new(format, true));
             for kind in [Kind::Float, Kind::BFloat16].into_iter().take(2 - usize::from(transposed)) {
-                let plan = LoraPlan::new(&spec).unwrap();
+                let plan = ModulePlan::new(&spec).unwrap();
                 let quantised = load(&fixture(name), kind, storage, Some(&plan));
                 let folder = dequantised(name, &quantised);
                 let dense = load(folder.path(), kind, Storage::Copy, Some(&plan));
@@ -105,7 +105,7 @@ fn decoding_over_quantised_weights_equals_the_full_forward() {
 #[test]
 fn only_frozen_linear_layers_are_quantised() {
     let spec = LoraSpec { rank: 2, modules_to_save: vec!["down_proj".into()], ..LoraSpec::default() };
-    let plan = LoraPlan::new(&spec).unwrap();
+    let plan = ModulePlan::new(&spec).unwrap();
     let format = Quantisation::new(QuantisedFormat::Nf4, true);
     let folder = fixture("biased-llama");
     let model = load(&folder, Kind::Float, Storage::Quantised(format), Some(&plan));
