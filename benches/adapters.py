@@ -18,7 +18,23 @@ LORA = "lora: { rank: 16, alpha: 32, targets: all-linear }"
 # Name, adapter section, learning rate, further settings of model.
 KINDS = [
     ("LoRA", LORA, 5e-4, ""),
-    ("rsLoRA", "lora: { rank: 16, alpha: 8, targets: all-linear, rslora: true }", 5e-4, ""),
+    ("QLoRA (NF4)", LORA, 5e-4, "quantize: nf4"),
+    ("rsLoRA", "lora: { rank: 16, alpha: 8, rslora: true }", 5e-4, ""),
+    ("DoRA", "lora: { rank: 16, alpha: 32, dora: true }", 5e-4, ""),
+    ("PiSSA", "lora: { rank: 16, alpha: 16, init: pissa }", 2e-4, ""),
+    ("OLoRA", "lora: { rank: 16, alpha: 16, init: olora }", 2e-4, ""),
+    ("EVA", "lora: { rank: 16, alpha: 32, init: eva }", 5e-4, ""),
+    ("LoRA+", "lora: { rank: 16, alpha: 32, b_lr_ratio: 8 }", 1e-4, ""),
+    ("LoRA-FA", "lora: { rank: 16, alpha: 32, freeze_a: true }", 1e-3, ""),
+    ("AdaLoRA", "adalora: { rank: 12, target_rank: 8, alpha: 32 }", 2e-3, ""),
+    ("VeRA", "vera: { rank: 256 }", 1e-2, ""),
+    ("LoHa", "loha: { rank: 8, alpha: 8 }", 1e-3, ""),
+    ("LoKr", "lokr: { rank: 8, alpha: 8 }", 1e-3, ""),
+    ("OFT", "oft: { block: 32 }", 1e-3, ""),
+    ("IA3", "ia3: {}", 1e-2, ""),
+    ("LayerNorm tuning", "ln_tuning: {}", 2e-3, ""),
+    ("prompt tuning", "prompt_tuning: { virtual_tokens: 20 }", 1e-2, ""),
+    ("prefix tuning", "prefix_tuning: { virtual_tokens: 20 }", 1e-2, ""),
 ]
 
 
