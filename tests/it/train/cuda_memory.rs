@@ -202,7 +202,7 @@ fn every_head_size_and_gpu_trains() {
     }
     // Left to itself, ft takes bfloat16 only where the GPU multiplies it.
     let (text, ..) = train(&["model.device=cuda"], "75");
-    assert!(text.contains("arithmetic in float32 (this device does not multiply bfloat16)"), "{text}");
+    assert!(text.contains("arithmetic in float16 (multiplied by the GPU, which does not multiply bfloat16)"), "{text}");
     let (text, ..) = train(&["model.device=cuda"], "80");
     assert!(text.contains("arithmetic in bfloat16 (multiplied by the GPU)"), "{text}");
 }
