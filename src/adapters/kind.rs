@@ -67,6 +67,11 @@ pub trait AdapterKind {
     /// Sets the probability with which inputs are dropped in training. Does nothing for a kind without dropout.
     fn set_dropout(&mut self, _probability: f64) {}
 
+    /// Returns false if the gradient leaves out a part of the derivative on purpose.
+    fn is_gradient_exact(&self) -> bool {
+        true
+    }
+
     /// Returns what the adapter adds to the activations of a layer, for the prediction of memory.
     fn activations(&self) -> AdapterActivations;
 
