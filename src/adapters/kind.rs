@@ -105,6 +105,11 @@ pub trait AdapterKind {
         Ok(())
     }
 
+    /// Returns false if the gradient leaves out a part of the derivative on purpose.
+    fn is_gradient_exact(&self) -> bool {
+        true
+    }
+
     /// Returns what the adapter adds to the activations of a layer, for the prediction of memory.
     fn activations(&self) -> AdapterActivations {
         AdapterActivations::default()

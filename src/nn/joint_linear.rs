@@ -554,6 +554,25 @@ mod tests {
         assert_eq!(made.get(), 1);
     }
 
+    /// With every A frozen (LoRA-FA), x and B get the same gradients, and the input is neither kept nor recomputed.
+    #[test]
+    fn frozen_factors_need_no_input() {
+        let mut layers = TestLayers::new();
+        let learn = |layers: &TestLayers, input: &LayerInput| {
+            let outputs = products(input, None, &layers.parts());
+            outputs.iter().map(|y| (y * (y + 1.0)).sum(Kind::Float)).reduce(|a, b| a + b).unwrap().backward();
+            [&layers.x, &layers.factors[0].1, &layers.factors[1].1].map(take_gradient)
+        };
+        let expected = learn(&layers, &LayerInput::kept(&layers.x));
+        assert!(layers.factors.iter().all(|(a, ..)| take_gradient(a).abs().max().double_value(&[]) > 0.0));
+        layers.factors = layers.factors.map(|(a, b, scale)| (a.detach(), b, scale));
+        let input =
+            LayerInput::recomputable(layers.x.shallow_clone(), || || -> Tensor { panic!("the input was recomputed") });
+        let found = learn(&layers, &input);
+        assert!(expected.iter().zip(&found).all(|(a, b)| a.equal(b)));
+        assert!(layers.factors.iter().all(|(a, ..)| !a.grad().defined()));
+    }
+
     /// Two layers with trained weights, one of which has an unused output, and one with a frozen weight and a trained
     /// bias.
     #[test]

@@ -31,7 +31,7 @@ pub fn run(subject: &SelftestInput, tell: &mut dyn FnMut(&CheckResult)) -> Resul
         if float32_fits(subject)? {
             let trial = TestModel::load(subject, Kind::Float, 0.0)?;
             reference = Some(trial.whole_step()?);
-            add(training::differences(&trial)?);
+            add(differences(&trial)?);
             add(training::packing(&trial)?);
             add(inference::cache(&trial)?);
             drop(trial);
@@ -46,7 +46,7 @@ pub fn run(subject: &SelftestInput, tell: &mut dyn FnMut(&CheckResult)) -> Resul
     let trial = TestModel::load(subject, subject.kind, 0.0)?;
     match &reference {
         Some(reference) => add(training::precision(&trial, reference)?),
-        None if subject.kind == Kind::Float => add(training::differences(&trial)?),
+        None if subject.kind == Kind::Float => add(differences(&trial)?),
         None => {}
     }
     drop(reference);
@@ -67,6 +67,18 @@ pub fn run(subject: &SelftestInput, tell: &mut dyn FnMut(&CheckResult)) -> Resul
     add(saving::resume(&trial)?);
     Ok(lines)
 }
+
+/// Compares gradients with finite differences, if the gradients are meant to be derivatives.
+fn differences(trial: &TestModel) -> Result<CheckResult> {
+    match trial.spec.is_gradient_exact() {
+        true => training::differences(trial),
+        false => Ok(CheckResult::skipped(training::DIFFERENCES, LEFT_OUT)),
+    }
+}
+
+/// The reason why gradients are not compared with finite differences.
+const LEFT_OUT: &str =
+    "the adapter's gradient leaves out a part on purpose, such as DoRA's norm in its paper and in PEFT";
 
 /// The reason shown for checks that are skipped.
 const TOO_LITTLE_MEMORY: &str =

@@ -103,13 +103,13 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native/cuda/library.rs", ""), // functions of the CUDA driver and NVRTC
     ("src/native/cuda/compiler.rs", ""),
     ("src/native/cuda/module.rs", ""),
-    ("src/native/products.rs", ""), // products and a decoding step over tensor memory
+    ("src/native/products.rs", ""),  // products and a decoding step over tensor memory
     ("src/native/quantised.rs", ""), // blocks of quantised weights, and products that read them
-    ("src/runtime.rs", ""),         // signals, the loader's list of libraries
-    ("src/machine/cpu.rs", ""),     // system calls, names of instruction sets
-    ("src/machine/memory.rs", ""),  // system calls
-    ("src/machine/cuda.rs", ""),    // the NVIDIA driver
-    ("src/bin/ft-launch.rs", ""),   // anonymous memory for the packed binary
+    ("src/runtime.rs", ""),          // signals, the loader's list of libraries
+    ("src/machine/cpu.rs", ""),      // system calls, names of instruction sets
+    ("src/machine/memory.rs", ""),   // system calls
+    ("src/machine/cuda.rs", ""),     // the NVIDIA driver
+    ("src/bin/ft-launch.rs", ""),    // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf/file.rs", "Mmap::map"),
     ("src/data/cache/token_store.rs", "Mmap::map"),

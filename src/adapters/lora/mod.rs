@@ -112,6 +112,10 @@ impl AdapterKind for LoraSpec {
         self.dropout = probability;
     }
 
+    fn is_gradient_exact(&self) -> bool {
+        !self.dora
+    }
+
     fn activations(&self) -> AdapterActivations {
         let rank = self.rank as u64 * if self.init.takes_from_base() { 2 } else { 1 };
         let (dropout, scaled_outputs) = (self.dropout > 0.0, self.dora);

@@ -37,13 +37,10 @@ pub struct LoraSpec {
     /// Scale by `alpha / sqrt(rank)` (Kalajdzievski 2023, arXiv 2312.03732).
     pub rslora: bool,
     /// DoRA (Liu et al. 2024, arXiv 2402.09353): each row of the updated weight is scaled to a trained length, its magnitude, which starts as the length of the base's row.
-    #[serde(skip_serializing_if = "is_false")]
     pub dora: bool,
     /// Also train a bias behind B: `y = W x + scale · (B A x + bias)`. Layers without a bias of their own cannot be merged then.
-    #[serde(skip_serializing_if = "is_false")]
     pub bias: bool,
     /// LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays at its initial values. It needs no gradient and no optimiser state, and the inputs of adapted layers are not kept for the backward.
-    #[serde(skip_serializing_if = "is_false")]
     pub freeze_a: bool,
     /// LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B is this many times that of A. The paper suggests 16, with a lower `optim.lr`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,10 +73,6 @@ pub struct LoraSpec {
     /// contain it.
     #[serde(skip)]
     pub fan_in_fan_out: bool,
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 impl Default for LoraSpec {

@@ -82,6 +82,10 @@ fn lora_at(w: &WrittenRecipe, section: &str, mistakes: &mut Vec<Mistake>) {
         wrong("bias", message, "remove one of them");
     }
     let ratio = value("b_lr_ratio").and_then(Value::as_f64);
+    if ratio == Some(0.0) {
+        let message = format!("`{section}.b_lr_ratio` is 0: B would never learn");
+        wrong("b_lr_ratio", message, "the paper suggests 16");
+    }
     if ratio.is_some() && on("freeze_a") {
         let message = format!("`{section}.b_lr_ratio` has no effect: with `freeze_a` A has no learning rate");
         wrong("b_lr_ratio", message, "remove it and set `optim.lr`");

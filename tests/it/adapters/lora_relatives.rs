@@ -255,14 +255,10 @@ fn decoded_equals_full() {
             let (found, expected) = tch::no_grad(|| (decode(&sequences), last(&sequences)));
             assert_close(&format!("{}, round {round}", relative.name), &found, &expected, 2e-5);
             let alone = |rows: &Tensor| rows.narrow(0, 1, 1).equal(&tch::no_grad(|| decode(&sequences[1..])));
-            // Not every base's decoding has the same bits for a row alone: gpt2's has not.
+            // Not every base's decoding has the same bits for a row alone: gpt2's has not, and neither has a GPU's.
             let of_base = model.with_adapter(None, |_| alone(&tch::no_grad(|| decode(&sequences))));
             assert!(alone(&found) || !of_base, "{}: a row depends on the others", relative.name);
-            assert!(
-                of_base || relative.base == "tiny-gpt2",
-                "{}: a row of the base depends on the others",
-                relative.name
-            );
+            assert!(of_base || relative.base == "tiny-gpt2" || device().is_cuda(), "{}: the base", relative.name);
             disturb(&model);
         }
     }
@@ -508,6 +504,7 @@ fn a_kind_describes_its_relatives() {
     let dora = LoraSpec { dora: true, ..LoraSpec::default() };
     assert_eq!((dora.describe().as_str(), dora.title()), ("dora r16", "DoRA"));
     assert!(dora.activations().scaled_outputs && !LoraSpec::default().activations().scaled_outputs);
+    assert!(!dora.is_gradient_exact() && LoraSpec::default().is_gradient_exact());
     let pissa = LoraSpec { init: LoraInit::Pissa, ..LoraSpec::default() };
     assert_eq!(pissa.activations().rank, 32);
 }

@@ -176,6 +176,22 @@ fn each_mistake_says_what_to_write() {
         ("optim: { groups: { match: a } }", "expected a list", ""),
         ("optim: { lr: 0, groups: [{ match: a, lr: 1e-3 }] }", "is scaled from `optim.lr`, which is 0", ""),
         ("optim: { master: stochastic_rounding }\nadapter: { lora: {} }", "adapters are small and stay float32", ""),
+        ("adapter: { lora: { dora: true, bias: true } }", "`adapter.lora.bias` and `dora` exclude each other", ""),
+        (
+            "adapter: { lora: { init: pissa, from: a } }",
+            "`adapter.lora.init: pissa` contradicts `from`",
+            "twice as large",
+        ),
+        ("adapter: { lora: { init: eva, from: a } }", "`adapter.lora.init: eva` contradicts `from`", ""),
+        ("adapter: { lora: { init: olora, alpha: 0 } }", "divides by the scale, which is 0", ""),
+        ("adapter: { lora: { init: orthogonal, rank: 3 } }", "needs an even `rank`", ""),
+        (
+            "adapter: { lora: { freeze_a: true, b_lr_ratio: 4 } }",
+            "`adapter.lora.b_lr_ratio` has no effect",
+            "`optim.lr`",
+        ),
+        ("adapter: { lora: { b_lr_ratio: 0 } }", "B would never learn", ""),
+        ("adapter: { lora: { use_dora: true } }", "unknown key `use_dora`", "is `adapter.lora.dora` here"),
         ("optim: { optimizer: lion }", "unknown key `optimizer`", "is `optim.kind` here"),
         ("optim: adamw", "`optim`: expected a section, found the text `adamw`", ""),
         ("batch: { tokens: 1_024 }", "expected an integer (at least 1), found the text `1_024`", "write `1024`"),
@@ -299,6 +315,10 @@ fn numbers_are_read_as_people_write_them() {
 
 #[test]
 fn defaults_that_depend_on_other_keys_are_filled_in() {
+    let plus = plan(GOOD, &["adapter.lora.b_lr_ratio=16"]);
+    let groups: Vec<(String, Option<f64>)> = plus.optim().groups.into_iter().map(|g| (g.r#match, g.lr)).collect();
+    assert_eq!(groups, [(r"\.lora_B\.".to_string(), Some(16.0 * 2e-4))]);
+    assert!(plus.recipe.optim.groups.is_empty());
     let lora = plan(GOOD, &[]);
     assert_eq!((lora.lr(), lora.recipe.batch.accumulate, lora.recipe.batch.examples), (2e-4, Some(1), None));
     let full = plan(GOOD, &["adapter=", "batch.examples=8"]);
@@ -499,6 +519,7 @@ const UNCOMMON: &[&str] = &[
     "data.valid.rows",
     "data.valid.weight",
     "model.trained", // contradicts the adapter
+    "model.double_quantize",
     "adapter.lora.bias",
     "adapter.lora.freeze_a",
     "adapter.lora.b_lr_ratio",
