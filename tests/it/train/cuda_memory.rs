@@ -195,16 +195,22 @@ fn every_head_size_and_gpu_trains() {
         ("f32", "75", &efficient, 1e-5),
         ("bf16", "90", &flash, 0.02),
         ("bf16", "75", &efficient, 0.02),
+        ("f16", "90", &flash, 0.005),
+        ("f16", "75", &efficient, 0.005),
     ] {
         let (_, used, found) = train(&["model.device=cuda", &format!("model.dtype={dtype}")], capability);
         assert_eq!(&used, kernels, "{dtype} on {capability}");
         assert!(gap(found, expected) < bound, "{dtype} on {capability}: {found:?}, {expected:?}");
     }
-    // Left to itself, ft takes bfloat16 only where the GPU multiplies it.
-    let (text, ..) = train(&["model.device=cuda"], "75");
-    assert!(text.contains("arithmetic in float16 (multiplied by the GPU, which does not multiply bfloat16)"), "{text}");
-    let (text, ..) = train(&["model.device=cuda"], "80");
-    assert!(text.contains("arithmetic in bfloat16 (multiplied by the GPU)"), "{text}");
+    // Left to itself, ft takes a narrow format only where the GPU multiplies it.
+    for (capability, said) in [
+        ("61", "float32 (this device does not multiply bfloat16)"),
+        ("75", "float16 (multiplied by the GPU, which does not multiply bfloat16)"),
+        ("80", "bfloat16 (multiplied by the GPU)"),
+    ] {
+        let (text, ..) = train(&["model.device=cuda"], capability);
+        assert!(text.contains(&format!("arithmetic in {said}")), "{text}");
+    }
 }
 
 /// `ft doctor` multiplies only as much as this slow device can in a moment; `ft selftest` asks for free memory before
