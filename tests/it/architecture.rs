@@ -53,7 +53,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/data/tokenizer_files/", "src/data/chat/tokenizer.rs", "src/data/chat/load.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
     ("memmap2", &["src/nn/weights.rs", "src/convert/gguf/file.rs", "src/data/cache/token_store.rs"]),
-    ("torch_sys", &["src/native.rs", "src/native/products.rs"]),
+    ("torch_sys", &["src/native.rs", "src/native/products.rs", "src/native/quantised.rs"]),
     ("jsonschema", &["src/rewards/json.rs"]),
     ("ureq", &["src/rewards/http.rs"]),
     ("rusqlite", &["src/label/store/sqlite.rs"]),
@@ -96,12 +96,13 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native/cuda/library.rs", ""), // functions of the CUDA driver and NVRTC
     ("src/native/cuda/compiler.rs", ""),
     ("src/native/cuda/module.rs", ""),
-    ("src/native/products.rs", ""), // products and a decoding step over tensor memory
-    ("src/runtime.rs", ""),         // signals, the loader's list of libraries
-    ("src/machine/cpu.rs", ""),     // system calls, names of instruction sets
-    ("src/machine/memory.rs", ""),  // system calls
-    ("src/machine/cuda.rs", ""),    // the NVIDIA driver
-    ("src/bin/ft-launch.rs", ""),   // anonymous memory for the packed binary
+    ("src/native/products.rs", ""),  // products and a decoding step over tensor memory
+    ("src/native/quantised.rs", ""), // quantised weights in tensor memory
+    ("src/runtime.rs", ""),          // signals, the loader's list of libraries
+    ("src/machine/cpu.rs", ""),      // system calls, names of instruction sets
+    ("src/machine/memory.rs", ""),   // system calls
+    ("src/machine/cuda.rs", ""),     // the NVIDIA driver
+    ("src/bin/ft-launch.rs", ""),    // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/convert/gguf/file.rs", "Mmap::map"),
     ("src/data/cache/token_store.rs", "Mmap::map"),
@@ -248,10 +249,10 @@ fn imports_run_downward_and_libraries_stay_in_their_place() {
 fn instruction_set_specific_files_include_no_other_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("native");
     let included = Regex::new(r#"(?m)^\s*#include [<"](.+)[>"]"#).unwrap();
-    for file in ["product.cpp", "kernels.cpp"] {
+    for file in ["product.cpp", "kernels.cpp", "quantised.cpp", "dequantise.h"] {
         let text = std::fs::read_to_string(root.join(file)).unwrap();
         let found: Vec<String> = included.captures_iter(text.as_str()).map(|c| c.unwrap()[1].to_string()).collect();
-        let plain = ["cstdint", "cstring", "immintrin.h", "kernels.h", "numbers.h"];
+        let plain = ["cstdint", "cstring", "immintrin.h", "kernels.h", "numbers.h", "dequantise.h", "quantised.h"];
         assert!(!found.is_empty() && found.iter().all(|f| plain.contains(&f.as_str())), "{file}: {found:?}");
     }
 }
