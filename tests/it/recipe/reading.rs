@@ -427,6 +427,10 @@ fn shipped_recipes_are_valid_and_read_alike_by_serde_yaml() {
         if let Some(cut) = &mut other.model.cut {
             cut.from = ft::fsutil::absolute(&cut.from);
         }
+        // The scales of 4-bit weights are quantised unless the recipe says otherwise.
+        if other.model.quantize.is_some() {
+            other.model.double_quantize = Some(true);
+        }
         // A reward model's head is saved with its adapter.
         if let (MethodSpec::Reward(_), Some(AdapterSpec::Lora(lora))) = (&other.method, &mut other.adapter) {
             lora.modules_to_save.push("score".into());
@@ -509,6 +513,7 @@ const UNCOMMON: &[&str] = &[
     "model.init",
     "model.config",
     "model.tokenizer",
+    "model.double_quantize", // needs model.quantize
     "adapter.lora.layers_pattern",
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",
