@@ -84,6 +84,8 @@ pub const SYNONYMS: &[Synonym] = &[
     is("optim.floor", &["min_lr", "min_lr_ratio", "min_lr_rate", "lr_min", "cosine_min_lr_ratio", "lr_scheduler_kwargs"], "a share of the peak"),
     is("optim.decay", &["num_decay_steps", "decay_ratio", "decay_steps"], "a share of all steps"),
     is("optim.max_norm", &["max_grad_norm", "clip_grad", "clip_grad_norm", "gradient_clip_val", "gradient_clipping", "grad_clip"], ""),
+    is("adapter.prompt_tuning.text", &["prompt_tuning_init_text"], ""),
+    is("adapter.prefix_tuning.projection", &["prefix_projection"], ""),
     is("run.out", &["output_dir", "save_dir", "out_dir", "output", "adapter_path"], ""),
     is("run.epochs", &["num_train_epochs", "num_epochs", "n_epochs"], ""),
     is("run.steps", &["max_steps", "max_steps_per_epoch", "iters", "train_steps", "num_steps"], ""),
