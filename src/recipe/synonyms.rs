@@ -113,7 +113,7 @@ pub const SYNONYMS: &[Synonym] = &[
     none(&["deepspeed", "fsdp", "fsdp_config", "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "world_size", "tensor_parallel_size"], "a run uses one device"),
     none(&["dataloader_num_workers", "preprocessing_num_workers", "dataset_processes", "dataset_num_proc", "dataloader_pin_memory", "dataloader_drop_last"], "there is no such setting"),
     none(&["special_tokens", "pad_token", "eos_token", "add_eos_token", "resize_vocab"], "special tokens come from the model's folder and its chat template"),
-    none(&["task_type", "bias", "fan_in_fan_out", "remove_unused_columns", "do_train"], "there is no such setting"),
+    none(&["task_type", "fan_in_fan_out", "remove_unused_columns", "do_train"], "there is no such setting"),
 ];
 
 /// Other tools' words for choices: (theirs, ours). A row applies to every key that has `ours` among its choices.

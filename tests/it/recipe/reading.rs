@@ -509,6 +509,7 @@ const UNCOMMON: &[&str] = &[
     "model.init",
     "model.config",
     "model.tokenizer",
+    "adapter.lora.bias",
     "adapter.lora.layers_pattern",
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",
