@@ -514,6 +514,7 @@ const UNCOMMON: &[&str] = &[
     "model.config",
     "model.tokenizer",
     "model.double_quantize", // needs model.quantize
+    "adapter.lora.bias",
     "adapter.lora.layers_pattern",
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",
@@ -523,12 +524,7 @@ const UNCOMMON: &[&str] = &[
     "data.valid.columns",
     "data.valid.rows",
     "data.valid.weight",
-    "model.trained", // contradicts the adapter
-    "model.double_quantize",
-    "adapter.lora.bias",
-    "adapter.lora.freeze_a",
-    "adapter.lora.b_lr_ratio",
-    "adapter.lora.token_rows",
+    "model.trained",     // contradicts the adapter
     "run.replay.layers", // in the comment of run.replay
     "optim.kind.",
     "optim.decay_norms",
