@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 pub(super) enum Cayley {
     /// `(I - Q) (I + Q)^-1`, which is orthogonal.
     Exact,
-    /// The first terms of its Neumann series: `I + 2 Q + 2 Q² + … + Q^(n-1)`, which is nearly orthogonal for small Q. The
-    /// last term is not doubled, as in PEFT since 0.18.
+    /// The first terms of the Neumann series of its transpose, `(I + Q) (I - Q)^-1`: `I + 2 Q + 2 Q² + … + Q^(n-1)`, which is
+    /// nearly orthogonal for small Q. That it is the transpose, and that the last term is not doubled, is as in PEFT.
     Neumann(i64),
 }
 
@@ -116,7 +116,7 @@ mod tests {
         let missing = q.powi(4) + 2.0 * q.powi(5) / (1.0 - q);
         let most = missing * (2.0 + missing);
         assert!(exact < 1e-6 && series > 1e-6 && series < most, "{exact:e} and {series:e}, at most {most:e}");
-        let gap = Cayley::Exact.rotations(&entries, 4) - Cayley::Neumann(30).rotations(&entries, 4);
+        let gap = Cayley::Exact.rotations(&entries, 4) - Cayley::Neumann(30).rotations(&entries, 4).transpose(1, 2);
         assert!(gap.abs().max().double_value(&[]) < 1e-6);
         assert!(Cayley::Neumann(5).rotations(&identity(3, 4), 4).get(2).equal(&one));
     }
