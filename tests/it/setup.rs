@@ -542,7 +542,9 @@ fn the_one_file_ft_finds_a_libtorch_or_says_what_to_do() {
     let packed = dir.path().join("elsewhere/ft");
     succeed(Command::new("bash").arg(at("setup/pack.sh")).args([LAUNCHER, FT]).arg(&packed));
     let size = fs::metadata(&packed).expect("packed").len();
-    assert!(size < 60_000_000, "{size} bytes");
+    // 60.3 MB when this was written: half of it polars and what is generated from its types, 5 MB our own code, 3 MB text
+    // and tables. A jump means that a large dependency, debug symbols or a part of libtorch came in.
+    assert!(size < 64_000_000, "{size} bytes");
 
     let bare = || {
         let mut command = Command::new(&packed);
