@@ -90,7 +90,7 @@ impl AdapterKind for LohaSpec {
     }
 
     fn peft_refusal(&self, _modules: &BTreeSet<&str>) -> Option<String> {
-        rank_settings::refusal_of_gpt2("LoHa", self.modules.fan_in_fan_out)
+        peft::refusal_of_gpt2("LoHa", self.modules.fan_in_fan_out)
     }
 
     fn config(&self, base: &str) -> Value {

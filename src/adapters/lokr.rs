@@ -93,7 +93,7 @@ impl AdapterKind for LokrSpec {
     }
 
     fn peft_refusal(&self, _modules: &BTreeSet<&str>) -> Option<String> {
-        rank_settings::refusal_of_gpt2("LoKr", self.modules.fan_in_fan_out)
+        peft::refusal_of_gpt2("LoKr", self.modules.fan_in_fan_out)
     }
 
     fn config(&self, base: &str) -> Value {

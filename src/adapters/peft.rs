@@ -189,6 +189,11 @@ pub(super) fn config<K: AdapterKind + ?Sized>(kind: &K, peft_type: &str, base: &
     Value::Object(config)
 }
 
+/// Returns the reason why PEFT cannot read an adapter of gpt2, for kinds that adapt torch's linear layers only.
+pub(super) fn refusal_of_gpt2(title: &str, transposed: bool) -> Option<String> {
+    transposed.then(|| format!("its {title} does not adapt the linear layers of gpt2: ft merge makes a model it reads"))
+}
+
 /// Returns whole numbers as JSON integers, as PEFT writes them.
 pub(super) fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }

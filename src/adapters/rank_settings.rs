@@ -102,8 +102,3 @@ impl ModuleRanks {
         self.alphas.get(module) / self.rank(module) as f64
     }
 }
-
-/// The reason why PEFT cannot read an adapter of gpt2, for kinds that adapt torch's linear layers only.
-pub(super) fn refusal_of_gpt2(title: &str, transposed: bool) -> Option<String> {
-    transposed.then(|| format!("its {title} does not adapt the linear layers of gpt2: ft merge makes a model it reads"))
-}

@@ -11,7 +11,6 @@ use super::module_settings::{ALL_LINEAR, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::rank_settings;
 use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -114,7 +113,7 @@ impl AdapterKind for OftSpec {
     }
 
     fn peft_refusal(&self, _modules: &BTreeSet<&str>) -> Option<String> {
-        rank_settings::refusal_of_gpt2("OFT", self.modules.fan_in_fan_out)
+        peft::refusal_of_gpt2("OFT", self.modules.fan_in_fan_out)
     }
 
     fn config(&self, base: &str) -> Value {
