@@ -4,8 +4,9 @@
 //! A parser may refuse any input, but only with a readable error that blames the input; it must not panic.
 
 use ft::adapters::file;
-use ft::convert::gguf::file::Gguf;
-use ft::convert::gguf::{architecture, quant, vocabulary};
+use ft::gguf::file::Gguf;
+use ft::gguf::{architecture, quant};
+use ft::data::tokenizer_files::gguf::vocabulary;
 use ft::data::chat::{ChatTemplate, ChatTokenizer};
 use ft::data::rows;
 use ft::data::rows::{Record, RowFormat};
@@ -45,7 +46,7 @@ pub fn gguf(data: &[u8]) {
     let Some(Some(arch)) = fair(file.text("general.architecture")) else { return };
     let Some(length) = fair(architecture::context_length(&file, arch)) else { return };
     if let Some(vocabulary) = fair(vocabulary::rebuild(&file, length, None)) {
-        fair(architecture::map_model(&file, arch, &vocabulary));
+        fair(architecture::map_model(&file, arch, &vocabulary.ids()));
     }
 }
 

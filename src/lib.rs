@@ -18,6 +18,7 @@ pub mod error;
 pub mod eval;
 pub mod fsutil;
 pub mod generate;
+pub mod gguf;
 pub mod jinja;
 pub mod json;
 pub mod label;

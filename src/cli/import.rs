@@ -1,7 +1,7 @@
 //! `ft import`: converts a GGUF file; arguments, progress bar and summary.
 
 use clap::{Args, ValueEnum};
-use ft::convert::gguf::import::{GgufImportOptions, GgufImportSummary, import};
+use ft::convert::gguf_import::{GgufImportOptions, GgufImportSummary, import};
 use ft::error::{Error, Result};
 use ft::nn::safetensors::Dtype;
 use ft::report;

@@ -2,13 +2,13 @@
 //!
 //! A directory appears completely written or not at all.
 //!
-//! gguf: reads GGUF files and converts them. folder: the files of a directory besides weights. verify: compares a
+//! gguf_import: converts a GGUF file. folder: the files of a directory besides weights. verify: compares a
 //! written directory with the model in memory. export: saves a model or adapter. merged, student: models made from
 //! others.
 
 pub mod export;
 pub mod folder;
-pub mod gguf;
+pub mod gguf_import;
 pub mod merged;
 pub mod quantised_base;
 pub mod student;

@@ -14,7 +14,7 @@ use super::params::{LayerKind, Param, ParamStore, QuantisedParam};
 use super::quantised::{Quantisation, QuantisedWeight};
 use super::virtual_tokens::{ModelSizes, VirtualTokens};
 use super::weight::{Dense, Weight, cast};
-use super::weights::Weights;
+use super::weights::{QuantisedEntry, Weights};
 use crate::error::{Error, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -340,6 +340,9 @@ impl ModuleScope<'_> {
         let b = self.builder;
         let whole = b.adapters.iter().any(|adapter| adapter.trains_in_full(&self.path, layer));
         let possible = layer == LayerKind::Linear && b.trained.is_none() && !whole;
+        if let Some(matrix) = self.stored_quantised("weight") {
+            return self.quantised_weight("weight", matrix, layer, shape, whole);
+        }
         let found = self.find("weight", layer, shape, None);
         let Some(format) = b.quantise.filter(|_| possible) else {
             let quantised = if possible { QuantisedParam::Possible } else { QuantisedParam::Never };
@@ -347,16 +350,58 @@ impl ModuleScope<'_> {
         };
         let matrix = if found.transposed { found.tensor.tr() } else { found.tensor.shallow_clone() };
         match QuantisedWeight::quantise(&matrix, format, b.device) {
-            Ok(weight) => {
-                let FoundTensor { name, transposed, .. } = found;
-                let (tensor, quantised) = (weight.tensors()[0].shallow_clone(), QuantisedParam::Done(weight.clone()));
-                let (adapter, scale) = (None, false);
-                b.store.borrow_mut().add(Param { name, tensor, quantised, layer, adapter, transposed, scale });
-                Weight::Quantised(weight)
-            }
+            Ok(weight) => self.add_quantised(found.name, found.transposed, layer, weight),
             Err(e) => {
                 b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{}`", b.origin(), found.name)));
                 found.tensor.into()
+            }
+        }
+    }
+
+    /// Records a quantised weight and returns it.
+    fn add_quantised(&self, name: String, transposed: bool, layer: LayerKind, weight: QuantisedWeight) -> Weight {
+        let (tensor, quantised) = (weight.tensors()[0].shallow_clone(), QuantisedParam::Done(weight.clone()));
+        let (adapter, scale) = (None, false);
+        let param = Param { name, tensor, quantised, layer, adapter, transposed, scale };
+        self.builder.store.borrow_mut().add(param);
+        Weight::Quantised(weight)
+    }
+
+    /// Returns a matrix that the checkpoint contains quantised.
+    fn stored_quantised(&self, name: &str) -> Option<Rc<dyn QuantisedEntry>> {
+        match self.builder.source {
+            WeightSource::Disk(weights) => weights.quantised(&(self / name).path).cloned(),
+            WeightSource::Random(_) => None,
+        }
+    }
+
+    /// Reads a weight that the checkpoint contains quantised. It cannot be trained in full (`whole`).
+    fn quantised_weight(
+        &self,
+        name: &str,
+        matrix: Rc<dyn QuantisedEntry>,
+        layer: LayerKind,
+        shape: &[i64],
+        whole: bool,
+    ) -> Weight {
+        let (b, full) = (self.builder, (self / name).path);
+        b.used.borrow_mut().insert(full.clone());
+        let placeholder = || Tensor::zeros([1, 1], (b.kind, Device::Cpu)).into();
+        if matrix.shape() != shape {
+            b.problems.borrow_mut().push(format!("`{full}` has shape {:?}, expected {shape:?}", matrix.shape()));
+            return placeholder();
+        }
+        let trained = whole || b.trained.as_ref().is_some_and(|trained| trained(&full, layer));
+        let read = match trained {
+            true => Err(Error::user("this weight is stored quantised and cannot be trained")
+                .hint("train an adapter over it, or use the model in its original number format")),
+            false => matrix.read(b.device),
+        };
+        match read {
+            Ok(weight) => self.add_quantised(full, false, layer, weight),
+            Err(e) => {
+                b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{full}`", b.origin())));
+                placeholder()
             }
         }
     }

@@ -55,4 +55,4 @@ pub use rope::{Rope, RopeScaling};
 pub use tokens::{Segments, Tokens};
 pub use virtual_tokens::{ModelSizes, VirtualPlace, VirtualRow, VirtualTokens};
 pub use weight::{DecodingGuard, Dense, Weight};
-pub use weights::{ParamMapping, Weights};
+pub use weights::{ParamMapping, QuantisedEntry, Weights};

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fsutil::{excerpt, io_error, parse_json, read_to_string, refuse_unfinished_move};
 use crate::native;
+use crate::nn::quantised::QuantisedWeight;
 use crate::nn::safetensors;
 use ::safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use memmap2::Mmap;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// The tensors of a checkpoint, by name. They can be viewed in the mapped files or read into allocated memory.
@@ -18,6 +20,19 @@ pub struct Weights {
     files: Vec<File>,
     maps: Vec<Tensor>, // one per file: (bytes) uint8, a copy-on-write mapping
     entries: BTreeMap<String, TensorLocation>,
+    quantised: BTreeMap<String, Rc<dyn QuantisedEntry>>,
+}
+
+/// A matrix that a checkpoint contains in quantised form. It is read when a model is built.
+pub trait QuantisedEntry {
+    /// Returns the shape as a linear layer uses it: (out, in).
+    fn shape(&self) -> [i64; 2];
+
+    /// Returns the size on disk in bytes, scales included.
+    fn bytes(&self) -> u64;
+
+    /// Reads the numbers, which stay quantised, to `device`. Fails if they or their scales are damaged.
+    fn read(&self, device: Device) -> Result<QuantisedWeight>;
 }
 
 /// File, offset, dtype and shape of a tensor on disk.
@@ -51,7 +66,7 @@ impl Weights {
         refuse_unfinished_move(folder)?;
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
-        let mut weights = Self { origin: folder.into(), files: Vec::new(), maps: Vec::new(), entries: BTreeMap::new() };
+        let mut weights = Self::empty(folder);
         if single.exists() {
             weights.map(&single)?;
         } else if index.exists() {
@@ -82,9 +97,25 @@ impl Weights {
 
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut weights = Self { origin: path.into(), files: Vec::new(), maps: Vec::new(), entries: BTreeMap::new() };
+        let mut weights = Self::empty(path);
         weights.map(path)?;
         Ok(weights)
+    }
+
+    /// Begins a checkpoint without tensors, which comes from the file or folder `origin`.
+    fn empty(origin: &Path) -> Self {
+        let (entries, quantised) = (BTreeMap::new(), BTreeMap::new());
+        Self { origin: origin.into(), files: Vec::new(), maps: Vec::new(), entries, quantised }
+    }
+
+    /// Adds a matrix that is stored quantised.
+    pub fn add_quantised(&mut self, name: String, matrix: Rc<dyn QuantisedEntry>) {
+        self.quantised.insert(name, matrix);
+    }
+
+    /// Returns a matrix that is stored quantised; `None` if there is none of this name.
+    pub fn quantised(&self, name: &str) -> Option<&Rc<dyn QuantisedEntry>> {
+        self.quantised.get(name)
     }
 
     fn map(&mut self, path: &Path) -> Result<()> {
@@ -111,12 +142,21 @@ impl Weights {
     /// Renames all tensors from the checkpoint's names to the model's parameters by `place`. Tensors for which it
     /// returns `None` are left out. Fails if two tensors get the same name.
     pub fn map_names(&mut self, place: impl Fn(&str) -> Option<ParamMapping>) -> Result<()> {
+        let origin = self.origin.display().to_string();
+        let two_tensors = |name: &str| {
+            Error::user(format!("{origin}: two tensors for `{name}`")).hint("the file holds two checkpoints: keep one")
+        };
         for (old, mut entry) in std::mem::take(&mut self.entries) {
             let Some(ParamMapping { name, transposed }) = place(&old) else { continue };
             entry.transposed = transposed;
             if self.entries.insert(name.clone(), entry).is_some() {
-                return Err(Error::user(format!("{}: two tensors for `{name}`", self.origin.display()))
-                    .hint("the file holds two checkpoints: keep one"));
+                return Err(two_tensors(&name));
+            }
+        }
+        for (old, matrix) in std::mem::take(&mut self.quantised) {
+            let Some(ParamMapping { name, .. }) = place(&old) else { continue };
+            if self.entries.contains_key(&name) || self.quantised.insert(name.clone(), matrix).is_some() {
+                return Err(two_tensors(&name));
             }
         }
         Ok(())
@@ -126,6 +166,9 @@ impl Weights {
     pub fn alias(&mut self, name: &str, of: &str) {
         if let Some(entry) = self.entries.get(of).cloned() {
             self.entries.insert(name.into(), entry);
+        }
+        if let Some(matrix) = self.quantised.get(of).cloned() {
+            self.quantised.insert(name.into(), matrix);
         }
     }
 
@@ -139,12 +182,12 @@ impl Weights {
         &self.origin
     }
 
-    /// Returns the names of all tensors, sorted.
+    /// Returns the names of all tensors and quantised matrices.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.entries.keys().chain(self.quantised.keys()).map(String::as_str)
     }
 
-    /// Returns the shape of a tensor; `None` if there is none of this name.
+    /// Returns the shape of a tensor that is not quantised; `None` if there is none of this name.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
@@ -156,7 +199,8 @@ impl Weights {
 
     /// Returns the size of all tensors on disk in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.entries.values().map(|e| e.bytes as u64).sum()
+        let quantised: u64 = self.quantised.values().map(|matrix| matrix.bytes()).sum();
+        quantised + self.entries.values().map(|e| e.bytes as u64).sum::<u64>()
     }
 
     /// Returns a tensor as a view of the mapped file, in its own dtype; `None` if there is none of this name.
@@ -177,9 +221,9 @@ impl Weights {
         Some(read.map(|()| tensor).map_err(|error| io_error("reading", &self.origin, error)))
     }
 
-    /// Returns all tensors as views of the mapped files.
+    /// Returns all tensors that are not quantised as views of the mapped files.
     pub fn all(&self) -> BTreeMap<String, Tensor> {
-        self.names().map(|n| (n.to_string(), self.get(n).expect("listed"))).collect()
+        self.entries.keys().map(|n| (n.to_string(), self.get(n).expect("listed"))).collect()
     }
 }
 

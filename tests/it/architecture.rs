@@ -21,7 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["models"],
     &["adapters"],
     &["nn"],
-    &["native", "stats"],
+    &["native", "stats", "gguf"],
 ];
 
 /// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the
@@ -52,7 +52,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("glob", &["src/data/source/"]),
     ("tokenizers", &["src/data/tokenizer_files/", "src/data/chat/tokenizer.rs", "src/data/chat/load.rs"]),
     ("safetensors", &["src/nn/weights.rs", "src/nn/safetensors.rs", "src/convert/"]),
-    ("memmap2", &["src/nn/weights.rs", "src/convert/gguf/file.rs", "src/data/cache/token_store.rs"]),
+    ("memmap2", &["src/nn/weights.rs", "src/gguf/file.rs", "src/data/cache/token_store.rs"]),
     ("torch_sys", &["src/native/"]),
     ("jsonschema", &["src/rewards/json.rs"]),
     ("ureq", &["src/rewards/http.rs"]),
@@ -111,7 +111,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/machine/cuda.rs", ""),     // the NVIDIA driver
     ("src/bin/ft-launch.rs", ""),    // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
-    ("src/convert/gguf/file.rs", "Mmap::map"),
+    ("src/gguf/file.rs", "Mmap::map"),
     ("src/data/cache/token_store.rs", "Mmap::map"),
     ("src/data/cache/token_store.rs", "unchecked_advise"),
 ];

@@ -2,7 +2,7 @@
 //! file and a next step, and must leave no files behind. Inputs that could crash the process run in a separate one.
 
 use crate::support::*;
-use ft::convert::gguf::import::{GgufImportOptions, import};
+use ft::convert::gguf_import::{GgufImportOptions, import};
 use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
 use ft::models::{self, Heads, LoadOptions, Model, Storage};

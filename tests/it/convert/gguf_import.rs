@@ -1,9 +1,9 @@
 //! Compares `ft import` with how the reference libraries read the same files, and tests it on damaged files.
 
 use crate::support::fixture;
-use ft::convert::gguf::file::Gguf;
-use ft::convert::gguf::import::{GgufImportOptions, GgufImportSummary, import};
-use ft::convert::gguf::quant::{GgmlType, dequantise};
+use ft::gguf::file::Gguf;
+use ft::convert::gguf_import::{GgufImportOptions, GgufImportSummary, import};
+use ft::gguf::quant::{GgmlType, dequantise};
 use ft::error::{Error, ErrorKind, Result};
 use ft::nn::safetensors::Dtype;
 use half::f16;

@@ -5,7 +5,7 @@
 use crate::support::*;
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
 use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
-use ft::convert::gguf::import::{GgufImportOptions, import};
+use ft::convert::gguf_import::{GgufImportOptions, import};
 use ft::convert::{export, merged};
 use ft::models::{self, Config, Heads, LayerReplay, LoadOptions, Metrics, Model, Storage};
 use ft::nn::{AdapterPlan, Tokens, Weights, weights};

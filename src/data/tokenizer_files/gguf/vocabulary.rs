@@ -3,10 +3,11 @@
 //! Every token keeps its id. Control and user-defined tokens become added tokens, so that text matches them as a whole.
 //! Placeholders that only pad the vocabulary to the size of the embedding are left out. Knows nothing of tensors.
 
-use super::file::Gguf;
 use super::pretokenizer::PreTokenizer;
 use crate::data::tokenizer_files::{added_tokens, sentencepiece};
 use crate::error::{Error, Result};
+use crate::gguf::architecture::TokenIds;
+use crate::gguf::file::Gguf;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
 
@@ -32,6 +33,13 @@ pub struct TokenizerFiles {
     pub size: usize,
     /// Warnings for the user about doubtful choices made here.
     pub warnings: Vec<String>,
+}
+
+impl TokenizerFiles {
+    /// Returns the ids that config.json contains.
+    pub fn ids(&self) -> TokenIds {
+        TokenIds { bos: self.bos, pad: self.pad, stops: self.stops.clone(), size: self.size }
+    }
 }
 
 /// Token types of GGUF, by number.

@@ -5,7 +5,6 @@
 use super::file::Gguf;
 use super::rope_scaling;
 use super::tensor_map::{LayoutChange, MappedTensor, TensorMapper};
-use super::vocabulary::TokenizerFiles;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -17,15 +16,28 @@ pub struct MappedModel {
     pub tensors: Vec<MappedTensor>,
 }
 
+/// The ids of a vocabulary that config.json contains.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenIds {
+    /// The token that begins a text.
+    pub bos: Option<u64>,
+    /// The padding token.
+    pub pad: Option<u64>,
+    /// Every token that ends an answer.
+    pub stops: Vec<u64>,
+    /// Number of ids; the embedding must have at least as many rows.
+    pub size: usize,
+}
+
 /// The architectures that can be imported, by their names in GGUF files.
 pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
 
 /// Maps a file of the architecture `arch`. Fails for an unknown architecture and for metadata or tensors that do not
 /// fit it.
-pub fn map_model(gguf: &Gguf, arch: &str, vocabulary: &TokenizerFiles) -> Result<MappedModel> {
+pub fn map_model(gguf: &Gguf, arch: &str, tokens: &TokenIds) -> Result<MappedModel> {
     match arch {
-        "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut TensorMapper::new(gguf, arch)?, vocabulary),
-        "gpt2" => gpt2(&mut TensorMapper::new(gguf, arch)?, vocabulary),
+        "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut TensorMapper::new(gguf, arch)?, tokens),
+        "gpt2" => gpt2(&mut TensorMapper::new(gguf, arch)?, tokens),
         other => Err(Error::user(format!("{}: architecture `{other}` is not supported", gguf.path().display()))
             .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", ")))),
     }
@@ -40,22 +52,22 @@ pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
 fn common_config(
     class: &str,
     model_type: &str,
-    vocabulary: &TokenizerFiles,
+    tokens: &TokenIds,
     vocab: u64,
     tied: bool,
 ) -> Map<String, Value> {
-    let eos = match vocabulary.stops[..] {
+    let eos = match tokens.stops[..] {
         [] => Value::Null,
         [one] => json!(one),
         ref many => json!(many),
     };
     let Value::Object(map) = json!({
         "architectures": [class],
-        "bos_token_id": vocabulary.bos,
+        "bos_token_id": tokens.bos,
         "eos_token_id": eos,
         "initializer_range": 0.02,
         "model_type": model_type,
-        "pad_token_id": vocabulary.pad,
+        "pad_token_id": tokens.pad,
         "tie_word_embeddings": tied,
         "use_cache": true,
         "vocab_size": vocab,
@@ -72,7 +84,7 @@ fn extend(config: &mut Map<String, Value>, more: Value) {
 }
 
 /// Maps Llama, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP.
-fn rotary_decoder(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<MappedModel> {
+fn rotary_decoder(s: &mut TensorMapper, tokens: &TokenIds) -> Result<MappedModel> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;
     let inner = s.number("feed_forward_length")?;
@@ -98,7 +110,7 @@ fn rotary_decoder(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<M
     let theta = s.gguf.float(&s.key("rope.freq_base"))?.unwrap_or(10000.0);
     let scaling = rope_scaling::read(s.gguf, s.arch, head_dim, theta)?;
     s.skip(rope_scaling::FACTORS);
-    let vocab = s.embedding_rows(vocabulary.size)?;
+    let vocab = s.embedding_rows(tokens.size)?;
 
     let bias = s.arch == "qwen2" || s.has("blk.0.attn_q.bias");
     let output_bias = s.arch != "qwen2" && bias;
@@ -160,7 +172,7 @@ fn rotary_decoder(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<M
         "qwen2" => "Qwen2ForCausalLM",
         _ => "Qwen3ForCausalLM",
     };
-    let mut config = common_config(class, s.arch, vocabulary, vocab, tied);
+    let mut config = common_config(class, s.arch, tokens, vocab, tied);
     extend(
         &mut config,
         json!({
@@ -199,7 +211,7 @@ fn rotary_decoder(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<M
 }
 
 /// Maps GPT-2: LayerNorm, learned positions, fused q/k/v, `Conv1D` weights.
-fn gpt2(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<MappedModel> {
+fn gpt2(s: &mut TensorMapper, tokens: &TokenIds) -> Result<MappedModel> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;
     let inner = s.number_or("feed_forward_length", 4 * hidden)?;
@@ -208,7 +220,7 @@ fn gpt2(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<MappedModel
     if hidden % heads != 0 {
         return Err(s.unsupported(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
     }
-    let vocab = s.embedding_rows(vocabulary.size)?;
+    let vocab = s.embedding_rows(tokens.size)?;
 
     s.map_tensor("token_embd.weight", "transformer.wte.weight", &[vocab, hidden], LayoutChange::None)?;
     s.map_tensor("position_embd.weight", "transformer.wpe.weight", &[context, hidden], LayoutChange::None)?;
@@ -234,7 +246,7 @@ fn gpt2(s: &mut TensorMapper, vocabulary: &TokenizerFiles) -> Result<MappedModel
     s.map_tensor("output_norm.bias", "transformer.ln_f.bias", &[hidden], LayoutChange::None)?;
     let tied = s.map_head(vocab, hidden)?;
 
-    let mut config = common_config("GPT2LMHeadModel", "gpt2", vocabulary, vocab, tied);
+    let mut config = common_config("GPT2LMHeadModel", "gpt2", tokens, vocab, tied);
     extend(
         &mut config,
         json!({

@@ -3,13 +3,13 @@
 //! Tensors are dequantised, rearranged to Hugging Face's layout, cast and written one at a time, so memory holds only
 //! one of them. The directory appears completely written or not at all.
 
-use super::architecture::{self, ARCHITECTURES};
-use super::file::Gguf;
-use super::quant::dequantise;
-use super::tensor_map::{LayoutChange, MappedTensor};
-use super::vocabulary::{self, TokenizerFiles};
+use crate::data::tokenizer_files::gguf::vocabulary::{self, TokenizerFiles};
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::gguf::architecture::{self, ARCHITECTURES};
+use crate::gguf::file::Gguf;
+use crate::gguf::quant::dequantise;
+use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
 use crate::nn::safetensors::{self, Dtype, TensorHeader};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -90,7 +90,7 @@ pub fn import(
             .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
     }
     let vocabulary = vocabulary::rebuild(&gguf, architecture::context_length(&gguf, arch)?, options.pre_tokenizer)?;
-    let mut model = architecture::map_model(&gguf, arch, &vocabulary)?;
+    let mut model = architecture::map_model(&gguf, arch, &vocabulary.ids())?;
     model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
 
     let (name, license) = (gguf.text("general.name")?, gguf.text("general.license")?);
