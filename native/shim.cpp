@@ -142,6 +142,12 @@ int ft_drop_gradients(Tensor** p, int n) {
   GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
 }
 
+// 1 if the tensor, or the leaf that it is a recorded view of, requires a gradient. A view itself goes on requiring one when
+// its leaf no longer does.
+int ft_learns(Tensor* t) {
+  GUARD(-1, return (t->is_leaf() || !t->is_view() ? t->requires_grad() : t->_base().requires_grad()) ? 1 : 0;)
+}
+
 // ---------------------------------------------------------------- arithmetic of the whole process
 // deterministic: operations whose sums have no fixed order use a slower way that has one, or fail if there is none.
 // tf32: factors of float32 products may be rounded to 10 bits of mantissa on a GPU.

@@ -6,11 +6,11 @@
 
 use super::base_product::base_product;
 use super::kind::AdapterKind;
-use super::module_settings::ModuleSettings;
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::targets::{ModuleRules, ModuleRulesMut, Targets};
+use super::targets::Targets;
 use super::update::{SumUpdate, WeightUpdate};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, AdapterSite, Dense, JointForm, LayerKind};
@@ -38,11 +38,23 @@ pub struct BitfitSpec {
     pub modules: ModuleSettings,
 }
 
-impl AdapterKind for BitfitSpec {
-    fn name(&self) -> &'static str {
-        "bitfit"
+impl ModuleKind for BitfitSpec {
+    const NAME: &'static str = "bitfit";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+
+    fn usual_targets() -> &'static Targets {
+        &USUAL
+    }
+}
+
+impl AdapterKind for BitfitSpec {
     fn title(&self) -> &'static str {
         "BitFit"
     }
@@ -51,20 +63,8 @@ impl AdapterKind for BitfitSpec {
         "bitfit".into()
     }
 
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.bitfit", &USUAL)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&USUAL)
-    }
-
     fn has_named_targets(&self) -> bool {
         self.modules.has_names_alone()
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {

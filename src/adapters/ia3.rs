@@ -3,11 +3,11 @@
 
 use super::base_product::base_product;
 use super::kind::{AdapterKind, ModuleMemory};
-use super::module_settings::ModuleSettings;
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::targets::{ModuleRules, ModuleRulesMut, Targets, regex};
+use super::targets::{Targets, regex};
 use super::update::{ScaleUpdate, WeightUpdate};
 use crate::error::Result;
 use crate::nn::scale::scale_columns;
@@ -68,11 +68,23 @@ impl Feedforward {
     }
 }
 
-impl AdapterKind for Ia3Spec {
-    fn name(&self) -> &'static str {
-        "ia3"
+impl ModuleKind for Ia3Spec {
+    const NAME: &'static str = "ia3";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+
+    fn usual_targets() -> &'static Targets {
+        &USUAL
+    }
+}
+
+impl AdapterKind for Ia3Spec {
     fn title(&self) -> &'static str {
         "IA3"
     }
@@ -81,20 +93,8 @@ impl AdapterKind for Ia3Spec {
         "ia3".into()
     }
 
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.ia3", &USUAL)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&USUAL)
-    }
-
     fn has_named_targets(&self) -> bool {
         self.modules.has_names_alone()
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {

@@ -9,8 +9,9 @@
 //! parameters and kept while these do not change (`cached`), and merging (`merge`, by the [`WeightUpdate`] of each
 //! tensor).
 
+use super::module_settings::KindSection;
 use super::plan::{AdaptLayer, ModulePlan};
-use super::targets::{ModuleRules, ModuleRulesMut, ModuleSelection, Targets};
+use super::targets::{ModuleSelection, Targets};
 use super::training::TrainingPart;
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -53,24 +54,12 @@ pub struct ModuleMemory {
 }
 
 /// A kind of adapter, as its settings describe it.
-pub trait AdapterKind {
-    /// Returns the name of the kind's section in a recipe, such as `lora`.
-    fn name(&self) -> &'static str;
-
+pub trait AdapterKind: KindSection {
     /// Returns the name of the kind in texts, such as `LoRA`.
     fn title(&self) -> &'static str;
 
     /// Returns a short description, such as `lora r16`.
     fn describe(&self) -> String;
-
-    /// Returns the settings that select modules.
-    fn rules(&self) -> ModuleRules<'_>;
-
-    /// Returns the settings that select modules, to change them.
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_>;
-
-    /// Returns the folder of the adapter that training continues; `None` for a new adapter.
-    fn continues(&self) -> Option<&Path>;
 
     /// Returns how the adapter attaches to one layer. Fails for invalid patterns.
     fn layers(&self) -> Result<Box<dyn AdaptLayer>>;

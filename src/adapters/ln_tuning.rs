@@ -1,11 +1,11 @@
 //! LayerNorm tuning (Zhao et al. 2023, arXiv 2312.11420): trains the norms' weights and biases, and nothing else.
 
 use super::kind::AdapterKind;
-use super::module_settings::ModuleSettings;
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::targets::{ModuleRules, ModuleRulesMut, Targets};
+use super::targets::Targets;
 use super::update::{ReplacementUpdate, WeightUpdate};
 use crate::error::Result;
 use crate::nn::{Adapter, AdapterSite, LayerKind};
@@ -33,11 +33,23 @@ pub struct LnTuningSpec {
     pub modules: ModuleSettings,
 }
 
-impl AdapterKind for LnTuningSpec {
-    fn name(&self) -> &'static str {
-        "ln_tuning"
+impl ModuleKind for LnTuningSpec {
+    const NAME: &'static str = "ln_tuning";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+
+    fn usual_targets() -> &'static Targets {
+        &USUAL
+    }
+}
+
+impl AdapterKind for LnTuningSpec {
     fn title(&self) -> &'static str {
         "LayerNorm tuning"
     }
@@ -46,20 +58,8 @@ impl AdapterKind for LnTuningSpec {
         "ln_tuning".into()
     }
 
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.ln_tuning", &USUAL)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&USUAL)
-    }
-
     fn has_named_targets(&self) -> bool {
         self.modules.has_names_alone()
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {

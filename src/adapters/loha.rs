@@ -8,46 +8,52 @@
 use super::base_product::base_product;
 use super::cached::Cached;
 use super::kind::{AdapterKind, ModuleMemory};
-use super::module_settings::{ALL_LINEAR, ModuleSettings};
+use super::lycoris::{self, LycorisSettings, ModuleRanks, UpdateDropout};
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::rank_settings::{self, ModuleRanks, RankSettings};
-use super::targets::{ModuleRules, ModuleRulesMut};
-use super::update::{SumUpdate, WeightUpdate};
+use super::update::WeightUpdate;
 use crate::error::Result;
-use crate::nn::recomputed::recomputed;
-use crate::nn::weight::{add_product, cast, is_decoding, product};
-use crate::nn::{Adapter, Dense, computed_weight};
+use crate::nn::recomputed;
+use crate::nn::weight::{add_product, is_decoding, product};
+use crate::nn::{Adapter, Dense};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Names of A1 (out, R), B1 (R, in), A2 (out, R) and B2 (R, in) in PEFT's files.
 const NAMES: [&str; 4] = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"];
-const SECTION: &str = "adapter.loha";
 
 /// LoHa: `y = W x + alpha / rank · ((A1 B1) ∘ (A2 B2)) x`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(extend("additionalProperties" = false))]
 pub struct LohaSpec {
-    /// Rank of each of the two products.
+    /// Rank of each of the two products, and dropouts.
     #[serde(flatten)]
-    pub ranks: RankSettings,
+    pub ranks: LycorisSettings,
     /// Which modules are adapted; left out, `all-linear`.
     #[serde(flatten)]
     pub modules: ModuleSettings,
 }
 
-impl AdapterKind for LohaSpec {
-    fn name(&self) -> &'static str {
-        "loha"
+impl ModuleKind for LohaSpec {
+    const NAME: &'static str = "loha";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+}
+
+impl AdapterKind for LohaSpec {
     fn title(&self) -> &'static str {
         "LoHa"
     }
@@ -56,24 +62,21 @@ impl AdapterKind for LohaSpec {
         format!("loha r{}", self.ranks.rank)
     }
 
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules(SECTION, &ALL_LINEAR)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&ALL_LINEAR)
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
-    }
-
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
-        Ok(Box::new(AttachLoha(self.ranks.modules(SECTION)?)))
+        let (ranks, dropout) = (self.ranks.modules(Self::NAME)?, self.ranks.dropout(true));
+        Ok(Box::new(AttachLoha { ranks, dropout }))
     }
 
     fn usual_lr(&self) -> f64 {
         1e-3
+    }
+
+    fn dropout(&self) -> f64 {
+        self.ranks.largest_dropout()
+    }
+
+    fn set_dropout(&mut self, probability: f64) {
+        (self.ranks.rank_dropout, self.ranks.module_dropout) = (probability, 0.0);
     }
 
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
@@ -81,7 +84,7 @@ impl AdapterKind for LohaSpec {
     }
 
     fn module_memory(&self, module: &str, [outputs, inputs]: [u64; 2]) -> ModuleMemory {
-        let rank = self.ranks.modules(SECTION).map_or(self.ranks.rank, |r| r.rank(module)) as u64;
+        let rank = self.ranks.modules(Self::NAME).map_or(self.ranks.rank, |r| r.rank(module)) as u64;
         let temporary = match factors_are_less_work(rank, outputs, inputs) {
             true => 3 * rank * rank * (inputs + outputs), // both factors, their gradients and what these are made of
             false => 5 * inputs * outputs,
@@ -94,14 +97,7 @@ impl AdapterKind for LohaSpec {
     }
 
     fn config(&self, base: &str) -> Value {
-        let mut own = self.ranks.config();
-        own.extend([
-            ("init_weights".to_string(), json!(true)),
-            ("module_dropout".to_string(), json!(0.0)),
-            ("rank_dropout".to_string(), json!(0.0)),
-            ("use_effective_conv2d".to_string(), json!(false)),
-        ]);
-        peft::config(self, "LOHA", base, own.into())
+        peft::config(self, "LOHA", base, self.ranks.config().into())
     }
 
     fn tensor_prefix(&self) -> &'static str {
@@ -118,27 +114,22 @@ impl AdapterKind for LohaSpec {
         tensors: &BTreeMap<String, Tensor>,
         origin: &Path,
     ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
-        let (file, ranks) = (ModuleTensors { tensors, origin }, self.ranks.modules(SECTION)?);
-        let update = |module: &&str| {
+        let (file, ranks) = (ModuleTensors { tensors, origin }, self.ranks.modules(Self::NAME)?);
+        lycoris::updates(modules, |module| {
             let r = ranks.rank(module);
             let a1 = file.get(module, NAMES[0], &[-1, r])?;
             let b1 = file.get(module, NAMES[1], &[r, -1])?;
             let a2 = file.get(module, NAMES[2], &[a1.size()[0], r])?;
             let b2 = file.get(module, NAMES[3], &[r, b1.size()[1]])?;
-            let matrix = matrix(&[a1, b1, a2, b2].map(|t| t.to_kind(Kind::Float)), ranks.scale(module));
-            Ok((format!("{module}.weight"), Box::new(SumUpdate(matrix)) as _))
-        };
-        modules.iter().map(update).collect()
+            Ok(matrix(&[a1, b1, a2, b2].map(|t| t.to_kind(Kind::Float)), ranks.scale(module)))
+        })
     }
 }
 
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(super) fn read_config(config: &PeftConfig) -> Result<LohaSpec> {
-    // The dropouts and the option for convolutions change nothing in a trained linear layer.
-    let others = ["init_weights", "module_dropout", "rank_dropout", "use_effective_conv2d"];
-    config.check_keys(&[&rank_settings::KEYS[..], &others].concat())?;
-    let modules = config.module_settings(&["q_proj", "v_proj"])?;
-    let spec = LohaSpec { ranks: RankSettings::read(config)?, modules };
+    let ranks = LycorisSettings::read(config, &[])?;
+    let spec = LohaSpec { ranks, modules: config.module_settings(&["q_proj", "v_proj"])? };
     config.check_head(spec.has_scalar_head())?;
     Ok(spec)
 }
@@ -162,22 +153,21 @@ fn factors(parts: &[Tensor], scale: f64) -> [Tensor; 2] {
 }
 
 /// Attaches LoHa's factors.
-struct AttachLoha(ModuleRanks);
+struct AttachLoha {
+    ranks: ModuleRanks,
+    dropout: UpdateDropout,
+}
 
 impl AdaptLayer for AttachLoha {
     fn adapt(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>> {
         let [outputs, inputs] = layer.linear_matrix("LoHa")?;
-        let (rank, scale) = (self.0.rank(layer.name()), self.0.scale(layer.name()));
-        let random = |shape: [i64; 2]| {
-            let bound = (shape[1] as f64).powf(-0.5); // Kaiming uniform with a = sqrt(5), as PEFT
-            Tensor::empty(shape, (Kind::Float, Device::Cpu)).uniform_(-bound, bound)
-        };
+        let (rank, scale) = (self.ranks.rank(layer.name()), self.ranks.scale(layer.name()));
         let (a, b) = ([outputs, rank], [rank, inputs]);
-        let first = [random(a), random(b), random(a), Tensor::zeros(b, (Kind::Float, Device::Cpu))];
+        let first = [lycoris::random(a), lycoris::random(b), lycoris::random(a), lycoris::zeros(b)];
         let mut names = NAMES.iter();
         let parts = first.map(|t| layer.trained(names.next().expect("four names"), t));
         let low_rank = factors_are_less_work(rank as u64, outputs as u64, inputs as u64);
-        Ok(Box::new(Loha { parts, scale, low_rank, cast: Default::default() }))
+        Ok(Box::new(Loha { parts, scale, low_rank, dropout: self.dropout, cast: Default::default() }))
     }
 }
 
@@ -188,30 +178,31 @@ struct Loha {
     scale: f64,
     /// True if the product uses factors of rank R².
     low_rank: bool,
+    dropout: UpdateDropout,
     /// For decoding: the factors, or the matrix and nothing, cast.
     cast: Cached,
 }
 
 impl Adapter for Loha {
-    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
-        let (y, scale) = (base_product(x, &base.weight, base.bias.as_ref()), self.scale);
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
+        let (y, scale, low_rank) = (base_product(x, &base.weight, base.bias.as_ref()), self.scale, self.low_rank);
         let parts: Vec<&Tensor> = self.parts.iter().collect();
         if is_decoding() {
-            let kept = |parts: &[Tensor]| match self.low_rank {
+            let kept = |parts: &[Tensor]| match low_rank {
                 true => factors(parts, scale),
                 false => [matrix(parts, scale), Tensor::zeros([0], (Kind::Float, x.device()))],
             };
             let [a, b] = self.cast.get(x.kind(), &parts, || kept(&self.parts));
-            return if self.low_rank { add_product(y, &product(x, &b, None), &a) } else { add_product(y, x, &a) };
+            return if low_rank { add_product(y, &product(x, &b, None), &a) } else { add_product(y, x, &a) };
         }
-        if !self.low_rank {
-            return y + computed_weight::product(x, &parts, move |parts| matrix(parts, scale));
-        }
-        let update = move |x: &Tensor, parts: &[Tensor]| {
-            let [a, b] = factors(parts, scale).map(|t| cast(&t, x.kind()));
-            x.matmul(&b.tr()).matmul(&a.tr())
-        };
-        y + recomputed(x, &parts, update)
+        let update = recomputed::products(x, &parts, move |parts| match low_rank {
+            true => {
+                let [a, b] = factors(parts, scale);
+                vec![b, a]
+            }
+            false => vec![matrix(parts, scale)],
+        });
+        y + self.dropout.apply(update, train)
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -7,13 +7,12 @@
 use super::base_product::{base_product, row_by_row};
 use super::cached::Cached;
 use super::kind::{AdapterKind, ModuleMemory};
-use super::module_settings::{ALL_LINEAR, ModuleSettings};
+use super::lycoris::{self, LycorisSettings, ModuleRanks, UpdateDropout};
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::rank_settings::{self, ModuleRanks, RankSettings};
-use super::targets::{ModuleRules, ModuleRulesMut};
-use super::update::{SumUpdate, WeightUpdate};
+use super::update::WeightUpdate;
 use crate::error::Result;
 use crate::nn::recomputed::recomputed;
 use crate::nn::weight::{cast, is_decoding};
@@ -23,20 +22,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Names of the factors in PEFT's files: each whole, or as the product of two.
 const NAMES: [[&str; 3]; 2] = [["lokr_w1", "lokr_w1_a", "lokr_w1_b"], ["lokr_w2", "lokr_w2_a", "lokr_w2_b"]];
-const SECTION: &str = "adapter.lokr";
 
 /// LoKr: `y = W x + alpha / rank · (W1 ⊗ W2) x`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(extend("additionalProperties" = false))]
 pub struct LokrSpec {
-    /// Rank of W2, and with `decompose_both` of W1, where that makes them smaller.
+    /// Dropouts, and the rank of W2 and, with `decompose_both`, of W1, where that makes them smaller.
     #[serde(flatten)]
-    pub ranks: RankSettings,
+    pub ranks: LycorisSettings,
+    /// Divide the outputs that `rank_dropout` leaves by their share, so that their mean stays.
+    pub rank_dropout_scale: bool,
     /// Also make W1 a product of two thin matrices, where it is large.
     pub decompose_both: bool,
     /// Number of rows and columns of W1, if it divides those of the layer; left out, as near to the square root as
@@ -49,11 +49,19 @@ pub struct LokrSpec {
     pub modules: ModuleSettings,
 }
 
-impl AdapterKind for LokrSpec {
-    fn name(&self) -> &'static str {
-        "lokr"
+impl ModuleKind for LokrSpec {
+    const NAME: &'static str = "lokr";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+}
+
+impl AdapterKind for LokrSpec {
     fn title(&self) -> &'static str {
         "LoKr"
     }
@@ -62,24 +70,20 @@ impl AdapterKind for LokrSpec {
         format!("lokr r{}", self.ranks.rank)
     }
 
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules(SECTION, &ALL_LINEAR)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&ALL_LINEAR)
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
-    }
-
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
-        Ok(Box::new(AttachLokr { ranks: self.ranks.modules(SECTION)?, spec: self.clone() }))
+        Ok(Box::new(AttachLokr { ranks: self.ranks.modules(Self::NAME)?, spec: self.clone() }))
     }
 
     fn usual_lr(&self) -> f64 {
         1e-3
+    }
+
+    fn dropout(&self) -> f64 {
+        self.ranks.largest_dropout()
+    }
+
+    fn set_dropout(&mut self, probability: f64) {
+        (self.ranks.rank_dropout, self.ranks.module_dropout) = (probability, 0.0);
     }
 
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
@@ -101,11 +105,7 @@ impl AdapterKind for LokrSpec {
         own.extend([
             ("decompose_both".to_string(), json!(self.decompose_both)),
             ("decompose_factor".to_string(), json!(self.factor.unwrap_or(-1))),
-            ("init_weights".to_string(), json!(true)),
-            ("module_dropout".to_string(), json!(0.0)),
-            ("rank_dropout".to_string(), json!(0.0)),
-            ("rank_dropout_scale".to_string(), json!(false)),
-            ("use_effective_conv2d".to_string(), json!(false)),
+            ("rank_dropout_scale".to_string(), json!(self.rank_dropout_scale)),
         ]);
         peft::config(self, "LOKR", base, own.into())
     }
@@ -124,8 +124,8 @@ impl AdapterKind for LokrSpec {
         tensors: &BTreeMap<String, Tensor>,
         origin: &Path,
     ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
-        let (file, ranks) = (ModuleTensors { tensors, origin }, self.ranks.modules(SECTION)?);
-        let update = |module: &&str| {
+        let (file, ranks) = (ModuleTensors { tensors, origin }, self.ranks.modules(Self::NAME)?);
+        lycoris::updates(modules, |module| {
             let factor = |[whole, a, b]: [&str; 3]| {
                 let rank = ranks.rank(module);
                 match file.find(module, whole) {
@@ -136,33 +136,22 @@ impl AdapterKind for LokrSpec {
                     }
                 }
             };
-            let matrix = factor(NAMES[0])?.kron(&factor(NAMES[1])?) * ranks.scale(module);
-            Ok((format!("{module}.weight"), Box::new(SumUpdate(matrix)) as _))
-        };
-        modules.iter().map(update).collect()
+            Ok(factor(NAMES[0])?.kron(&factor(NAMES[1])?) * ranks.scale(module))
+        })
     }
 }
 
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(super) fn read_config(config: &PeftConfig) -> Result<LokrSpec> {
-    // The dropouts and the option for convolutions change nothing in a trained linear layer.
-    let others = [
-        "decompose_both",
-        "decompose_factor",
-        "init_weights",
-        "module_dropout",
-        "rank_dropout",
-        "rank_dropout_scale",
-        "use_effective_conv2d",
-    ];
-    config.check_keys(&[&rank_settings::KEYS[..], &others].concat())?;
+    let ranks = LycorisSettings::read(config, &["decompose_both", "decompose_factor", "rank_dropout_scale"])?;
     let factor = match config.read::<i64>("decompose_factor")? {
         None | Some(-1) => None,
         Some(factor) if factor > 0 => Some(factor),
         Some(_) => return Err(config.unsupported("decompose_factor", "it is -1 or a positive number")),
     };
     let spec = LokrSpec {
-        ranks: RankSettings::read(config)?,
+        ranks,
+        rank_dropout_scale: config.read("rank_dropout_scale")?.unwrap_or(false),
         decompose_both: config.read("decompose_both")?.unwrap_or(false),
         factor,
         modules: config.module_settings(&["q_proj", "v_proj"])?,
@@ -193,29 +182,24 @@ impl AdaptLayer for AttachLokr {
     fn adapt(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>> {
         let [outputs, inputs] = layer.linear_matrix("LoKr")?.map(|n| split(n, self.spec.factor));
         let (rank, scale) = (self.ranks.rank(layer.name()), self.ranks.scale(layer.name()));
-        let options = (Kind::Float, Device::Cpu);
-        let random = |shape: [i64; 2]| {
-            let bound = (shape[1] as f64).powf(-0.5); // Kaiming uniform with a = sqrt(5), as PEFT
-            Tensor::empty(shape, options).uniform_(-bound, bound)
-        };
-        let zeros = |shape: [i64; 2]| Tensor::zeros(shape, options);
         let small = |n: usize| 2 * rank < outputs[n].max(inputs[n]); // a product of two is smaller
         let mut parts = Vec::new();
         let mut whole = [true; 2];
         for n in [0, 1] {
             let [name, a, b] = NAMES[n];
             // The update is 0 at first, because W1 is.
-            let first = |shape: [i64; 2]| if n == 0 { zeros(shape) } else { random(shape) };
+            let first = |shape: [i64; 2]| if n == 0 { lycoris::zeros(shape) } else { lycoris::random(shape) };
             whole[n] = !small(n) || (n == 0 && !self.spec.decompose_both);
             if whole[n] {
                 parts.push(layer.trained(name, first([outputs[n], inputs[n]])));
             } else {
                 parts.push(layer.trained(a, first([outputs[n], rank])));
-                parts.push(layer.trained(b, random([rank, inputs[n]])));
+                parts.push(layer.trained(b, lycoris::random([rank, inputs[n]])));
             }
         }
         let form = LokrForm { whole, scale };
-        Ok(Box::new(Lokr { parts, form, cast: Default::default() }))
+        let dropout = self.spec.ranks.dropout(self.spec.rank_dropout_scale);
+        Ok(Box::new(Lokr { parts, form, dropout, cast: Default::default() }))
     }
 }
 
@@ -242,12 +226,13 @@ struct Lokr {
     /// W1 or its two factors, then W2 or its two factors.
     parts: Vec<Tensor>,
     form: LokrForm,
+    dropout: UpdateDropout,
     /// For decoding: s W1 and W2, cast.
     cast: Cached,
 }
 
 impl Adapter for Lokr {
-    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
         let (y, form) = (base_product(x, &base.weight, base.bias.as_ref()), self.form);
         let parts: Vec<&Tensor> = self.parts.iter().collect();
         if is_decoding() {
@@ -255,8 +240,8 @@ impl Adapter for Lokr {
             return &y + row_by_row(x, |x| update(x, &factors)).view_as(&y);
         }
         let update = move |x: &Tensor, parts: &[Tensor]| update(x, &form.factors(parts).map(|t| cast(&t, x.kind())));
-        let update = recomputed(x, &parts, update);
-        &y + update.view_as(&y)
+        let update = recomputed(x, &parts, update).view_as(&y);
+        &y + self.dropout.apply(update, train)
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -1,13 +1,14 @@
-//! The settings that kinds of adapters have in common: which modules they adapt.
+//! The settings that kinds of adapters have in common: which modules they adapt, and what follows from these settings
+//! ([`ModuleKind`]).
 
 use super::targets::{ModuleRules, ModuleRulesMut, Targets};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 /// Every linear layer but the output head: what most kinds adapt if a recipe names no modules.
-pub(super) static ALL_LINEAR: LazyLock<Targets> = LazyLock::new(Targets::default);
+static ALL_LINEAR: LazyLock<Targets> = LazyLock::new(Targets::default);
 
 /// Which modules an adapter adapts or trains in full, and what it continues.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -41,33 +42,75 @@ pub struct ModuleSettings {
 }
 
 impl ModuleSettings {
-    /// Returns the settings that select modules; `section` is the kind's in a recipe, such as `adapter.ia3`, and `usual`
-    /// are its targets where none are given.
-    pub fn rules<'a>(&'a self, section: &'static str, usual: &'a Targets) -> ModuleRules<'a> {
-        ModuleRules {
-            section,
-            targets: self.targets.as_ref().unwrap_or(usual),
-            exclude: self.exclude.as_ref(),
-            layers: self.layers.as_deref(),
-            layers_pattern: &self.layers_pattern,
-            modules_to_save: &self.modules_to_save,
-        }
-    }
-
-    /// Returns the settings that select modules, to change them.
-    pub fn rules_mut(&mut self, usual: &Targets) -> ModuleRulesMut<'_> {
-        ModuleRulesMut {
-            targets: self.targets.get_or_insert_with(|| usual.clone()),
-            exclude: &mut self.exclude,
-            layers: &mut self.layers,
-            layers_pattern: &mut self.layers_pattern,
-            modules_to_save: &mut self.modules_to_save,
-            fan_in_fan_out: &mut self.fan_in_fan_out,
-        }
-    }
     /// Returns true if the targets are a list of names and nothing else restricts them: for kinds whose PEFT config knows
     /// no numbers of layers.
     pub(super) fn has_names_alone(&self) -> bool {
         matches!(self.targets, Some(Targets::Names(_))) && self.exclude.is_none() && self.layers.is_none()
+    }
+}
+
+/// What the section of a kind in a recipe says, whatever the kind: which modules it selects and what it continues.
+pub trait KindSection {
+    /// Returns the name of the kind's section in a recipe, such as `lora`.
+    fn name(&self) -> &'static str;
+
+    /// Returns the settings that select modules.
+    fn rules(&self) -> ModuleRules<'_>;
+
+    /// Returns the settings that select modules, to change them.
+    fn rules_mut(&mut self) -> ModuleRulesMut<'_>;
+
+    /// Returns the folder of the adapter that training continues; `None` for a new adapter.
+    fn continues(&self) -> Option<&Path>;
+}
+
+/// A kind whose section contains [`ModuleSettings`]; its [`KindSection`] follows from them.
+pub trait ModuleKind {
+    /// Name of the kind's section in a recipe.
+    const NAME: &'static str;
+
+    /// Returns the settings.
+    fn modules(&self) -> &ModuleSettings;
+
+    /// Returns the settings, to change them.
+    fn modules_mut(&mut self) -> &mut ModuleSettings;
+
+    /// Returns the targets of settings that name none.
+    fn usual_targets() -> &'static Targets {
+        &ALL_LINEAR
+    }
+
+    /// Returns the folder of the adapter that training continues.
+    fn continues_from(&self) -> Option<&Path> {
+        self.modules().from.as_deref()
+    }
+}
+
+impl<K: ModuleKind> KindSection for K {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn rules(&self) -> ModuleRules<'_> {
+        let ModuleSettings { targets, exclude, layers, layers_pattern, modules_to_save, .. } = self.modules();
+        ModuleRules {
+            kind: K::NAME,
+            targets: targets.as_ref().unwrap_or(K::usual_targets()),
+            exclude: exclude.as_ref(),
+            layers: layers.as_deref(),
+            layers_pattern,
+            modules_to_save,
+        }
+    }
+
+    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
+        let ModuleSettings { targets, exclude, layers, layers_pattern, modules_to_save, fan_in_fan_out, .. } =
+            self.modules_mut();
+        let targets = targets.get_or_insert_with(|| K::usual_targets().clone());
+        ModuleRulesMut { targets, exclude, layers, layers_pattern, modules_to_save, fan_in_fan_out }
+    }
+
+    fn continues(&self) -> Option<&Path> {
+        self.continues_from()
     }
 }

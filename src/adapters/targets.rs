@@ -97,8 +97,8 @@ impl<T: Copy> PatternValues<T> {
 
 /// The settings of an adapter that select modules.
 pub struct ModuleRules<'a> {
-    /// The kind's section in a recipe, for errors.
-    pub section: &'static str,
+    /// Name of the kind's section in a recipe, for errors.
+    pub kind: &'static str,
     /// The modules that are adapted.
     pub targets: &'a Targets,
     /// Modules that are left out.
@@ -129,7 +129,7 @@ pub struct ModuleRulesMut<'a> {
 
 /// The rules of an adapter about which modules are adapted, and which are trained in full.
 pub struct ModuleSelection {
-    section: &'static str,
+    kind: &'static str,
     targets: TargetMatcher,
     exclude: Option<TargetMatcher>,
     layers: Option<LayerFilter>,
@@ -156,7 +156,7 @@ pub enum ModuleAdaptation {
 impl ModuleSelection {
     /// Compiles the rules. Fails for invalid regular expressions and contradicting settings.
     pub(super) fn new(rules: ModuleRules) -> Result<Self> {
-        let key = |name: &str| format!("{}.{name}", rules.section);
+        let key = |name: &str| format!("adapter.{}.{name}", rules.kind);
         let numbers = rules.layers.filter(|n| !n.is_empty());
         let whole = matches!(rules.targets, Targets::Pattern(p) if p != "all-linear");
         let layers = match numbers {
@@ -179,7 +179,7 @@ impl ModuleSelection {
         };
         let save = |m: &String| Ok((m.clone(), regex(&format!(r"^(?:|.*\.){m}\..*"), m, &key("modules_to_save"))?));
         Ok(Self {
-            section: rules.section,
+            kind: rules.kind,
             targets: TargetMatcher::new(rules.targets, &key("targets"))?,
             exclude: rules.exclude.map(|t| TargetMatcher::new(t, &key("exclude"))).transpose()?,
             layers,
@@ -227,7 +227,7 @@ impl ModuleSelection {
             TargetMatcher::Endings(names) => names.iter().collect(),
             _ if hits.contains("") => Vec::new(),
             _ => {
-                return Err(Error::user(format!("{}.targets: the pattern selects no linear layer of the model", self.section))
+                return Err(Error::user(format!("adapter.{}.targets: the pattern selects no linear layer of the model", self.kind))
                     .hint("it must match the whole name, e.g. `.*\\.(q|v)_proj`; a list of endings is simpler: [q_proj, v_proj]"));
             }
         };

@@ -56,6 +56,9 @@ fn print(c: &PlanCheck) {
     if !c.adapted.is_empty() {
         println!("adapted: {}", c.adapted.iter().map(|(m, k)| format!("{k} {m}")).collect::<Vec<_>>().join(", "));
     }
+    if c.virtual_tokens > 0 {
+        println!("adapted: {} virtual tokens before every sequence", c.virtual_tokens);
+    }
     println!("{} steps, packed rows of at most {} tokens", n(c.steps), n(c.longest_row as u64));
     let free = |f: Option<u64>| f.map_or("unknown".into(), report::bytes);
     println!(

@@ -1,8 +1,9 @@
 //! Training: a micro-batch forward and backward, with or without recomputation of layers.
 
 use super::activations::Activations;
+use super::adapter_choice::RestoreOnDrop;
 use super::loss::{Loss, Metrics, Output};
-use super::model::{Model, RestoreOnDrop};
+use super::model::Model;
 use crate::error::Result;
 use crate::native;
 use crate::nn::Tokens;

@@ -5,23 +5,27 @@
 //! methods. The layers without output head are called the trunk.
 //!
 //! From bottom to top: `family` (what a family provides), `families` (the table of them), `config` (reading
-//! config.json), `checkpoint` (weights under a family's names), `model` (running), `learning` (training), `open`
-//! (from disk, for inference), `reward` (scores of reward models).
+//! config.json), `checkpoint` (weights under a family's names), `model` (building), `inference` (running), `learning`
+//! (training), `open` (from disk, for inference), `reward` (scores of reward models).
 //!
-//! Next to these: `trained_part` and `spectrum` (which weights are trained without an adapter), `loss` and
+//! Next to these: `adapter_choice` (which adapter is active), `sequence_limit`, `storage_summary` (how weights are held),
+//! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `loss` and
 //! `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
 
 pub mod activations;
+mod adapter_choice;
 pub mod checkpoint;
 pub mod config;
 pub mod content_hash;
 pub mod dtype;
 pub mod families;
 pub mod family;
+mod inference;
 mod layer_row;
 pub mod learning;
+pub mod lisa;
 pub mod loss;
 pub mod model;
 pub mod new_config;
@@ -29,7 +33,9 @@ pub mod noise;
 pub mod non_finite;
 pub mod open;
 pub mod reward;
+mod sequence_limit;
 mod spectrum;
+mod storage_summary;
 mod trained_part;
 
 pub use activations::{Activations, ExposedLayers};
@@ -38,6 +44,7 @@ pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
 pub use family::{Config, Decoder, Family};
 pub use learning::{LayerReplay, MicroBatch};
+pub use lisa::LayerSampling;
 pub use loss::{Loss, Metrics, Output};
 pub use model::{Heads, LoadOptions, Model};
 pub use noise::EmbeddingNoise;

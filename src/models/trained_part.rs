@@ -3,8 +3,10 @@
 
 use super::checkpoint::{self, layer_number};
 use super::family::Config;
+use super::lisa::LayerSampling;
 use super::spectrum;
 use crate::error::{Error, Result};
+use crate::nn::builder::SelectTrained;
 use crate::nn::{LayerKind, Param};
 use fancy_regex::Regex;
 use schemars::JsonSchema;
@@ -27,12 +29,35 @@ pub enum TrainedPart {
     /// Of the matrices of each kind of module, this share with the highest ratio of signal to noise (Spectrum, Hartford
     /// et al. 2024, arXiv 2406.06623). The chosen names are recorded in the run's plan.
     Spectrum(#[schemars(range(min = 0.01, max = 1.0))] f64),
+    /// Everything outside of the layers, and a few layers at a time, drawn anew every so many steps (LISA, Pan et al. 2024,
+    /// arXiv 2403.17919).
+    Lisa(LayerSampling),
 }
 
 impl TrainedPart {
     /// Returns true if every weight is trained.
     pub fn is_all(&self) -> bool {
         *self == Self::All
+    }
+
+    /// Returns how layers are drawn during the run, if they are.
+    pub fn layer_sampling(&self) -> Option<LayerSampling> {
+        match self {
+            Self::Lisa(sampling) => Some(*sampling),
+            _ => None,
+        }
+    }
+
+    /// Returns the function that says which parameters of a model of `depth` layers are trained at a time. With layers that
+    /// are drawn, the first ones stand for them. Fails for invalid patterns.
+    pub fn selector_at_a_time(&self, depth: usize) -> Result<SelectTrained> {
+        match self {
+            Self::Lisa(LayerSampling { layers, .. }) => {
+                let count = *layers;
+                Ok(Box::new(move |name, _| layer_number(name).is_none_or(|number| number < count)))
+            }
+            _ => self.selector(depth),
+        }
     }
 
     /// Returns the choice with the names that it stands for, as far as it depends on the numbers of the weights in
@@ -44,11 +69,11 @@ impl TrainedPart {
         Ok(Self::Matching(names.iter().map(|name| fancy_regex::escape(name).into_owned()).collect()))
     }
 
-    /// Returns the function that says, by the name of a parameter and the kind of its layer, whether it is trained in a
+    /// Returns the function that says, by the name of a parameter and the kind of its layer, whether a run trains it in a
     /// model of `depth` layers. Fails for invalid patterns.
-    pub fn selector(&self, depth: usize) -> Result<Box<dyn Fn(&str, LayerKind) -> bool>> {
+    pub fn selector(&self, depth: usize) -> Result<SelectTrained> {
         Ok(match self {
-            Self::All => Box::new(|_, _| true),
+            Self::All | Self::Lisa(_) => Box::new(|_, _| true),
             Self::LastLayers(count) => {
                 let first = depth.saturating_sub(*count);
                 Box::new(move |name, layer| match layer_number(name) {

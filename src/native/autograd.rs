@@ -23,6 +23,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn ft_backward(outs: *mut *mut C_tensor, grads: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_learns(t: *mut C_tensor) -> c_int;
 }
 
 type BackwardClosure = Box<dyn FnMut(&[Option<Tensor>]) -> Vec<Option<Tensor>>>;
@@ -96,6 +97,13 @@ pub fn drop_gradients<'t>(parameters: impl Iterator<Item = &'t Tensor>) {
     let mut p: Vec<*mut C_tensor> = parameters.map(|t| t.as_ptr() as *mut C_tensor).collect();
     // SAFETY: live tensors for the duration of the call.
     check(unsafe { ft_drop_gradients(p.as_mut_ptr(), p.len() as c_int) }).expect("leaves have room for a gradient");
+}
+
+/// Returns true if the tensor, or the leaf that it is a recorded view of, requires a gradient. A view itself goes on requiring
+/// one when its leaf no longer does.
+pub fn learns(t: &Tensor) -> bool {
+    // SAFETY: a live tensor for the duration of the call.
+    unsafe { ft_learns(t.as_ptr() as *mut C_tensor) == 1 }
 }
 
 /// Returns true if operations on this thread are being recorded for a backward pass.

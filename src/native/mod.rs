@@ -16,7 +16,7 @@ mod transfers;
 
 pub use arithmetic::{Arithmetic, arithmetic, set_arithmetic};
 pub use attention::{EfficientAttention, cached_attention, efficient_varlen, efficient_varlen_backward, flash_varlen};
-pub use autograd::{attach_backward, backward, drop_gradients, grad_enabled};
+pub use autograd::{attach_backward, backward, drop_gradients, grad_enabled, learns};
 pub(crate) use devices::current_stream;
 pub use devices::{rng_state, set_rng_state};
 pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scale_all, subtract_all};

@@ -13,7 +13,6 @@ pub mod autograd;
 pub mod builder;
 pub mod cache;
 pub mod chunked;
-pub mod computed_weight;
 mod cuda_attention;
 pub mod embedding;
 pub mod head;

@@ -86,6 +86,8 @@ impl Param {
 #[derive(Default)]
 pub struct ParamStore {
     params: Vec<Param>,
+    /// True if a run trains the base's parameters in turn.
+    in_turn: bool,
 }
 
 impl ParamStore {
@@ -99,14 +101,25 @@ impl ParamStore {
         self.params.iter().filter(|p| p.trainable())
     }
 
-    /// Returns the parameters that a checkpoint contains: the trained ones, and what their adapters keep unchanged beside
+    /// Declares that a run trains the base's parameters in turn, so that at a time only some of them are trained.
+    pub fn train_in_turn(&mut self) {
+        self.in_turn = true;
+    }
+
+    /// Returns the parameters that a run changes: those that are trained now, and those whose turn is another time.
+    pub fn trained_in_run(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|p| p.trainable() || (self.in_turn && p.adapter.is_none()))
+    }
+
+    /// Returns the parameters that a checkpoint contains: those that the run changes, and what their adapters keep unchanged beside
     /// them. Copies of the base's weights are left out, because the base has them.
     pub fn state(&self) -> impl Iterator<Item = &Param> {
         let trained: BTreeSet<usize> = self.trainable().filter_map(|p| p.adapter).collect();
         let kept = move |p: &Param| {
             p.adapter.is_some_and(|id| trained.contains(&id)) && !p.name.ends_with(".base_layer.weight")
         };
-        self.params.iter().filter(move |p| p.trainable() || kept(p))
+        let in_turn = self.in_turn;
+        self.params.iter().filter(move |p| p.trainable() || (in_turn && p.adapter.is_none()) || kept(p))
     }
 
     /// Returns the base's parameters.

@@ -66,7 +66,7 @@ impl Weight {
     /// Returns the tensor that collects the gradient; `None` for a frozen weight.
     pub fn trained(&self) -> Option<&Tensor> {
         match self {
-            Self::Dense(t) => t.requires_grad().then_some(t),
+            Self::Dense(t) => (t.requires_grad() && native::learns(t)).then_some(t),
             Self::Quantised(_) => None,
         }
     }

@@ -1,14 +1,14 @@
 //! Reports what a run is about to do, before its first step.
 
 use super::prepare::Prepared;
-use crate::models::{Model, dtype};
+use crate::models::{LayerSampling, Model, dtype};
 use crate::nn::Param;
 use crate::recipe::sections::ModelInit;
 use crate::report;
 
 /// Reports model, trained parameters, number format and number of steps.
 pub fn announce(prepared: &Prepared, model: &Model) {
-    let trained: u64 = model.params().trainable().map(Param::count).sum();
+    let trained: u64 = model.params().trained_in_run().map(Param::count).sum();
     let all: u64 = model.params().base().map(Param::count).sum();
     report::info(format!(
         "{}: {} parameters, {} trained ({:.2} %) on {:?}",
@@ -21,6 +21,12 @@ pub fn announce(prepared: &Prepared, model: &Model) {
         100.0 * trained as f64 / all as f64,
         prepared.device,
     ));
+    let recipe = &prepared.plan.recipe;
+    if let Some(LayerSampling { layers, every }) =
+        recipe.model.trained.layer_sampling().filter(|_| recipe.adapter.is_none())
+    {
+        report::info(format!("LISA: {layers} of {} layers at a time, drawn anew after {every} steps", model.depth()));
+    }
     if let Some(text) = model.describe_quantisation() {
         report::info(text);
     }

@@ -33,6 +33,8 @@ pub struct PlanCheck {
     pub trained: u64,
     /// Adapted modules by name.
     pub adapted: Vec<(String, usize)>,
+    /// Number of trained virtual tokens before every sequence.
+    pub virtual_tokens: u64,
     /// Tokens in the longest packed row.
     pub longest_row: usize,
     /// Predicted memory and disk space.
@@ -75,6 +77,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
         parameters,
         trained,
         adapted: plan.recipe.adapter.as_ref().map_or_else(Vec::new, |a| memory::count_adapted_modules(&model, a)),
+        virtual_tokens: model.virtual_tokens() as u64,
         longest_row,
         needs: memory::predict(&prepared, plan, &model, longest_row as u64, supervised),
         memory_free,

@@ -59,15 +59,17 @@ struct RunShape<'a> {
 
 /// Bytes of the trained parameters.
 struct TrainedBytes {
-    /// Master weights; gradients take as much.
+    /// Master weights.
     masters: u64,
+    /// Gradients. Fewer than master weights if layers are trained in turn.
+    gradients: u64,
     /// State of the optimiser.
     optimiser: u64,
 }
 
 impl TrainedBytes {
     fn total(&self) -> u64 {
-        2 * self.masters + self.optimiser
+        self.masters + self.gradients + self.optimiser
     }
 }
 
@@ -75,6 +77,11 @@ impl RunShape<'_> {
     /// Returns true if weights of the base are trained, all or a part.
     fn full(&self) -> bool {
         self.plan.recipe.adapter.is_none()
+    }
+
+    /// Returns true if layers are trained in turn: all weights are then master weights.
+    fn in_turn(&self) -> bool {
+        self.full() && self.plan.recipe.model.trained.layer_sampling().is_some()
     }
 
     /// Returns true if the weight of the output head is trained.
@@ -115,7 +122,11 @@ impl RunShape<'_> {
             true => optim::state_bytes(optim, trained_of_base(self.plan, self.model).into_iter()),
             false => optim::state_bytes(optim, params.trainable()),
         };
-        TrainedBytes { masters: trained * master, optimiser }
+        let masters = match self.in_turn() {
+            true => params.base().map(Param::count).sum(),
+            false => trained,
+        };
+        TrainedBytes { masters: masters * master, gradients: trained * master, optimiser }
     }
 
     /// Returns the bytes of the frozen weights and of the method's other models.
@@ -127,6 +138,7 @@ impl RunShape<'_> {
         let others: u64 = self.parts.other_models.iter().map(other).sum();
         let all = self.model.params().base().map(|p| p.tensor.numel() as u64).sum::<u64>().max(1);
         let frozen = match self.full() {
+            true if self.in_turn() => 0,
             true => held - held * count(self.plan, self.model).0 / all,
             false => held,
         };
@@ -266,14 +278,14 @@ impl RunShape<'_> {
             let logits = d * v * (4 + cast) + chunk * (width + 12);
             let gradient = d * v * (4 + 4 + cast + cast) + chunk * width;
             let head = (logits.max(gradient) + self.supervised * d * width * 2).max(d * v * (4 + cast) + head);
-            return (kept + head).saturating_sub(trained.masters).max(d * v * 4);
+            return (kept + head).saturating_sub(trained.gradients).max(d * v * 4);
         }
         if self.trains_head() {
             // In full fine-tuning the memory of activations is released while gradients are allocated, so only the
             // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its
             // weight and one chunk's part of the gradient; the last is the embedding's, in two formats.
             let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
-            return (kept + head + first).saturating_sub(trained.masters).max(last);
+            return (kept + head + first).saturating_sub(trained.gradients).max(last);
         }
         let backward = (self.layer_rows() * (3 * f + 2 * d) * width).max(self.attention().temporary);
         let backward = backward + 4 * self.module_memory().temporary + self.dequantised();
@@ -294,7 +306,7 @@ impl RunShape<'_> {
     }
 }
 
-/// Returns (trained, all) numbers of parameters.
+/// Returns (trained, all) numbers of parameters; of layers that are trained in turn, those that are trained at a time.
 pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
     let all: u64 = model.params().base().map(Param::count).sum();
     let trained = match plan.recipe.adapter {
@@ -304,16 +316,20 @@ pub fn count(plan: &Plan, model: &Model) -> (u64, u64) {
     (trained, all)
 }
 
-/// Returns the base's parameters that a run without adapter trains. The tensors of a sketch do not say which they are.
+/// Returns the base's parameters that a run without adapter trains at a time. The tensors of a sketch do not say which they
+/// are.
 fn trained_of_base<'m>(plan: &Plan, model: &'m Model) -> Vec<&'m Param> {
-    let selector = plan.recipe.model.trained.selector(model.depth());
+    let selector = plan.recipe.model.trained.selector_at_a_time(model.depth());
     let trained = |p: &&Param| selector.as_ref().is_ok_and(|trained| trained(&p.name, p.layer));
     model.params().base().filter(trained).collect()
 }
 
 /// Counts the modules that `spec` adapts by the last part of their name, e.g. `q_proj` -> 30; `(whole)` marks modules
-/// trained as a whole.
+/// trained as a whole. Virtual tokens adapt none.
 pub fn count_adapted_modules(model: &Model, spec: &AdapterSpec) -> Vec<(String, usize)> {
+    if model.virtual_tokens() > 0 {
+        return Vec::new();
+    }
     let mut counts: Vec<(String, usize)> = Vec::new();
     let mut seen = BTreeSet::new();
     for p in model.params().trainable().filter(|p| p.adapter.is_some()) {

@@ -20,6 +20,7 @@ use crate::native::{self, Download};
 use crate::recipe::plan::Plan;
 use crate::rng;
 use crate::runs::history::StepPoint;
+use std::collections::BTreeSet;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -132,6 +133,10 @@ impl<'a> Stepper<'a> {
         state: TrainingState,
     ) -> Result<Self> {
         let recipe = &plan.recipe;
+        // A checkpoint has the optimiser's state of the layers that were trained in its last step.
+        if let Some(layers) = drawn_layers(plan, model, state.step.saturating_sub(1)) {
+            model.train_layers(&layers);
+        }
         let mut optim =
             Optimiser::with_extra_parameters(model.params(), &method.parameters(), &plan.optim(), recipe.run.seed)?;
         if model.kind() == Kind::Half {
@@ -189,6 +194,7 @@ impl<'a> Stepper<'a> {
         let began = Instant::now();
         let recipe = &self.plan.recipe;
         let replay = LayerReplay::from(recipe.run.replay);
+        self.draw_layers(method)?;
         let TrainingStep { items, micro_batches, epoch, means } = method.next_step(self.model)?;
         self.computed = true;
         let mut metrics = Metrics::default();
@@ -211,6 +217,17 @@ impl<'a> Stepper<'a> {
             metrics.add(name, &term, 1.0);
         }
         Ok(ComputedStep { began, items, epoch, tokens, means, metrics })
+    }
+
+    /// With layers that are trained in turn, lets those of the next step be trained.
+    fn draw_layers(&mut self, method: &dyn Method) -> Result<()> {
+        let step = self.state.step;
+        let Some(layers) = drawn_layers(self.plan, self.model, step) else { return Ok(()) };
+        if step == 0 || drawn_layers(self.plan, self.model, step - 1).is_some_and(|before| before == layers) {
+            return Ok(());
+        }
+        self.model.train_layers(&layers);
+        self.optim.follow(self.model.params(), &method.parameters(), &self.plan.optim())
     }
 
     /// Clips the gradients and updates the weights, unless loss or gradient norm are not finite. The numbers of the
@@ -326,6 +343,13 @@ impl<'a> Stepper<'a> {
             Ok(None)
         })
     }
+}
+
+/// Returns the layers that are trained in `step`, counted from 0, if layers are trained in turn.
+fn drawn_layers(plan: &Plan, model: &Model, step: u64) -> Option<BTreeSet<usize>> {
+    let recipe = &plan.recipe;
+    let sampling = recipe.model.trained.layer_sampling().filter(|_| recipe.adapter.is_none())?;
+    Some(sampling.drawn(model.depth(), recipe.run.seed, step))
 }
 
 /// What the names of the tensors of the adapter's kind begin with in a checkpoint.

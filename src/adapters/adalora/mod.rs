@@ -9,11 +9,10 @@ mod layer;
 
 use super::kind::{AdapterActivations, AdapterKind, ModuleMemory};
 use super::lora::MAX_RANK;
-use super::module_settings::{ALL_LINEAR, ModuleSettings};
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig, number};
 use super::plan::{AdaptLayer, AdaptedLayer, ModulePlan};
-use super::targets::{ModuleRules, ModuleRulesMut};
 use super::training::TrainingPart;
 use super::update::{LowRankUpdate, WeightUpdate};
 use crate::error::{Error, Result};
@@ -126,29 +125,25 @@ impl AdaloraSpec {
     }
 }
 
-impl AdapterKind for AdaloraSpec {
-    fn name(&self) -> &'static str {
-        "adalora"
+impl ModuleKind for AdaloraSpec {
+    const NAME: &'static str = "adalora";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+}
+
+impl AdapterKind for AdaloraSpec {
     fn title(&self) -> &'static str {
         "AdaLoRA"
     }
 
     fn describe(&self) -> String {
         format!("adalora r{} to r{}", self.rank, self.target_rank)
-    }
-
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.adalora", &ALL_LINEAR)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&ALL_LINEAR)
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {

@@ -14,6 +14,14 @@ use tch::{Device, Kind, Tensor};
 /// Directions that are followed besides those that are returned: the more, the faster these converge.
 const MORE: i64 = 8;
 
+/// The directions in which a layer's inputs vary most.
+pub struct PrincipalInputs {
+    /// (k, in) orthonormal, that of the largest variance first.
+    pub directions: Tensor,
+    /// The share of the inputs' variance along each direction.
+    pub explained: Vec<f64>,
+}
+
 /// Records the inputs of layers while a base without adapter runs.
 pub struct InputRecorder {
     layers: BTreeMap<String, Rc<RefCell<InputDirections>>>,
@@ -21,10 +29,13 @@ pub struct InputRecorder {
 }
 
 impl InputRecorder {
-    /// Records the inputs of these modules, for as many directions as each one's rank.
-    pub fn new(ranks: BTreeMap<String, i64>) -> Self {
-        let directions = |rank| Rc::new(RefCell::new(InputDirections { rank, q: None, z: None, sum: None, count: 0 }));
-        let layers = ranks.into_iter().map(|(module, rank)| (module, directions(rank))).collect();
+    /// Records the inputs of these modules, for as many directions each as given.
+    pub fn new(wanted: BTreeMap<String, i64>) -> Self {
+        let directions = |wanted| {
+            let (q, z, sum, squares) = (None, None, None, None);
+            Rc::new(RefCell::new(InputDirections { wanted, q, z, sum, squares, count: 0 }))
+        };
+        let layers = wanted.into_iter().map(|(module, rank)| (module, directions(rank))).collect();
         Self { layers, rows: Rc::new(RefCell::new(Tensor::zeros([0], (Kind::Int64, Device::Cpu)))) }
     }
 
@@ -38,9 +49,9 @@ impl InputRecorder {
         self.layers.values().for_each(|layer| layer.borrow_mut().end_pass());
     }
 
-    /// Returns the directions (R, in) of each module, orthonormal, those of the largest variance first; `None` for a
-    /// module that has seen no input. To be called after a pass instead of `end_pass`.
-    pub fn directions(self) -> BTreeMap<String, Option<Tensor>> {
+    /// Returns the directions of each module, at most as many as its inputs; `None` for a module that has seen no input. To
+    /// be called after a pass instead of `end_pass`.
+    pub fn directions(self) -> BTreeMap<String, Option<PrincipalInputs>> {
         self.layers.iter().map(|(module, layer)| (module.clone(), layer.borrow().principal())).collect()
     }
 }
@@ -78,13 +89,15 @@ impl Adapter for RecordedLayer {
 
 /// The directions of one layer's inputs.
 struct InputDirections {
-    rank: i64,
+    wanted: i64,
     /// (in, k) orthonormal: the directions of this pass.
     q: Option<Tensor>,
     /// (in, k) the sum of x xᵀ q over the inputs of this pass.
     z: Option<Tensor>,
     /// (in) the sum of the inputs.
     sum: Option<Tensor>,
+    /// The sum of the squares of all numbers of the inputs.
+    squares: Option<Tensor>,
     count: i64,
 }
 
@@ -94,13 +107,15 @@ impl InputDirections {
         let _no_grad = tch::no_grad_guard();
         let (n, inputs) = x.size2().expect("rows of inputs");
         let q = self.q.get_or_insert_with(|| {
-            let k = (self.rank + MORE).min(inputs);
+            let k = (self.wanted + MORE).min(inputs);
             let random = Tensor::randn([inputs, k], (Kind::Float, Device::Cpu));
             Tensor::linalg_qr(&random, "reduced").0.to_device(x.device())
         });
         let (z, sum) = (x.tr().matmul(&x.matmul(q)), x.sum_dim_intlist([0i64].as_slice(), false, Kind::Float));
         let added = |old: Option<Tensor>, new: Tensor| Some(old.map_or_else(|| new.shallow_clone(), |old| old + &new));
+        let squares = x.square().sum(Kind::Double);
         (self.z, self.sum) = (added(self.z.take(), z), added(self.sum.take(), sum));
+        self.squares = added(self.squares.take(), squares);
         self.count += n;
     }
 
@@ -116,16 +131,21 @@ impl InputDirections {
         if let Some((_, z)) = self.product() {
             self.q = Some(Tensor::linalg_qr(&z, "reduced").0);
         }
-        (self.z, self.sum, self.count) = (None, None, 0);
+        (self.z, self.sum, self.squares, self.count) = (None, None, None, 0);
     }
 
-    fn principal(&self) -> Option<Tensor> {
+    fn principal(&self) -> Option<PrincipalInputs> {
         let _no_grad = tch::no_grad_guard();
         let (q, z) = self.product()?;
         // Within the directions found, the covariance is a small matrix, whose eigenvectors are in ascending order.
-        let (_, vectors) = Tensor::linalg_eigh(&q.tr().matmul(&z), "L");
-        let found = q.matmul(&vectors).flip([1i64]);
-        (found.size()[1] >= self.rank).then(|| found.narrow(1, 0, self.rank).tr().contiguous())
+        let (values, vectors) = Tensor::linalg_eigh(&q.tr().matmul(&z), "L");
+        let (values, found) = (values.flip([0i64]), q.matmul(&vectors).flip([1i64]));
+        let (sum, squares) = (self.sum.as_ref()?.to_kind(Kind::Double), self.squares.as_ref()?);
+        let variance =
+            squares.double_value(&[]) - sum.square().sum(Kind::Double).double_value(&[]) / self.count.max(1) as f64;
+        let count = self.wanted.min(found.size()[1]);
+        let explained = (0..count).map(|i| values.double_value(&[i]) / variance.max(f64::MIN_POSITIVE)).collect();
+        Some(PrincipalInputs { directions: found.narrow(1, 0, count).tr().contiguous(), explained })
     }
 }
 
@@ -153,10 +173,14 @@ mod tests {
         }
         let found = recorder.directions();
         assert!(found["unseen"].is_none());
-        let found = found["layer"].as_ref().unwrap();
+        let PrincipalInputs { directions: found, explained } = found["layer"].as_ref().unwrap();
         let centred = &x - x.mean_dim([0i64].as_slice(), true, Kind::Float);
         let expected = centred.svd(true, true).2.narrow(1, 0, 3);
         let cosines = found.matmul(&expected).abs();
         assert!(cosines.allclose(&Tensor::eye(3, options), 1e-4, 1e-4, false), "{cosines}");
+        let values = centred.svd(true, true).1.square();
+        let shares = &values / values.sum(Kind::Float);
+        let gap = explained.iter().enumerate().map(|(i, share)| (share - shares.double_value(&[i as i64])).abs());
+        assert!(gap.fold(0.0, f64::max) < 1e-5, "{explained:?}");
     }
 }

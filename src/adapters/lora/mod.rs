@@ -5,10 +5,11 @@
 //!
 //! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
 //! how a linear layer and an embedding compute; dora: the same with trained magnitudes. token_rows: rows of the
-//! embedding that are trained in full. eva: the directions of a layer's inputs. peft, tensors: PEFT's files. updates:
-//! merging. publish: adapters whose files differ from what is trained.
+//! embedding that are trained in full. eva: the directions of a layer's inputs; distribution: ranks by them. peft,
+//! target_parameters, tensors: PEFT's files. updates: merging. publish: adapters whose files differ from what is trained.
 
 mod attach;
+mod distribution;
 mod dora;
 mod embedding;
 mod eva;
@@ -18,11 +19,13 @@ mod modules;
 mod peft;
 mod publish;
 mod spec;
+mod target_parameters;
 mod tensors;
 mod token_rows;
 mod updates;
 
-pub use eva::InputRecorder;
+pub use distribution::distribute;
+pub use eva::{InputRecorder, PrincipalInputs};
 pub use modules::{LoraModules, scale};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 
@@ -30,6 +33,7 @@ pub(super) use peft::read as read_config;
 pub(super) use tensors::factors;
 
 use super::kind::{AdapterActivations, AdapterKind};
+use super::module_settings::KindSection;
 use super::plan::AdaptLayer;
 use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::WeightUpdate;
@@ -39,22 +43,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::Tensor;
 
-impl AdapterKind for LoraSpec {
+impl KindSection for LoraSpec {
     fn name(&self) -> &'static str {
         "lora"
     }
 
-    fn title(&self) -> &'static str {
-        if self.dora { "DoRA" } else { "LoRA" }
-    }
-
-    fn describe(&self) -> String {
-        format!("{} r{}", if self.dora { "dora" } else { "lora" }, self.rank)
-    }
-
     fn rules(&self) -> ModuleRules<'_> {
         ModuleRules {
-            section: "adapter.lora",
+            kind: self.name(),
             targets: &self.targets,
             exclude: self.exclude.as_ref(),
             layers: self.layers.as_deref(),
@@ -74,6 +70,20 @@ impl AdapterKind for LoraSpec {
         }
     }
 
+    fn continues(&self) -> Option<&Path> {
+        self.from.as_deref()
+    }
+}
+
+impl AdapterKind for LoraSpec {
+    fn title(&self) -> &'static str {
+        if self.dora { "DoRA" } else { "LoRA" }
+    }
+
+    fn describe(&self) -> String {
+        format!("{} r{}", if self.dora { "dora" } else { "lora" }, self.rank)
+    }
+
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
         let modules = LoraModules::new(self)?;
         Ok(Box::new(attach::AttachLora {
@@ -85,10 +95,6 @@ impl AdapterKind for LoraSpec {
             freeze_a: self.freeze_a,
             token_rows: token_rows::AttachTokenRows::new(&self.token_rows),
         }))
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.from.as_deref()
     }
 
     fn fixed_settings(&self) -> Vec<(&'static str, Value)> {

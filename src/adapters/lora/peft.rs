@@ -1,10 +1,12 @@
 //! The keys of a LoRA in PEFT's adapter_config.json: reads them into a [`LoraSpec`] and writes them.
 
 use super::spec::{LoraInit, LoraSpec, MAX_RANK};
+use super::target_parameters;
 use crate::adapters::kind::AdapterKind;
 use crate::adapters::module_settings::ModuleSettings;
 use crate::adapters::peft::{self, PeftConfig, number};
 use crate::error::Result;
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 /// Keys of adapter_config.json that are read into a [`LoraSpec`], besides those that select modules.
@@ -16,6 +18,7 @@ const OWN_KEYS: &[&str] = &[
     "lora_dropout",
     "r",
     "rank_pattern",
+    target_parameters::KEY,
     "trainable_token_indices",
     "use_dora",
     "use_rslora",
@@ -58,14 +61,9 @@ pub fn write(spec: &LoraSpec, base: &str) -> Value {
 
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
-    let refused = [
-        ("bias", "it also trained biases of the base: merge it with PEFT and use the merged model"),
-        ("target_parameters", "it adapts fused experts, and ft has no models with experts"),
-    ];
-    for (key, hint) in refused {
-        if config.get(key).is_some_and(|v| *v != "none" && v.as_array().is_none_or(|list| !list.is_empty())) {
-            return Err(config.unsupported(key, hint));
-        }
+    if config.get("bias").is_some_and(|v| *v != "none") {
+        let hint = "it also trained biases of the base: merge it with PEFT and use the merged model";
+        return Err(config.unsupported("bias", hint));
     }
     config.check_keys(OWN_KEYS)?;
     let init = match config.get("init_lora_weights") {
@@ -84,11 +82,18 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
     // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
     let ModuleSettings { targets, exclude, layers, layers_pattern, modules_to_save, from, fan_in_fan_out } =
         config.module_settings(&["q_proj", "v_proj", "c_attn"])?;
+    let of_weights = target_parameters::read(config)?;
+    let (mut rank_pattern, mut alpha_pattern): (IndexMap<String, i64>, IndexMap<String, f64>) =
+        (config.read("rank_pattern")?.unwrap_or_default(), config.read("alpha_pattern")?.unwrap_or_default());
+    if of_weights.is_some() {
+        rank_pattern = target_parameters::patterns(config, "rank_pattern", rank_pattern)?;
+        alpha_pattern = target_parameters::patterns(config, "alpha_pattern", alpha_pattern)?;
+    }
     let spec = LoraSpec {
         rank: config.read("r")?.unwrap_or(8),
         alpha: config.read("lora_alpha")?.unwrap_or(8.0),
         dropout: config.read("lora_dropout")?.unwrap_or(0.0),
-        targets: targets.unwrap_or_default(),
+        targets: of_weights.or(targets).unwrap_or_default(),
         exclude,
         layers,
         layers_pattern,
@@ -98,10 +103,11 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         freeze_a: false,
         b_lr_ratio: None,
         token_rows: token_rows(config)?,
-        rank_pattern: config.read("rank_pattern")?.unwrap_or_default(),
-        alpha_pattern: config.read("alpha_pattern")?.unwrap_or_default(),
+        rank_pattern,
+        alpha_pattern,
         modules_to_save,
         init,
+        eva_rho: None,
         from,
         fan_in_fan_out,
     };

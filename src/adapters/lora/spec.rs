@@ -64,6 +64,10 @@ pub struct LoraSpec {
     pub token_rows: Vec<i64>,
     /// The initial values of A and B.
     pub init: LoraInit,
+    /// With `init: eva`: a module may get this many times its rank, at the expense of others whose inputs vary in fewer directions (rho in the paper, which uses 2). The sum of ranks stays. The run's plan has the ranks. 1, or left out: every module keeps its rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 100.0))]
+    pub eva_rho: Option<f64>,
     /// Folder of an adapter to continue training from, with the same base, rank, alpha and targets. It is then also the
     /// reference model of methods that need one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,6 +99,7 @@ impl Default for LoraSpec {
             modules_to_save: Vec::new(),
             token_rows: Vec::new(),
             init: LoraInit::Kaiming,
+            eva_rho: None,
             from: None,
             fan_in_fan_out: false,
         }

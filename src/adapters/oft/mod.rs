@@ -7,11 +7,10 @@ mod rotation;
 use super::base_product::{base_product, row_by_row};
 use super::cached::Cached;
 use super::kind::{AdapterKind, ModuleMemory};
-use super::module_settings::{ALL_LINEAR, ModuleSettings};
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::WeightUpdate;
 use crate::error::Result;
 use crate::nn::weight::is_decoding;
@@ -66,29 +65,25 @@ impl OftSpec {
     }
 }
 
-impl AdapterKind for OftSpec {
-    fn name(&self) -> &'static str {
-        "oft"
+impl ModuleKind for OftSpec {
+    const NAME: &'static str = "oft";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+}
+
+impl AdapterKind for OftSpec {
     fn title(&self) -> &'static str {
         "OFT"
     }
 
     fn describe(&self) -> String {
         format!("oft b{}", self.block)
-    }
-
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.oft", &ALL_LINEAR)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&ALL_LINEAR)
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {

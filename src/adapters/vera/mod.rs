@@ -6,11 +6,10 @@ mod projections;
 
 use super::kind::{AdapterKind, ModuleMemory};
 use super::lora::MAX_RANK;
-use super::module_settings::{ALL_LINEAR, ModuleSettings};
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::targets::{ModuleRules, ModuleRulesMut};
 use super::update::{LowRankUpdate, WeightUpdate};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, ParamRole, RegisterParam, Weights};
@@ -61,29 +60,25 @@ impl Default for VeraSpec {
     }
 }
 
-impl AdapterKind for VeraSpec {
-    fn name(&self) -> &'static str {
-        "vera"
+impl ModuleKind for VeraSpec {
+    const NAME: &'static str = "vera";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+}
+
+impl AdapterKind for VeraSpec {
     fn title(&self) -> &'static str {
         "VeRA"
     }
 
     fn describe(&self) -> String {
         format!("vera r{}", self.rank)
-    }
-
-    fn rules(&self) -> ModuleRules<'_> {
-        self.modules.rules("adapter.vera", &ALL_LINEAR)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.modules.rules_mut(&ALL_LINEAR)
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.modules.from.as_deref()
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {

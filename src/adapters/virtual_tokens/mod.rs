@@ -15,13 +15,15 @@ pub use prefix_tuning::{PrefixInit, PrefixTuningSpec};
 pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 
 use super::kind::{AdapterActivations, AdapterKind, EncodeText};
-use super::module_settings::ModuleSettings;
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::plan::AdaptLayer;
-use super::targets::{ModuleRules, ModuleRulesMut, Targets};
+use super::targets::Targets;
 use super::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{Adapter, AdapterPlan, AdapterSite, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,24 +36,39 @@ pub const MAX_VIRTUAL_TOKENS: i64 = 1 << 16;
 /// Virtual tokens adapt no module.
 static NO_TARGETS: Targets = Targets::Names(Vec::new());
 
-/// What a kind's settings say beside those of a recipe: it follows from a file or from the base.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VirtualContext {
+/// The settings that the kinds of virtual tokens have in common, and what follows from a file or from the base.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct VirtualSettings {
+    /// Number of virtual tokens before every sequence.
+    #[schemars(range(min = 1, max = 65536))] // MAX_VIRTUAL_TOKENS
+    pub virtual_tokens: i64,
     /// Selects no module.
+    #[serde(skip)]
     modules: ModuleSettings,
     /// The sizes that PEFT's file names; `None` before the base is known.
+    #[serde(skip)]
     declared: Option<DeclaredSizes>,
     /// True if the virtual tokens themselves are parameters, as those from a file are, whatever the settings of an
     /// encoder.
+    #[serde(skip)]
     encoded: bool,
     /// The tokens of the text that training starts from.
+    #[serde(skip)]
     text_ids: Vec<i64>,
 }
 
-impl Default for VirtualContext {
+impl Default for VirtualSettings {
     fn default() -> Self {
+        Self::new(20)
+    }
+}
+
+impl VirtualSettings {
+    /// Returns the settings of this many virtual tokens.
+    pub fn new(virtual_tokens: i64) -> Self {
         let modules = ModuleSettings { targets: Some(NO_TARGETS.clone()), ..ModuleSettings::default() };
-        Self { modules, declared: None, encoded: false, text_ids: Vec::new() }
+        Self { virtual_tokens, modules, declared: None, encoded: false, text_ids: Vec::new() }
     }
 }
 
@@ -69,7 +86,7 @@ type Attach = dyn Fn(ModelSizes, &Tensor, &mut RegisterParam) -> Result<VirtualT
 /// A kind of virtual tokens.
 trait VirtualKind: Clone + 'static {
     /// Name of the section in a recipe.
-    const NAME: &'static str;
+    const SECTION: &'static str;
     /// Name in texts.
     const TITLE: &'static str;
     /// Name in PEFT's files.
@@ -77,16 +94,24 @@ trait VirtualKind: Clone + 'static {
     /// Where the virtual tokens enter the model.
     const PLACE: VirtualPlace;
 
-    fn count(&self) -> i64;
-    fn continues_from(&self) -> Option<&Path>;
-    fn context(&self) -> &VirtualContext;
-    fn context_mut(&mut self) -> &mut VirtualContext;
+    fn settings(&self) -> &VirtualSettings;
+    fn settings_mut(&mut self) -> &mut VirtualSettings;
+    /// Returns the folder of the adapter that training continues; `None` for a kind whose files lack what it trains.
+    fn from(&self) -> Option<&Path> {
+        None
+    }
+    /// Returns the number of virtual tokens.
+    fn count(&self) -> i64 {
+        self.settings().virtual_tokens
+    }
     /// Returns the text that training starts from.
     fn start_text(&self) -> Option<&str> {
         None
     }
     /// Returns true if training computes the virtual tokens by an encoder.
-    fn has_encoder(&self) -> bool;
+    fn has_encoder(&self) -> bool {
+        false
+    }
     /// Returns the keys of PEFT's file that only this kind has.
     fn own_config(&self) -> Value;
     /// Registers the parameters that are trained, and returns the virtual tokens computed from them.
@@ -125,7 +150,7 @@ impl AdapterPlan for VirtualPlan {
 fn plan<K: VirtualKind>(kind: &K) -> Box<dyn AdapterPlan> {
     let kind = kind.clone();
     Box::new(VirtualPlan(Box::new(move |model, table, add| {
-        if kind.context().encoded {
+        if kind.settings().encoded {
             let shape = [kind.count(), model.numbers(K::PLACE)];
             return Ok(kind.plain(Tensor::zeros(shape, tch::kind::FLOAT_CPU), add));
         }
@@ -133,29 +158,33 @@ fn plan<K: VirtualKind>(kind: &K) -> Box<dyn AdapterPlan> {
     })))
 }
 
-impl<K: VirtualKind> AdapterKind for K {
-    fn name(&self) -> &'static str {
-        K::NAME
+impl<K: VirtualKind> ModuleKind for K {
+    const NAME: &'static str = K::SECTION;
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.settings().modules
     }
 
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.settings_mut().modules
+    }
+
+    fn usual_targets() -> &'static Targets {
+        &NO_TARGETS
+    }
+
+    fn continues_from(&self) -> Option<&Path> {
+        self.from()
+    }
+}
+
+impl<K: VirtualKind> AdapterKind for K {
     fn title(&self) -> &'static str {
         K::TITLE
     }
 
     fn describe(&self) -> String {
-        format!("{} n{}", K::NAME, self.count())
-    }
-
-    fn rules(&self) -> ModuleRules<'_> {
-        self.context().modules.rules(K::NAME, &NO_TARGETS)
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        self.context_mut().modules.rules_mut(&NO_TARGETS)
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.continues_from()
+        format!("{} n{}", K::SECTION, self.count())
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
@@ -190,7 +219,7 @@ impl<K: VirtualKind> AdapterKind for K {
 
     /// Returns a name for what is trained: no tensor belongs to a module.
     fn module_of<'n>(&self, _tensor: &'n str) -> Option<&'n str> {
-        Some(K::NAME)
+        Some(K::SECTION)
     }
 
     fn updates(
@@ -212,17 +241,17 @@ impl<K: VirtualKind> AdapterKind for K {
             VirtualPlace::Input => (sizes.width, sizes.heads),
             VirtualPlace::KeysAndValues => (sizes.kv_heads * sizes.head_dim, sizes.kv_heads),
         };
-        self.context_mut().declared = Some(DeclaredSizes { width, heads, layers: sizes.depth });
+        self.settings_mut().declared = Some(DeclaredSizes { width, heads, layers: sizes.depth });
     }
 
     fn start_from_text(&mut self, encode: &EncodeText) -> Result<()> {
         if let Some(text) = self.start_text() {
             let ids = encode(text)?;
             if ids.is_empty() {
-                return Err(Error::user(format!("adapter.{}.text: the text has no tokens", K::NAME))
+                return Err(Error::user(format!("adapter.{}.text: the text has no tokens", K::SECTION))
                     .hint("write a text that describes the task, or remove `text`"));
             }
-            self.context_mut().text_ids = ids.into_iter().map(i64::from).collect();
+            self.settings_mut().text_ids = ids.into_iter().map(i64::from).collect();
         }
         Ok(())
     }
@@ -232,7 +261,7 @@ impl<K: VirtualKind> AdapterKind for K {
             // The encoder that the file's virtual tokens were trained through is not in the file.
             Some(_) if self.has_encoder() => Err(Error::user(format!(
                 "adapter.{}.from: an adapter's file holds virtual tokens and not the encoder they were trained through",
-                K::NAME
+                K::SECTION
             ))
             .hint("continue without the encoder, or start a new adapter without `from`")),
             _ => Ok(plan(self)),

@@ -1,7 +1,7 @@
 //! The keys of virtual tokens in PEFT's adapter_config.json: reads and writes them.
 
 use super::{
-    DeclaredSizes, MAX_VIRTUAL_TOKENS, PTuningSpec, PrefixTuningSpec, PromptTuningSpec, VirtualContext, VirtualKind,
+    DeclaredSizes, MAX_VIRTUAL_TOKENS, PTuningSpec, PrefixTuningSpec, PromptTuningSpec, VirtualKind, VirtualSettings,
 };
 use crate::adapters::peft::PeftConfig;
 use crate::adapters::spec::AdapterSpec;
@@ -27,7 +27,7 @@ const TRAINING_KEYS: [&str; 9] = [
 
 /// Returns the content of adapter_config.json; `base` is the path or id of the base.
 pub(super) fn write<K: VirtualKind>(kind: &K, base: &str) -> Value {
-    let declared = kind.context().declared;
+    let declared = kind.settings().declared;
     let mut config = json!({
         "auto_mapping": null,
         "base_model_name_or_path": base,
@@ -73,7 +73,7 @@ pub(in crate::adapters) fn read_config(config: &PeftConfig) -> Result<Option<Ada
         (Some(width), Some(heads), Some(layers)) => Some(DeclaredSizes { width, heads, layers }),
         _ => None,
     };
-    let context = VirtualContext { declared, encoded: true, ..VirtualContext::default() };
+    let settings = VirtualSettings { declared, encoded: true, ..VirtualSettings::new(count) };
     let encoder_hidden_size = config.read("encoder_hidden_size")?;
     Ok(Some(match kind {
         PTuningSpec::PEFT_TYPE => {
@@ -81,19 +81,14 @@ pub(in crate::adapters) fn read_config(config: &PeftConfig) -> Result<Option<Ada
                 let hint = "only the encoder of linear layers (MLP) is supported: train with it";
                 return Err(config.unsupported("encoder_reparameterization_type", hint));
             }
-            AdapterSpec::PTuning(PTuningSpec { virtual_tokens: count, encoder_hidden_size, context })
+            AdapterSpec::PTuning(PTuningSpec { settings, encoder_hidden_size })
         }
         PrefixTuningSpec::PEFT_TYPE => AdapterSpec::PrefixTuning(PrefixTuningSpec {
-            virtual_tokens: count,
             projection: config.read("prefix_projection")?.unwrap_or(false),
             encoder_hidden_size,
-            context,
+            settings,
             ..PrefixTuningSpec::default()
         }),
-        _ => AdapterSpec::PromptTuning(PromptTuningSpec {
-            virtual_tokens: count,
-            context,
-            ..PromptTuningSpec::default()
-        }),
+        _ => AdapterSpec::PromptTuning(PromptTuningSpec { settings, ..PromptTuningSpec::default() }),
     }))
 }

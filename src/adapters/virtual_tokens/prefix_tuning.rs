@@ -2,7 +2,7 @@
 //! layer.
 
 use super::encoder::{Activation, EncoderShape};
-use super::{VirtualContext, VirtualKind};
+use super::{VirtualKind, VirtualSettings};
 use crate::error::Result;
 use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens};
 use schemars::JsonSchema;
@@ -14,12 +14,13 @@ use tch::kind::FLOAT_CPU;
 
 /// Prefix tuning: trained keys and values before those of every sequence, in every layer. They take positions, and are no
 /// text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("additionalProperties" = false))]
 pub struct PrefixTuningSpec {
-    /// Number of virtual tokens before every sequence.
-    #[schemars(range(min = 1, max = 65536))] // MAX_VIRTUAL_TOKENS
-    pub virtual_tokens: i64,
+    /// How many virtual tokens there are.
+    #[serde(flatten)]
+    pub settings: VirtualSettings,
     /// Train the keys and values through two linear layers with tanh between them, which the paper found more stable.
     /// The result holds the computed keys and values.
     pub projection: bool,
@@ -34,9 +35,6 @@ pub struct PrefixTuningSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub from: Option<PathBuf>,
-    /// What follows from a file or from the base.
-    #[serde(skip)]
-    pub context: VirtualContext,
 }
 
 /// What keys and values start as.
@@ -50,39 +48,22 @@ pub enum PrefixInit {
     Zero,
 }
 
-impl Default for PrefixTuningSpec {
-    fn default() -> Self {
-        Self {
-            virtual_tokens: 20,
-            projection: false,
-            encoder_hidden_size: None,
-            init: PrefixInit::Random,
-            from: None,
-            context: VirtualContext::default(),
-        }
-    }
-}
-
 impl VirtualKind for PrefixTuningSpec {
-    const NAME: &'static str = "prefix_tuning";
+    const SECTION: &'static str = "prefix_tuning";
     const TITLE: &'static str = "prefix tuning";
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
     const PLACE: VirtualPlace = VirtualPlace::KeysAndValues;
 
-    fn count(&self) -> i64 {
-        self.virtual_tokens
+    fn settings(&self) -> &VirtualSettings {
+        &self.settings
     }
 
-    fn continues_from(&self) -> Option<&Path> {
+    fn settings_mut(&mut self) -> &mut VirtualSettings {
+        &mut self.settings
+    }
+
+    fn from(&self) -> Option<&Path> {
         self.from.as_deref()
-    }
-
-    fn context(&self) -> &VirtualContext {
-        &self.context
-    }
-
-    fn context_mut(&mut self) -> &mut VirtualContext {
-        &mut self.context
     }
 
     fn has_encoder(&self) -> bool {
@@ -91,13 +72,13 @@ impl VirtualKind for PrefixTuningSpec {
 
     fn own_config(&self) -> Value {
         json!({
-            "encoder_hidden_size": self.encoder_hidden_size.or(self.context.declared.map(|sizes| sizes.width)),
+            "encoder_hidden_size": self.encoder_hidden_size.or(self.settings.declared.map(|sizes| sizes.width)),
             "prefix_projection": self.projection,
         })
     }
 
     fn attach(&self, model: ModelSizes, _table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens> {
-        let (count, zero) = (self.virtual_tokens, self.init == PrefixInit::Zero);
+        let (count, zero) = (self.settings.virtual_tokens, self.init == PrefixInit::Zero);
         let all = model.numbers(Self::PLACE);
         if !self.projection {
             let shape = [count, all];

@@ -1,6 +1,6 @@
 //! Prompt tuning (Lester et al. 2021, arXiv 2104.08691): trained vectors before the embedded tokens of every sequence.
 
-use super::{VirtualContext, VirtualKind};
+use super::{VirtualKind, VirtualSettings};
 use crate::error::{Error, Result};
 use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens};
 use schemars::JsonSchema;
@@ -12,12 +12,13 @@ use tch::{Device, Kind, Tensor};
 
 /// Prompt tuning: trained vectors before the embedded tokens of every sequence. They take positions, and are no text:
 /// losses, token counts and `batch.max_len` leave them out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("additionalProperties" = false))]
 pub struct PromptTuningSpec {
-    /// Number of virtual tokens before every sequence.
-    #[schemars(range(min = 1, max = 65536))] // MAX_VIRTUAL_TOKENS
-    pub virtual_tokens: i64,
+    /// How many virtual tokens there are.
+    #[serde(flatten)]
+    pub settings: VirtualSettings,
     /// What the virtual tokens start as, unless there is a `text`.
     pub init: PromptInit,
     /// Text whose embedded tokens the virtual tokens start as. It is repeated or cut to their number.
@@ -28,9 +29,6 @@ pub struct PromptTuningSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub from: Option<PathBuf>,
-    /// What follows from a file or from the base.
-    #[serde(skip)]
-    pub context: VirtualContext,
 }
 
 /// What virtual tokens start as.
@@ -44,46 +42,26 @@ pub enum PromptInit {
     Vocabulary,
 }
 
-impl Default for PromptTuningSpec {
-    fn default() -> Self {
-        Self {
-            virtual_tokens: 20,
-            init: PromptInit::Random,
-            text: None,
-            from: None,
-            context: VirtualContext::default(),
-        }
-    }
-}
-
 impl VirtualKind for PromptTuningSpec {
-    const NAME: &'static str = "prompt_tuning";
+    const SECTION: &'static str = "prompt_tuning";
     const TITLE: &'static str = "prompt tuning";
     const PEFT_TYPE: &'static str = "PROMPT_TUNING";
     const PLACE: VirtualPlace = VirtualPlace::Input;
 
-    fn count(&self) -> i64 {
-        self.virtual_tokens
+    fn settings(&self) -> &VirtualSettings {
+        &self.settings
     }
 
-    fn continues_from(&self) -> Option<&Path> {
+    fn settings_mut(&mut self) -> &mut VirtualSettings {
+        &mut self.settings
+    }
+
+    fn from(&self) -> Option<&Path> {
         self.from.as_deref()
-    }
-
-    fn context(&self) -> &VirtualContext {
-        &self.context
-    }
-
-    fn context_mut(&mut self) -> &mut VirtualContext {
-        &mut self.context
     }
 
     fn start_text(&self) -> Option<&str> {
         self.text.as_deref()
-    }
-
-    fn has_encoder(&self) -> bool {
-        false
     }
 
     /// Says nothing of a start by text: PEFT would look for the tokenizer.
@@ -92,8 +70,8 @@ impl VirtualKind for PromptTuningSpec {
     }
 
     fn attach(&self, model: ModelSizes, table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens> {
-        let (count, vocabulary) = (self.virtual_tokens, table.size()[0]);
-        let ids = match (&self.context.text_ids[..], self.init) {
+        let (count, vocabulary) = (self.settings.virtual_tokens, table.size()[0]);
+        let ids = match (&self.settings.text_ids[..], self.init) {
             ([], PromptInit::Random) => return Ok(self.plain(Tensor::randn([count, model.width], FLOAT_CPU), add)),
             ([], PromptInit::Vocabulary) => Tensor::randint(vocabulary, [count], INT64_CPU),
             (text, _) => {

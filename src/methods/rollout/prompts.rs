@@ -57,7 +57,7 @@ impl PromptRows {
             && adapter.dropout() > 0.0
         {
             return Err(Error::user(format!(
-                "adapter.{}.dropout is {}: with dropout, training would compute other probabilities than those that \
+                "adapter.{} has a dropout of {}: with it, training would compute other probabilities than those that \
                  answers are sampled from",
                 adapter.name(),
                 adapter.dropout()

@@ -69,6 +69,10 @@ fn lora_at(w: &WrittenRecipe, section: &str, mistakes: &mut Vec<Mistake>) {
     if init == "orthogonal" && value("rank").and_then(Value::as_i64).is_some_and(|rank| rank % 2 != 0) {
         wrong("init", format!("`{section}.init: orthogonal` needs an even `rank`"), "choose an even rank");
     }
+    if init != "eva" && value("eva_rho").is_some() {
+        let message = format!("`{section}.eva_rho` has no effect without `init: eva`");
+        wrong("eva_rho", message, "remove it, or set `init: eva`");
+    }
     if init == "eva" && section != "adapter.lora" {
         let message = format!("`{section}.init: eva` is for `adapter.lora` only");
         wrong("init", message, "choose another init");

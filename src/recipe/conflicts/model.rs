@@ -17,6 +17,11 @@ pub fn trained(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         let message = "`spectrum` compares trained weights; with `model.init: random` there are none";
         mistakes.push(w.mistake_at("model.trained", message, "train all weights, or choose them by `matching`"));
     }
+    if w.value("model.trained.lisa").is_some() && (w.given("optim.ema") || w.is("optim.kind", "schedule_free")) {
+        let message =
+            "`lisa` drops the optimiser's state of a layer that leaves, and with it the layer's averaged weights";
+        mistakes.push(w.mistake_at("model.trained", message, "remove `optim.ema`, or choose another `optim.kind`"));
+    }
 }
 
 /// Checks what is quantised.

@@ -25,7 +25,7 @@ use crate::native;
 use crate::nn::{Param, ParamStore, randomness};
 use crate::recipe::optim::{OptimKind, OptimSection};
 use crate::rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::{Device, Kind, Tensor};
 
 /// Returns the update rule of the recipe's `optim` section.
@@ -121,30 +121,46 @@ impl Optimiser {
             return Err(Error::user("nothing is trainable")
                 .hint("give an adapter with targets, or leave `adapter` out to train every weight"));
         };
-        let params: Vec<&Param> = params.trainable().chain(more).collect();
-        let shares = groups::group_settings(&params, optim)?;
-        let rule = rule(optim, device);
+        let (rule, groups) = (rule(optim, device), Vec::new());
+        let mut new = Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None, loss_scale: None };
+        new.follow(params, more, optim)?;
+        Ok(new)
+    }
+
+    /// Begins the state of parameters that are trained and have none, and drops that of parameters which are no longer
+    /// trained. A parameter that returns later starts anew.
+    pub fn follow(&mut self, params: &ParamStore, more: &[Param], optim: &OptimSection) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let mut groups: Vec<ParameterGroup> = Vec::new();
-        for (p, share) in params.into_iter().zip(shares) {
-            let form = ParameterInfo::of(p);
-            let param = p.tensor.shallow_clone();
-            let member = OptimisedParameter {
-                name: state_name(p),
-                state: rule.initial_state(&form, &param),
-                average: optim.ema.map(|_| param.to_kind(Kind::Float).copy()),
-                form,
-                param,
-                missed: 0,
-                missed_last: false,
-                earlier: None,
-            };
-            match groups.iter_mut().find(|g| g.share == share) {
+        let params: Vec<&Param> = params.trained_in_run().chain(more).collect();
+        let shares = groups::group_settings(&params, optim)?;
+        let before = self.groups.drain(..).flat_map(|g| g.members).map(|m| (m.name.clone(), m));
+        let mut before: BTreeMap<String, OptimisedParameter> = before.collect();
+        // Dropped before the state of others is allocated.
+        let trained: BTreeSet<String> = params.iter().filter(|p| p.trainable()).map(|p| state_name(p)).collect();
+        before.retain(|name, _| trained.contains(name));
+        for (p, share) in params.into_iter().zip(shares).filter(|(p, _)| p.trainable()) {
+            let member = before.remove(&state_name(p)).unwrap_or_else(|| self.begin(p));
+            match self.groups.iter_mut().find(|g| g.share == share) {
                 Some(group) => group.members.push(member),
-                None => groups.push(ParameterGroup { share, members: vec![member] }),
+                None => self.groups.push(ParameterGroup { share, members: vec![member] }),
             }
         }
-        Ok(Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None, loss_scale: None })
+        Ok(())
+    }
+
+    /// Returns a parameter with its first state. All steps so far count as steps without a gradient.
+    fn begin(&self, p: &Param) -> OptimisedParameter {
+        let (form, param) = (ParameterInfo::of(p), p.tensor.shallow_clone());
+        OptimisedParameter {
+            name: state_name(p),
+            state: self.rule.initial_state(&form, &param),
+            average: self.ema.map(|_| param.to_kind(Kind::Float).copy()),
+            form,
+            param,
+            missed: self.steps,
+            missed_last: self.steps > 0,
+            earlier: None,
+        }
     }
 
     /// Expects gradients of a loss that is multiplied by [`Optimiser::loss_scale`], which adapts from step to step. To be

@@ -68,7 +68,9 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     if total == 0 {
         return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
     }
-    Ok(Prepared { plan: plan.clone(), tokenizer, rows, total_steps: total, device, storage, why })
+    let mut prepared = Prepared { plan: plan.clone(), tokenizer, rows, total_steps: total, device, storage, why };
+    prepared.plan = eva::distribute_ranks(&prepared)?;
+    Ok(prepared)
 }
 
 impl Prepared {

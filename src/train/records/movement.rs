@@ -18,7 +18,7 @@ pub struct MovementProbe {
 
 /// Returns evenly spaced numbers of every trained tensor, one tensor after the other: (N) float64 on the model's device.
 pub fn sample(model: &Model) -> Tensor {
-    let samples: Vec<Tensor> = model.params().trainable().map(|p| few(&p.tensor)).collect();
+    let samples: Vec<Tensor> = model.params().trained_in_run().map(|p| few(&p.tensor)).collect();
     Tensor::cat(&samples, 0).to_kind(Kind::Double)
 }
 
@@ -30,7 +30,7 @@ fn few(t: &Tensor) -> Tensor {
 
 /// Splits a sample into the numbers of each tensor, on the CPU.
 fn split(sample: &Tensor, model: &Model) -> Vec<Tensor> {
-    let sizes: Vec<i64> = model.params().trainable().map(|p| few(&p.tensor).size()[0]).collect();
+    let sizes: Vec<i64> = model.params().trained_in_run().map(|p| few(&p.tensor).size()[0]).collect();
     sample.to_device(Device::Cpu).split_with_sizes(&sizes, 0)
 }
 

@@ -2,6 +2,7 @@
 
 mod kinds;
 mod lora_relatives;
+mod lycoris;
 mod peft;
 mod peft_kinds;
 mod virtual_tokens;

@@ -518,6 +518,7 @@ const UNCOMMON: &[&str] = &[
     "adapter.lora.layers_pattern",
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",
+    "adapter.lora.eva_rho", // needs init: eva
     "data.date",
     "data.train.weight", // needs a list of sources
     "data.valid.format",

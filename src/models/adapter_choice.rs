@@ -1,0 +1,57 @@
+//! The adapters of a model: which of them is active, and what their files contain.
+
+use super::model::Model;
+use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+impl Model {
+    /// Returns the tensors of an adapter's file, by name: its parameters, or the virtual tokens that it computes from
+    /// them.
+    pub fn adapter_tensors(&self, id: usize) -> BTreeMap<String, Tensor> {
+        match &self.virtual_tokens[id] {
+            Some(tokens) => {
+                BTreeMap::from([(PROMPT_EMBEDDINGS.to_string(), tch::no_grad(|| tokens.encode()).detach())])
+            }
+            None => self.store.adapter(id).map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect(),
+        }
+    }
+
+    /// Returns the number of the adapter called `name`, or `None`.
+    pub fn adapter_id(&self, name: &str) -> Option<usize> {
+        self.adapters.iter().position(|n| n == name)
+    }
+
+    /// Stops the training of an adapter: its parameters require no gradient and are hidden from optimisers. Panics
+    /// for an unknown name.
+    pub fn freeze_adapter(&self, adapter: &str) {
+        let id = self.adapter_id(adapter).unwrap_or_else(|| panic!("no adapter `{adapter}`"));
+        self.store.adapter(id).for_each(|p| drop(p.tensor.shallow_clone().set_requires_grad(false)));
+    }
+
+    /// Returns the name of the active adapter; `None`: the bare base.
+    pub fn active_adapter(&self) -> Option<&str> {
+        self.switches.active.get().map(|i| self.adapters[i].as_str())
+    }
+
+    /// Runs `f` with the named adapter active, or with the bare base for `None`. The previous adapter is active again
+    /// afterwards, after a panic too. Panics for an unknown name.
+    pub fn with_adapter<R>(&self, adapter: Option<&str>, f: impl FnOnce(&Self) -> R) -> R {
+        let id = adapter.map(|name| self.adapter_id(name).unwrap_or_else(|| panic!("no adapter `{name}`")));
+        let _back = RestoreOnDrop { cell: &self.switches.active, value: self.switches.active.replace(id) };
+        f(self)
+    }
+}
+
+/// Restores a cell's previous value when dropped, after a panic too.
+pub(super) struct RestoreOnDrop<'a, T: Copy> {
+    pub(super) cell: &'a Cell<T>,
+    pub(super) value: T,
+}
+
+impl<T: Copy> Drop for RestoreOnDrop<'_, T> {
+    fn drop(&mut self) {
+        self.cell.set(self.value);
+    }
+}

@@ -1,0 +1,50 @@
+//! How the weights of a model are stored, and what they take.
+
+use super::dtype::Storage;
+use super::model::Model;
+use crate::nn::{Param, QuantisedParam};
+use crate::report;
+use tch::{Device, Kind};
+
+impl Model {
+    /// Returns the number format of the base's largest parameter that is not quantised, and the bytes of all the base's
+    /// parameters.
+    pub fn storage_summary(&self) -> (Kind, u64) {
+        self.storage_summary_by(self.storage, |p| p.tensor.kind())
+    }
+
+    /// Returns what [`Model::storage_summary`] would return if this model were loaded on `device` with `storage`. This
+    /// model itself must have been loaded with its weights as they are in their files.
+    pub fn storage_summary_as(&self, storage: Storage, device: Device) -> (Kind, u64) {
+        self.storage_summary_by(storage, |p| match p.tensor.kind() {
+            own if p.tensor.dim() >= 2 && storage.keeps_kind(own, self.kind, device) => own,
+            _ => self.kind,
+        })
+    }
+
+    fn storage_summary_by(&self, storage: Storage, kind: impl Fn(&Param) -> Kind) -> (Kind, u64) {
+        let quantised = |p: &Param| storage.quantisation().and_then(|format| p.quantised_bytes(format));
+        let plain = |p: &Param| (p.tensor.numel() * kind(p).elt_size_in_bytes()) as u64;
+        let widest = self.store.base().filter(|p| quantised(p).is_none()).max_by_key(|p| p.tensor.numel());
+        let bytes = self.store.base().map(|p| quantised(p).unwrap_or_else(|| plain(p))).sum();
+        (widest.map_or(self.kind, &kind), bytes)
+    }
+
+    /// Returns the number of parameters in quantised layers, and their bytes; both are 0 if none is quantised.
+    pub fn quantised_summary(&self) -> (u64, u64) {
+        let weights = self.store.base().filter_map(|p| match &p.quantised {
+            QuantisedParam::Done(weight) => Some((weight.count(), weight.bytes())),
+            _ => None,
+        });
+        weights.fold((0, 0), |(count, bytes), (n, b)| (count + n, bytes + b))
+    }
+
+    /// Describes for people how the linear layers are quantised; `None` if they are not.
+    pub fn describe_quantisation(&self) -> Option<String> {
+        let format = self.storage.quantisation()?.describe();
+        let (numbers, bytes) = self.quantised_summary();
+        let each = bytes as f64 / numbers.max(1) as f64;
+        let (numbers, bytes) = (report::count(numbers), report::bytes(bytes));
+        Some(format!("linear layers quantised to {format}: {numbers} parameters in {bytes} ({each:.3} bytes each)"))
+    }
+}
