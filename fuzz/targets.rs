@@ -5,8 +5,7 @@
 
 use ft::adapters::file;
 use ft::gguf::file::Gguf;
-use ft::gguf::{architecture, quant};
-use ft::data::tokenizer_files::gguf::vocabulary;
+use ft::gguf::{architecture, quant, vocabulary};
 use ft::data::chat::{ChatTemplate, ChatTokenizer};
 use ft::data::rows;
 use ft::data::rows::{Record, RowFormat};

@@ -99,6 +99,11 @@ impl GgmlType {
         KINDS.iter().find(|k| k.0 == self).expect("every kind has a row")
     }
 
+    /// Returns true for the formats that store each number by itself.
+    pub fn is_float(self) -> bool {
+        matches!(self, F32 | F16 | BF16)
+    }
+
     /// Returns the number of elements in a block.
     pub fn block_elements(self) -> usize {
         self.row().2

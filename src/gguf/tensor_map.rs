@@ -8,7 +8,7 @@ use super::header::TensorInfo;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 
-/// Describes how a tensor's values are rearranged on import.
+/// Describes how a tensor's values are arranged in the file, unlike in a Hugging Face directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayoutChange {
     /// Values stay as they are.
@@ -54,12 +54,12 @@ impl<'a> TensorMapper<'a> {
         // These keys change what a model computes, and config.json cannot express them.
         for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
-                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
+                return Err(source.unsupported(format!("{} is {x}: such models are not supported", source.key(key))));
             }
         }
         for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 1.0 && x != 0.0) {
-                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
+                return Err(source.unsupported(format!("{} is {x}: such models are not supported", source.key(key))));
             }
         }
         Ok(source)

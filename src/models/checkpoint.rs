@@ -2,13 +2,15 @@
 
 use super::config::tied_head;
 use super::family::{Config, Family};
+use super::gguf_weights;
 use crate::error::Result;
+use crate::model_files::is_gguf;
 use crate::nn::{ParamMapping, Weights};
 use std::path::Path;
 
-/// Opens the weights in a model directory, under the names that its family gives them.
-pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
-    let mut weights = Weights::open(folder)?;
+/// Opens the weights of a model, a directory or a GGUF file, under the names that its family gives them.
+pub fn weights(model: &Path, config: &Config) -> Result<Weights> {
+    let mut weights = if is_gguf(model) { gguf_weights::open(model)? } else { Weights::open(model)? };
     let Family { map_param, embedding, .. } = *config.family();
     let holds = |wanted: &str| weights.names().any(|n| map_param(n).is_some_and(|p| p.name == wanted));
     let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));

@@ -398,7 +398,10 @@ impl ModuleScope<'_> {
             false => matrix.read(b.device),
         };
         match read {
-            Ok(weight) => self.add_quantised(full, false, layer, weight),
+            Ok(weight) => {
+                let transposed = b.transposed(&full);
+                self.add_quantised(full, transposed, layer, weight)
+            }
             Err(e) => {
                 b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{full}`", b.origin())));
                 placeholder()
