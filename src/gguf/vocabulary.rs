@@ -46,8 +46,7 @@ impl TokenizerFiles {
     /// the chat templates, and generation_config.json.
     pub fn texts(&self) -> Vec<(String, String)> {
         let eos = if let [one] = self.stops[..] { json!(one) } else { json!(self.stops) };
-        let mut generation =
-            json!({"_from_model_config": true, "bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad});
+        let mut generation = json!({"_from_model_config": true, "bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad});
         if let Value::Object(map) = &mut generation {
             map.retain(|_, v| !v.is_null() && *v != json!([]));
         }
@@ -270,7 +269,11 @@ fn sentencepiece_tokenizer(tokens: &GgufTokens) -> Result<Value> {
         None => json!(tokens.merges_from_scores()?),
     };
     let unk = tokens.types.iter().position(|&t| t == UNKNOWN).map(|i| tokens.texts[i]);
-    Ok(tokenizer_json::tokenizer_json(tokenizer_json::bpe_model(tokens.vocab(), merges, unk, true), Value::Null, prefix))
+    Ok(tokenizer_json::tokenizer_json(
+        tokenizer_json::bpe_model(tokens.vocab(), merges, unk, true),
+        Value::Null,
+        prefix,
+    ))
 }
 
 impl<'a> GgufTokens<'a> {

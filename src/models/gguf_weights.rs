@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::gguf::file::Gguf;
 use crate::gguf::quant::GgmlType;
-use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
+use crate::gguf::tensor_map::MappedTensor;
 use crate::gguf::{architecture, vocabulary};
 use crate::nn::weights::{QuantisedEntry, TensorLocation};
 use crate::nn::{QuantisedWeight, Weights};
@@ -63,11 +63,11 @@ impl QuantisedEntry for BlockMatrix {
     }
 
     fn read(&self, device: Device) -> Result<QuantisedWeight> {
-        let kind = self.tensor.source.kind;
-        let blocks = match self.tensor.change {
-            LayoutChange::Unpermute { heads } => unpermuted_rows(&self.blocks, self.shape(), heads),
-            LayoutChange::None | LayoutChange::Transpose => self.blocks.shallow_clone(),
-        };
-        QuantisedWeight::of_ggml_blocks(kind, self.shape(), blocks.to_device(device))
+        let shape = self.shape();
+        let weight = QuantisedWeight::of_ggml_blocks(self.tensor.source.kind, shape, &self.blocks.to_device(device))?;
+        match self.tensor.change.row_order(shape[0] as usize) {
+            Some(order) => weight.select_rows(&Tensor::from_slice(&order).to_device(device)),
+            None => Ok(weight),
+        }
     }
 }

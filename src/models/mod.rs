@@ -5,7 +5,7 @@
 //! methods. The layers without output head are called the trunk.
 //!
 //! From bottom to top: `family` (what a family provides), `families` (the table of them), `config` (reading
-//! config.json), `checkpoint` (weights under a family's names), `model` (running), `learning` (training), `open`
+//! config.json), `checkpoint` (weights under a family's names; `gguf_weights` for a GGUF file), `model` (running), `learning` (training), `open`
 //! (from disk, for inference), `reward` (scores of reward models).
 //!
 //! Next to these: `trained_part` and `spectrum` (which weights are trained without an adapter), `loss` and
@@ -20,6 +20,7 @@ pub mod content_hash;
 pub mod dtype;
 pub mod families;
 pub mod family;
+mod gguf_weights;
 mod layer_row;
 pub mod learning;
 pub mod loss;

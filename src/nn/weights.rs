@@ -1,8 +1,8 @@
 //! Reads weights from safetensors files, one file or shards, by mapping them into memory; and writes them.
 
 use crate::error::{Error, Result};
-use crate::gguf::tensor_map::LayoutChange;
 use crate::fsutil::{excerpt, io_error, parse_json, read_to_string, refuse_unfinished_move};
+use crate::gguf::tensor_map::LayoutChange;
 use crate::native;
 use crate::nn::quantised::QuantisedWeight;
 use crate::nn::safetensors;
@@ -71,12 +71,12 @@ impl TensorLocation {
 
     /// Returns the tensor from its values in the order of the file.
     fn arranged(&self, values: &Tensor) -> Tensor {
+        if let Some(order) = self.shape.first().and_then(|rows| self.layout.row_order(*rows as usize)) {
+            let rows = values.view([order.len() as i64, -1]).index_select(0, &Tensor::from_slice(&order));
+            return rows.view(self.shape.as_slice());
+        }
         match (self.layout, &self.shape[..]) {
             (LayoutChange::Transpose, &[rows, columns]) => values.view([columns, rows]).tr(),
-            (LayoutChange::Unpermute { heads }, &[rows, ..]) => {
-                let heads = heads as i64;
-                values.view([heads, rows / heads / 2, 2, -1]).transpose(1, 2).reshape(&self.shape)
-            }
             _ => values.view(self.shape.as_slice()),
         }
     }
@@ -237,6 +237,13 @@ impl Weights {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
 
+    /// Returns the number of parameters in a tensor or quantised matrix; 0 if there is none of this name.
+    pub fn count(&self, name: &str) -> u64 {
+        let product = |shape: &[i64]| shape.iter().product::<i64>() as u64;
+        let quantised = self.quantised(name).map(|matrix| product(&matrix.shape()));
+        quantised.or(self.shape(name).map(product)).unwrap_or(0)
+    }
+
     /// Returns the dtype that a tensor has on disk.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.entries.get(name).map(|e| e.kind)
@@ -290,7 +297,10 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, TensorLocat
         let shape = view.shape().iter().map(|&n| i64::try_from(n)).collect::<std::result::Result<_, _>>();
         let shape = shape.map_err(|_| damaged_file(path, &format!("`{tensor}` has shape {:?}", view.shape())))?;
         let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
-        Ok((tensor.to_string(), TensorLocation::new(kind, shape, offset..offset + view.data().len(), LayoutChange::None)))
+        Ok((
+            tensor.to_string(),
+            TensorLocation::new(kind, shape, offset..offset + view.data().len(), LayoutChange::None),
+        ))
     };
     parsed.iter().map(entry).collect()
 }

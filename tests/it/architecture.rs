@@ -20,13 +20,14 @@ const FLOORS: &[&[&str]] = &[
     &["jinja", "scrub"],
     &["models"],
     &["adapters"],
-    &["nn"],
+    &["nn", "model_files"],
     &["native", "stats", "gguf"],
 ];
 
 /// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the
-/// machine, invisible characters, JSON with exact numbers.
-const EVERYWHERE: &[&str] = &["characters", "choice", "error", "report", "fsutil", "json", "rng", "machine"];
+/// machine, invisible characters, JSON with exact numbers, sections of tokenizer.json.
+const EVERYWHERE: &[&str] =
+    &["characters", "choice", "error", "report", "fsutil", "json", "rng", "machine", "tokenizer_json"];
 
 /// Modules outside the layers: they load libtorch into the process. Only those of `MAY_USE_PROCESS` may import them.
 const PROCESS: &[&str] = &["runtime", "libtorch"];

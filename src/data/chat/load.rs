@@ -117,7 +117,10 @@ impl ChatTokenizer {
 
     /// Returns true if the model has a tokenizer that can be loaded. A GGUF file must have one.
     pub fn in_directory(folder: &Path) -> bool {
-        is_gguf(folder) || folder.join(FILE).is_file() || bpe::in_directory(folder) || sentencepiece::in_directory(folder)
+        is_gguf(folder)
+            || folder.join(FILE).is_file()
+            || bpe::in_directory(folder)
+            || sentencepiece::in_directory(folder)
     }
 
     /// Finds the special token that ends an answer, and the tokens after it, by rendering a short conversation.

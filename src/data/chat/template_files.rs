@@ -55,10 +55,12 @@ pub(super) fn find_template(
     if let Some(name) = chosen.and_then(Path::to_str) {
         let found = named.into_iter().find(|(own, ..)| own == name);
         let (_, place, text) = found.ok_or_else(|| {
-            Error::user(format!("{}: no chat template named `{name}`", files.path().display())).hint(match names.is_empty() {
-                true => "the model has no chat template; the path of a file has a `/` or a `.` in it".to_string(),
-                false => format!("the model has {}; the path of a file has a `/` or a `.` in it", names.join(", ")),
-            })
+            Error::user(format!("{}: no chat template named `{name}`", files.path().display())).hint(
+                match names.is_empty() {
+                    true => "the model has no chat template; the path of a file has a `/` or a `.` in it".to_string(),
+                    false => format!("the model has {}; the path of a file has a `/` or a `.` in it", names.join(", ")),
+                },
+            )
         })?;
         return Ok(FoundTemplates::one(place, text));
     }
@@ -69,8 +71,11 @@ pub(super) fn find_template(
     };
     let found = FoundTemplates { default: take("default"), tool_use: take("tool_use") };
     if found.default.is_none() && found.tool_use.is_none() && !named.is_empty() {
-        return Err(Error::user(format!("{}: several chat templates, none of them named `default`", files.path().display()))
-            .hint(format!("choose one with data.template or --template: {}", names.join(", "))));
+        return Err(Error::user(format!(
+            "{}: several chat templates, none of them named `default`",
+            files.path().display()
+        ))
+        .hint(format!("choose one with data.template or --template: {}", names.join(", "))));
     }
     Ok(Some(found).filter(|f| f.default.is_some() || f.tool_use.is_some()))
 }

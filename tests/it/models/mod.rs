@@ -1,6 +1,7 @@
 //! Tests of src/models: families, weights, number formats.
 
 mod families;
+mod gguf_base;
 mod hostile;
 mod new_models;
 mod number_formats;

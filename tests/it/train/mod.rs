@@ -4,6 +4,7 @@ mod arithmetic;
 mod cuda_memory;
 mod device_counters;
 mod float16;
+mod gguf_base;
 mod launches;
 mod memory;
 mod on_cuda;
