@@ -183,11 +183,12 @@ fn write_vocabulary(folder: &Path, v: &TokenizerFiles) -> Result<()> {
 /// Returns the bytes of one tensor in Hugging Face's layout and the chosen dtype. Fails if a value is not finite.
 fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
     let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
-    values = match tensor.change {
-        LayoutChange::None => values,
-        LayoutChange::Unpermute { heads } => unpermute(&values, heads, tensor.source.shape[0]),
-        LayoutChange::Transpose => transpose(&values, tensor.source.shape[0]),
-    };
+    let rows = tensor.source.shape[0];
+    if let Some(order) = tensor.change.row_order(rows) {
+        values = select_rows(&values, &order);
+    } else if tensor.change == LayoutChange::Transpose {
+        values = transpose(&values, rows);
+    }
     let wrong = |what: String| Error::user(format!("{}: tensor {}: {what}", gguf.path().display(), tensor.source.name));
     let bad = values.par_iter().filter(|x| !x.is_finite()).count();
     if bad > 0 {
@@ -217,17 +218,10 @@ fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reorders rows: within each head of h rows, row 2i becomes row i and row 2i + 1 becomes row i + h/2.
-fn unpermute(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
-    let (width, head) = (values.len() / rows, rows / heads);
-    let mut out = Vec::with_capacity(values.len());
-    for h in 0..heads {
-        for i in 0..head {
-            let from = h * head + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
-            out.extend_from_slice(&values[from * width..(from + 1) * width]);
-        }
-    }
-    out
+/// Returns the rows of a matrix in this order.
+fn select_rows(values: &[f32], order: &[i64]) -> Vec<f32> {
+    let width = values.len() / order.len();
+    order.iter().flat_map(|&row| &values[row as usize * width..(row as usize + 1) * width]).copied().collect()
 }
 
 fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
@@ -263,10 +257,13 @@ mod tests {
 
     #[test]
     fn unpermute_undoes_llama_cpp_s_interleaving() {
+        let unpermute = |values: &[f32], heads: usize| {
+            select_rows(values, &LayoutChange::Unpermute { heads }.row_order(values.len()).unwrap())
+        };
         // One head of four rows, width one: stored (0, 2, 1, 3) was (0, 1, 2, 3).
-        assert_eq!(unpermute(&[0.0, 2.0, 1.0, 3.0], 1, 4), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(unpermute(&[0.0, 2.0, 1.0, 3.0], 1), [0.0, 1.0, 2.0, 3.0]);
         // Two heads of two rows are left as they are.
-        assert_eq!(unpermute(&[0.0, 1.0, 2.0, 3.0], 2, 4), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(unpermute(&[0.0, 1.0, 2.0, 3.0], 2), [0.0, 1.0, 2.0, 3.0]);
     }
 
     #[test]

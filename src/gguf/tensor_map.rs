@@ -23,6 +23,17 @@ pub enum LayoutChange {
     Transpose,
 }
 
+impl LayoutChange {
+    /// Returns, for each of the `rows` rows of a matrix in Hugging Face's layout, the row of the file that it is; `None`
+    /// if the rows stay in their order or are transposed.
+    pub fn row_order(self, rows: usize) -> Option<Vec<i64>> {
+        let Self::Unpermute { heads } = self else { return None };
+        let head = rows / heads;
+        let within = |i: usize| if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
+        Some((0..heads * head).map(|row| (row / head * head + within(row % head)) as i64).collect())
+    }
+}
+
 /// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
 #[derive(Debug, Clone)]
 pub struct MappedTensor {

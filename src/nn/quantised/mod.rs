@@ -1,12 +1,13 @@
-//! Frozen weights in 4 or 8 bits: how they are quantised, and the products with them.
+//! Frozen weights in few bits: how they are quantised, and the products with them.
 //!
 //! A layer's weight is dequantised, some rows at a time, while it is multiplied; the backward does so again. Decoding
 //! reads the codes themselves (`native::quantised`). The formats are those of bitsandbytes, bit for bit: `blocks` (NF4,
-//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`. A new format is a file of its
-//! own and a variant of [`Numbers`].
+//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and those of llama.cpp (`ggml`), of
+//! weights that are stored so. A new format is a file of its own and a variant of [`Numbers`].
 
 mod blocks;
 mod code_book;
+mod ggml;
 mod int8;
 mod scales;
 mod settings;
@@ -15,9 +16,11 @@ pub use settings::{Quantisation, QuantisedFormat};
 
 use super::autograd::{differentiable, recorded};
 use super::weight::{aligned_operand, cast, is_decoding, product};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::gguf::quant::GgmlType;
 use crate::native::quantised::QuantisedMatrix;
 use blocks::FourBitBlocks;
+use ggml::GgmlBlocks;
 use int8::Int8Rows;
 use std::ops::Range;
 use std::rc::Rc;
@@ -31,8 +34,17 @@ pub const TILE: i64 = 1 << 24;
 #[derive(Debug, Clone)]
 pub struct QuantisedWeight {
     shape: [i64; 2],
-    format: Quantisation,
+    format: Format,
     numbers: Rc<Numbers>,
+}
+
+/// How a weight is quantised.
+#[derive(Debug, Clone)]
+enum Format {
+    /// When it was loaded.
+    Loaded(Quantisation),
+    /// In its file, in the format of this name.
+    Stored(String),
 }
 
 /// The stored numbers, by format.
@@ -40,6 +52,7 @@ pub struct QuantisedWeight {
 enum Numbers {
     FourBits(FourBitBlocks),
     Int8(Int8Rows),
+    Ggml(GgmlBlocks),
 }
 
 impl QuantisedWeight {
@@ -52,12 +65,40 @@ impl QuantisedWeight {
             QuantisedFormat::Int8 => Numbers::Int8(Int8Rows::quantise(&wide, device)?),
             four_bits => Numbers::FourBits(FourBitBlocks::quantise(&wide, four_bits, format.double, device)?),
         };
-        Ok(Self { shape: [outputs, inputs], format, numbers: Rc::new(numbers) })
+        Ok(Self { shape: [outputs, inputs], format: Format::Loaded(format), numbers: Rc::new(numbers) })
     }
 
-    /// Returns how the numbers are stored.
-    pub fn format(&self) -> Quantisation {
-        self.format
+    /// Takes a matrix of this shape (out, in) in blocks of ggml: uint8 and contiguous, at any address, such as a part of a
+    /// mapped file. Fails if a row is no whole number of blocks, the size does not fit, or a scale is NaN or infinite.
+    pub fn of_ggml_blocks(kind: GgmlType, shape: [i64; 2], blocks: &Tensor) -> Result<Self> {
+        let numbers = GgmlBlocks::new(kind, shape, blocks)?;
+        Ok(Self { shape, format: Format::Stored(kind.name()), numbers: Rc::new(Numbers::Ggml(numbers)) })
+    }
+
+    /// Returns how the weight was quantised when it was loaded; `None` if it is stored quantised.
+    pub fn format(&self) -> Option<Quantisation> {
+        match self.format {
+            Format::Loaded(format) => Some(format),
+            Format::Stored(_) => None,
+        }
+    }
+
+    /// Returns the name of the format for people, such as `NF4 with 8-bit scales` or `Q4_1`.
+    pub fn describe(&self) -> String {
+        match &self.format {
+            Format::Loaded(format) => format.describe(),
+            Format::Stored(name) => name.clone(),
+        }
+    }
+
+    /// Returns the rows with these numbers (n), int64 on the weight's device, in their order: a quantised weight (n, in)
+    /// of its own. Fails for formats in which a row has no codes and scales of its own.
+    pub fn select_rows(&self, rows: &Tensor) -> Result<Self> {
+        let Numbers::Ggml(blocks) = &*self.numbers else {
+            return Err(Error::user(format!("single rows of a weight in {} cannot be read", self.describe())));
+        };
+        let numbers = Rc::new(Numbers::Ggml(blocks.select(rows)));
+        Ok(Self { shape: [rows.size()[0], self.shape[1]], format: self.format.clone(), numbers })
     }
 
     /// Returns the shape: (out, in).
@@ -81,6 +122,7 @@ impl QuantisedWeight {
         match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.tensors(),
             Numbers::Int8(rows) => rows.tensors(),
+            Numbers::Ggml(blocks) => blocks.tensors(),
         }
     }
 
@@ -104,15 +146,20 @@ impl QuantisedWeight {
         match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.rows_on_device(rows, self.shape[1], kind),
             Numbers::Int8(numbers) => numbers.rows_on_device(rows, kind),
+            Numbers::Ggml(blocks) => blocks.rows_on_device(rows, kind),
         }
     }
 
     /// Returns the weight as the CPU's kernels read it; `None` on another device.
     fn matrix(&self) -> Option<QuantisedMatrix<'_>> {
-        (self.device() == Device::Cpu).then(|| match &*self.numbers {
-            Numbers::FourBits(blocks) => blocks.matrix(self.shape),
-            Numbers::Int8(rows) => rows.matrix(self.shape),
-        })
+        if self.device() != Device::Cpu {
+            return None;
+        }
+        match &*self.numbers {
+            Numbers::FourBits(blocks) => Some(blocks.matrix(self.shape)),
+            Numbers::Int8(rows) => Some(rows.matrix(self.shape)),
+            Numbers::Ggml(_) => None,
+        }
     }
 
     /// Returns the ranges of rows that are dequantised together.
