@@ -119,9 +119,7 @@ impl<'a> QuantisedMatrix<'a> {
             }
         };
         let (zeros, group, whole_bytes) = match meaning {
-            Codes::Groups { bits, group, zeros } => {
-                (whole(zeros, Kind::Uint8, scaled) as *const u8, group, bits == 8)
-            }
+            Codes::Groups { bits, group, zeros } => (whole(zeros, Kind::Uint8, scaled) as *const u8, group, bits == 8),
             Codes::FourBits(_) | Codes::Int8 => (std::ptr::null(), 0, false),
         };
         let codes = whole(codes, kind, bytes) as *const u8;

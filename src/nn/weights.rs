@@ -162,6 +162,18 @@ impl Weights {
         Ok(())
     }
 
+    /// Takes a tensor out of the checkpoint: a view of the mapped file; `None` if there is none of this name.
+    pub fn take(&mut self, name: &str) -> Option<Tensor> {
+        let tensor = self.get(name)?;
+        self.entries.remove(name);
+        Some(tensor)
+    }
+
+    /// Returns true if some matrices are stored quantised.
+    pub fn has_quantised(&self) -> bool {
+        !self.quantised.is_empty()
+    }
+
     /// Gives the tensor `of` a second name, if it exists.
     pub fn alias(&mut self, name: &str, of: &str) {
         if let Some(entry) = self.entries.get(of).cloned() {
@@ -190,6 +202,16 @@ impl Weights {
     /// Returns the shape of a tensor that is not quantised; `None` if there is none of this name.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// Returns the number of parameters of a tensor or quantised matrix; 0 if there is none of this name.
+    pub fn count(&self, name: &str) -> u64 {
+        let size: &[i64] = match (self.quantised.get(name), self.entries.get(name)) {
+            (Some(matrix), _) => &matrix.shape(),
+            (None, Some(entry)) => &entry.shape,
+            (None, None) => return 0,
+        };
+        size.iter().product::<i64>() as u64
     }
 
     /// Returns the dtype that a tensor has on disk.
