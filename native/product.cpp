@@ -397,17 +397,29 @@ inline int64_t panel_rows(int64_t k) {
   return rows < unit ? unit : rows;
 }
 
-// What is multiplied: float32; float32 that stands for bfloat16 (`round`); pairs of bfloat16. FourBits and Int8 return
-// numbers of a block, whose codes begin at `codes`.
+// Returns the number of the group, among those of all rows, that block `block` of row `row` is in.
+inline int64_t group_of(const FtQuantised& w, int64_t row, int64_t block) {
+  return row * groups_of(w) + block * kBlock / w.group;
+}
+
+// What is multiplied: float32; float32 that stands for bfloat16 (`round`); pairs of bfloat16. FourBits, Groups and Int8
+// return numbers of a block, whose codes begin at `codes`, and have so many of them in a byte.
 template <bool round> struct InFloats : Plain<float, float> {
   typedef float X;
   struct FourBits {
+    static constexpr int64_t a_byte = 2;
     const Quantised::Scaled<round> table;
     inline FourBits(const FtQuantised& w, int64_t row, int64_t block)
         : table(w.values, block_scale(w, row * (w.columns / kBlock) + block)) {}
+    inline FourBits(const float* values, float scale) : table(values, scale) {}
     inline vf get(const uint8_t* codes, int64_t i) const { return table.get(codes + i / 2); }
   };
+  struct Groups : FourBits {
+    inline Groups(const FtQuantised& w, int64_t row, int64_t block)
+        : FourBits(less_zero(w.zeros[group_of(w, row, block)]), w.scales[group_of(w, row, block)]) {}
+  };
   struct Int8 {
+    static constexpr int64_t a_byte = 1;
     const float scale;
     inline Int8(const FtQuantised& w, int64_t row, int64_t) : scale(w.scales[row]) {}
     inline vf get(const uint8_t* codes, int64_t i) const {
@@ -420,12 +432,19 @@ template <bool round> struct InFloats : Plain<float, float> {
 struct InPairs : Pairs {
   typedef uint16_t X;
   struct FourBits {
+    static constexpr int64_t a_byte = 2;
     const Quantised::ScaledHalves table;
     inline FourBits(const FtQuantised& w, int64_t row, int64_t block)
         : table(w.values, block_scale(w, row * (w.columns / kBlock) + block)) {}
+    inline FourBits(const float* values, float scale) : table(values, scale) {}
     inline In get(const uint8_t* codes, int64_t i) const { return (In)table.get(codes + i / 2); }
   };
+  struct Groups : FourBits {
+    inline Groups(const FtQuantised& w, int64_t row, int64_t block)
+        : FourBits(less_zero(w.zeros[group_of(w, row, block)]), w.scales[group_of(w, row, block)]) {}
+  };
   struct Int8 {
+    static constexpr int64_t a_byte = 1;
     const float scale;
     inline Int8(const FtQuantised& w, int64_t row, int64_t) : scale(w.scales[row]) {}
     inline In get(const uint8_t* codes, int64_t i) const {
@@ -445,7 +464,7 @@ inline void quantised_tile(const FtQuantised& w, int64_t row, int64_t apart, con
   constexpr int r = 4;
   const int64_t k = w.columns;
   const uint8_t* codes[r];
-  const int64_t a_byte = w.values ? 2 : 1;  // numbers
+  constexpr int64_t a_byte = Numbers::a_byte;
   for (int j = 0; j < r; j++) codes[j] = w.codes + (row + j * apart) * k / a_byte;
   vf sum[c * r] = {};
   for (int64_t block = 0; block < k / kBlock; block++) {
@@ -502,8 +521,13 @@ void product_of_quantised(const FtQuantised& w, const X* x, int64_t rows, int64_
   constexpr int64_t block = 64;  // rows of x that stay in the cache
   int64_t k = w.columns, most = panel_rows(k);
   if (rows <= C && k % kBlock == 0) {
-    if (w.values) from = quantised_strips<Arithmetic, typename Arithmetic::FourBits, O>(w, x, rows, from, to, end, out, ld);
-    else from = quantised_strips<Arithmetic, typename Arithmetic::Int8, O>(w, x, rows, from, to, end, out, ld);
+    if (w.values) {
+      from = quantised_strips<Arithmetic, typename Arithmetic::FourBits, O>(w, x, rows, from, to, end, out, ld);
+    } else if (!w.zeros) {
+      from = quantised_strips<Arithmetic, typename Arithmetic::Int8, O>(w, x, rows, from, to, end, out, ld);
+    } else if (!w.bytes && (w.group % kBlock == 0 || w.group >= k)) {
+      from = quantised_strips<Arithmetic, typename Arithmetic::Groups, O>(w, x, rows, from, to, end, out, ld);
+    }
   }
   for (int64_t j = from; j < to; j += most) {
     int64_t n = to - j < most ? to - j : most;

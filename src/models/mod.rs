@@ -9,7 +9,8 @@
 //! (from disk, for inference), `reward` (scores of reward models).
 //!
 //! Next to these: `trained_part` and `spectrum` (which weights are trained without an adapter), `loss` and
-//! `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
+//! `activations` (what a loss gets from the model), `dtype` (number formats), `stored` (checkpoints that are quantised),
+//! `quantised_base` (what is recorded about a quantised base), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
 
@@ -29,12 +30,14 @@ pub mod new_config;
 pub mod noise;
 pub mod non_finite;
 pub mod open;
+mod quantised_base;
 pub mod reward;
 mod spectrum;
+pub mod stored;
 mod trained_part;
 
 pub use activations::{Activations, ExposedLayers};
-pub use checkpoint::{SCORE, layer_number, untie_head, weights};
+pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
 pub use family::{Config, Decoder, Family};
@@ -44,5 +47,7 @@ pub use model::{Heads, LoadOptions, Model};
 pub use noise::EmbeddingNoise;
 pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer, open_stored};
+pub use quantised_base::QuantisedBase;
 pub use reward::RewardScorer;
+pub use stored::StoredFormat;
 pub use trained_part::TrainedPart;

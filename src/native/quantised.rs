@@ -26,6 +26,9 @@ struct Matrix {
     scale_scales: *const f32,
     scale_values: *const f32,
     offset: f32,
+    zeros: *const u8,
+    group: i64,
+    bytes: bool,
 }
 
 // SAFETY: addresses of memory that outlives the loops and is only read.
@@ -60,6 +63,15 @@ pub enum Codes<'a> {
     FourBits(&'a [f32; 16]),
     /// int8: times the scale of the number's row, over 127.
     Int8,
+    /// Less the zero of the number's group, times the group's scale.
+    Groups {
+        /// 4 bits (an even number of columns, zeros up to 15) or 8.
+        bits: i64,
+        /// Numbers of a row in a group; the last one may be shorter.
+        group: i64,
+        /// (rows, groups) uint8
+        zeros: &'a Tensor,
+    },
 }
 
 /// The scales of a quantised matrix: float32 tensors on the CPU.
@@ -101,6 +113,14 @@ impl<'a> QuantisedMatrix<'a> {
         let (values, kind, bytes, scaled) = match meaning {
             Codes::FourBits(values) => (values.as_ptr(), Kind::Uint8, (n + 1) / 2, (n + BLOCK - 1) / BLOCK),
             Codes::Int8 => (std::ptr::null(), Kind::Int8, n, rows),
+            Codes::Groups { bits, group, .. } => {
+                assert!(group > 0 && (bits == 8 || bits == 4 && columns % 2 == 0), "{bits} bits, groups of {group}");
+                (std::ptr::null(), Kind::Uint8, n * bits / 8, rows * ((columns + group - 1) / group))
+            }
+        };
+        let (zeros, group, whole_bytes) = match meaning {
+            Codes::Groups { bits, group, zeros } => (whole(zeros, Kind::Uint8, scaled) as *const u8, group, bits == 8),
+            Codes::FourBits(_) | Codes::Int8 => (std::ptr::null(), 0, false),
         };
         let codes = whole(codes, kind, bytes) as *const u8;
         let none = Matrix {
@@ -112,11 +132,14 @@ impl<'a> QuantisedMatrix<'a> {
             scale_scales: std::ptr::null(),
             scale_values: std::ptr::null(),
             offset: 0.0,
+            zeros,
+            group,
+            bytes: whole_bytes,
         };
         let inner = match scales {
             ScaleTensors::Plain(scales) => Matrix { scales: whole(scales, Kind::Float, scaled) as *const f32, ..none },
             ScaleTensors::Double { codes, scales, values: scale_values, offset } => {
-                assert!(!none.values.is_null(), "the scales of int8 rows are not quantised");
+                assert!(!none.values.is_null(), "only the scales of 4-bit blocks are quantised");
                 let groups = (scaled + GROUP - 1) / GROUP;
                 Matrix {
                     scale_codes: whole(codes, Kind::Uint8, scaled) as *const u8,

@@ -84,6 +84,8 @@ pub struct AdapterSite<'a> {
     pub layer: LayerKind,
     /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings, (D) for norms.
     pub weight: &'a Weight,
+    /// The matrix (out, in) that the weight was quantised from, if that happened while the model was loaded.
+    pub unquantised: Option<&'a Tensor>,
     /// The frozen bias, if the layer has one.
     pub bias: Option<&'a Tensor>,
     /// True for an output head that shares the embedding's weight, and for that embedding.

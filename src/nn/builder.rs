@@ -293,9 +293,9 @@ impl ModuleScope<'_> {
     }
 
     fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
-        let weight = self.linear_weight(layer, &[outputs, inputs]);
+        let (weight, unquantised) = self.linear_weight(layer, &[outputs, inputs]);
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
-        let adapters = self.attach(layer, &weight, bias.as_ref());
+        let adapters = self.attach_to(layer, &weight, unquantised.as_ref(), bias.as_ref());
         Linear { dense: Dense { weight, bias }, adapters }
     }
 
@@ -335,25 +335,26 @@ impl ModuleScope<'_> {
         self.param_or_default(name, layer, shape, None)
     }
 
-    /// Returns the weight of a linear layer: quantised if the builder does that and no adapter trains it in full.
-    fn linear_weight(&self, layer: LayerKind, shape: &[i64]) -> Weight {
+    /// Returns the weight of a linear layer: quantised if the builder does that and no adapter trains it in full. With it
+    /// comes the matrix that it was quantised from.
+    fn linear_weight(&self, layer: LayerKind, shape: &[i64]) -> (Weight, Option<Tensor>) {
         let b = self.builder;
         let whole = b.adapters.iter().any(|adapter| adapter.trains_in_full(&self.path, layer));
         let possible = layer == LayerKind::Linear && b.trained.is_none() && !whole;
         if let Some(matrix) = self.stored_quantised("weight") {
-            return self.quantised_weight("weight", matrix, layer, shape, whole);
+            return (self.quantised_weight("weight", matrix, layer, shape, whole), None);
         }
         let found = self.find("weight", layer, shape, None);
         let Some(format) = b.quantise.filter(|_| possible) else {
             let quantised = if possible { QuantisedParam::Possible } else { QuantisedParam::Never };
-            return self.register(found, layer, quantised).into();
+            return (self.register(found, layer, quantised).into(), None);
         };
         let matrix = if found.transposed { found.tensor.tr() } else { found.tensor.shallow_clone() };
         match QuantisedWeight::quantise(&matrix, format, b.device) {
-            Ok(weight) => self.add_quantised(found.name, found.transposed, layer, weight),
+            Ok(weight) => (self.add_quantised(found.name, found.transposed, layer, weight), Some(matrix)),
             Err(e) => {
                 b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{}`", b.origin(), found.name)));
-                found.tensor.into()
+                (found.tensor.into(), None)
             }
         }
     }
@@ -466,9 +467,19 @@ impl ModuleScope<'_> {
     }
 
     fn attach(&self, layer: LayerKind, weight: &Weight, bias: Option<&Tensor>) -> LayerAdapters {
+        self.attach_to(layer, weight, None, bias)
+    }
+
+    fn attach_to(
+        &self,
+        layer: LayerKind,
+        weight: &Weight,
+        unquantised: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> LayerAdapters {
         let b = self.builder;
         let tied = b.tied.get() && matches!(layer, LayerKind::Head | LayerKind::Embedding);
-        let site = AdapterSite { name: &self.path, layer, weight, bias, tied };
+        let site = AdapterSite { name: &self.path, layer, weight, unquantised, bias, tied };
         let mut list = Vec::new();
         for (id, adapter) in b.adapters.iter().enumerate() {
             let mut add = |name: &str, t: Tensor, role| b.register(id, layer, format!("{}.{name}", self.path), t, role);

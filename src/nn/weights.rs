@@ -149,11 +149,6 @@ impl Weights {
         self.quantised.get(name).map(|location| &location.matrix)
     }
 
-    /// Returns true if a matrix is stored quantised.
-    pub fn has_quantised(&self) -> bool {
-        !self.quantised.is_empty()
-    }
-
     fn map(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|e| io_error("reading", path, e))?;
         // SAFETY: the mapping is only read. If the file is truncated while mapped, the process dies, as with every
@@ -203,6 +198,18 @@ impl Weights {
             }
         }
         Ok(())
+    }
+
+    /// Takes a tensor out of the checkpoint: a view of the mapped file; `None` if there is none of this name.
+    pub fn take(&mut self, name: &str) -> Option<Tensor> {
+        let tensor = self.get(name)?;
+        self.entries.remove(name);
+        Some(tensor)
+    }
+
+    /// Returns true if some matrices are stored quantised.
+    pub fn has_quantised(&self) -> bool {
+        !self.quantised.is_empty()
     }
 
     /// Gives the tensor `of` a second name, if it exists.

@@ -29,7 +29,7 @@ const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 impl AttachLora {
     /// Attaches to a table of tokens or positions. As in PEFT, A starts at zero here and B is random.
     fn to_table(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>> {
-        let settings = [("bias", self.bias), ("freeze_a", self.freeze_a), ("init", self.init.takes_from_base())];
+        let settings = [("bias", self.bias), ("freeze_a", self.freeze_a), ("init", self.init.needs_weight())];
         if let Some((setting, _)) = settings.iter().find(|(_, set)| *set) {
             return Err(layer.refusal(
                 &format!("`{setting}`, as it is set, is for linear layers, and this is an embedding"),

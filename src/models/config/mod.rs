@@ -10,6 +10,7 @@ pub(super) mod tied_head;
 
 use super::families::FAMILIES;
 use super::family::{Config, Family};
+use super::stored;
 use crate::error::{Error, Result};
 use crate::fsutil::{self, parse_json};
 use crate::model_files::{self, ModelFiles};
@@ -89,6 +90,7 @@ impl Config {
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);
         let (rope_theta, rope_scaling) = rope::read(&r, head_dim, context)?;
+        let stored = stored::read(&raw, file)?;
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
@@ -106,6 +108,7 @@ impl Config {
             rope_scaling,
             max_position_embeddings: context,
             sliding_window: sliding_window(&r, layers),
+            stored,
             initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,
             raw,

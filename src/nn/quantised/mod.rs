@@ -2,17 +2,22 @@
 //!
 //! A layer's weight is dequantised, some rows at a time, while it is multiplied; the backward does so again. Decoding
 //! reads the codes themselves (`native::quantised`). The formats are those of bitsandbytes, bit for bit: `blocks` (NF4,
-//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and those of llama.cpp (`ggml`), of
-//! weights that are stored so. A new format is a file of its own and a variant of [`Numbers`].
+//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and, of weights that are stored so
+//! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`). A new format is a file of its own and a variant
+//! of [`Numbers`].
 
 mod blocks;
 mod code_book;
 mod ggml;
 mod int8;
+mod integer_groups;
 mod scales;
 mod settings;
+mod stored;
 
+pub use integer_groups::GroupedCodes;
 pub use settings::{Quantisation, QuantisedFormat};
+pub use stored::{BlockScales, four_bit_values, scale_values};
 
 use super::autograd::{differentiable, recorded};
 use super::weight::{aligned_operand, cast, is_decoding, product};
@@ -22,6 +27,7 @@ use crate::native::quantised::QuantisedMatrix;
 use blocks::FourBitBlocks;
 use ggml::GgmlBlocks;
 use int8::Int8Rows;
+use integer_groups::{InputOrder, IntegerGroups};
 use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -53,6 +59,7 @@ enum Numbers {
     FourBits(FourBitBlocks),
     Int8(Int8Rows),
     Ggml(GgmlBlocks),
+    Groups(IntegerGroups),
 }
 
 impl QuantisedWeight {
@@ -123,6 +130,7 @@ impl QuantisedWeight {
             Numbers::FourBits(blocks) => blocks.tensors(),
             Numbers::Int8(rows) => rows.tensors(),
             Numbers::Ggml(blocks) => blocks.tensors(),
+            Numbers::Groups(groups) => groups.tensors(),
         }
     }
 
@@ -133,11 +141,20 @@ impl QuantisedWeight {
 
     /// Returns all numbers in dtype `kind`: a new tensor (out, in).
     pub fn dense(&self, kind: Kind) -> Tensor {
-        self.rows(0..self.shape[0], kind)
+        let stored = self.rows(0..self.shape[0], kind);
+        self.input_order().map_or_else(|| stored.shallow_clone(), |order| order.undo(&stored))
     }
 
-    /// Returns some rows in dtype `kind`: a new tensor (rows, in). On a GPU the first of them is a multiple of
-    /// [`ROWS`].
+    /// Returns the order in which the columns are stored; `None`: that of the inputs.
+    fn input_order(&self) -> Option<&InputOrder> {
+        match &*self.numbers {
+            Numbers::Groups(groups) => groups.order(),
+            _ => None,
+        }
+    }
+
+    /// Returns some rows in dtype `kind`: a new tensor (rows, in), its columns in the order in which they are stored. On a
+    /// GPU the first of them is a multiple of [`ROWS`].
     fn rows(&self, rows: Range<i64>, kind: Kind) -> Tensor {
         if let Some(matrix) = self.matrix() {
             let wide = if kind == Kind::BFloat16 { kind } else { Kind::Float };
@@ -147,6 +164,7 @@ impl QuantisedWeight {
             Numbers::FourBits(blocks) => blocks.rows_on_device(rows, self.shape[1], kind),
             Numbers::Int8(numbers) => numbers.rows_on_device(rows, kind),
             Numbers::Ggml(blocks) => blocks.rows_on_device(rows, kind),
+            Numbers::Groups(groups) => groups.rows_on_device(rows, self.shape[1], kind),
         }
     }
 
@@ -158,6 +176,7 @@ impl QuantisedWeight {
         match &*self.numbers {
             Numbers::FourBits(blocks) => Some(blocks.matrix(self.shape)),
             Numbers::Int8(rows) => Some(rows.matrix(self.shape)),
+            Numbers::Groups(groups) => Some(groups.matrix(self.shape)),
             Numbers::Ggml(_) => None,
         }
     }
@@ -193,6 +212,8 @@ impl QuantisedWeight {
 
     fn product_now(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let _no_grad = tch::no_grad_guard();
+        let ordered = self.input_order().map(|order| order.apply(x));
+        let x = ordered.as_ref().unwrap_or(x);
         let decoded = match self.matrix() {
             Some(matrix) if is_decoding() => matrix.product(&x.contiguous(), bias),
             _ => None,
@@ -220,7 +241,14 @@ impl QuantisedWeight {
     }
 
     /// Computes `sum + g W` in the dtype of g: (T, out) -> (T, in). `sum` may be overwritten; `None` counts as zero.
-    pub fn product_back(&self, g: &Tensor, mut sum: Option<Tensor>) -> Tensor {
+    pub fn product_back(&self, g: &Tensor, sum: Option<Tensor>) -> Tensor {
+        let Some(order) = self.input_order() else { return self.stored_product_back(g, sum) };
+        let back = order.undo(&self.stored_product_back(g, None));
+        sum.map_or_else(|| back.shallow_clone(), |mut sum| sum.g_add_(&back))
+    }
+
+    /// Does the same with the columns in the order in which they are stored.
+    fn stored_product_back(&self, g: &Tensor, mut sum: Option<Tensor>) -> Tensor {
         for rows in self.tiles() {
             let (part, weight) = (g.narrow(-1, rows.start, rows.end - rows.start), self.rows(rows, g.kind()));
             sum = Some(match sum {

@@ -8,3 +8,4 @@ mod number_formats;
 mod parity;
 mod properties;
 mod quantised;
+mod stored;

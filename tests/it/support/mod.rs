@@ -10,6 +10,7 @@ pub mod needs;
 pub mod resumed;
 pub mod rows;
 pub mod snapshot;
+pub mod stored;
 pub mod webdriver;
 pub mod workspace;
 use ft::models::{Heads, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage, TrainedPart};

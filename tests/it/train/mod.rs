@@ -12,6 +12,7 @@ mod optimisers;
 mod profile;
 mod quantised;
 mod resume;
+mod stored;
 mod suggest;
 mod trained_part;
 pub mod trajectories;
