@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use crate::gguf::quant::GgmlType;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The numbers of a weight in blocks of one type.
 #[derive(Debug)]
