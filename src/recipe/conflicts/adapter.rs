@@ -58,7 +58,7 @@ fn lora_at(w: &WrittenRecipe, section: &str, mistakes: &mut Vec<Mistake>) {
         mistakes.push(w.mistake_at(&format!("{section}.{key}"), message, hint));
     };
     let takes_from_base = matches!(init, "pissa" | "pissa_fast" | "olora");
-    if init == "loftq" && !w.value("model.quantize").is_some_and(|format| format.is_string()) {
+    if init == "loftq" && !w.value("model.quantize").is_some_and(|v| v.is_string()) {
         let message =
             format!("`{section}.init: loftq` corrects the error of quantised weights, and `model.quantize` is not set");
         wrong("init", message, "set `model.quantize: nf4`, or remove `init`");

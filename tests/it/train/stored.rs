@@ -136,7 +136,7 @@ fn what_needs_full_precision_weights_says_so() {
         let said = train(sets);
         assert!(said.contains(expected), "{sets:?}: {said}");
     }
-    let said = space.refused(&["student", "models/nf4", "--layers", "1", "--out", "small"]);
+    let said = space.refused(&["student", "--from", "models/nf4", "--layers", "1", "--out", "small"]);
     assert!(said.contains("no student can be cut out of them"), "{said}");
     let checks = space.command(&["selftest", "--model", "models/nf4"]).output().unwrap();
     assert!(checks.status.success(), "{}", stderr(&checks));
