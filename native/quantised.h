@@ -2,10 +2,11 @@
 #pragma once
 #include <cstdint>
 
-// A matrix of 4-bit numbers in blocks (NF4, FP4), or of int8 numbers with a scale for each row.
+// A matrix of 4-bit numbers in blocks (NF4, FP4), of int8 numbers with a scale for each row, or of ggml's blocks.
 struct FtQuantised {
   int64_t columns;             // numbers of a row
-  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one int8 a byte
+  int32_t ggml;                // ggml's number of the type of its blocks (ggml.h), which have all of what follows; 0: none
+  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one int8 a byte; or blocks
   const float* values;         // the 16 values of 4-bit codes; null for int8
   const float* scales;         // the largest magnitude of each block or, for int8, of each row; null with double quantisation
   const uint8_t* scale_codes;  // double quantisation: the code of each block's scale
