@@ -166,7 +166,8 @@ fn what_cannot_be_done_over_quantised_weights_is_refused_by_name() {
     let steps = ["model.path=half.gguf", "run.steps=2", "run.samples=0", "run.eval_every=0"];
     for (out, more) in [("nf4", "model.quantize=nf4"), ("full", "adapter=")] {
         let out = format!("run.out={out}");
-        let sets = steps.iter().chain([&more, &out.as_str()]).flat_map(|s| ["--set", s]);
+        let sets = [&steps[..], &[more, &out]].concat();
+        let sets = sets.iter().flat_map(|s| ["--set", s]);
         space.ft(&["train", RECIPE].into_iter().chain(sets).collect::<Vec<_>>());
     }
     assert_eq!(space.json("nf4/export_report.json")["quantised_base"]["format"], "nf4");
