@@ -2,7 +2,8 @@
 // the vector width in bytes); every function has internal linkage.
 //
 // Invariant: a number has the same bits on every instruction set. Each is a rounded product (of two factors, or of
-// three for int8), and `rounded` keeps the compiler from joining a product and a sum into one operation.
+// three for int8), and `rounded` keeps the compiler from joining a product and a sum into one operation. The difference of
+// a code and a zero is exact.
 #pragma once
 #include "numbers.h"
 #include "quantised.h"
@@ -29,6 +30,14 @@ FT_INLINE float block_scale(const FtQuantised& w, int64_t block) {
   if (w.scales) return w.scales[block];
   return rounded(w.scale_values[w.scale_codes[block]] * w.scale_scales[block / kGroup]) + w.offset;
 }
+
+// The whole numbers from -15 to 15. What the codes 0 to 15 stand for, less a zero, are 16 neighbours of them.
+static constexpr float kWhole[31] = {-15, -14, -13, -12, -11, -10, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0,
+                                     1,   2,   3,   4,   5,   6,   7,  8,  9,  10, 11, 12, 13, 14, 15};
+FT_INLINE const float* less_zero(uint8_t zero) { return kWhole + 15 - (zero & 15); }
+
+// Returns how many groups a row has.
+FT_INLINE int64_t groups_of(const FtQuantised& w) { return (w.columns + w.group - 1) / w.group; }
 
 namespace {
 
@@ -152,34 +161,58 @@ struct Quantised {
     static inline void put(float* y, float v) { *y = from_bf16(to_bf16(v)); }
   };
 
-  // Writes numbers [i, to) of one block as far as whole vectors reach. Returns the first number that is left.
+  // Writes numbers [i, to) of one block, whose codes stand for `values` times `scale`, as far as whole vectors reach.
+  // Returns the first number that is left.
   template <class To>
-  static inline int64_t vectors(const FtQuantised& w, float scale, int64_t i, int64_t to, typename To::Out* y) {
+  static inline int64_t vectors(const uint8_t* codes, const float* values, float scale, int64_t i, int64_t to,
+                                typename To::Out* y) {
 #if FT_BYTES == 64
     if constexpr (sizeof(typename To::Out) == 2) {
-      const ScaledHalves table(w.values, scale);
-      for (; i + 32 <= to; i += 32, y += 32) _mm512_storeu_si512(y, table.get(w.codes + i / 2));
+      const ScaledHalves table(values, scale);
+      for (; i + 32 <= to; i += 32, y += 32) _mm512_storeu_si512(y, table.get(codes + i / 2));
       return i;
     } else
 #endif
     {
-      const Scaled<false> table(w.values, scale);
-      for (; i + W <= to; i += W, y += W) To::put(y, table.get(w.codes + i / 2));
+      const Scaled<false> table(values, scale);
+      for (; i + W <= to; i += W, y += W) To::put(y, table.get(codes + i / 2));
       return i;
     }
   }
 
+  // Writes numbers [i, to) of one block.
+  template <class To>
+  static inline void block(const uint8_t* codes, const float* values, float scale, int64_t i, int64_t to,
+                           typename To::Out* y) {
+    auto one = [&](int64_t i) { To::put(y++, values[i % 2 ? codes[i / 2] & 15 : codes[i / 2] >> 4] * scale); };
+    if (i % 2) one(i++);  // a row of an odd number of columns may begin in the middle of a byte
+    const int64_t left = vectors<To>(codes, values, scale, i, to, y);
+    y += left - i;
+    for (i = left; i < to; i++) one(i);
+  }
+
   template <class To>
   static inline void four_bits(const FtQuantised& w, int64_t begin, int64_t end, typename To::Out* y) {
-    auto one = [&](int64_t i, float scale) {
-      int code = i % 2 ? w.codes[i / 2] & 15 : w.codes[i / 2] >> 4;
-      To::put(y + (i - begin), w.values[code] * scale);
-    };
-    for (int64_t i = begin; i < end;) {
-      const int64_t block = i / kBlock, next = (block + 1) * kBlock, to = next < end ? next : end;
-      const float scale = block_scale(w, block);
-      if (i % 2) one(i++, scale);  // a row of an odd number of columns may begin in the middle of a byte
-      for (i = vectors<To>(w, scale, i, to, y + (i - begin)); i < to; i++) one(i, scale);
+    for (int64_t i = begin, to; i < end; i = to) {
+      const int64_t next = (i / kBlock + 1) * kBlock;
+      to = next < end ? next : end;
+      block<To>(w.codes, w.values, block_scale(w, i / kBlock), i, to, y + (i - begin));
+    }
+  }
+
+  // Writes numbers of a row's groups, whose codes are 4 bits or bytes.
+  template <class To>
+  static inline void groups(const FtQuantised& w, int64_t begin, int64_t end, typename To::Out* y) {
+    const int64_t count = groups_of(w);
+    for (int64_t i = begin, to; i < end; i = to) {
+      const int64_t row = i / w.columns, group = i % w.columns / w.group;
+      const int64_t rest = w.columns - group * w.group;
+      to = row * w.columns + group * w.group + (rest < w.group ? rest : w.group);
+      to = to < end ? to : end;
+      const float scale = w.scales[row * count + group];
+      const uint8_t zero = w.zeros[row * count + group];
+      if (!w.bytes) block<To>(w.codes, less_zero(zero), scale, i, to, y + (i - begin));
+      else for (int64_t j = i; j < to; j++) To::put(y + (j - begin), float(int(w.codes[j]) - int(zero)) * scale);
     }
   }
 
@@ -197,6 +230,7 @@ struct Quantised {
   template <class To>
   static inline void numbers(const FtQuantised& w, int64_t begin, int64_t end, typename To::Out* y) {
     if (w.values) four_bits<To>(w, begin, end, y);
+    else if (w.zeros) groups<To>(w, begin, end, y);
     else int8<To>(w, begin, end, y);
   }
 };

@@ -160,6 +160,12 @@ pub trait AdapterKind: KindSection {
         false
     }
 
+    /// Returns true if the first values correct the error of a quantised base: the adapter then belongs to the quantised
+    /// weights, not to those that they were quantised from.
+    fn corrects_quantisation(&self) -> bool {
+        false
+    }
+
     /// Returns the factors of the learning rate of parameters, by a part of their name.
     fn rate_factors(&self) -> Vec<(&'static str, f64)> {
         Vec::new()

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 /// that exists is not overwritten.
 #[derive(Args)]
 pub struct InitArgs {
-    /// Hugging Face model directory
+    /// Hugging Face model directory, or GGUF file
     model: PathBuf,
     /// Training rows: a .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted
     /// pattern

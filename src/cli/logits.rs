@@ -13,8 +13,8 @@ use tch::{Kind, Tensor};
 /// Print the logits after every token of given sequences as JSON
 #[derive(Args)]
 pub struct LogitsArgs {
-    /// Hugging Face directory
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face directory, or GGUF file
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Adapter directory
     #[arg(long, value_name = "DIR")]

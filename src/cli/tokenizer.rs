@@ -55,8 +55,8 @@ enum ChatTemplateArg {
 pub struct TokenizerShowArgs {
     /// The text [default: read from stdin]
     text: Option<String>,
-    /// Model or tokenizer directory
-    #[arg(long, value_name = "DIR")]
+    /// Model or tokenizer directory, or GGUF file
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Print ids and token texts as JSON
     #[arg(long)]

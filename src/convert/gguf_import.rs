@@ -3,18 +3,19 @@
 //! Tensors are dequantised, rearranged to Hugging Face's layout, cast and written one at a time, so memory holds only
 //! one of them. The directory appears completely written or not at all.
 
-use crate::data::tokenizer_files::gguf::vocabulary::{self, TokenizerFiles};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::gguf::architecture::{self, ARCHITECTURES};
+use crate::gguf::architecture;
 use crate::gguf::file::Gguf;
+use crate::gguf::model_texts::config_text;
 use crate::gguf::quant::dequantise;
 use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
+use crate::gguf::vocabulary;
 use crate::nn::safetensors::{self, Dtype, TensorHeader};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -72,23 +73,8 @@ pub fn import(
 ) -> Result<GgufImportSummary> {
     check_out(options)?;
     let gguf = Gguf::open(options.file)?;
-    let Some(arch) = gguf.text("general.architecture")? else {
-        return Err(Error::user(format!("{}: metadata general.architecture is missing", options.file.display()))
-            .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
-    };
-    if let Some(kind) = gguf.text("general.type")?.filter(|&k| k != "model") {
-        return Err(Error::user(format!("{}: general.type is `{kind}`, `model` expected", options.file.display()))
-            .hint("choose the GGUF of the model itself: an adapter or projector file is only a part of one"));
-    }
-    if gguf.unsigned("split.count")?.is_some_and(|n| n > 1) {
-        return Err(Error::user(format!("{}: this is one part of a split GGUF", options.file.display()))
-            .hint("join the parts first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"));
-    }
-    if !ARCHITECTURES.contains(&arch) {
-        // Checked before the tokenizer is read: its errors would hide this cause.
-        return Err(Error::user(format!("{}: architecture `{arch}` is not supported", options.file.display()))
-            .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", "))));
-    }
+    // Checked before the tokenizer is read: its errors would hide this cause.
+    let arch = architecture::of(&gguf)?;
     let vocabulary = vocabulary::rebuild(&gguf, architecture::context_length(&gguf, arch)?, options.pre_tokenizer)?;
     let mut model = architecture::map_model(&gguf, arch, &vocabulary.ids())?;
     model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
@@ -106,8 +92,11 @@ pub fn import(
             encode(&gguf, by_name[entry.name.as_str()], options.dtype)
         })?;
         progress(total, total)?;
-        write_vocabulary(folder, &vocabulary)?;
-        fsutil::write_json(&folder.join("config.json"), &with_sorted_keys(Value::Object(model.config.clone())))
+        let config = ("config.json".to_string(), config_text(&model.config));
+        for (name, text) in vocabulary.texts().into_iter().chain([config]) {
+            fsutil::write_atomic(&folder.join(name), |w| w.write_all(text.as_bytes()))?;
+        }
+        Ok(())
     })?;
 
     let mut tensors = BTreeMap::new();
@@ -161,33 +150,15 @@ fn check_out(options: &GgufImportOptions) -> Result<()> {
     Ok(())
 }
 
-fn write_vocabulary(folder: &Path, v: &TokenizerFiles) -> Result<()> {
-    let text = |path: PathBuf, text: &str| fsutil::write_atomic(&path, |w| w.write_all(text.as_bytes()));
-    fsutil::write_json(&folder.join("tokenizer.json"), &v.tokenizer)?;
-    fsutil::write_json(&folder.join("tokenizer_config.json"), &v.config)?;
-    if let Some(template) = &v.template {
-        text(folder.join("chat_template.jinja"), template)?;
-    }
-    for (name, template) in &v.more_templates {
-        text(folder.join("additional_chat_templates").join(format!("{name}.jinja")), template)?;
-    }
-    let eos = if let [one] = v.stops[..] { json!(one) } else { json!(v.stops) };
-    let mut generation =
-        json!({"_from_model_config": true, "bos_token_id": v.bos, "eos_token_id": eos, "pad_token_id": v.pad});
-    if let Value::Object(map) = &mut generation {
-        map.retain(|_, v| !v.is_null() && *v != json!([]));
-    }
-    fsutil::write_json(&folder.join("generation_config.json"), &generation)
-}
-
 /// Returns the bytes of one tensor in Hugging Face's layout and the chosen dtype. Fails if a value is not finite.
 fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
     let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
-    values = match tensor.change {
-        LayoutChange::None => values,
-        LayoutChange::Unpermute { heads } => unpermute(&values, heads, tensor.source.shape[0]),
-        LayoutChange::Transpose => transpose(&values, tensor.source.shape[0]),
-    };
+    let rows = tensor.source.shape[0];
+    if let Some(order) = tensor.change.row_order(rows) {
+        values = select_rows(&values, &order);
+    } else if tensor.change == LayoutChange::Transpose {
+        values = transpose(&values, rows);
+    }
     let wrong = |what: String| Error::user(format!("{}: tensor {}: {what}", gguf.path().display(), tensor.source.name));
     let bad = values.par_iter().filter(|x| !x.is_finite()).count();
     if bad > 0 {
@@ -217,17 +188,10 @@ fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reorders rows: within each head of h rows, row 2i becomes row i and row 2i + 1 becomes row i + h/2.
-fn unpermute(values: &[f32], heads: usize, rows: usize) -> Vec<f32> {
-    let (width, head) = (values.len() / rows, rows / heads);
-    let mut out = Vec::with_capacity(values.len());
-    for h in 0..heads {
-        for i in 0..head {
-            let from = h * head + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
-            out.extend_from_slice(&values[from * width..(from + 1) * width]);
-        }
-    }
-    out
+/// Returns the rows of a matrix in this order.
+fn select_rows(values: &[f32], order: &[i64]) -> Vec<f32> {
+    let width = values.len() / order.len();
+    order.iter().flat_map(|&row| &values[row as usize * width..(row as usize + 1) * width]).copied().collect()
 }
 
 fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
@@ -241,14 +205,7 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     out
 }
 
-/// Sorts the keys of an object alphabetically, as transformers writes config.json.
-fn with_sorted_keys(value: Value) -> Value {
-    match value {
-        Value::Object(map) => Value::Object(map.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect()),
-        other => other,
-    }
-}
-
+/// Returns transformers' name of a dtype.
 fn torch_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F32 => "float32",
@@ -263,10 +220,13 @@ mod tests {
 
     #[test]
     fn unpermute_undoes_llama_cpp_s_interleaving() {
+        let unpermute = |values: &[f32], heads: usize| {
+            select_rows(values, &LayoutChange::Unpermute { heads }.row_order(values.len()).unwrap())
+        };
         // One head of four rows, width one: stored (0, 2, 1, 3) was (0, 1, 2, 3).
-        assert_eq!(unpermute(&[0.0, 2.0, 1.0, 3.0], 1, 4), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(unpermute(&[0.0, 2.0, 1.0, 3.0], 1), [0.0, 1.0, 2.0, 3.0]);
         // Two heads of two rows are left as they are.
-        assert_eq!(unpermute(&[0.0, 1.0, 2.0, 3.0], 2, 4), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(unpermute(&[0.0, 1.0, 2.0, 3.0], 2), [0.0, 1.0, 2.0, 3.0]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::adapters::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, file};
 use crate::error::{Error, Result};
-use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
+use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage};
 use crate::nn::weight::cast;
 use crate::nn::{Weights, safetensors, weights};
 use std::collections::BTreeSet;
@@ -51,6 +51,8 @@ fn refuse_unmergeable(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
 fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
     let mut config = Config::read(base)?;
     let mut weights = models::weights(base, &config)?;
+    let hint = "name a directory with the model's full-precision weights: ft merge DIR ADAPTER --out OUT";
+    models::refuse_quantised(&weights, "merging into them would round the adapter away", hint)?;
     let shared = config.tied_weights();
     let adapts = |name: &str| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
@@ -73,6 +75,7 @@ pub fn merge_into_model(
     shard_bytes: u64,
 ) -> Result<ExportReport> {
     refuse_unmergeable(base, parts)?;
+    let trained_over = quantised_base::trained_over(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let names: Vec<&str> = weights.names().collect();
@@ -100,7 +103,6 @@ pub fn merge_into_model(
         _ => Some(in_full(&weights, &merge)?),
     };
     let reference = load_with_sum(base, parts, sum.as_ref(), computed, Storage::File)?;
-    let trained_over = quantised_base::trained_over(parts)?;
     publish(out, |temp| {
         safetensors::write_model(temp, &entries, shard_bytes, |e| {
             Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
@@ -112,11 +114,21 @@ pub fn merge_into_model(
         let tied = config.tie_word_embeddings;
         let check = ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
         let mut report = check.run(|name| merge.tensor(name).map(Some))?;
-        if let Some(format) = trained_over {
-            let quantised = load_with_sum(base, parts, sum.as_ref(), computed, Storage::Quantised(format))?;
-            let error = QuantisationError::measure(format, &quantised, &reference)?;
-            report.notes.push(error.note(report.adapter_effect.as_ref()));
-            report.quantisation_error = Some(error);
+        if let Some(trained_over) = trained_over {
+            let load = |base: &Path, storage| load_with_sum(base, parts, sum.as_ref(), computed, storage);
+            let quantised = match trained_over.at_load() {
+                Some(format) => load(base, Storage::Quantised(format)),
+                None => quantised_base::stored_base(parts).and_then(|folder| load(folder, Storage::File)),
+            };
+            match quantised.and_then(|model| QuantisationError::measure(&trained_over, &model, &reference)) {
+                Ok(error) => {
+                    report.notes.push(error.note(report.adapter_effect.as_ref()));
+                    report.quantisation_error = Some(error);
+                }
+                Err(e) if trained_over.at_load().is_some() => return Err(e),
+                // The base with the quantised weights may be elsewhere by now.
+                Err(e) => report.notes.push(quantised_base::unmeasured(&trained_over, &e)),
+            }
         }
         Ok(report)
     })
@@ -132,13 +144,13 @@ fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Re
 /// Merges the adapters `parts` into one adapter, their weighted sum, and writes its directory.
 pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Result<ExportReport> {
     refuse_unmergeable(base, parts)?;
+    let trained_over = quantised_base::trained_over(base, parts)?;
     let (config, weights, shared) = open_base(base, parts)?;
     let sum = combine(&weights, parts)?;
     let merge = MergedWeights::new(&weights, &shared, parts)?;
     let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
     let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
-    let trained_over = quantised_base::trained_over(parts)?;
-    let storage = trained_over.map_or(Storage::File, Storage::Quantised);
+    let storage = trained_over.as_ref().and_then(QuantisedBase::at_load).map_or(Storage::File, Storage::Quantised);
     let reference = load_with_sum(base, parts, Some(&sum), computed, storage)?;
     let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
     publish(out, |temp| {
@@ -151,6 +163,7 @@ pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Res
         let check =
             ExportCheck { reference: &reference, folder: temp, export, change: WeightChange::None, names, tied };
         let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
+        report.quantised_base = trained_over;
         // The new adapter, read back, must change every weight as all parts together do.
         let read = [WeightedAdapter::read(temp, 1.0)?];
         let one = MergedWeights::new(&weights, &[], &read)?;

@@ -29,8 +29,33 @@ pub struct TokenIds {
     pub size: usize,
 }
 
-/// The architectures that can be imported, by their names in GGUF files.
+/// The architectures that can be read, by their names in GGUF files.
 pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
+
+/// Returns a file's architecture, by its name in GGUF files. Fails if it is not supported, and for files that are only a
+/// part of a model.
+pub fn of(gguf: &Gguf) -> Result<&str> {
+    let refuse = |what: String| Error::user(format!("{}: {what}", gguf.path().display()));
+    let known = || format!("ft reads the architectures {}", ARCHITECTURES.join(", "));
+    let Some(arch) = gguf.text("general.architecture")? else {
+        return Err(refuse("metadata general.architecture is missing".into()).hint(known()));
+    };
+    let kind = gguf.text("general.type")?.unwrap_or("model");
+    // Projectors of older versions have no type.
+    let kind = if arch == "clip" { "mmproj" } else { kind };
+    if kind != "model" {
+        return Err(refuse(format!("general.type is `{kind}`, `model` expected"))
+            .hint("choose the GGUF of the model itself: an adapter or projector file is only a part of one"));
+    }
+    if gguf.unsigned("split.count")?.is_some_and(|n| n > 1) {
+        return Err(refuse("this is one part of a split GGUF".into())
+            .hint("join the parts first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"));
+    }
+    if !ARCHITECTURES.contains(&arch) {
+        return Err(refuse(format!("architecture `{arch}` is not supported")).hint(known()));
+    }
+    Ok(arch)
+}
 
 /// Maps a file of the architecture `arch`. Fails for an unknown architecture and for metadata or tensors that do not
 /// fit it.
@@ -39,7 +64,7 @@ pub fn map_model(gguf: &Gguf, arch: &str, tokens: &TokenIds) -> Result<MappedMod
         "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut TensorMapper::new(gguf, arch)?, tokens),
         "gpt2" => gpt2(&mut TensorMapper::new(gguf, arch)?, tokens),
         other => Err(Error::user(format!("{}: architecture `{other}` is not supported", gguf.path().display()))
-            .hint(format!("ft import reads the architectures {}", ARCHITECTURES.join(", ")))),
+            .hint(format!("ft reads the architectures {}", ARCHITECTURES.join(", ")))),
     }
 }
 

@@ -45,6 +45,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// Returns the place of the tensor's data in the file, in bytes.
+    pub fn place(&self) -> Range<usize> {
+        self.bytes.clone()
+    }
+
     /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -91,7 +96,7 @@ impl GgufType {
 
 pub(super) fn not_gguf(path: &Path, why: &str) -> Error {
     Error::user(format!("{}: not a GGUF file: {why}", path.display()))
-        .hint("ft import reads llama.cpp's .gguf files; a Hugging Face model directory needs no import")
+        .hint("a model is a Hugging Face directory or a .gguf file of llama.cpp")
 }
 
 /// Reads from `data` at `at`, never past its end.
@@ -263,7 +268,7 @@ fn tensor_entry(c: &mut HeaderReader, i: usize) -> Result<(TensorInfo, u64)> {
     let id = c.u32(&what)?;
     let kind = GgmlType::from_id(id).map_err(|name| {
         Error::user(format!("{}: {what}: quantisation type {name} is not supported", c.path.display()))
-            .hint(format!("ft import reads {}", GgmlType::names()))
+            .hint(format!("ft reads {}", GgmlType::names()))
             .hint("choose another quantisation of the same model, such as Q8_0, Q6_K, Q4_K_M or F16")
     })?;
     let offset = c.u64(&what)?;

@@ -99,6 +99,11 @@ impl GgmlType {
         KINDS.iter().find(|k| k.0 == self).expect("every kind has a row")
     }
 
+    /// Returns true for the formats that store each number by itself.
+    pub fn is_float(self) -> bool {
+        matches!(self, F32 | F16 | BF16)
+    }
+
     /// Returns the number of elements in a block.
     pub fn block_elements(self) -> usize {
         self.row().2
@@ -107,6 +112,23 @@ impl GgmlType {
     /// Returns the size of a block in bytes.
     pub fn block_bytes(self) -> usize {
         self.row().3
+    }
+
+    /// Returns where in a block its float16 scales and offsets begin; none for formats without blocks.
+    pub fn scale_offsets(self) -> &'static [usize] {
+        match self {
+            F32 | F16 | BF16 => &[],
+            Q4_0 | Q5_0 | Q8_0 => &[0],
+            Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+            Q2_K => &[80, 82],
+            Q3_K => &[108],
+            Q6_K => &[208],
+        }
+    }
+
+    /// Returns ggml's number of the format.
+    pub fn id(self) -> u32 {
+        self.row().1
     }
 
     /// Returns the name as llama.cpp prints it.

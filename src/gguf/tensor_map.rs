@@ -8,7 +8,7 @@ use super::header::TensorInfo;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 
-/// Describes how a tensor's values are rearranged on import.
+/// Describes how a tensor's values are arranged in the file, unlike in a Hugging Face directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayoutChange {
     /// Values stay as they are.
@@ -21,6 +21,17 @@ pub enum LayoutChange {
     },
     /// Transposes to GPT-2's `Conv1D` layout, (in, out).
     Transpose,
+}
+
+impl LayoutChange {
+    /// Returns, for each of the `rows` rows of a matrix in Hugging Face's layout, the row of the file that it is; `None`
+    /// if the rows stay in their order or are transposed.
+    pub fn row_order(self, rows: usize) -> Option<Vec<i64>> {
+        let Self::Unpermute { heads } = self else { return None };
+        let head = rows / heads;
+        let within = |i: usize| if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
+        Some((0..heads * head).map(|row| (row / head * head + within(row % head)) as i64).collect())
+    }
 }
 
 /// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
@@ -54,12 +65,12 @@ impl<'a> TensorMapper<'a> {
         // These keys change what a model computes, and config.json cannot express them.
         for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
-                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
+                return Err(source.unsupported(format!("{} is {x}: such models are not supported", source.key(key))));
             }
         }
         for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
             if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 1.0 && x != 0.0) {
-                return Err(source.unsupported(format!("{} is {x}: such models cannot be imported", source.key(key))));
+                return Err(source.unsupported(format!("{} is {x}: such models are not supported", source.key(key))));
             }
         }
         Ok(source)

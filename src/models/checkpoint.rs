@@ -2,13 +2,16 @@
 
 use super::config::tied_head;
 use super::family::{Config, Family};
-use crate::error::Result;
+use super::{gguf_weights, stored};
+use crate::error::{Error, Result};
+use crate::model_files::is_gguf;
 use crate::nn::{ParamMapping, Weights};
 use std::path::Path;
 
-/// Opens the weights in a model directory, under the names that its family gives them.
-pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
-    let mut weights = Weights::open(folder)?;
+/// Opens the weights of a model, a directory or a GGUF file, under the names that its family gives them.
+pub fn weights(model: &Path, config: &Config) -> Result<Weights> {
+    let mut weights = if is_gguf(model) { gguf_weights::open(model)? } else { Weights::open(model)? };
+    stored::collect(&mut weights, config.stored, config.file())?;
     let Family { map_param, embedding, .. } = *config.family();
     let holds = |wanted: &str| weights.names().any(|n| map_param(n).is_some_and(|p| p.name == wanted));
     let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));
@@ -23,6 +26,15 @@ pub fn weights(folder: &Path, config: &Config) -> Result<Weights> {
         }
     })?;
     Ok(weights)
+}
+
+/// Fails if some matrices of a checkpoint are stored quantised; `why` says what cannot be done then, `hint` what can.
+pub fn refuse_quantised(weights: &Weights, why: &str, hint: &str) -> Result<()> {
+    if weights.has_quantised() {
+        let origin = weights.origin().display();
+        return Err(Error::user(format!("{origin}: the weights are stored quantised: {why}")).hint(hint));
+    }
+    Ok(())
 }
 
 /// Unties embedding and output head of a `config` that ties them: each gets its own weight, with equal values.

@@ -2,14 +2,20 @@
 
 use crate::error::Result;
 use crate::fsutil::{hex, io_error, sha256};
+use crate::model_files::is_gguf;
 use crate::report;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Returns the SHA-256, in hex, of all configs and weights in directories of models or adapters, in the order given.
+/// Returns the SHA-256, in hex, of all configs and weights in directories of models or adapters, and of GGUF files, in the
+/// order given.
 pub fn hash(folders: &[&Path]) -> Result<String> {
     let mut sum = Sha256::new();
     for folder in folders {
+        if is_gguf(folder) {
+            sum.update(sha256(folder)?);
+            continue;
+        }
         let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;
         let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
         files.retain(|p| {

@@ -12,7 +12,7 @@ use super::family::Config;
 use crate::error::{Error, Result};
 use crate::machine::{self, Cpu};
 use crate::native;
-use crate::nn::Quantisation;
+use crate::nn::{Quantisation, Weights};
 use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -134,7 +134,10 @@ impl Dtype {
         if self != Self::Auto {
             return Ok(ChosenDtype { dtype: self, why: "asked for" });
         }
-        if folder.map(stored_kind).transpose()? == Some(Kind::Float) {
+        // The norms beside quantised matrices are in float32 and say nothing about the model.
+        let opened = folder.map(|folder| checkpoint::weights(folder, &Config::read(folder)?)).transpose()?;
+        let plain = opened.filter(|weights| !weights.has_quantised());
+        if plain.map(|weights| count_by_kind(&weights)).transpose()?.is_some_and(|(kind, _)| kind == Kind::Float) {
             return Ok(ChosenDtype { dtype: Self::F32, why: "the model is stored in float32" });
         }
         Ok(match bf16_multiplier(device) {
@@ -179,26 +182,30 @@ fn multiplies_f16(device: Device) -> bool {
     machine::cuda_driver().ok().flatten().is_some_and(|driver| driver.devices.get(i).is_some_and(|d| d.f16()))
 }
 
-/// Returns the number format that most of a model folder's weights have on disk, without loading them.
+/// Returns the number format that most of a model's weights have on disk, those that are quantised left out, without
+/// loading them.
 pub fn stored_kind(folder: &Path) -> Result<Kind> {
     Ok(stored_kind_and_count(folder)?.0)
 }
 
 /// Returns the same as [`stored_kind`], and the number of parameters in all formats.
 pub fn stored_kind_and_count(folder: &Path) -> Result<(Kind, u64)> {
-    let weights = checkpoint::weights(folder, &Config::read(folder)?)?;
+    count_by_kind(&checkpoint::weights(folder, &Config::read(folder)?)?)
+}
+
+fn count_by_kind(weights: &Weights) -> Result<(Kind, u64)> {
     let mut numbers: Vec<(Kind, u64)> = Vec::new();
     for name in weights.names() {
-        let (Some(kind), Some(shape)) = (weights.kind(name), weights.shape(name)) else { continue };
-        let count = shape.iter().product::<i64>() as u64;
+        let Some(kind) = weights.kind(name) else { continue };
+        let count = weights.count(name);
         match numbers.iter_mut().find(|(k, _)| *k == kind) {
             Some((_, sum)) => *sum += count,
             None => numbers.push((kind, count)),
         }
     }
-    let all = numbers.iter().map(|(_, n)| n).sum();
+    let all = weights.names().map(|name| weights.count(name)).sum();
     let most = numbers.into_iter().max_by_key(|(_, n)| *n).ok_or_else(|| {
-        Error::user(format!("{}: no weights of the model found", folder.display()))
+        Error::user(format!("{}: no weights of the model found", weights.origin().display()))
             .hint("the download is incomplete: fetch the model again")
     })?;
     Ok((most.0, all))

@@ -1,5 +1,6 @@
 //! What a family of models provides ([`Family`], [`Decoder`]), and the sizes that it is built with ([`Config`]).
 
+use super::stored::StoredFormat;
 use crate::error::Result;
 use crate::nn::{ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
 use serde_json::{Map, Value};
@@ -88,6 +89,8 @@ pub struct Config {
     pub max_position_embeddings: Option<i64>,
     /// Number of tokens that attention reaches back; `None`: all.
     pub sliding_window: Option<i64>,
+    /// How the matrices of the checkpoint are stored quantised; `None`: they are not.
+    pub stored: Option<StoredFormat>,
     /// Standard deviation of a new model's random weights.
     pub initializer_range: f64,
     /// The file as read, for writing it back with only the changes made.

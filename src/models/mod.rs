@@ -5,12 +5,13 @@
 //! methods. The layers without output head are called the trunk.
 //!
 //! From bottom to top: `family` (what a family provides), `families` (the table of them), `config` (reading
-//! config.json), `checkpoint` (weights under a family's names), `model` (building), `inference` (running), `learning`
-//! (training), `open` (from disk, for inference), `reward` (scores of reward models).
+//! config.json), `checkpoint` (weights under a family's names; `gguf_weights` for a GGUF file), `model` (building),
+//! `inference` (running), `learning` (training), `open` (from disk, for inference), `reward` (scores of reward models).
 //!
 //! Next to these: `adapter_choice` (which adapter is active), `sequence_limit`, `storage_summary` (how weights are held),
-//! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `loss` and
-//! `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
+//! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `loss` and `activations` (what a
+//! loss gets from the model), `dtype` (number formats), `stored` (checkpoints that are quantised), `quantised_base` (what
+//! is recorded about a quantised base), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
 
@@ -22,6 +23,7 @@ pub mod content_hash;
 pub mod dtype;
 pub mod families;
 pub mod family;
+mod gguf_weights;
 mod inference;
 mod layer_row;
 pub mod learning;
@@ -32,14 +34,16 @@ pub mod new_config;
 pub mod noise;
 pub mod non_finite;
 pub mod open;
+mod quantised_base;
 pub mod reward;
 mod sequence_limit;
 mod spectrum;
 mod storage_summary;
+pub mod stored;
 mod trained_part;
 
 pub use activations::{Activations, ExposedLayers};
-pub use checkpoint::{SCORE, layer_number, untie_head, weights};
+pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
 pub use family::{Config, Decoder, Family};
@@ -50,5 +54,7 @@ pub use model::{Heads, LoadOptions, Model};
 pub use noise::EmbeddingNoise;
 pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer, open_stored};
+pub use quantised_base::QuantisedBase;
 pub use reward::RewardScorer;
+pub use stored::StoredFormat;
 pub use trained_part::TrainedPart;

@@ -4,7 +4,7 @@
 //! without output head are called the trunk. Running it is in `inference`, training in `learning`.
 
 use super::activations::ExposedLayers;
-use super::checkpoint::{SCORE, weights};
+use super::checkpoint::{SCORE, refuse_quantised, weights};
 use super::dtype::Storage;
 use super::family::{Config, Decoder};
 use super::noise::EmbeddingNoise;
@@ -76,12 +76,28 @@ impl Model {
         if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
             return Err(not_a_language_model(folder, None));
         }
+        if load.train_base.is_some() {
+            let hint = "train an adapter over them, or train the model in its original number format";
+            refuse_quantised(&weights, "they cannot be trained", hint)?;
+        }
+        if load.storage.quantisation().is_some() {
+            let hint = "leave out model.quantize (--quantize): they are used as they are stored";
+            refuse_quantised(&weights, "they cannot be quantised once more", hint)?;
+        }
         Self::build(config, folder, WeightSource::Disk(&weights), load)
     }
 
     /// Builds an untrained model with random weights, which depend on the seed alone. `folder` is where its tokenizer
     /// is.
     pub fn initialise(config: Config, folder: &Path, seed: u64, load: LoadOptions) -> Result<Self> {
+        if let Some(format) = config.stored {
+            return Err(Error::user(format!(
+                "{}: it says that weights are stored in {}; new ones are not quantised",
+                config.file().display(),
+                format.describe()
+            ))
+            .hint("remove `quantization_config`"));
+        }
         let initial = InitialWeights { seed, std: config.initializer_range, map_param: config.family().map_param };
         Self::build(config, folder, WeightSource::Random(&initial), load)
     }

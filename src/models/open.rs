@@ -41,8 +41,8 @@ pub fn open_stored(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind
 pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Kind) -> Result<(Model, RewardScorer)> {
     let config = Config::read(base)?;
     // An adapter that was trained over quantised weights is used over them: its scores depend on them.
-    let quantised = RewardScorer::read(adapter.unwrap_or(base))?.and_then(|scoring| scoring.quantised_base);
-    let storage = quantised.map_or(Storage::Auto, Storage::Quantised);
+    let recorded = RewardScorer::read(adapter.unwrap_or(base))?.and_then(|scoring| scoring.quantised_base);
+    let storage = recorded.and_then(|base| base.at_load()).map_or(Storage::Auto, Storage::Quantised);
     let load = |adapters| LoadOptions { device, kind, storage, train_base: None, adapters, heads: Heads::Score };
     let Some(folder) = adapter else {
         let weights = weights(base, &config)?;

@@ -6,9 +6,10 @@
 
 use super::family::Config;
 use super::model::Model;
+use super::quantised_base::QuantisedBase;
 use crate::error::{Context, Error, Result};
 use crate::fsutil::{read_json, write_json};
-use crate::nn::{Quantisation, Tokens};
+use crate::nn::Tokens;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -28,7 +29,7 @@ pub struct RewardScorer {
     pub computed_in: String,
     /// How the weights were quantised below the adapter, if they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quantised_base: Option<Quantisation>,
+    pub quantised_base: Option<QuantisedBase>,
     /// Root mean square of the scores at all tokens of the probes: the scale against which differences are judged.
     pub spread: f64,
     /// Sequences with the scores that the model gave them when it was saved.
@@ -55,7 +56,7 @@ impl RewardScorer {
         let mut scoring = Self {
             pad_token_id: pad,
             computed_in: name(model.kind()),
-            quantised_base: model.storage().quantisation(),
+            quantised_base: QuantisedBase::of(model),
             spread: 0.0,
             probes: Vec::new(),
             ft_version: env!("CARGO_PKG_VERSION").into(),

@@ -65,7 +65,9 @@ impl TrainedPart {
     pub fn resolve(&self, folder: &Path, device: Device) -> Result<Self> {
         let Self::Spectrum(share) = self else { return Ok(self.clone()) };
         let config = Config::read(folder)?;
-        let names = spectrum::choose(&checkpoint::weights(folder, &config)?, *share, device)?;
+        let weights = checkpoint::weights(folder, &config)?;
+        checkpoint::refuse_quantised(&weights, "they cannot be trained", "train an adapter over them")?;
+        let names = spectrum::choose(&weights, *share, device)?;
         Ok(Self::Matching(names.iter().map(|name| fancy_regex::escape(name).into_owned()).collect()))
     }
 

@@ -19,6 +19,7 @@ pub const GROUP: i64 = 256;
 #[repr(C)]
 struct Matrix {
     columns: i64,
+    ggml: i32,
     codes: *const u8,
     values: *const f32,
     scales: *const f32,
@@ -26,6 +27,42 @@ struct Matrix {
     scale_scales: *const f32,
     scale_values: *const f32,
     offset: f32,
+    zeros: *const u8,
+    group: i64,
+    bytes: bool,
+}
+
+impl Matrix {
+    fn of_codes(columns: i64, codes: *const u8) -> Self {
+        let (values, scales, scale_scales, scale_values) =
+            (std::ptr::null(), std::ptr::null(), std::ptr::null(), std::ptr::null());
+        let (scale_codes, zeros) = (std::ptr::null(), std::ptr::null());
+        let (offset, group, bytes) = (0.0, 0, false);
+        Self {
+            columns,
+            ggml: 0,
+            codes,
+            values,
+            scales,
+            scale_codes,
+            scale_scales,
+            scale_values,
+            offset,
+            zeros,
+            group,
+            bytes,
+        }
+    }
+}
+
+/// Returns the address of a part of a matrix.
+///
+/// # Panics
+/// If it has another dtype or size, or is not contiguous on the CPU.
+fn whole(t: &Tensor, kind: Kind, size: i64) -> *mut c_void {
+    let fits = t.kind() == kind && t.numel() as i64 == size && t.is_contiguous() && t.device() == Device::Cpu;
+    assert!(fits, "a part of a quantised matrix has {:?} {:?}, not {size} of {kind:?}", t.kind(), t.size());
+    t.data_ptr()
 }
 
 // SAFETY: addresses of memory that outlives the loops and is only read.
@@ -34,6 +71,7 @@ unsafe impl Sync for Matrix {}
 unsafe extern "C" {
     fn ft_isa() -> c_int;
     fn ft_dequantise(level: c_int, w: *const Matrix, half: bool, begin: i64, end: i64, y: *mut c_void);
+    fn ft_ggml_row_bytes_portable(number: c_int, columns: i64) -> i64;
     fn ft_quantise_4bit(
         level: c_int,
         x: *const f32,
@@ -60,6 +98,15 @@ pub enum Codes<'a> {
     FourBits(&'a [f32; 16]),
     /// int8: times the scale of the number's row, over 127.
     Int8,
+    /// Less the zero of the number's group, times the group's scale.
+    Groups {
+        /// 4 bits (an even number of columns, zeros up to 15) or 8.
+        bits: i64,
+        /// Numbers of a row in a group; the last one may be shorter.
+        group: i64,
+        /// (rows, groups) uint8
+        zeros: &'a Tensor,
+    },
 }
 
 /// The scales of a quantised matrix: float32 tensors on the CPU.
@@ -93,30 +140,24 @@ impl<'a> QuantisedMatrix<'a> {
     /// If a tensor has another size, dtype or device than the matrix needs.
     pub fn new([rows, columns]: [i64; 2], codes: &'a Tensor, meaning: Codes<'a>, scales: ScaleTensors<'a>) -> Self {
         let n = rows * columns;
-        let whole = |t: &Tensor, kind: Kind, size: i64| {
-            let fits = t.kind() == kind && t.numel() as i64 == size && t.is_contiguous() && t.device() == Device::Cpu;
-            assert!(fits, "a part of a quantised matrix has {:?} {:?}, not {size} of {kind:?}", t.kind(), t.size());
-            t.data_ptr()
-        };
         let (values, kind, bytes, scaled) = match meaning {
             Codes::FourBits(values) => (values.as_ptr(), Kind::Uint8, (n + 1) / 2, (n + BLOCK - 1) / BLOCK),
             Codes::Int8 => (std::ptr::null(), Kind::Int8, n, rows),
+            Codes::Groups { bits, group, .. } => {
+                assert!(group > 0 && (bits == 8 || bits == 4 && columns % 2 == 0), "{bits} bits, groups of {group}");
+                (std::ptr::null(), Kind::Uint8, n * bits / 8, rows * ((columns + group - 1) / group))
+            }
+        };
+        let (zeros, group, whole_bytes) = match meaning {
+            Codes::Groups { bits, group, zeros } => (whole(zeros, Kind::Uint8, scaled) as *const u8, group, bits == 8),
+            Codes::FourBits(_) | Codes::Int8 => (std::ptr::null(), 0, false),
         };
         let codes = whole(codes, kind, bytes) as *const u8;
-        let none = Matrix {
-            columns,
-            codes,
-            values,
-            scales: std::ptr::null(),
-            scale_codes: std::ptr::null(),
-            scale_scales: std::ptr::null(),
-            scale_values: std::ptr::null(),
-            offset: 0.0,
-        };
+        let none = Matrix { values, zeros, group, bytes: whole_bytes, ..Matrix::of_codes(columns, codes) };
         let inner = match scales {
             ScaleTensors::Plain(scales) => Matrix { scales: whole(scales, Kind::Float, scaled) as *const f32, ..none },
             ScaleTensors::Double { codes, scales, values: scale_values, offset } => {
-                assert!(!none.values.is_null(), "the scales of int8 rows are not quantised");
+                assert!(!none.values.is_null(), "only the scales of 4-bit blocks are quantised");
                 let groups = (scaled + GROUP - 1) / GROUP;
                 Matrix {
                     scale_codes: whole(codes, Kind::Uint8, scaled) as *const u8,
@@ -127,6 +168,19 @@ impl<'a> QuantisedMatrix<'a> {
                 }
             }
         };
+        Self { rows, inner, _tensors: std::marker::PhantomData }
+    }
+
+    /// Describes a matrix of `[rows, columns]` in blocks of ggml's type `number`: uint8, contiguous, on the CPU.
+    ///
+    /// # Panics
+    /// If the blocks have another size, dtype or device, or there are none of this type.
+    pub fn of_ggml_blocks([rows, columns]: [i64; 2], blocks: &'a Tensor, number: u32) -> Self {
+        // SAFETY: plain call.
+        let row = unsafe { ft_ggml_row_bytes_portable(number as c_int, columns) };
+        assert!(row > 0, "rows of {columns} numbers in blocks of ggml's type {number}");
+        let codes = whole(blocks, Kind::Uint8, rows * row) as *const u8;
+        let inner = Matrix { ggml: number as i32, ..Matrix::of_codes(columns, codes) };
         Self { rows, inner, _tensors: std::marker::PhantomData }
     }
 

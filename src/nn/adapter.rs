@@ -16,8 +16,8 @@ pub trait Adapter {
     /// Computes the adapted layer's output: (…, in) -> (…, out). `train` turns dropout on.
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
     /// Returns the rows `ids` of the adapted embedding table `weight` (V, D): (T) -> (T, D).
-    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
-        embedding_rows(&self.merged(weight), ids)
+    fn embed(&self, ids: &Tensor, weight: &Weight) -> Tensor {
+        embedding_rows(&self.merged(&weight.dense(weight.kind())), ids)
     }
     /// Returns the weight that gives the same output without the adapter; differentiable.
     fn merged(&self, weight: &Tensor) -> Tensor;
@@ -84,6 +84,8 @@ pub struct AdapterSite<'a> {
     pub layer: LayerKind,
     /// The frozen weight: (out, in) for linear layers, (V, D) for embeddings, (D) for norms.
     pub weight: &'a Weight,
+    /// The matrix (out, in) that the weight was quantised from, if that happened while the model was loaded.
+    pub unquantised: Option<&'a Tensor>,
     /// The frozen bias, if the layer has one.
     pub bias: Option<&'a Tensor>,
     /// True for an output head that shares the embedding's weight, and for that embedding.
@@ -118,7 +120,7 @@ pub trait AdapterPlan {
     fn virtual_tokens(
         &self,
         _model: ModelSizes,
-        _embedding: &Tensor,
+        _embedding: &Weight,
         _add: &mut RegisterParam,
     ) -> Result<Option<VirtualTokens>> {
         Ok(None)

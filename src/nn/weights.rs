@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fsutil::{excerpt, io_error, parse_json, read_to_string, refuse_unfinished_move};
+use crate::gguf::tensor_map::LayoutChange;
 use crate::native;
 use crate::nn::quantised::QuantisedWeight;
 use crate::nn::safetensors;
@@ -9,6 +10,7 @@ use ::safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -20,7 +22,14 @@ pub struct Weights {
     files: Vec<File>,
     maps: Vec<Tensor>, // one per file: (bytes) uint8, a copy-on-write mapping
     entries: BTreeMap<String, TensorLocation>,
-    quantised: BTreeMap<String, Rc<dyn QuantisedEntry>>,
+    quantised: BTreeMap<String, QuantisedLocation>,
+}
+
+/// A quantised matrix, and whether the model's other checkpoints store it as (in, out).
+#[derive(Clone)]
+struct QuantisedLocation {
+    matrix: Rc<dyn QuantisedEntry>,
+    transposed: bool,
 }
 
 /// A matrix that a checkpoint contains in quantised form. It is read when a model is built.
@@ -48,7 +57,29 @@ pub struct TensorLocation {
     pub offset: usize,
     /// The size in bytes.
     pub bytes: usize,
+    /// How the values are arranged on disk.
+    layout: LayoutChange,
     transposed: bool,
+}
+
+impl TensorLocation {
+    /// Describes a tensor of dtype `kind` in the `place` of a file. `shape` is that after `layout` is undone.
+    pub fn new(kind: Kind, shape: Vec<i64>, place: Range<usize>, layout: LayoutChange) -> Self {
+        let (offset, bytes) = (place.start, place.len());
+        Self { file_index: 0, kind, shape, offset, bytes, layout, transposed: false }
+    }
+
+    /// Returns the tensor from its values in the order of the file.
+    fn arranged(&self, values: &Tensor) -> Tensor {
+        if let Some(order) = self.shape.first().and_then(|rows| self.layout.row_order(*rows as usize)) {
+            let rows = values.view([order.len() as i64, -1]).index_select(0, &Tensor::from_slice(&order));
+            return rows.view(self.shape.as_slice());
+        }
+        match (self.layout, &self.shape[..]) {
+            (LayoutChange::Transpose, &[rows, columns]) => values.view([columns, rows]).tr(),
+            _ => values.view(self.shape.as_slice()),
+        }
+    }
 }
 
 /// The parameter of the model that a tensor of a checkpoint belongs to.
@@ -89,7 +120,7 @@ impl Weights {
             return Err(if folder.join("pytorch_model.bin").exists() {
                 err.hint("pytorch_model.bin is a pickle, which ft never opens: convert it to safetensors first")
             } else {
-                err.hint("model.path is a Hugging Face model directory; make one from a GGUF with: ft import FILE.gguf --out DIR")
+                err.hint("a model is a Hugging Face directory, or a GGUF file: name the file itself")
             });
         }
         Ok(weights)
@@ -103,28 +134,34 @@ impl Weights {
     }
 
     /// Begins a checkpoint without tensors, which comes from the file or folder `origin`.
-    fn empty(origin: &Path) -> Self {
+    pub fn empty(origin: &Path) -> Self {
         let (entries, quantised) = (BTreeMap::new(), BTreeMap::new());
         Self { origin: origin.into(), files: Vec::new(), maps: Vec::new(), entries, quantised }
     }
 
     /// Adds a matrix that is stored quantised.
     pub fn add_quantised(&mut self, name: String, matrix: Rc<dyn QuantisedEntry>) {
-        self.quantised.insert(name, matrix);
+        self.quantised.insert(name, QuantisedLocation { matrix, transposed: false });
     }
 
     /// Returns a matrix that is stored quantised; `None` if there is none of this name.
     pub fn quantised(&self, name: &str) -> Option<&Rc<dyn QuantisedEntry>> {
-        self.quantised.get(name)
+        self.quantised.get(name).map(|location| &location.matrix)
     }
 
     fn map(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|e| io_error("reading", path, e))?;
-        let size = file.metadata().map_err(|e| io_error("reading", path, e))?.len();
         // SAFETY: the mapping is only read. If the file is truncated while mapped, the process dies, as with every
         // loader.
         let header = unsafe { Mmap::map(&file) }.map_err(|e| io_error("mapping", path, e))?;
         let found = read_header(path, &header)?;
+        self.add_file(path, found).map(|_| ())
+    }
+
+    /// Maps a file and adds tensors in it, by name. Returns the whole file as bytes: (size) uint8.
+    pub fn add_file(&mut self, path: &Path, found: Vec<(String, TensorLocation)>) -> Result<Tensor> {
+        let file = File::open(path).map_err(|e| io_error("reading", path, e))?;
+        let size = file.metadata().map_err(|e| io_error("reading", path, e))?.len();
         let name = path.to_str().ok_or_else(|| Error::user(format!("{}: the path is not UTF-8", path.display())))?;
         let map = self.maps.len();
         for (tensor, entry) in found {
@@ -134,9 +171,9 @@ impl Weights {
             self.entries.insert(tensor, TensorLocation { file_index: map, ..entry });
         }
         let bytes = Tensor::from_file(name, false, size as i64, (Kind::Uint8, Device::Cpu));
-        self.maps.push(bytes);
+        self.maps.push(bytes.shallow_clone());
         self.files.push(file);
-        Ok(())
+        Ok(bytes)
     }
 
     /// Renames all tensors from the checkpoint's names to the model's parameters by `place`. Tensors for which it
@@ -153,13 +190,26 @@ impl Weights {
                 return Err(two_tensors(&name));
             }
         }
-        for (old, matrix) in std::mem::take(&mut self.quantised) {
-            let Some(ParamMapping { name, .. }) = place(&old) else { continue };
-            if self.entries.contains_key(&name) || self.quantised.insert(name.clone(), matrix).is_some() {
+        for (old, QuantisedLocation { matrix, .. }) in std::mem::take(&mut self.quantised) {
+            let Some(ParamMapping { name, transposed }) = place(&old) else { continue };
+            let location = QuantisedLocation { matrix, transposed };
+            if self.entries.contains_key(&name) || self.quantised.insert(name.clone(), location).is_some() {
                 return Err(two_tensors(&name));
             }
         }
         Ok(())
+    }
+
+    /// Takes a tensor out of the checkpoint: a view of the mapped file; `None` if there is none of this name.
+    pub fn take(&mut self, name: &str) -> Option<Tensor> {
+        let tensor = self.get(name)?;
+        self.entries.remove(name);
+        Some(tensor)
+    }
+
+    /// Returns true if some matrices are stored quantised.
+    pub fn has_quantised(&self) -> bool {
+        !self.quantised.is_empty()
     }
 
     /// Gives the tensor `of` a second name, if it exists.
@@ -172,9 +222,11 @@ impl Weights {
         }
     }
 
-    /// Returns true for a linear layer's weight that is stored as (in, out).
+    /// Returns true for a linear layer's weight that is stored as (in, out), and for a quantised one of a family whose
+    /// other checkpoints store it so.
     pub fn transposed(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|e| e.transposed)
+        let quantised = self.quantised.get(name).is_some_and(|location| location.transposed);
+        quantised || self.entries.get(name).is_some_and(|e| e.transposed)
     }
 
     /// Returns the file or folder that the weights come from, for messages.
@@ -192,6 +244,13 @@ impl Weights {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
 
+    /// Returns the number of parameters in a tensor or quantised matrix; 0 if there is none of this name.
+    pub fn count(&self, name: &str) -> u64 {
+        let product = |shape: &[i64]| shape.iter().product::<i64>() as u64;
+        let quantised = self.quantised(name).map(|matrix| product(&matrix.shape()));
+        quantised.or(self.shape(name).map(product)).unwrap_or(0)
+    }
+
     /// Returns the dtype that a tensor has on disk.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.entries.get(name).map(|e| e.kind)
@@ -199,26 +258,27 @@ impl Weights {
 
     /// Returns the size of all tensors on disk in bytes.
     pub fn total_bytes(&self) -> u64 {
-        let quantised: u64 = self.quantised.values().map(|matrix| matrix.bytes()).sum();
+        let quantised: u64 = self.quantised.values().map(|location| location.matrix.bytes()).sum();
         quantised + self.entries.values().map(|e| e.bytes as u64).sum::<u64>()
     }
 
-    /// Returns a tensor as a view of the mapped file, in its own dtype; `None` if there is none of this name.
+    /// Returns a tensor as a view of the mapped file, in its own dtype; `None` if there is none of this name. Rows that
+    /// the file has in another order are copied.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let e = self.entries.get(name)?;
         let bytes = self.maps[e.file_index].narrow(0, e.offset as i64, e.bytes as i64);
         // A view needs an aligned start. Most writers pad for that; files of others are copied.
         let bytes = if e.offset % e.kind.elt_size_in_bytes() == 0 { bytes } else { bytes.copy() };
-        Some(bytes.view_dtype(e.kind).view(e.shape.as_slice()))
+        Some(e.arranged(&bytes.view_dtype(e.kind)))
     }
 
     /// Reads a tensor into allocated memory on the CPU, in its own dtype; `None` if there is none of this name.
     /// Allocated memory has large pages and can be read up to three times as fast as the page cache behind a mapping.
     pub fn read(&self, name: &str) -> Option<Result<Tensor>> {
         let e = self.entries.get(name)?;
-        let tensor = Tensor::empty(&e.shape, (e.kind, Device::Cpu));
+        let tensor = Tensor::empty((e.bytes / e.kind.elt_size_in_bytes()) as i64, (e.kind, Device::Cpu));
         let read = native::fill_bytes(&tensor, |bytes| self.files[e.file_index].read_exact_at(bytes, e.offset as u64));
-        Some(read.map(|()| tensor).map_err(|error| io_error("reading", &self.origin, error)))
+        Some(read.map(|()| e.arranged(&tensor)).map_err(|error| io_error("reading", &self.origin, error)))
     }
 
     /// Returns all tensors that are not quantised as views of the mapped files.
@@ -246,7 +306,7 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, TensorLocat
         let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
         Ok((
             tensor.to_string(),
-            TensorLocation { file_index: 0, kind, shape, offset, bytes: view.data().len(), transposed: false },
+            TensorLocation::new(kind, shape, offset..offset + view.data().len(), LayoutChange::None),
         ))
     };
     parsed.iter().map(entry).collect()

@@ -49,6 +49,7 @@ pub struct Recipe {
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
     /// A Hugging Face model directory: config.json, safetensors, tokenizer.json (or tokenizer.model, or GPT-2's vocab.json and merges.txt).
+    /// Or a GGUF file, which has all of it inside; adapters are trained over its quantised weights as they are.
     /// Not needed with `init: random`.
     #[serde(default)]
     #[schemars(extend("format" = "path", "default" = null))]
@@ -153,7 +154,7 @@ pub enum CutChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelInit {
-    /// From the model directory.
+    /// From the model directory or GGUF file.
     #[default]
     Pretrained,
     /// Random numbers, as in transformers (normal, `initializer_range`): pre-training from scratch.

@@ -10,6 +10,7 @@ use super::spec::RewardModelSpec;
 use crate::adapters::file;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
+use crate::model_files::is_model;
 use crate::models::{Model, RewardScorer, open_scorer};
 use crate::report;
 
@@ -53,7 +54,7 @@ impl ModelReward {
         if spec.base.is_some() && !spec.is_adapter() {
             return Err(Error::user(format!("base: {path} is a whole model and needs no base")).hint("remove `base`"));
         }
-        if !spec.is_adapter() && !spec.path.join("config.json").exists() {
+        if !spec.is_adapter() && !is_model(&spec.path) {
             return Err(Error::user(format!("{path}: neither a reward model's directory nor an adapter"))
                 .hint("train one first, with method: reward; `ft train recipes/reward-helpful.yaml` makes one"));
         }

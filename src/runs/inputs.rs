@@ -3,6 +3,7 @@
 use super::hash::{FileDigest, FileHasher};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
+use crate::model_files::{TEMPLATES_FOLDER, is_gguf};
 use crate::recipe::schema;
 use crate::recipe::sections::Recipe;
 use serde_json::Value;
@@ -24,9 +25,6 @@ pub const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-
-/// Subfolder with further chat templates of a model.
-pub const TEMPLATES_FOLDER: &str = "additional_chat_templates";
 
 /// Returns true for config and weights of a model, i.e. for the files that a run reads in addition to the tokenizer.
 fn is_base(name: &str) -> bool {
@@ -50,9 +48,13 @@ fn entries(folder: &Path) -> Result<Vec<String>> {
     Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
 }
 
-/// Hashes the files of a model folder.
+/// Hashes the files of a model folder. A GGUF file is the only file of its model.
 pub fn model_files(folder: &Path, hasher: &mut FileHasher) -> Result<ModelFiles> {
     let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
+    if is_gguf(folder) {
+        base.insert(file_name(folder), hasher.hash_file(folder)?);
+        return Ok(ModelFiles { base, tokenizer });
+    }
     let mut names = entries(folder)?;
     if folder.join(TEMPLATES_FOLDER).is_dir() {
         names.extend(
@@ -71,6 +73,10 @@ pub fn model_files(folder: &Path, hasher: &mut FileHasher) -> Result<ModelFiles>
         into.insert(name, locked);
     }
     Ok(ModelFiles { base, tokenizer })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Hashes the files behind the paths in the recipe's `method` section: files themselves; of a model or adapter folder

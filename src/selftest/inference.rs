@@ -5,6 +5,7 @@ use super::saving::save;
 use super::test_model::{TestModel, logits, temporary_folder};
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
 use crate::error::{Error, Result};
+use crate::models::QuantisedBase;
 use crate::nn::Tokens;
 use std::time::Instant;
 use tch::Tensor;
@@ -125,6 +126,12 @@ pub fn merged(trial: TestModel) -> Result<CheckResult> {
     let began = Instant::now();
     if let Some(why) = trial.spec.why_not_merged() {
         return Ok(CheckResult::skipped(MERGED, &why));
+    }
+    if matches!(QuantisedBase::of(&trial.model), Some(QuantisedBase::Stored { .. })) {
+        return Ok(CheckResult::skipped(
+            MERGED,
+            "the weights are stored quantised, and no adapter is merged into such",
+        ));
     }
     let adapted = trial.logits()?;
     let folded = merged_logits(&trial, 1.0)?;

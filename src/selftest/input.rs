@@ -2,14 +2,14 @@
 
 use crate::error::{Error, Result};
 use crate::machine::SystemMemory;
+use crate::models::dtype;
 use crate::native;
-use crate::nn::Weights;
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
 /// The model, device and rows to test.
 pub struct SelftestInput {
-    /// Hugging Face model directory.
+    /// Hugging Face model directory or GGUF file.
     pub model: PathBuf,
     /// Adapter directory; `None` uses a LoRA with random values on all linear layers.
     pub adapter: Option<PathBuf>,
@@ -33,8 +33,7 @@ pub const TEXTS: [&str; 6] = [
 
 /// Returns true if the model in float32, which needs about 5 bytes per parameter, fits into the free memory.
 pub(super) fn float32_fits(subject: &SelftestInput) -> Result<bool> {
-    let weights = Weights::open(&subject.model)?;
-    let numbers: u64 = weights.names().filter_map(|n| weights.shape(n)).map(|s| s.iter().product::<i64>() as u64).sum();
+    let numbers = dtype::stored_kind_and_count(&subject.model)?.1;
     let free = match subject.device {
         Device::Cuda(i) => native::cuda_capacity(i)?.0,
         _ => SystemMemory::read().free,

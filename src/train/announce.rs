@@ -27,12 +27,13 @@ pub fn announce(prepared: &Prepared, model: &Model) {
     {
         report::info(format!("LISA: {layers} of {} layers at a time, drawn anew after {every} steps", model.depth()));
     }
-    if let Some(text) = model.describe_quantisation() {
+    let quantised = model.describe_quantisation();
+    if let Some(text) = &quantised {
         report::info(text);
     }
     let (stored, bytes) = model.storage_summary();
     let held = match prepared.plan.recipe.adapter {
-        Some(_) if model.storage().quantisation().is_some() => format!("; the base takes {}", report::bytes(bytes)),
+        Some(_) if quantised.is_some() => format!("; the base takes {}", report::bytes(bytes)),
         Some(_) if stored != model.kind() => {
             format!("; frozen weights stay in {} ({})", dtype::kind_name(stored), report::bytes(bytes))
         }

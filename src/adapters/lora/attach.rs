@@ -29,11 +29,17 @@ const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 impl AttachLora {
     /// Attaches to a table of tokens or positions. As in PEFT, A starts at zero here and B is random.
     fn to_table(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>> {
-        let settings = [("bias", self.bias), ("freeze_a", self.freeze_a), ("init", self.init.takes_from_base())];
+        let settings = [("bias", self.bias), ("freeze_a", self.freeze_a), ("init", self.init.needs_weight())];
         if let Some((setting, _)) = settings.iter().find(|(_, set)| *set) {
             return Err(layer.refusal(
                 &format!("`{setting}`, as it is set, is for linear layers, and this is an embedding"),
                 "leave the embedding out of targets, or remove the setting",
+            ));
+        }
+        if self.dora && layer.site.weight.is_quantised() {
+            return Err(layer.refusal(
+                "`dora` needs the norms of this embedding's columns, and the embedding is stored quantised",
+                "leave the embedding out of targets, or remove `dora`",
             ));
         }
         let (rank, scale) = (self.modules.rank(layer.name()), self.modules.scale(layer.name()));

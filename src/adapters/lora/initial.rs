@@ -27,8 +27,8 @@ pub(super) fn factors(init: LoraInit, layer: &AdaptedLayer, rank: i64, scale: f6
             }
             orthogonal(outputs, inputs, rank)
         }
-        LoraInit::Pissa | LoraInit::PissaFast | LoraInit::Olora if !layer.uses_initial_values() => zeros(),
-        LoraInit::Pissa | LoraInit::PissaFast | LoraInit::Olora => {
+        init if init.needs_weight() && !layer.uses_initial_values() => zeros(),
+        LoraInit::Pissa | LoraInit::PissaFast | LoraInit::Olora | LoraInit::Loftq => {
             if rank > outputs.min(inputs) || scale == 0.0 {
                 let why = format!(
                     "its weight of {outputs} x {inputs} cannot be decomposed for rank {rank} and the scale {scale}"
@@ -38,6 +38,18 @@ pub(super) fn factors(init: LoraInit, layer: &AdaptedLayer, rank: i64, scale: f6
             let weight = layer.site.weight.dense(Kind::Float);
             let _no_grad = tch::no_grad_guard();
             match init {
+                LoraInit::Loftq => {
+                    let Some(own) = layer.site.unquantised else {
+                        let why = "`init: loftq` corrects the error of a quantisation, and this weight is not quantised when it is loaded";
+                        return Err(layer.refusal(
+                            why,
+                            "set model.quantize, with the model's full-precision weights, or choose another init",
+                        ));
+                    };
+                    // LoftQ, equation 6, for the weights as they were quantised: one step of its alternation.
+                    let error = own.to_device(weight.device()).to_kind(Kind::Float) - &weight;
+                    pissa(error.svd(true, true), rank, scale)
+                }
                 LoraInit::Olora => olora(&weight, rank),
                 LoraInit::PissaFast => pissa(randomised_svd(&weight, rank, 16), rank, scale),
                 _ => pissa(weight.svd(true, true), rank, scale),

@@ -144,6 +144,15 @@ impl AdapterKind for LoraSpec {
         tensors::is_token_rows(self, tensor)
     }
 
+    fn why_not_merged(&self) -> Option<String> {
+        let why = "it corrects the error of a quantised base (init: loftq) and is used over that base only";
+        self.corrects_quantisation().then(|| why.into())
+    }
+
+    fn corrects_quantisation(&self) -> bool {
+        self.init == LoraInit::Loftq
+    }
+
     fn rate_factors(&self) -> Vec<(&'static str, f64)> {
         self.b_lr_ratio.map(|ratio| (r"\.lora_B\.", ratio)).into_iter().collect()
     }

@@ -125,6 +125,10 @@ pub enum LoraInit {
     Eva,
     /// OLoRA (Büyükakyüz 2024, arXiv 2406.01775): the first columns and rows of the weight's QR decomposition. Published as plain LoRA of twice the rank.
     Olora,
+    /// LoftQ (Li et al. 2023, arXiv 2310.08659), for a base that `model.quantize` quantises: B A is the best approximation of
+    /// the error of the quantisation, so that training starts close to the model before it was quantised. The quantised weights
+    /// themselves stay as they are, as with PEFT's `replace_lora_weights_loftq`. The adapter belongs to the quantised base.
+    Loftq,
 }
 
 impl LoraInit {
@@ -132,5 +136,10 @@ impl LoraInit {
     /// kept, and their product is subtracted.
     pub fn takes_from_base(self) -> bool {
         matches!(self, Self::Pissa | Self::PissaFast | Self::Olora)
+    }
+
+    /// Returns true if A and B are computed from the layer's weight.
+    pub fn needs_weight(self) -> bool {
+        self.takes_from_base() || self == Self::Loftq
     }
 }

@@ -4,11 +4,10 @@
 use super::encoder::{Activation, EncoderShape};
 use super::{VirtualKind, VirtualSettings};
 use crate::error::Result;
-use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens};
+use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tch::Tensor;
 
 /// P-tuning: as prompt tuning, but the vectors are computed from trained ones by three linear layers with ReLU between
 /// them, which are trained too. The result holds the computed vectors, so it works as one of prompt tuning.
@@ -52,7 +51,7 @@ impl VirtualKind for PTuningSpec {
         })
     }
 
-    fn attach(&self, model: ModelSizes, _table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens> {
+    fn attach(&self, model: ModelSizes, _table: &Weight, add: &mut RegisterParam) -> Result<VirtualTokens> {
         let inner = self.encoder_hidden_size.unwrap_or(model.width);
         let shape = EncoderShape {
             count: self.settings.virtual_tokens,

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 pub struct InspectArgs {
     /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted pattern.
     file: PathBuf,
-    /// Model directory: also show the tokens, which of them are trained on, and the lengths of the rows.
-    #[arg(long, value_name = "DIR")]
+    /// Model directory or GGUF file: also show the tokens, which of them are trained on, and the lengths of the rows.
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     #[command(flatten)]
     template: TemplateArgs,

@@ -1,7 +1,7 @@
 //! Reads the model's generation_config.json, and remembers which of its keys were used.
 
 use ft::error::{Error, Result};
-use ft::fsutil;
+use ft::model_files::ModelFiles;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -41,9 +41,9 @@ pub struct GenerationConfig {
 impl GenerationConfig {
     /// Reads the file; without one, no key is set.
     pub fn read(model: &Path) -> Result<Self> {
-        let file = model.join("generation_config.json");
-        let values = if file.is_file() { fsutil::read_json(&file)? } else { Map::new() };
-        Ok(Self { file, values, taken: Vec::new() })
+        const FILE: &str = "generation_config.json";
+        let files = ModelFiles::open(model)?;
+        Ok(Self { file: files.place(FILE), values: files.json_or_default(FILE)?, taken: Vec::new() })
     }
 
     /// Returns the value of `key`, or `None` if it is missing or null. Fails if `read` does not accept it; `what` names

@@ -14,8 +14,8 @@ use tch::{Device, Kind};
 /// Names a base model and, optionally, an adapter on it.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// Hugging Face model directory
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face model directory, or GGUF file
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Adapter directory (PEFT layout) to load on top of the model
     #[arg(long, value_name = "DIR")]

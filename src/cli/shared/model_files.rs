@@ -3,17 +3,25 @@
 
 use ft::error::Result;
 use ft::fsutil::io_error;
+use ft::model_files::{TEMPLATES_FOLDER, is_gguf};
 use ft::runs::hash::{FileHasher, HashTrust};
-use ft::runs::inputs::{TEMPLATES_FOLDER, TOKENIZER_FILES};
+use ft::runs::inputs::TOKENIZER_FILES;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Returns the SHA-256 of each file in `folder` that answers depend on: configs, weights, tokenizer and templates.
+/// Returns the SHA-256 of each file in `folder`, or of a GGUF file, that answers depend on: configs, weights, tokenizer and
+/// templates.
 /// Other files, such as the records of the run that made an adapter, are left out. The hash of a large file that looks
 /// unchanged is remembered, so that only the first call reads the weights.
 pub fn hash_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let mut hasher = FileHasher::open(HashTrust::Remembered);
     let mut hashes = BTreeMap::new();
+    if is_gguf(folder) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        hashes.insert(name, hasher.hash_file(folder)?.sha256);
+        hasher.close();
+        return Ok(hashes);
+    }
     for name in file_names(folder)? {
         let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
         let tokenizer = TOKENIZER_FILES.contains(&name.as_str());

@@ -11,13 +11,14 @@ mod reward_folder;
 use super::folder::companions::{MODEL_FILES, copy_companion_files, write_text};
 use super::folder::config_file::{dtype_keys, dtype_name, write_config};
 use super::folder::disk_space::check_disk_space;
+use super::quantised_base;
 use super::verify::kind::{ExportKind, written_tensors};
 use super::verify::report::ExportReport;
 use super::verify::{verify, verify_adapter};
 use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{Heads, Model};
+use crate::models::{Heads, Model, QuantisedBase};
 use crate::nn::Param;
 use crate::nn::safetensors::{SHARD_BYTES, TensorHeader, write_model};
 use crate::nn::weight::cast;
@@ -37,6 +38,7 @@ pub fn save_adapter(
     folder: &Path,
 ) -> Result<ExportReport> {
     let id = model.adapter_id(adapter).ok_or_else(|| Error::bug(format!("no adapter `{adapter}` to save")))?;
+    let corrects = spec.corrects_quantisation() || spec.continues().map_or(Ok(false), quantised_base::is_correction)?;
     let mut spec = spec.clone();
     let tensors = spec.publish(model.adapter_tensors(id));
     let adapted = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
@@ -51,7 +53,11 @@ pub fn save_adapter(
             let pad = model.with_adapter(Some(adapter), |m| reward_folder::complete_folder(m, temp))?;
             write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;
         }
-        model.with_adapter(Some(adapter), |m| verify_adapter(m, temp, base, &tensors))
+        let mut report = model.with_adapter(Some(adapter), |m| verify_adapter(m, temp, base, &tensors))?;
+        if let Some(QuantisedBase::Loaded { corrected, .. }) = &mut report.quantised_base {
+            *corrected = corrects;
+        }
+        Ok(report)
     })
 }
 

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::fsutil;
+use crate::model_files::ModelFiles;
 use std::path::Path;
 
 /// The files of a tokenizer, its chat template included.
@@ -22,23 +23,15 @@ pub(in crate::convert) const TOKENIZER_FILES: &[&str] = &[
 pub(in crate::convert) const MODEL_FILES: &[&str] =
     &["generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"];
 
-/// Copies the tokenizer's files and `more` byte for byte. Files that do not exist are skipped.
+/// Copies the tokenizer's files and `more` of the model `from` byte for byte. Files that do not exist are skipped; those of
+/// a GGUF file are made from it.
 pub(in crate::convert) fn copy_companion_files(from: &Path, to: &Path, more: &[&str]) -> Result<()> {
+    let files = ModelFiles::open(from)?;
     let more = more.iter().filter(|f| !TOKENIZER_FILES.contains(f));
-    for name in TOKENIZER_FILES.iter().chain(more) {
-        let source = from.join(name);
-        if source.is_file() {
-            let bytes = fsutil::read(&source)?;
+    let names = TOKENIZER_FILES.iter().chain(more).map(|name| name.to_string());
+    for name in names.chain(files.more_templates()?) {
+        if let Some(bytes) = files.read(&name)? {
             fsutil::write_atomic(&to.join(name), |w| std::io::Write::write_all(w, &bytes))?;
-        }
-    }
-    let templates = from.join("additional_chat_templates");
-    if templates.is_dir() {
-        for item in std::fs::read_dir(&templates).map_err(|e| fsutil::io_error("reading", &templates, e))? {
-            let path = item.map_err(|e| fsutil::io_error("reading", &templates, e))?.path();
-            let bytes = fsutil::read(&path)?;
-            let target = to.join("additional_chat_templates").join(path.file_name().unwrap_or_default());
-            fsutil::write_atomic(&target, |w| std::io::Write::write_all(w, &bytes))?;
         }
     }
     Ok(())

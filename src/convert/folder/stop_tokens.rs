@@ -7,6 +7,7 @@
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil::{read_json, write_json};
+use crate::model_files::{CONFIG, ModelFiles};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -58,11 +59,16 @@ pub fn inherit_stop_tokens<'a>(folder: &Path, base: &Path, parts: impl Iterator<
 /// Returns generation_config.json of the folder or of its base. If it names no end token, readers use that of
 /// config.json, so it is added here. If neither folder has the file, returns the special tokens of config.json.
 fn generation_settings(folder: &Path, base: &Path) -> Result<Map<String, Value>> {
-    let config = base.join("config.json");
-    let config: Map<String, Value> = if config.is_file() { read_json(&config)? } else { Map::new() };
-    let existing = [folder.join(GENERATION), base.join(GENERATION)].into_iter().find(|f| f.is_file());
+    let (own, base) = (ModelFiles::open(folder)?, ModelFiles::open(base)?);
+    let config: Map<String, Value> = base.json_or_default(CONFIG)?;
+    let mut existing = None;
+    for files in [own, base] {
+        if existing.is_none() && files.read(GENERATION)?.is_some() {
+            existing = Some(files.json_or_default(GENERATION)?);
+        }
+    }
     let (mut settings, from_config): (Map<String, Value>, &[&str]) = match existing {
-        Some(file) => (read_json(&file)?, &["eos_token_id"]),
+        Some(settings) => (settings, &["eos_token_id"]),
         None => (Map::new(), &["bos_token_id", "eos_token_id", "pad_token_id"]),
     };
     for key in from_config {

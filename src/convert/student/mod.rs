@@ -130,6 +130,11 @@ pub fn cut_student(
     let slices = TensorSlices::new(&config, &kept, mlp, query, &important)?;
 
     let weights = models::weights(from, &config)?;
+    models::refuse_quantised(
+        &weights,
+        "no student can be cut out of them",
+        "cut it out of the model's original weights",
+    )?;
     let written = slices.student_names(&weights);
     let count = |sizes: &[i64]| sizes.iter().product::<i64>() as u64;
     let parameters_before = weights.names().map(|n| count(weights.shape(n).unwrap_or_default())).sum();

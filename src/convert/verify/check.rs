@@ -6,7 +6,7 @@ use super::report::{self, ExportReport, ExportVerdict};
 use super::thresholds::{LogitThresholds, WeightChange};
 use crate::adapters::file;
 use crate::error::{Error, Result};
-use crate::models::{Heads, Model};
+use crate::models::{Heads, Model, QuantisedBase};
 use crate::nn::weight::cast;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -119,7 +119,7 @@ impl ExportCheck<'_> {
             difference,
             thresholds,
             adapter_effect,
-            quantised_base: self.reference.storage().quantisation(),
+            quantised_base: QuantisedBase::of(self.reference),
             quantisation_error: None,
             tensors: written.len(),
             tied,

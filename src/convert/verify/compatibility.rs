@@ -5,6 +5,9 @@
 
 use crate::adapters::AdapterFile;
 use crate::adapters::lora::{self, LoraModules, LoraSpec};
+use crate::fsutil::excerpt;
+use crate::gguf::file::Gguf;
+use crate::model_files::is_gguf;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -41,6 +44,39 @@ const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Returns the answers for an adapter directory.
 pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
+    let mut answers = of_adapter_files(adapter);
+    let Some(original) = adapter.base.as_deref().and_then(|base| original_of_gguf(Path::new(base))) else {
+        return answers;
+    };
+    for answer in &mut answers {
+        let why = match answer.consumer {
+            "PEFT" => {
+                answer.reads = false;
+                format!("its base is a GGUF file, which PEFT cannot open: load the adapter over {original}")
+            }
+            "llama.cpp" if answer.reads => format!("--base the directory of {original}"),
+            _ => continue,
+        };
+        answer.note = if answer.note.is_empty() { why } else { format!("{} {why}", answer.note) };
+    }
+    answers
+}
+
+/// Says which model a GGUF file was made from; `None` if the base at this path is no GGUF file.
+fn original_of_gguf(base: &Path) -> Option<String> {
+    if !is_gguf(base) {
+        return None;
+    }
+    let name = Gguf::open(base).ok().and_then(|gguf| {
+        let keys = ["general.source.huggingface.repository", "general.source.url", "general.repo_url", "general.name"];
+        keys.iter().find_map(|key| gguf.text(key).ok().flatten().map(str::to_string))
+    });
+    Some(name.map_or("the model that the file was made from".into(), |name| {
+        format!("the model that the file was made from ({})", excerpt(&name))
+    }))
+}
+
+fn of_adapter_files(adapter: &AdapterFile) -> Vec<Compatibility> {
     let (spec, lora) = (&adapter.spec, adapter.spec.as_lora());
     if spec.has_scalar_head() {
         let how = "with AutoModelForSequenceClassification, as README.md beside it says";

@@ -6,7 +6,7 @@ use super::thresholds::LogitThresholds;
 use crate::convert::quantised_base::QuantisationError;
 use crate::error::Result;
 use crate::fsutil;
-use crate::nn::Quantisation;
+use crate::models::QuantisedBase;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub struct ExportReport {
     pub adapter_effect: Option<LogitDistance>,
     /// How the base was quantised below an adapter, if it was. Its answers were compared over the same quantised weights.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantised_base: Option<Quantisation>,
+    pub quantised_base: Option<QuantisedBase>,
     /// What a merge changes for an adapter that was trained over a quantised base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantisation_error: Option<QuantisationError>,

@@ -5,16 +5,20 @@ use super::answer_text::render_answer;
 use super::template_files::{TemplateOptions, find_template};
 use super::tokenizer::ChatTokenizer;
 use crate::data::rows::{ChatMessage, Conversation};
-use crate::data::tokenizer_files::added_tokens::{TokenizerSettings, optional_json};
+use crate::data::source::RowColumns;
+use crate::data::tokenizer_files::added_tokens::TokenizerSettings;
 use crate::data::tokenizer_files::{bpe, sentencepiece};
 use crate::error::{Error, Result};
-use crate::{fsutil, report};
+use crate::model_files::{CONFIG, ModelFiles, is_gguf};
+use crate::report;
 use serde_json::Value;
 use std::path::Path;
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
+const FILE: &str = "tokenizer.json";
+
 impl ChatTokenizer {
-    /// Reads the tokenizer of a model directory; `template_override` replaces the model's own chat template.
+    /// Reads the tokenizer of a model, a directory or a GGUF file; `template_override` replaces the model's own chat template.
     pub fn load(model_dir: &Path, template_override: Option<&Path>) -> Result<Self> {
         let template = template_override.map(Path::to_path_buf);
         Self::load_with(model_dir, &TemplateOptions { template, ..Default::default() })
@@ -24,11 +28,13 @@ impl ChatTokenizer {
     ///
     /// Errors: the directory has no tokenizer that can be read, or no chat template of the given name.
     pub fn load_with(model_dir: &Path, rendering: &TemplateOptions) -> Result<Self> {
-        let settings = TokenizerSettings::read(model_dir)?;
+        let files = ModelFiles::open(model_dir)?;
+        let settings = TokenizerSettings::read(&files)?;
         let mut specials = settings.specials();
-        let path = model_dir.join("tokenizer.json");
-        let mut inner = if path.is_file() {
-            let mut inner = Tokenizer::from_bytes(fsutil::read(&path)?).map_err(|e| {
+        let (path, written) = (files.place(FILE), files.read(FILE)?);
+        let ready = written.is_some();
+        let mut inner = if let Some(written) = written {
+            let mut inner = Tokenizer::from_bytes(written).map_err(|e| {
                 Error::user(format!("{}: {e}", path.display()))
                     .hint("the file is damaged or of another kind: fetch it again with the model")
             })?;
@@ -54,7 +60,7 @@ impl ChatTokenizer {
                 None => error.hint("check model.path"),
             });
         };
-        if !path.is_file() {
+        if !ready {
             let around = settings.bos_eos_processor(&inner, &specials)?;
             inner.with_post_processor(around);
         }
@@ -65,14 +71,14 @@ impl ChatTokenizer {
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
 
         let id_of = |name: &str| specials.get(name).and_then(Value::as_str).and_then(|token| inner.token_to_id(token));
-        let generation = optional_json(&model_dir.join("generation_config.json"))?;
-        let model = optional_json(&model_dir.join("config.json"))?;
+        let generation: RowColumns = files.json_or_default("generation_config.json")?;
+        let model: RowColumns = files.json_or_default(CONFIG)?;
         let rows = model.get("vocab_size").and_then(Value::as_u64).map(|n| n as usize);
         let stops_written = ids_in(generation.get("eos_token_id").or_else(|| model.get("eos_token_id")));
         let (bos, pad) = (id_of("bos_token"), id_of("pad_token"));
         let eos = id_of("eos_token").or_else(|| stops_written.first().copied());
 
-        let template = find_template(model_dir, &settings.config, rendering.template.as_deref())?
+        let template = find_template(&files, &settings.config, rendering.template.as_deref())?
             .map(|found| found.compile(&specials))
             .transpose()?
             .map(|template| template.with_variables(&rendering.kwargs, rendering.date));
@@ -109,9 +115,12 @@ impl ChatTokenizer {
         Ok(made)
     }
 
-    /// Returns true if the directory has a tokenizer that can be loaded.
+    /// Returns true if the model has a tokenizer that can be loaded. A GGUF file must have one.
     pub fn in_directory(folder: &Path) -> bool {
-        folder.join("tokenizer.json").is_file() || bpe::in_directory(folder) || sentencepiece::in_directory(folder)
+        is_gguf(folder)
+            || folder.join(FILE).is_file()
+            || bpe::in_directory(folder)
+            || sentencepiece::in_directory(folder)
     }
 
     /// Finds the special token that ends an answer, and the tokens after it, by rendering a short conversation.

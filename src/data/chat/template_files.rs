@@ -1,10 +1,10 @@
-//! Finds the chat templates of a model directory.
+//! Finds the chat templates of a model.
 
 use super::template::ChatTemplate;
 use crate::data::source::RowColumns;
-use crate::data::tokenizer_files::added_tokens::optional_json;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::model_files::ModelFiles;
 use jiff::civil::Date;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -42,19 +42,25 @@ impl FoundTemplates {
 /// Finds the templates that may render a row. `chosen` is a file, or the name of one of the model's own templates.
 /// Without it they are those that transformers chooses: chat_template.jinja and the files in
 /// additional_chat_templates/, else those in tokenizer_config.json (one text or a list of named ones).
-pub(super) fn find_template(dir: &Path, config: &RowColumns, chosen: Option<&Path>) -> Result<Option<FoundTemplates>> {
+pub(super) fn find_template(
+    files: &ModelFiles,
+    config: &RowColumns,
+    chosen: Option<&Path>,
+) -> Result<Option<FoundTemplates>> {
     if let Some(path) = chosen.filter(|path| !is_template_name(path)) {
         return Ok(FoundTemplates::one(path.display().to_string(), fsutil::read_to_string(path)?));
     }
-    let mut named = named_templates(dir, config)?;
+    let mut named = named_templates(files, config)?;
     let names: Vec<String> = named.iter().map(|(name, ..)| format!("`{name}`")).collect();
     if let Some(name) = chosen.and_then(Path::to_str) {
         let found = named.into_iter().find(|(own, ..)| own == name);
         let (_, place, text) = found.ok_or_else(|| {
-            Error::user(format!("{}: no chat template named `{name}`", dir.display())).hint(match names.is_empty() {
-                true => "the model has no chat template; the path of a file has a `/` or a `.` in it".to_string(),
-                false => format!("the model has {}; the path of a file has a `/` or a `.` in it", names.join(", ")),
-            })
+            Error::user(format!("{}: no chat template named `{name}`", files.path().display())).hint(
+                match names.is_empty() {
+                    true => "the model has no chat template; the path of a file has a `/` or a `.` in it".to_string(),
+                    false => format!("the model has {}; the path of a file has a `/` or a `.` in it", names.join(", ")),
+                },
+            )
         })?;
         return Ok(FoundTemplates::one(place, text));
     }
@@ -65,8 +71,11 @@ pub(super) fn find_template(dir: &Path, config: &RowColumns, chosen: Option<&Pat
     };
     let found = FoundTemplates { default: take("default"), tool_use: take("tool_use") };
     if found.default.is_none() && found.tool_use.is_none() && !named.is_empty() {
-        return Err(Error::user(format!("{}: several chat templates, none of them named `default`", dir.display()))
-            .hint(format!("choose one with data.template or --template: {}", names.join(", "))));
+        return Err(Error::user(format!(
+            "{}: several chat templates, none of them named `default`",
+            files.path().display()
+        ))
+        .hint(format!("choose one with data.template or --template: {}", names.join(", "))));
     }
     Ok(Some(found).filter(|f| f.default.is_some() || f.tool_use.is_some()))
 }
@@ -77,28 +86,22 @@ pub fn is_template_name(chosen: &Path) -> bool {
 }
 
 /// Returns the model's own templates as (name, place, text).
-fn named_templates(dir: &Path, config: &RowColumns) -> Result<Vec<(String, String, String)>> {
+fn named_templates(files: &ModelFiles, config: &RowColumns) -> Result<Vec<(String, String, String)>> {
     let mut named = Vec::new();
-    let mut add = |name: &str, file: &Path| -> Result<()> {
-        named.push((name.to_string(), file.display().to_string(), fsutil::read_to_string(file)?));
+    let mut add = |name: &str, file: &str| -> Result<()> {
+        if let Some(text) = files.text(file)? {
+            named.push((name.to_string(), files.place(file).display().to_string(), text));
+        }
         Ok(())
     };
-    let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        add("default", &file)?;
-    }
-    let folder = dir.join("additional_chat_templates");
-    let entries = if folder.is_dir() { std::fs::read_dir(&folder).ok() } else { None };
-    let mut files: Vec<PathBuf> = entries.into_iter().flatten().flatten().map(|e| e.path()).collect();
-    files.retain(|f| f.extension().is_some_and(|e| e == "jinja"));
-    files.sort();
-    for file in files {
-        add(&file.file_stem().unwrap_or_default().to_string_lossy(), &file)?;
+    add("default", "chat_template.jinja")?;
+    for file in files.more_templates()? {
+        add(&Path::new(&file).file_stem().unwrap_or_default().to_string_lossy(), &file)?;
     }
     if !named.is_empty() {
         return Ok(named);
     }
-    let place = dir.join("tokenizer_config.json").display().to_string();
+    let place = files.place("tokenizer_config.json").display().to_string();
     match config.get("chat_template") {
         Some(Value::String(source)) => {
             named.push(("default".into(), format!("{place} (chat_template)"), source.clone()));
@@ -117,9 +120,10 @@ fn named_templates(dir: &Path, config: &RowColumns) -> Result<Vec<(String, Strin
         }
         _ => {}
     }
-    let legacy = dir.join("chat_template.json");
-    if let Some(source) = optional_json(&legacy)?.get("chat_template").and_then(Value::as_str) {
-        named.push(("default".into(), legacy.display().to_string(), source.to_string()));
+    const LEGACY: &str = "chat_template.json";
+    let legacy: RowColumns = files.json_or_default(LEGACY)?;
+    if let Some(source) = legacy.get("chat_template").and_then(Value::as_str) {
+        named.push(("default".into(), files.place(LEGACY).display().to_string(), source.to_string()));
     }
     Ok(named)
 }

@@ -8,10 +8,10 @@
 
 use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
-use crate::fsutil;
-use serde_json::{Map, Value, json};
+use crate::model_files::ModelFiles;
+use crate::tokenizer_json::around;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 /// The named special tokens, in the order in which they are added.
@@ -20,21 +20,21 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 /// tokenizer_config.json and the older files next to it.
-pub(in crate::data) struct TokenizerSettings {
-    folder: std::path::PathBuf,
+pub(in crate::data) struct TokenizerSettings<'f> {
+    files: &'f ModelFiles,
     /// Contents of tokenizer_config.json.
     pub config: RowColumns,
     /// Contents of special_tokens_map.json.
     map: RowColumns,
 }
 
-impl TokenizerSettings {
-    /// Reads the files of a model directory; files that are missing count as empty.
-    pub fn read(folder: &Path) -> Result<Self> {
+impl<'f> TokenizerSettings<'f> {
+    /// Reads the files of a model; files that are missing count as empty.
+    pub fn read(files: &'f ModelFiles) -> Result<Self> {
         Ok(Self {
-            folder: folder.into(),
-            config: optional_json(&folder.join("tokenizer_config.json"))?,
-            map: optional_json(&folder.join("special_tokens_map.json"))?,
+            files,
+            config: files.json_or_default("tokenizer_config.json")?,
+            map: files.json_or_default("special_tokens_map.json")?,
         })
     }
 
@@ -130,18 +130,15 @@ impl TokenizerSettings {
             }
             return Ok(listed);
         }
-        let file = self.folder.join("added_tokens.json");
-        if file.is_file() {
-            for (content, id) in fsutil::read_json::<BTreeMap<String, u32>>(&file)? {
-                let special = specials.iter().any(|t| t.content == content);
-                listed.insert(id, AddedToken::from(content, special));
-            }
+        for (content, id) in self.files.json_or_default::<BTreeMap<String, u32>>("added_tokens.json")? {
+            let special = specials.iter().any(|t| t.content == content);
+            listed.insert(id, AddedToken::from(content, special));
         }
         Ok(listed)
     }
 
     fn bad_token_error(&self, id: &str) -> Error {
-        let file = self.folder.join("tokenizer_config.json");
+        let file = self.files.place("tokenizer_config.json");
         Error::user(format!("{}: added_tokens_decoder: entry `{id}` is not a token", file.display()))
             .hint("an entry is an id with {\"content\": TEXT, …}; fetch the file again with the model")
     }
@@ -161,25 +158,6 @@ impl TokenizerSettings {
         let made = serde_json::from_value(processor).map_err(|e| Error::bug(format!("post_processor: {e}")))?;
         Ok(Some(made))
     }
-}
-
-/// Builds the `post_processor` of tokenizer.json that adds BOS and EOS (text and id) to each sequence; null for
-/// neither.
-pub fn around(bos: Option<(&str, u64)>, eos: Option<(&str, u64)>) -> Value {
-    if bos.is_none() && eos.is_none() {
-        return Value::Null;
-    }
-    let special = |(text, _): (&str, u64), kind: u8| json!({"SpecialToken": {"id": text, "type_id": kind}});
-    let sides = |sequence: &str, kind: u8| -> Vec<Value> {
-        let text = json!({"Sequence": {"id": sequence, "type_id": kind}});
-        bos.map(|t| special(t, kind)).into_iter().chain([text]).chain(eos.map(|t| special(t, kind))).collect()
-    };
-    let mut known = Map::new();
-    for (text, id) in bos.into_iter().chain(eos) {
-        known.insert(text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}));
-    }
-    let pair = [sides("A", 0), sides("B", 1)].concat();
-    json!({"type": "TemplateProcessing", "single": sides("A", 0), "pair": pair, "special_tokens": known})
 }
 
 /// Returns the token with the flags that its JSON object sets.
@@ -203,8 +181,4 @@ fn text(value: &Value) -> Option<String> {
         Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_string),
         _ => None,
     }
-}
-
-pub(in crate::data) fn optional_json(path: &Path) -> Result<RowColumns> {
-    if path.is_file() { fsutil::read_json(path) } else { Ok(Map::new()) }
 }

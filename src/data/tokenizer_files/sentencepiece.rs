@@ -1,6 +1,5 @@
 //! Builds tokenizers from SentencePiece vocabularies (Kudo and Richardson 2018, arXiv 1808.06226) in the form of
-//! tokenizer.json: BPE with byte fallback, and unigram. Reads `tokenizer.model`; the importer of GGUF files uses parts
-//! of it.
+//! tokenizer.json: BPE with byte fallback, and unigram. Reads `tokenizer.model`.
 //!
 //! A SentencePiece file does not contain the merges of a BPE model; they are recovered from the pieces' scores. Spaces
 //! are written as ▁. For the class LlamaTokenizer, text is normalised as in transformers, otherwise by the file's own
@@ -11,19 +10,14 @@ use super::protobuf::{WireValue, fields};
 use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::tokenizer_json::{LONGEST_PIECE, SPACE, bpe_model, recover_merges, tokenizer_json};
 use base64::Engine;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 use tokenizers::{AddedToken, Tokenizer};
 
 const FILE: &str = "tokenizer.model";
-/// The character that represents a space.
-const SPACE: &str = "▁";
-
-/// Maximum length of a piece in bytes. No real vocabulary has longer ones, and recovering merges takes time quadratic
-/// in it.
-pub const LONGEST_PIECE: usize = 1024;
 
 /// Returns true if the directory has a vocabulary, which [`from_directory`] reads.
 pub(in crate::data) fn in_directory(folder: &Path) -> bool {
@@ -231,68 +225,4 @@ fn normalizer(proto: &SentencePieceModel, prefix: bool) -> Value {
         }
     }
     if rules.is_empty() { Value::Null } else { json!({"type": "Sequence", "normalizers": rules}) }
-}
-
-/// Builds `tokenizer.json` around a SentencePiece model, without added tokens and post-processor, which the caller
-/// fills in. `prefix`: whether a space is added before the text.
-pub fn tokenizer_json(model: Value, normalizer: Value, prefix: bool) -> Value {
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": normalizer,
-        "pre_tokenizer": {
-            "type": "Metaspace", "replacement": SPACE, "prepend_scheme": if prefix { "first" } else { "never" }, "split": false,
-        },
-        "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": model,
-    })
-}
-
-/// Builds the `model` section of tokenizer.json for a BPE vocabulary.
-pub fn bpe_model(vocab: Map<String, Value>, merges: Value, unk: Option<&str>, byte_fallback: bool) -> Value {
-    json!({
-        "type": "BPE",
-        "dropout": null,
-        "unk_token": unk,
-        "continuing_subword_prefix": null,
-        "end_of_word_suffix": null,
-        "fuse_unk": true,
-        "byte_fallback": byte_fallback,
-        "ignore_merges": false,
-        "vocab": vocab,
-        "merges": merges,
-    })
-}
-
-/// Recovers the merges of a BPE vocabulary, ordered by the score of the joined piece, as transformers does. The error
-/// is a piece that contains a space.
-pub fn recover_merges<'a>(
-    ids: &HashMap<&'a str, u64>,
-    score: impl Fn(u64) -> f32,
-) -> std::result::Result<Vec<String>, &'a str> {
-    let mut pieces: Vec<(&str, u64)> = ids.iter().map(|(text, id)| (*text, *id)).collect();
-    pieces.sort_by_key(|(_, id)| *id);
-    let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
-    for (text, id) in pieces {
-        let cuts = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
-        let mut pairs: Vec<_> = cuts.filter_map(|(l, r)| Some((*ids.get(l)?, *ids.get(r)?, l, r))).collect();
-        pairs.sort();
-        if text.contains(' ') && !pairs.is_empty() {
-            return Err(text);
-        }
-        merges.extend(pairs.iter().map(|&(_, _, l, r)| (score(id) + 0.0, l.chars().count(), r.chars().count(), l, r)));
-    }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (b.1, b.2).cmp(&(a.1, a.2))));
-    Ok(merges.iter().map(|m| format!("{} {}", m.3, m.4)).collect())
 }

@@ -109,8 +109,7 @@ impl TeacherOutputs {
 /// Counts a teacher's parameters, from the headers of its files.
 pub fn parameter_count(teacher: &TeacherSpec) -> Result<u64> {
     let weights = models::weights(&teacher.path, &Config::read(&teacher.path)?)?;
-    let numbers = |name: &str| weights.shape(name).unwrap_or_default().iter().product::<i64>() as u64;
-    Ok(weights.names().map(numbers).sum())
+    Ok(weights.names().map(|name| weights.count(name)).sum())
 }
 
 /// Returns an error if a token id means different tokens to teacher and student.

@@ -24,21 +24,13 @@ const POSITIVE: &[&str] = &[
 ];
 const ROPE: &[&str] = &["rope_parameters", "rope_scaling"];
 
-/// Fails if a value is impossible or the weights are quantised; `file` is used in error messages.
+/// Fails if a value is impossible; `file` is used in error messages.
 pub fn check(config: &Value, file: &Path) -> Result<()> {
     let refuse = |key: &str, expected: &str, found: &Value| {
         Err(Error::user(format!("{}: `{key}` must be {expected}, found {found}", file.display()))
             .hint("is the file the one that came with the model?"))
     };
     let given = |holder: &Value, key: &str| holder.get(key).filter(|v| !v.is_null()).cloned();
-    if let Some(found) = given(config, "quantization_config") {
-        let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("quantised").to_string();
-        return Err(Error::user(format!(
-            "{}: `quantization_config`: the weights are quantised ({method}), which ft does not read",
-            file.display()
-        ))
-        .hint("use the model's unquantised weights, or a GGUF of it through: ft import"));
-    }
     for key in COUNTS {
         if let Some(found) = given(config, key).filter(|v| v.as_i64().is_none_or(|n| n < 1)) {
             return refuse(key, "a whole number from 1 on", &found);

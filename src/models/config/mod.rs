@@ -10,19 +10,26 @@ pub(super) mod tied_head;
 
 use super::families::FAMILIES;
 use super::family::{Config, Family};
+use super::stored;
 use crate::error::{Error, Result};
 use crate::fsutil::{self, parse_json};
+use crate::model_files::{self, ModelFiles};
 use crate::report;
 use reader::ConfigReader;
 use serde_json::Value;
 use std::path::Path;
 
 impl Config {
-    /// Reads `config.json` of a model directory. If it ties the output head to the embedding but the weights in the
-    /// directory hold two different matrices, both are used: the returned config is untied, and a warning says so.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let mut config = Self::read_file(&folder.join("config.json"))?;
-        if config.tie_word_embeddings && tied_head::head_differs(folder, &config)? {
+    /// Reads `config.json` of a model: that of a directory, or what a GGUF file says. If it ties the output head to the
+    /// embedding but the weights in the directory hold two different matrices, both are used: the returned config is
+    /// untied, and a warning says so.
+    pub fn read(model: &Path) -> Result<Self> {
+        let files = ModelFiles::open(model)?;
+        let file = files.place(model_files::CONFIG);
+        let Some(text) = files.text(model_files::CONFIG)? else { return Err(no_config(model)) };
+        let mut config = Self::parse(&file, &text)?;
+        // A GGUF file's tensors have decided what its config says.
+        if config.tie_word_embeddings && files.folder().is_some() && tied_head::head_differs(model, &config)? {
             report::warn_once(format!(
                 "{}: tie_word_embeddings is true, but the weights contain an lm_head.weight that differs from the embedding; \
                  both are used, and saved results have tie_word_embeddings: false",
@@ -83,6 +90,7 @@ impl Config {
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);
         let (rope_theta, rope_scaling) = rope::read(&r, head_dim, context)?;
+        let stored = stored::read(&raw, file)?;
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
@@ -100,6 +108,7 @@ impl Config {
             rope_scaling,
             max_position_embeddings: context,
             sliding_window: sliding_window(&r, layers),
+            stored,
             initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,
             raw,
@@ -107,6 +116,17 @@ impl Config {
             family,
             file: file.into(),
         })
+    }
+}
+
+/// Returns the error that there is no model at this path. It names the GGUF files that lie there.
+fn no_config(model: &Path) -> Error {
+    let file = model.join(model_files::CONFIG);
+    let missing = fsutil::read(&file).err().unwrap_or_else(|| Error::user(format!("{}: not a file", file.display())));
+    let entries = std::fs::read_dir(model).into_iter().flatten().flatten().map(|e| e.path());
+    match entries.filter(|p| p.extension().is_some_and(|e| e == "gguf")).min() {
+        Some(gguf) => missing.hint(format!("name the GGUF file itself: {}", gguf.display())),
+        None => missing,
     }
 }
 

@@ -26,8 +26,13 @@ impl FourBitBlocks {
     pub fn quantise(numbers: &Tensor, format: QuantisedFormat, double: bool, device: Device) -> Result<Self> {
         let code = FourBitCode::of(format);
         let (codes, largest) = quantise_4bit(numbers, &code.borders, &code.order);
-        let values = device.is_cuda().then(|| Tensor::from_slice(&code.values).to_device(device));
-        Ok(Self { format, codes: codes.to_device(device), scales: Scales::new(largest, double, device)?, values })
+        Ok(Self::stored(format, &codes, Scales::new(largest, double, device)?, device))
+    }
+
+    /// Takes the codes of a checkpoint to `device`.
+    pub fn stored(format: QuantisedFormat, codes: &Tensor, scales: Scales, device: Device) -> Self {
+        let values = device.is_cuda().then(|| Tensor::from_slice(&FourBitCode::of(format).values).to_device(device));
+        Self { format, codes: codes.to_device(device), scales, values }
     }
 
     /// Returns the codes and the tensors of the scales.

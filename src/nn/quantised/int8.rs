@@ -1,6 +1,6 @@
 //! int8 with a scale for each row, as in bitsandbytes (`int8_vectorwise_quant`, without outliers).
 
-use super::scales::not_finite;
+use super::scales::{not_finite, require_finite};
 use crate::error::Result;
 use crate::native::quantised::{Codes, QuantisedMatrix, ScaleTensors};
 use std::ops::Range;
@@ -28,6 +28,12 @@ impl Int8Rows {
         // A row of zeros has codes of zero; the bound only avoids a division by zero.
         let factor = scales.clamp_min(f64::from(f32::MIN_POSITIVE)).reciprocal() * 127.0;
         let codes = (weight * factor.unsqueeze(-1)).round_().to_kind(Kind::Int8);
+        Ok(Self { codes: codes.to_device(device), scales: scales.to_device(device) })
+    }
+
+    /// Takes codes (out, in) and scales (out) of a checkpoint to `device`. Fails if a scale is not finite.
+    pub fn stored(codes: &Tensor, scales: &Tensor, device: Device) -> Result<Self> {
+        require_finite(scales)?;
         Ok(Self { codes: codes.to_device(device), scales: scales.to_device(device) })
     }
 

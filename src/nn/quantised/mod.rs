@@ -1,24 +1,33 @@
-//! Frozen weights in 4 or 8 bits: how they are quantised, and the products with them.
+//! Frozen weights in few bits: how they are quantised, and the products with them.
 //!
 //! A layer's weight is dequantised, some rows at a time, while it is multiplied; the backward does so again. Decoding
 //! reads the codes themselves (`native::quantised`). The formats are those of bitsandbytes, bit for bit: `blocks` (NF4,
-//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`. A new format is a file of its
-//! own and a variant of [`Numbers`].
+//! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and, of weights that are stored so
+//! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`). A new format is a file of its own and a variant
+//! of [`Numbers`].
 
 mod blocks;
 mod code_book;
+mod ggml;
 mod int8;
+mod integer_groups;
 mod scales;
 mod settings;
+mod stored;
 
+pub use integer_groups::GroupedCodes;
 pub use settings::{Quantisation, QuantisedFormat};
+pub use stored::{BlockScales, four_bit_values, scale_values};
 
 use super::autograd::{differentiable, recorded};
 use super::weight::{aligned_operand, cast, is_decoding, product};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::gguf::quant::GgmlType;
 use crate::native::quantised::QuantisedMatrix;
 use blocks::FourBitBlocks;
+use ggml::GgmlBlocks;
 use int8::Int8Rows;
+use integer_groups::{InputOrder, IntegerGroups};
 use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -31,8 +40,17 @@ pub const TILE: i64 = 1 << 24;
 #[derive(Debug, Clone)]
 pub struct QuantisedWeight {
     shape: [i64; 2],
-    format: Quantisation,
+    format: Format,
     numbers: Rc<Numbers>,
+}
+
+/// How a weight is quantised.
+#[derive(Debug, Clone)]
+enum Format {
+    /// When it was loaded.
+    Loaded(Quantisation),
+    /// In its file, in the format of this name.
+    Stored(String),
 }
 
 /// The stored numbers, by format.
@@ -40,6 +58,8 @@ pub struct QuantisedWeight {
 enum Numbers {
     FourBits(FourBitBlocks),
     Int8(Int8Rows),
+    Ggml(GgmlBlocks),
+    Groups(IntegerGroups),
 }
 
 impl QuantisedWeight {
@@ -52,12 +72,45 @@ impl QuantisedWeight {
             QuantisedFormat::Int8 => Numbers::Int8(Int8Rows::quantise(&wide, device)?),
             four_bits => Numbers::FourBits(FourBitBlocks::quantise(&wide, four_bits, format.double, device)?),
         };
-        Ok(Self { shape: [outputs, inputs], format, numbers: Rc::new(numbers) })
+        Ok(Self { shape: [outputs, inputs], format: Format::Loaded(format), numbers: Rc::new(numbers) })
     }
 
-    /// Returns how the numbers are stored.
-    pub fn format(&self) -> Quantisation {
-        self.format
+    /// Takes a matrix of this shape (out, in) in blocks of ggml: uint8 and contiguous, at any address, such as a part of a
+    /// mapped file. Fails if a row is no whole number of blocks, the size does not fit, or a scale is NaN or infinite.
+    pub fn of_ggml_blocks(kind: GgmlType, shape: [i64; 2], blocks: &Tensor) -> Result<Self> {
+        let numbers = GgmlBlocks::new(kind, shape, blocks)?;
+        Ok(Self { shape, format: Format::Stored(kind.name()), numbers: Rc::new(Numbers::Ggml(numbers)) })
+    }
+
+    /// Returns how the weight was quantised when it was loaded; `None` if it is stored quantised.
+    pub fn format(&self) -> Option<Quantisation> {
+        match self.format {
+            Format::Loaded(format) => Some(format),
+            Format::Stored(_) => None,
+        }
+    }
+
+    /// Returns the name of the format for people, such as `NF4 with 8-bit scales` or `Q4_1`.
+    pub fn describe(&self) -> String {
+        match &self.format {
+            Format::Loaded(format) => format.describe(),
+            Format::Stored(name) => name.clone(),
+        }
+    }
+
+    /// Returns true if each row has codes and scales of its own, so that [`select_rows`](Self::select_rows) can read it.
+    pub fn has_whole_rows(&self) -> bool {
+        matches!(*self.numbers, Numbers::Ggml(_))
+    }
+
+    /// Returns the rows with these numbers (n), int64 on the weight's device, in their order: a quantised weight (n, in)
+    /// of its own. Fails for formats without [whole rows](Self::has_whole_rows).
+    pub fn select_rows(&self, rows: &Tensor) -> Result<Self> {
+        let Numbers::Ggml(blocks) = &*self.numbers else {
+            return Err(Error::user(format!("single rows of a weight in {} cannot be read", self.describe())));
+        };
+        let numbers = Rc::new(Numbers::Ggml(blocks.select(rows)));
+        Ok(Self { shape: [rows.size()[0], self.shape[1]], format: self.format.clone(), numbers })
     }
 
     /// Returns the shape: (out, in).
@@ -81,6 +134,8 @@ impl QuantisedWeight {
         match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.tensors(),
             Numbers::Int8(rows) => rows.tensors(),
+            Numbers::Ggml(blocks) => blocks.tensors(),
+            Numbers::Groups(groups) => groups.tensors(),
         }
     }
 
@@ -91,11 +146,20 @@ impl QuantisedWeight {
 
     /// Returns all numbers in dtype `kind`: a new tensor (out, in).
     pub fn dense(&self, kind: Kind) -> Tensor {
-        self.rows(0..self.shape[0], kind)
+        let stored = self.rows(0..self.shape[0], kind);
+        self.input_order().map_or_else(|| stored.shallow_clone(), |order| order.undo(&stored))
     }
 
-    /// Returns some rows in dtype `kind`: a new tensor (rows, in). On a GPU the first of them is a multiple of
-    /// [`ROWS`].
+    /// Returns the order in which the columns are stored; `None`: that of the inputs.
+    fn input_order(&self) -> Option<&InputOrder> {
+        match &*self.numbers {
+            Numbers::Groups(groups) => groups.order(),
+            _ => None,
+        }
+    }
+
+    /// Returns some rows in dtype `kind`: a new tensor (rows, in), its columns in the order in which they are stored. On a
+    /// GPU the first of them is a multiple of [`ROWS`].
     fn rows(&self, rows: Range<i64>, kind: Kind) -> Tensor {
         if let Some(matrix) = self.matrix() {
             let wide = if kind == Kind::BFloat16 { kind } else { Kind::Float };
@@ -104,6 +168,8 @@ impl QuantisedWeight {
         match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.rows_on_device(rows, self.shape[1], kind),
             Numbers::Int8(numbers) => numbers.rows_on_device(rows, kind),
+            Numbers::Ggml(blocks) => blocks.rows_on_device(rows, kind),
+            Numbers::Groups(groups) => groups.rows_on_device(rows, self.shape[1], kind),
         }
     }
 
@@ -112,6 +178,8 @@ impl QuantisedWeight {
         (self.device() == Device::Cpu).then(|| match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.matrix(self.shape),
             Numbers::Int8(rows) => rows.matrix(self.shape),
+            Numbers::Groups(groups) => groups.matrix(self.shape),
+            Numbers::Ggml(blocks) => blocks.matrix(self.shape),
         })
     }
 
@@ -146,6 +214,8 @@ impl QuantisedWeight {
 
     fn product_now(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let _no_grad = tch::no_grad_guard();
+        let ordered = self.input_order().map(|order| order.apply(x));
+        let x = ordered.as_ref().unwrap_or(x);
         let decoded = match self.matrix() {
             Some(matrix) if is_decoding() => matrix.product(&x.contiguous(), bias),
             _ => None,
@@ -173,7 +243,14 @@ impl QuantisedWeight {
     }
 
     /// Computes `sum + g W` in the dtype of g: (T, out) -> (T, in). `sum` may be overwritten; `None` counts as zero.
-    pub fn product_back(&self, g: &Tensor, mut sum: Option<Tensor>) -> Tensor {
+    pub fn product_back(&self, g: &Tensor, sum: Option<Tensor>) -> Tensor {
+        let Some(order) = self.input_order() else { return self.stored_product_back(g, sum) };
+        let back = order.undo(&self.stored_product_back(g, None));
+        sum.map_or_else(|| back.shallow_clone(), |mut sum| sum.g_add_(&back))
+    }
+
+    /// Does the same with the columns in the order in which they are stored.
+    fn stored_product_back(&self, g: &Tensor, mut sum: Option<Tensor>) -> Tensor {
         for rows in self.tiles() {
             let (part, weight) = (g.narrow(-1, rows.start, rows.end - rows.start), self.rows(rows, g.kind()));
             sum = Some(match sum {

@@ -44,6 +44,22 @@ impl Scales {
         Ok(Self::Double { codes, scales: Tensor::from_slice(&scales).to_device(device), offset, values })
     }
 
+    /// Takes scales (blocks) from a checkpoint to `device`. Fails if one is not finite.
+    pub fn stored(scales: &Tensor, device: Device) -> Result<Self> {
+        require_finite(scales)?;
+        Ok(Self::Plain(scales.to_device(device)))
+    }
+
+    /// Takes scales that are quantised themselves. Fails if their scales or the offset are not finite.
+    pub fn stored_double(codes: &Tensor, scales: &Tensor, offset: f32, device: Device) -> Result<Self> {
+        require_finite(scales)?;
+        if !offset.is_finite() {
+            return Err(damaged_scales());
+        }
+        let values = device.is_cuda().then(|| Tensor::from_slice(dynamic_values()).to_device(device));
+        Ok(Self::Double { codes: codes.to_device(device), scales: scales.to_device(device), offset, values })
+    }
+
     /// Returns the stored tensors that grow with the weight.
     pub fn tensors(&self) -> Vec<&Tensor> {
         match self {
@@ -82,6 +98,17 @@ impl Scales {
 pub fn not_finite() -> Error {
     Error::user("the weight has NaN or infinite values, which cannot be quantised")
         .hint("the file is damaged, or the model was not trained stably: fetch it again")
+}
+
+/// Fails if a scale from a checkpoint is NaN or infinite.
+pub fn require_finite(scales: &Tensor) -> Result<()> {
+    if scales.isfinite().all().int64_value(&[]) == 0 { Err(damaged_scales()) } else { Ok(()) }
+}
+
+/// Returns the error for a checkpoint with NaN or infinite scales.
+pub fn damaged_scales() -> Error {
+    Error::user("the scales of the quantised weight have NaN or infinite values")
+        .hint("the file is damaged: fetch it again")
 }
 
 /// Returns the mean in float32. The sum is that of float64, which does not depend on the order of the numbers; libtorch's

@@ -58,11 +58,20 @@ fn lora_at(w: &WrittenRecipe, section: &str, mistakes: &mut Vec<Mistake>) {
         mistakes.push(w.mistake_at(&format!("{section}.{key}"), message, hint));
     };
     let takes_from_base = matches!(init, "pissa" | "pissa_fast" | "olora");
+    if init == "loftq" && !w.value("model.quantize").is_some_and(|v| v.is_string()) {
+        let message =
+            format!("`{section}.init: loftq` corrects the error of quantised weights, and `model.quantize` is not set");
+        wrong("init", message, "set `model.quantize: nf4`, or remove `init`");
+    }
+    if init == "loftq" && value("from").is_some_and(|from| !from.is_null()) {
+        let message = format!("`{section}.init: loftq` contradicts `from`: the adapter in that folder has its values");
+        wrong("init", message, "remove `init`");
+    }
     if takes_from_base && value("from").is_some_and(|from| !from.is_null()) {
         let message = format!("`{section}.init: {init}` contradicts `from`: the adapter in that folder has its values");
         wrong("init", message, "remove `init`; rank and alpha are those of the published adapter, twice as large");
     }
-    if takes_from_base && value("alpha").and_then(Value::as_f64) == Some(0.0) {
+    if (takes_from_base || init == "loftq") && value("alpha").and_then(Value::as_f64) == Some(0.0) {
         let message = format!("`{section}.init: {init}` divides by the scale, which is 0");
         wrong("init", message, "give an `alpha` above 0");
     }

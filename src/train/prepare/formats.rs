@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::machine;
+use crate::model_files::is_model;
 use crate::models::{Model, Storage, dtype};
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::{ModelInit, Recipe};
@@ -13,7 +14,7 @@ use tch::{Device, Kind};
 pub fn choose_formats(plan: &Plan, device: Device) -> Result<(Plan, &'static str)> {
     let mut plan = plan.clone();
     let model = &plan.recipe.model;
-    let there = |folder: &&Path| model.init == ModelInit::Pretrained && folder.join("config.json").exists();
+    let there = |folder: &&Path| model.init == ModelInit::Pretrained && is_model(folder);
     // A student that does not exist yet gets the format of its teacher.
     let teacher = plan.recipe.method.teachers().first().map(|t| t.path.as_path());
     let folder = Some(model.path.as_path()).filter(there).or(teacher.filter(there));

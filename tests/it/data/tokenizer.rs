@@ -224,7 +224,7 @@ fn with_added(case: &AddedCase) -> tempfile::TempDir {
     };
     let mut tokenizer: Value = json(file);
     if case.post {
-        tokenizer["post_processor"] = ft::data::tokenizer_files::added_tokens::around(Some(first), Some(last));
+        tokenizer["post_processor"] = ft::tokenizer_json::around(Some(first), Some(last));
     }
     more.push(("tokenizer.json", tokenizer));
     for (name, value) in more {

@@ -1,9 +1,11 @@
 //! Tests of src/models: families, weights, number formats.
 
 mod families;
+mod gguf_base;
 mod hostile;
 mod new_models;
 mod number_formats;
 mod parity;
 mod properties;
 mod quantised;
+mod stored;

@@ -198,6 +198,7 @@ fn merged_weights_give_the_adapted_output() {
                 name: site,
                 layer: p.layer,
                 weight: &p.tensor.shallow_clone().into(),
+                unquantised: None,
                 bias: None,
                 tied: false,
             };

@@ -2,7 +2,7 @@
 //! gradients, answers. Its memory is that of its codes.
 
 use crate::support::*;
-use ft::adapters::{LoraSpec, ModulePlan};
+use ft::adapters::{LoraInit, LoraSpec, ModulePlan};
 use ft::generate::engine::complete;
 use ft::generate::settings::GenerationSettings;
 use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage};
@@ -113,7 +113,7 @@ fn only_frozen_linear_layers_are_quantised() {
     let mut bytes = 0;
     for p in model.params().base() {
         assert_eq!(matches!(p.quantised, QuantisedParam::Done(_)), linear(&p.name), "{}", p.name);
-        bytes += if linear(&p.name) { p.quantised_bytes(format).unwrap() } else { 4 * p.tensor.numel() as u64 };
+        bytes += if linear(&p.name) { p.quantised_bytes(Some(format)).unwrap() } else { 4 * p.tensor.numel() as u64 };
     }
     assert_eq!(model.storage_summary(), (Kind::Float, bytes));
     // What is predicted from the files before the model is loaded.
@@ -121,4 +121,46 @@ fn only_frozen_linear_layers_are_quantised() {
     assert_eq!(sketch.storage_summary_as(Storage::Quantised(format), device()), (Kind::Float, bytes));
     let count = |model: &Model| model.params().base().map(|p| p.count()).sum::<u64>();
     assert_eq!(count(&model), count(&sketch));
+}
+
+/// LoftQ: B A is the best approximation of rank R of the quantisation's error, so what is left of it has the error's other
+/// singular values; the quantised weights are those without an adapter.
+#[test]
+fn loftq_corrects_the_error_of_the_quantisation() {
+    let spec = LoraSpec { rank: 8, alpha: 12.0, init: LoraInit::Loftq, ..LoraSpec::default() };
+    let plan = ModulePlan::new(&spec).unwrap();
+    for name in ["tiny-llama", "tiny-gpt2"] {
+        for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8] {
+            let storage = Storage::Quantised(Quantisation::new(format, true));
+            let load = |plan: Option<&ModulePlan>, storage| {
+                let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
+                let heads = Heads::Tokens;
+                let (device, kind) = (device(), Kind::Float);
+                Model::load(&fixture(name), LoadOptions { device, kind, storage, train_base: None, adapters, heads })
+            };
+            let (corrected, quantised) = (load(Some(&plan), storage).unwrap(), load(None, storage).unwrap());
+            let own = load(None, Storage::Copy).unwrap();
+            let mut adapted = 0;
+            for p in corrected.params().base() {
+                let QuantisedParam::Done(weight) = &p.quantised else { continue };
+                let same = |model: &Model| model.params().base().find(|q| q.name == p.name).unwrap().tensor.copy();
+                assert!(same(&quantised).equal(&p.tensor), "{name} {}: the quantised weight is unchanged", p.name);
+                let factor = |f: &str| {
+                    let name = p.name.replace(".weight", &format!(".lora_{f}.weight"));
+                    corrected.params().adapter(0).find(|q| q.name == name).unwrap().tensor.detach()
+                };
+                let full = if p.transposed { same(&own).tr() } else { same(&own) };
+                let error = full - weight.dense(Kind::Float);
+                let left = &error - factor("B").matmul(&factor("A")) * 1.5;
+                let values = |t: &Tensor| t.svd(true, false).1.to_device(tch::Device::Cpu);
+                let count = values(&error).size()[0] - 8;
+                let (left, others) = (values(&left).narrow(0, 0, count), values(&error).narrow(0, 8, count));
+                assert_close(&format!("{name} {format:?} {}", p.name), &left, &others, 1e-4);
+                adapted += 1;
+            }
+            assert!(adapted > 7, "{name}: {adapted}");
+            let refused = load(Some(&plan), Storage::Copy).err().unwrap().to_string();
+            assert!(refused.contains("`init: loftq` corrects the error of a quantisation"), "{refused}");
+        }
+    }
 }

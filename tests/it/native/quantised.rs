@@ -20,7 +20,14 @@ struct Sample {
     scale_codes: Tensor,
     scale_scales: Tensor,
     scale_values: [f32; 256],
+    bytes: Tensor,
+    group_scales: Tensor,
+    zeros: Tensor,
 }
+
+/// Bits and sizes of the groups of a sample: whole blocks, and groups that are no whole number of blocks or vectors. There
+/// are no groups in rows of an odd number of columns.
+const GROUPS: [(i64, i64); 4] = [(4, 64), (4, 192), (4, 24), (8, 24)];
 
 impl Sample {
     fn new(rows: i64, columns: i64) -> Self {
@@ -36,11 +43,27 @@ impl Sample {
             scale_codes: Tensor::randint(256, [blocks], bytes),
             scale_scales: Tensor::rand([(blocks + GROUP - 1) / GROUP], CPU),
             scale_values: from_fn(|i| (i as f32 - 120.0) / 131.0),
+            bytes: Tensor::randint(256, [n], bytes),
+            group_scales: Tensor::rand([n], CPU).to_kind(Kind::Half).to_kind(Kind::Float),
+            zeros: Tensor::randint(16, [n], bytes),
         }
     }
 
+    /// Returns the formats of groups that the sample has.
+    fn groups(&self) -> impl Iterator<Item = (i64, i64)> {
+        GROUPS.into_iter().filter(|_| self.shape[1] % 2 == 0)
+    }
+
+    /// Returns codes, scales and zeros for groups.
+    fn in_groups(&self, bits: i64, group: i64) -> [Tensor; 3] {
+        let [rows, columns] = self.shape;
+        let count = rows * ((columns + group - 1) / group);
+        let part = |t: &Tensor, n| t.narrow(0, 0, n);
+        [part(&self.bytes, rows * columns * bits / 8), part(&self.group_scales, count), part(&self.zeros, count)]
+    }
+
     /// Returns the matrix in each format.
-    fn matrices(&self) -> [QuantisedMatrix<'_>; 3] {
+    fn matrices<'a>(&'a self, groups: &'a [(i64, i64, [Tensor; 3])]) -> Vec<QuantisedMatrix<'a>> {
         let scales = ScaleTensors::Double {
             codes: &self.scale_codes,
             scales: &self.scale_scales,
@@ -48,15 +71,25 @@ impl Sample {
             offset: 0.37,
         };
         let plain = ScaleTensors::Plain;
-        [
+        let mut all = vec![
             QuantisedMatrix::new(self.shape, &self.four_bits, Codes::FourBits(&self.values), plain(&self.block_scales)),
             QuantisedMatrix::new(self.shape, &self.four_bits, Codes::FourBits(&self.values), scales),
             QuantisedMatrix::new(self.shape, &self.int8, Codes::Int8, plain(&self.row_scales)),
-        ]
+        ];
+        all.extend(groups.iter().map(|(bits, group, [codes, scales, zeros])| {
+            let meaning = Codes::Groups { bits: *bits, group: *group, zeros };
+            QuantisedMatrix::new(self.shape, codes, meaning, plain(scales))
+        }));
+        all
+    }
+
+    /// Returns the parts of the formats in groups, which `matrices` describes.
+    fn all_groups(&self) -> Vec<(i64, i64, [Tensor; 3])> {
+        self.groups().map(|(bits, group)| (bits, group, self.in_groups(bits, group))).collect()
     }
 
     /// Returns the numbers of each format, by libtorch's operations.
-    fn expected(&self) -> [Tensor; 3] {
+    fn expected(&self) -> Vec<Tensor> {
         let n = self.shape[0] * self.shape[1];
         let halves =
             Tensor::stack(&[self.four_bits.bitwise_right_shift_tensor_scalar(4), self.four_bits.bitwise_and(15)], 1);
@@ -67,11 +100,24 @@ impl Sample {
         let codes = Tensor::from_slice(&self.scale_values).index_select(0, &self.scale_codes.to_kind(Kind::Int));
         let double = codes * groups.narrow(0, 0, self.scale_codes.size()[0]) + f64::from(0.37f32);
         let int8 = self.int8.to_kind(Kind::Float).view(self.shape) * self.row_scales.unsqueeze(-1);
-        [
+        let mut all = vec![
             (&values * of_blocks(&self.block_scales)).view(self.shape),
             (&values * of_blocks(&double)).view(self.shape),
             int8 * 7.874_015_718_698_502e-3,
-        ]
+        ];
+        let [rows, columns] = self.shape;
+        for (bits, group, [codes, scales, zeros]) in self.all_groups() {
+            let codes = match bits {
+                4 => Tensor::stack(&[codes.bitwise_right_shift_tensor_scalar(4), codes.bitwise_and(15)], 1),
+                _ => codes,
+            };
+            let wide = |t: &Tensor| {
+                let repeated = t.view([rows, -1]).to_kind(Kind::Float);
+                repeated.repeat_interleave_self_int(group, 1, None::<i64>).narrow(1, 0, columns)
+            };
+            all.push((codes.view(self.shape).to_kind(Kind::Float) - wide(&zeros)) * wide(&scales));
+        }
+        all
     }
 }
 
@@ -85,7 +131,8 @@ fn every_build_dequantises_to_the_bits_of_libtorch() {
     tch::manual_seed(21);
     for shape in SHAPES {
         let sample = Sample::new(shape[0], shape[1]);
-        for (expected, matrix) in sample.expected().iter().zip(sample.matrices()) {
+        let groups = sample.all_groups();
+        for (expected, matrix) in sample.expected().iter().zip(sample.matrices(&groups)) {
             for build in KernelBuild::available() {
                 for kind in [Kind::Float, Kind::BFloat16] {
                     let found = matrix.rows_by(build, 0..shape[0], kind);
@@ -145,7 +192,8 @@ fn a_product_has_the_bits_of_a_product_with_the_dequantised_weight() {
     tch::manual_seed(23);
     for shape in SHAPES {
         let sample = Sample::new(shape[0], shape[1]);
-        for (format, matrix) in sample.matrices().iter().enumerate() {
+        let groups = sample.all_groups();
+        for (format, matrix) in sample.matrices(&groups).iter().enumerate() {
             for build in KernelBuild::available() {
                 for kind in [Kind::Float, Kind::BFloat16] {
                     let dense = matrix.rows_by(build, 0..shape[0], kind);
@@ -171,7 +219,8 @@ fn the_bits_of_a_row_do_not_depend_on_the_other_rows() {
     tch::manual_seed(24);
     for shape in [[70, 576], [33, 45]] {
         let sample = Sample::new(shape[0], shape[1]);
-        for matrix in sample.matrices() {
+        let groups = sample.all_groups();
+        for matrix in sample.matrices(&groups) {
             for build in KernelBuild::available() {
                 for kind in [Kind::Float, Kind::BFloat16] {
                     let x = Tensor::randn([64, shape[1]], CPU).to_kind(kind);

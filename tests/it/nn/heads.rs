@@ -350,6 +350,7 @@ fn dropout_in_bfloat16_keeps_the_mean_of_an_update() {
         name: "model.layers.0.self_attn.q_proj",
         layer: LayerKind::Linear,
         weight: &weight,
+        unquantised: None,
         bias: None,
         tied: false,
     };

@@ -85,7 +85,7 @@ fn sizes_are_as_predicted() {
     for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8] {
         for double in [false, true] {
             let found = quantise(&weight, format, double);
-            assert_eq!(found.bytes(), found.format().bytes([130, 100]), "{format:?} {double}");
+            assert_eq!(found.bytes(), found.format().unwrap().bytes([130, 100]), "{format:?} {double}");
             bytes.insert((format.name(), double), found.bytes());
         }
     }

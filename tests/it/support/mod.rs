@@ -3,12 +3,15 @@
 pub mod command;
 pub mod fake_cuda;
 pub mod files;
+pub mod ggml;
+pub mod gguf;
 pub mod labeling;
 pub mod laws;
 pub mod needs;
 pub mod resumed;
 pub mod rows;
 pub mod snapshot;
+pub mod stored;
 pub mod webdriver;
 pub mod workspace;
 use ft::models::{Heads, LoadOptions, Loss, Metrics, MicroBatch, Model, Output, Storage, TrainedPart};

@@ -2,9 +2,14 @@
 
 use super::command::{ft, stderr};
 use super::files::copy_files;
+use super::gguf::tiny_gguf;
+use ft::gguf::quant::GgmlType;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+/// The GGUF file of a [`Workspace`]: a tiny model with the tokenizer of the other ones.
+pub const GGUF: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// A folder laid out as the project is after `make demo`, with a tiny model and a few rows.
 pub struct Workspace {
@@ -27,8 +32,7 @@ impl Workspace {
             copy_files(Path::new("tests/fixtures/tiny-llama"), &model, |_| true);
             copy_files(Path::new("tests/fixtures/tiny-tokenizer"), &model, |name| !name.ends_with(".py"));
         }
-        std::fs::copy("tests/fixtures/gguf/llama-spm.gguf", space.path("models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-            .unwrap();
+        tiny_gguf("llama", GgmlType::Q4_1).write(&space.path(GGUF));
         let rows = std::fs::read_to_string("datasets/chat.jsonl").unwrap();
         let rows: Vec<&str> = rows.lines().collect();
         std::fs::create_dir_all(space.path("datasets/icd10")).unwrap();

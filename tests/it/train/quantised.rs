@@ -115,6 +115,41 @@ fn an_adapter_over_quantised_weights_is_merged_into_the_bases_own() {
     assert!(said.contains("NF4 with 8-bit scales") && said.contains("int8"), "{said}");
 }
 
+/// The result is a plain LoRA that corrects the quantised weights, so it is not merged into the weights that they were
+/// quantised from. An adapter that continues it does the same.
+#[test]
+fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
+    let space = Workspace::new();
+    let base = "models/smollm2-135m-instruct";
+    train(&space, QLORA, "plain", &[]);
+    train(&space, QLORA, "loftq", &["adapter.lora.init=loftq"]);
+    let first = |out: &str| losses(&space, out)[0];
+    assert!((first("plain") - first("loftq")).abs() > 1e-4, "{} {}", first("plain"), first("loftq"));
+    let corrected = json!({ "format": "nf4", "double": true, "corrected": true });
+    assert_eq!(space.json("loftq/export_report.json")["quantised_base"], corrected);
+    let config = space.json("loftq/adapter_config.json");
+    assert_eq!((&config["init_lora_weights"], &config["r"]), (&json!(true), &json!(16)), "{config}");
+    train(&space, QLORA, "more", &["adapter.lora.from=loftq"]);
+    assert_eq!(space.json("more/export_report.json")["quantised_base"], corrected);
+    for folder in ["loftq", "more"] {
+        for form in ["model", "adapter"] {
+            let said = space.refused(&["merge", base, folder, "--as", form, "--out", "merged"]);
+            assert!(
+                said.contains("began as a correction of a base in NF4") && said.contains("--quantize nf4"),
+                "{said}"
+            );
+        }
+    }
+    for (sets, expected) in [
+        (["model.quantize=", "adapter.lora.init=loftq"], "`model.quantize` is not set"),
+        (["adapter.lora.from=loftq", "adapter.lora.init=loftq"], "contradicts `from`"),
+        (["adapter.lora.alpha=0", "adapter.lora.init=loftq"], "divides by the scale"),
+    ] {
+        let said = space.refused(&["recipe", "show", QLORA, "--set", sets[0], "--set", sets[1]]);
+        assert!(said.contains(expected), "{sets:?}: {said}");
+    }
+}
+
 #[test]
 fn answers_of_a_quantised_model_and_what_it_says() {
     let space = Workspace::new();

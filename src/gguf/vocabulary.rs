@@ -3,11 +3,12 @@
 //! Every token keeps its id. Control and user-defined tokens become added tokens, so that text matches them as a whole.
 //! Placeholders that only pad the vocabulary to the size of the embedding are left out. Knows nothing of tensors.
 
+use super::architecture::TokenIds;
+use super::file::Gguf;
+use super::model_texts::json_text;
 use super::pretokenizer::PreTokenizer;
-use crate::data::tokenizer_files::{added_tokens, sentencepiece};
 use crate::error::{Error, Result};
-use crate::gguf::architecture::TokenIds;
-use crate::gguf::file::Gguf;
+use crate::tokenizer_json;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
 
@@ -40,6 +41,26 @@ impl TokenizerFiles {
     pub fn ids(&self) -> TokenIds {
         TokenIds { bos: self.bos, pad: self.pad, stops: self.stops.clone(), size: self.size }
     }
+
+    /// Returns the files of a model directory that follow from the vocabulary, as (name, text): those of the tokenizer,
+    /// the chat templates, and generation_config.json.
+    pub fn texts(&self) -> Vec<(String, String)> {
+        let eos = if let [one] = self.stops[..] { json!(one) } else { json!(self.stops) };
+        let mut generation = json!({"_from_model_config": true, "bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad});
+        if let Value::Object(map) = &mut generation {
+            map.retain(|_, v| !v.is_null() && *v != json!([]));
+        }
+        let named = [
+            ("tokenizer.json", &self.tokenizer),
+            ("tokenizer_config.json", &self.config),
+            ("generation_config.json", &generation),
+        ];
+        let mut texts: Vec<_> = named.map(|(name, value)| (name.to_string(), json_text(value))).into();
+        texts.extend(self.template.iter().map(|text| ("chat_template.jinja".to_string(), text.clone())));
+        let more = self.more_templates.iter();
+        texts.extend(more.map(|(name, text)| (format!("additional_chat_templates/{name}.jinja"), text.clone())));
+        texts
+    }
 }
 
 /// Token types of GGUF, by number.
@@ -48,7 +69,7 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 
-const LONGEST_TOKEN: usize = sentencepiece::LONGEST_PIECE;
+const LONGEST_TOKEN: usize = tokenizer_json::LONGEST_PIECE;
 
 /// Tokens that end a turn in well-known chat templates. One counts as a stop token if the vocabulary marks it as
 /// special and the template contains it.
@@ -75,13 +96,28 @@ struct GgufTokens<'a> {
     ids: HashMap<&'a str, u64>,
 }
 
+/// The special tokens of a vocabulary.
+struct SpecialIds {
+    bos: Option<u64>,
+    eos: Option<u64>,
+    pad: Option<u64>,
+    unk: Option<u64>,
+    /// Every token that ends an answer: `eos` first, then those with which the chat template ends a turn.
+    stops: Vec<u64>,
+}
+
+/// Returns the ids that config.json contains, without rebuilding the tokenizer.
+pub fn token_ids(gguf: &Gguf) -> Result<TokenIds> {
+    require_tokenizer(gguf)?;
+    let tokens = GgufTokens::read(gguf)?;
+    let SpecialIds { bos, pad, stops, .. } = tokens.special_ids()?;
+    Ok(TokenIds { bos, pad, stops, size: tokens.texts.len() })
+}
+
 /// Rebuilds the tokenizer; `pre_tokenizer` overrides the name that the file gives.
 pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) -> Result<TokenizerFiles> {
     let at = |e: Error| e.context(gguf.path().display());
-    let Some(model) = gguf.text("tokenizer.ggml.model")? else {
-        return Err(at(Error::user("the file holds no tokenizer (tokenizer.ggml.model is missing)"))
-            .hint("choose a GGUF of the whole model; a projector or adapter file cannot be imported alone"));
-    };
+    let model = require_tokenizer(gguf)?;
     let tokens = GgufTokens::read(gguf)?;
     let mut warnings = Vec::new();
     let (mut tokenizer, adds_bos) = match model {
@@ -105,9 +141,7 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
         }
     };
 
-    let role = |key: &str| tokens.role_id(key);
-    let (bos, eos) = (role("bos_token_id")?, role("eos_token_id")?);
-    let (pad, unk) = (role("padding_token_id")?, role("unknown_token_id")?);
+    let SpecialIds { bos, eos, pad, unk, stops } = tokens.special_ids()?;
     let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos) && bos.is_some();
     let add_eos = gguf.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && eos.is_some();
     tokenizer["added_tokens"] = tokens.added_tokens(&[bos, eos, pad, unk]);
@@ -126,27 +160,31 @@ pub fn rebuild(gguf: &Gguf, context_length: u64, pre_tokenizer: Option<&str>) ->
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": name(unk),
     });
-    let template = gguf.text("tokenizer.chat_template")?.map(str::to_string);
-    let mut stops: BTreeSet<u64> = eos.into_iter().collect();
-    for key in ["eot_token_id", "eom_token_id"] {
-        stops.extend(role(key)?);
-    }
-    stops.extend(tokens.turn_ends(template.as_deref()));
-    // The main end-of-text token comes first: libraries that read only one token take the first.
-    let stops = eos.into_iter().chain(stops.into_iter().filter(|&s| Some(s) != eos)).collect();
-    let size = tokens.texts.len();
     Ok(TokenizerFiles {
         tokenizer,
         config,
-        template,
+        template: main_template(gguf)?.map(str::to_string),
         more_templates: more_templates(gguf)?,
         bos,
         eos,
         pad,
         stops,
-        size,
+        size: tokens.texts.len(),
         warnings,
     })
+}
+
+/// Returns the kind of tokenizer, as llama.cpp names it. Fails if the file has no tokenizer.
+fn require_tokenizer(gguf: &Gguf) -> Result<&str> {
+    gguf.text("tokenizer.ggml.model")?.ok_or_else(|| {
+        Error::user(format!("{}: the file holds no tokenizer (tokenizer.ggml.model is missing)", gguf.path().display()))
+            .hint("choose a GGUF of the whole model; a projector or adapter file cannot be used alone")
+    })
+}
+
+/// Returns the default chat template.
+fn main_template(gguf: &Gguf) -> Result<Option<&str>> {
+    gguf.text("tokenizer.chat_template")
 }
 
 fn named_pre_tokenizer(gguf: &Gguf, chosen: Option<&str>, warnings: &mut Vec<String>) -> Result<String> {
@@ -231,7 +269,11 @@ fn sentencepiece_tokenizer(tokens: &GgufTokens) -> Result<Value> {
         None => json!(tokens.merges_from_scores()?),
     };
     let unk = tokens.types.iter().position(|&t| t == UNKNOWN).map(|i| tokens.texts[i]);
-    Ok(sentencepiece::tokenizer_json(sentencepiece::bpe_model(tokens.vocab(), merges, unk, true), Value::Null, prefix))
+    Ok(tokenizer_json::tokenizer_json(
+        tokenizer_json::bpe_model(tokens.vocab(), merges, unk, true),
+        Value::Null,
+        prefix,
+    ))
 }
 
 impl<'a> GgufTokens<'a> {
@@ -290,6 +332,20 @@ impl<'a> GgufTokens<'a> {
         Ok(Some(id))
     }
 
+    /// Returns the tokens that have a role.
+    fn special_ids(&self) -> Result<SpecialIds> {
+        let (bos, eos) = (self.role_id("bos_token_id")?, self.role_id("eos_token_id")?);
+        let (pad, unk) = (self.role_id("padding_token_id")?, self.role_id("unknown_token_id")?);
+        let mut stops: BTreeSet<u64> = eos.into_iter().collect();
+        for key in ["eot_token_id", "eom_token_id"] {
+            stops.extend(self.role_id(key)?);
+        }
+        stops.extend(self.turn_ends(main_template(self.gguf)?));
+        // The main end-of-text token comes first: libraries that read only one token take the first.
+        let stops = eos.into_iter().chain(stops.into_iter().filter(|&s| Some(s) != eos)).collect();
+        Ok(SpecialIds { bos, eos, pad, unk, stops })
+    }
+
     /// Returns the added tokens, which text matches as a whole. Control tokens and those with a role are special,
     /// user-defined ones are not.
     fn added_tokens(&self, roles: &[Option<u64>]) -> Value {
@@ -308,7 +364,7 @@ impl<'a> GgufTokens<'a> {
     /// Returns a post-processor that adds the beginning and end of text to each sequence.
     fn post_processor(&self, bos: Option<u64>, eos: Option<u64>) -> Value {
         let token = |id: u64| (self.texts[id as usize], id);
-        added_tokens::around(bos.map(token), eos.map(token))
+        tokenizer_json::around(bos.map(token), eos.map(token))
     }
 
     /// Returns the merges that the file lists; `None` if it lists none. Fails if a merge does not join two tokens into
@@ -331,7 +387,7 @@ impl<'a> GgufTokens<'a> {
         if scores.len() != self.texts.len() {
             return Err(self.unusable(&format!("{} tokens, but {} scores", self.texts.len(), scores.len())));
         }
-        sentencepiece::recover_merges(&self.ids, |id| scores[id as usize]).map_err(|bad| {
+        tokenizer_json::recover_merges(&self.ids, |id| scores[id as usize]).map_err(|bad| {
             self.unusable(&format!("token {bad:?} contains a space, which a SentencePiece vocabulary writes as ▁"))
         })
     }

@@ -1,0 +1,80 @@
+//! Weights that a checkpoint contains in the formats of bitsandbytes, or as whole numbers in groups.
+
+use super::blocks::FourBitBlocks;
+use super::code_book::{FourBitCode, dynamic_values};
+use super::int8::Int8Rows;
+use super::integer_groups::{GroupedCodes, IntegerGroups};
+use super::scales::Scales;
+use super::{Format, Numbers, Quantisation, QuantisedFormat, QuantisedWeight};
+use crate::error::Result;
+use std::rc::Rc;
+use tch::{Device, Tensor};
+
+/// The scales of 4-bit blocks as a checkpoint contains them.
+pub enum BlockScales {
+    /// (blocks) float32
+    Plain(Tensor),
+    /// `values[codes[b]] * scales[b / 256] + offset` for block b, with the dynamic code's values.
+    Double {
+        /// (blocks) uint8
+        codes: Tensor,
+        /// (blocks / 256, rounded up) float32
+        scales: Tensor,
+        /// Added to every scale.
+        offset: f32,
+    },
+}
+
+/// Returns the 16 values that the codes of a 4-bit format stand for.
+///
+/// # Panics
+/// For int8.
+pub fn four_bit_values(format: QuantisedFormat) -> &'static [f32; 16] {
+    &FourBitCode::of(format).values
+}
+
+/// Returns the 256 values that the codes of scales stand for.
+pub fn scale_values() -> &'static [f32; 256] {
+    dynamic_values()
+}
+
+impl QuantisedWeight {
+    /// Takes a matrix (out, in) of 4-bit numbers in blocks of 64, in the layout of bitsandbytes. `codes`: (numbers / 2,
+    /// rounded up) uint8. Fails for scales that are NaN or infinite.
+    ///
+    /// # Panics
+    /// When it is first multiplied, if the tensors do not have the sizes that the matrix needs.
+    pub fn of_blocks(
+        format: QuantisedFormat,
+        shape: [i64; 2],
+        codes: &Tensor,
+        scales: BlockScales,
+        device: Device,
+    ) -> Result<Self> {
+        let double = matches!(scales, BlockScales::Double { .. });
+        let scales = match scales {
+            BlockScales::Plain(scales) => Scales::stored(&scales, device)?,
+            BlockScales::Double { codes, scales, offset } => Scales::stored_double(&codes, &scales, offset, device)?,
+        };
+        let numbers = Numbers::FourBits(FourBitBlocks::stored(format, codes, scales, device));
+        let name = format!("bitsandbytes {}", Quantisation::new(format, double).describe());
+        Ok(Self { shape, format: Format::Stored(name), numbers: Rc::new(numbers) })
+    }
+
+    /// Takes a matrix of int8 numbers with a scale for each row, in the layout of bitsandbytes: `codes` (out, in) int8 and
+    /// `scales` (out) float32. Fails for scales that are NaN or infinite.
+    pub fn of_int8_rows(codes: &Tensor, scales: &Tensor, device: Device) -> Result<Self> {
+        let (outputs, inputs) = codes.size2()?;
+        let numbers = Numbers::Int8(Int8Rows::stored(codes, scales, device)?);
+        let format = Format::Stored("bitsandbytes int8".into());
+        Ok(Self { shape: [outputs, inputs], format, numbers: Rc::new(numbers) })
+    }
+
+    /// Takes a matrix of whole numbers in groups; `name` is that of its format, for people. Fails for scales that are NaN or
+    /// infinite.
+    pub fn of_groups(parts: &GroupedCodes, name: String, device: Device) -> Result<Self> {
+        let (outputs, inputs) = parts.codes.size2()?;
+        let numbers = Numbers::Groups(IntegerGroups::new(parts, device)?);
+        Ok(Self { shape: [outputs, inputs], format: Format::Stored(name), numbers: Rc::new(numbers) })
+    }
+}

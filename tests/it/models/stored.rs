@@ -1,0 +1,289 @@
+//! Checkpoints whose matrices are stored quantised (fixtures/stored): they compute what transformers computes with the
+//! dequantised weights, and damaged ones are refused by the name of the tensor.
+
+use crate::support::files::copied;
+use crate::support::stored::{FORMATS, stored_model, write_stored};
+use crate::support::*;
+use ft::adapters::{LoraSpec, ModulePlan};
+use ft::generate::engine::complete;
+use ft::generate::settings::GenerationSettings;
+use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage, TrainedPart};
+use ft::nn::{AdapterPlan, Quantisation, QuantisedFormat, QuantisedParam, Tokens, weights};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+fn load(folder: &Path, kind: Kind, plan: Option<&ModulePlan>) -> ft::error::Result<Model> {
+    let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
+    let (storage, heads) = (Storage::Auto, Heads::Tokens);
+    Model::load(folder, LoadOptions { device: device(), kind, storage, train_base: None, adapters, heads })
+}
+
+#[test]
+fn logits_are_those_of_transformers_with_the_dequantised_weights() {
+    let fixture = tensors("stored/logits.safetensors");
+    let ids: Vec<u32> = Vec::<i64>::try_from(&fixture["ids"]).unwrap().iter().map(|id| *id as u32).collect();
+    for format in FORMATS {
+        let folder = stored_model(format);
+        let model = load(folder.path(), Kind::Float, None).unwrap();
+        let tokens = Tokens::pack(&[&ids[..10], &ids[10..]], device());
+        let places = Tensor::arange(11, (Kind::Int64, device()));
+        let logits = model.infer(&tokens, |out| out.logits(&places)).unwrap();
+        assert_close(format, &logits, &fixture[format], 1e-5);
+        let quantised = model.params().base().filter(|p| matches!(p.quantised, QuantisedParam::Done(_))).count();
+        assert_eq!(quantised, 21, "{format}: seven matrices in each of three layers");
+    }
+}
+
+/// Losses, gradients and answers are those of a model with the dequantised weights; those with an order of the inputs sum
+/// in another order.
+#[test]
+fn stored_weights_compute_what_their_numbers_compute() {
+    let spec = LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() };
+    let plan = ModulePlan::new(&spec).unwrap();
+    let prompts: Vec<Vec<u32>> = (1..6).map(|i| (0..7 * i).map(|t| (t * 5 + i) % 60).collect()).collect();
+    for format in FORMATS {
+        let ordered = format == "gptq";
+        for kind in [Kind::Float, Kind::BFloat16].into_iter().take(2 - usize::from(ordered)) {
+            let folder = stored_model(format);
+            let stored = load(folder.path(), kind, Some(&plan)).unwrap();
+            fill_adapter(&stored, 0.1);
+            let dense = copied(&fixture("tiny-llama"));
+            let mut numbers = tensors("tiny-llama/model.safetensors");
+            for p in stored.params().base() {
+                if let QuantisedParam::Done(weight) = &p.quantised {
+                    numbers.insert(p.name.clone(), weight.dense(Kind::Float).to_device(Device::Cpu));
+                }
+            }
+            save_tensors(&dense.path().join("model.safetensors"), &numbers);
+            let dense = load(dense.path(), kind, Some(&plan)).unwrap();
+            fill_adapter(&dense, 0.1);
+            let row = Row::pack(&(1..5).map(|n| Sequence::random(9 * n, 60, n as u64)).collect::<Vec<_>>());
+            let step = |model: &Model| {
+                let metrics = model.learn(&row, row.items, LayerReplay::None).unwrap();
+                (metrics.means()["loss"], take_gradients(model))
+            };
+            let ((a, ours), (b, theirs)) = (step(&stored), step(&dense));
+            assert!(if ordered { (a - b).abs() < 1e-5 } else { a == b }, "{format} {kind:?}: loss {a} {b}");
+            for (parameter, gradient) in &ours {
+                let (case, expected) = (format!("{format} {kind:?}: {parameter}"), &theirs[parameter]);
+                match ordered {
+                    true => drop(assert_close(&case, gradient, expected, 1e-4)),
+                    false => assert_same(&case, gradient, expected),
+                }
+            }
+            let settings = GenerationSettings { log_probs: true, ..GenerationSettings::greedy(12, &[]) };
+            let answer = |model: &Model| complete(model, &prompts, &settings, &mut |_, _| ()).unwrap();
+            for (a, b) in answer(&stored).iter().zip(&answer(&dense)) {
+                assert_eq!(a.tokens, b.tokens, "{format} {kind:?}: answers");
+                let same = |(a, b): (&f32, &f32)| if ordered { (a - b).abs() < 1e-5 } else { a == b };
+                assert!(a.log_probs.iter().zip(&b.log_probs).all(same), "{format} {kind:?}: {a:?} {b:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_equals_the_full_forward() {
+    for format in FORMATS {
+        let folder = stored_model(format);
+        let model = load(folder.path(), Kind::Float, None).unwrap();
+        let prompt: Vec<u32> = (0..11).map(|t| (t * 7 + 3) % 60).collect();
+        let settings = GenerationSettings { log_probs: true, ..GenerationSettings::greedy(12, &[]) };
+        let answer = complete(&model, std::slice::from_ref(&prompt), &settings, &mut |_, _| ()).unwrap().remove(0);
+        let all = [&prompt[..], &answer.tokens].concat();
+        let tokens = Tokens::pack(&[&all], device());
+        let places = Tensor::arange(all.len() as i64, (Kind::Int64, device()));
+        let expected = model.infer(&tokens, |out| out.logits(&places).log_softmax(-1, Kind::Float)).unwrap();
+        for (i, (token, found)) in answer.tokens.iter().zip(&answer.log_probs).enumerate() {
+            let at = [(prompt.len() + i - 1) as i64, i64::from(*token)];
+            let gap = (expected.double_value(&at) - f64::from(*found)).abs();
+            assert!(gap < 2e-5, "{format}: token {i}: {gap}");
+        }
+    }
+}
+
+/// Writes one matrix as q_proj of the first layer of tiny-llama, which need not have its shape, and returns the numbers
+/// that are read, or the error about the shape.
+fn read_layout(name: &str, quantization: Value) -> Tensor {
+    let fixture = tensors("stored/layouts.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    let parts = fixture.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{name}."))?, t)));
+    let dense = &fixture[&format!("{name}.dense")];
+    let parts: BTreeMap<String, &Tensor> = parts
+        .filter(|(part, _)| *part != "dense")
+        .map(|(part, t)| (format!("model.layers.0.self_attn.q_proj.{part}"), t))
+        .collect();
+    let file = folder.path().join("model.safetensors");
+    weights::save(&file, parts.iter().map(|(name, t)| (name.as_str(), *t))).unwrap();
+    let mut config: Value = json("tiny-llama/config.json");
+    config["quantization_config"] = quantization;
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let config = ft::models::Config::read(folder.path()).unwrap();
+    let weights = ft::models::weights(folder.path(), &config).unwrap();
+    let matrix = weights.quantised("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!(matrix.shape().to_vec(), dense.size(), "{name}");
+    matrix.read(device()).unwrap().dense(Kind::Float).to_device(Device::Cpu)
+}
+
+#[test]
+fn variants_of_gptq_and_awq_are_unpacked_exactly() {
+    let expected = tensors("stored/layouts.safetensors");
+    let gptq = |bits: i64, group: i64| json!({ "quant_method": "gptq", "bits": bits, "group_size": group });
+    let second = json!({ "quant_method": "gptq", "bits": 4, "group_size": -1, "checkpoint_format": "gptq_v2" });
+    for (name, quantization) in [
+        ("gptq2", gptq(2, 32)),
+        ("gptq3", gptq(3, 48)),
+        ("gptq8", gptq(8, 32)),
+        ("gptq4-v2", second),
+        ("gptq4-short", gptq(4, 64)),
+        ("awq-whole", json!({ "quant_method": "awq", "bits": 4, "group_size": -1, "version": "GEMM" })),
+    ] {
+        assert_same(name, &read_layout(name, quantization), &expected[&format!("{name}.dense")]);
+    }
+}
+
+/// Returns what loading says about a model with changed tensors.
+fn refused(format: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    write_stored(format, folder.path(), change);
+    said(folder.path())
+}
+
+fn said(folder: &Path) -> String {
+    let error = load(folder, Kind::Float, None).err().expect("it is refused");
+    assert!(!error.hints().is_empty(), "{error}");
+    error.to_string()
+}
+
+const Q: &str = "model.layers.1.self_attn.q_proj";
+
+/// Changes the description of a matrix in 4 bits.
+fn with_state(change: impl Fn(&str) -> String) -> String {
+    refused("nf4", |tensors| {
+        let name = format!("{Q}.weight.quant_state.bitsandbytes__nf4");
+        let text = String::from_utf8(Vec::<u8>::try_from(&tensors[&name]).unwrap()).unwrap();
+        tensors.insert(name, Tensor::from_slice(change(&text).as_bytes()));
+    })
+}
+
+#[test]
+fn damaged_matrices_are_refused_by_name() {
+    let lacks =
+        |format, part: &str| refused(format, |tensors| assert!(tensors.remove(&format!("{Q}{part}")).is_some()));
+    let cut = |format, part: &str, n: i64| {
+        refused(format, |tensors| {
+            let t = tensors.get_mut(&format!("{Q}{part}")).unwrap();
+            *t = t.narrow(0, 0, t.size()[0] - n).contiguous();
+        })
+    };
+    let broken = |format, part: &str, value: f64| {
+        refused(format, |tensors| drop(tensors.get_mut(&format!("{Q}{part}")).unwrap().view([-1]).get(0).fill_(value)))
+    };
+    let replaced = |from: &'static str, to: &'static str| with_state(move |text| text.replace(from, to));
+    for (said, expected) in [
+        (lacks("nf4", ".weight.absmax"), "q_proj.weight.absmax` is missing"),
+        (lacks("nf4", ".weight.nested_absmax"), "q_proj.weight.nested_absmax` is missing"),
+        (lacks("fp4", ".weight"), "q_proj.weight` is missing"),
+        (lacks("fp4", ".weight.quant_state.bitsandbytes__fp4"), "a part of a quantised weight whose other tensors"),
+        (lacks("int8", ".SCB"), "a part of a quantised weight whose other tensors"),
+        (lacks("gptq", ".qweight"), "a part of a quantised weight whose other tensors"),
+        (lacks("gptq", ".scales"), "q_proj.scales` is missing"),
+        (cut("nf4", ".weight", 1), "has shape [2047], expected [2048]"),
+        (cut("fp4", ".weight.absmax", 1), "has shape [63], expected [64]"),
+        (cut("int8", ".SCB", 1), "has shape [63], expected [64]"),
+        (cut("gptq", ".qweight", 1), "q_proj.g_idx` has shape [64], expected [56] for 56 inputs"),
+        (cut("gptq", ".g_idx", 1), "has shape [63], expected [64] for 64 inputs"),
+        (cut("awq", ".qzeros", 1), "has shape [1, 8], expected [2, 8]"),
+        (cut("awq", ".qweight", 1), "ft reads even numbers only"),
+        (broken("fp4", ".weight.absmax", f64::NAN), "have NaN or infinite values"),
+        (broken("int8", ".SCB", f64::INFINITY), "have NaN or infinite values"),
+        (broken("gptq", ".scales", f64::NAN), "have NaN or infinite values"),
+        (broken("gptq", ".g_idx", 7.0), "puts input 0 into group 7; there are 2 groups"),
+        (broken("gptq", ".g_idx", -1.0), "puts input 0 into group -1"),
+        (broken("nf4", ".weight.quant_map", 0.3), "has other values than the format has"),
+        (broken("int8", ".weight_format", 2.0), "the rows lie in an order for old GPUs"),
+        (replaced("[64, 64]", "[64, 65]"), "expected [2080] for the bytes of a weight of 64 x 65"),
+        (replaced("[64, 64]", "[-64, -64]"), "expected (out, in)"),
+        (replaced("[64, 64]", "[9223372036854775807, 64]"), "expected (out, in)"),
+        (replaced("[64, 64]", "[4096]"), "expected (out, in)"),
+        (replaced("\"nf4\"", "\"fp4\""), "has the quant_type `fp4`"),
+        (replaced("\"blocksize\": 64", "\"blocksize\": 128"), "has blocks of 128"),
+        (replaced("\"nested_offset\": ", "\"offset\": "), "has no nested_offset"),
+        (replaced("\"nested_offset\": 0", "\"nested_offset\": 1e300, \"more\": 0"), "have NaN or infinite values"),
+        (with_state(|text| text[..40].into()), "is not the description of a quantised weight"),
+        (with_state(|_| "[".repeat(4000)), "is not the description of a quantised weight"),
+        (with_state(|_| " ".repeat(5000)), "is not a short text"),
+    ] {
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
+    // The shapes of the model are compared as well.
+    let all = with_state(|text| text.replace("[64, 64]", "[32, 128]"));
+    assert!(all.contains("has shape [32, 128], expected [64, 64]"), "{all}");
+    // A group of another size: one input moves to the other group.
+    let moved = refused("gptq", |tensors| {
+        let groups = tensors.get_mut(&format!("{Q}.g_idx")).unwrap();
+        let first = Vec::<i32>::try_from(&*groups).unwrap()[0];
+        let _ = groups.get(0).fill_(i64::from(1 - first) as f64);
+    });
+    assert!(moved.contains("inputs into group 0, expected 32"), "{moved}");
+}
+
+#[test]
+fn config_and_tensors_that_contradict_each_other_are_refused() {
+    let with = |format: &str, change: &dyn Fn(&mut Value)| {
+        let folder = stored_model(format);
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut config);
+        std::fs::write(&path, config.to_string()).unwrap();
+        said(folder.path())
+    };
+    let key = |format: &str, key: &str, value: Value| {
+        with(format, &|config| config["quantization_config"][key] = value.clone())
+    };
+    let none = |config: &mut Value| drop(config.as_object_mut().unwrap().remove("quantization_config"));
+    for (said, expected) in [
+        (with("nf4", &none), "has no `quantization_config`"),
+        (with("int8", &none), "has no `quantization_config`"),
+        (with("gptq", &none), "has no `quantization_config`"),
+        (key("nf4", "bnb_4bit_quant_type", json!("fp4")), "bitsandbytes__fp4` is missing"),
+        (key("nf4", "bnb_4bit_use_double_quant", json!(false)), "absmax` has dtype Uint8, expected Float"),
+        (key("fp4", "bnb_4bit_use_double_quant", json!(true)), "has no nested_offset"),
+        (key("nf4", "load_in_8bit", json!(true)), "contradict each other"),
+        (key("nf4", "quant_method", json!("awq")), "`quantization_config.bits` must be a whole number"),
+        (key("nf4", "quant_method", json!("compressed-tensors")), "\"compressed-tensors\" is not read"),
+        (key("gptq", "bits", json!(5)), "`quantization_config.bits` 5 must be 2, 3, 4 or 8"),
+        (key("gptq", "bits", json!(8)), "for a weight of 64 x 48 in 8 bits and groups of 32, as config.json says"),
+        (key("gptq", "group_size", json!(16)), "has shape [3, 64], expected [6, 64]"),
+        (key("gptq", "group_size", json!(0)), "must be a number above 0"),
+        (key("gptq", "checkpoint_format", json!("marlin")), "\"marlin\" is not read"),
+        (key("awq", "version", json!("gemv")), "\"gemv\" is not read"),
+        (key("awq", "bits", json!(3)), "must be 4 for AWQ"),
+    ] {
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
+    let plain = copied(&fixture("tiny-llama"));
+    std::fs::copy(fixture("stored/awq/config.json"), plain.path().join("config.json")).unwrap();
+    assert!(said(plain.path()).contains("contains no tensor `….qweight`"));
+}
+
+#[test]
+fn stored_weights_are_neither_trained_nor_quantised_once_more() {
+    let folder = stored_model("awq");
+    let load = |storage, train_base| {
+        let load = LoadOptions {
+            device: device(),
+            kind: Kind::Float,
+            storage,
+            train_base,
+            adapters: Vec::new(),
+            heads: Heads::Tokens,
+        };
+        Model::load(folder.path(), load).err().expect("it is refused").to_string()
+    };
+    let format = Quantisation::new(QuantisedFormat::Nf4, true);
+    assert!(load(Storage::Quantised(format), None).contains("cannot be quantised once more"));
+    assert!(load(Storage::Auto, Some(&TrainedPart::LastLayers(1))).contains("cannot be trained"));
+}
