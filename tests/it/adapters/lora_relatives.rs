@@ -320,8 +320,14 @@ fn dropout_reaches_dora_as_in_peft() {
         let spec = LoraSpec { rank: 2, alpha: 3.0, dropout: 0.4, dora: true, ..LoraSpec::default() };
         let plan = AdapterSpec::Lora(spec).plan().unwrap();
         let (held, mut leaves) = (weight.shallow_clone().into(), BTreeMap::new());
-        let site =
-            AdapterSite { name: "up_proj", layer: LayerKind::Linear, weight: &held, unquantised: None, bias: Some(&bias), tied: false };
+        let site = AdapterSite {
+            name: "up_proj",
+            layer: LayerKind::Linear,
+            weight: &held,
+            unquantised: None,
+            bias: Some(&bias),
+            tied: false,
+        };
         let add = &mut |name: &str, t: Tensor, _: ParamRole| {
             let t = (&t + noise(&t.size(), name) * 0.3).detach().set_requires_grad(true);
             leaves.insert(name.to_string(), t.shallow_clone());

@@ -170,7 +170,8 @@ fn with_state(change: impl Fn(&str) -> String) -> String {
 
 #[test]
 fn damaged_matrices_are_refused_by_name() {
-    let lacks = |format, part: &str| refused(format, |tensors| assert!(tensors.remove(&format!("{Q}{part}")).is_some()));
+    let lacks =
+        |format, part: &str| refused(format, |tensors| assert!(tensors.remove(&format!("{Q}{part}")).is_some()));
     let cut = |format, part: &str, n: i64| {
         refused(format, |tensors| {
             let t = tensors.get_mut(&format!("{Q}{part}")).unwrap();

@@ -134,7 +134,10 @@ fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
     for folder in ["loftq", "more"] {
         for form in ["model", "adapter"] {
             let said = space.refused(&["merge", base, folder, "--as", form, "--out", "merged"]);
-            assert!(said.contains("began as a correction of a base in NF4") && said.contains("--quantize nf4"), "{said}");
+            assert!(
+                said.contains("began as a correction of a base in NF4") && said.contains("--quantize nf4"),
+                "{said}"
+            );
         }
     }
     for (sets, expected) in [
