@@ -83,9 +83,10 @@ fn native_build() -> cc::Build {
 fn compile_kernels() {
     for level in levels() {
         let mut build = native_build();
-        build.files(["native/kernels.cpp", "native/product.cpp", "native/quantised.cpp"]);
+        build.files(["native/kernels.cpp", "native/product.cpp", "native/quantised.cpp", "native/quantised_product.cpp"]);
         build.define("FT_ISA", level.name.as_str()).define("FT_BYTES", level.vector_bytes.as_str());
-        let all = ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];
+        // Vectors wider than a register are only arguments of functions that are inlined.
+        let all = ["-Wno-psabi", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];
         for flag in all.into_iter().chain(level.flags.iter().map(String::as_str)) {
             build.flag(flag);
         }

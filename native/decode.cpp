@@ -1,4 +1,4 @@
-// Runs the kernels of product.cpp on tensors: checks the tensors, chooses the instruction set, and splits the work
+// Runs the kernels of product.cpp and quantised_product.cpp on tensors: checks the tensors, chooses the instruction set, and splits the work
 // between threads.
 //
 // A function returns a new tensor, or null if there is no kernel for these tensors. Tensors are passed as at::Tensor*.

@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #define FT_INLINE static inline __attribute__((always_inline))
 
@@ -17,6 +20,18 @@ FT_INLINE uint16_t to_bf16(float x) {
   uint32_t u = float_to_bits(x);
   uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return uint16_t(x != x ? 0x7fc0u : rounded);
+}
+
+// Converts float16 to float32; exact. NaN and infinities become large numbers.
+FT_INLINE float from_f16(uint16_t x) {
+#ifdef __F16C__
+  return _cvtsh_ss(x);
+#else
+  uint32_t sign = uint32_t(x & 0x8000) << 16, rest = uint32_t(x & 0x7fff);
+  // A number's exponent is 112 less here. A subnormal number is a multiple of 2^-24: it becomes the lowest bits of 0.5.
+  float normal = bits_to_float((rest << 13) + (112u << 23)), subnormal = bits_to_float(rest | (126u << 23)) - 0.5f;
+  return bits_to_float(float_to_bits(rest < 0x400 ? subnormal : normal) | sign);
+#endif
 }
 
 // Computes e^x by range reduction and the Cephes polynomial: within 1.1 ulp; 0 below -87.33 (where the result would be

@@ -1,6 +1,6 @@
 // Quantises weights and dequantises them, on raw memory. Compiled once per instruction set; dispatch.cpp chooses the
 // build.
-#include "dequantise.h"
+#include "formats.h"
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -9,8 +9,17 @@
 extern "C" {
 // Writes numbers [begin, end) of w to y, in bfloat16 if `half`, otherwise in float32.
 void NAME(ft_dequantise)(const FtQuantised* w, bool half, int64_t begin, int64_t end, void* y) {
-  if (half) Quantised::numbers<Quantised::Bf16>(*w, begin, end, (uint16_t*)y);
-  else Quantised::numbers<Quantised::Float>(*w, begin, end, (float*)y);
+  if (half) dequantise<Quantised::Bf16>(*w, begin, end, (uint16_t*)y);
+  else dequantise<Quantised::Float>(*w, begin, end, (float*)y);
+}
+
+// Returns the bytes of a row of `columns` numbers in blocks of ggml's type `number`; -1 if there is no such row or type.
+int64_t NAME(ft_ggml_row_bytes)(int number, int64_t columns) {
+  int64_t bytes = -1;
+  ggml::with_type(number, [&](auto type) {
+    if (columns % type.elements == 0) bytes = columns / type.elements * type.bytes;
+  });
+  return bytes;
 }
 
 // Quantises blocks [begin, end) of n numbers to 4 bits, as bitsandbytes does: each number is divided by the largest

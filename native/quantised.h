@@ -2,11 +2,12 @@
 #pragma once
 #include <cstdint>
 
-// A matrix of 4-bit numbers in blocks (NF4, FP4), of int8 numbers with a scale for each row, or of unsigned numbers of 4 or 8
-// bits in groups of inputs that share a scale and a zero.
+// A matrix of 4-bit numbers in blocks (NF4, FP4), of int8 numbers with a scale for each row, of unsigned numbers of 4 or 8
+// bits in groups of inputs that share a scale and a zero, or of ggml's blocks.
 struct FtQuantised {
   int64_t columns;             // numbers of a row
-  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one int8 a byte
+  int32_t ggml;                // ggml's number of the type of its blocks (ggml.h), which have all of what follows; 0: none
+  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one number a byte; or blocks
   const float* values;         // the 16 values of 4-bit codes in blocks; null for the other formats
   const float* scales;         // the largest magnitude of each block or, for int8, of each row; the scale of each group of
                                // each row; null with double quantisation

@@ -38,7 +38,9 @@ impl BaseWeights {
         add: &mut RegisterParam,
     ) -> Result<Option<Tensor>> {
         let Some(base) = self.weights.get(site.name) else {
-            if origin.is_none() && SAVED_BASE_MODULES.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
+            // A weight that is stored quantised is not saved: that would be a copy of full size.
+            let saved = origin.is_none() && !site.weight.is_quantised();
+            if saved && SAVED_BASE_MODULES.contains(&site.name.rsplit('.').next().unwrap_or_default()) {
                 let _ = add(&BASE_LAYER[1..], site.weight.dense(site.weight.kind()), ParamRole::Frozen);
             }
             return Ok(None);
@@ -55,9 +57,11 @@ impl BaseWeights {
                 .hint("it was trained on a base with another vocabulary: use that one"),
             ));
         }
-        let own = site.weight.dense(site.weight.kind());
-        let base = cast(&base.to_device(own.device()), own.kind());
-        let equal = base.equal(&own);
+        let base = cast(&base.to_device(site.weight.device()), site.weight.kind());
+        // One that is stored quantised counts as another one.
+        let own = (!site.weight.is_quantised()).then(|| site.weight.dense(site.weight.kind()));
+        let own = own.filter(|own| base.equal(own));
+        let equal = own.is_some();
         if site.tied && !equal {
             return Err(named(
                 origin,
@@ -68,7 +72,7 @@ impl BaseWeights {
                 .hint("was it trained on another base? Use that one"),
             ));
         }
-        let base = if equal { own } else { base };
+        let base = own.unwrap_or(base);
         let base = add(&BASE_LAYER[1..], base, ParamRole::Frozen);
         Ok((!equal).then_some(base))
     }

@@ -18,7 +18,7 @@ use crate::nn::{
 };
 use crate::report;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -201,7 +201,7 @@ impl Model {
     }
 
     fn storage_summary_by(&self, storage: Storage, kind: impl Fn(&Param) -> Kind) -> (Kind, u64) {
-        let quantised = |p: &Param| storage.quantisation().and_then(|format| p.quantised_bytes(format));
+        let quantised = |p: &Param| p.quantised_bytes(storage.quantisation());
         let plain = |p: &Param| (p.tensor.numel() * kind(p).elt_size_in_bytes()) as u64;
         let widest = self.store.base().filter(|p| quantised(p).is_none()).max_by_key(|p| p.tensor.numel());
         let bytes = self.store.base().map(|p| quantised(p).unwrap_or_else(|| plain(p))).sum();
@@ -217,13 +217,24 @@ impl Model {
         weights.fold((0, 0), |(count, bytes), (n, b)| (count + n, bytes + b))
     }
 
-    /// Describes for people how the linear layers are quantised; `None` if they are not.
+    /// Describes for people which weights are quantised, and how; `None` if none is.
     pub fn describe_quantisation(&self) -> Option<String> {
-        let format = self.storage.quantisation()?.describe();
+        let weights = self.store.base().filter_map(|p| match &p.quantised {
+            QuantisedParam::Done(weight) => Some(weight),
+            _ => None,
+        });
+        // Those that were quantised when they were loaded, then those that are stored so.
+        let mut formats = [BTreeSet::new(), BTreeSet::new()];
+        weights.for_each(|weight| drop(formats[usize::from(weight.format().is_none())].insert(weight.describe())));
+        let listed = |names: &BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let [loaded, stored] = formats.each_ref().map(|names| (!names.is_empty()).then(|| listed(names)));
+        let loaded = loaded.map(|names| format!("linear layers quantised to {names}"));
+        let stored = stored.map(|names| format!("weights as stored in {names}"));
+        let how = loaded.into_iter().chain(stored).collect::<Vec<_>>().join(", ");
         let (numbers, bytes) = self.quantised_summary();
         let each = bytes as f64 / numbers.max(1) as f64;
         let (numbers, bytes) = (report::count(numbers), report::bytes(bytes));
-        Some(format!("linear layers quantised to {format}: {numbers} parameters in {bytes} ({each:.3} bytes each)"))
+        (!how.is_empty()).then(|| format!("{how}: {numbers} parameters in {bytes} ({each:.3} bytes each)"))
     }
 
     /// Returns all its parameters, those of adapters included.

@@ -19,6 +19,7 @@ pub const GROUP: i64 = 256;
 #[repr(C)]
 struct Matrix {
     columns: i64,
+    ggml: i32,
     codes: *const u8,
     values: *const f32,
     scales: *const f32,
@@ -31,12 +32,33 @@ struct Matrix {
     bytes: bool,
 }
 
+impl Matrix {
+    fn of_codes(columns: i64, codes: *const u8) -> Self {
+        let (values, scales, scale_scales, scale_values) =
+            (std::ptr::null(), std::ptr::null(), std::ptr::null(), std::ptr::null());
+        let (scale_codes, zeros) = (std::ptr::null(), std::ptr::null());
+        let (ggml, offset, group, bytes) = (0, 0.0, 0, false);
+        Self { columns, ggml, codes, values, scales, scale_codes, scale_scales, scale_values, offset, zeros, group, bytes }
+    }
+}
+
+/// Returns the address of a part of a matrix.
+///
+/// # Panics
+/// If it has another dtype or size, or is not contiguous on the CPU.
+fn whole(t: &Tensor, kind: Kind, size: i64) -> *mut c_void {
+    let fits = t.kind() == kind && t.numel() as i64 == size && t.is_contiguous() && t.device() == Device::Cpu;
+    assert!(fits, "a part of a quantised matrix has {:?} {:?}, not {size} of {kind:?}", t.kind(), t.size());
+    t.data_ptr()
+}
+
 // SAFETY: addresses of memory that outlives the loops and is only read.
 unsafe impl Sync for Matrix {}
 
 unsafe extern "C" {
     fn ft_isa() -> c_int;
     fn ft_dequantise(level: c_int, w: *const Matrix, half: bool, begin: i64, end: i64, y: *mut c_void);
+    fn ft_ggml_row_bytes_portable(number: c_int, columns: i64) -> i64;
     fn ft_quantise_4bit(
         level: c_int,
         x: *const f32,
@@ -105,11 +127,6 @@ impl<'a> QuantisedMatrix<'a> {
     /// If a tensor has another size, dtype or device than the matrix needs.
     pub fn new([rows, columns]: [i64; 2], codes: &'a Tensor, meaning: Codes<'a>, scales: ScaleTensors<'a>) -> Self {
         let n = rows * columns;
-        let whole = |t: &Tensor, kind: Kind, size: i64| {
-            let fits = t.kind() == kind && t.numel() as i64 == size && t.is_contiguous() && t.device() == Device::Cpu;
-            assert!(fits, "a part of a quantised matrix has {:?} {:?}, not {size} of {kind:?}", t.kind(), t.size());
-            t.data_ptr()
-        };
         let (values, kind, bytes, scaled) = match meaning {
             Codes::FourBits(values) => (values.as_ptr(), Kind::Uint8, (n + 1) / 2, (n + BLOCK - 1) / BLOCK),
             Codes::Int8 => (std::ptr::null(), Kind::Int8, n, rows),
@@ -123,19 +140,7 @@ impl<'a> QuantisedMatrix<'a> {
             Codes::FourBits(_) | Codes::Int8 => (std::ptr::null(), 0, false),
         };
         let codes = whole(codes, kind, bytes) as *const u8;
-        let none = Matrix {
-            columns,
-            codes,
-            values,
-            scales: std::ptr::null(),
-            scale_codes: std::ptr::null(),
-            scale_scales: std::ptr::null(),
-            scale_values: std::ptr::null(),
-            offset: 0.0,
-            zeros,
-            group,
-            bytes: whole_bytes,
-        };
+        let none = Matrix { values, zeros, group, bytes: whole_bytes, ..Matrix::of_codes(columns, codes) };
         let inner = match scales {
             ScaleTensors::Plain(scales) => Matrix { scales: whole(scales, Kind::Float, scaled) as *const f32, ..none },
             ScaleTensors::Double { codes, scales, values: scale_values, offset } => {
@@ -150,6 +155,19 @@ impl<'a> QuantisedMatrix<'a> {
                 }
             }
         };
+        Self { rows, inner, _tensors: std::marker::PhantomData }
+    }
+
+    /// Describes a matrix of `[rows, columns]` in blocks of ggml's type `number`: uint8, contiguous, on the CPU.
+    ///
+    /// # Panics
+    /// If the blocks have another size, dtype or device, or there are none of this type.
+    pub fn of_ggml_blocks([rows, columns]: [i64; 2], blocks: &'a Tensor, number: u32) -> Self {
+        // SAFETY: plain call.
+        let row = unsafe { ft_ggml_row_bytes_portable(number as c_int, columns) };
+        assert!(row > 0, "rows of {columns} numbers in blocks of ggml's type {number}");
+        let codes = whole(blocks, Kind::Uint8, rows * row) as *const u8;
+        let inner = Matrix { ggml: number as i32, ..Matrix::of_codes(columns, codes) };
         Self { rows, inner, _tensors: std::marker::PhantomData }
     }
 

@@ -16,8 +16,8 @@ pub trait Adapter {
     /// Computes the adapted layer's output: (…, in) -> (…, out). `train` turns dropout on.
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor;
     /// Returns the rows `ids` of the adapted embedding table `weight` (V, D): (T) -> (T, D).
-    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
-        embedding_rows(&self.merged(weight), ids)
+    fn embed(&self, ids: &Tensor, weight: &Weight) -> Tensor {
+        embedding_rows(&self.merged(&weight.dense(weight.kind())), ids)
     }
     /// Returns the weight that gives the same output without the adapter; differentiable.
     fn merged(&self, weight: &Tensor) -> Tensor;
@@ -120,7 +120,7 @@ pub trait AdapterPlan {
     fn virtual_tokens(
         &self,
         _model: ModelSizes,
-        _embedding: &Tensor,
+        _embedding: &Weight,
         _add: &mut RegisterParam,
     ) -> Result<Option<VirtualTokens>> {
         Ok(None)

@@ -164,7 +164,11 @@ impl<'w> ModelBuilder<'w> {
     /// Lets the adapters add virtual tokens to a model of these sizes, whose layers are built. `embedding` is the name of
     /// the table of tokens. Returns those of each adapter, in their order.
     pub fn attach_virtual_tokens(&self, sizes: ModelSizes, embedding: &str) -> Result<Vec<Option<VirtualTokens>>> {
-        let table = self.store.borrow().base().find(|p| p.name == embedding).map(|p| p.tensor.detach());
+        let of_param = |p: &Param| match &p.quantised {
+            QuantisedParam::Done(weight) => Weight::Quantised(weight.clone()),
+            _ => Weight::Dense(p.tensor.detach()),
+        };
+        let table = self.store.borrow().base().find(|p| p.name == embedding).map(of_param);
         // If weights are missing, `finish` says which.
         let Some(table) = table.filter(|_| self.problems.borrow().is_empty()) else {
             return Ok(self.adapters.iter().map(|_| None).collect());
@@ -285,9 +289,9 @@ impl ModuleScope<'_> {
     /// Builds an output head that shares the embedding's weight.
     pub fn tied_head(&self, embedding: &Embedding) -> Linear {
         if self.builder.headless.get() {
-            return self.empty_head(embedding.weight.size()[1]);
+            return self.empty_head(embedding.weight.shape()[1]);
         }
-        let weight = embedding.weight.shallow_clone().into();
+        let weight = embedding.weight.shallow_clone();
         let adapters = self.attach(LayerKind::Head, &weight, None);
         Linear { dense: Dense { weight, bias: None }, adapters }
     }
@@ -310,8 +314,12 @@ impl ModuleScope<'_> {
     }
 
     fn table(&self, layer: LayerKind, count: i64, width: i64) -> Embedding {
-        let weight = self.param("weight", layer, &[count, width]);
-        let adapters = self.attach(layer, &weight.shallow_clone().into(), None);
+        let shape = [count, width];
+        let weight = match self.stored_quantised("weight") {
+            Some(matrix) => self.quantised_weight("weight", matrix, layer, &shape, self.trained_in_full(layer)),
+            None => self.param("weight", layer, &shape).into(),
+        };
+        let adapters = self.attach(layer, &weight, None);
         Embedding { weight, adapters, kind: self.builder.kind }
     }
 
@@ -338,8 +346,7 @@ impl ModuleScope<'_> {
     /// Returns the weight of a linear layer: quantised if the builder does that and no adapter trains it in full. With it
     /// comes the matrix that it was quantised from.
     fn linear_weight(&self, layer: LayerKind, shape: &[i64]) -> (Weight, Option<Tensor>) {
-        let b = self.builder;
-        let whole = b.adapters.iter().any(|adapter| adapter.trains_in_full(&self.path, layer));
+        let (b, whole) = (self.builder, self.trained_in_full(layer));
         let possible = layer == LayerKind::Linear && b.trained.is_none() && !whole;
         if let Some(matrix) = self.stored_quantised("weight") {
             return (self.quantised_weight("weight", matrix, layer, shape, whole), None);
@@ -357,6 +364,11 @@ impl ModuleScope<'_> {
                 (found.tensor.into(), None)
             }
         }
+    }
+
+    /// Returns true if an adapter trains this module in full.
+    fn trained_in_full(&self, layer: LayerKind) -> bool {
+        self.builder.adapters.iter().any(|adapter| adapter.trains_in_full(&self.path, layer))
     }
 
     /// Records a quantised weight and returns it.
@@ -396,7 +408,13 @@ impl ModuleScope<'_> {
         let read = match trained {
             true => Err(Error::user("this weight is stored quantised and cannot be trained")
                 .hint("train an adapter over it, or use the model in its original number format")),
-            false => matrix.read(b.device),
+            false => matrix.read(b.device).and_then(|weight| match layer {
+                LayerKind::Embedding | LayerKind::Positions if !weight.has_whole_rows() => {
+                    Err(Error::user(format!("rows of a table in {} cannot be looked up", weight.describe()))
+                        .hint("use a model whose embeddings are in another format"))
+                }
+                _ => Ok(weight),
+            }),
         };
         match read {
             Ok(weight) => {

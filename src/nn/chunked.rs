@@ -12,7 +12,7 @@
 
 use super::autograd::requiring_grad;
 use super::linear::Linear;
-use super::weight::{Weight, cast};
+use super::weight::{Operand, Weight, cast};
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -85,7 +85,7 @@ pub(super) struct Reduction<const K: usize> {
 /// gradient.
 pub(super) fn reduce_in_forward<const K: usize>(
     weight: &Weight,
-    operand: &Tensor,
+    operand: &Operand,
     h: &Tensor,
     size: i64,
     f: impl Fn(Tensor, RowRange) -> ([Tensor; K], Option<Tensor>),
@@ -95,10 +95,10 @@ pub(super) fn reduce_in_forward<const K: usize>(
     let mut g_weight = HeadWeightGradient::new(weight.trained());
     for rows in chunks(h.size()[0], size) {
         let h = h.narrow(0, rows.0, rows.1);
-        let (numbers, direction) = f(h.linear(operand, None::<&Tensor>), rows);
+        let (numbers, direction) = f(operand.product(&h), rows);
         parts.push(numbers);
         if let Some(direction) = direction {
-            directions.push(direction.matmul(operand)); // (n, D)
+            directions.push(operand.product_back(&direction)); // (n, D)
             g_weight.add(&direction, &h);
         }
     }

@@ -1,13 +1,13 @@
 //! Embedding tables, with the adapters attached to them.
 
 use super::adapter::LayerAdapters;
-use super::ops::embedding_rows;
-use super::weight::cast;
+use super::weight::{Weight, cast};
 use tch::{Kind, Tensor};
 
-/// An embedding table: one vector per token or position.
+/// An embedding table: one vector per token or position. Of a quantised table, only the rows that are looked up are
+/// dequantised.
 pub struct Embedding {
-    pub(super) weight: Tensor, // (V, D)
+    pub(super) weight: Weight, // (V, D)
     pub(super) adapters: LayerAdapters,
     pub(super) kind: Kind,
 }
@@ -15,14 +15,14 @@ pub struct Embedding {
 impl Embedding {
     /// Returns the number of vectors.
     pub fn count(&self) -> i64 {
-        self.weight.size()[0]
+        self.weight.outputs()
     }
 
     /// Returns the vectors of `ids` under the active adapter, in the run's dtype: (T) -> (T, D).
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         let rows = match self.adapters.active() {
             Some(adapter) => adapter.embed(ids, &self.weight),
-            None => embedding_rows(&self.weight, ids),
+            None => self.weight.rows(ids),
         };
         cast(&rows, self.kind)
     }

@@ -11,7 +11,7 @@
 use super::autograd::{differentiable, requiring_grad};
 use super::chunked::{self, HeadWeightGradient, Reduction, RowRange, chunks};
 use super::linear::Linear;
-use super::weight::Weight;
+use super::weight::{Operand, Weight};
 use crate::native::{self, cuda, kernels};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -138,14 +138,11 @@ fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: He
             let mut sum = grads[0].as_ref().map(|g| &direction * g.unsqueeze(-1).to_kind(kind));
             if let Some(Some(g)) = grads.get(1) {
                 let chunk = |(start, n)| {
-                    let l = tempered_log_softmax(
-                        &hidden.narrow(0, start, n).linear(&operand, None::<&Tensor>),
-                        reading.temperature,
-                    );
+                    let l = tempered_log_softmax(&operand.product(&hidden.narrow(0, start, n)), reading.temperature);
                     let p = l.exp();
                     let entropy = -(&p * &l).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float); // (n, 1)
                     let scale = g.narrow(0, start, n).unsqueeze(-1) / -reading.temperature;
-                    ((l + entropy) * p * scale).to_kind(kind).matmul(&operand)
+                    operand.product_back(&((l + entropy) * p * scale).to_kind(kind))
                 };
                 let part = Tensor::cat(&chunks(hidden.size()[0], CHUNK).map(chunk).collect::<Vec<_>>(), 0);
                 sum = Some(sum.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
@@ -162,9 +159,9 @@ fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: He
 fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetScores {
     let wanted = native::grad_enabled();
     let keep = wanted && h.size()[0] <= CHUNK;
-    let chunk = |h: &Tensor, weight: &Tensor, targets: &Tensor, (start, n), direction| {
+    let chunk = |h: &Tensor, weight: &Operand, targets: &Tensor, (start, n), direction| {
         let (h, targets) = (h.narrow(0, start, n), targets.narrow(0, start, n));
-        let logits = h.linear(weight, None::<&Tensor>);
+        let logits = weight.product(&h);
         let (value, hit, _) = kernels::best().head(&logits, &targets, 1.0, false, direction);
         (value, hit, logits)
     };
@@ -194,7 +191,7 @@ fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetSco
                     };
                     let _ = direction.multiply_(&g.narrow(0, start, n).unsqueeze(-1).to_kind(h.kind()));
                     g_weight.add(&direction, &h.narrow(0, start, n));
-                    direction.matmul(weight)
+                    weight.product_back(&direction)
                 })
                 .collect();
             g_weight.add_to_leaf(None);

@@ -57,6 +57,14 @@ impl Param {
         self.tensor.requires_grad()
     }
 
+    /// Returns the shape, which for a quantised weight is not that of its tensor.
+    pub fn shape(&self) -> Vec<i64> {
+        match &self.quantised {
+            QuantisedParam::Done(weight) => weight.shape().to_vec(),
+            _ => self.tensor.size(),
+        }
+    }
+
     /// Returns the number of parameters, which for a quantised weight is not the size of its tensor.
     pub fn count(&self) -> u64 {
         match &self.quantised {
@@ -65,12 +73,13 @@ impl Param {
         }
     }
 
-    /// Returns the size that the parameter has if it is quantised, in bytes; `None` if it never is.
-    pub fn quantised_bytes(&self, format: Quantisation) -> Option<u64> {
+    /// Returns the size in bytes that the parameter has if linear layers are quantised to `format`; `None` if it is not
+    /// quantised then. A weight that is quantised already stays as it is.
+    pub fn quantised_bytes(&self, format: Option<Quantisation>) -> Option<u64> {
         match (&self.quantised, &self.tensor.size()[..]) {
             (QuantisedParam::Done(weight), _) => Some(weight.bytes()),
             // A scale of int8 is for a row of outputs: the second size of a weight stored as (in, out).
-            (QuantisedParam::Possible, &[a, b]) => Some(format.bytes(if self.transposed { [b, a] } else { [a, b] })),
+            (QuantisedParam::Possible, &[a, b]) => Some(format?.bytes(if self.transposed { [b, a] } else { [a, b] })),
             _ => None,
         }
     }

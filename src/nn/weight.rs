@@ -4,6 +4,7 @@
 //! the kernels of decoding as they read it and elsewhere into a temporary copy. Widening does not round. A frozen weight
 //! may also be quantised ([`QuantisedWeight`]).
 
+use super::ops::embedding_rows;
 use super::quantised::QuantisedWeight;
 use crate::native;
 use std::cell::Cell;
@@ -71,6 +72,11 @@ impl Weight {
         }
     }
 
+    /// Returns true if the weight is stored in few bits.
+    pub fn is_quantised(&self) -> bool {
+        matches!(self, Self::Quantised(_))
+    }
+
     /// Returns the matrix of floating-point numbers; `None` for a quantised weight.
     fn matrix(&self) -> Option<&Tensor> {
         match self {
@@ -87,11 +93,24 @@ impl Weight {
         }
     }
 
-    /// Returns the numbers as an operand for several products by libtorch with tensors of dtype `kind`.
-    pub(super) fn operand(&self, kind: Kind) -> Tensor {
+    /// Returns the rows `ids` (T), int64, of a table (V, D) in the dtype of [`kind`](Self::kind): (T, D).
+    ///
+    /// # Panics
+    /// For a quantised table in a format without [whole rows](QuantisedWeight::has_whole_rows), which the builder refuses.
+    pub fn rows(&self, ids: &Tensor) -> Tensor {
         match self {
-            Self::Dense(t) => aligned_operand(t, kind),
-            Self::Quantised(weight) => weight.dense(kind),
+            Self::Dense(t) => embedding_rows(t, ids),
+            Self::Quantised(weight) => {
+                weight.select_rows(ids).expect("the builder refuses other tables").dense(self.kind())
+            }
+        }
+    }
+
+    /// Returns the weight as an operand of several products by libtorch with tensors of dtype `kind`.
+    pub(super) fn operand(&self, kind: Kind) -> Operand {
+        match self {
+            Self::Dense(t) => Operand::Dense(aligned_operand(t, kind)),
+            Self::Quantised(weight) => Operand::Quantised(weight.clone()),
         }
     }
 
@@ -139,12 +158,37 @@ impl Weight {
     /// `sum` may be overwritten; `None` counts as zero.
     pub fn product_back(&self, g: &Tensor, sum: Option<Tensor>) -> Tensor {
         let weight = match self {
-            Self::Dense(_) => self.operand(g.kind()),
+            Self::Dense(t) => aligned_operand(t, g.kind()),
             Self::Quantised(weight) => return weight.product_back(g, sum),
         };
         match sum {
             Some(mut sum) => sum.addmm_(g, &weight),
             None => g.matmul(&weight),
+        }
+    }
+}
+
+/// A weight (out, in) prepared for several products without gradient: a matrix in the dtype of the arithmetic, or a
+/// quantised weight, of which each product dequantises some rows at a time.
+pub(super) enum Operand {
+    Dense(Tensor),
+    Quantised(QuantisedWeight),
+}
+
+impl Operand {
+    /// Computes `x W^T`: (n, in) -> (n, out).
+    pub fn product(&self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Dense(t) => x.linear(t, None::<&Tensor>),
+            Self::Quantised(weight) => weight.product(x, None),
+        }
+    }
+
+    /// Computes `g W`: (n, out) -> (n, in).
+    pub fn product_back(&self, g: &Tensor) -> Tensor {
+        match self {
+            Self::Dense(t) => g.matmul(t),
+            Self::Quantised(weight) => weight.product_back(g, None),
         }
     }
 }

@@ -21,12 +21,13 @@ pub fn announce(prepared: &Prepared, model: &Model) {
         100.0 * trained as f64 / all as f64,
         prepared.device,
     ));
-    if let Some(text) = model.describe_quantisation() {
+    let quantised = model.describe_quantisation();
+    if let Some(text) = &quantised {
         report::info(text);
     }
     let (stored, bytes) = model.storage_summary();
     let held = match prepared.plan.recipe.adapter {
-        Some(_) if model.storage().quantisation().is_some() => format!("; the base takes {}", report::bytes(bytes)),
+        Some(_) if quantised.is_some() => format!("; the base takes {}", report::bytes(bytes)),
         Some(_) if stored != model.kind() => {
             format!("; frozen weights stay in {} ({})", dtype::kind_name(stored), report::bytes(bytes))
         }

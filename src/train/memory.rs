@@ -79,9 +79,7 @@ impl RunShape<'_> {
 
     /// Returns true if the weight of the output head is trained.
     fn trains_head(&self) -> bool {
-        let tied = self.model.config().tie_word_embeddings;
-        let is_head = |p: &&Param| p.layer == LayerKind::Head || tied && p.layer == LayerKind::Embedding;
-        self.full() && trained_of_base(self.plan, self.model).iter().any(is_head)
+        self.full() && trained_of_base(self.plan, self.model).iter().any(|p| self.is_head(p))
     }
 
     /// Returns the number of layers that the backward pass does not reach: those below all trained weights.
@@ -125,7 +123,7 @@ impl RunShape<'_> {
             numbers * dtype.map_or(self.width(), |d| d.kind().elt_size_in_bytes() as u64)
         };
         let others: u64 = self.parts.other_models.iter().map(other).sum();
-        let all = self.model.params().base().map(|p| p.tensor.numel() as u64).sum::<u64>().max(1);
+        let all = self.model.params().base().map(Param::count).sum::<u64>().max(1);
         let frozen = match self.full() {
             true => held - held * count(self.plan, self.model).0 / all,
             false => held,
@@ -192,7 +190,7 @@ impl RunShape<'_> {
         let mut sum = ModuleMemory::default();
         for p in params.base() {
             let Some(module) = p.name.strip_suffix(".weight").filter(|m| adapted.contains(m)) else { continue };
-            let Ok(shape) = <[i64; 2]>::try_from(p.tensor.size()).map(|shape| shape.map(|n| n as u64)) else {
+            let Ok(shape) = <[i64; 2]>::try_from(p.shape()).map(|shape| shape.map(|n| n as u64)) else {
                 continue;
             };
             let shape = if p.transposed { [shape[1], shape[0]] } else { shape };
@@ -240,18 +238,38 @@ impl RunShape<'_> {
             0 => self.supervised.min(256) * v * self.logit_bytes(),
             tables => self.supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
         };
-        // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary.
+        // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary. Of a
+        // quantised head it is a part, whose logits are copied to those of the chunk if it is not all.
         let (stored, _) = self.model.storage_summary_as(self.prepared.storage, self.prepared.device);
-        let widened = if stored != self.model.kind() && !self.full() { d * v * width } else { 0 };
+        let widened = match self.head_is_quantised() {
+            true if tile(d * v) < d * v => (tile(d * v) + self.supervised.min(256) * tile(d * v) / d) * width,
+            true => d * v * width,
+            false if stored != self.model.kind() && !self.full() => d * v * width,
+            false => 0,
+        };
         chunk + self.supervised * d * width * 2 + widened
     }
 
     /// Returns the bytes of the largest part of a quantised weight that is dequantised at a time.
     fn dequantised(&self) -> u64 {
-        let Some(_) = self.prepared.storage.quantisation() else { return 0 };
-        let possible = self.model.params().base().filter(|p| !matches!(p.quantised, QuantisedParam::Never));
-        let numbers = possible.map(|p| p.count().min(quantised::TILE as u64)).max().unwrap_or(0);
-        numbers * self.width()
+        let loaded = self.prepared.storage.quantisation().is_some();
+        let quantised = self.model.params().base().filter(|p| match p.quantised {
+            QuantisedParam::Never => false,
+            QuantisedParam::Possible => loaded,
+            QuantisedParam::Done(_) => true,
+        });
+        quantised.map(|p| tile(p.count())).max().unwrap_or(0) * self.width()
+    }
+
+    /// Returns true if the weight of the output head is stored quantised.
+    fn head_is_quantised(&self) -> bool {
+        let head = self.model.params().base().find(|p| self.is_head(p));
+        head.is_some_and(|p| matches!(p.quantised, QuantisedParam::Done(_)))
+    }
+
+    /// Returns true for the weight of the output head, which may be that of the embedding.
+    fn is_head(&self, p: &Param) -> bool {
+        p.layer == LayerKind::Head || self.model.config().tie_word_embeddings && p.layer == LayerKind::Embedding
     }
 
     fn activations(&self, trained: &TrainedBytes) -> u64 {
@@ -292,6 +310,11 @@ impl RunShape<'_> {
         };
         (trained.masters + trained.optimiser) * (self.plan.recipe.run.keep as u64 + 2) + 2 * result
     }
+}
+
+/// Returns how many of a quantised weight's numbers are dequantised at a time.
+fn tile(numbers: u64) -> u64 {
+    numbers.min(quantised::TILE as u64)
 }
 
 /// Returns (trained, all) numbers of parameters.

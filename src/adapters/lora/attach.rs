@@ -36,6 +36,12 @@ impl AttachLora {
                 "leave the embedding out of targets, or remove the setting",
             ));
         }
+        if self.dora && layer.site.weight.is_quantised() {
+            return Err(layer.refusal(
+                "`dora` needs the norms of this embedding's columns, and the embedding is stored quantised",
+                "leave the embedding out of targets, or remove `dora`",
+            ));
+        }
         let (rank, scale) = (self.modules.rank(layer.name()), self.modules.scale(layer.name()));
         let [count, width] = layer.matrix()?;
         let own = layer.own_weight()?;

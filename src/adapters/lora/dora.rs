@@ -135,8 +135,8 @@ impl Adapter for DoraEmbedding {
         product(x, &self.merged(&base.weight.dense(base.weight.kind())), base.bias.as_ref())
     }
 
-    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
-        self.lora.embed(ids, weight) * self.scale(weight)
+    fn embed(&self, ids: &Tensor, weight: &Weight) -> Tensor {
+        self.lora.embed(ids, weight) * self.scale(&weight.dense(weight.kind()))
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -2,7 +2,7 @@
 
 use crate::nn::ops::embedding_rows;
 use crate::nn::weight::{is_decoding, product};
-use crate::nn::{Adapter, Dense};
+use crate::nn::{Adapter, Dense, Weight};
 use tch::{Kind, Tensor};
 
 /// The low-rank update of an embedding: row t of `W + s (B A)^T`. It has no dropout, because its input are ids.
@@ -29,11 +29,12 @@ impl Adapter for LoraEmbedding {
         product(x, &self.merged(&base.weight.dense(base.weight.kind())), base.bias.as_ref())
     }
 
-    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
+    fn embed(&self, ids: &Tensor, weight: &Weight) -> Tensor {
         let low = embedding_rows(&self.a.tr(), ids); // (T, R)
         // In decoding a row's result must not depend on the other rows.
         let update = if is_decoding() { product(&low, &self.b, None) } else { low.matmul(&self.b.tr()) } * self.scale; // (T, D)
-        embedding_rows(self.own.as_ref().unwrap_or(weight), ids).to_kind(Kind::Float) + update
+        let base = self.own.as_ref().map_or_else(|| weight.rows(ids), |own| embedding_rows(own, ids));
+        base.to_kind(Kind::Float) + update
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -4,9 +4,8 @@
 use crate::adapters::plan::AdaptedLayer;
 use crate::adapters::update::WeightUpdate;
 use crate::error::{Error, Result};
-use crate::nn::ops::embedding_rows;
 use crate::nn::weight::{cast, product};
-use crate::nn::{Adapter, Dense, LayerKind};
+use crate::nn::{Adapter, Dense, LayerKind, Weight};
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
@@ -54,8 +53,7 @@ impl AttachTokenRows {
             return Err(layer.refusal(&format!("the row of token {id} is trained twice"), "name each id once"));
         }
         let ids = Tensor::from_slice(&self.ids).to_device(layer.site.weight.device());
-        let weight = layer.site.weight.dense(layer.site.weight.kind());
-        let rows = layer.trained(TOKEN_ROWS, weight.index_select(0, &ids).to_kind(Kind::Float));
+        let rows = layer.trained(TOKEN_ROWS, layer.site.weight.rows(&ids).to_kind(Kind::Float));
         let places = Tensor::arange(self.ids.len() as i64, (Kind::Int64, ids.device()));
         let place = Tensor::full([vocabulary], -1, (Kind::Int64, ids.device())).index_copy(0, &ids, &places);
         Ok(TokenRows { ids, rows, place })
@@ -108,10 +106,10 @@ impl Adapter for TokenRows {
         base.forward(x).index_copy(-1, &self.ids, &trained)
     }
 
-    fn embed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
+    fn embed(&self, ids: &Tensor, weight: &Weight) -> Tensor {
         let place = self.place.index_select(0, ids); // (T)
         let trained = self.rows.index_select(0, &place.clamp_min(0));
-        trained.where_self(&place.ge(0).unsqueeze(1), &embedding_rows(weight, ids).to_kind(Kind::Float))
+        trained.where_self(&place.ge(0).unsqueeze(1), &weight.rows(ids).to_kind(Kind::Float))
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -21,7 +21,9 @@ use super::targets::{ModuleRules, ModuleRulesMut, Targets};
 use super::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
-use crate::nn::{Adapter, AdapterPlan, AdapterSite, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens};
+use crate::nn::{
+    Adapter, AdapterPlan, AdapterSite, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens, Weight,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -64,7 +66,7 @@ struct DeclaredSizes {
 }
 
 /// Registers parameters for a model of these sizes, with this table of tokens (V, D), and returns the virtual tokens.
-type Attach = dyn Fn(ModelSizes, &Tensor, &mut RegisterParam) -> Result<VirtualTokens>;
+type Attach = dyn Fn(ModelSizes, &Weight, &mut RegisterParam) -> Result<VirtualTokens>;
 
 /// A kind of virtual tokens.
 trait VirtualKind: Clone + 'static {
@@ -90,7 +92,7 @@ trait VirtualKind: Clone + 'static {
     /// Returns the keys of PEFT's file that only this kind has.
     fn own_config(&self) -> Value;
     /// Registers the parameters that are trained, and returns the virtual tokens computed from them.
-    fn attach(&self, model: ModelSizes, table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens>;
+    fn attach(&self, model: ModelSizes, table: &Weight, add: &mut RegisterParam) -> Result<VirtualTokens>;
 
     /// Returns the virtual tokens whose parameters they are themselves. They start as `first`.
     fn plain(&self, first: Tensor, add: &mut RegisterParam) -> VirtualTokens {
@@ -114,7 +116,7 @@ impl AdapterPlan for VirtualPlan {
     fn virtual_tokens(
         &self,
         model: ModelSizes,
-        embedding: &Tensor,
+        embedding: &Weight,
         add: &mut RegisterParam,
     ) -> Result<Option<VirtualTokens>> {
         (self.0)(model, embedding, add).map(Some)

@@ -4,12 +4,11 @@
 use super::encoder::{Activation, EncoderShape};
 use super::{VirtualContext, VirtualKind};
 use crate::error::Result;
-use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens};
+use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
-use tch::Tensor;
 
 /// P-tuning: as prompt tuning, but the vectors are computed from trained ones by three linear layers with ReLU between
 /// them, which are trained too. The result holds the computed vectors, so it works as one of prompt tuning.
@@ -70,7 +69,7 @@ impl VirtualKind for PTuningSpec {
         })
     }
 
-    fn attach(&self, model: ModelSizes, _table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens> {
+    fn attach(&self, model: ModelSizes, _table: &Weight, add: &mut RegisterParam) -> Result<VirtualTokens> {
         let inner = self.encoder_hidden_size.unwrap_or(model.width);
         let shape = EncoderShape {
             count: self.virtual_tokens,

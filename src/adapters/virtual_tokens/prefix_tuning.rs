@@ -4,7 +4,7 @@
 use super::encoder::{Activation, EncoderShape};
 use super::{VirtualContext, VirtualKind};
 use crate::error::Result;
-use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens};
+use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -96,7 +96,7 @@ impl VirtualKind for PrefixTuningSpec {
         })
     }
 
-    fn attach(&self, model: ModelSizes, _table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens> {
+    fn attach(&self, model: ModelSizes, _table: &Weight, add: &mut RegisterParam) -> Result<VirtualTokens> {
         let (count, zero) = (self.virtual_tokens, self.init == PrefixInit::Zero);
         let all = model.numbers(Self::PLACE);
         if !self.projection {

@@ -2,7 +2,7 @@
 
 use super::{VirtualContext, VirtualKind};
 use crate::error::{Error, Result};
-use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens};
+use crate::nn::{ModelSizes, RegisterParam, VirtualPlace, VirtualTokens, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -91,8 +91,8 @@ impl VirtualKind for PromptTuningSpec {
         json!({ "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null, "tokenizer_name_or_path": null })
     }
 
-    fn attach(&self, model: ModelSizes, table: &Tensor, add: &mut RegisterParam) -> Result<VirtualTokens> {
-        let (count, vocabulary) = (self.virtual_tokens, table.size()[0]);
+    fn attach(&self, model: ModelSizes, table: &Weight, add: &mut RegisterParam) -> Result<VirtualTokens> {
+        let (count, vocabulary) = (self.virtual_tokens, table.outputs());
         let ids = match (&self.context.text_ids[..], self.init) {
             ([], PromptInit::Random) => return Ok(self.plain(Tensor::randn([count, model.width], FLOAT_CPU), add)),
             ([], PromptInit::Vocabulary) => Tensor::randint(vocabulary, [count], INT64_CPU),
@@ -106,7 +106,7 @@ impl VirtualKind for PromptTuningSpec {
                 Tensor::from_slice(&text.iter().cycle().take(count as usize).copied().collect::<Vec<_>>())
             }
         };
-        let rows = table.index_select(0, &ids.to_device(table.device()));
+        let rows = table.rows(&ids.to_device(table.device()));
         Ok(self.plain(rows.to_device(Device::Cpu).to_kind(Kind::Float), add))
     }
 }

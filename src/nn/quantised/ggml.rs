@@ -5,8 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::quant::GgmlType;
+use crate::native::quantised::QuantisedMatrix;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The numbers of a weight in blocks of one type.
 #[derive(Debug)]
@@ -77,6 +78,11 @@ impl GgmlBlocks {
     /// Returns the blocks.
     pub fn tensors(&self) -> Vec<&Tensor> {
         vec![&self.blocks]
+    }
+
+    /// Returns the matrix as the CPU's kernels read it.
+    pub fn matrix(&self, shape: [i64; 2]) -> QuantisedMatrix<'_> {
+        QuantisedMatrix::of_ggml_blocks(shape, &self.blocks, self.kind.id())
     }
 
     /// Returns the rows with these numbers (n), int64 on the weight's device, in their order: a copy of their blocks.

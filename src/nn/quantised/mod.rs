@@ -98,8 +98,13 @@ impl QuantisedWeight {
         }
     }
 
+    /// Returns true if each row has codes and scales of its own, so that [`select_rows`](Self::select_rows) can read it.
+    pub fn has_whole_rows(&self) -> bool {
+        matches!(*self.numbers, Numbers::Ggml(_))
+    }
+
     /// Returns the rows with these numbers (n), int64 on the weight's device, in their order: a quantised weight (n, in)
-    /// of its own. Fails for formats in which a row has no codes and scales of its own.
+    /// of its own. Fails for formats without [whole rows](Self::has_whole_rows).
     pub fn select_rows(&self, rows: &Tensor) -> Result<Self> {
         let Numbers::Ggml(blocks) = &*self.numbers else {
             return Err(Error::user(format!("single rows of a weight in {} cannot be read", self.describe())));
@@ -170,15 +175,12 @@ impl QuantisedWeight {
 
     /// Returns the weight as the CPU's kernels read it; `None` on another device.
     fn matrix(&self) -> Option<QuantisedMatrix<'_>> {
-        if self.device() != Device::Cpu {
-            return None;
-        }
-        match &*self.numbers {
-            Numbers::FourBits(blocks) => Some(blocks.matrix(self.shape)),
-            Numbers::Int8(rows) => Some(rows.matrix(self.shape)),
-            Numbers::Groups(groups) => Some(groups.matrix(self.shape)),
-            Numbers::Ggml(_) => None,
-        }
+        (self.device() == Device::Cpu).then(|| match &*self.numbers {
+            Numbers::FourBits(blocks) => blocks.matrix(self.shape),
+            Numbers::Int8(rows) => rows.matrix(self.shape),
+            Numbers::Ggml(blocks) => blocks.matrix(self.shape),
+            Numbers::Groups(groups) => groups.matrix(self.shape),
+        })
     }
 
     /// Returns the ranges of rows that are dequantised together.

@@ -113,7 +113,7 @@ fn only_frozen_linear_layers_are_quantised() {
     let mut bytes = 0;
     for p in model.params().base() {
         assert_eq!(matches!(p.quantised, QuantisedParam::Done(_)), linear(&p.name), "{}", p.name);
-        bytes += if linear(&p.name) { p.quantised_bytes(format).unwrap() } else { 4 * p.tensor.numel() as u64 };
+        bytes += if linear(&p.name) { p.quantised_bytes(Some(format)).unwrap() } else { 4 * p.tensor.numel() as u64 };
     }
     assert_eq!(model.storage_summary(), (Kind::Float, bytes));
     // What is predicted from the files before the model is loaded.

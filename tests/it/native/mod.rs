@@ -1,5 +1,6 @@
 //! Tests of src/native against libtorch.
 
 mod cuda;
+mod ggml;
 mod products;
 mod quantised;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cuda_attention;
+mod ggml;
 mod heads;
 mod quantised;
 mod ropes;

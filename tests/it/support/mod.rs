@@ -3,6 +3,7 @@
 pub mod command;
 pub mod fake_cuda;
 pub mod files;
+pub mod ggml;
 pub mod labeling;
 pub mod laws;
 pub mod needs;
