@@ -37,21 +37,8 @@ impl Matrix {
         let (values, scales, scale_scales, scale_values) =
             (std::ptr::null(), std::ptr::null(), std::ptr::null(), std::ptr::null());
         let (scale_codes, zeros) = (std::ptr::null(), std::ptr::null());
-        let (offset, group, bytes) = (0.0, 0, false);
-        Self {
-            columns,
-            ggml: 0,
-            codes,
-            values,
-            scales,
-            scale_codes,
-            scale_scales,
-            scale_values,
-            offset,
-            zeros,
-            group,
-            bytes,
-        }
+        let (ggml, offset, group, bytes) = (0, 0.0, 0, false);
+        Self { columns, ggml, codes, values, scales, scale_codes, scale_scales, scale_values, offset, zeros, group, bytes }
     }
 }
 

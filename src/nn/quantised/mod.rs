@@ -180,6 +180,7 @@ impl QuantisedWeight {
             Numbers::Int8(rows) => rows.matrix(self.shape),
             Numbers::Groups(groups) => groups.matrix(self.shape),
             Numbers::Ggml(blocks) => blocks.matrix(self.shape),
+            Numbers::Groups(groups) => groups.matrix(self.shape),
         })
     }
 
