@@ -4,13 +4,13 @@
 //! A parser may refuse any input, but only with a readable error that blames the input; it must not panic.
 
 use ft::adapters::file;
-use ft::gguf::file::Gguf;
-use ft::gguf::{architecture, quant};
-use ft::data::tokenizer_files::gguf::vocabulary;
 use ft::data::chat::{ChatTemplate, ChatTokenizer};
 use ft::data::rows;
 use ft::data::rows::{Record, RowFormat};
+use ft::data::tokenizer_files::gguf::vocabulary;
 use ft::error::{Error, Result};
+use ft::gguf::file::Gguf;
+use ft::gguf::{architecture, quant};
 use ft::label::project::import::file as label_file;
 use ft::label::project::import::row::LabelImportOptions;
 use ft::models::Config;

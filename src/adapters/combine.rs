@@ -71,7 +71,7 @@ pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile>
     let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
     let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
     let spec = AdapterSpec::Lora(combined_spec(base, parts, &ranks));
-    Ok(AdapterFile { spec, base: base_name, tensors: combined })
+    Ok(AdapterFile { spec, base: base_name, tensors: combined, tables: BTreeMap::new() })
 }
 
 /// Returns true if [`combine`] can hold the updates of all adapters: each is a product of two factors.
@@ -99,7 +99,7 @@ pub fn in_full(base: &Weights, merge: &MergedWeights) -> Result<AdapterFile> {
     }
     let targets = Targets::Names(Vec::new());
     let spec = LoraSpec { targets, modules_to_save: modules.into_iter().collect(), ..LoraSpec::default() };
-    Ok(AdapterFile { spec: AdapterSpec::Lora(spec), base: None, tensors })
+    Ok(AdapterFile { spec: AdapterSpec::Lora(spec), base: None, tensors, tables: BTreeMap::new() })
 }
 
 /// Returns the error for an update that a plain LoRA cannot hold.

@@ -49,13 +49,7 @@ pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
 }
 
 /// Returns the keys that every config.json has.
-fn common_config(
-    class: &str,
-    model_type: &str,
-    tokens: &TokenIds,
-    vocab: u64,
-    tied: bool,
-) -> Map<String, Value> {
+fn common_config(class: &str, model_type: &str, tokens: &TokenIds, vocab: u64, tied: bool) -> Map<String, Value> {
     let eos = match tokens.stops[..] {
         [] => Value::Null,
         [one] => json!(one),

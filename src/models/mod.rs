@@ -8,7 +8,8 @@
 //! config.json), `checkpoint` (weights under a family's names), `model` (running), `learning` (training), `open`
 //! (from disk, for inference), `reward` (scores of reward models).
 //!
-//! Next to these: `trained_part` and `spectrum` (which weights are trained without an adapter), `loss` and
+//! Next to these: `trained_part` and `spectrum` (which weights are trained without an adapter), `vocabulary` (rows of new
+//! tokens), `loss` and
 //! `activations` (what a loss gets from the model), `dtype` (number formats), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
@@ -31,6 +32,7 @@ pub mod open;
 pub mod reward;
 mod spectrum;
 mod trained_part;
+pub mod vocabulary;
 
 pub use activations::{Activations, ExposedLayers};
 pub use checkpoint::{SCORE, layer_number, untie_head, weights};
@@ -45,3 +47,4 @@ pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer, open_stored};
 pub use reward::RewardScorer;
 pub use trained_part::TrainedPart;
+pub use vocabulary::{RowStart, VocabularyRows};

@@ -21,6 +21,9 @@ pub fn announce(prepared: &Prepared, model: &Model) {
         100.0 * trained as f64 / all as f64,
         prepared.device,
     ));
+    if let Some(added) = &prepared.vocabulary {
+        report::info(added.describe());
+    }
     if let Some(text) = model.describe_quantisation() {
         report::info(text);
     }

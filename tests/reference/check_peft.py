@@ -1,10 +1,10 @@
 """Checks that PEFT reads an adapter directory written by `ft` and computes the same logits.
 
-    python tests/reference/check_peft.py BASE_DIR ADAPTER_DIR LOGITS.json [--tolerance 1e-4] [--dtype float32]
+    python tests/reference/check_peft.py BASE_DIR ADAPTER_DIR LOGITS.json [--tolerance 1e-4] [--dtype float32] [--rows N]
 
 LOGITS.json: {"rows": [{"ids": [...], "logits": [[one list of V a position]]}]}; a flat list of V stands for the last
 position alone; `ft logits --model BASE_DIR --adapter ADAPTER_DIR --ids IDS.json` prints it, with IDS.json holding
-{"rows": [{"ids": [...]}]}. Prints one JSON line; exit code 0 if everything agrees, 1 with the findings if not. Not run by the test
+{"rows": [{"ids": [...]}]}. --rows resizes the base's vocabulary first, for an adapter with new tokens. Prints one JSON line; exit code 0 if everything agrees, 1 with the findings if not. Not run by the test
 suite: it needs transformers and peft.
 """
 
@@ -116,9 +116,13 @@ def main():
     parser.add_argument("base")
     parser.add_argument("adapter")
     parser.add_argument("logits")
+    parser.add_argument("--rows", type=int)
     options = parser.parse_args()
     with Findings() as findings:
-        model = PeftModel.from_pretrained(read_base(options.base, options.dtype, findings), options.adapter).eval()
+        base = read_base(options.base, options.dtype, findings)
+        if options.rows:
+            base.resize_token_embeddings(options.rows, mean_resizing=False)
+        model = PeftModel.from_pretrained(base, options.adapter).eval()
         result = compare(model, options.logits, options.tolerance, findings)
         result["tensors"] = same_after_saving(model, options.adapter, findings)
     conclude(result, findings)

@@ -4,9 +4,8 @@
 //! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 //!
 //! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
-//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. token_rows: rows of the
-//! embedding that are trained in full. eva: the directions of a layer's inputs. peft, tensors: PEFT's files. updates:
-//! merging. publish: adapters whose files differ from what is trained.
+//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. eva: the directions of a layer's
+//! inputs. peft, tensors: PEFT's files. updates: merging. publish: adapters whose files differ from what is trained.
 
 mod attach;
 mod dora;
@@ -19,7 +18,6 @@ mod peft;
 mod publish;
 mod spec;
 mod tensors;
-mod token_rows;
 mod updates;
 
 pub use eva::InputRecorder;
@@ -29,9 +27,10 @@ pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 pub(super) use peft::read as read_config;
 pub(super) use tensors::factors;
 
-use super::kind::{AdapterActivations, AdapterKind};
+use super::kind::{AdapterActivations, AdapterKind, TrainedRows};
 use super::plan::AdaptLayer;
 use super::targets::{ModuleRules, ModuleRulesMut};
+use super::token_rows::{self, AttachTokenRows, FindToken, ROWS_BESIDE_LORA};
 use super::update::WeightUpdate;
 use crate::error::Result;
 use serde_json::{Value, json};
@@ -83,7 +82,12 @@ impl AdapterKind for LoraSpec {
             dora: self.dora,
             bias: self.bias,
             freeze_a: self.freeze_a,
-            token_rows: token_rows::AttachTokenRows::new(&self.token_rows),
+            token_rows: AttachTokenRows::new(
+                token_rows::ids(&self.token_rows)?,
+                token_rows::ids(&self.head_rows)?,
+                ROWS_BESIDE_LORA,
+                "adapter.lora.token_rows",
+            ),
         }))
     }
 
@@ -99,6 +103,8 @@ impl AdapterKind for LoraSpec {
             ("dora", json!(self.dora)),
             ("bias", json!(self.bias)),
             ("token_rows", json!(self.token_rows)),
+            ("head_rows", json!(self.head_rows)),
+            ("tie", json!(self.tie)),
             ("rank_pattern", json!(self.rank_pattern)),
             ("alpha_pattern", json!(self.alpha_pattern)),
         ]
@@ -136,6 +142,25 @@ impl AdapterKind for LoraSpec {
 
     fn is_unselected_tensor(&self, tensor: &str) -> bool {
         tensors::is_token_rows(self, tensor)
+    }
+
+    fn resolve_tokens(&mut self, find: &FindToken) -> Result<()> {
+        token_rows::resolve(&mut self.token_rows, "adapter.lora.token_rows", find)?;
+        token_rows::resolve(&mut self.head_rows, "adapter.lora.head_rows", find)
+    }
+
+    fn train_token_rows(&mut self, embedding: &[i64], head: &[i64]) -> bool {
+        token_rows::add(&mut self.token_rows, embedding);
+        token_rows::add(&mut self.head_rows, head);
+        true
+    }
+
+    fn trained_rows(&self) -> Result<TrainedRows> {
+        Ok(TrainedRows { embedding: token_rows::ids(&self.token_rows)?, head: token_rows::ids(&self.head_rows)? })
+    }
+
+    fn ties_head(&self) -> bool {
+        self.tie
     }
 
     fn rate_factors(&self) -> Vec<(&'static str, f64)> {

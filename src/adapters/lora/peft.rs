@@ -1,15 +1,17 @@
 //! The keys of a LoRA in PEFT's adapter_config.json: reads them into a [`LoraSpec`] and writes them.
 
 use super::spec::{LoraInit, LoraSpec, MAX_RANK};
-use crate::adapters::kind::AdapterKind;
+use crate::adapters::kind::{AdapterKind, HEAD};
 use crate::adapters::module_settings::ModuleSettings;
 use crate::adapters::peft::{self, PeftConfig, number};
+use crate::adapters::token_rows::{TokenName, of_ids};
 use crate::error::Result;
 use serde_json::{Map, Value, json};
 
 /// Keys of adapter_config.json that are read into a [`LoraSpec`], besides those that select modules.
 const OWN_KEYS: &[&str] = &[
     "alpha_pattern",
+    "ensure_weight_tying",
     "init_lora_weights",
     "lora_alpha",
     "lora_bias",
@@ -50,8 +52,18 @@ pub fn write(spec: &LoraSpec, base: &str) -> Value {
     if spec.bias {
         own["lora_bias"] = json!(true);
     }
-    if !spec.token_rows.is_empty() {
+    if !spec.head_rows.is_empty() {
+        let embedding = if spec.fan_in_fan_out { "wte" } else { "embed_tokens" };
+        let mut rows = json!({ HEAD: spec.head_rows });
+        if !spec.token_rows.is_empty() {
+            rows[embedding] = json!(spec.token_rows);
+        }
+        own["trainable_token_indices"] = rows;
+    } else if !spec.token_rows.is_empty() {
         own["trainable_token_indices"] = json!(spec.token_rows);
+    }
+    if spec.tie {
+        own["ensure_weight_tying"] = json!(true);
     }
     peft::config(spec, "LORA", base, own)
 }
@@ -84,6 +96,7 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
     // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
     let ModuleSettings { targets, exclude, layers, layers_pattern, modules_to_save, from, fan_in_fan_out } =
         config.module_settings(&["q_proj", "v_proj", "c_attn"])?;
+    let [token_rows, head_rows] = token_rows(config)?;
     let spec = LoraSpec {
         rank: config.read("r")?.unwrap_or(8),
         alpha: config.read("lora_alpha")?.unwrap_or(8.0),
@@ -97,7 +110,9 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         bias: config.read("lora_bias")?.unwrap_or(false),
         freeze_a: false,
         b_lr_ratio: None,
-        token_rows: token_rows(config)?,
+        token_rows,
+        head_rows,
+        tie: config.read("ensure_weight_tying")?.unwrap_or(false),
         rank_pattern: config.read("rank_pattern")?.unwrap_or_default(),
         alpha_pattern: config.read("alpha_pattern")?.unwrap_or_default(),
         modules_to_save,
@@ -121,17 +136,24 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
     Ok(spec)
 }
 
-/// Returns the tokens whose rows of the embedding were trained: a list, or a list by the name of the embedding.
-fn token_rows(config: &PeftConfig) -> Result<Vec<i64>> {
+/// Returns the tokens whose rows of the embedding and of the output head were trained: a list for the embedding, or lists
+/// by the names of modules.
+fn token_rows(config: &PeftConfig) -> Result<[Vec<TokenName>; 2]> {
     const KEY: &str = "trainable_token_indices";
-    match config.get(KEY) {
-        Some(Value::Object(lists)) => match lists.iter().collect::<Vec<_>>()[..] {
-            [] => Ok(Vec::new()),
-            [(module, ids)] if ["embed_tokens", "wte"].iter().any(|name| module.ends_with(name)) => {
-                config.parse(KEY, ids.clone())
+    let Some(Value::Object(lists)) = config.get(KEY) else {
+        return Ok([of_ids(config.read(KEY)?.unwrap_or_default()), Vec::new()]);
+    };
+    let mut rows = [Vec::new(), Vec::new()];
+    for (module, ids) in lists {
+        let at = match module.rsplit('.').next().unwrap_or(module) {
+            "embed_tokens" | "wte" => 0,
+            HEAD => 1,
+            _ => {
+                let hint = "only rows of the token embedding and of lm_head are read: merge the adapter with PEFT";
+                return Err(config.unsupported(KEY, hint));
             }
-            _ => Err(config.unsupported(KEY, "only rows of the token embedding are read: merge the adapter with PEFT")),
-        },
-        _ => Ok(config.read(KEY)?.unwrap_or_default()),
+        };
+        rows[at] = of_ids(config.parse(KEY, ids.clone())?);
     }
+    Ok(rows)
 }

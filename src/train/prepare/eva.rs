@@ -47,6 +47,7 @@ pub fn initial_factors(prepared: &Prepared) -> Result<BTreeMap<String, Tensor>> 
         storage: prepared.storage,
         train_base: None,
         adapters: vec![("recorder".to_string(), &recorder as &dyn AdapterPlan)],
+        vocabulary: prepared.vocabulary_rows(),
         heads: Heads::Tokens,
     };
     let model = Model::load(&recipe.model.path, load)?;

@@ -327,6 +327,7 @@ fn models_options(plan: &dyn ft::nn::AdapterPlan) -> ft::models::LoadOptions<'_>
         storage: ft::models::Storage::Auto,
         train_base: None,
         adapters: vec![("a".to_string(), plan)],
+        vocabulary: None,
         heads: ft::models::Heads::Tokens,
     }
 }

@@ -4,7 +4,7 @@
 use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::{AdapterKind, AdapterSpec, LoraInit, LoraSpec, Targets, file};
+use ft::adapters::{AdapterKind, AdapterSpec, LoraInit, LoraSpec, Targets, TokenName, file};
 use ft::convert::verify::report::ExportVerdict;
 use ft::convert::{export, merged};
 use ft::models::{LayerReplay, Model, open};
@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 const INPUT: [u32; 8] = [1, 17, 40, 3, 22, 59, 5, 9];
 
 /// The fixtures of lora_relatives.py and their bases.
-const PEFTS: [(&str, &str); 7] = [
+const PEFTS: [(&str, &str); 9] = [
     ("dora", "tiny-llama"),
     ("dora-biased", "biased-llama"),
     ("dora-gpt2", "tiny-gpt2"),
@@ -25,6 +25,8 @@ const PEFTS: [(&str, &str); 7] = [
     ("lora-bias", "biased-llama"),
     ("token-rows", "biased-llama"),
     ("token-rows-tied", "tiny-llama"),
+    ("token-rows-head", "biased-llama"),
+    ("tied-saved", "tiny-qwen2"),
 ];
 
 fn logits(model: &Model, ids: &[u32]) -> Tensor {
@@ -34,6 +36,10 @@ fn logits(model: &Model, ids: &[u32]) -> Tensor {
 
 fn names(list: &[&str]) -> Targets {
     Targets::Names(list.iter().map(|name| name.to_string()).collect())
+}
+
+fn tokens(ids: &[i64]) -> Vec<TokenName> {
+    ids.iter().map(|id| TokenName::Id(*id)).collect()
 }
 
 /// A setting of LoRA with the base to try it on.
@@ -71,9 +77,24 @@ fn relatives() -> Vec<Relative> {
         of("a bias behind B", "biased-llama", LoraSpec { bias: true, targets: few(), ..plain() }),
         of("a bias behind B, gpt2", "tiny-gpt2", LoraSpec { bias: true, ..plain() }),
         of("frozen A", "tiny-llama", LoraSpec { freeze_a: true, ..plain() }),
-        of("token rows", "biased-llama", LoraSpec { token_rows: vec![59, 5, 9], targets: few(), ..plain() }),
-        of("token rows, tied", "tiny-llama", LoraSpec { token_rows: vec![22, 3], dora: true, ..plain() }),
-        of("token rows, gpt2", "tiny-gpt2", LoraSpec { token_rows: vec![22, 3], ..plain() }),
+        of("token rows", "biased-llama", LoraSpec { token_rows: tokens(&[59, 5, 9]), targets: few(), ..plain() }),
+        of("token rows, tied", "tiny-llama", LoraSpec { token_rows: tokens(&[22, 3]), dora: true, ..plain() }),
+        of(
+            "token rows of both",
+            "biased-llama",
+            LoraSpec { token_rows: tokens(&[5]), head_rows: tokens(&[9, 5]), targets: few(), ..plain() },
+        ),
+        of(
+            "tied, adapted",
+            "tiny-qwen2",
+            LoraSpec { tie: true, dropout: 0.0, targets: names(&["q_proj", "embed_tokens"]), ..plain() },
+        ),
+        of(
+            "tied, saved",
+            "tiny-llama",
+            LoraSpec { tie: true, modules_to_save: vec!["lm_head".into()], targets: few(), ..plain() },
+        ),
+        of("token rows, gpt2", "tiny-gpt2", LoraSpec { token_rows: tokens(&[22, 3]), ..plain() }),
     ]
 }
 
@@ -428,21 +449,39 @@ fn settings_that_layers_cannot_have_are_refused() {
             storage: ft::models::Storage::Auto,
             train_base: None,
             adapters: vec![("a".into(), &*plan)],
+            vocabulary: None,
             heads: ft::models::Heads::Tokens,
         };
         Model::load(&fixture(base), load).err().expect("it was accepted")
     };
     let plain = || LoraSpec { rank: 4, ..LoraSpec::default() };
     let cases = [
-        ("tiny-llama", LoraSpec { token_rows: vec![512], ..plain() }, "512"),
-        ("tiny-llama", LoraSpec { token_rows: vec![-1], ..plain() }, "-1"),
-        ("tiny-llama", LoraSpec { token_rows: vec![4, 7, 4], ..plain() }, "token 4 is trained twice"),
-        ("tiny-llama", LoraSpec { token_rows: vec![4], targets: names(&["embed_tokens"]), ..plain() }, "embed_tokens"),
-        ("tiny-llama", LoraSpec { token_rows: vec![4], targets: names(&["lm_head"]), ..plain() }, "lm_head"),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[512]), ..plain() }, "512"),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[-1]), ..plain() }, "-1"),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[4, 7, 4]), ..plain() }, "token 4 is trained twice"),
+        (
+            "tiny-llama",
+            LoraSpec { token_rows: tokens(&[4]), targets: names(&["embed_tokens"]), ..plain() },
+            "embed_tokens",
+        ),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[4]), targets: names(&["lm_head"]), ..plain() }, "lm_head"),
         (
             "biased-llama",
-            LoraSpec { token_rows: vec![4], modules_to_save: vec!["embed_tokens".into()], ..plain() },
+            LoraSpec { token_rows: tokens(&[4]), modules_to_save: vec!["embed_tokens".into()], ..plain() },
             "token_rows",
+        ),
+        (
+            "biased-llama",
+            LoraSpec { head_rows: tokens(&[4]), modules_to_save: vec!["lm_head".into()], ..plain() },
+            "output head is trained in full",
+        ),
+        ("tiny-llama", LoraSpec { head_rows: tokens(&[4]), ..plain() }, "share one weight"),
+        ("biased-llama", LoraSpec { tie: true, ..plain() }, "weights of their own"),
+        ("tiny-llama", LoraSpec { tie: true, ..plain() }, "neither embedding nor output head"),
+        (
+            "tiny-llama",
+            LoraSpec { tie: true, dora: true, targets: names(&["embed_tokens"]), ..plain() },
+            "cannot be tied",
         ),
         ("tiny-llama", LoraSpec { init: LoraInit::Pissa, rank: 40, ..plain() }, "rank 40"),
         ("tiny-llama", LoraSpec { init: LoraInit::Orthogonal, rank: 3, ..plain() }, "even rank"),

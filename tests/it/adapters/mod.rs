@@ -5,3 +5,4 @@ mod lora_relatives;
 mod peft;
 mod peft_kinds;
 mod virtual_tokens;
+mod vocabulary;

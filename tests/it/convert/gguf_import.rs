@@ -1,10 +1,10 @@
 //! Compares `ft import` with how the reference libraries read the same files, and tests it on damaged files.
 
 use crate::support::fixture;
-use ft::gguf::file::Gguf;
 use ft::convert::gguf_import::{GgufImportOptions, GgufImportSummary, import};
-use ft::gguf::quant::{GgmlType, dequantise};
 use ft::error::{Error, ErrorKind, Result};
+use ft::gguf::file::Gguf;
+use ft::gguf::quant::{GgmlType, dequantise};
 use ft::nn::safetensors::Dtype;
 use half::f16;
 use safetensors::SafeTensors;

@@ -515,6 +515,8 @@ const UNCOMMON: &[&str] = &[
     "model.tokenizer",
     "model.double_quantize", // needs model.quantize
     "adapter.lora.bias",
+    "adapter.lora.head_rows",
+    "adapter.lora.tie", // for models whose head shares the embedding's weight
     "adapter.lora.layers_pattern",
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",

@@ -6,6 +6,7 @@ mod device_counters;
 mod float16;
 mod launches;
 mod memory;
+mod new_tokens;
 mod on_cuda;
 mod optimisers;
 mod profile;

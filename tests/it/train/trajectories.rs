@@ -234,4 +234,10 @@ fn a_bias_behind_b_trains_as_in_peft() {
 fn token_rows_train_as_in_peft() {
     with_lora("lora-relatives/token-rows");
     with_lora("lora-relatives/token-rows-tied");
+    with_lora("lora-relatives/token-rows-head");
+}
+
+#[test]
+fn an_embedding_and_head_saved_as_one_train_as_in_peft() {
+    with_lora("lora-relatives/tied-saved");
 }
