@@ -4,8 +4,9 @@
 //! A new kind is a folder (or file) with its settings, an implementation of this trait, how it adapts one layer
 //! ([`AdaptLayer`]) and how the layer then computes (`nn::Adapter`); a variant of [`AdapterSpec`](super::AdapterSpec);
 //! and its `peft_type` in [`file`](super::file). What kinds have in common is beside them: the settings that select
-//! modules (`module_settings`, `targets`), attaching them (`plan`), modules trained in full (`saved_module`), base
-//! weights in files (`base_layer`), the folder of an adapter (`file`), its common keys (`peft`), tensors computed from
+//! modules (`module_settings`, `targets`), attaching them (`plan`), modules trained in full (`saved_module`), rows of
+//! tokens trained in full (`token_rows`), base weights in files (`base_layer`), what PEFT's files have of embedding and
+//! head besides (`vocabulary_tables`), the folder of an adapter (`file`), its common keys (`peft`), tensors computed from
 //! parameters and kept while these do not change (`cached`), and merging (`merge`, by the [`WeightUpdate`] of each
 //! tensor).
 

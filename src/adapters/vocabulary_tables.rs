@@ -6,7 +6,7 @@ use super::kind::HEAD;
 use super::spec::AdapterSpec;
 use super::token_rows::{ROWS, ROWS_BESIDE_LORA};
 use crate::error::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::Tensor;
 
 /// Last parts of the names of modules that are tables of tokens.
@@ -16,25 +16,36 @@ const TABLES: [&str; 3] = ["embed_tokens", "wte", HEAD];
 /// that repeat those of the embedding, whose weight it shares.
 pub(super) fn take(spec: &AdapterSpec, tensors: &mut BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
     let selection = spec.selection()?;
-    let modules: Vec<String> = tensors.keys().filter_map(|name| table_of(name)).map(String::from).collect();
+    let modules: BTreeSet<String> = tensors.keys().filter_map(|name| table_of(name)).map(String::from).collect();
+    let rows_alone = |module: &&String| tensors.contains_key(&format!("{module}.{ROWS}"));
+    let rows_alone: BTreeSet<String> = modules.iter().filter(rows_alone).cloned().collect();
+    let embedding = modules.iter().find(|module| !module.ends_with(HEAD));
+    if let Some(embedding) = embedding {
+        drop_copies(embedding, spec.ties_head(), tensors);
+    }
     let mut tables = BTreeMap::new();
     for module in &modules {
-        let rows_alone = tensors.contains_key(&format!("{module}.{ROWS}"));
         let whole = !selection.is_saved_whole(&format!("{module}.weight"));
         let beneath = [
             (".token_adapter.base_layer.weight", true),
             (".original_module.weight", true),
-            (BASE_LAYER, rows_alone),
+            (BASE_LAYER, rows_alone.contains(module)),
             (".weight", whole),
         ];
         for name in beneath.into_iter().filter(|(_, taken)| *taken).map(|(ending, _)| format!("{module}{ending}")) {
             tables.extend(tensors.remove(&name).map(|table| (module.clone(), table)));
         }
     }
-    if let Some(embedding) = modules.iter().find(|module| !module.ends_with(HEAD)) {
-        drop_copies(embedding, spec.ties_head(), tensors, &mut tables);
+    if let Some(embedding) = embedding
+        && same(tables.get(embedding), tables.get(HEAD))
+    {
+        tables.remove(HEAD);
     }
     Ok(tables)
+}
+
+fn same(a: Option<&Tensor>, b: Option<&Tensor>) -> bool {
+    a.zip(b).is_some_and(|(a, b)| a.size() == b.size() && a.equal(b))
 }
 
 /// Pairs of names within an output head and the embedding that have equal tensors, if the two are adapted as one. The factors
@@ -53,17 +64,7 @@ const ROWS_OF_BOTH: [(&str, &str, bool); 3] = [
 ];
 
 /// Removes what is equal for the output head and the embedding. `tied`: they are adapted as one.
-fn drop_copies(
-    embedding: &str,
-    tied: bool,
-    tensors: &mut BTreeMap<String, Tensor>,
-    tables: &mut BTreeMap<String, Tensor>,
-) {
-    let same =
-        |a: Option<&Tensor>, b: Option<&Tensor>| a.zip(b).is_some_and(|(a, b)| a.size() == b.size() && a.equal(b));
-    if same(tables.get(embedding), tables.get(HEAD)) {
-        tables.remove(HEAD);
-    }
+fn drop_copies(embedding: &str, tied: bool, tensors: &mut BTreeMap<String, Tensor>) {
     for (of_head, of_embedding, transposed) in ROWS_OF_BOTH.iter().chain(TIED.iter().filter(|_| tied)) {
         let of_embedding = tensors.get(&format!("{embedding}.{of_embedding}"));
         let of_embedding = of_embedding.map(|t| if *transposed { t.tr() } else { t.shallow_clone() });
@@ -86,6 +87,11 @@ pub(super) fn copies_for_head<'t>(
         Some((format!("{HEAD}.{of_head}"), if *transposed { t.tr() } else { t.shallow_clone() }))
     };
     if spec.ties_head() { tensors.filter_map(copy).collect() } else { Vec::new() }
+}
+
+/// Returns true for the name of an embedding of tokens.
+pub(super) fn is_embedding(module: &str) -> bool {
+    module.rsplit('.').next().is_some_and(|last| last != HEAD && TABLES.contains(&last))
 }
 
 /// Returns the table that a tensor belongs to, by its module's name.

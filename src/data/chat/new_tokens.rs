@@ -2,6 +2,7 @@
 
 use super::TemplateOptions;
 use super::tokenizer::{ChatTokenizer, tokenizer_error};
+use crate::data::tokenizer_files::added_tokens::add_tokens;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::report;
@@ -9,7 +10,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use tokenizers::AddedToken;
 
 /// Tokens that are added to the vocabulary of the model. Those that it has already are left out, with a note.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -109,8 +109,7 @@ impl ChatTokenizer {
         for (text, special) in &missing {
             added.push(NewToken { id: 0, text: (*text).clone(), special: *special, pieces: self.encode_after(text)? });
         }
-        let tokens: Vec<AddedToken> = missing.iter().map(|(text, special)| AddedToken::from(*text, *special)).collect();
-        self.inner.add_tokens(&tokens);
+        add_tokens(&mut self.inner, missing.iter().map(|(text, special)| (text.as_str(), *special)));
         for token in &mut added {
             token.id = self
                 .inner

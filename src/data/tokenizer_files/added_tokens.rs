@@ -163,6 +163,12 @@ impl TokenizerSettings {
     }
 }
 
+/// Adds tokens, each with whether it is special, at the next free ids.
+pub(in crate::data) fn add_tokens<'t>(tokenizer: &mut Tokenizer, tokens: impl Iterator<Item = (&'t str, bool)>) {
+    let tokens: Vec<AddedToken> = tokens.map(|(text, special)| AddedToken::from(text, special)).collect();
+    tokenizer.add_tokens(&tokens);
+}
+
 /// Builds the `post_processor` of tokenizer.json that adds BOS and EOS (text and id) to each sequence; null for
 /// neither.
 pub fn around(bos: Option<(&str, u64)>, eos: Option<(&str, u64)>) -> Value {

@@ -3,8 +3,8 @@
 
 use crate::support::files::copied;
 use crate::support::*;
+use ft::adapters::file;
 use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::{AdapterKind, file};
 use ft::convert::merged;
 use ft::convert::verify::report::ExportVerdict;
 use ft::models::{self, Model};

@@ -513,6 +513,7 @@ const UNCOMMON: &[&str] = &[
     "model.init",
     "model.config",
     "model.tokenizer",
+    "model.new_tokens.",     // in the comment of model.new_tokens
     "model.double_quantize", // needs model.quantize
     "adapter.lora.bias",
     "adapter.lora.head_rows",

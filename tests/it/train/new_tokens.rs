@@ -9,7 +9,6 @@ use ft::data::chat::ChatTokenizer;
 use ft::models::{self, Model};
 use ft::nn::{Tokens, weights};
 use serde_json::{Value, json};
-use std::path::Path;
 use tch::{Kind, Tensor};
 
 const LORA: &str = "recipes/lora-medical.yaml";
@@ -52,7 +51,7 @@ fn run(space: &Workspace, recipe: &str, model: &str, out: &str, sets: &[&str]) {
 /// Asserts that adapter and merged model have the new tokens and compute the same.
 fn assert_usable(space: &Workspace, base: &str, adapter: &str, rows: i64) {
     let merged = format!("{adapter}-merged");
-    space.ft(&["merge", "--model", base, "--adapter", adapter, "--out", &merged]);
+    space.ft(&["merge", base, adapter, "--out", &merged]);
     assert_eq!(space.json(&format!("{merged}/config.json"))["vocab_size"], rows);
     let (folder, merged_folder) = (space.path(adapter), space.path(&merged));
     let (of_adapter, of_merged) = (
@@ -264,5 +263,4 @@ fn an_adapter_whose_tokenizer_does_not_fit_the_base_is_refused() {
         let error = space.refused(&arguments);
         assert!(error.contains("its tokenizer does not belong to the base: id 250"), "{error}");
     }
-    let _ = Path::new("");
 }
