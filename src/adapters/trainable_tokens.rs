@@ -129,7 +129,10 @@ impl AdapterKind for TrainableTokensSpec {
 
     fn config(&self, base: &str) -> Value {
         let own = json!({ "init_weights": true, "token_indices": self.tokens });
-        peft::config(self, "TRAINABLE_TOKENS", base, own)
+        let mut config = peft::config(self, "TRAINABLE_TOKENS", base, own);
+        // PEFT's class has no such key.
+        config.as_object_mut().map(|keys| keys.remove("modules_to_save"));
+        config
     }
 
     fn tensor_prefix(&self) -> &'static str {

@@ -90,7 +90,7 @@ pub(super) fn copies_for_head<'t>(
 }
 
 /// Returns true for the name of an embedding of tokens.
-pub(super) fn is_embedding(module: &str) -> bool {
+pub(in crate::adapters) fn is_embedding(module: &str) -> bool {
     module.rsplit('.').next().is_some_and(|last| last != HEAD && TABLES.contains(&last))
 }
 

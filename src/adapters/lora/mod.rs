@@ -168,6 +168,9 @@ impl AdapterKind for LoraSpec {
     }
 
     fn publish(&mut self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        if self.tie {
+            publish::name_embedding(self, tensors.keys());
+        }
         if !self.init.takes_from_base() {
             return tensors;
         }

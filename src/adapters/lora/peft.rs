@@ -94,8 +94,11 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         }
     };
     // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
-    let ModuleSettings { targets, exclude, layers, layers_pattern, modules_to_save, from, fan_in_fan_out } =
+    let ModuleSettings { targets, exclude, layers, layers_pattern, mut modules_to_save, from, fan_in_fan_out } =
         config.module_settings(&["q_proj", "v_proj", "c_attn"])?;
+    // With `ensure_weight_tying` PEFT names the embedding in full beside the name that it was given.
+    let named = modules_to_save.clone();
+    modules_to_save.retain(|module| !named.iter().any(|other| module.ends_with(&format!(".{other}"))));
     let [token_rows, head_rows] = token_rows(config)?;
     let spec = LoraSpec {
         rank: config.read("r")?.unwrap_or(8),

@@ -71,7 +71,7 @@ fn assert_usable(space: &Workspace, base: &str, adapter: &str, rows: i64) {
     assert_close(adapter, &found, &logits(&whole, &ids), 1e-5);
     // The same text by the commands, as a chat with the special token in the prompt.
     let answer = |arguments: &[&str]| {
-        let more = ["--prompt", "a <|tool|> b", "--max-new-tokens", "8", "--dtype", "f32", "--temperature", "0"];
+        let more = ["--prompt", "a <|tool|> b", "--max-new-tokens", "8", "--dtype", "f32"];
         stdout(&space.ft(&[&["generate"], arguments, &more].concat()))
     };
     assert_eq!(answer(&["--model", base, "--adapter", adapter]), answer(&["--model", &merged]));
