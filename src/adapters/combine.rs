@@ -2,11 +2,13 @@
 
 use super::base_layer::BASE_LAYER;
 use super::file::AdapterFile;
+use super::kind::HEAD;
 use super::lora::{self, LoraSpec};
 use super::merge::{MergedWeights, TensorChange, WeightedAdapter, equal_values, flatten};
 use super::spec::AdapterSpec;
 use super::targets::{Targets, shortest_target_names};
 use super::update::LowRankUpdate;
+use super::vocabulary_tables::is_embedding;
 use crate::error::{Error, Result};
 use crate::nn::Weights;
 use indexmap::IndexMap;
@@ -71,7 +73,7 @@ pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile>
     let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
     let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
     let spec = AdapterSpec::Lora(combined_spec(base, parts, &ranks));
-    Ok(AdapterFile { spec, base: base_name, tensors: combined })
+    Ok(AdapterFile { spec, base: base_name, tensors: combined, tables: BTreeMap::new() })
 }
 
 /// Returns true if [`combine`] can hold the updates of all adapters: each is a product of two factors.
@@ -98,8 +100,10 @@ pub fn in_full(base: &Weights, merge: &MergedWeights) -> Result<AdapterFile> {
         }
     }
     let targets = Targets::Names(Vec::new());
-    let spec = LoraSpec { targets, modules_to_save: modules.into_iter().collect(), ..LoraSpec::default() };
-    Ok(AdapterFile { spec: AdapterSpec::Lora(spec), base: None, tensors })
+    // If the base has no head of its own, its embedding is that of both.
+    let tie = base.shape(&format!("{HEAD}.weight")).is_none() && modules.iter().any(|m| is_embedding(m));
+    let spec = LoraSpec { targets, modules_to_save: modules.into_iter().collect(), tie, ..LoraSpec::default() };
+    Ok(AdapterFile { spec: AdapterSpec::Lora(spec), base: None, tensors, tables: BTreeMap::new() })
 }
 
 /// Returns the error for an update that a plain LoRA cannot hold.
@@ -156,6 +160,7 @@ fn combined_spec(base: &Weights, parts: &[WeightedAdapter], ranks: &BTreeMap<Str
         rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
         alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
         modules_to_save: saved.into_iter().collect(),
+        tie: parts.iter().all(|part| part.file.spec.ties_head()),
         fan_in_fan_out: adapted.iter().any(|m| base.transposed(&format!("{m}.weight"))),
         ..LoraSpec::default()
     }

@@ -5,7 +5,8 @@
 use super::base_layer::BASE_LAYER;
 use super::peft::PeftConfig;
 use super::spec::AdapterSpec;
-use super::{adalora, bitfit, ia3, ln_tuning, loha, lokr, lora, oft, vera, virtual_tokens};
+use super::vocabulary_tables;
+use super::{adalora, bitfit, ia3, ln_tuning, loha, lokr, lora, oft, trainable_tokens, vera, virtual_tokens};
 use crate::error::{Error, Result};
 use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
@@ -24,7 +25,7 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const TENSORS: &str = "adapter_model.safetensors";
 
 /// What to do about an adapter of a kind that is not read.
-const KINDS_READ: &str = "LORA, ADALORA, BEFT, IA3, LN_TUNING, LOHA, LOKR, OFT, VERA, PROMPT_TUNING, P_TUNING and PREFIX_TUNING are read; merge \
+const KINDS_READ: &str = "LORA, ADALORA, BEFT, IA3, LN_TUNING, LOHA, LOKR, OFT, TRAINABLE_TOKENS, VERA, PROMPT_TUNING, P_TUNING and PREFIX_TUNING are read; merge \
      another kind with PEFT and use that";
 
 /// An adapter read from disk.
@@ -35,6 +36,9 @@ pub struct AdapterFile {
     pub base: Option<String>,
     /// Tensors by name without prefix, e.g. `model.layers.0.self_attn.q_proj.lora_A.weight`.
     pub tensors: BTreeMap<String, Tensor>,
+    /// The base's tables of tokens (V, D) as they were in training, by module: PEFT saves them if it was given a base whose
+    /// vocabulary had been resized.
+    pub tables: BTreeMap<String, Tensor>,
 }
 
 impl AdapterFile {
@@ -74,7 +78,8 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
         let short = short.strip_suffix(".default").map_or(short.clone(), String::from);
         tensors.insert(short, file.get(name).expect("listed"));
     }
-    Ok(AdapterFile { spec, base, tensors })
+    let tables = vocabulary_tables::take(&spec, &mut tensors)?;
+    Ok(AdapterFile { spec, base, tensors, tables })
 }
 
 /// Reads an adapter_config.json: the spec, and the base it names.
@@ -96,6 +101,7 @@ pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<Stri
         Some("LOKR") => AdapterSpec::Lokr(lokr::read_config(&config)?),
         Some("OFT") => AdapterSpec::Oft(oft::read_config(&config)?),
         Some("ADALORA") => AdapterSpec::Adalora(adalora::read_config(&config)?),
+        Some("TRAINABLE_TOKENS") => AdapterSpec::TrainableTokens(trainable_tokens::read_config(&config)?),
         Some("BEFT") => AdapterSpec::Bitfit(bitfit::read_config(&config)?),
         _ => match virtual_tokens::read_config(&config)? {
             Some(spec) => spec,
@@ -118,7 +124,10 @@ pub fn write<'a>(
         name if name.contains('.') => PREFIX,
         _ => SHARED_PREFIX,
     };
-    let named: Vec<(String, &Tensor)> = tensors.map(|(name, t)| (format!("{}{name}", prefix(name)), t)).collect();
+    let tensors: Vec<(&str, &Tensor)> = tensors.collect();
+    let of_head = vocabulary_tables::copies_for_head(spec, tensors.iter().copied());
+    let all = tensors.into_iter().chain(of_head.iter().map(|(name, t)| (name.as_str(), t)));
+    let named: Vec<(String, &Tensor)> = all.map(|(name, t)| (format!("{}{name}", prefix(name)), t)).collect();
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 

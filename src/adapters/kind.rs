@@ -4,14 +4,16 @@
 //! A new kind is a folder (or file) with its settings, an implementation of this trait, how it adapts one layer
 //! ([`AdaptLayer`]) and how the layer then computes (`nn::Adapter`); a variant of [`AdapterSpec`](super::AdapterSpec);
 //! and its `peft_type` in [`file`](super::file). What kinds have in common is beside them: the settings that select
-//! modules (`module_settings`, `targets`), attaching them (`plan`), modules trained in full (`saved_module`), base
-//! weights in files (`base_layer`), the folder of an adapter (`file`), its common keys (`peft`), tensors computed from
+//! modules (`module_settings`, `targets`), attaching them (`plan`), modules trained in full (`saved_module`), rows of
+//! tokens trained in full (`token_rows`), base weights in files (`base_layer`), what PEFT's files have of embedding and
+//! head besides (`vocabulary_tables`), the folder of an adapter (`file`), its common keys (`peft`), tensors computed from
 //! parameters and kept while these do not change (`cached`), and merging (`merge`, by the [`WeightUpdate`] of each
 //! tensor).
 
 use super::module_settings::KindSection;
 use super::plan::{AdaptLayer, ModulePlan};
 use super::targets::{ModuleSelection, Targets};
+use super::token_rows::FindToken;
 use super::training::TrainingPart;
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -41,6 +43,29 @@ pub struct AdapterActivations {
 
 /// Returns the tokens of a text.
 pub type EncodeText<'a> = dyn Fn(&str) -> Result<Vec<u32>> + 'a;
+
+/// The tokens whose rows an adapter trains in full.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TrainedRows {
+    /// Rows of the embedding.
+    pub embedding: Vec<i64>,
+    /// Rows of an output head with a weight of its own.
+    pub head: Vec<i64>,
+}
+
+impl TrainedRows {
+    /// Returns the rows of a module: the output head, or the embedding. A file may have the rows of a head that shares
+    /// the embedding's weight under the head's name.
+    pub(super) fn of(&self, module: &str) -> &[i64] {
+        match module.ends_with(HEAD) && !self.head.is_empty() {
+            true => &self.head,
+            false => &self.embedding,
+        }
+    }
+}
+
+/// Name of the module that is an output head with a weight of its own, in every family.
+pub const HEAD: &str = "lm_head";
 
 /// What the adapter of one module takes in a training step, for the prediction of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,6 +117,28 @@ pub trait AdapterKind: KindSection {
     /// Notes the tokens of the text that the adapter starts from, if its settings have one. Called before it is attached.
     fn start_from_text(&mut self, _encode: &EncodeText) -> Result<()> {
         Ok(())
+    }
+
+    /// Replaces tokens that the settings name by their text by their ids. Called before the settings are written. Fails for a
+    /// text that is no token.
+    fn resolve_tokens(&mut self, _find: &FindToken) -> Result<()> {
+        Ok(())
+    }
+
+    /// Adds these rows of the embedding, and of an output head with a weight of its own, to those that are trained in full.
+    /// Returns false for a kind that trains no single rows.
+    fn train_token_rows(&mut self, _embedding: &[i64], _head: &[i64]) -> bool {
+        false
+    }
+
+    /// Returns the tokens whose rows are trained in full.
+    fn trained_rows(&self) -> Result<TrainedRows> {
+        Ok(TrainedRows::default())
+    }
+
+    /// Returns true if what is trained of an embedding is that of an output head that shares its weight, too.
+    fn ties_head(&self) -> bool {
+        false
     }
 
     /// Returns false if the gradient leaves out a part of the derivative on purpose.

@@ -1,11 +1,12 @@
 //! Attaches an adapter of any kind to the layers that its rules select, while a model is built.
 
 use super::base_layer::{BaseWeights, named};
-use super::kind::AdapterKind;
+use super::kind::{AdapterKind, HEAD};
 use super::saved_module;
 use super::targets::{ModuleAdaptation, ModuleSelection};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, AdapterPlan, AdapterSite, LayerKind, ParamRole, RegisterParam};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -130,13 +131,35 @@ pub struct ModulePlan {
     base_weights: BaseWeights,
     /// See [`AdaptedLayer::uses_initial_values`].
     initial_values: bool,
+    /// True if an embedding and an output head that share a weight are adapted as one.
+    tie: bool,
+    /// The adapter of such a head, once its embedding was adapted.
+    tied_head: RefCell<TiedHead>,
+}
+
+/// What is known of an output head that shares the embedding's weight.
+enum TiedHead {
+    /// No embedding that shares its weight with a head was met.
+    Unknown,
+    /// The embedding is not adapted.
+    Unadapted,
+    /// The embedding is adapted; the adapter of the head, until it is attached.
+    Adapted(Option<Box<dyn Adapter>>),
 }
 
 impl ModulePlan {
     /// Plans an adapter by a recipe's rules: every module that they name must exist.
     pub fn new<K: AdapterKind + ?Sized>(kind: &K) -> Result<Self> {
         let (layers, selection) = (kind.layers()?, kind.selection()?);
-        Ok(Self { layers, selection, origin: None, base_weights: BaseWeights::default(), initial_values: true })
+        Ok(Self {
+            layers,
+            selection,
+            origin: None,
+            base_weights: BaseWeights::default(),
+            initial_values: true,
+            tie: kind.ties_head(),
+            tied_head: RefCell::new(TiedHead::Unknown),
+        })
     }
 
     /// Plans an adapter by the adapter_config.json at `origin`. It may name modules that the model lacks, because its
@@ -159,6 +182,7 @@ impl ModulePlan {
 impl AdapterPlan for ModulePlan {
     fn check(&self) -> Result<()> {
         let checked = self.selection.check(self.origin.is_none()).and_then(|()| self.layers.check());
+        let checked = checked.and_then(|()| self.check_tie());
         checked.map_err(|e| named(self.origin.as_deref(), e))
     }
 
@@ -175,18 +199,74 @@ impl AdapterPlan for ModulePlan {
     }
 
     fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
-        Ok(match self.selection.adaptation(site.name, site.layer) {
+        if self.tie && site.tied {
+            return self.attach_tied(site, add);
+        }
+        self.attach_as(self.selection.adaptation(site.name, site.layer), site, add)
+    }
+}
+
+impl ModulePlan {
+    /// Attaches to a layer that is to be trained in this way.
+    fn attach_as(
+        &self,
+        how: Option<ModuleAdaptation>,
+        site: &AdapterSite,
+        add: &mut RegisterParam,
+    ) -> Result<Option<Box<dyn Adapter>>> {
+        Ok(match how {
             None => self.layers.adapt_unselected(&mut AdaptedLayer { site, add, plan: self })?,
-            Some(ModuleAdaptation::Save) if site.tied => {
+            Some(ModuleAdaptation::Save) if site.tied && !self.tie => {
                 return Err(self.refusal(
                     site,
                     "embedding and output head share one weight in this model; training one of them in full would separate them",
-                    "name it in targets, for a low-rank update of it alone, and leave it out of modules_to_save",
+                    "set `tie: true` of adapter.lora to train both as one; or name it in targets, for a low-rank update of it alone, and leave it out of modules_to_save",
                 ));
             }
             Some(ModuleAdaptation::Save) => Some(saved_module::attach(site, add)),
             Some(ModuleAdaptation::Adapted) if !self.layers.adapts(site) => None,
             Some(ModuleAdaptation::Adapted) => Some(self.layers.adapt(&mut AdaptedLayer { site, add, plan: self })?),
         })
+    }
+
+    /// Attaches to an embedding and an output head that share a weight, as one: whichever of the two the rules name, the
+    /// parameters are the embedding's, and the head gets an adapter that computes with them.
+    fn attach_tied(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
+        if site.layer == LayerKind::Head {
+            return match &mut *self.tied_head.borrow_mut() {
+                TiedHead::Adapted(adapter) => Ok(adapter.take()),
+                _ => self.layers.adapt_unselected(&mut AdaptedLayer { site, add, plan: self }),
+            };
+        }
+        let ways = [(site.name, site.layer), (HEAD, LayerKind::Head)].map(|(n, l)| self.selection.adaptation(n, l));
+        let [embedding, head] = ways;
+        let how = match (embedding, head) {
+            (Some(ModuleAdaptation::Save), _) | (_, Some(ModuleAdaptation::Save)) => Some(ModuleAdaptation::Save),
+            (embedding, head) => embedding.or(head),
+        };
+        let adapted = how.is_some();
+        let adapter = self.attach_as(how, site, add)?;
+        *self.tied_head.borrow_mut() = match (&adapter, adapted) {
+            (Some(adapter), true) => {
+                let head = adapter.for_tied_head().ok_or_else(|| {
+                    let hint = "remove `tie`, or leave the embedding out of targets";
+                    self.refusal(site, "an embedding that is adapted in this way cannot be tied to the head", hint)
+                })?;
+                TiedHead::Adapted(Some(head))
+            }
+            _ => TiedHead::Unadapted,
+        };
+        Ok(adapter)
+    }
+
+    /// Fails if a recipe asks to tie what is not tied or not adapted. PEFT ignores the setting then, so a file may have it.
+    fn check_tie(&self) -> Result<()> {
+        let why = match &*self.tied_head.borrow() {
+            _ if !self.tie || self.origin.is_some() => return Ok(()),
+            TiedHead::Adapted(_) => return Ok(()),
+            TiedHead::Unknown => "embedding and output head have weights of their own in this model",
+            TiedHead::Unadapted => "neither embedding nor output head is among targets and modules_to_save",
+        };
+        Err(Error::user(format!("adapter.lora.tie has no effect: {why}")).hint("remove it"))
     }
 }

@@ -21,6 +21,10 @@ impl Adapter for FullyTrainedModule {
         self.weight.shallow_clone()
     }
 
+    fn for_tied_head(&self) -> Option<Box<dyn Adapter>> {
+        Some(Box::new(Self { weight: self.weight.shallow_clone(), bias: None }))
+    }
+
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         self.bias.as_ref().unwrap_or(bias).shallow_clone()
     }

@@ -9,6 +9,7 @@ use super::loha::LohaSpec;
 use super::lokr::LokrSpec;
 use super::lora::LoraSpec;
 use super::oft::OftSpec;
+use super::trainable_tokens::TrainableTokensSpec;
 use super::vera::VeraSpec;
 use super::virtual_tokens::{PTuningSpec, PrefixTuningSpec, PromptTuningSpec};
 use schemars::JsonSchema;
@@ -44,6 +45,8 @@ pub enum AdapterSpec {
     Oft(OftSpec),
     /// Low-rank updates whose ranks fall during training (AdaLoRA: Zhang et al. 2023, arXiv 2303.10512).
     Adalora(AdaloraSpec),
+    /// Trains the rows of a few tokens in full (TRAINABLE_TOKENS of PEFT).
+    TrainableTokens(TrainableTokensSpec),
 }
 
 impl AdapterSpec {
@@ -73,6 +76,7 @@ impl Deref for AdapterSpec {
             Self::Lokr(spec) => spec,
             Self::Oft(spec) => spec,
             Self::Adalora(spec) => spec,
+            Self::TrainableTokens(spec) => spec,
         }
     }
 }
@@ -92,6 +96,7 @@ impl DerefMut for AdapterSpec {
             Self::Lokr(spec) => spec,
             Self::Oft(spec) => spec,
             Self::Adalora(spec) => spec,
+            Self::TrainableTokens(spec) => spec,
         }
     }
 }

@@ -53,6 +53,9 @@ fn print(c: &PlanCheck) {
         n(c.trained),
         100.0 * c.trained as f64 / c.parameters as f64
     );
+    if let Some(added) = &c.vocabulary {
+        println!("{}", added.describe());
+    }
     if !c.adapted.is_empty() {
         println!("adapted: {}", c.adapted.iter().map(|(m, k)| format!("{k} {m}")).collect::<Vec<_>>().join(", "));
     }

@@ -2,7 +2,7 @@
 
 use super::shared::model::ModelArgs;
 use clap::Args;
-use ft::data::chat::ChatTokenizer;
+use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::eval::score::{ScoreRow, ScoreSummary, score};
 use ft::{fsutil, models, report};
@@ -44,7 +44,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         .hint("give a file, such as scores.jsonl"));
     }
     let ModelArgs { model: base, adapter, device, dtype } = &args.model;
-    let tokenizer = ChatTokenizer::load(base, None)?;
+    let tokenizer = ChatTokenizer::load_for(base, adapter.as_deref(), &TemplateOptions::default())?;
     let rows = ScoreRow::read(&args.input, args.rows.map(|n| n as usize), &tokenizer)?;
     let device = models::device(device)?;
     let (model, scoring) = models::open_scorer(base, adapter.as_deref(), device, dtype.choose_kind(device, base)?)?;

@@ -5,7 +5,7 @@ use super::export::publish::{publish, tensor_entry};
 use super::folder::companions::{MODEL_FILES, copy_companion_files};
 use super::folder::config_file::write_config;
 use super::folder::disk_space::check_disk_space;
-use super::folder::{stop_tokens, template};
+use super::folder::{new_tokens, stop_tokens, template};
 use super::quantised_base::{self, QuantisationError};
 use super::verify::check::ExportCheck;
 use super::verify::kind::ExportKind;
@@ -15,7 +15,7 @@ use crate::adapters::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, file};
 use crate::error::{Error, Result};
-use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage};
+use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
 use crate::nn::weight::cast;
 use crate::nn::{Weights, safetensors, weights};
 use std::collections::BTreeSet;
@@ -53,6 +53,13 @@ fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights,
     let mut weights = models::weights(base, &config)?;
     let hint = "name a directory with the model's full-precision weights: ft merge DIR ADAPTER --out OUT";
     models::refuse_quantised(&weights, "merging into them would round the adapter away", hint)?;
+    if let Some(rows) = vocabulary_rows(&config, parts)? {
+        rows.apply(&mut config, &mut weights)?;
+    }
+    // Adapters that were trained for embedding and head as one are merged into the weight that both share.
+    if parts.iter().all(|part| part.file.spec.ties_head()) {
+        return Ok((config, weights, Vec::new()));
+    }
     let shared = config.tied_weights();
     let adapts = |name: &str| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
@@ -62,6 +69,12 @@ fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights,
         models::untie_head(&mut config, &mut weights)?;
     }
     Ok((config, weights, shared))
+}
+
+/// Returns the rows of new tokens that the adapters were trained with.
+fn vocabulary_rows(config: &Config, parts: &[WeightedAdapter]) -> Result<Option<VocabularyRows>> {
+    let files: Vec<_> = parts.iter().map(|part| (&part.file, part.folder.as_path())).collect();
+    VocabularyRows::of_adapters(config, &files)
 }
 
 /// Merges the adapters `parts` into the base and writes a model directory. `dtype`: the dtype of all floating-point
@@ -134,9 +147,11 @@ pub fn merge_into_model(
     })
 }
 
-/// Copies to the result in `folder` what the adapters were trained with besides weights: chat template and stop tokens.
+/// Copies to the result in `folder` what the adapters were trained with besides weights: new tokens, chat template and stop
+/// tokens.
 fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
     let folders = || parts.iter().map(|p| p.folder.as_path());
+    new_tokens::inherit_tokens(folder, base, folders())?;
     template::inherit_template(folder, base, folders())?;
     stop_tokens::inherit_stop_tokens(folder, base, folders())
 }
@@ -203,10 +218,10 @@ fn load_with_sum(
         plans.push((i.to_string(), part.file.plan(&part.folder)?));
     }
     let adapters = plans.iter().map(|(name, p)| (name.clone(), &**p)).collect();
-    let model = Model::load(
-        base,
-        LoadOptions { device: Device::Cpu, kind, storage, train_base: None, adapters, heads: Heads::Tokens },
-    )?;
+    let rows = vocabulary_rows(&Config::read(base)?, parts)?;
+    let (device, vocabulary, heads) = (Device::Cpu, rows.as_ref(), Heads::Tokens);
+    let load = LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary, heads };
+    let model = Model::load(base, load)?;
     if let Some(sum) = sum {
         file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
     }

@@ -77,10 +77,9 @@ impl ReferenceModel {
             return Ok(Self::Base);
         }
         report::info("every weight is trained: a second copy of the base is held in memory as the reference model");
-        let heads = Heads::Tokens;
-        let (device, kind) = (model.device(), model.kind());
-        let load =
-            LoadOptions { device, kind, storage: model.storage(), train_base: None, adapters: Vec::new(), heads };
+        let (heads, vocabulary) = (Heads::Tokens, model.vocabulary());
+        let (device, kind, storage) = (model.device(), model.kind(), model.storage());
+        let load = LoadOptions { device, kind, storage, train_base: None, adapters: Vec::new(), vocabulary, heads };
         Ok(Self::FrozenCopy(Box::new(Model::load(model.folder(), load)?)))
     }
 
@@ -261,6 +260,9 @@ impl ReferenceSettings {
         hash.update(format!("{VERSION}\n{base}\n{:?}\n{:?}\n{name} {width}\n", model.kind(), model.device()));
         if let Some(format) = model.storage().quantisation() {
             hash.update(format!("{format:?}\n"));
+        }
+        if let Some(rows) = model.vocabulary() {
+            hash.update(format!("{}\n", rows.identity()));
         }
         hash.update(&asked.content);
         asked.lengths.iter().for_each(|length| hash.update(length.to_le_bytes()));

@@ -9,9 +9,9 @@
 //! `inference` (running), `learning` (training), `open` (from disk, for inference), `reward` (scores of reward models).
 //!
 //! Next to these: `adapter_choice` (which adapter is active), `sequence_limit`, `storage_summary` (how weights are held),
-//! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `loss` and `activations` (what a
-//! loss gets from the model), `dtype` (number formats), `stored` (checkpoints that are quantised), `quantised_base` (what
-//! is recorded about a quantised base), `new_config`
+//! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `vocabulary` (rows of new tokens),
+//! `loss` and `activations` (what a loss gets from the model), `dtype` (number formats), `stored` (checkpoints that are
+//! quantised), `quantised_base` (what is recorded about a quantised base), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
 
@@ -41,6 +41,7 @@ mod spectrum;
 mod storage_summary;
 pub mod stored;
 mod trained_part;
+pub mod vocabulary;
 
 pub use activations::{Activations, ExposedLayers};
 pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights};
@@ -58,3 +59,4 @@ pub use quantised_base::QuantisedBase;
 pub use reward::RewardScorer;
 pub use stored::StoredFormat;
 pub use trained_part::TrainedPart;
+pub use vocabulary::{RowStart, VocabularyRows};

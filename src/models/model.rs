@@ -9,6 +9,7 @@ use super::dtype::Storage;
 use super::family::{Config, Decoder};
 use super::noise::EmbeddingNoise;
 use super::trained_part::TrainedPart;
+use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
 use crate::nn::{
     AdapterPlan, AdapterSwitches, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
@@ -43,6 +44,8 @@ pub struct LoadOptions<'a> {
     pub train_base: Option<&'a TrainedPart>,
     /// Adapters by name; attached in order, and the first one is active.
     pub adapters: Vec<(String, &'a dyn AdapterPlan)>,
+    /// Rows of new tokens, in addition to those in the base's files.
+    pub vocabulary: Option<&'a VocabularyRows>,
     /// The heads that the model gets.
     pub heads: Heads,
 }
@@ -62,6 +65,7 @@ pub struct Model {
     device: Device,
     pub(super) kind: Kind,
     pub(super) storage: Storage,
+    vocabulary: Option<VocabularyRows>,
     pub(super) noise: Cell<Option<EmbeddingNoise>>,
     pub(super) loss_scale: RefCell<Option<Tensor>>,
     exposed: RefCell<Rc<ExposedLayers>>,
@@ -71,8 +75,11 @@ impl Model {
     /// Loads a Hugging Face model directory. The first adapter, if any, is active. Fails if tensors are missing, have
     /// wrong shapes or are left over, and for a reward model that is loaded as a language model.
     pub fn load(folder: &Path, load: LoadOptions) -> Result<Self> {
-        let config = Config::read(folder)?;
-        let weights = weights(folder, &config)?;
+        let mut config = Config::read(folder)?;
+        let mut weights = weights(folder, &config)?;
+        if let Some(vocabulary) = load.vocabulary {
+            vocabulary.apply(&mut config, &mut weights)?;
+        }
         if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
             return Err(not_a_language_model(folder, None));
         }
@@ -154,6 +161,7 @@ impl Model {
             device: load.device,
             kind: load.kind,
             storage: load.storage,
+            vocabulary: load.vocabulary.cloned(),
             noise: Cell::new(None),
             loss_scale: RefCell::default(),
             exposed: RefCell::default(),
@@ -178,6 +186,11 @@ impl Model {
     /// Returns the number format that the model computes in.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Returns the rows of new tokens that the model was loaded with, to load another copy of it.
+    pub fn vocabulary(&self) -> Option<&VocabularyRows> {
+        self.vocabulary.as_ref()
     }
 
     /// Returns the setting for how frozen weights are stored.

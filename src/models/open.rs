@@ -5,6 +5,7 @@ use super::dtype::Storage;
 use super::family::Config;
 use super::model::{Heads, LoadOptions, Model, not_a_language_model};
 use super::reward::RewardScorer;
+use super::vocabulary::VocabularyRows;
 use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::native;
@@ -26,10 +27,11 @@ pub fn open_stored(base: &Path, adapters: &[PathBuf], device: Device, kind: Kind
     }
     let plans = files.iter().zip(adapters).map(|(file, folder)| file.plan(folder)).collect::<Result<Vec<_>>>()?;
     let named = plans.iter().enumerate().map(|(i, p)| (i.to_string(), &**p)).collect();
-    let model = Model::load(
-        base,
-        LoadOptions { device, kind, storage, train_base: None, adapters: named, heads: Heads::Tokens },
-    )?;
+    let read: Vec<_> = files.iter().zip(adapters).map(|(file, folder)| (file, folder.as_path())).collect();
+    let rows = if read.is_empty() { None } else { VocabularyRows::of_adapters(&Config::read(base)?, &read)? };
+    let (vocabulary, heads) = (rows.as_ref(), Heads::Tokens);
+    let load = LoadOptions { device, kind, storage, train_base: None, adapters: named, vocabulary, heads };
+    let model = Model::load(base, load)?;
     for (i, (file, folder)) in files.iter().zip(adapters).enumerate() {
         file::load_into(model.params().adapter(i), &file.tensors, folder)?;
     }
@@ -43,8 +45,12 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
     // An adapter that was trained over quantised weights is used over them: its scores depend on them.
     let recorded = RewardScorer::read(adapter.unwrap_or(base))?.and_then(|scoring| scoring.quantised_base);
     let storage = recorded.and_then(|base| base.at_load()).map_or(Storage::Auto, Storage::Quantised);
-    let load = |adapters| LoadOptions { device, kind, storage, train_base: None, adapters, heads: Heads::Score };
-    let Some(folder) = adapter else {
+    let file = adapter.map(|folder| file::read(folder).map(|file| (file, folder))).transpose()?;
+    let read: Vec<_> = file.iter().map(|(file, folder)| (file, *folder)).collect();
+    let rows = VocabularyRows::of_adapters(&config, &read)?;
+    let (vocabulary, heads) = (rows.as_ref(), Heads::Score);
+    let load = |adapters| LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary, heads };
+    let Some((file, folder)) = &file else {
         let weights = weights(base, &config)?;
         require_scalar_head(weights.shape(SCORE), &config, base, || {
             match config.raw["architectures"][0].as_str() {
@@ -58,7 +64,6 @@ pub fn open_scorer(base: &Path, adapter: Option<&Path>, device: Device, kind: Ki
         scoring.check(&model, base)?;
         return Ok((model, scoring));
     };
-    let file = file::read(folder)?;
     let shape = file.tensors.get(SCORE).map(|t| t.size());
     require_scalar_head(shape.as_deref(), &config, folder, || match file.spec.has_scalar_head() {
         true => "its head was not saved with it, and a random head gives random scores: save the adapter again".into(),

@@ -30,6 +30,11 @@ pub trait Adapter {
     fn joint_form(&self, _train: bool) -> Option<JointForm> {
         None
     }
+    /// Returns the adapter of an output head that shares the weight of the embedding that this one adapts; `None` for kinds
+    /// that do not adapt both as one.
+    fn for_tied_head(&self) -> Option<Box<dyn Adapter>> {
+        None
+    }
     /// Returns true if the layer may be joined with others in memory: see `LowRank::joinable`. Asked for at every
     /// forward pass.
     fn joinable(&self) -> bool {

@@ -22,6 +22,8 @@ pub struct Weights {
     files: Vec<File>,
     maps: Vec<Tensor>, // one per file: (bytes) uint8, a copy-on-write mapping
     entries: BTreeMap<String, TensorLocation>,
+    /// Tensors in memory that take the place of those in the files.
+    replaced: BTreeMap<String, Tensor>,
     quantised: BTreeMap<String, QuantisedLocation>,
 }
 
@@ -135,8 +137,17 @@ impl Weights {
 
     /// Begins a checkpoint without tensors, which comes from the file or folder `origin`.
     pub fn empty(origin: &Path) -> Self {
-        let (entries, quantised) = (BTreeMap::new(), BTreeMap::new());
-        Self { origin: origin.into(), files: Vec::new(), maps: Vec::new(), entries, quantised }
+        let (entries, replaced, quantised) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { origin: origin.into(), files: Vec::new(), maps: Vec::new(), entries, replaced, quantised }
+    }
+
+    /// Puts `tensor`, which may have another shape, in the place of the one of this name. Does nothing if there is none.
+    pub fn replace(&mut self, name: &str, tensor: Tensor) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            (entry.kind, entry.shape) = (tensor.kind(), tensor.size());
+            entry.bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+            self.replaced.insert(name.into(), tensor);
+        }
     }
 
     /// Adds a matrix that is stored quantised.
@@ -224,6 +235,9 @@ impl Weights {
         if let Some(entry) = self.entries.get(of).cloned() {
             self.entries.insert(name.into(), entry);
         }
+        if let Some(tensor) = self.replaced.get(of).map(Tensor::shallow_clone) {
+            self.replaced.insert(name.into(), tensor);
+        }
         if let Some(matrix) = self.quantised.get(of).cloned() {
             self.quantised.insert(name.into(), matrix);
         }
@@ -269,10 +283,13 @@ impl Weights {
         quantised + self.entries.values().map(|e| e.bytes as u64).sum::<u64>()
     }
 
-    /// Returns a tensor as a view of the mapped file, in its own dtype; `None` if there is none of this name. Rows that
-    /// the file has in another order are copied.
+    /// Returns a tensor as a view of the mapped file, or the one in its place, in its own dtype; `None` if there is none of
+    /// this name. Rows that the file has in another order are copied.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let e = self.entries.get(name)?;
+        if let Some(tensor) = self.replaced.get(name) {
+            return Some(tensor.shallow_clone());
+        }
         let bytes = self.maps[e.file_index].narrow(0, e.offset as i64, e.bytes as i64);
         // A view needs an aligned start. Most writers pad for that; files of others are copied.
         let bytes = if e.offset % e.kind.elt_size_in_bytes() == 0 { bytes } else { bytes.copy() };
@@ -283,6 +300,9 @@ impl Weights {
     /// Allocated memory has large pages and can be read up to three times as fast as the page cache behind a mapping.
     pub fn read(&self, name: &str) -> Option<Result<Tensor>> {
         let e = self.entries.get(name)?;
+        if let Some(tensor) = self.replaced.get(name) {
+            return Some(Ok(tensor.shallow_clone()));
+        }
         let tensor = Tensor::empty((e.bytes / e.kind.elt_size_in_bytes()) as i64, (e.kind, Device::Cpu));
         let read = native::fill_bytes(&tensor, |bytes| self.files[e.file_index].read_exact_at(bytes, e.offset as u64));
         Some(read.map(|()| e.arranged(&tensor)).map_err(|error| io_error("reading", &self.origin, error)))

@@ -6,7 +6,7 @@
 use super::optim::OptimSection;
 use crate::adapters::AdapterSpec;
 pub use crate::data::cache::CacheChoice;
-use crate::data::chat::TemplateOptions;
+use crate::data::chat::{NewTokens, TemplateOptions};
 pub use crate::data::dataset::Overflow;
 pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
 
@@ -88,6 +88,11 @@ pub struct ModelSection {
     /// a parameter. Left out: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub double_quantize: Option<bool>,
+    /// Tokens that are added to the tokenizer and to the model, such as markers for tools. Their rows are trained with all
+    /// other weights, or beside an adapter: `lora` and `trainable_tokens` train just these rows by themselves, unless they
+    /// adapt or save the embedding. The result has the tokenizer with the new tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_tokens: Option<NewTokens>,
     /// Where to run: `auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     #[schemars(regex(pattern = r"^(auto|cpu|cuda(:[0-9]+)?)$"))]

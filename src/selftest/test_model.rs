@@ -129,7 +129,15 @@ impl TestModel {
         let adapters = vec![(ADAPTER.to_string(), &*plan)];
         let model = Model::load(
             &subject.model,
-            LoadOptions { device: subject.device, kind, storage, train_base: None, adapters, heads: Heads::Tokens },
+            LoadOptions {
+                device: subject.device,
+                kind,
+                storage,
+                train_base: None,
+                adapters,
+                vocabulary: None,
+                heads: Heads::Tokens,
+            },
         )?;
         match (&file, &subject.adapter) {
             (Some(file), Some(folder)) => file::load_into(model.params().adapter(0), &file.tensors, folder)?,
@@ -156,6 +164,7 @@ impl TestModel {
             storage: Storage::Auto,
             train_base: None,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         };
         let model = Model::load(&subject.model, load)?;

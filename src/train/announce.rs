@@ -27,6 +27,9 @@ pub fn announce(prepared: &Prepared, model: &Model) {
     {
         report::info(format!("LISA: {layers} of {} layers at a time, drawn anew after {every} steps", model.depth()));
     }
+    if let Some(added) = &prepared.vocabulary {
+        report::info(added.describe());
+    }
     let quantised = model.describe_quantisation();
     if let Some(text) = &quantised {
         report::info(text);

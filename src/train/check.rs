@@ -4,6 +4,7 @@
 //! are not loaded.
 
 use super::memory::{self, ResourceEstimate};
+use super::prepare::vocabulary::AddedVocabulary;
 use super::prepare::{self, Prepared};
 use crate::data::dataset::DatasetSummary;
 use crate::data::encode::Example;
@@ -31,6 +32,8 @@ pub struct PlanCheck {
     pub parameters: u64,
     /// Number of trained parameters.
     pub trained: u64,
+    /// The tokens that the run adds to the vocabulary.
+    pub vocabulary: Option<AddedVocabulary>,
     /// Adapted modules by name.
     pub adapted: Vec<(String, usize)>,
     /// Number of trained virtual tokens before every sequence.
@@ -76,6 +79,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
         steps: prepared.total_steps,
         parameters,
         trained,
+        vocabulary: prepared.vocabulary.clone(),
         adapted: plan.recipe.adapter.as_ref().map_or_else(Vec::new, |a| memory::count_adapted_modules(&model, a)),
         virtual_tokens: model.virtual_tokens() as u64,
         longest_row,

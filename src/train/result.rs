@@ -10,9 +10,9 @@ use super::checkpoint::{Checkpoints, TrainingState};
 use super::optim::Optimiser;
 use super::prepare::formats::result_kind;
 use crate::convert::export;
-use crate::convert::folder::{stop_tokens, template};
+use crate::convert::folder::{new_tokens, stop_tokens, template};
 use crate::convert::verify::report::REPORT;
-use crate::data::chat::ChatTokenizer;
+use crate::data::chat::{ChatTokenizer, NewToken};
 use crate::error::Result;
 use crate::fsutil::{MOVING_FOLDER, file_change, io_error, read_json};
 use crate::methods::contract::SelectionMetric;
@@ -24,13 +24,23 @@ use crate::recipe::sections::ResultChoice;
 use crate::report;
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
+
+/// The tokenizer that a run trained with, and the tokens in it that the base's lacks.
+pub struct RunVocabulary {
+    /// With the recipe's chat template.
+    pub tokenizer: Rc<ChatTokenizer>,
+    /// The tokens that the recipe added.
+    pub new_tokens: Vec<NewToken>,
+}
 
 /// Loads the best checkpoint if the recipe asks for it, replaces weights by their averages if there are such, and
 /// writes and verifies the result.
 pub fn export_result(
     plan: &Plan,
     model: &Model,
+    vocabulary: &RunVocabulary,
     checkpoints: &Checkpoints,
     state: &TrainingState,
     aim: SelectionMetric,
@@ -47,11 +57,11 @@ pub fn export_result(
     // Verification reads the result back as a second model: the optimiser's memory is freed first.
     optim.finish();
     native::trim_cpu_memory();
-    export(plan, model)
+    export(plan, model, vocabulary)
 }
 
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.
-fn export(plan: &Plan, model: &Model) -> Result<()> {
+fn export(plan: &Plan, model: &Model, vocabulary: &RunVocabulary) -> Result<()> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();
@@ -63,7 +73,7 @@ fn export(plan: &Plan, model: &Model) -> Result<()> {
         }
         None => ("model", export::save_model(model, &fresh, result_kind(plan, model)?)?),
     };
-    write_chat_format(plan, &fresh)?;
+    write_tokenizer(plan, vocabulary, &fresh)?;
     move_into_place(&fresh, out)?;
     saving.finish_and_clear();
     report::info(format!("{what} saved and verified in {}: {}", report::duration(began.elapsed()), out.display()));
@@ -73,11 +83,14 @@ fn export(plan: &Plan, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Writes the chat template and the stop token that the model was trained with into the result's folder, if those in
-/// the base's files differ.
-fn write_chat_format(plan: &Plan, folder: &Path) -> Result<()> {
-    let recipe = &plan.recipe;
-    let tokenizer = ChatTokenizer::load(&recipe.model.path, recipe.data.template.as_deref())?;
+/// Writes what the model was trained with into the result's folder, if it differs from the base's files: new tokens (its own
+/// or those of the adapter that was continued), chat template and stop token.
+fn write_tokenizer(plan: &Plan, vocabulary: &RunVocabulary, folder: &Path) -> Result<()> {
+    let (recipe, tokenizer) = (&plan.recipe, &vocabulary.tokenizer);
+    if let Some(continued) = recipe.adapter.as_ref().and_then(|adapter| adapter.continues()) {
+        new_tokens::inherit_tokens(folder, &recipe.model.path, std::iter::once(continued))?;
+    }
+    new_tokens::write_new_tokens(folder, &vocabulary.new_tokens, tokenizer)?;
     let taught: Vec<u32> = tokenizer.undeclared_stop().filter(|_| recipe.method.generates_text()).into_iter().collect();
     let template = tokenizer.template().map(|t| t.source());
     if let Some(text) = template.filter(|_| recipe.data.template.is_some()) {

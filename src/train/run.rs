@@ -5,7 +5,7 @@ use super::checkpoint::Checkpoints;
 use super::prepare::{self, Prepared};
 use super::profile::StepProfile;
 use super::records::{RunRecorder, facts, lock};
-use super::result;
+use super::result::{self, RunVocabulary};
 use super::start::{self, RunStart, StartMode};
 use super::step::Stepper;
 use super::summary::RunSummary;
@@ -55,6 +55,7 @@ pub(super) fn run_prepared(
     announce(&prepared, &model);
     let facts = facts::facts(&prepared, &model, software);
     let lock = lock::lock_of(&prepared, &facts.environment, software, HashTrust::Remembered)?;
+    let new_tokens = prepared.vocabulary.as_ref().map_or_else(Vec::new, |added| added.tokens.clone());
     let (mut method, tokenizer) = naming_the_checkpoint(plan, || prepared.into_method(&model))?;
     let RunStart { checkpoints, state, lock: _folder_lock } = entered;
     let stepper =
@@ -63,6 +64,7 @@ pub(super) fn run_prepared(
         report::info(format!("resuming after step {first}"));
     }
     let aim = method.selection_metric();
+    let vocabulary = RunVocabulary { tokenizer: tokenizer.clone(), new_tokens };
     let records = RunRecorder::open(plan, &model, facts, lock, aim, tokenizer, first)?;
     let mut run = TrainingLoop::new(stepper, total, checkpoints, records, profile, stop);
     let fitted = naming_the_checkpoint(plan, || run.fit(&mut *method));
@@ -73,7 +75,9 @@ pub(super) fn run_prepared(
     run.records.finish();
     let TrainingLoop { stepper: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {
-        naming_the_checkpoint(plan, || result::export_result(plan, &model, &checkpoints, &state, aim, optim))?;
+        naming_the_checkpoint(plan, || {
+            result::export_result(plan, &model, &vocabulary, &checkpoints, &state, aim, optim)
+        })?;
         method.finish(&model, out)?;
         let summary = RunSummary {
             out: out.clone(),

@@ -20,15 +20,15 @@ use tch::{Device, Kind};
 /// folder and a summary. Fails if neither folder is given.
 pub fn teach(plan: &Plan, k: i64, out: Option<&Path>, stop: &AtomicBool) -> Result<(PathBuf, TeachSummary)> {
     student::ensure_cut_model(plan)?;
-    let plan = &with_chosen_formats(plan)?;
-    let spec = spec(plan)?;
+    let mut plan = with_chosen_formats(plan)?;
+    let (tokenizer, _) = rows::load_tokenizer(&mut plan)?;
+    let spec = spec(&plan)?;
     let Some(folder) = out.map(Path::to_path_buf).or_else(|| spec.cache.clone()) else {
         return Err(
             Error::user("no folder to write to").hint("give --out DIR, or set method.distill.cache in the recipe")
         );
     };
-    let tokenizer = rows::load_tokenizer(plan)?;
-    let taught = with_teacher_context(plan, tokenizer, |ground, place| {
+    let taught = with_teacher_context(&plan, tokenizer, |ground, place| {
         fill_cache::fill_cache(spec, ground, place, k, &folder, stop)
     })?;
     Ok((folder, taught))

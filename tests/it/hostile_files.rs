@@ -39,6 +39,7 @@ fn load(folder: &Path) -> Result<Model> {
             storage: Storage::Auto,
             train_base: None,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         },
     )

@@ -1,10 +1,10 @@
 """Checks that PEFT reads an adapter directory written by `ft` and computes the same logits.
 
-    python tests/reference/check_peft.py BASE_DIR ADAPTER_DIR LOGITS.json [--tolerance 1e-4] [--dtype float32]
+    python tests/reference/check_peft.py BASE_DIR ADAPTER_DIR LOGITS.json [--tolerance 1e-4] [--dtype float32] [--rows N]
 
 LOGITS.json: {"rows": [{"ids": [...], "logits": [[one list of V a position]]}]}; a flat list of V stands for the last
 position alone; `ft logits --model BASE_DIR --adapter ADAPTER_DIR --ids IDS.json` prints it, with IDS.json holding
-{"rows": [{"ids": [...]}]}. Prints one JSON line; exit code 0 if everything agrees, 1 with the findings if not. Not run by the test
+{"rows": [{"ids": [...]}]}. --rows resizes the base's vocabulary first, for an adapter with new tokens. Prints one JSON line; exit code 0 if everything agrees, 1 with the findings if not. Not run by the test
 suite: it needs transformers and peft.
 """
 
@@ -84,14 +84,15 @@ def compare(model, path, tolerance, findings):
     return {"rows": len(rows), "difference": worst}
 
 
-def same_after_saving(model, folder, findings):
-    """Checks that PEFT saves the loaded adapter with the same keys and bytes. Returns the number of tensors."""
+def same_after_saving(model, folder, findings, grown=False):
+    """Checks that PEFT saves the loaded adapter with the same keys and bytes; over a `grown` base, whose tables it saves, too, with
+    more keys. Returns the number of tensors."""
     with tempfile.TemporaryDirectory() as again, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(again)
         saved = load_file(Path(again) / "adapter_model.safetensors")
     ours = load_file(Path(folder) / "adapter_model.safetensors")
-    for key in sorted(saved.keys() ^ ours.keys()):
+    for key in sorted(ours.keys() - saved.keys() if grown else saved.keys() ^ ours.keys()):
         findings.said.append(f"{folder}: {key} only {'in ours' if key in ours else 'after PEFT saved it'}")
     for key in sorted(saved.keys() & ours.keys()):
         if saved[key].dtype != ours[key].dtype or not torch.equal(saved[key], ours[key]):
@@ -116,11 +117,15 @@ def main():
     parser.add_argument("base")
     parser.add_argument("adapter")
     parser.add_argument("logits")
+    parser.add_argument("--rows", type=int)
     options = parser.parse_args()
     with Findings() as findings:
-        model = PeftModel.from_pretrained(read_base(options.base, options.dtype, findings), options.adapter).eval()
+        base = read_base(options.base, options.dtype, findings)
+        if options.rows:
+            base.resize_token_embeddings(options.rows, mean_resizing=False)
+        model = PeftModel.from_pretrained(base, options.adapter).eval()
         result = compare(model, options.logits, options.tolerance, findings)
-        result["tensors"] = same_after_saving(model, options.adapter, findings)
+        result["tensors"] = same_after_saving(model, options.adapter, findings, bool(options.rows))
     conclude(result, findings)
 
 

@@ -7,8 +7,8 @@ use super::layer::Lora;
 use super::modules::LoraModules;
 use super::spec::LoraInit;
 use super::tensors::{B_BIAS, EMBEDDING_A, EMBEDDING_B, LINEAR_A, LINEAR_B, MAGNITUDE, START_A, START_B};
-use super::token_rows::AttachTokenRows;
 use crate::adapters::plan::{AdaptLayer, AdaptedLayer};
+use crate::adapters::token_rows::AttachTokenRows;
 use crate::error::Result;
 use crate::nn::{Adapter, LayerKind, Weight};
 use tch::{Device, Kind, Tensor};
@@ -47,7 +47,7 @@ impl AttachLora {
         let own = layer.own_weight()?;
         let a = layer.trained(EMBEDDING_A, Tensor::zeros([rank, count], OPTIONS));
         let b = layer.trained(EMBEDDING_B, Tensor::randn([width, rank], OPTIONS));
-        let lora = LoraEmbedding { a, b, scale, own };
+        let lora = LoraEmbedding { a, b, scale, dropout: self.dropout, own };
         if !self.dora {
             return Ok(Box::new(lora));
         }

@@ -1,7 +1,7 @@
 //! How a low-rank update of an embedding computes.
 
 use crate::nn::ops::embedding_rows;
-use crate::nn::weight::{is_decoding, product};
+use crate::nn::weight::{cast, is_decoding, product};
 use crate::nn::{Adapter, Dense, Weight};
 use tch::{Kind, Tensor};
 
@@ -12,6 +12,8 @@ pub(super) struct LoraEmbedding {
     /// (D, R)
     pub b: Tensor,
     pub scale: f64,
+    /// Dropout on the input of an output head that has the same update.
+    pub dropout: f64,
     /// The base weight that the update was trained on, if the adapter's file contains one that differs from the
     /// model's.
     pub own: Option<Tensor>,
@@ -39,5 +41,38 @@ impl Adapter for LoraEmbedding {
 
     fn merged(&self, weight: &Tensor) -> Tensor {
         self.table(weight).to_kind(weight.kind())
+    }
+
+    fn for_tied_head(&self) -> Option<Box<dyn Adapter>> {
+        let (a, b, own) = (self.a.tr(), self.b.tr(), self.own.as_ref().map(Tensor::shallow_clone));
+        Some(Box::new(TiedHead { a: b, b: a, scale: self.scale, own, dropout: self.dropout }))
+    }
+}
+
+/// The same update of an output head that shares the embedding's weight: `y = W x + s B A dropout(x)`.
+struct TiedHead {
+    /// (R, D), the embedding's B transposed.
+    a: Tensor,
+    /// (V, R), the embedding's A transposed.
+    b: Tensor,
+    scale: f64,
+    own: Option<Tensor>,
+    dropout: f64,
+}
+
+impl Adapter for TiedHead {
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
+        let dense = match &self.own {
+            Some(own) => product(x, own, base.bias.as_ref()),
+            None => base.forward(x),
+        };
+        let dropped = if train && self.dropout > 0.0 { x.dropout(self.dropout, true) } else { x.shallow_clone() };
+        let low = product(&dropped, &cast(&self.a, x.kind()), None);
+        dense + product(&low, &cast(&self.b, x.kind()), None) * self.scale
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        let sum = self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + self.b.matmul(&self.a) * self.scale;
+        sum.to_kind(weight.kind())
     }
 }

@@ -4,9 +4,9 @@
 //! alpha / sqrt(R) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
 //!
 //! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
-//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. token_rows: rows of the
-//! embedding that are trained in full. eva: the directions of a layer's inputs; distribution: ranks by them. peft,
-//! target_parameters, tensors: PEFT's files. updates: merging. publish: adapters whose files differ from what is trained.
+//! how a linear layer and an embedding compute; dora: the same with trained magnitudes. eva: the directions of a layer's
+//! inputs; distribution: ranks by them. peft, target_parameters, tensors: PEFT's files. updates: merging. publish: adapters
+//! whose files differ from what is trained.
 
 mod attach;
 mod distribution;
@@ -21,7 +21,6 @@ mod publish;
 mod spec;
 mod target_parameters;
 mod tensors;
-mod token_rows;
 mod updates;
 
 pub use distribution::distribute;
@@ -32,10 +31,11 @@ pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 pub(super) use peft::read as read_config;
 pub(super) use tensors::factors;
 
-use super::kind::{AdapterActivations, AdapterKind};
+use super::kind::{AdapterActivations, AdapterKind, TrainedRows};
 use super::module_settings::KindSection;
 use super::plan::AdaptLayer;
 use super::targets::{ModuleRules, ModuleRulesMut};
+use super::token_rows::{self, AttachTokenRows, FindToken, ROWS_BESIDE_LORA};
 use super::update::WeightUpdate;
 use crate::error::Result;
 use serde_json::{Value, json};
@@ -93,7 +93,12 @@ impl AdapterKind for LoraSpec {
             dora: self.dora,
             bias: self.bias,
             freeze_a: self.freeze_a,
-            token_rows: token_rows::AttachTokenRows::new(&self.token_rows),
+            token_rows: AttachTokenRows::new(
+                token_rows::ids(&self.token_rows)?,
+                token_rows::ids(&self.head_rows)?,
+                ROWS_BESIDE_LORA,
+                "adapter.lora.token_rows",
+            ),
         }))
     }
 
@@ -105,6 +110,8 @@ impl AdapterKind for LoraSpec {
             ("dora", json!(self.dora)),
             ("bias", json!(self.bias)),
             ("token_rows", json!(self.token_rows)),
+            ("head_rows", json!(self.head_rows)),
+            ("tie", json!(self.tie)),
             ("rank_pattern", json!(self.rank_pattern)),
             ("alpha_pattern", json!(self.alpha_pattern)),
         ]
@@ -153,11 +160,33 @@ impl AdapterKind for LoraSpec {
         self.init == LoraInit::Loftq
     }
 
+    fn resolve_tokens(&mut self, find: &FindToken) -> Result<()> {
+        token_rows::resolve(&mut self.token_rows, "adapter.lora.token_rows", find)?;
+        token_rows::resolve(&mut self.head_rows, "adapter.lora.head_rows", find)
+    }
+
+    fn train_token_rows(&mut self, embedding: &[i64], head: &[i64]) -> bool {
+        token_rows::add(&mut self.token_rows, embedding);
+        token_rows::add(&mut self.head_rows, head);
+        true
+    }
+
+    fn trained_rows(&self) -> Result<TrainedRows> {
+        Ok(TrainedRows { embedding: token_rows::ids(&self.token_rows)?, head: token_rows::ids(&self.head_rows)? })
+    }
+
+    fn ties_head(&self) -> bool {
+        self.tie
+    }
+
     fn rate_factors(&self) -> Vec<(&'static str, f64)> {
         self.b_lr_ratio.map(|ratio| (r"\.lora_B\.", ratio)).into_iter().collect()
     }
 
     fn publish(&mut self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        if self.tie {
+            publish::name_embedding(self, tensors.keys());
+        }
         if !self.init.takes_from_base() {
             return tensors;
         }

@@ -2,9 +2,10 @@
 
 use super::spec::{LoraInit, LoraSpec, MAX_RANK};
 use super::target_parameters;
-use crate::adapters::kind::AdapterKind;
+use crate::adapters::kind::{AdapterKind, HEAD};
 use crate::adapters::module_settings::ModuleSettings;
 use crate::adapters::peft::{self, PeftConfig, number};
+use crate::adapters::token_rows::{TokenName, of_ids};
 use crate::error::Result;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 /// Keys of adapter_config.json that are read into a [`LoraSpec`], besides those that select modules.
 const OWN_KEYS: &[&str] = &[
     "alpha_pattern",
+    "ensure_weight_tying",
     "init_lora_weights",
     "lora_alpha",
     "lora_bias",
@@ -53,8 +55,18 @@ pub fn write(spec: &LoraSpec, base: &str) -> Value {
     if spec.bias {
         own["lora_bias"] = json!(true);
     }
-    if !spec.token_rows.is_empty() {
+    if !spec.head_rows.is_empty() {
+        let embedding = if spec.fan_in_fan_out { "wte" } else { "embed_tokens" };
+        let mut rows = json!({ HEAD: spec.head_rows });
+        if !spec.token_rows.is_empty() {
+            rows[embedding] = json!(spec.token_rows);
+        }
+        own["trainable_token_indices"] = rows;
+    } else if !spec.token_rows.is_empty() {
         own["trainable_token_indices"] = json!(spec.token_rows);
+    }
+    if spec.tie {
+        own["ensure_weight_tying"] = json!(true);
     }
     peft::config(spec, "LORA", base, own)
 }
@@ -80,8 +92,12 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         }
     };
     // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
-    let ModuleSettings { targets, exclude, layers, layers_pattern, modules_to_save, from, fan_in_fan_out } =
+    let ModuleSettings { targets, exclude, layers, layers_pattern, mut modules_to_save, from, fan_in_fan_out } =
         config.module_settings(&["q_proj", "v_proj", "c_attn"])?;
+    // With `ensure_weight_tying` PEFT names the embedding in full beside the name that it was given.
+    let named = modules_to_save.clone();
+    modules_to_save.retain(|module| !named.iter().any(|other| module.ends_with(&format!(".{other}"))));
+    let [token_rows, head_rows] = token_rows(config)?;
     let of_weights = target_parameters::read(config)?;
     let (mut rank_pattern, mut alpha_pattern): (IndexMap<String, i64>, IndexMap<String, f64>) =
         (config.read("rank_pattern")?.unwrap_or_default(), config.read("alpha_pattern")?.unwrap_or_default());
@@ -102,7 +118,9 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
         bias: config.read("lora_bias")?.unwrap_or(false),
         freeze_a: false,
         b_lr_ratio: None,
-        token_rows: token_rows(config)?,
+        token_rows,
+        head_rows,
+        tie: config.read("ensure_weight_tying")?.unwrap_or(false),
         rank_pattern,
         alpha_pattern,
         modules_to_save,
@@ -127,17 +145,24 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
     Ok(spec)
 }
 
-/// Returns the tokens whose rows of the embedding were trained: a list, or a list by the name of the embedding.
-fn token_rows(config: &PeftConfig) -> Result<Vec<i64>> {
+/// Returns the tokens whose rows of the embedding and of the output head were trained: a list for the embedding, or lists
+/// by the names of modules.
+fn token_rows(config: &PeftConfig) -> Result<[Vec<TokenName>; 2]> {
     const KEY: &str = "trainable_token_indices";
-    match config.get(KEY) {
-        Some(Value::Object(lists)) => match lists.iter().collect::<Vec<_>>()[..] {
-            [] => Ok(Vec::new()),
-            [(module, ids)] if ["embed_tokens", "wte"].iter().any(|name| module.ends_with(name)) => {
-                config.parse(KEY, ids.clone())
+    let Some(Value::Object(lists)) = config.get(KEY) else {
+        return Ok([of_ids(config.read(KEY)?.unwrap_or_default()), Vec::new()]);
+    };
+    let mut rows = [Vec::new(), Vec::new()];
+    for (module, ids) in lists {
+        let at = match module.rsplit('.').next().unwrap_or(module) {
+            "embed_tokens" | "wte" => 0,
+            HEAD => 1,
+            _ => {
+                let hint = "only rows of the token embedding and of lm_head are read: merge the adapter with PEFT";
+                return Err(config.unsupported(KEY, hint));
             }
-            _ => Err(config.unsupported(KEY, "only rows of the token embedding are read: merge the adapter with PEFT")),
-        },
-        _ => Ok(config.read(KEY)?.unwrap_or_default()),
+        };
+        rows[at] = of_ids(config.parse(KEY, ids.clone())?);
     }
+    Ok(rows)
 }

@@ -4,6 +4,8 @@
 use super::layer::change;
 use super::spec::{LoraInit, LoraSpec};
 use super::tensors::{LINEAR_A, LINEAR_B, START_A, START_B};
+use crate::adapters::kind::HEAD;
+use crate::adapters::vocabulary_tables::is_embedding;
 use std::collections::BTreeMap;
 use tch::Tensor;
 
@@ -22,6 +24,19 @@ pub(super) fn without_start(mut tensors: BTreeMap<String, Tensor>) -> BTreeMap<S
         tensors.extend([(name_a, a), (name_b, b)]);
     }
     tensors
+}
+
+/// Names the embedding among the modules to save, as PEFT does, if it is saved for the output head that shares its weight.
+pub(super) fn name_embedding<'n>(spec: &mut LoraSpec, mut tensors: impl Iterator<Item = &'n String>) {
+    let saved = |name: &'n String| name.strip_suffix(".weight").filter(|module| is_embedding(module));
+    let Some(embedding) = tensors.find_map(saved) else { return };
+    let modules = &mut spec.modules_to_save;
+    if modules.iter().any(|module| module == HEAD) {
+        modules.retain(|module| module != HEAD);
+        if !modules.iter().any(|module| embedding.ends_with(module.as_str())) {
+            modules.push(embedding.into());
+        }
+    }
 }
 
 /// Doubles the rank and keeps the scale. rsLoRA divides by the root of the rank.

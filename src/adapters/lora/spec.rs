@@ -1,6 +1,7 @@
 //! The settings of LoRA and its relatives, as a recipe gives them.
 
 use crate::adapters::targets::Targets;
+use crate::adapters::token_rows::TokenName;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -59,9 +60,15 @@ pub struct LoraSpec {
     /// Modules trained in full and saved with the adapter, by name or name ending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
-    /// Tokens, by id, whose rows of the embedding are trained in full and saved with the adapter; an output head that shares the embedding's weight follows.
+    /// Tokens, by id or text, whose rows of the embedding are trained in full and saved with the adapter; an output head that shares the embedding's weight follows. Those of `model.new_tokens` are added by themselves.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub token_rows: Vec<i64>,
+    pub token_rows: Vec<TokenName>,
+    /// Tokens, by id or text, whose rows of an output head with a weight of its own are trained in full and saved with the adapter. Those of `model.new_tokens` are added by themselves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub head_rows: Vec<TokenName>,
+    /// If embedding and output head share one weight, keep them one: an update of one of them, or the copy trained as a module to save, is that of both (`ensure_weight_tying` of PEFT).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tie: bool,
     /// The initial values of A and B.
     pub init: LoraInit,
     /// With `init: eva`: a module may get this many times its rank, at the expense of others whose inputs vary in fewer directions (rho in the paper, which uses 2). The sum of ranks stays. The run's plan has the ranks. 1, or left out: every module keeps its rank.
@@ -98,6 +105,8 @@ impl Default for LoraSpec {
             alpha_pattern: IndexMap::new(),
             modules_to_save: Vec::new(),
             token_rows: Vec::new(),
+            head_rows: Vec::new(),
+            tie: false,
             init: LoraInit::Kaiming,
             eva_rho: None,
             from: None,

@@ -2,9 +2,10 @@
 
 use super::modules::LoraModules;
 use super::spec::LoraSpec;
-use super::token_rows::{TOKEN_ROWS, TokenRowsUpdate};
 use super::updates::{BiasUpdate, DoraUpdate};
 use crate::adapters::base_layer::BASE_LAYER;
+use crate::adapters::kind::AdapterKind;
+use crate::adapters::token_rows::{ROWS_BESIDE_LORA, TokenRowsUpdate};
 use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,9 +33,10 @@ pub(super) fn names(spec: &LoraSpec) -> &'static [&'static str] {
     }
 }
 
-/// Returns true for trained rows of the embedding.
+/// Returns true for trained rows of the embedding or head.
 pub(super) fn is_token_rows(spec: &LoraSpec, tensor: &str) -> bool {
-    !spec.token_rows.is_empty() && tensor.strip_suffix(TOKEN_ROWS).is_some_and(|module| module.ends_with('.'))
+    let any = !spec.token_rows.is_empty() || !spec.head_rows.is_empty();
+    any && tensor.strip_suffix(ROWS_BESIDE_LORA).is_some_and(|module| module.ends_with('.'))
 }
 
 /// Returns the updates of `modules`, from the tensors of the file `origin`. Fails for incomplete pairs of A and B
@@ -63,12 +65,12 @@ pub(super) fn updates(
             updates.insert(format!("{module}.bias"), Box::new(BiasUpdate { bias, scale: file.rules.scale(module) }));
         }
     }
-    let rows = tensors.iter().filter(|(name, _)| is_token_rows(spec, name));
-    updates.extend(rows.map(|(name, rows)| {
-        let weight = format!("{}weight", name.strip_suffix(TOKEN_ROWS).unwrap_or_default());
-        let update = TokenRowsUpdate { ids: spec.token_rows.clone(), rows: rows.shallow_clone() };
-        (weight, Box::new(update) as Box<dyn WeightUpdate>)
-    }));
+    let trained = spec.trained_rows()?;
+    for (name, rows) in tensors.iter().filter(|(name, _)| is_token_rows(spec, name)) {
+        let module = name.strip_suffix(ROWS_BESIDE_LORA).unwrap_or_default();
+        let ids = trained.of(module.trim_end_matches('.')).to_vec();
+        updates.insert(format!("{module}weight"), Box::new(TokenRowsUpdate { ids, rows: rows.shallow_clone() }));
+    }
     Ok(updates)
 }
 

@@ -3,7 +3,7 @@
 use crate::cli::shared::interrupt::flag_on_interrupt;
 use crate::cli::shared::model::DtypeArg;
 use clap::{Args, ValueEnum};
-use ft::data::chat::ChatTokenizer;
+use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::label::machines::command::CommandJudge;
 use ft::label::machines::judge;
@@ -96,7 +96,7 @@ pub fn run(args: &JudgeArgs) -> Result<()> {
     if let Some(reward) = &args.reward {
         let base = args.model.as_deref().unwrap_or(reward);
         let adapter = args.model.as_ref().map(|_| reward.as_path());
-        let tokenizer = ChatTokenizer::load(base, None)?;
+        let tokenizer = ChatTokenizer::load_for(base, adapter, &TemplateOptions::default())?;
         let (model, scoring) = open_scorer(base, adapter, device, args.dtype.choose_kind(device, base)?)?;
         scoring.check_texts(reward, |text| tokenizer.encode_plain(text))?;
         let name = json!(fsutil::absolute(reward));
@@ -105,7 +105,7 @@ pub fn run(args: &JudgeArgs) -> Result<()> {
         return args.judge_pairs(&store, &mut judge, folder_name(reward), JudgingOrder::One);
     }
     if let Some(base) = &args.model {
-        let tokenizer = ChatTokenizer::load(base, None)?;
+        let tokenizer = ChatTokenizer::load_for(base, args.adapter.as_deref(), &TemplateOptions::default())?;
         let model = open(base, args.adapter.as_slice(), device, args.dtype.choose_kind(device, base)?)?;
         models::open::require_finite_adapters(&model, args.adapter.as_slice())?;
         let rubric = args.rubric.as_deref().map(fsutil::read_to_string).transpose()?;

@@ -2,7 +2,7 @@
 
 use crate::cli::shared::model::DtypeArg;
 use clap::{Args, ValueEnum};
-use ft::data::chat::ChatTokenizer;
+use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::label::machines::reward::reward_scores;
 use ft::label::project::pairs::{RewardScores, SelectionOptions, Strategy, select};
@@ -76,8 +76,8 @@ pub fn run(args: &PairsArgs) -> Result<()> {
     let mut said: RewardScores = Vec::new();
     for folder in &args.reward {
         let tokenizer_of = args.model.as_deref().unwrap_or(folder);
-        let tokenizer = ChatTokenizer::load(tokenizer_of, None)?;
         let adapter = args.model.as_ref().map(|_| folder.as_path());
+        let tokenizer = ChatTokenizer::load_for(tokenizer_of, adapter, &TemplateOptions::default())?;
         let device = device(&args.device)?;
         let kind = args.dtype.choose_kind(device, tokenizer_of)?;
         let (model, scoring) = open_scorer(tokenizer_of, adapter, device, kind)?;

@@ -104,7 +104,7 @@ impl ModelArgs {
                 report::info(format!("using the adapter's own chat template: {}", own.display()));
             }
         }
-        let tokenizer = ChatTokenizer::load_with(&self.model, &rendering)?;
+        let tokenizer = ChatTokenizer::load_for(&self.model, self.adapter.as_deref(), &rendering)?;
         let device = models::device(&self.device)?;
         let kind = self.dtype.choose_kind(device, &self.model)?;
         let model = models::open_stored(&self.model, self.adapter.as_slice(), device, kind, quantize.storage())?;

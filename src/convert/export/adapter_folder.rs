@@ -4,6 +4,7 @@ use crate::adapters::{AdapterSpec, file, targets};
 use crate::convert::folder::companions::{TOKENIZER_FILES, copy_companion_files, write_text};
 use crate::convert::verify::report::REPORT;
 use crate::error::Result;
+use crate::models::{Config, VocabularyRows};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::Tensor;
@@ -18,9 +19,17 @@ pub(in crate::convert) fn write_adapter_folder<'t>(
 ) -> Result<()> {
     file::write(folder, spec, base_name, tensors)?;
     copy_companion_files(base, folder, TOKENIZER_FILES)?;
+    let (adapter, config) = (file::read(folder)?, Config::read(base)?);
+    let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?.and_then(|rows| rows.grown(&config));
+    let resize = rows.map_or(String::new(), |rows| {
+        format!(
+            "\nThe adapter was trained with new tokens, which the tokenizer here has. For PEFT, give the base their rows first:\n\n\
+             ```python\nmodel.resize_token_embeddings({rows})\nmodel = PeftModel.from_pretrained(model, DIR)\n```\n\n"
+        )
+    });
     let card = format!(
         "---\nlibrary_name: peft\nbase_model: {}\npipeline_tag: text-generation\ntags:\n- {}\n---\n\nA {} adapter trained with ft {}. \
-         Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; {}.\n\
+         Read it with PEFT, or with `ft generate --model BASE --adapter DIR`; {}.\n{resize}\
          `{REPORT}` reports how the saved files were checked.\n",
         serde_json::to_string(base_name).unwrap_or_default(),
         spec.name(),

@@ -1,8 +1,9 @@
-//! Writes what a model's or adapter's folder has besides weights: config.json, the tokenizer's files, chat template and
-//! stop tokens.
+//! Writes what a model's or adapter's folder has besides weights: config.json, the tokenizer's files, new tokens, chat
+//! template and stop tokens.
 
 pub(super) mod companions;
 pub(super) mod config_file;
 pub(super) mod disk_space;
+pub mod new_tokens;
 pub mod stop_tokens;
 pub mod template;

@@ -46,6 +46,7 @@ pub fn measure(folder: &Path, texts: &[Vec<u32>], device: Device) -> Result<Cali
         storage: Storage::Auto,
         train_base: None,
         adapters,
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     let model = Model::load(folder, load)?;

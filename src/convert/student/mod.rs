@@ -278,6 +278,7 @@ fn verify(from: &Path, folder: &Path, kept: &[usize], only_layers: bool) -> Resu
             storage: Storage::Auto,
             train_base: None,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         };
         Model::load(folder, load)

@@ -42,9 +42,9 @@ fn answer(consumer: &'static str, reasons: Vec<String>, needs: Option<String>) -
 /// The values that vLLM accepts for max_lora_rank; its default is 16.
 const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
-/// Returns the answers for an adapter directory.
-pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
-    let mut answers = of_adapter_files(adapter);
+/// Returns the answers for an adapter directory. `rows`: the size to which the base's vocabulary has to be enlarged.
+pub fn of_adapter(adapter: &AdapterFile, rows: Option<i64>) -> Vec<Compatibility> {
+    let mut answers = of_adapter_files(adapter, rows);
     let Some(original) = adapter.base.as_deref().and_then(|base| original_of_gguf(Path::new(base))) else {
         return answers;
     };
@@ -76,31 +76,33 @@ fn original_of_gguf(base: &Path) -> Option<String> {
     }))
 }
 
-fn of_adapter_files(adapter: &AdapterFile) -> Vec<Compatibility> {
+fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>) -> Vec<Compatibility> {
     let (spec, lora) = (&adapter.spec, adapter.spec.as_lora());
+    let resize = rows.map(|rows| format!("after model.resize_token_embeddings({rows}), as README.md beside it says"));
     if spec.has_scalar_head() {
         let how = "with AutoModelForSequenceClassification, as README.md beside it says";
+        let how = resize.as_ref().map_or(how.to_string(), |resize| format!("{how}, {resize}"));
         let whole = "modules_to_save holds score: train without `adapter` for a model it reads";
         return vec![
-            answer("PEFT", Vec::new(), Some(how.into())),
+            answer("PEFT", Vec::new(), Some(how)),
             answer("vLLM", vec![whole.into()], None),
             answer("llama.cpp", vec![NO_HEAD.into()], None),
         ];
     }
     match lora {
-        Some(lora) => of_lora(adapter, lora),
+        Some(lora) => of_lora(adapter, lora, resize),
         None => {
             let merged = spec.why_not_merged().map_or(": ft merge makes a model it reads", |_| "");
             let other = format!("it reads no {}{merged}", spec.title());
             let no = |consumer| answer(consumer, vec![other.clone()], None);
             let modules = adapter.tensors.keys().filter_map(|n| spec.module_of(n)).collect();
             let peft = spec.peft_refusal(&modules).into_iter().collect();
-            vec![answer("PEFT", peft, None), no("vLLM"), no("llama.cpp")]
+            vec![answer("PEFT", peft, resize), no("vLLM"), no("llama.cpp")]
         }
     }
 }
 
-fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
+fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>) -> Vec<Compatibility> {
     let modules: BTreeSet<&str> = adapter.tensors.keys().filter_map(|n| adapter.spec.module_of(n)).collect();
     // (rank, alpha, scale)
     let numbers: Vec<(i64, f64, f64)> = match LoraModules::new(spec) {
@@ -114,7 +116,10 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
     let more = [
         (spec.dora, "DoRA: ft merge makes a model it reads"),
         (spec.bias, "a bias behind B: ft merge makes a model it reads, if the layers have a bias"),
-        (!spec.token_rows.is_empty(), "trained rows of the embedding: ft merge makes a model it reads"),
+        (
+            !spec.token_rows.is_empty() || !spec.head_rows.is_empty(),
+            "trained rows of the embedding: ft merge makes a model it reads",
+        ),
     ];
     let more: Vec<String> = more.into_iter().filter(|(set, _)| *set).map(|(_, why)| why.to_string()).collect();
 
@@ -145,7 +150,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
         .then(|| "alpha_pattern: it uses one alpha for all modules".to_string());
     let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().chain(more).collect();
     vec![
-        answer("PEFT", Vec::new(), None),
+        answer("PEFT", Vec::new(), resize),
         answer("vLLM", vllm, flag),
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
     ]

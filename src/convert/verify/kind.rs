@@ -6,7 +6,7 @@ use super::compatibility::{self, Compatibility};
 use crate::adapters::file;
 use crate::error::Result;
 use crate::fsutil;
-use crate::models::{self, Heads, LoadOptions, Model, Storage};
+use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, VocabularyRows};
 use crate::nn::weights::Weights;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +80,7 @@ impl ExportKind<'_> {
                     storage: reference.storage(),
                     train_base: None,
                     adapters: Vec::new(),
+                    vocabulary: None,
                     heads: Heads::Tokens,
                 },
             ),
@@ -89,7 +90,11 @@ impl ExportKind<'_> {
     /// Returns which programs can read a directory. `scores`: it is a reward model's.
     pub(super) fn compatibility(self, folder: &Path, scores: bool) -> Result<Vec<Compatibility>> {
         Ok(match self {
-            ExportKind::Adapter { .. } => compatibility::of_adapter(&file::read(folder)?),
+            ExportKind::Adapter { base } => {
+                let (adapter, config) = (file::read(folder)?, Config::read(base)?);
+                let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?;
+                compatibility::of_adapter(&adapter, rows.and_then(|rows| rows.grown(&config)))
+            }
             ExportKind::Model if scores => compatibility::of_scorer(folder),
             ExportKind::Model => compatibility::of_model(folder),
         })

@@ -28,6 +28,11 @@ impl ChatTokenizer {
     ///
     /// Errors: the directory has no tokenizer that can be read, or no chat template of the given name.
     pub fn load_with(model_dir: &Path, rendering: &TemplateOptions) -> Result<Self> {
+        Self::load_from(model_dir, model_dir, rendering)
+    }
+
+    /// As `load_with`, with the tokenizer and the templates of another folder: that of an adapter on the model.
+    pub(super) fn load_from(base: &Path, model_dir: &Path, rendering: &TemplateOptions) -> Result<Self> {
         let files = ModelFiles::open(model_dir)?;
         let settings = TokenizerSettings::read(&files)?;
         let mut specials = settings.specials();
@@ -68,11 +73,11 @@ impl ChatTokenizer {
         inner.with_truncation(None).map_err(|e| Error::bug(format!("{}: {e}", path.display())))?;
         let post = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
 
         let id_of = |name: &str| specials.get(name).and_then(Value::as_str).and_then(|token| inner.token_to_id(token));
-        let generation: RowColumns = files.json_or_default("generation_config.json")?;
-        let model: RowColumns = files.json_or_default(CONFIG)?;
+        let of_base = ModelFiles::open(base)?;
+        let generation: RowColumns = of_base.json_or_default("generation_config.json")?;
+        let model: RowColumns = of_base.json_or_default(CONFIG)?;
         let rows = model.get("vocab_size").and_then(Value::as_u64).map(|n| n as usize);
         let stops_written = ids_in(generation.get("eos_token_id").or_else(|| model.get("eos_token_id")));
         let (bos, pad) = (id_of("bos_token"), id_of("pad_token"));
@@ -86,7 +91,7 @@ impl ChatTokenizer {
             inner,
             post,
             template,
-            vocab_size,
+            vocab_size: 0,
             rows,
             bos,
             eos,
@@ -94,25 +99,37 @@ impl ChatTokenizer {
             turn_end: None,
             after_turn: Vec::new(),
             stop_ids: Vec::new(),
-            written_stops: stops_written.clone(),
+            written_stops: stops_written,
             prefixes: false,
             holds_spaces: false,
         };
-        let first = made.encode("a")?.first().and_then(|id| made.token(*id)).unwrap_or_default();
-        made.prefixes = first.starts_with(['▁', 'Ġ', ' ']);
-        if let Some(last) = made.encode("a a")?.last() {
-            let spaced = made.token(*last).is_some_and(|token| token.starts_with('▁') && token.len() > '▁'.len_utf8());
-            made.holds_spaces = spaced && made.decode(&[*last], false)? == "a";
-        }
-        if let Some((end, after)) = made.find_turn_end() {
-            (made.turn_end, made.after_turn) = (Some(end), after);
-        }
-        for id in stops_written.into_iter().chain(made.eos).chain(made.turn_end) {
-            if !made.stop_ids.contains(&id) {
-                made.stop_ids.push(id);
-            }
+        made.settle()?;
+        if base != model_dir {
+            // An adapter's new tokens have rows in its file.
+            made.rows = made.rows.map(|rows| rows.max(made.vocab_size));
         }
         Ok(made)
+    }
+
+    /// Finds out what follows from the vocabulary and the template: after they were read, and after tokens were added.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.vocab_size = self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let first = self.encode("a")?.first().and_then(|id| self.token(*id)).unwrap_or_default();
+        self.prefixes = first.starts_with(['▁', 'Ġ', ' ']);
+        if let Some(last) = self.encode("a a")?.last() {
+            let spaced = self.token(*last).is_some_and(|token| token.starts_with('▁') && token.len() > '▁'.len_utf8());
+            self.holds_spaces = spaced && self.decode(&[*last], false)? == "a";
+        }
+        if let Some((end, after)) = self.find_turn_end() {
+            (self.turn_end, self.after_turn) = (Some(end), after);
+        }
+        self.stop_ids.clear();
+        for id in self.written_stops.iter().copied().chain(self.eos).chain(self.turn_end) {
+            if !self.stop_ids.contains(&id) {
+                self.stop_ids.push(id);
+            }
+        }
+        Ok(())
     }
 
     /// Returns true if the model has a tokenizer that can be loaded. A GGUF file must have one.

@@ -2,11 +2,12 @@
 //!
 //! `template` renders messages (`template_files` finds its text, `tool_arguments` decodes what it expects as objects).
 //! `answer_text` finds an answer in the rendered text, and `omissions` what the template left out. [`ChatTokenizer`]
-//! (`tokenizer`, built by `load`) has both, and encodes text; `turns` splits token ids back into turns. `notes` counts
+//! (`tokenizer`, built by `load`, completed by `new_tokens`) has both, and encodes text; `turns` splits token ids back into turns. `notes` counts
 //! what happened to rows that the user should know about.
 
 mod answer_text;
 mod load;
+mod new_tokens;
 mod notes;
 mod omissions;
 mod template;
@@ -16,6 +17,7 @@ mod tool_arguments;
 mod turns;
 
 pub(in crate::data) use answer_text::{RenderedAnswer, common_prefix, render_answer};
+pub use new_tokens::{NewToken, NewTokens, RowInit, tokenizer_folder};
 pub use notes::{NoteCounts, RowNote};
 pub use omissions::check_nothing_dropped;
 pub(in crate::data) use omissions::{check_roles, omitted_parts};

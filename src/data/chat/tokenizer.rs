@@ -295,6 +295,6 @@ impl DecodeStream<'_> {
     }
 }
 
-fn tokenizer_error(e: &tokenizers::Error) -> Error {
+pub(super) fn tokenizer_error(e: &tokenizers::Error) -> Error {
     Error::user(format!("tokenizer: {e}")).hint("is tokenizer.json complete, and made for this model?")
 }

@@ -160,6 +160,12 @@ impl<'f> TokenizerSettings<'f> {
     }
 }
 
+/// Adds tokens, each with whether it is special, at the next free ids.
+pub(in crate::data) fn add_tokens<'t>(tokenizer: &mut Tokenizer, tokens: impl Iterator<Item = (&'t str, bool)>) {
+    let tokens: Vec<AddedToken> = tokens.map(|(text, special)| AddedToken::from(text, special)).collect();
+    tokenizer.add_tokens(&tokens);
+}
+
 /// Returns the token with the flags that its JSON object sets.
 fn with_flags(mut token: AddedToken, written: &Map<String, Value>) -> AddedToken {
     let flag = |key: &str| written.get(key).and_then(Value::as_bool);

@@ -42,12 +42,22 @@ impl Config {
 
     /// Makes embedding and output head two separate weights, in `raw` and `text` too.
     pub(super) fn untie(&mut self) -> Result<()> {
-        const KEY: &str = "tie_word_embeddings";
         self.tie_word_embeddings = false;
-        self.raw[KEY] = Value::Bool(false);
+        self.change("tie_word_embeddings", Value::Bool(false))
+    }
+
+    /// Sets the number of rows of the embedding, in `raw` and `text` too.
+    pub(super) fn resize_vocabulary(&mut self, rows: i64) -> Result<()> {
+        self.vocab_size = rows;
+        self.change("vocab_size", Value::from(rows))
+    }
+
+    /// Changes a key in `raw` and `text`.
+    fn change(&mut self, key: &str, value: Value) -> Result<()> {
+        let old = std::mem::replace(&mut self.raw[key], value);
         // If the key is spelled as usual, only its value is replaced and the file's formatting stays; otherwise all
         // is rewritten.
-        let text = self.text.replacen(&format!("\"{KEY}\": true"), &format!("\"{KEY}\": false"), 1);
+        let text = self.text.replacen(&format!("\"{key}\": {old}"), &format!("\"{key}\": {}", self.raw[key]), 1);
         self.text = match serde_json::from_str::<Value>(&text).is_ok_and(|found| found == self.raw) {
             true => text,
             false => {

@@ -21,6 +21,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let rules = [
         model::model,
         model::trained,
+        model::new_tokens,
         adapter::virtual_tokens,
         adapter::lora,
         model::quantisation,

@@ -24,6 +24,32 @@ pub fn trained(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Checks new tokens.
+pub fn new_tokens(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    const KEY: &str = "model.new_tokens";
+    if !w.given(KEY) {
+        return;
+    }
+    if w.is("model.init", "random") {
+        let message = "`model.new_tokens` adds to the vocabulary of a trained model; with `init: random` there is none";
+        mistakes.push(w.mistake_at(
+            KEY,
+            message,
+            "add the tokens to the tokenizer: ft tokenizer train --special TOKEN",
+        ));
+    }
+    let from =
+        w.values.get("adapter").and_then(|kinds| kinds.as_object()?.values().find(|kind| !kind["from"].is_null()));
+    if from.is_some() {
+        let message = "`model.new_tokens`: an adapter that is continued keeps the vocabulary that it was trained with";
+        mistakes.push(w.mistake_at(KEY, message, "remove it, or start a new adapter on a merged model: ft merge"));
+    }
+    if !["special", "text", "file"].iter().any(|key| w.given(&format!("{KEY}.{key}"))) {
+        let message = "`model.new_tokens` names no token";
+        mistakes.push(w.mistake_at(KEY, message, "list them under `special` or `text`, or give a `file`"));
+    }
+}
+
 /// Checks what is quantised.
 pub fn quantisation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let quantised = w.value("model.quantize").is_some_and(|v| v.is_string());

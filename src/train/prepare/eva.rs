@@ -90,6 +90,7 @@ fn principal_inputs(prepared: &Prepared, wanted: BTreeMap<String, i64>) -> Resul
         storage: prepared.storage,
         train_base: None,
         adapters: vec![("recorder".to_string(), &recorder as &dyn AdapterPlan)],
+        vocabulary: prepared.vocabulary_rows(),
         heads: Heads::Tokens,
     };
     let model = Model::load(&recipe.model.path, load)?;

@@ -1,7 +1,8 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
 //! formats chooses number formats, arithmetic how exactly they are computed with, student cuts the model out of a larger
-//! one, rows loads the tokenizer and says how rows are read, model loads the base with its adapters, eva finds initial
+//! one, rows loads the tokenizer and says how rows are read,
+//! vocabulary adds new tokens, model loads the base with its adapters, eva finds initial
 //! values that depend on the rows.
 
 mod arithmetic;
@@ -10,25 +11,29 @@ pub mod formats;
 mod model;
 pub mod rows;
 pub mod student;
+pub mod vocabulary;
 
 use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::methods::contract::Method;
 use crate::methods::rows::MethodRows;
-use crate::models::{self, Model, Storage, dtype};
+use crate::models::{self, Model, Storage, VocabularyRows, dtype};
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ModelInit;
 use model::ModelPlacement;
 use std::rc::Rc;
 use tch::Device;
+use vocabulary::AddedVocabulary;
 
 /// A run that is ready to start; the model is not loaded yet.
 pub struct Prepared {
     /// The settings, with number formats and date filled in.
     pub plan: Plan,
-    /// The base's tokenizer with the recipe's chat template.
+    /// The base's tokenizer with the recipe's chat template and new tokens.
     pub tokenizer: Rc<ChatTokenizer>,
+    /// The new tokens and their rows, if the recipe adds some.
+    pub vocabulary: Option<AddedVocabulary>,
     /// The rows as the method reads them.
     pub rows: Box<dyn MethodRows>,
     /// Optimiser steps of the run.
@@ -56,7 +61,8 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
         plan.recipe.model.trained = plan.recipe.model.trained.resolve(&plan.recipe.model.path, device)?;
     }
     dtype::warn_of_slow_products(plan.recipe.model.dtype, device)?;
-    let tokenizer = rows::load_tokenizer(&plan)?;
+    let (tokenizer, added) = rows::load_tokenizer(&mut plan)?;
+    let vocabulary = vocabulary::add(&mut plan.recipe, &tokenizer, added)?;
     // Templates may print the date: it is recorded, so that a run that is resumed or repeated later trains on the same
     // tokens.
     plan.recipe.data.date = tokenizer.date().map(|date| date.to_string()).or(plan.recipe.data.date);
@@ -68,7 +74,8 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     if total == 0 {
         return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
     }
-    let mut prepared = Prepared { plan: plan.clone(), tokenizer, rows, total_steps: total, device, storage, why };
+    let plan = plan.clone();
+    let mut prepared = Prepared { plan, tokenizer, vocabulary, rows, total_steps: total, device, storage, why };
     prepared.plan = eva::distribute_ranks(&prepared)?;
     Ok(prepared)
 }
@@ -79,7 +86,12 @@ impl Prepared {
     pub fn sketch(&self) -> Result<Model> {
         let placement =
             ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false, shapes_only: true };
-        model::load(&self.plan.recipe, &self.tokenizer, placement)
+        model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)
+    }
+
+    /// Returns the rows of new tokens.
+    fn vocabulary_rows(&self) -> Option<&VocabularyRows> {
+        self.vocabulary.as_ref().map(|added| &added.rows)
     }
 
     /// Loads the base with a new adapter; without an adapter, all weights become trainable float32 masters.
@@ -87,7 +99,7 @@ impl Prepared {
         let placement =
             ModelPlacement { device: self.device, storage: self.storage, train_base: true, shapes_only: false };
         let eva = eva::initial_factors(self)?;
-        let model = model::load(&self.plan.recipe, &self.tokenizer, placement)?;
+        let model = model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)?;
         eva::set_factors(&model, &eva);
         Ok(model)
     }

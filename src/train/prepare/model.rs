@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::fsutil;
 use crate::methods::parts::{ExtraAdapter, ModelParts, TRAINED_ADAPTER};
 use crate::models::new_config::{self, VocabularyInfo};
-use crate::models::{Config, LoadOptions, Model, Storage};
+use crate::models::{Config, LoadOptions, Model, Storage, VocabularyRows};
 use crate::nn::AdapterPlan;
 use crate::recipe::optim::Master;
 use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
@@ -27,7 +27,13 @@ pub struct ModelPlacement {
 }
 
 /// Loads the base of a recipe with the adapters that the recipe trains and its method needs.
-pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacement) -> Result<Model> {
+/// `vocabulary` has the rows of new tokens.
+pub fn load(
+    recipe: &Recipe,
+    tokenizer: &ChatTokenizer,
+    vocabulary: Option<&VocabularyRows>,
+    placement: ModelPlacement,
+) -> Result<Model> {
     let _loading = report::spinner(&format!("loading {}", recipe.model.path.display()));
     // Initial adapter weights come from libtorch's generator.
     tch::manual_seed(recipe.run.seed as i64);
@@ -47,12 +53,19 @@ pub fn load(recipe: &Recipe, tokenizer: &ChatTokenizer, placement: ModelPlacemen
     let mut adapters: Vec<(String, &dyn AdapterPlan)> =
         plan.iter().map(|p| (TRAINED_ADAPTER.to_string(), &**p)).collect();
     adapters.extend(extra_adapters.iter().zip(&extra_plans).map(|(e, p)| (e.name.to_string(), &**p)));
+    let continued = recipe.adapter.as_ref().and_then(|adapter| adapter.continues());
+    let continued = continued.map(|folder| file::read(folder).map(|file| (file, folder))).transpose()?;
+    let continued_rows = match &continued {
+        Some((file, folder)) => VocabularyRows::of_adapters(&Config::read(&recipe.model.path)?, &[(file, *folder)])?,
+        None => None,
+    };
     let options = LoadOptions {
         device: placement.device,
         kind: recipe.model.dtype.kind(),
         storage: placement.storage,
         train_base: (placement.train_base && plan.is_none()).then_some(&recipe.model.trained),
         adapters,
+        vocabulary: vocabulary.or(continued_rows.as_ref()),
         heads,
     };
     let model = match recipe.model.init {

@@ -2,7 +2,7 @@
 
 use crate::data::batch::BatchPlan;
 use crate::data::cache::TokenCache;
-use crate::data::chat::ChatTokenizer;
+use crate::data::chat::{ChatTokenizer, NewToken};
 use crate::error::Result;
 use crate::methods::rows::DataContext;
 use crate::recipe::plan::Plan;
@@ -10,11 +10,20 @@ use crate::recipe::sections::ModelInit;
 use crate::report;
 use std::rc::Rc;
 
-/// Loads the base's tokenizer with the recipe's chat template, and warns about tokens without an embedding and about a
-/// stop token that generation_config.json lacks.
-pub fn load_tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
-    let recipe = &plan.recipe;
-    let mut tokenizer = ChatTokenizer::load_with(&recipe.model.path, &recipe.data.rendering()?)?;
+/// Loads the base's tokenizer (that of the adapter that is continued, if it has new tokens) with the recipe's chat template,
+/// and adds the recipe's new tokens, which it returns. Warns about tokens without an embedding and about a stop token that
+/// generation_config.json lacks. Tokens in a file become part of the plan.
+pub fn load_tokenizer(plan: &mut Plan) -> Result<(Rc<ChatTokenizer>, Vec<NewToken>)> {
+    let recipe = &mut plan.recipe;
+    let continued = recipe.adapter.as_ref().and_then(|adapter| adapter.continues());
+    let mut tokenizer = ChatTokenizer::load_for(&recipe.model.path, continued, &recipe.data.rendering()?)?;
+    let added = match &mut recipe.model.new_tokens {
+        Some(new) => {
+            new.read_file()?;
+            tokenizer.add_tokens(new)?
+        }
+        None => Vec::new(),
+    };
     tokenizer.fix_date();
     let tokenizer = Rc::new(match recipe.model.init {
         ModelInit::Pretrained => tokenizer,
@@ -41,7 +50,7 @@ pub fn load_tokenizer(plan: &Plan) -> Result<Rc<ChatTokenizer>> {
             tokenizer.token(id).unwrap_or_default(),
         ));
     }
-    Ok(tokenizer)
+    Ok((tokenizer, added))
 }
 
 /// Collects the settings that a method needs to open the recipe's rows.

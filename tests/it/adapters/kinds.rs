@@ -32,6 +32,8 @@ fn kinds() -> Vec<(Value, &'static [&'static str])> {
         (json!({ "oft": { "block": 8 } }), all),
         (json!({ "oft": { "block": 5, "neumann_terms": null, "block_share": true } }), all),
         (json!({ "adalora": { "rank": 4, "target_rank": 2 } }), all),
+        (json!({ "trainable_tokens": { "tokens": [22, 3, 40], "head": true } }), all),
+        (json!({ "trainable_tokens": { "tokens": [7] } }), &["biased-llama", "tiny-gpt2"]),
     ]
 }
 
@@ -260,7 +262,7 @@ fn damaged_files_are_refused_with_the_name_of_the_tensor() {
         refused(&|t| drop(t.insert(unknown.clone(), Tensor::from_slice(&[1f32]))), &unknown);
         // The last tensor of a module, because a module without any would be one that is not adapted.
         let of_module = |name: &String| name.contains(".layers.0.") || name.contains(".h.0.");
-        let last = copied.keys().rfind(|name| of_module(name)).unwrap().clone();
+        let last = copied.keys().rfind(|name| of_module(name)).or(copied.keys().next_back()).unwrap().clone();
         let wrong = Tensor::zeros([3, 7, 2], (Kind::Float, tch::Device::Cpu));
         refused(&|t| drop(t.insert(last.clone(), wrong.shallow_clone())), &last);
         if spec.tensor_names().len() > 1 && spec.name() != "ln_tuning" {
@@ -278,6 +280,7 @@ fn runs_of_every_kind_can_be_resumed_and_are_exported() {
         "adapter={loha: {rank: 4}}",
         "adapter={lokr: {rank: 2}}",
         "adapter={oft: {block: 8}}",
+        "adapter={trainable_tokens: {tokens: [5, '<|im_end|>']}}",
         "adapter={adalora: {rank: 4, target_rank: 2, initial_steps: 2, final_steps: 2, every: 2, dropout: 0.1}}",
     ];
     let mut last = None;
@@ -327,6 +330,7 @@ fn models_options(plan: &dyn ft::nn::AdapterPlan) -> ft::models::LoadOptions<'_>
         storage: ft::models::Storage::Auto,
         train_base: None,
         adapters: vec![("a".to_string(), plan)],
+        vocabulary: None,
         heads: ft::models::Heads::Tokens,
     }
 }

@@ -6,3 +6,4 @@ mod lycoris;
 mod peft;
 mod peft_kinds;
 mod virtual_tokens;
+mod vocabulary;

@@ -59,6 +59,7 @@ fn bare(folder: &Path, kind: Kind) -> Model {
             storage: Storage::Auto,
             train_base: None,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         },
     )
@@ -203,6 +204,7 @@ fn targets_select_the_same_modules_as_peft() {
                 storage: Storage::Auto,
                 train_base: None,
                 adapters,
+                vocabulary: None,
                 heads: Heads::Tokens,
             };
             Model::load(&fixtures().join(row["model"].as_str().unwrap()), load)
@@ -255,6 +257,7 @@ fn unknown_target_modules_and_layers_are_refused() {
             storage: Storage::Auto,
             train_base: None,
             adapters: vec![("0".into(), &plan as &dyn AdapterPlan)],
+            vocabulary: None,
             heads: Heads::Tokens,
         };
         Model::load(&base(), load).map(|m| m.params().adapter(0).count())
@@ -438,6 +441,7 @@ fn trained(folder: &Path, spec: &LoraSpec, scale: f64) -> Model {
         storage: Storage::Auto,
         train_base: None,
         adapters: vec![("policy".into(), &plan as &dyn AdapterPlan)],
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     let model = Model::load(folder, load).unwrap();
@@ -503,6 +507,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
         storage: Storage::Auto,
         train_base: Some(&TrainedPart::All),
         adapters: Vec::new(),
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     let model = Model::load(&tiny, load).unwrap();
@@ -515,6 +520,7 @@ fn a_trained_base_is_saved_tied_and_rounded_once() {
         storage: Storage::Auto,
         train_base: Some(&TrainedPart::All),
         adapters: Vec::new(),
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     let exact = Model::load(&tiny, load).unwrap();

@@ -228,7 +228,7 @@ fn heads_and_devices_of_every_kind_decode() {
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let [cpu, gpu] = [Device::Cpu, GPU].map(|device| {
         let (kind, storage, adapters, heads) = (Kind::Float, Storage::Auto, Vec::new(), Heads::Tokens);
-        let load = LoadOptions { device, kind, storage, train_base: None, adapters, heads };
+        let load = LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads };
         Model::initialise(Config::read(folder.path()).unwrap(), folder.path(), 3, load).unwrap()
     });
     let [ours, theirs] = [&gpu, &cpu].map(|model| answers(model, &sampling(10)));

@@ -248,6 +248,7 @@ fn load(shape: Shape) -> Model {
             storage: Storage::Auto,
             train_base: whole.then_some(&TrainedPart::All),
             adapters: if whole { Vec::new() } else { adapters },
+            vocabulary: None,
             heads: Heads::Both,
         },
     )

@@ -56,6 +56,7 @@ fn with_head(folder: &Path, adapter: Option<&dyn AdapterPlan>) -> Model {
             storage: Storage::Auto,
             train_base,
             adapters,
+            vocabulary: None,
             heads: Heads::Score,
         },
     )

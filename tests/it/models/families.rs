@@ -316,6 +316,7 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
             storage: Storage::Auto,
             train_base: None,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         };
         let e = Model::load(folder.path(), load).err().expect("refused");
@@ -390,6 +391,7 @@ fn a_recipe_may_target_gpt2s_modules() {
         storage: Storage::Auto,
         train_base: None,
         adapters: vec![("a".into(), &plan as &dyn AdapterPlan)],
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     let model = Model::load(&fixture("tiny-gpt2"), load).unwrap();
@@ -403,6 +405,7 @@ fn a_recipe_may_target_gpt2s_modules() {
         storage: Storage::Auto,
         train_base: None,
         adapters: vec![("a".into(), &refused as &dyn AdapterPlan)],
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     assert!(Model::load(&fixture("tiny-gpt2"), load).err().unwrap().message().contains("wte"));

@@ -23,6 +23,7 @@ fn try_load(folder: &Path) -> Result<Model, Error> {
             storage: Storage::Auto,
             train_base: Some(&TrainedPart::All),
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         },
     );

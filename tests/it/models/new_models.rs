@@ -41,6 +41,7 @@ fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
         storage: Storage::Auto,
         train_base: Some(&TrainedPart::All),
         adapters: Vec::new(),
+        vocabulary: None,
         heads: Heads::Tokens,
     };
     Model::initialise(whole_config(model_type), folder, seed, load).unwrap()

@@ -65,6 +65,7 @@ fn weights_kept_in_the_files_format_give_identical_results() {
                     storage,
                     train_base: None,
                     adapters,
+                    vocabulary: None,
                     heads: Heads::Tokens,
                 };
                 let model = Model::load(folder.path(), load).unwrap();

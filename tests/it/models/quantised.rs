@@ -14,7 +14,15 @@ const FAMILIES: [&str; 5] = ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qw
 
 fn load(folder: &Path, kind: Kind, storage: Storage, plan: Option<&ModulePlan>) -> Model {
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
-    let load = LoadOptions { device: device(), kind, storage, train_base: None, adapters, heads: Heads::Tokens };
+    let load = LoadOptions {
+        device: device(),
+        kind,
+        storage,
+        train_base: None,
+        adapters,
+        vocabulary: None,
+        heads: Heads::Tokens,
+    };
     let model = Model::load(folder, load).unwrap();
     fill_adapter(&model, 0.1);
     model

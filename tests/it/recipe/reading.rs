@@ -513,8 +513,11 @@ const UNCOMMON: &[&str] = &[
     "model.init",
     "model.config",
     "model.tokenizer",
+    "model.new_tokens.",     // in the comment of model.new_tokens
     "model.double_quantize", // needs model.quantize
     "adapter.lora.bias",
+    "adapter.lora.head_rows",
+    "adapter.lora.tie", // for models whose head shares the embedding's weight
     "adapter.lora.layers_pattern",
     "adapter.lora.rank_pattern",
     "adapter.lora.alpha_pattern",

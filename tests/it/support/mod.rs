@@ -96,6 +96,7 @@ pub fn frozen(folder: &Path, kind: Kind) -> Model {
             storage: Storage::Auto,
             train_base: None,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         },
     )
@@ -111,6 +112,7 @@ pub fn whole(folder: &Path, kind: Kind) -> Model {
             storage: Storage::Auto,
             train_base: Some(&TrainedPart::All),
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         },
     )
@@ -127,6 +129,7 @@ pub fn adapted(folder: &Path, kind: Kind, adapter: &dyn AdapterPlan) -> Model {
             storage: Storage::Auto,
             train_base: None,
             adapters,
+            vocabulary: None,
             heads: Heads::Tokens,
         },
     )

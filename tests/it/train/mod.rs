@@ -7,6 +7,7 @@ mod float16;
 mod gguf_base;
 mod launches;
 mod memory;
+mod new_tokens;
 mod on_cuda;
 mod optimisers;
 mod profile;

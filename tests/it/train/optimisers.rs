@@ -356,6 +356,7 @@ fn a_parameter_without_a_gradient_is_not_changed() {
                     ("a".into(), &plans[0] as &dyn AdapterPlan),
                     ("b".into(), &plans[1] as &dyn AdapterPlan),
                 ],
+                vocabulary: None,
                 heads: Heads::Tokens,
             };
             let model = Model::load(&fixture("tiny-llama"), load).unwrap();

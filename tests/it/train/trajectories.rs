@@ -109,6 +109,11 @@ fn with_lora(name: &str) {
         train(name, &case, &model, &mut None, replay);
         let mut expected = tensors(format!("{name}/final/{}", file::TENSORS));
         expected.retain(|key, _| !key.ends_with(".base_layer.weight")); // saved, not trained
+        // A head that is adapted as one with the embedding has the same tensors.
+        if initial.spec.ties_head() {
+            let head = expected.remove("base_model.model.lm_head.weight").unwrap();
+            assert_same("the head", &head, &expected["base_model.model.model.embed_tokens.weight"]);
+        }
         let ours: BTreeMap<String, _> = model
             .params()
             .trainable()
@@ -234,4 +239,10 @@ fn a_bias_behind_b_trains_as_in_peft() {
 fn token_rows_train_as_in_peft() {
     with_lora("lora-relatives/token-rows");
     with_lora("lora-relatives/token-rows-tied");
+    with_lora("lora-relatives/token-rows-head");
+}
+
+#[test]
+fn an_embedding_and_head_saved_as_one_train_as_in_peft() {
+    with_lora("lora-relatives/tied-saved");
 }

@@ -9,7 +9,7 @@ mod refusals;
 use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::{AdapterKind, AdapterSpec, LoraInit, LoraSpec, Targets, file};
+use ft::adapters::{AdapterKind, AdapterSpec, LoraInit, LoraSpec, Targets, TokenName, file};
 use ft::convert::verify::report::ExportVerdict;
 use ft::convert::{export, merged};
 use ft::models::{LayerReplay, Model, open};
@@ -28,6 +28,10 @@ fn logits(model: &Model, ids: &[u32]) -> Tensor {
 
 fn names(list: &[&str]) -> Targets {
     Targets::Names(list.iter().map(|name| name.to_string()).collect())
+}
+
+fn tokens(ids: &[i64]) -> Vec<TokenName> {
+    ids.iter().map(|id| TokenName::Id(*id)).collect()
 }
 
 /// A setting of LoRA with the base to try it on.
@@ -65,9 +69,24 @@ fn relatives() -> Vec<Relative> {
         of("a bias behind B", "biased-llama", LoraSpec { bias: true, targets: few(), ..plain() }),
         of("a bias behind B, gpt2", "tiny-gpt2", LoraSpec { bias: true, ..plain() }),
         of("frozen A", "tiny-llama", LoraSpec { freeze_a: true, ..plain() }),
-        of("token rows", "biased-llama", LoraSpec { token_rows: vec![59, 5, 9], targets: few(), ..plain() }),
-        of("token rows, tied", "tiny-llama", LoraSpec { token_rows: vec![22, 3], dora: true, ..plain() }),
-        of("token rows, gpt2", "tiny-gpt2", LoraSpec { token_rows: vec![22, 3], ..plain() }),
+        of("token rows", "biased-llama", LoraSpec { token_rows: tokens(&[59, 5, 9]), targets: few(), ..plain() }),
+        of("token rows, tied", "tiny-llama", LoraSpec { token_rows: tokens(&[22, 3]), dora: true, ..plain() }),
+        of(
+            "token rows of both",
+            "biased-llama",
+            LoraSpec { token_rows: tokens(&[59, 9]), head_rows: tokens(&[9, 5]), targets: few(), ..plain() },
+        ),
+        of(
+            "tied, adapted",
+            "tiny-qwen2",
+            LoraSpec { tie: true, dropout: 0.0, targets: names(&["q_proj", "embed_tokens"]), ..plain() },
+        ),
+        of(
+            "tied, saved",
+            "tiny-llama",
+            LoraSpec { tie: true, modules_to_save: vec!["lm_head".into()], targets: few(), ..plain() },
+        ),
+        of("token rows, gpt2", "tiny-gpt2", LoraSpec { token_rows: tokens(&[22, 3]), ..plain() }),
     ]
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The fixtures of lora_relatives.py and their bases.
-const PEFTS: [(&str, &str); 8] = [
+const PEFTS: [(&str, &str); 10] = [
     ("dora", "tiny-llama"),
     ("dora-biased", "biased-llama"),
     ("dora-gpt2", "tiny-gpt2"),
@@ -12,6 +12,8 @@ const PEFTS: [(&str, &str); 8] = [
     ("token-rows", "biased-llama"),
     ("token-rows-tied", "tiny-llama"),
     ("target-parameters", "tiny-llama"),
+    ("token-rows-head", "biased-llama"),
+    ("tied-saved", "tiny-qwen2"),
 ];
 
 #[test]

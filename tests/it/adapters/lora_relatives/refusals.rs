@@ -53,21 +53,39 @@ fn settings_that_layers_cannot_have_are_refused() {
             storage: ft::models::Storage::Auto,
             train_base: None,
             adapters: vec![("a".into(), &*plan)],
+            vocabulary: None,
             heads: ft::models::Heads::Tokens,
         };
         Model::load(&fixture(base), load).err().expect("it was accepted")
     };
     let plain = || LoraSpec { rank: 4, ..LoraSpec::default() };
     let cases = [
-        ("tiny-llama", LoraSpec { token_rows: vec![512], ..plain() }, "512"),
-        ("tiny-llama", LoraSpec { token_rows: vec![-1], ..plain() }, "-1"),
-        ("tiny-llama", LoraSpec { token_rows: vec![4, 7, 4], ..plain() }, "token 4 is trained twice"),
-        ("tiny-llama", LoraSpec { token_rows: vec![4], targets: names(&["embed_tokens"]), ..plain() }, "embed_tokens"),
-        ("tiny-llama", LoraSpec { token_rows: vec![4], targets: names(&["lm_head"]), ..plain() }, "lm_head"),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[512]), ..plain() }, "512"),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[-1]), ..plain() }, "-1"),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[4, 7, 4]), ..plain() }, "token 4 is trained twice"),
+        (
+            "tiny-llama",
+            LoraSpec { token_rows: tokens(&[4]), targets: names(&["embed_tokens"]), ..plain() },
+            "embed_tokens",
+        ),
+        ("tiny-llama", LoraSpec { token_rows: tokens(&[4]), targets: names(&["lm_head"]), ..plain() }, "lm_head"),
         (
             "biased-llama",
-            LoraSpec { token_rows: vec![4], modules_to_save: vec!["embed_tokens".into()], ..plain() },
+            LoraSpec { token_rows: tokens(&[4]), modules_to_save: vec!["embed_tokens".into()], ..plain() },
             "token_rows",
+        ),
+        (
+            "biased-llama",
+            LoraSpec { head_rows: tokens(&[4]), modules_to_save: vec!["lm_head".into()], ..plain() },
+            "output head is trained in full",
+        ),
+        ("tiny-llama", LoraSpec { head_rows: tokens(&[4]), ..plain() }, "share one weight"),
+        ("biased-llama", LoraSpec { tie: true, ..plain() }, "weights of their own"),
+        ("tiny-llama", LoraSpec { tie: true, ..plain() }, "neither embedding nor output head"),
+        (
+            "tiny-llama",
+            LoraSpec { tie: true, dora: true, targets: names(&["embed_tokens"]), ..plain() },
+            "cannot be tied",
         ),
         ("tiny-llama", LoraSpec { init: LoraInit::Pissa, rank: 40, ..plain() }, "rank 40"),
         ("tiny-llama", LoraSpec { init: LoraInit::Orthogonal, rank: 3, ..plain() }, "even rank"),
