@@ -21,6 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["models"],
     &["adapters"],
     &["nn"],
+    &["merging"],
     &["native", "stats", "gguf"],
 ];
 
@@ -80,6 +81,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/generate/",
             "src/models/",
             "src/adapters/",
+            "src/merging/",
             "src/nn/",
             "src/native/",
             "src/runtime.rs",

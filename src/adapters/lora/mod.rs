@@ -23,11 +23,11 @@ mod token_rows;
 mod updates;
 
 pub use eva::InputRecorder;
-pub use modules::{LoraModules, scale};
+pub use modules::{LoraModules, scale, with_ranks};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
+pub use tensors::factors;
 
 pub(super) use peft::read as read_config;
-pub(super) use tensors::factors;
 
 use super::kind::{AdapterActivations, AdapterKind};
 use super::plan::AdaptLayer;

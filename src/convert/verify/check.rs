@@ -121,6 +121,7 @@ impl ExportCheck<'_> {
             adapter_effect,
             quantised_base: self.reference.storage().quantisation(),
             quantisation_error: None,
+            merge: None,
             tensors: written.len(),
             tied,
             missing,

@@ -49,6 +49,7 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
             answer("PEFT", Vec::new(), Some(how.into())),
             answer("vLLM", vec![whole.into()], None),
             answer("llama.cpp", vec![NO_HEAD.into()], None),
+            answer("MLX", vec![OWN_FORMAT.into()], None),
         ];
     }
     match lora {
@@ -59,7 +60,7 @@ pub fn of_adapter(adapter: &AdapterFile) -> Vec<Compatibility> {
             let no = |consumer| answer(consumer, vec![other.clone()], None);
             let modules = adapter.tensors.keys().filter_map(|n| spec.module_of(n)).collect();
             let peft = spec.peft_refusal(&modules).into_iter().collect();
-            vec![answer("PEFT", peft, None), no("vLLM"), no("llama.cpp")]
+            vec![answer("PEFT", peft, None), no("vLLM"), no("llama.cpp"), no("MLX")]
         }
     }
 }
@@ -112,6 +113,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec) -> Vec<Compatibility> {
         answer("PEFT", Vec::new(), None),
         answer("vLLM", vllm, flag),
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
+        answer("MLX", vec![format!("{OWN_FORMAT}: ft merge makes a model it reads")], None),
     ]
 }
 
@@ -130,6 +132,9 @@ pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
         answer("llama.cpp", vec![NO_HEAD.into()], None),
     ]
 }
+
+/// mlx-lm reads adapters.safetensors with factors transposed and named its own way, and no folder of PEFT's.
+const OWN_FORMAT: &str = "it reads adapters in a format of its own, not PEFT's";
 
 const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
 
