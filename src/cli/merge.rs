@@ -1,5 +1,7 @@
 //! `ft merge`: folds adapters into a base model, or combines several adapters into one.
 
+mod sweep;
+
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
@@ -13,6 +15,7 @@ use ft::error::{Error, Result};
 use ft::merging::MajoritySign;
 use ft::recipe::merge_file;
 use ft::report;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
@@ -53,16 +56,22 @@ pub struct MergeArgs {
     /// Seed of the random entries of dare_linear and dare_ties [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Search the weights with the smallest loss on these rows, and merge with them
+    #[arg(long, value_name = "FILE")]
+    sweep: Option<PathBuf>,
+    /// Search on the first N rows
+    #[arg(long, value_name = "N", requires = "sweep", value_parser = clap::value_parser!(u32).range(1..))]
+    sweep_rows: Option<u32>,
     /// Only report how far the adapters agree
     #[arg(long, conflicts_with_all = ["out", "force"])]
     dry_run: bool,
     /// Write the page of a dry run
     #[arg(long, value_name = "FILE", requires = "dry_run")]
     page: Option<PathBuf>,
-    /// Number format of the merged weights; `base`: the format that each weight has in the base
+    /// Number format of the merged weights; `base`, the default: the format that each weight has in the base
     #[arg(long, value_enum)]
     dtype: Option<MergeDtypeArg>,
-    /// Write a whole model, or one adapter with the effect of all together
+    /// Write a whole model (the default), or one adapter with the effect of all together
     #[arg(long = "as", value_enum)]
     form: Option<MergeOutputArg>,
     /// Split weights into files of at most GB gigabytes (10^9 bytes)
@@ -107,20 +116,27 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         );
     }
     let is_file = args.base.extension().is_some_and(|e| e == "yaml" || e == "yml") && !args.base.is_dir();
-    let job = if is_file { job_of_file(args)? } else { job_of_arguments(args)? };
+    let mut job = if is_file { job_of_file(args)? } else { job_of_arguments(args)? };
     for warning in job.parts.iter().filter_map(|part| other_base(&job.base, part)) {
         report::warn(warning);
     }
-    let merge = PreparedMerge::new(&job.base, &job.parts, job.plan.clone(), job.form)?;
+    let limit = args.sweep_rows.map(|n| n as usize);
+    let search = args.sweep.as_deref().map(|rows| sweep::search_weights(&mut job, rows, limit)).transpose()?;
+    let mut merge = PreparedMerge::new(&job.base, &job.parts, job.plan.clone(), job.form)?;
+    merge.search = search.as_ref().map(|found| sweep::picture(found, &job.parts));
     let tells = job.parts.len() > 1 || !job.plan.is_sum() || args.dry_run;
     if tells {
         report::info(format!("{}\n{}", merge.report.method, merge.report.table()));
     }
     let Some(out) = job.out.as_deref().filter(|_| !args.dry_run) else {
         if let Some(page) = &args.page {
-            merge_page::write(&merge.report, &job.plan.describe(), page)?;
+            merge_page::write(&merge.report, merge.search.as_ref(), page)?;
         }
-        return if args.json { print_json(&merge.report) } else { Ok(()) };
+        return match &search {
+            Some(found) if args.json => print_json(&json!({ "merge": merge.report, "sweep": found })),
+            _ if args.json => print_json(&merge.report),
+            _ => Ok(()),
+        };
     };
     let spinner = report::spinner("writing and checking");
     let done = match job.form {
@@ -137,7 +153,11 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     spinner.finish_and_clear();
     let done = done?;
     show(&done, out, tells);
-    if args.json { print_json(&done) } else { Ok(()) }
+    match &search {
+        Some(found) if args.json => print_json(&json!({ "export": done, "sweep": found })),
+        _ if args.json => print_json(&done),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the file of a merge. Fails for arguments that belong into it.

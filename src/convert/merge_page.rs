@@ -15,26 +15,53 @@ use std::path::Path;
 /// Name of the page in the folder that a merge writes.
 pub const PAGE: &str = "merge.html";
 
-/// Writes the page. `what`: the name of the result.
-pub fn write(report: &MergeReport, what: &str, path: &Path) -> Result<()> {
-    let page = render(report, what);
+/// A curve of a search for weights: a loss over values in order.
+#[derive(Clone)]
+pub struct SearchCurve {
+    /// Its name.
+    pub name: String,
+    /// (place, loss)
+    pub points: Vec<(f64, f64)>,
+}
+
+/// The losses that a search for weights found.
+#[derive(Clone)]
+pub struct SearchPicture {
+    /// What was found.
+    pub title: String,
+    /// What the horizontal axis counts.
+    pub over: &'static str,
+    /// The curves.
+    pub curves: Vec<SearchCurve>,
+    /// The loss of the base alone.
+    pub base_loss: f64,
+}
+
+/// Writes the page. `search`: the search that found the weights, if there was one.
+pub fn write(report: &MergeReport, search: Option<&SearchPicture>, path: &Path) -> Result<()> {
+    let page = render(report, search);
     write_atomic(path, |file| file.write_all(page.as_bytes()))
 }
 
 /// Returns the page as HTML.
-pub fn render(report: &MergeReport, what: &str) -> String {
+pub fn render(report: &MergeReport, search: Option<&SearchPicture>) -> String {
+    let names: Vec<String> = report.adapters.iter().map(|a| label(&a.folder)).collect();
+    let title = format!("Merge of {}", names.join(", "));
     let body = html! {
         header {
-            h1 { (named(what)) }
+            h1 { (named(&title)) }
             p class="sub" { (plain(&report.method)) }
         }
         (tiles(report))
         section { h2 { "Adapters" } (adapters(report)) }
+        @if let Some(search) = search {
+            section { h2 { "Search for weights" } div class="charts" { (search.chart().figure()) } }
+        }
         section { h2 { "By layer" } div class="charts" { @for chart in charts(report) { (chart.figure()) } } }
         section { h2 { "Tensors" } (weights(report)) }
         footer { "Norms are Frobenius norms of weighted changes. Cosines and signs compare changes of the same tensor." }
     };
-    document(&format!("merge: {what}"), &body.into_string())
+    document(&title, &body.into_string())
 }
 
 fn percent(x: f64) -> String {
@@ -157,6 +184,29 @@ fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
         charts.push(chart("Rank", "mean of the layer's products", vec![merged("rank", &|g| g.rank)], short));
     }
     charts
+}
+
+impl SearchPicture {
+    fn chart(&self) -> Chart<'_> {
+        let series = self.curves.iter().enumerate().map(|(i, curve)| Series {
+            name: curve.name.clone(),
+            colour: ["train", "valid", "other"][i % 3],
+            look: if i < 3 { SeriesStyle::Dots } else { SeriesStyle::Faint },
+            points: curve.points.clone(),
+        });
+        Chart {
+            title: "Held-out loss".into(),
+            note: self.title.clone(),
+            series: series.collect(),
+            over: self.over,
+            format: |x| format!("{x:.4}"),
+            guide: Some((self.base_loss, "the base alone")),
+            resumed: &[],
+            skipped: &[],
+            log_above: f64::INFINITY,
+            from_zero: false,
+        }
+    }
 }
 
 fn weights(report: &MergeReport) -> Markup {

@@ -7,7 +7,7 @@ use super::folder::config_file::write_config;
 use super::folder::disk_space::check_disk_space;
 use super::folder::{stop_tokens, template};
 use super::merge_inputs::refuse_unmergeable;
-use super::merge_page;
+use super::merge_page::{self, SearchPicture};
 use super::merge_report::MergeReport;
 use super::quantised_base::{self, QuantisationError};
 use super::verify::check::ExportCheck;
@@ -80,6 +80,8 @@ pub struct PreparedMerge<'a> {
     lora: Option<WeightedAdapter>,
     /// What the merge does.
     pub report: MergeReport,
+    /// The search that found the weights, for the page.
+    pub search: Option<SearchPicture>,
 }
 
 impl<'a> PreparedMerge<'a> {
@@ -100,7 +102,7 @@ impl<'a> PreparedMerge<'a> {
         };
         bar.finish_and_clear();
         let report = MergeReport::new(&merge, reports);
-        Ok(Self { base, parts, plan, config, weights, shared, lora, report })
+        Ok(Self { base, parts, plan, config, weights, shared, lora, report, search: None })
     }
 
     /// Returns the changes to write: those of the one LoRA if the result is that, otherwise those of all adapters.
@@ -227,7 +229,10 @@ impl<'a> PreparedMerge<'a> {
     /// Adds the report on the merge to that of the export, and its page to the folder.
     fn complete(&self, folder: &Path, mut report: ExportReport) -> Result<ExportReport> {
         if self.parts.len() > 1 || !self.plan.is_sum() {
-            merge_page::write(&self.report, &self.plan.describe(), &folder.join(merge_page::PAGE))?;
+            merge_page::write(&self.report,
+                self.search.as_ref(),
+                &folder.join(merge_page::PAGE),
+            )?;
         }
         report.merge = Some(self.report.clone());
         Ok(report)

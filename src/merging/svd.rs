@@ -99,7 +99,7 @@ fn decompose_delta(delta: &Delta) -> (Tensor, Tensor, Tensor) {
             let (u, s, v) = decompose(&upper.matmul(&lower.tr()));
             (left.matmul(&u), s, right.matmul(&v))
         }
-        delta => decompose(&delta.dense()),
+        delta => decompose(&delta.dense().to_kind(Kind::Double)),
     }
 }
 
@@ -129,7 +129,12 @@ fn decompose_for(delta: &Delta, to: Truncation) -> (Tensor, Tensor, Tensor, Opti
             rank *= 2;
         }
     }
-    let (u, s, v) = decompose(matrix);
+    // In float64, because the directions of singular values that are near each other are uncertain in float32; of large
+    // matrices it would take too long.
+    let (u, s, v) = match smaller > LARGE {
+        true => decompose(matrix),
+        false => decompose_delta(delta),
+    };
     (u, s, v, None)
 }
 
