@@ -2,7 +2,7 @@
 //!
 //! The modules form layers, called floors. A module imports only from itself and from lower floors; train also imports
 //! from convert. tests/it/architecture.rs checks this. From top to bottom: cli; selftest; train, eval, convert, label;
-//! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; native, stats.
+//! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; merging; native, stats.
 //!
 //! Every floor may use characters, choice, error, report, fsutil, json, rng and machine. Only cli and main use runtime
 //! and libtorch, which load libtorch into the process.
@@ -24,6 +24,7 @@ pub mod json;
 pub mod label;
 pub mod libtorch;
 pub mod machine;
+pub mod merging;
 pub mod methods;
 pub mod model_files;
 pub mod models;

@@ -4,14 +4,14 @@ use super::base_layer::BASE_LAYER;
 use super::file::AdapterFile;
 use super::kind::HEAD;
 use super::lora::{self, LoraSpec};
-use super::merge::{MergedWeights, TensorChange, WeightedAdapter, equal_values, flatten};
+use super::merge::{MergedWeights, WeightedAdapter, flatten};
 use super::spec::AdapterSpec;
 use super::targets::{Targets, shortest_target_names};
+use super::tensor_change::{TensorChange, equal_values};
 use super::update::LowRankUpdate;
 use super::vocabulary_tables::is_embedding;
 use crate::error::{Error, Result};
 use crate::nn::Weights;
-use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
@@ -58,7 +58,7 @@ pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile>
                 "`{name}` is saved in full by one adapter and has a low-rank update in another: {}",
                 folders.join(", ")
             ))
-            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"));
+            .hint("no adapter can hold that sum exactly; merge into a model (leave out --as adapter), or reduce it with --rank or --energy"));
         }
         let module = name.strip_suffix(".weight").unwrap_or(name);
         if let Some(beneath) = common_base_weight(base, name, updates, parts)? {
@@ -70,10 +70,10 @@ pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile>
         ranks.insert(module.to_string(), a.size()[0]);
         combined.extend(lora::factors(module, LowRankUpdate { a, b, scale: 1.0, table }));
     }
-    let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
-    let base_name = (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string());
-    let spec = AdapterSpec::Lora(combined_spec(base, parts, &ranks));
-    Ok(AdapterFile { spec, base: base_name, tensors: combined, tables: BTreeMap::new() })
+    let saved = parts.iter().flat_map(|p| p.file.spec.modules_to_save().iter().cloned()).collect();
+    let tie = parts.iter().all(|part| part.file.spec.ties_head());
+    let spec = AdapterSpec::Lora(combined_spec(base, &ranks, saved, tie));
+    Ok(AdapterFile { spec, base: common_base_name(parts), tensors: combined, tables: BTreeMap::new() })
 }
 
 /// Returns true if [`combine`] can hold the updates of all adapters: each is a product of two factors.
@@ -106,10 +106,43 @@ pub fn in_full(base: &Weights, merge: &MergedWeights) -> Result<AdapterFile> {
     Ok(AdapterFile { spec: AdapterSpec::Lora(spec), base: None, tensors, tables: BTreeMap::new() })
 }
 
+/// Returns tensors with these names and those that belong to the same modules, in float32, as an adapter that saves the modules
+/// in full contains them.
+pub fn tensors_of(weights: &Weights, names: &[String]) -> BTreeMap<String, Tensor> {
+    let modules: BTreeSet<&str> = names.iter().filter_map(|name| Some(name.rsplit_once('.')?.0)).collect();
+    let all = modules.iter().flat_map(|module| ["weight", "bias"].map(|t| format!("{module}.{t}")));
+    all.filter_map(|name| Some((weights.get(&name)?.to_kind(Kind::Float), name))).map(|(t, name)| (name, t)).collect()
+}
+
+/// Returns a LoRA with these factors A (R, in) and B (out, R) of modules of the base, which are no tables, and these tensors of
+/// modules saved in full. Modules that are in both are saved in full only.
+pub fn combined_adapter(
+    base: &Weights,
+    factors: BTreeMap<String, [Tensor; 2]>,
+    saved: BTreeMap<String, Tensor>,
+    base_name: Option<String>,
+) -> AdapterFile {
+    let whole: BTreeSet<String> = saved.keys().filter_map(|name| Some(name.rsplit_once('.')?.0.to_string())).collect();
+    let mut tensors = saved;
+    let mut ranks = BTreeMap::new();
+    for (module, [a, b]) in factors.into_iter().filter(|(module, _)| !whole.contains(module)) {
+        ranks.insert(module.clone(), a.size()[0]);
+        tensors.extend(lora::factors(&module, LowRankUpdate { a, b, scale: 1.0, table: false }));
+    }
+    let spec = AdapterSpec::Lora(combined_spec(base, &ranks, whole, false));
+    AdapterFile { spec, base: base_name, tensors, tables: BTreeMap::new() }
+}
+
+/// Returns the base that the adapters name, if they name the same one.
+pub(super) fn common_base_name(parts: &[WeightedAdapter]) -> Option<String> {
+    let named: BTreeSet<&str> = parts.iter().filter_map(|p| p.file.base.as_deref()).collect();
+    (named.len() == 1).then(|| named.into_iter().next().unwrap_or_default().to_string())
+}
+
 /// Returns the error for an update that a plain LoRA cannot hold.
 fn not_low_rank(name: &str, part: &WeightedAdapter) -> Error {
     Error::user(format!("{}: the update of `{name}` is no product of two factors", part.folder.display()))
-        .hint("only such updates can be added up in one adapter")
+        .hint("only such updates can be added up exactly in one adapter; --rank or --energy writes the nearest LoRA of that size")
 }
 
 /// Returns the base weight to save below the combined update of `name`; `None` if not every adapter's file contains
@@ -138,30 +171,29 @@ fn common_base_weight(
                 "`{name}`: the adapters were trained on different weights: {}",
                 folders.join(", ")
             ))
-            .hint("no adapter can hold that sum; merge into a model instead: leave out --as adapter"))
+            .hint("no adapter can hold that sum exactly; merge into a model (leave out --as adapter), or reduce it with --rank or --energy"))
         }
     }
 }
 
-fn combined_spec(base: &Weights, parts: &[WeightedAdapter], ranks: &BTreeMap<String, i64>) -> LoraSpec {
-    let saved: BTreeSet<String> = parts.iter().flat_map(|p| p.file.spec.modules_to_save().iter().cloned()).collect();
+/// Returns the settings of a LoRA with these ranks of modules, whose scale is 1 everywhere, and these modules saved in full.
+pub(super) fn combined_spec(
+    base: &Weights,
+    ranks: &BTreeMap<String, i64>,
+    saved: BTreeSet<String>,
+    tie: bool,
+) -> LoraSpec {
     let adapted: BTreeSet<&str> = ranks.keys().map(String::as_str).collect();
     let all = base
         .names()
         .filter_map(|n| n.strip_suffix(".weight"))
         .filter(|n| !saved.iter().any(|s| n.ends_with(s.as_str())));
-    // The highest rank is the default and others are exceptions: readers that ignore patterns then allocate enough.
-    let rank = ranks.values().copied().max().unwrap_or(1);
-    let unlike = || ranks.iter().filter(|(_, r)| **r != rank);
-    LoraSpec {
-        rank,
-        alpha: rank as f64,
+    let spec = LoraSpec {
         targets: Targets::Names(shortest_target_names(&adapted, all)),
-        rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
-        alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
-        modules_to_save: saved.into_iter().collect(),
-        tie: parts.iter().all(|part| part.file.spec.ties_head()),
+        modules_to_save: saved.iter().cloned().collect(),
+        tie,
         fan_in_fan_out: adapted.iter().any(|m| base.transposed(&format!("{m}.weight"))),
         ..LoraSpec::default()
-    }
+    };
+    lora::with_ranks(&spec, ranks)
 }

@@ -1,12 +1,18 @@
 //! Merges adapters into a base's weights. Needs only names and tensors, no model.
 //!
 //! All sums are in float32, one tensor at a time; the caller casts the result once. An adapter of weight w adds w times
-//! the update of its kind, and a module saved in full adds `w · (W - base)`.
+//! the update of its kind, and a module saved in full adds `w · (W - base)`. Methods other than the sum are in
+//! [`crate::merging`].
 
 use super::base_layer::BASE_LAYER;
 use super::file::{self, AdapterFile};
-use super::update::WeightUpdate;
+use super::merge_names::unfitting;
+use super::merge_plan::{MergePlan, MergeWay};
+use super::tensor_change::{TensorChange, equal_values};
+use super::update::LowRankUpdate;
 use crate::error::{Error, Result};
+use crate::merging::factors::FactorPart;
+use crate::merging::{self, Delta, WeightedDelta, on_one_thread};
 use crate::nn::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -74,70 +80,27 @@ pub(super) fn flatten(changes: BTreeMap<String, Vec<TensorChange>>) -> impl Iter
     changes.into_iter().flat_map(|(name, list)| list.into_iter().map(move |u| (name.clone(), u)))
 }
 
-/// Returns true if two tensors have equal values, whatever their dtypes.
-pub(super) fn equal_values(a: &Tensor, b: &Tensor) -> bool {
-    a.size() == b.size() && a.to_kind(Kind::Float).equal(&b.to_kind(Kind::Float))
-}
-
-/// The change that one adapter makes to one tensor, and the adapter's weight in the merge.
-pub(super) enum TensorChange {
-    /// Adds the update of the adapter's kind.
-    Update { update: Box<dyn WeightUpdate>, weight: f64 },
-    /// Replaces a module that was trained in full.
-    Replacement { tensor: Tensor, weight: f64 },
-    /// Replaces the base weight by the different one that an update was trained on.
-    BaseReplacement { tensor: Tensor, weight: f64 },
-}
-
-impl TensorChange {
-    /// Adds the change to `sum`, which starts as `base` in float32. `transposed`: both are stored as (in, out).
-    pub(super) fn add(&self, sum: &mut Tensor, base: &Tensor, transposed: bool) {
-        match self {
-            TensorChange::Update { update, weight } => update.add(sum, base, *weight, transposed),
-            TensorChange::Replacement { tensor, weight } | TensorChange::BaseReplacement { tensor, weight } => {
-                *sum += (tensor.to_kind(Kind::Float) - base.to_kind(Kind::Float)) * *weight;
-            }
-        }
-    }
-
-    fn fits(&self, shape: &[i64], transposed: bool) -> bool {
-        match self {
-            TensorChange::Update { update, .. } => update.fits(shape, transposed),
-            TensorChange::Replacement { tensor, .. } | TensorChange::BaseReplacement { tensor, .. } => {
-                shape == tensor.size()
-            }
-        }
-    }
-
-    fn hint(&self) -> &'static str {
-        match self {
-            TensorChange::Update { update, .. } => update.hint(),
-            _ => "was the adapter trained on another base?",
-        }
-    }
-
-    fn shape(&self) -> String {
-        match self {
-            TensorChange::Update { update, .. } => update.shape(),
-            TensorChange::Replacement { tensor, .. } | TensorChange::BaseReplacement { tensor, .. } => {
-                format!("{:?}", tensor.size())
-            }
-        }
-    }
-}
-
 /// A base's weights with adapters merged into them; tensors are computed one by one on request.
 pub struct MergedWeights<'a> {
     base: &'a Weights,
-    changes: BTreeMap<String, Vec<TensorChange>>,
+    /// Folder and weight of each adapter.
+    parts: Vec<(PathBuf, f64)>,
+    plan: MergePlan,
+    /// The changes of each tensor, with the position of the adapter.
+    changes: BTreeMap<String, Vec<(usize, TensorChange)>>,
 }
 
 impl<'a> MergedWeights<'a> {
-    /// Assigns each change of the adapters to a tensor of the base. Fails if the base has no such tensor or another
-    /// shape, or if an adapter replaces one of `shared`: weights that embedding and output head share.
+    /// Adds up the weighted changes of the adapters. See [`MergedWeights::planned`].
     pub fn new(base: &'a Weights, shared: &[&str], parts: &[WeightedAdapter]) -> Result<Self> {
-        let mut changes: BTreeMap<String, Vec<TensorChange>> = BTreeMap::new();
-        for part in parts {
+        Self::planned(base, shared, parts, MergePlan::default())
+    }
+
+    /// Assigns each change of the adapters to a tensor of the base, to be merged as `plan` says. Fails if the base has no
+    /// such tensor or another shape, or if an adapter replaces one of `shared`: weights that embedding and output head share.
+    pub fn planned(base: &'a Weights, shared: &[&str], parts: &[WeightedAdapter], plan: MergePlan) -> Result<Self> {
+        let mut changes: BTreeMap<String, Vec<(usize, TensorChange)>> = BTreeMap::new();
+        for (i, part) in parts.iter().enumerate() {
             let origin = part.folder.join(file::TENSORS);
             for (name, change) in flatten(part.changes(base)?) {
                 if shared.contains(&name.as_str()) && !matches!(change, TensorChange::Update { .. }) {
@@ -147,23 +110,15 @@ impl<'a> MergedWeights<'a> {
                     ))
                     .hint("merging it would separate the two: untie the base first, or train without that module"));
                 }
-                match base.shape(&name) {
-                    Some(shape) if change.fits(shape, base.transposed(&name)) => {}
-                    found => {
-                        let found =
-                            found.map_or("the base has no such tensor".into(), |s| format!("the base has {s:?}"));
-                        return Err(Error::user(format!(
-                            "{}: the update of `{name}` has shape {}, but {found}",
-                            origin.display(),
-                            change.shape()
-                        ))
-                        .hint(change.hint()));
-                    }
+                let fits = base.shape(&name).map(|shape| change.fits(shape, base.transposed(&name)));
+                if fits != Some(true) {
+                    return Err(unfitting(base, &origin, &name, &change.shape()).hint(change.hint()));
                 }
-                changes.entry(name).or_default().push(change);
+                changes.entry(name).or_default().push((i, change));
             }
         }
-        Ok(Self { base, changes })
+        let parts = parts.iter().map(|part| (part.folder.clone(), part.weight)).collect();
+        Ok(Self { base, parts, plan, changes })
     }
 
     /// Returns the names of the tensors that change.
@@ -171,21 +126,115 @@ impl<'a> MergedWeights<'a> {
         self.changes.keys().map(String::as_str)
     }
 
+    /// Returns folder and weight of each adapter.
+    pub fn parts(&self) -> &[(PathBuf, f64)] {
+        &self.parts
+    }
+
+    /// Returns how they are merged.
+    pub fn plan(&self) -> &MergePlan {
+        &self.plan
+    }
+
+    /// Returns the base.
+    pub(super) fn base(&self) -> &Weights {
+        self.base
+    }
+
+    /// Returns the changes of a tensor with the positions of the adapters.
+    pub(super) fn changes_of(&self, name: &str) -> &[(usize, TensorChange)] {
+        self.changes.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    fn base_tensor(&self, name: &str) -> Result<Tensor> {
+        self.base.get(name).ok_or_else(|| Error::bug(format!("merge: the base has no tensor `{name}`")))
+    }
+
+    /// Returns the change of a tensor by each adapter that changes it. Fails for changes that are not finite.
+    pub fn deltas(&self, name: &str) -> Result<Vec<WeightedDelta>> {
+        let _no_grad = tch::no_grad_guard();
+        let (base, transposed) = (self.base_tensor(name)?, self.base.transposed(name));
+        let mut deltas = Vec::new();
+        for changes in self.changes_of(name).chunk_by(|(one, _), (two, _)| one == two) {
+            let part = changes[0].0;
+            let delta = match changes {
+                [(_, change)] if change.low_rank().is_some() => {
+                    let LowRankUpdate { a, b, scale, .. } = change.low_rank().expect("just asked");
+                    Delta::Factors { a: a.to_kind(Kind::Float) * *scale, b: b.to_kind(Kind::Float) }
+                }
+                changes => {
+                    let mut sum = base.to_kind(Kind::Float).zeros_like();
+                    changes.iter().for_each(|(_, change)| change.add_times(&mut sum, &base, 1.0, transposed));
+                    Delta::Dense(if transposed { sum.tr().contiguous() } else { sum })
+                }
+            };
+            if !delta.is_finite() {
+                return Err(Error::user(format!(
+                    "{}: the change of `{name}` has NaN or infinite values",
+                    self.parts[part].0.display()
+                ))
+                .hint("the adapter is damaged, or its training diverged: use an earlier checkpoint"));
+            }
+            let (weight, density) = (self.parts[part].1, self.plan.density(part));
+            deltas.push(WeightedDelta { part, delta, weight, density });
+        }
+        Ok(deltas)
+    }
+
+    /// Returns what the plan makes of the changes of a tensor, before anything is reduced. Fails if the plan merges factors and
+    /// the changes have none, or of unlike ranks.
+    pub fn merged(&self, name: &str, deltas: &[WeightedDelta]) -> Result<Delta> {
+        if self.plan.named.way == MergeWay::Factors {
+            return self.merged_factors(name);
+        }
+        Ok(on_one_thread(|| merging::method::merge(name, deltas, &self.plan.rule)))
+    }
+
+    fn merged_factors(&self, name: &str) -> Result<Delta> {
+        let refuse = |why: String| {
+            Err(Error::user(format!("`{name}`: {why}, and {} merges factors of equal rank", self.plan.named.name))
+                .hint("a method on the changes themselves takes adapters of any kind and rank, e.g. linear or ties"))
+        };
+        let mut factors: Vec<FactorPart> = Vec::new();
+        for (part, change) in self.changes_of(name) {
+            let Some(LowRankUpdate { a, b, scale, .. }) = change.low_rank() else {
+                return refuse(format!("{} has no factors for it", self.parts[*part].0.display()));
+            };
+            factors.push(FactorPart {
+                part: *part,
+                a: a.to_kind(Kind::Float),
+                b: b.to_kind(Kind::Float),
+                weight: scale * self.parts[*part].1,
+                density: self.plan.density(*part),
+            });
+        }
+        let ranks: Vec<String> = factors.iter().map(|f| f.a.size()[0].to_string()).collect();
+        if ranks.iter().any(|rank| *rank != ranks[0]) {
+            return refuse(format!("the adapters have ranks {}", ranks.join(", ")));
+        }
+        Ok(on_one_thread(|| merging::factors::merge_factors(name, &factors, &self.plan.rule)))
+    }
+
     /// Returns a merged tensor: in float32 if it changes, otherwise the base's as it is on disk. Fails for NaN or
     /// infinite results.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let base = self.base.get(name).ok_or_else(|| Error::bug(format!("merge: the base has no tensor `{name}`")))?;
-        let merged = match self.changes.get(name).map(Vec::as_slice) {
-            None => return Ok(base),
+        let base = self.base_tensor(name)?;
+        let transposed = self.base.transposed(name);
+        let merged = match self.changes_of(name) {
+            [] => return Ok(base),
+            _ if !self.plan.is_sum() => {
+                let change = self.merged(name, &self.deltas(name)?)?.dense();
+                base.to_kind(Kind::Float) + if transposed { change.tr() } else { change }
+            }
             // A complete replacement needs no arithmetic, which could round.
-            Some([TensorChange::Update { update, weight }]) if *weight == 1.0 && update.replacement().is_some() => {
+            [(_, TensorChange::Update { update, weight })] if *weight == 1.0 && update.replacement().is_some() => {
                 update.replacement().expect("just asked").to_kind(Kind::Float)
             }
-            Some([TensorChange::Replacement { tensor, weight }]) if *weight == 1.0 => tensor.to_kind(Kind::Float),
-            Some(changes) => {
+            [(_, TensorChange::Replacement { tensor, weight })] if *weight == 1.0 => tensor.to_kind(Kind::Float),
+            changes => {
                 let mut sum = base.to_kind(Kind::Float).copy();
-                changes.iter().for_each(|c| c.add(&mut sum, &base, self.base.transposed(name)));
+                changes.iter().for_each(|(_, c)| c.add(&mut sum, &base, transposed));
                 sum
             }
         };

@@ -33,6 +33,11 @@ pub trait WeightUpdate {
     fn low_rank(&self) -> Option<&LowRankUpdate> {
         None
     }
+
+    /// Returns true if the weight is a table of tokens or positions, whose factors have other names in a file.
+    fn is_table(&self) -> bool {
+        self.low_rank().is_some_and(|factors| factors.table)
+    }
 }
 
 /// Adds scale · B A.

@@ -1,33 +1,79 @@
 //! `ft merge`: folds adapters into a base model, or combines several adapters into one.
 
+mod sweep;
+
+use super::shared::stdout::print_json;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use ft::convert::merged;
+use ft::adapters::merge::WeightedAdapter;
+use ft::adapters::merge_plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
+use ft::convert::merge_inputs::{other_base, parse_part, split_weight};
+use ft::convert::merge_page;
+use ft::convert::merged::PreparedMerge;
 use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
+use ft::merging::MajoritySign;
+use ft::recipe::merge_file;
 use ft::report;
-use std::path::PathBuf;
+use serde_json::json;
+use std::path::{Path, PathBuf};
 use tch::Kind;
 
 /// Merge adapters into a base model, or several adapters into one
 ///
-/// Sums are computed in float32 and rounded once. The written files are read back and compared with the adapted model
-/// in memory before they are moved into place; export_report.json in the folder has the numbers.
+/// Changes of weights are merged in float32 and rounded once; by default they are added up. A report says how far the
+/// adapters agree, by layer, before anything is written. The written files are read back and compared with the adapted model
+/// in memory before they are moved into place; export_report.json in the folder has the numbers, and merge.html shows them.
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Hugging Face directory of the base
+    /// Hugging Face directory of the base, or a YAML file that describes the merge
+    #[arg(value_name = "BASE|FILE.yaml")]
     base: PathBuf,
     /// Adapter directories; `=WEIGHT` multiplies an adapter's update (default 1, may be negative)
-    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]")]
+    #[arg(value_name = "ADAPTER[=WEIGHT]")]
     adapters: Vec<String>,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Number format of the merged weights; `base`: the format that each weight has in the base
-    #[arg(long, value_enum, default_value_t = MergeDtypeArg::Base)]
-    dtype: MergeDtypeArg,
-    /// Write a whole model, or one adapter with the effect of all together
-    #[arg(long = "as", value_enum, default_value_t = MergeOutputArg::Model)]
-    form: MergeOutputArg,
+    out: Option<PathBuf>,
+    /// How changes are merged
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(METHODS.map(|m| m.name)))]
+    method: Option<String>,
+    /// The share of entries of each change that is kept: one number for all adapters, or one for each
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',')]
+    density: Vec<f64>,
+    /// How ties and dare_ties elect the sign of an entry [default: total]
+    #[arg(long, value_name = "HOW", value_parser = PossibleValuesParser::new(MajoritySign::NAMES))]
+    majority_sign: Option<String>,
+    /// Reduce the merged changes to this rank [default of an adapter that is not a sum: the largest of the adapters]
+    #[arg(long, value_name = "R", conflicts_with = "energy")]
+    rank: Option<i64>,
+    /// Reduce the merged changes to the ranks that keep this share of their energy
+    #[arg(long, value_name = "SHARE")]
+    energy: Option<f64>,
+    /// Write the changes in common directions before they are merged (KnOTS)
+    #[arg(long)]
+    knots: bool,
+    /// Seed of the random entries of dare_linear and dare_ties [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Search the weights with the smallest loss on these rows, and merge with them
+    #[arg(long, value_name = "FILE")]
+    sweep: Option<PathBuf>,
+    /// Search on the first N rows
+    #[arg(long, value_name = "N", requires = "sweep", value_parser = clap::value_parser!(u32).range(1..))]
+    sweep_rows: Option<u32>,
+    /// Only report how far the adapters agree
+    #[arg(long, conflicts_with_all = ["out", "force"])]
+    dry_run: bool,
+    /// Write the page of a dry run
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    page: Option<PathBuf>,
+    /// Number format of the merged weights; `base`, the default: the format that each weight has in the base
+    #[arg(long, value_enum)]
+    dtype: Option<MergeDtypeArg>,
+    /// Write a whole model (the default), or one adapter with the effect of all together
+    #[arg(long = "as", value_enum)]
+    form: Option<MergeOutputArg>,
     /// Split weights into files of at most GB gigabytes (10^9 bytes)
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
@@ -52,50 +98,146 @@ enum MergeOutputArg {
     Adapter,
 }
 
+/// What is to be merged and written, from arguments or from a file.
+struct MergeJob {
+    base: PathBuf,
+    parts: Vec<WeightedAdapter>,
+    plan: MergePlan,
+    form: MergeForm,
+    dtype: MergeDtype,
+    out: Option<PathBuf>,
+}
+
 /// Runs `ft merge`.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    check_out_folder(args)?;
     if args.shard_size.is_nan() || args.shard_size <= 0.0 {
         return Err(
             Error::user(format!("--shard-size: {} is not a size", args.shard_size)).hint("gigabytes, e.g. 5 or 0.5")
         );
     }
-    if args.form == MergeOutputArg::Adapter && args.dtype != MergeDtypeArg::Base {
-        return Err(Error::user("--dtype cannot be combined with --as adapter")
-            .hint("leave out --dtype: adapters are written in float32, as PEFT writes them"));
+    let is_file = args.base.extension().is_some_and(|e| e == "yaml" || e == "yml") && !args.base.is_dir();
+    let mut job = if is_file { job_of_file(args)? } else { job_of_arguments(args)? };
+    for warning in job.parts.iter().filter_map(|part| other_base(&job.base, part)) {
+        report::warn(warning);
     }
-    let parts = args.adapters.iter().map(|text| merged::parse_part(text)).collect::<Result<Vec<_>>>()?;
-    for part in &parts {
-        warn_other_base(args, part);
+    let limit = args.sweep_rows.map(|n| n as usize);
+    let search = args.sweep.as_deref().map(|rows| sweep::search_weights(&mut job, rows, limit)).transpose()?;
+    let mut merge = PreparedMerge::new(&job.base, &job.parts, job.plan.clone(), job.form)?;
+    merge.search = search.as_ref().map(|found| sweep::picture(found, &job.parts));
+    let tells = job.parts.len() > 1 || !job.plan.is_sum() || args.dry_run;
+    if tells {
+        report::info(format!("{}\n{}", merge.report.method, merge.report.table()));
     }
-    let spinner = report::spinner("merging and checking");
-    let done = match args.form {
-        MergeOutputArg::Adapter => merged::merge_adapters(&args.base, &parts, &args.out),
-        MergeOutputArg::Model => {
-            let dtype = match args.dtype {
-                MergeDtypeArg::Bf16 => Some(Kind::BFloat16),
-                MergeDtypeArg::F32 => Some(Kind::Float),
-                MergeDtypeArg::Base => None,
+    let Some(out) = job.out.as_deref().filter(|_| !args.dry_run) else {
+        if let Some(page) = &args.page {
+            merge_page::write(&merge.report, merge.search.as_ref(), page)?;
+        }
+        return match &search {
+            Some(found) if args.json => print_json(&json!({ "merge": merge.report, "sweep": found })),
+            _ if args.json => print_json(&merge.report),
+            _ => Ok(()),
+        };
+    };
+    let spinner = report::spinner("writing and checking");
+    let done = match job.form {
+        MergeForm::Adapter => merge.write_adapter(out),
+        MergeForm::Model => {
+            let dtype = match job.dtype {
+                MergeDtype::Bf16 => Some(Kind::BFloat16),
+                MergeDtype::F32 => Some(Kind::Float),
+                MergeDtype::Base => None,
             };
-            merged::merge_into_model(&args.base, &parts, &args.out, dtype, (args.shard_size * 1e9) as u64)
+            merge.write_model(out, dtype, (args.shard_size * 1e9) as u64)
         }
     };
     spinner.finish_and_clear();
     let done = done?;
-    show(&done, args);
-    if args.json {
-        let text = serde_json::to_string_pretty(&done).map_err(|e| Error::bug(format!("report: {e}")))?;
-        println!("{text}");
+    show(&done, out, tells);
+    match &search {
+        Some(found) if args.json => print_json(&json!({ "export": done, "sweep": found })),
+        _ if args.json => print_json(&done),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// Fails if --out must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty
+/// Reads the file of a merge. Fails for arguments that belong into it.
+fn job_of_file(args: &MergeArgs) -> Result<MergeJob> {
+    let own = [
+        ("adapters", !args.adapters.is_empty()),
+        ("--method", args.method.is_some()),
+        ("--density", !args.density.is_empty()),
+        ("--majority-sign", args.majority_sign.is_some()),
+        ("--rank", args.rank.is_some()),
+        ("--energy", args.energy.is_some()),
+        ("--knots", args.knots),
+        ("--seed", args.seed.is_some()),
+        ("--as", args.form.is_some()),
+        ("--dtype", args.dtype.is_some()),
+    ];
+    if let Some((name, _)) = own.iter().find(|(_, given)| *given) {
+        return Err(Error::user(format!("{name} cannot be combined with {}", args.base.display()))
+            .hint("write it into the file"));
+    }
+    let file = merge_file::read(&args.base)?;
+    let out = args.out.clone().or(file.out);
+    if out.is_none() && !args.dry_run {
+        return Err(Error::user(format!("{}: no folder to write", args.base.display()))
+            .hint("add `out: DIR` to the file, or give --out DIR"));
+    }
+    let folders: Vec<PathBuf> = file.adapters.iter().map(|(folder, _)| folder.clone()).collect();
+    check_out_folder(args, out.as_deref(), &file.base, &folders)?;
+    let read = |(folder, weight): &(PathBuf, f64)| WeightedAdapter::read(folder, *weight);
+    let parts = file.adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(MergeJob { base: file.base, parts, plan: file.plan, form: file.form, dtype: file.dtype, out })
+}
+
+fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
+    if args.adapters.is_empty() {
+        return Err(Error::user("no adapter to merge").hint("ft merge BASE ADAPTER[=WEIGHT] … --out DIR"));
+    }
+    if args.out.is_none() && !args.dry_run {
+        return Err(Error::user("no folder to write").hint("--out DIR, or --dry-run for the report alone"));
+    }
+    let folders: Vec<PathBuf> = args.adapters.iter().map(|a| PathBuf::from(split_weight(a).0)).collect();
+    check_out_folder(args, args.out.as_deref(), &args.base, &folders)?;
+    let form = match args.form {
+        Some(MergeOutputArg::Adapter) => MergeForm::Adapter,
+        _ => MergeForm::Model,
+    };
+    let dtype = match args.dtype {
+        Some(MergeDtypeArg::Bf16) => MergeDtype::Bf16,
+        Some(MergeDtypeArg::F32) => MergeDtype::F32,
+        _ => MergeDtype::Base,
+    };
+    if form == MergeForm::Adapter && dtype != MergeDtype::Base {
+        return Err(Error::user("--dtype cannot be combined with --as adapter")
+            .hint("leave out --dtype: adapters are written in float32, as PEFT writes them"));
+    }
+    let settings = MergeSettings {
+        method: args.method.as_deref().and_then(NamedMethod::get).unwrap_or_default(),
+        densities: args.density.clone(),
+        majority_sign: args.majority_sign.as_deref().and_then(MajoritySign::named),
+        rank: args.rank,
+        energy: args.energy,
+        knots: args.knots,
+        seed: args.seed,
+    };
+    let plan = settings.plan(args.adapters.len()).map_err(|mistakes| {
+        let told = mistakes.iter().map(|m| format!("--{}: {}", m.key.replace('_', "-"), m.message));
+        let error = Error::user(told.collect::<Vec<_>>().join("\nerror: "));
+        mistakes.iter().fold(error, |error, m| error.hint(m.hint))
+    })?;
+    let parts = args.adapters.iter().map(|text| parse_part(text)).collect::<Result<Vec<_>>>()?;
+    Ok(MergeJob { base: args.base.clone(), parts, plan, form, dtype, out: args.out.clone() })
+}
+
+/// Fails if `out` must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty
 /// nor a model or adapter directory.
-fn check_out_folder(args: &MergeArgs) -> Result<()> {
-    let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", args.out.display())).hint(hint));
-    let Ok(out) = args.out.canonicalize() else { return Ok(()) };
-    let folders = args.adapters.iter().map(|a| PathBuf::from(merged::split_weight(a).0)).chain([args.base.clone()]);
+fn check_out_folder(args: &MergeArgs, out: Option<&Path>, base: &Path, adapters: &[PathBuf]) -> Result<()> {
+    let Some(written) = out else { return Ok(()) };
+    let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", written.display())).hint(hint));
+    let Ok(out) = written.canonicalize() else { return Ok(()) };
+    let folders = adapters.iter().map(PathBuf::as_path).chain([base]);
     if folders.filter_map(|f| f.canonicalize().ok()).any(|f| f.starts_with(&out)) {
         return refuse("contains the base or an adapter that is merged", "choose another folder");
     }
@@ -113,27 +255,13 @@ fn check_out_folder(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Warns if the adapter names a base whose folder has another name. This is no error: the same base may have been
-/// moved.
-fn warn_other_base(args: &MergeArgs, part: &ft::adapters::merge::WeightedAdapter) {
-    let last = |p: &std::path::Path| p.file_name().map(|n| n.to_string_lossy().to_lowercase());
-    let Some(named) = part.file.base.as_deref().filter(|b| !b.is_empty()) else { return };
-    let given = ft::fsutil::absolute(&args.base);
-    if last(std::path::Path::new(named)) != last(&given) {
-        report::warn(format!(
-            "{}: was trained on `{named}`; merging into {}",
-            part.folder.display(),
-            args.base.display()
-        ));
-    }
-}
-
-fn show(done: &ExportReport, args: &MergeArgs) {
+/// Tells what was written. `page`: whether a page is in the folder.
+pub(super) fn show(done: &ExportReport, out: &Path, page: bool) {
     let d = &done.difference;
     let size: u64 = done.files.values().map(|f| f.bytes).sum();
     report::info(format!(
         "{}: {} tensors, {} in {} files",
-        args.out.display(),
+        out.display(),
         done.tensors,
         report::bytes(size),
         done.files.len()
@@ -146,6 +274,9 @@ fn show(done: &ExportReport, args: &MergeArgs) {
         d.mean_kl,
         100.0 * d.top1_agreement
     ));
+    if page {
+        report::info(format!("the report as a page: {}", out.join(merge_page::PAGE).display()));
+    }
     done.notes.iter().for_each(report::warn);
     for line in &done.compatibility {
         report::info(format!("  {line}"));

@@ -89,6 +89,7 @@ impl Cli {
     /// Returns what the user can change if the command runs out of memory.
     pub fn memory_remedies(&self) -> &'static [&'static str] {
         match &self.verb {
+            RootCommand::Adapter(verb) if !verb.runs_a_recipe() => &["free some memory, or use a machine with more"],
             RootCommand::Train(_) | RootCommand::Resume(_) | RootCommand::Replay(_) | RootCommand::Adapter(_) => &[
                 "lower batch.tokens or batch.max_len, set run.replay: all, or let `ft train --fit` choose",
                 "a method that lets the model answer also needs memory for that: lower sampling.max_new_tokens",

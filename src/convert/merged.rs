@@ -6,6 +6,9 @@ use super::folder::companions::{MODEL_FILES, copy_companion_files};
 use super::folder::config_file::write_config;
 use super::folder::disk_space::check_disk_space;
 use super::folder::{new_tokens, stop_tokens, template};
+use super::merge_inputs::refuse_unmergeable;
+use super::merge_page::{self, SearchPicture};
+use super::merge_report::MergeReport;
 use super::quantised_base::{self, QuantisationError};
 use super::verify::check::ExportCheck;
 use super::verify::kind::ExportKind;
@@ -13,38 +16,22 @@ use super::verify::report::{ExportReport, ExportVerdict};
 use super::verify::thresholds::WeightChange;
 use crate::adapters::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
+use crate::adapters::merge_plan::{MergeForm, MergePlan};
+use crate::adapters::reduce::{as_lora, compare};
 use crate::adapters::{AdapterFile, file};
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
 use crate::nn::weight::cast;
 use crate::nn::{Weights, safetensors, weights};
+use crate::report;
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind};
 
 /// Name of the adapter that holds the weighted sum of all adapters, which the result is compared with.
 const SUM: &str = "sum";
-
-/// Fails if one of the adapters cannot be merged into a base: it is a reward model's, with a head, or of a kind that has no
-/// update of weights.
-fn refuse_unmergeable(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
-    if let Some((part, why)) = parts.iter().find_map(|part| Some((part, part.file.spec.why_not_merged()?))) {
-        return Err(Error::user(format!("{}: {why}", part.folder.display())).hint(format!(
-            "use it without merging: ft generate --model {} --adapter {}",
-            base.display(),
-            part.folder.display()
-        )));
-    }
-    match parts.iter().find(|part| part.file.spec.has_scalar_head()) {
-        None => Ok(()),
-        Some(part) => Err(Error::user(format!("{}: a reward model's adapter cannot be merged", part.folder.display()))
-            .hint(format!(
-                "use it without merging: ft score --model {} --adapter {} --input FILE --out FILE; to get a whole reward model, train with a recipe without `adapter`",
-                base.display(),
-                part.folder.display()
-            ))),
-    }
-}
+/// What messages call the result before it has a folder.
+const MERGED: &str = "the merged adapter";
 
 /// Opens the base; also returns the names of the weights that embedding and output head share in it. A low-rank update
 /// of one of them must not change the other, as in PEFT: if `parts` has such an update, each gets a weight of its own.
@@ -77,9 +64,9 @@ fn vocabulary_rows(config: &Config, parts: &[WeightedAdapter]) -> Result<Option<
     VocabularyRows::of_adapters(config, &files)
 }
 
-/// Merges the adapters `parts` into the base and writes a model directory. `dtype`: the dtype of all floating-point
-/// weights; `None` keeps each tensor's own. Fails if an adapter does not fit the base or the result does not pass
-/// verification.
+/// Merges the adapters `parts` into the base, as their weighted sum, and writes a model directory. `dtype`: the dtype of all
+/// floating-point weights; `None` keeps each tensor's own. Fails if an adapter does not fit the base or the result does not
+/// pass verification.
 pub fn merge_into_model(
     base: &Path,
     parts: &[WeightedAdapter],
@@ -87,64 +74,195 @@ pub fn merge_into_model(
     dtype: Option<Kind>,
     shard_bytes: u64,
 ) -> Result<ExportReport> {
-    refuse_unmergeable(base, parts)?;
-    let trained_over = quantised_base::trained_over(base, parts)?;
-    let (config, weights, shared) = open_base(base, parts)?;
-    let merge = MergedWeights::new(&weights, &shared, parts)?;
-    let names: Vec<&str> = weights.names().collect();
-    let kind_of = |name: &str| {
-        let own = weights.kind(name).unwrap_or(Kind::Float);
-        if is_float(own) { dtype.unwrap_or(own) } else { own }
-    };
-    let entries = names
-        .iter()
-        .map(|n| tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
-        .collect::<Result<Vec<_>>>()?;
-    check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
+    PreparedMerge::new(base, parts, MergePlan::default(), MergeForm::Model)?.write_model(out, dtype, shard_bytes)
+}
 
-    let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
-    let computed = match dtype.unwrap_or(own) {
-        Kind::BFloat16 => Kind::BFloat16,
-        _ => Kind::Float,
-    };
-    let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
-    let change = if whole { WeightChange::Folded } else { WeightChange::Rounded };
-    // Loaded before anything is written, because this fails for an adapter that does not fit.
-    let sum = match parts {
-        _ if are_low_rank(&weights, parts)? => Some(combine(&weights, parts)?),
-        [part] if part.weight == 1.0 => None,
-        _ => Some(in_full(&weights, &merge)?),
-    };
-    let reference = load_with_sum(base, parts, sum.as_ref(), computed, Storage::File)?;
-    publish(out, |temp| {
-        safetensors::write_model(temp, &entries, shard_bytes, |e| {
-            Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
-        })?;
-        write_config(&config, temp, dtype)?;
-        copy_companion_files(base, temp, MODEL_FILES)?;
-        inherit_training(temp, base, parts)?;
-        let names = names.iter().map(|n| n.to_string()).collect();
-        let tied = config.tie_word_embeddings;
-        let check = ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
-        let mut report = check.run(|name| merge.tensor(name).map(Some))?;
-        if let Some(trained_over) = trained_over {
-            let load = |base: &Path, storage| load_with_sum(base, parts, sum.as_ref(), computed, storage);
-            let quantised = match trained_over.at_load() {
-                Some(format) => load(base, Storage::Quantised(format)),
-                None => quantised_base::stored_base(parts).and_then(|folder| load(folder, Storage::File)),
-            };
-            match quantised.and_then(|model| QuantisationError::measure(&trained_over, &model, &reference)) {
-                Ok(error) => {
-                    report.notes.push(error.note(report.adapter_effect.as_ref()));
-                    report.quantisation_error = Some(error);
-                }
-                Err(e) if trained_over.at_load().is_some() => return Err(e),
-                // The base with the quantised weights may be elsewhere by now.
-                Err(e) => report.notes.push(quantised_base::unmeasured(&trained_over, &e)),
+/// Merges the adapters `parts` into one adapter, their weighted sum, and writes its directory.
+pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Result<ExportReport> {
+    PreparedMerge::new(base, parts, MergePlan::default(), MergeForm::Adapter)?.write_adapter(out)
+}
+
+/// A merge that is computed as far as its report needs, before anything is written.
+pub struct PreparedMerge<'a> {
+    base: &'a Path,
+    parts: &'a [WeightedAdapter],
+    plan: MergePlan,
+    config: Config,
+    weights: Weights,
+    /// Weights that embedding and output head share.
+    shared: Vec<&'static str>,
+    /// The result, if it is one LoRA that is not the exact sum.
+    lora: Option<WeightedAdapter>,
+    /// What the merge does.
+    pub report: MergeReport,
+    /// The search that found the weights, for the page.
+    pub search: Option<SearchPicture>,
+}
+
+impl<'a> PreparedMerge<'a> {
+    /// Merges the adapters `parts` by `plan`, one tensor in memory at a time; results that are one LoRA are kept. `form`:
+    /// what will be written. Fails if an adapter does not fit the base, or has values that are not finite.
+    pub fn new(base: &'a Path, parts: &'a [WeightedAdapter], plan: MergePlan, form: MergeForm) -> Result<Self> {
+        refuse_unmergeable(base, parts)?;
+        let (config, weights, shared) = open_base(base, parts)?;
+        let merge = MergedWeights::planned(&weights, &shared, parts, plan.clone())?;
+        let bar = report::bar(merge.changed().count() as u64, "merging");
+        let reduces = !plan.is_sum() && (form == MergeForm::Adapter || plan.gives_products());
+        let (lora, reports) = match reduces {
+            true => {
+                let (file, reports) = as_lora(&merge, parts, || bar.inc(1))?;
+                (Some(WeightedAdapter { folder: MERGED.into(), file, weight: 1.0 }), reports)
             }
+            false => (None, compare(&merge, || bar.inc(1))?),
+        };
+        bar.finish_and_clear();
+        let report = MergeReport::new(&merge, reports);
+        Ok(Self { base, parts, plan, config, weights, shared, lora, report, search: None })
+    }
+
+    /// Returns the changes to write: those of the one LoRA if the result is that, otherwise those of all adapters.
+    fn merge(&self) -> Result<MergedWeights<'_>> {
+        match &self.lora {
+            Some(lora) => MergedWeights::new(&self.weights, &self.shared, std::slice::from_ref(lora)),
+            None => MergedWeights::planned(&self.weights, &self.shared, self.parts, self.plan.clone()),
         }
+    }
+
+    /// Returns the adapter that has the effect of the merge, to compare the result with; `None` if that is the first of
+    /// `parts`.
+    fn whole_adapter(&self, merge: &MergedWeights) -> Result<Option<AdapterFile>> {
+        Ok(match self.parts {
+            _ if self.plan.is_sum() && are_low_rank(&self.weights, self.parts)? => {
+                Some(combine(&self.weights, self.parts)?)
+            }
+            [part] if self.plan.is_sum() && part.weight == 1.0 => None,
+            _ => Some(in_full(&self.weights, merge)?),
+        })
+    }
+
+    /// Returns the dtype of the base's first floating-point weight.
+    fn own_kind(&self) -> Kind {
+        let kinds = self.weights.names().filter_map(|n| self.weights.kind(n));
+        kinds.into_iter().find(|k| is_float(*k)).unwrap_or(Kind::Float)
+    }
+
+    /// Writes a model directory. `dtype`: the dtype of all floating-point weights; `None` keeps each tensor's own. Fails if
+    /// the result does not pass verification.
+    pub fn write_model(&self, out: &Path, dtype: Option<Kind>, shard_bytes: u64) -> Result<ExportReport> {
+        let (base, parts, weights) = (self.base, self.parts, &self.weights);
+        let trained_over = quantised_base::trained_over(base, parts)?;
+        let merge = self.merge()?;
+        let names: Vec<&str> = weights.names().collect();
+        let kind_of = |name: &str| {
+            let own = weights.kind(name).unwrap_or(Kind::Float);
+            if is_float(own) { dtype.unwrap_or(own) } else { own }
+        };
+        let entries = names
+            .iter()
+            .map(|n| tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+            .collect::<Result<Vec<_>>>()?;
+        check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
+
+        let computed = match dtype.unwrap_or(self.own_kind()) {
+            Kind::BFloat16 => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        let whole = entries.iter().all(|e| !matches!(e.dtype, safetensors::Dtype::BF16 | safetensors::Dtype::F16));
+        let change = if whole { WeightChange::Folded } else { WeightChange::Rounded };
+        // Loaded before anything is written, because this fails for an adapter that does not fit.
+        let summed = match &self.lora {
+            Some(_) => None,
+            None => self.whole_adapter(&merge)?,
+        };
+        let sum = self.lora.as_ref().map(|lora| &lora.file).or(summed.as_ref());
+        let reference = load_with_sum(base, parts, sum, computed, Storage::File)?;
+        publish(out, |temp| {
+            safetensors::write_model(temp, &entries, shard_bytes, |e| {
+                Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
+            })?;
+            write_config(&self.config, temp, dtype)?;
+            copy_companion_files(base, temp, MODEL_FILES)?;
+            inherit_training(temp, base, parts)?;
+            let names = names.iter().map(|n| n.to_string()).collect();
+            let tied = self.config.tie_word_embeddings;
+            let check =
+                ExportCheck { reference: &reference, folder: temp, export: ExportKind::Model, change, names, tied };
+            let mut report = check.run(|name| merge.tensor(name).map(Some))?;
+            if let Some(trained_over) = trained_over {
+                let load = |base: &Path, storage| load_with_sum(base, parts, sum, computed, storage);
+                let quantised = match trained_over.at_load() {
+                    Some(format) => load(base, Storage::Quantised(format)),
+                    None => quantised_base::stored_base(parts).and_then(|folder| load(folder, Storage::File)),
+                };
+                match quantised.and_then(|model| QuantisationError::measure(&trained_over, &model, &reference)) {
+                    Ok(error) => {
+                        report.notes.push(error.note(report.adapter_effect.as_ref()));
+                        report.quantisation_error = Some(error);
+                    }
+                    Err(e) if trained_over.at_load().is_some() => return Err(e),
+                    // The base with the quantised weights may be elsewhere by now.
+                    Err(e) => report.notes.push(quantised_base::unmeasured(&trained_over, &e)),
+                }
+            }
+            self.complete(temp, report)
+        })
+    }
+
+    /// Writes one adapter with the effect of all and verifies it.
+    pub fn write_adapter(&self, out: &Path) -> Result<ExportReport> {
+        let (base, parts, weights) = (self.base, self.parts, &self.weights);
+        let merge = self.merge()?;
+        let summed = match &self.lora {
+            Some(_) => None,
+            None => Some(combine(weights, parts)?),
+        };
+        let sum = self.lora.as_ref().map(|lora| &lora.file).or(summed.as_ref());
+        let sum = sum.ok_or_else(|| Error::bug("merge: no adapter to write"))?;
+        let computed = if self.own_kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
+        let trained_over = quantised_base::trained_over(base, parts)?;
+        let storage = trained_over.as_ref().and_then(QuantisedBase::at_load).map_or(Storage::File, Storage::Quantised);
+        let reference = load_with_sum(base, parts, Some(sum), computed, storage)?;
+        let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
+        publish(out, |temp| {
+            check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
+            write_adapter_folder(temp, &sum.spec, &base_name, base, sum.tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
+            inherit_training(temp, base, parts)?;
+            let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
+            let export = ExportKind::Adapter { base };
+            let tied = self.config.tie_word_embeddings;
+            let check =
+                ExportCheck { reference: &reference, folder: temp, export, change: WeightChange::None, names, tied };
+            let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
+            report.quantised_base = trained_over;
+            // The new adapter, read back, must change every weight as all parts together do.
+            let read = [WeightedAdapter::read(temp, 1.0)?];
+            let one = MergedWeights::new(weights, &[], &read)?;
+            for name in merge.changed() {
+                let (wanted, found) = (merge.tensor(name)?, one.tensor(name)?);
+                let error = (&found - &wanted).abs().max().double_value(&[]);
+                let limit = 1e-5 * wanted.abs().max().double_value(&[]);
+                if error.is_nan() || error > limit {
+                    report.problems.push(format!(
+                        "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
+                    ));
+                    report.verdict = ExportVerdict::Failed;
+                }
+            }
+            self.complete(temp, report)
+        })
+    }
+
+    /// Adds the report on the merge to that of the export, and its page to the folder.
+    fn complete(&self, folder: &Path, mut report: ExportReport) -> Result<ExportReport> {
+        if self.parts.len() > 1 || !self.plan.is_sum() {
+            merge_page::write(&self.report,
+                self.search.as_ref(),
+                &folder.join(merge_page::PAGE),
+            )?;
+        }
+        report.merge = Some(self.report.clone());
         Ok(report)
-    })
+    }
 }
 
 /// Copies to the result in `folder` what the adapters were trained with besides weights: new tokens, chat template and stop
@@ -154,47 +272,6 @@ fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Re
     new_tokens::inherit_tokens(folder, base, folders())?;
     template::inherit_template(folder, base, folders())?;
     stop_tokens::inherit_stop_tokens(folder, base, folders())
-}
-
-/// Merges the adapters `parts` into one adapter, their weighted sum, and writes its directory.
-pub fn merge_adapters(base: &Path, parts: &[WeightedAdapter], out: &Path) -> Result<ExportReport> {
-    refuse_unmergeable(base, parts)?;
-    let trained_over = quantised_base::trained_over(base, parts)?;
-    let (config, weights, shared) = open_base(base, parts)?;
-    let sum = combine(&weights, parts)?;
-    let merge = MergedWeights::new(&weights, &shared, parts)?;
-    let own = weights.names().filter_map(|n| weights.kind(n)).find(|k| is_float(*k)).unwrap_or(Kind::Float);
-    let computed = if own == Kind::BFloat16 { own } else { Kind::Float };
-    let storage = trained_over.as_ref().and_then(QuantisedBase::at_load).map_or(Storage::File, Storage::Quantised);
-    let reference = load_with_sum(base, parts, Some(&sum), computed, storage)?;
-    let base_name = sum.base.clone().unwrap_or_else(|| base.to_string_lossy().into_owned());
-    publish(out, |temp| {
-        check_disk_space(temp, sum.tensors.values().map(|t| 4 * t.numel() as u64).sum())?;
-        write_adapter_folder(temp, &sum.spec, &base_name, base, sum.tensors.iter().map(|(n, t)| (n.as_str(), t)))?;
-        inherit_training(temp, base, parts)?;
-        let names: BTreeSet<String> = sum.tensors.keys().cloned().collect();
-        let export = ExportKind::Adapter { base };
-        let tied = config.tie_word_embeddings;
-        let check =
-            ExportCheck { reference: &reference, folder: temp, export, change: WeightChange::None, names, tied };
-        let mut report = check.run(|name| Ok(sum.tensors.get(name).map(|t| t.shallow_clone())))?;
-        report.quantised_base = trained_over;
-        // The new adapter, read back, must change every weight as all parts together do.
-        let read = [WeightedAdapter::read(temp, 1.0)?];
-        let one = MergedWeights::new(&weights, &[], &read)?;
-        for name in merge.changed() {
-            let (wanted, found) = (merge.tensor(name)?, one.tensor(name)?);
-            let error = (&found - &wanted).abs().max().double_value(&[]);
-            let limit = 1e-5 * wanted.abs().max().double_value(&[]);
-            if error.is_nan() || error > limit {
-                report.problems.push(format!(
-                    "`{name}`: the sum of the adapters is off by {error:.1e}, at most {limit:.1e} expected"
-                ));
-                report.verdict = ExportVerdict::Failed;
-            }
-        }
-        Ok(report)
-    })
 }
 
 fn is_float(kind: Kind) -> bool {
@@ -223,34 +300,11 @@ fn load_with_sum(
     let load = LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary, heads };
     let model = Model::load(base, load)?;
     if let Some(sum) = sum {
-        file::load_into(model.params().adapter(0), &sum.tensors, Path::new("the sum of the adapters"))?;
+        file::load_into(model.params().adapter(0), &sum.tensors, Path::new(MERGED))?;
     }
     for (i, part) in parts.iter().enumerate() {
         let id = i + usize::from(sum.is_some());
         file::load_into(model.params().adapter(id), &part.file.tensors, &part.folder)?;
     }
     Ok(model)
-}
-
-/// Parses `ADAPTER` or `ADAPTER=WEIGHT` and reads the adapter.
-pub fn parse_part(text: &str) -> Result<WeightedAdapter> {
-    let (folder, weight) = split_weight(text);
-    let weight = match weight.map(str::parse::<f64>) {
-        None => 1.0,
-        Some(Ok(w)) if w.is_finite() => w,
-        Some(_) => {
-            return Err(
-                Error::user(format!("{text}: the weight after `=` must be a number")).hint("e.g. adapters/a=0.7")
-            );
-        }
-    };
-    WeightedAdapter::read(Path::new(folder), weight)
-}
-
-/// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.
-pub fn split_weight(text: &str) -> (&str, Option<&str>) {
-    match text.rsplit_once('=').filter(|_| !Path::new(text).is_dir()) {
-        Some((folder, weight)) => (folder, Some(weight)),
-        None => (text, None),
-    }
 }

@@ -4,11 +4,16 @@
 //!
 //! gguf_import: converts a GGUF file. folder: the files of a directory besides weights. verify: compares a
 //! written directory with the model in memory. export: saves a model or adapter. merged, student: models made from
-//! others.
+//! others. merge_inputs, merge_report, merge_page: what is merged, and the report on it.
+//! adapter: looks at adapters, and makes adapters of another rank or from two models.
 
+pub mod adapter;
 pub mod export;
 pub mod folder;
 pub mod gguf_import;
+pub mod merge_inputs;
+pub mod merge_page;
+pub mod merge_report;
 pub mod merged;
 pub mod quantised_base;
 pub mod student;

@@ -21,6 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["models"],
     &["adapters"],
     &["nn", "model_files"],
+    &["merging"],
     &["native", "stats", "gguf"],
 ];
 
@@ -81,6 +82,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/generate/",
             "src/models/",
             "src/adapters/",
+            "src/merging/",
             "src/nn/",
             "src/native/",
             "src/runtime.rs",

@@ -11,6 +11,7 @@ mod fuzz;
 mod generate;
 mod hostile_files;
 mod label;
+mod merging;
 mod methods;
 mod models;
 mod native;

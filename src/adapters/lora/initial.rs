@@ -3,6 +3,7 @@
 use super::spec::LoraInit;
 use crate::adapters::plan::AdaptedLayer;
 use crate::error::Result;
+use crate::merging::svd;
 use tch::{Device, Kind, Tensor};
 
 /// Returns the initial A (R, in) and B (out, R) of a linear layer's update, in float32, whose scale is `scale`. Zeros if
@@ -78,19 +79,10 @@ fn pissa((u, s, v): (Tensor, Tensor, Tensor), rank: i64, scale: f64) -> [Tensor;
     [a.contiguous(), b.contiguous()]
 }
 
-/// Computes the largest `rank` singular values and vectors by subspace iteration from a random matrix (Halko et al. 2009,
-/// arXiv 0909.4061, algorithms 4.4 and 5.1), with eight dimensions more than are returned.
+/// Computes the largest `rank` singular values and vectors by subspace iteration from a random matrix.
 fn randomised_svd(weight: &Tensor, rank: i64, iterations: usize) -> (Tensor, Tensor, Tensor) {
-    const MORE: i64 = 8;
-    let basis = |t: Tensor| Tensor::linalg_qr(&t, "reduced").0;
-    let (outputs, inputs) = weight.size2().expect("a matrix");
-    let start = Tensor::randn([inputs, (rank + MORE).min(outputs.min(inputs))], (Kind::Float, Device::Cpu));
-    let mut q = basis(weight.matmul(&start.to_device(weight.device()))); // (out, R + 8)
-    for _ in 0..iterations {
-        q = basis(weight.matmul(&basis(weight.tr().matmul(&q))));
-    }
-    let (u, s, v) = q.tr().matmul(weight).svd(true, true);
-    (q.matmul(&u), s, v)
+    let start = Tensor::randn(svd::start_shape(weight, rank), (Kind::Float, Device::Cpu));
+    svd::largest(weight, &start, iterations)
 }
 
 /// Returns the first rows of R and columns of Q of the weight's QR decomposition (arXiv 2406.01775), as A and B.

@@ -25,11 +25,11 @@ mod updates;
 
 pub use distribution::distribute;
 pub use eva::{InputRecorder, PrincipalInputs};
-pub use modules::{LoraModules, scale};
+pub use modules::{LoraModules, scale, with_ranks};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
+pub use tensors::factors;
 
 pub(super) use peft::read as read_config;
-pub(super) use tensors::factors;
 
 use super::kind::{AdapterActivations, AdapterKind, TrainedRows};
 use super::module_settings::KindSection;

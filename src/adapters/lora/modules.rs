@@ -3,6 +3,7 @@
 use super::spec::LoraSpec;
 use crate::adapters::targets::PatternValues;
 use crate::error::Result;
+use std::collections::BTreeMap;
 
 /// Rank and alpha of the modules that a [`LoraSpec`] adapts.
 pub struct LoraModules {
@@ -34,6 +35,21 @@ impl LoraModules {
     /// Returns the scale of a module's update.
     pub fn scale(&self, module: &str) -> f64 {
         scale(self.alpha(module), self.rank(module), self.rslora)
+    }
+}
+
+/// Returns the settings of a LoRA with these ranks of its modules, whose scale is 1 everywhere.
+pub fn with_ranks(spec: &LoraSpec, ranks: &BTreeMap<String, i64>) -> LoraSpec {
+    // The highest rank is the default and others are exceptions: readers that ignore patterns then allocate enough.
+    let rank = ranks.values().copied().max().unwrap_or(1);
+    let unlike = || ranks.iter().filter(|(_, r)| **r != rank);
+    LoraSpec {
+        rank,
+        alpha: rank as f64,
+        rslora: false,
+        rank_pattern: unlike().map(|(module, r)| (module.clone(), *r)).collect(),
+        alpha_pattern: unlike().map(|(module, r)| (module.clone(), *r as f64)).collect(),
+        ..spec.clone()
     }
 }
 

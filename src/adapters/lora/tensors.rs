@@ -114,7 +114,7 @@ impl LoraFile<'_> {
 }
 
 /// Returns the names and tensors of the factors of a module's update, whose scale is 1.
-pub(in crate::adapters) fn factors(module: &str, update: LowRankUpdate) -> [(String, Tensor); 2] {
+pub fn factors(module: &str, update: LowRankUpdate) -> [(String, Tensor); 2] {
     let LowRankUpdate { a, b, table, .. } = update;
     let factors = match table {
         true => [(EMBEDDING_A, b.tr().contiguous()), (EMBEDDING_B, a.tr().contiguous())],

@@ -34,6 +34,10 @@ impl WeightUpdate for DoraUpdate {
     fn shape(&self) -> String {
         format!("{} with magnitudes {:?}", self.low_rank.shape(), self.magnitude.size())
     }
+
+    fn is_table(&self) -> bool {
+        self.low_rank.table
+    }
 }
 
 /// Adds `scale · bias` to the layer's bias.

@@ -24,6 +24,10 @@ impl WeightUpdate for TokenRowsUpdate {
         self.rows.size() == [self.ids.len() as i64, width] && self.ids.iter().all(|id| (0..count).contains(id))
     }
 
+    fn is_table(&self) -> bool {
+        true
+    }
+
     fn shape(&self) -> String {
         format!("{:?} for the tokens {:?}", self.rows.size(), self.ids)
     }

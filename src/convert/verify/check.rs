@@ -121,6 +121,7 @@ impl ExportCheck<'_> {
             adapter_effect,
             quantised_base: QuantisedBase::of(self.reference),
             quantisation_error: None,
+            merge: None,
             tensors: written.len(),
             tied,
             missing,

@@ -87,6 +87,7 @@ fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>) -> Vec<Compatibili
             answer("PEFT", Vec::new(), Some(how)),
             answer("vLLM", vec![whole.into()], None),
             answer("llama.cpp", vec![NO_HEAD.into()], None),
+            answer("MLX", vec![OWN_FORMAT.into()], None),
         ];
     }
     match lora {
@@ -97,7 +98,7 @@ fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>) -> Vec<Compatibili
             let no = |consumer| answer(consumer, vec![other.clone()], None);
             let modules = adapter.tensors.keys().filter_map(|n| spec.module_of(n)).collect();
             let peft = spec.peft_refusal(&modules).into_iter().collect();
-            vec![answer("PEFT", peft, resize), no("vLLM"), no("llama.cpp")]
+            vec![answer("PEFT", peft, resize), no("vLLM"), no("llama.cpp"), no("MLX")]
         }
     }
 }
@@ -153,6 +154,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>) -> Ve
         answer("PEFT", Vec::new(), resize),
         answer("vLLM", vllm, flag),
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
+        answer("MLX", vec![format!("{OWN_FORMAT}: ft merge makes a model it reads")], None),
     ]
 }
 
@@ -171,6 +173,9 @@ pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
         answer("llama.cpp", vec![NO_HEAD.into()], None),
     ]
 }
+
+/// mlx-lm reads adapters.safetensors with factors transposed and named its own way, and no folder of PEFT's.
+const OWN_FORMAT: &str = "it reads adapters in a format of its own, not PEFT's";
 
 const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
 

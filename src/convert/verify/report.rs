@@ -3,6 +3,7 @@
 use super::compatibility::Compatibility;
 use super::logit_distance::LogitDistance;
 use super::thresholds::LogitThresholds;
+use crate::convert::merge_report::MergeReport;
 use crate::convert::quantised_base::QuantisationError;
 use crate::error::Result;
 use crate::fsutil;
@@ -44,6 +45,9 @@ pub struct ExportReport {
     /// What a merge changes for an adapter that was trained over a quantised base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantisation_error: Option<QuantisationError>,
+    /// What was merged, and how far it agreed. Merges only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merge: Option<MergeReport>,
     /// Number of tensors compared bit for bit with what was to be written.
     pub tensors: usize,
     /// Whether embedding and head share one weight according to config.json; always false for an adapter.

@@ -22,7 +22,7 @@ pub enum SeriesStyle {
     Dots,
 }
 
-/// A curve: values over steps.
+/// A curve: values over steps, or over what the chart counts.
 pub struct Series {
     /// Name in the legend.
     pub name: String,
@@ -42,6 +42,8 @@ pub struct Chart<'a> {
     pub note: String,
     /// The curves, the first at the back.
     pub series: Vec<Series>,
+    /// What the horizontal axis counts: `step`, or `layer`.
+    pub over: &'static str,
     /// Formats a value.
     pub format: fn(f64) -> String,
     /// A horizontal line at a value of interest, with its name.
@@ -172,7 +174,7 @@ impl Chart<'_> {
                     }
                 }
                 div class="plot" {
-                    (canvas(&format!("{} over steps", self.title), html! {
+                    (canvas(&format!("{} over {}s", self.title, self.over), html! {
                         @for tick in &axis.ticks {
                             path class="grid" d=(format!("M0 {:.1}H1000", axis.y(*tick))) {}
                         }
@@ -199,7 +201,7 @@ impl Chart<'_> {
         }
     }
 
-    /// Returns the data for hover.js as JSON: [first step, last step, [[name, colour, [[step, text], …]], …]].
+    /// Returns the data for hover.js as JSON: [first step, last step, [[name, colour, [[step, text], …]], …], `step`].
     fn data(&self, first: f64, last: f64) -> String {
         let series: Vec<_> = self
             .series
@@ -214,7 +216,7 @@ impl Chart<'_> {
                 json!([s.name, s.colour, points])
             })
             .collect();
-        json!([first, last, series]).to_string()
+        json!([first, last, series, self.over]).to_string()
     }
 }
 

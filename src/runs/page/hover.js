@@ -1,5 +1,5 @@
 for (const figure of document.querySelectorAll("figure[data-chart]")) {
-  const [first, last, series] = JSON.parse(figure.dataset.chart);
+  const [first, last, series, unit] = JSON.parse(figure.dataset.chart);
   const plot = figure.querySelector(".plot"), tip = plot.querySelector(".tip"), cursor = plot.querySelector(".cursor");
   const svg = plot.querySelector("svg");
   const nearest = (points, step) => {
@@ -21,11 +21,11 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
       if (at === null) at = point[0];
       const row = document.createElement("span");
       row.className = "key " + colour;
-      row.textContent = name + " " + point[1] + (point[0] === at ? "" : " (step " + point[0] + ")");
+      row.textContent = name + " " + point[1] + (point[0] === at ? "" : " (" + unit + " " + point[0] + ")");
       tip.append(row);
     }
     if (at === null) return;
-    head.textContent = "step " + at;
+    head.textContent = unit + " " + at;
     const left = 100 * (at - first) / (last - first);
     cursor.style.left = left + "%";
     tip.style.left = left > 55 ? "auto" : "calc(" + left + "% + 10px)";

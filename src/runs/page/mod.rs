@@ -5,7 +5,7 @@
 //! head allows the browser to run only that script (by its hash) and to load nothing.
 
 mod card;
-mod chart;
+pub mod chart;
 pub mod document;
 pub mod escape;
 mod histogram;
@@ -13,6 +13,8 @@ pub mod markdown;
 pub mod plot;
 mod sections;
 mod ticks;
+
+pub use sections::short;
 
 use super::folder::RunFolder;
 use crate::error::Result;

@@ -466,7 +466,12 @@ fn a_trained_adapter_is_saved_in_peft_format() {
     let notes: Vec<String> = report.compatibility.iter().map(|c| c.to_string()).collect();
     assert_eq!(
         notes,
-        ["PEFT: yes", "vLLM: yes: with --max-lora-rank 32", "llama.cpp: yes: with convert_lora_to_gguf.py"]
+        [
+            "PEFT: yes",
+            "vLLM: yes: with --max-lora-rank 32",
+            "llama.cpp: yes: with convert_lora_to_gguf.py",
+            "MLX: no: it reads adapters in a format of its own, not PEFT's: ft merge makes a model it reads"
+        ]
     );
     let config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();
     assert_eq!(config["target_modules"], json!(["gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]));

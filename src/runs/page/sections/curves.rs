@@ -57,6 +57,7 @@ impl StepMarks {
             title: title.into(),
             note: note.into(),
             series,
+            over: "step",
             format: short,
             guide: None,
             resumed: &self.resumed,

@@ -9,6 +9,8 @@ mod overview;
 mod samples;
 mod settings;
 
+pub use format::short;
+
 use super::card;
 use crate::runs::folder::RunFolder;
 use maud::Markup;

@@ -1,18 +1,13 @@
-//! `ft adapter`: looks at adapters and at what they could be.
+//! `ft adapter suggest`: which layers are worth adapting.
 
-use super::shared::stdout::{print, print_json};
-use clap::{Args, Subcommand};
+use crate::cli::shared::stdout::{print, print_json};
+use clap::Args;
 use ft::error::{Error, Result};
 use ft::train::suggest::{self, ModuleAdvice, SuggestOptions, Suggestion};
 use ft::{fsutil, models, recipe, report};
 use indexmap::IndexMap;
 use std::io::Write;
 use std::path::PathBuf;
-
-#[derive(Subcommand)]
-pub enum AdapterCommand {
-    Suggest(SuggestArgs),
-}
 
 /// Measure on a recipe's rows which layers are worth adapting, and suggest a rank for each
 ///
@@ -43,9 +38,8 @@ pub struct SuggestArgs {
     json: bool,
 }
 
-/// Runs `ft adapter …`.
-pub fn run(verb: AdapterCommand) -> Result<()> {
-    let AdapterCommand::Suggest(args) = verb;
+/// Runs `ft adapter suggest`.
+pub fn run(args: &SuggestArgs) -> Result<()> {
     let mut plan = recipe::plan::load(&args.recipe, &args.sets)?;
     let options = SuggestOptions { steps: args.steps as usize, rank: args.rank, largest: args.largest };
     if let Some(out) = args.out.as_deref().filter(|out| out.exists()) {

@@ -1,0 +1,75 @@
+//! The changes that an adapter makes, as far as they are known: without a base, those that are products of two factors.
+
+use crate::adapters::file;
+use crate::adapters::merge::{MergedWeights, WeightedAdapter};
+use crate::adapters::update::WeightUpdate;
+use crate::error::{Error, Result};
+use crate::merging::Delta;
+use crate::models::{self, Config};
+use crate::nn::Weights;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tch::Kind;
+
+/// An adapter from disk, and the base that it is looked at over, if one is given.
+pub(super) struct OpenAdapter {
+    pub part: WeightedAdapter,
+    base: Option<Weights>,
+}
+
+impl OpenAdapter {
+    /// Reads the adapter in `folder`, and maps the base's weights.
+    pub fn read(folder: &Path, base: Option<&Path>) -> Result<Self> {
+        let part = WeightedAdapter::read(folder, 1.0)?;
+        let open = |base: &Path| models::weights(base, &Config::read(base)?);
+        Ok(Self { part, base: base.map(open).transpose()? })
+    }
+
+    /// Returns the changes that the adapter makes. Fails for tensors that do not fit together or do not fit the base.
+    pub fn changes(&self) -> Result<KnownChanges<'_>> {
+        if let Some(base) = &self.base {
+            return Ok(KnownChanges::OverBase(MergedWeights::new(base, &[], std::slice::from_ref(&self.part))?));
+        }
+        let (spec, tensors) = (&self.part.file.spec, &self.part.file.tensors);
+        let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
+        Ok(KnownChanges::Alone(spec.updates(&modules, tensors, &self.part.folder.join(file::TENSORS))?))
+    }
+}
+
+/// The changes of an adapter: all of them over a base; without one, those that do not depend on it.
+pub(super) enum KnownChanges<'a> {
+    OverBase(MergedWeights<'a>),
+    Alone(BTreeMap<String, Box<dyn WeightUpdate>>),
+}
+
+impl KnownChanges<'_> {
+    /// Returns the names of the tensors that change.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::OverBase(merge) => merge.changed().collect(),
+            Self::Alone(updates) => updates.keys().map(String::as_str).collect(),
+        }
+    }
+
+    /// Returns the change of a tensor; `None` if it is not changed, or if the change depends on a base that is not given.
+    /// Fails for a change that is not finite.
+    pub fn get(&self, name: &str) -> Result<Option<Delta>> {
+        let _no_grad = tch::no_grad_guard();
+        match self {
+            Self::OverBase(merge) if merge.changed().all(|n| n != name) => Ok(None),
+            Self::OverBase(merge) => Ok(merge.deltas(name)?.pop().map(|change| change.delta)),
+            Self::Alone(updates) => {
+                let Some(factors) = updates.get(name).and_then(|update| update.low_rank()) else { return Ok(None) };
+                let delta = Delta::Factors {
+                    a: factors.a.to_kind(Kind::Float) * factors.scale,
+                    b: factors.b.to_kind(Kind::Float),
+                };
+                match delta.is_finite() {
+                    true => Ok(Some(delta)),
+                    false => Err(Error::user(format!("the change of `{name}` has NaN or infinite values"))
+                        .hint("the adapter is damaged, or its training diverged: use an earlier checkpoint")),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Reads the adapters of a merge, and refuses those that cannot be merged.
+
+use crate::adapters::merge::WeightedAdapter;
+use crate::error::{Error, Result};
+use crate::fsutil;
+use serde_json::Value;
+use std::path::Path;
+
+/// Fails if one of the adapters cannot be merged into a base: it is a reward model's, with a head, or of a kind that has no
+/// update of weights.
+pub(super) fn refuse_unmergeable(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
+    if let Some((part, why)) = parts.iter().find_map(|part| Some((part, part.file.spec.why_not_merged()?))) {
+        return Err(Error::user(format!("{}: {why}", part.folder.display())).hint(format!(
+            "use it without merging: ft generate --model {} --adapter {}",
+            base.display(),
+            part.folder.display()
+        )));
+    }
+    match parts.iter().find(|part| part.file.spec.has_scalar_head()) {
+        None => Ok(()),
+        Some(part) => Err(Error::user(format!("{}: a reward model's adapter cannot be merged", part.folder.display()))
+            .hint(format!(
+                "use it without merging: ft score --model {} --adapter {} --input FILE --out FILE; to get a whole reward model, train with a recipe without `adapter`",
+                base.display(),
+                part.folder.display()
+            ))),
+    }
+}
+
+/// Parses `ADAPTER` or `ADAPTER=WEIGHT` and reads the adapter.
+pub fn parse_part(text: &str) -> Result<WeightedAdapter> {
+    let (folder, weight) = split_weight(text);
+    let weight = match weight.map(str::parse::<f64>) {
+        None => 1.0,
+        Some(Ok(w)) if w.is_finite() => w,
+        Some(_) => {
+            return Err(
+                Error::user(format!("{text}: the weight after `=` must be a number")).hint("e.g. adapters/a=0.7")
+            );
+        }
+    };
+    WeightedAdapter::read(Path::new(folder), weight)
+}
+
+/// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.
+pub fn split_weight(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once('=').filter(|_| !Path::new(text).is_dir()) {
+        Some((folder, weight)) => (folder, Some(weight)),
+        None => (text, None),
+    }
+}
+
+/// Returns what is suspicious about merging an adapter into this base: it names a base whose folder has another name, or
+/// whose config.json differs. This is no error: the same base may have been moved, and adapters are merged into relatives of
+/// their base on purpose.
+pub fn other_base(base: &Path, part: &WeightedAdapter) -> Option<String> {
+    let named = Path::new(part.file.base.as_deref().filter(|b| !b.is_empty())?);
+    let last = |p: &Path| p.file_name().map(|n| n.to_string_lossy().to_lowercase());
+    let config = |folder: &Path| fsutil::read_json::<Value>(&folder.join("config.json")).ok();
+    let given = fsutil::absolute(base);
+    let about =
+        format!("{}: was trained on `{}`; merging into {}", part.folder.display(), named.display(), base.display());
+    match (config(named), config(&given)) {
+        (Some(one), Some(two)) if one != two => {
+            let keys = differing_keys(&one, &two).join(", ");
+            Some(format!("{about}, whose config.json differs ({keys})"))
+        }
+        _ => (last(named) != last(&given)).then_some(about),
+    }
+}
+
+/// Returns the keys of two configs that differ, at most five.
+fn differing_keys(one: &Value, two: &Value) -> Vec<String> {
+    let keys = [one, two].into_iter().filter_map(Value::as_object).flat_map(|map| map.keys());
+    let mut found: Vec<String> = keys.filter(|key| one.get(key) != two.get(key)).cloned().collect();
+    found.sort();
+    found.dedup();
+    found.truncate(5);
+    found
+}

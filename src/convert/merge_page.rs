@@ -1,0 +1,236 @@
+//! Writes `merge.html`: the report on a merge as a self-contained page, in the style of the pages of runs.
+
+use super::merge_report::{GroupReport, MergeReport};
+use crate::error::Result;
+use crate::fsutil::write_atomic;
+use crate::merging::comparison::pairs;
+use crate::runs::page::chart::{Chart, Series, SeriesStyle};
+use crate::runs::page::document::document;
+use crate::runs::page::escape::{named, plain};
+use crate::runs::page::short;
+use maud::{Markup, html};
+use std::io::Write;
+use std::path::Path;
+
+/// Name of the page in the folder that a merge writes.
+pub const PAGE: &str = "merge.html";
+
+/// A curve of a search for weights: a loss over values in order.
+#[derive(Clone)]
+pub struct SearchCurve {
+    /// Its name.
+    pub name: String,
+    /// (place, loss)
+    pub points: Vec<(f64, f64)>,
+}
+
+/// The losses that a search for weights found.
+#[derive(Clone)]
+pub struct SearchPicture {
+    /// What was found.
+    pub title: String,
+    /// What the horizontal axis counts.
+    pub over: &'static str,
+    /// The curves.
+    pub curves: Vec<SearchCurve>,
+    /// The loss of the base alone.
+    pub base_loss: f64,
+}
+
+/// Writes the page. `search`: the search that found the weights, if there was one.
+pub fn write(report: &MergeReport, search: Option<&SearchPicture>, path: &Path) -> Result<()> {
+    let page = render(report, search);
+    write_atomic(path, |file| file.write_all(page.as_bytes()))
+}
+
+/// Returns the page as HTML.
+pub fn render(report: &MergeReport, search: Option<&SearchPicture>) -> String {
+    let names: Vec<String> = report.adapters.iter().map(|a| label(&a.folder)).collect();
+    let title = format!("Merge of {}", names.join(", "));
+    let body = html! {
+        header {
+            h1 { (named(&title)) }
+            p class="sub" { (plain(&report.method)) }
+        }
+        (tiles(report))
+        section { h2 { "Adapters" } (adapters(report)) }
+        @if let Some(search) = search {
+            section { h2 { "Search for weights" } div class="charts" { (search.chart().figure()) } }
+        }
+        section { h2 { "By layer" } div class="charts" { @for chart in charts(report) { (chart.figure()) } } }
+        section { h2 { "Tensors" } (weights(report)) }
+        footer { "Norms are Frobenius norms of weighted changes. Cosines and signs compare changes of the same tensor." }
+    };
+    document(&title, &body.into_string())
+}
+
+fn percent(x: f64) -> String {
+    format!("{:.1}%", 100.0 * x)
+}
+
+fn cosine(x: f64) -> String {
+    format!("{x:+.2}")
+}
+
+fn tiles(report: &MergeReport) -> Markup {
+    let total = &report.total;
+    let tile = |name: &str, value: String, more: &str| {
+        html! { div class="tile" { span { (name) } b { (plain(&value)) } small { (more) } } }
+    };
+    html! {
+        div class="tiles" {
+            (tile("tensors changed", total.tensors.to_string(), "of the base"))
+            (tile("merged norm", short(total.merged_norm), "of the whole change"))
+            @if let Some(conflicts) = total.sign_conflicts {
+                (tile("sign conflicts", percent(conflicts), "of shared entries"))
+            }
+            @if let Some(rank) = total.rank { (tile("mean rank", format!("{rank:.1}"), "of the written products")) }
+            (tile("energy kept", percent(total.energy_kept), "of the merged change"))
+        }
+    }
+}
+
+/// Returns the last part of an adapter's folder.
+fn label(folder: &str) -> String {
+    let path = Path::new(folder);
+    path.file_name().map_or_else(|| folder.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn adapters(report: &MergeReport) -> Markup {
+    let total = &report.total;
+    html! {
+        div class="card scroll" { table {
+            tr {
+                th { "adapter" } th class="number" { "weight" } th class="number" { "density" } th class="number" { "norm" }
+                th class="number" { "cosine with merged" }
+                @for other in &report.adapters[1..] { th class="number" { "cosine with " (named(&label(&other.folder))) } }
+            }
+            @for (i, adapter) in report.adapters.iter().enumerate() {
+                tr {
+                    td class="path" { (named(&adapter.folder)) }
+                    td class="number" { (adapter.weight) }
+                    td class="number" { (adapter.density) }
+                    td class="number" { (short(total.norms[i])) }
+                    td class="number" { (total.with_merged[i].map_or("-".into(), cosine)) }
+                    @for j in 1..report.adapters.len() {
+                        @let k = pairs(report.adapters.len()).position(|pair| pair == (i, j));
+                        td class="number" { (k.and_then(|k| total.cosines[k]).map_or(String::new(), cosine)) }
+                    }
+                }
+            }
+        } }
+    }
+}
+
+/// Colours of the adapters' curves; the merged change has the first colour of the page.
+const COLOURS: [&str; 2] = ["valid", "other"];
+
+fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
+    let layers: Vec<(f64, &GroupReport)> =
+        report.layers.iter().filter_map(|g| Some((g.name.parse::<f64>().ok()?, g))).collect();
+    let line = |name: String, i: usize, of: &dyn Fn(&GroupReport) -> Option<f64>| Series {
+        name,
+        colour: COLOURS[i % 2],
+        look: if i < 2 { SeriesStyle::Dots } else { SeriesStyle::Faint },
+        points: layers.iter().filter_map(|(x, g)| Some((*x, of(g)?))).collect(),
+    };
+    let merged =
+        |name: &str, of: &dyn Fn(&GroupReport) -> Option<f64>| Series { colour: "train", ..line(name.into(), 0, of) };
+    let chart = |title: &str, note: &str, series: Vec<Series>, format: fn(f64) -> String| Chart {
+        title: title.into(),
+        note: note.into(),
+        series,
+        over: "layer",
+        format,
+        guide: None,
+        resumed: &[],
+        skipped: &[],
+        log_above: f64::INFINITY,
+        from_zero: true,
+    };
+    let names: Vec<String> = report.adapters.iter().map(|a| label(&a.folder)).collect();
+    let parts = names.len();
+    let mut norms: Vec<Series> =
+        names.iter().enumerate().map(|(i, name)| line(name.clone(), i, &move |g| Some(g.norms[i]))).collect();
+    norms.push(merged("merged", &|g| Some(g.merged_norm)));
+    let mut charts = vec![chart("Norms", "of weighted changes, over layers", norms, short)];
+    if parts > 1 {
+        let between = pairs(parts)
+            .enumerate()
+            .map(|(k, (i, j))| line(format!("{} and {}", names[i], names[j]), k, &move |g| g.cosines[k]));
+        charts.push(chart(
+            "Cosines between adapters",
+            "1: the same direction, 0: nothing in common",
+            between.collect(),
+            cosine,
+        ));
+        let with = names.iter().enumerate().map(|(i, name)| line(name.clone(), i, &move |g| g.with_merged[i]));
+        charts.push(chart(
+            "Cosines with the merged change",
+            "how much of each adapter is left",
+            with.collect(),
+            cosine,
+        ));
+        let conflicts = vec![merged("entries", &|g| g.sign_conflicts)];
+        charts.push(chart("Sign conflicts", "of entries that two adapters change", conflicts, percent));
+    }
+    if report.total.rank.is_some() {
+        charts.push(chart(
+            "Energy kept",
+            "by the written products",
+            vec![merged("energy", &|g| Some(g.energy_kept))],
+            percent,
+        ));
+        charts.push(chart("Rank", "mean of the layer's products", vec![merged("rank", &|g| g.rank)], short));
+    }
+    charts
+}
+
+impl SearchPicture {
+    fn chart(&self) -> Chart<'_> {
+        let series = self.curves.iter().enumerate().map(|(i, curve)| Series {
+            name: curve.name.clone(),
+            colour: ["train", "valid", "other"][i % 3],
+            look: if i < 3 { SeriesStyle::Dots } else { SeriesStyle::Faint },
+            points: curve.points.clone(),
+        });
+        Chart {
+            title: "Held-out loss".into(),
+            note: self.title.clone(),
+            series: series.collect(),
+            over: self.over,
+            format: |x| format!("{x:.4}"),
+            guide: Some((self.base_loss, "the base alone")),
+            resumed: &[],
+            skipped: &[],
+            log_above: f64::INFINITY,
+            from_zero: false,
+        }
+    }
+}
+
+fn weights(report: &MergeReport) -> Markup {
+    let list =
+        |numbers: &[Option<f64>]| numbers.iter().map(|n| n.map_or("-".into(), cosine)).collect::<Vec<_>>().join("  ");
+    html! {
+        details { summary { (report.weights.len()) " tensors" }
+        div class="card scroll" { table {
+            tr {
+                th { "tensor" } th class="number" { "norms" } th class="number" { "cosines" }
+                th class="number" { "sign conflicts" } th class="number" { "merged norm" }
+                th class="number" { "rank" } th class="number" { "energy kept" }
+            }
+            @for w in &report.weights {
+                tr {
+                    td class="path" { (plain(&w.name)) }
+                    td class="number" { (w.comparison.norms.iter().map(|n| short(*n)).collect::<Vec<_>>().join("  ")) }
+                    td class="number" { (list(&w.comparison.cosines)) }
+                    td class="number" { (w.comparison.sign_conflicts.map_or("-".into(), percent)) }
+                    td class="number" { (short(w.comparison.merged_norm)) }
+                    td class="number" { (w.rank.map_or("-".into(), |rank| rank.to_string())) }
+                    td class="number" { (percent(w.energy_kept)) }
+                }
+            }
+        } } }
+    }
+}

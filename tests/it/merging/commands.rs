@@ -1,0 +1,129 @@
+//! `ft merge` with methods: files and arguments, threads, dry runs, mistakes, warnings, the page.
+
+use crate::support::command::{ft, stderr, stdout, succeed};
+use crate::support::*;
+use serde_json::Value;
+use std::path::Path;
+
+/// A folder with links to a base and two adapters, so that arguments are short.
+fn project() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, to) in
+        [("base", "biased-llama"), ("one", "merging/one"), ("two", "merging/two"), ("other", "tiny-llama")]
+    {
+        std::os::unix::fs::symlink(fixture(to), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+fn bytes(folder: &Path, file: &str) -> Vec<u8> {
+    std::fs::read(folder.join(file)).unwrap()
+}
+
+#[test]
+fn files_and_arguments_and_any_number_of_threads_give_the_same_bytes() {
+    let project = project();
+    let run = |out: &str, threads: &str, arguments: &[&str]| {
+        let mut command = ft(project.path(), &["merge"]);
+        succeed(command.args(arguments).args(["--out", out, "--json"]).env("OMP_NUM_THREADS", threads))
+    };
+    let arguments = ["base", "one=0.7", "two=-0.4", "--method", "dare_ties", "--density", "0.4,0.6", "--seed", "3"];
+    let adapter = [&arguments[..], &["--rank", "3", "--as", "adapter"]].concat();
+    let told = run("a", "1", &adapter);
+    run("b", "2", &adapter);
+    std::fs::write(
+        project.path().join("merge.yaml"),
+        "base: base\nmethod: dare_ties\nadapters:\n- {path: one, weight: 0.7, density: 0.4}\n- {path: two, weight: -0.4, \
+         density: 0.6}\nseed: 3\nrank: 3\nas: adapter\n",
+    )
+    .unwrap();
+    run("c", "2", &["merge.yaml"]);
+    let tensors = "adapter_model.safetensors";
+    let first = bytes(&project.path().join("a"), tensors);
+    assert_eq!(first, bytes(&project.path().join("b"), tensors));
+    assert_eq!(first, bytes(&project.path().join("c"), tensors));
+    let report: Value = serde_json::from_str(&stdout(&told)).unwrap();
+    assert_eq!(report["verdict"], "passed");
+    assert_eq!(report["merge"]["method"], "dare_ties, density 0.4 0.6, seed 3, rank 3");
+    assert_eq!(report["merge"]["layers"].as_array().unwrap().len(), 3);
+    assert_eq!(report["merge"]["adapters"][1]["density"], 0.6);
+    assert!(report["merge"]["total"]["energy_kept"].as_f64().unwrap() < 1.0);
+    let seen = stderr(&told);
+    assert!(seen.contains("sign conflicts") && seen.contains("energy kept"), "{seen}");
+    // Another seed is another adapter.
+    let other: Vec<&str> = adapter.iter().map(|a| if *a == "3" { "4" } else { a }).collect();
+    run("d", "1", &other);
+    assert_ne!(first, bytes(&project.path().join("d"), tensors));
+
+    for (out, threads) in [("e", "1"), ("f", "2")] {
+        run(out, threads, &arguments);
+    }
+    let model = |out: &str| bytes(&project.path().join(out), "model.safetensors");
+    assert_eq!(model("e"), model("f"));
+    let knots = ["base", "one", "two", "--method", "ties", "--knots"];
+    run("g", "1", &knots);
+    run("h", "2", &knots);
+    assert_eq!(model("g"), model("h"));
+}
+
+#[test]
+fn a_dry_run_writes_its_page_alone() {
+    let project = project();
+    let arguments = ["merge", "base", "one", "two", "--method", "ties", "--dry-run", "--page", "page.html", "--json"];
+    let done = succeed(&mut ft(project.path(), &arguments));
+    let report: Value = serde_json::from_str(&stdout(&done)).unwrap();
+    assert_eq!(report["method"], "ties, density 0.2");
+    let page = std::fs::read_to_string(project.path().join("page.html")).unwrap();
+    assert!(page.contains("Sign conflicts") && page.contains("over layers") && !page.contains("://"));
+    assert_eq!(std::fs::read_dir(project.path()).unwrap().count(), 5);
+}
+
+#[test]
+fn the_page_is_written_beside_the_model_and_escapes_names() {
+    let project = project();
+    std::os::unix::fs::symlink(fixture("merging/one"), project.path().join("<b>&one")).unwrap();
+    succeed(&mut ft(project.path(), &["merge", "base", "<b>&one", "two", "--out", "out"]));
+    let page = std::fs::read_to_string(project.path().join("out/merge.html")).unwrap();
+    assert!(page.contains("&lt;b&gt;&amp;one") && !page.contains("<b>&one"), "a name was not escaped");
+}
+
+#[test]
+fn mistakes_in_settings_are_told_together_and_before_anything_is_read() {
+    let project = project();
+    let refused = |arguments: &[&str]| {
+        let output = ft(project.path(), &[&["merge"], arguments].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        stderr(&output)
+    };
+    let told = refused(&["base", "one", "two", "--method", "cat", "--density", "0.5", "--seed", "1", "--out", "x"]);
+    assert!(told.contains("--density: `cat` sets no entries to zero") && told.contains("--seed:"), "{told}");
+    let told = refused(&["base", "one", "two"]);
+    assert!(told.contains("no folder to write") && told.contains("--dry-run"), "{told}");
+    std::fs::write(project.path().join("bad.yaml"), "bse: base\nadapters: [one]\nmethod: tyes\n").unwrap();
+    let told = refused(&["bad.yaml", "--out", "x"]);
+    for part in ["bad.yaml:1:1: unknown key `bse`", "`base` is missing", "bad.yaml:3:9", "did you mean `ties`?"] {
+        assert!(told.contains(part), "{part}\n{told}");
+    }
+    let told = refused(&["bad.yaml", "--rank", "3", "--out", "x"]);
+    assert!(told.contains("--rank cannot be combined with bad.yaml"), "{told}");
+    assert!(!project.path().join("x").exists());
+}
+
+#[test]
+fn a_base_with_another_config_is_warned_about() {
+    let project = project();
+    let copy = project.path().join("biased-llama");
+    std::fs::create_dir(&copy).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("biased-llama").join(file), copy.join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(copy.join("config.json")).unwrap();
+    let changed = text.replace("\"rms_norm_eps\": ", "\"rms_norm_eps\": 1");
+    assert_ne!(text, changed);
+    std::fs::write(copy.join("config.json"), changed).unwrap();
+    // The adapters name their base relative to the root of the repository.
+    let out = project.path().join("out");
+    let arguments = ["merge", copy.to_str().unwrap(), "tests/fixtures/merging/one", "--out", out.to_str().unwrap()];
+    let told = stderr(&succeed(&mut ft(&root(), &arguments)));
+    assert!(told.contains("whose config.json differs (rms_norm_eps)"), "{told}");
+}

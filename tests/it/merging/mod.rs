@@ -1,0 +1,6 @@
+//! Tests of src/merging, of merging adapters, and of `ft adapter`.
+
+mod adapters;
+mod commands;
+mod peft;
+mod results;
