@@ -1,10 +1,11 @@
 //! Trainable tokens: trains rows of the embedding in full, and nothing else (TRAINABLE_TOKENS of PEFT).
 
 use super::kind::{AdapterKind, HEAD, TrainedRows};
+use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
-use super::targets::{ModuleRules, ModuleRulesMut, Targets};
+use super::targets::Targets;
 use super::token_rows::{self, AttachTokenRows, FindToken, ROWS, TokenName, TokenRowsUpdate, of_ids};
 use super::update::WeightUpdate;
 use crate::error::{Error, Result};
@@ -35,26 +36,32 @@ pub struct TrainableTokensSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub from: Option<PathBuf>,
-    /// The modules that a file names; `None` in a recipe.
+    /// The modules that a file names; none in a recipe.
     #[serde(skip)]
-    pub targets: Option<Targets>,
-    #[serde(skip)]
-    exclude: Option<Targets>,
-    #[serde(skip)]
-    layers: Option<Vec<i64>>,
-    #[serde(skip)]
-    layers_pattern: Vec<String>,
-    #[serde(skip)]
-    modules_to_save: Vec<String>,
-    #[serde(skip)]
-    fan_in_fan_out: bool,
+    pub modules: ModuleSettings,
+}
+
+impl ModuleKind for TrainableTokensSpec {
+    const NAME: &'static str = "trainable_tokens";
+
+    fn modules(&self) -> &ModuleSettings {
+        &self.modules
+    }
+
+    fn modules_mut(&mut self) -> &mut ModuleSettings {
+        &mut self.modules
+    }
+
+    fn usual_targets() -> &'static Targets {
+        &USUAL
+    }
+
+    fn continues_from(&self) -> Option<&Path> {
+        self.from.as_deref()
+    }
 }
 
 impl AdapterKind for TrainableTokensSpec {
-    fn name(&self) -> &'static str {
-        "trainable_tokens"
-    }
-
     fn title(&self) -> &'static str {
         "trainable tokens"
     }
@@ -63,34 +70,8 @@ impl AdapterKind for TrainableTokensSpec {
         format!("trainable_tokens {}", self.tokens.len())
     }
 
-    fn rules(&self) -> ModuleRules<'_> {
-        ModuleRules {
-            section: "adapter.trainable_tokens",
-            targets: self.targets.as_ref().unwrap_or(&USUAL),
-            exclude: self.exclude.as_ref(),
-            layers: self.layers.as_deref(),
-            layers_pattern: &self.layers_pattern,
-            modules_to_save: &self.modules_to_save,
-        }
-    }
-
-    fn rules_mut(&mut self) -> ModuleRulesMut<'_> {
-        ModuleRulesMut {
-            targets: self.targets.get_or_insert_with(|| USUAL.clone()),
-            exclude: &mut self.exclude,
-            layers: &mut self.layers,
-            layers_pattern: &mut self.layers_pattern,
-            modules_to_save: &mut self.modules_to_save,
-            fan_in_fan_out: &mut self.fan_in_fan_out,
-        }
-    }
-
     fn has_named_targets(&self) -> bool {
-        matches!(self.targets, Some(Targets::Names(_)))
-    }
-
-    fn continues(&self) -> Option<&Path> {
-        self.from.as_deref()
+        matches!(self.modules.targets, Some(Targets::Names(_)))
     }
 
     fn layers(&self) -> Result<Box<dyn AdaptLayer>> {
@@ -100,7 +81,7 @@ impl AdapterKind for TrainableTokensSpec {
                 .hint("list them under `tokens`, or add tokens with model.new_tokens"));
         }
         let rows = AttachTokenRows::new(embedding, head, ROWS, "adapter.trainable_tokens.tokens");
-        Ok(Box::new(AttachTrainableTokens { rows, head: self.head || self.targets.is_some() }))
+        Ok(Box::new(AttachTrainableTokens { rows, head: self.head || self.modules.targets.is_some() }))
     }
 
     fn usual_lr(&self) -> f64 {
@@ -166,7 +147,7 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<TrainableTokensSpec> {
     let spec = TrainableTokensSpec {
         tokens: of_ids(config.read("token_indices")?.unwrap_or_default()),
         head: matches!(&targets, Some(Targets::Names(names)) if names.iter().any(|name| name.ends_with(HEAD))),
-        targets,
+        modules: ModuleSettings { targets, ..ModuleSettings::default() },
         ..TrainableTokensSpec::default()
     };
     config.check_head(spec.has_scalar_head())?;

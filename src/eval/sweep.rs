@@ -12,7 +12,7 @@ use crate::data::chat::ChatTokenizer;
 use crate::data::encode::Example;
 use crate::error::{Error, Result};
 use crate::merging::Truncation;
-use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
+use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, VocabularyRows};
 use crate::nn::Weights;
 use crate::report;
 use serde::Serialize;
@@ -108,12 +108,14 @@ fn merged(
 fn load(base: &Path, adapter: &AdapterFile) -> Result<Model> {
     let plan = adapter.spec.plan_from(Some(&adapter.tensors))?;
     let adapters = vec![("merged".to_string(), &*plan)];
+    let rows = VocabularyRows::of_adapters(&Config::read(base)?, &[(adapter, base)])?;
     let options = LoadOptions {
         device: Device::Cpu,
         kind: Kind::Float,
         storage: Storage::Auto,
         train_base: None,
         adapters,
+        vocabulary: rows.as_ref(),
         heads: Heads::Tokens,
     };
     Model::load(base, options)
