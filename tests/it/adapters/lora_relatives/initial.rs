@@ -115,7 +115,7 @@ fn ranks_and_directions_of_eva_equal_peft() {
 fn eva_distributes_the_ranks_of_a_run() {
     let space = Workspace::new();
     let adapter = "adapter.lora={init: eva, rank: 4, eva_rho: 2, targets: [q_proj, o_proj, up_proj, down_proj]}";
-    let sets = ["run.steps=2", "run.out=spread", adapter].iter().flat_map(|set| ["--set", set]);
+    let sets = ["run.steps=2", "run.out=spread", adapter].into_iter().flat_map(|set| ["--set", set]);
     space.ft(&["train", "recipes/lora-medical.yaml"].into_iter().chain(sets).collect::<Vec<_>>());
     let lora = &space.json("spread/plan.json")["recipe"]["adapter"]["lora"];
     assert!(
