@@ -58,7 +58,7 @@ mod tests {
         let lisa = LayerSampling { layers: 2, every: 5 };
         let drawn = |seed, step| lisa.drawn(12, seed, step);
         assert_eq!(drawn(7, 10), drawn(7, 14));
-        let periods: BTreeSet<Vec<usize>> = (0..20).map(|n| drawn(7, 5 * n).into_iter().collect()).collect();
+        let periods: BTreeSet<Vec<usize>> = (0..60).map(|n| drawn(7, 5 * n).into_iter().collect()).collect();
         assert!(periods.len() > 10 && periods.iter().all(|layers| layers.len() == 2), "{periods:?}");
         assert!((0..20).any(|n| drawn(7, 5 * n) != drawn(8, 5 * n)));
         let all: BTreeSet<usize> = periods.into_iter().flatten().collect();

@@ -52,29 +52,27 @@ pub fn recomputed(
 /// Computes `x M1^T M2^T …` in the dtype of x, where `matrices` computes the matrices (each (out, in)) in float32 from
 /// `parameters`: (T, in) -> (T, out).
 ///
-/// Only the matrices are computed again in the backward, where they are freed after it: unlike [`recomputed`], which would
-/// repeat the products, too.
+/// The graph keeps x and the parameters alone. The backward computes the matrices again, which are freed after it, and the
+/// products but the last: unlike [`recomputed`], which would repeat that one, too.
 pub fn products(x: &Tensor, parameters: &[&Tensor], matrices: impl Fn(&[Tensor]) -> Vec<Tensor> + 'static) -> Tensor {
     let tensors: Vec<&Tensor> = std::iter::once(x).chain(parameters.iter().copied()).collect();
     let (needs_x, kind, of_parameters) = (x.requires_grad(), x.kind(), Inputs::of(parameters));
     let learns = native::grad_enabled() && of_parameters.trained.contains(&true);
     let forward = || {
-        let (mut y, mut kept) = (x.shallow_clone(), Vec::new());
-        for matrix in matrices(&of_parameters.values) {
-            let input = std::mem::replace(&mut y, Tensor::new());
-            y = input.linear(&cast(&matrix, kind), None::<&Tensor>);
-            kept.extend(learns.then(|| input.detach()));
-        }
-        (y, (matrices, of_parameters, kept))
+        let found = matrices(&of_parameters.values);
+        let y = found.iter().fold(x.shallow_clone(), |x, matrix| x.linear(&cast(matrix, kind), None::<&Tensor>));
+        (y, (matrices, of_parameters, learns.then(|| x.detach())))
     };
-    differentiable(&tensors, forward, move |(matrices, of_parameters, kept), g| {
+    differentiable(&tensors, forward, move |(matrices, of_parameters, x), g| {
         let leaves = of_parameters.leaves();
         let found = tch::with_grad(|| matrices(&leaves));
+        let narrow: Vec<Tensor> = found.iter().map(|matrix| cast(&matrix.detach(), kind)).collect();
+        let inputs: Vec<Tensor> = x.iter().flat_map(|x| inputs_of(x, &narrow)).collect();
         let (mut g, mut of_matrices) = (g.shallow_clone(), Vec::new());
-        for (i, matrix) in found.iter().enumerate().rev() {
-            of_matrices.extend(kept.get(i).map(|input| g.tr().matmul(input).to_kind(Kind::Float)));
+        for (i, matrix) in narrow.iter().enumerate().rev() {
+            of_matrices.extend(inputs.get(i).map(|input| g.tr().matmul(input).to_kind(Kind::Float)));
             if i > 0 || needs_x {
-                g = g.matmul(&cast(&matrix.detach(), kind));
+                g = g.matmul(matrix);
             }
         }
         of_matrices.reverse();
@@ -87,6 +85,15 @@ pub fn products(x: &Tensor, parameters: &[&Tensor], matrices: impl Fn(&[Tensor])
         let of_parameters = learnt.map_or_else(|| leaves.iter().map(|_| None).collect(), Iterator::collect::<Vec<_>>);
         std::iter::once(needs_x.then_some(g)).chain(of_parameters).collect()
     })
+}
+
+/// Returns the input of each of these products, of which x (T, in) is the first.
+fn inputs_of(x: &Tensor, matrices: &[Tensor]) -> Vec<Tensor> {
+    let mut inputs = vec![x.shallow_clone()];
+    for matrix in &matrices[..matrices.len() - 1] {
+        inputs.push(inputs[inputs.len() - 1].linear(matrix, None::<&Tensor>));
+    }
+    inputs
 }
 
 #[cfg(test)]

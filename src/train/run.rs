@@ -42,6 +42,7 @@ pub(super) fn run_prepared(
     profile: Option<&Path>,
     stop: Arc<AtomicBool>,
 ) -> Result<RunSummary> {
+    let prepared = prepared.distribute_ranks()?;
     let plan = &prepared.plan.clone();
     let out = &plan.recipe.run.out;
     let total = prepared.total_steps;

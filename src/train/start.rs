@@ -5,7 +5,7 @@ use super::origin;
 use super::prepare::Prepared;
 use super::records::files;
 use super::{fit, result};
-use crate::adapters::file;
+use crate::adapters::{AdapterSpec, file};
 use crate::error::{Error, Result};
 use crate::fsutil::{create_dir_all, lock_folder};
 use crate::models::Dtype;
@@ -44,7 +44,7 @@ pub fn plan_for(plan: &Plan, start: StartMode) -> Result<Plan> {
     }
 }
 
-/// Returns the plan with the number format and the date of the recorded plan, where the recipe leaves them open.
+/// Returns the plan with the number format, the date and the ranks of the recorded plan, where the recipe leaves them open.
 ///
 /// `dtype: auto` and a missing `data.date` are resolved from the machine and the current day. A resumed run may be on
 /// another machine or another day, and must keep the values that it started with.
@@ -59,6 +59,12 @@ fn with_recorded_choices(plan: &Plan) -> Result<Plan> {
         plan.recipe.model.dtype = recorded.model.dtype;
     }
     plan.recipe.data.date = plan.recipe.data.date.or(recorded.data.date);
+    if let (Some(AdapterSpec::Lora(asked)), Some(AdapterSpec::Lora(found))) =
+        (&mut plan.recipe.adapter, recorded.adapter)
+        && found.distributes_ranks_of(asked)
+    {
+        *asked = found;
+    }
     Ok(plan)
 }
 

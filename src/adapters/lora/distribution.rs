@@ -46,6 +46,23 @@ impl LoraSpec {
         }
         Ok(spec)
     }
+
+    /// Returns true if these settings may be those that [`with_ranks`](Self::with_ranks) returned for `asked`, which asks
+    /// for redistributed ranks.
+    pub fn distributes_ranks_of(&self, asked: &Self) -> bool {
+        let Self { rank_pattern, alpha_pattern, targets, exclude, layers, layers_pattern, .. } = self.clone();
+        let same = Self {
+            rank_pattern,
+            alpha_pattern,
+            targets,
+            exclude,
+            layers,
+            layers_pattern,
+            eva_rho: None,
+            ..asked.clone()
+        };
+        asked.eva_rho.is_some() && *self == same
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +87,9 @@ mod tests {
             assert_eq!((now.rank("a"), now.rank("b")), (2, 4));
             assert!((now.scale("b") - then.scale("b")).abs() < 1e-12 && now.scale("a") == then.scale("a"));
             assert_eq!(after.targets, Targets::Names(vec!["a".into(), "b".into()]));
+            let asked = LoraSpec { eva_rho: Some(2.0), ..before.clone() };
+            assert!(after.distributes_ranks_of(&asked) && !after.distributes_ranks_of(&before));
+            assert!(!after.distributes_ranks_of(&LoraSpec { rank: 3, ..asked }));
         }
     }
 }

@@ -74,10 +74,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     if total == 0 {
         return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
     }
-    let plan = plan.clone();
-    let mut prepared = Prepared { plan, tokenizer, vocabulary, rows, total_steps: total, device, storage, why };
-    prepared.plan = eva::distribute_ranks(&prepared)?;
-    Ok(prepared)
+    Ok(Prepared { plan: plan.clone(), tokenizer, vocabulary, rows, total_steps: total, device, storage, why })
 }
 
 impl Prepared {
@@ -102,6 +99,13 @@ impl Prepared {
         let model = model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)?;
         eva::set_factors(&model, &eva);
         Ok(model)
+    }
+
+    /// Distributes the ranks of a run that begins with EVA, if its recipe asks for it (`eva_rho`). This runs the base over
+    /// the first rows, so it is done for runs alone.
+    pub fn distribute_ranks(mut self) -> Result<Self> {
+        self.plan = eva::distribute_ranks(&self)?;
+        Ok(self)
     }
 
     /// Creates the method over the prepared rows. Also returns the tokenizer, which samples need.

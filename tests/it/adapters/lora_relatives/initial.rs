@@ -115,7 +115,7 @@ fn ranks_and_directions_of_eva_equal_peft() {
 fn eva_distributes_the_ranks_of_a_run() {
     let space = Workspace::new();
     let adapter = "adapter.lora={init: eva, rank: 4, eva_rho: 2, targets: [q_proj, o_proj, up_proj, down_proj]}";
-    let sets = ["run.steps=2", "run.out=spread", adapter].iter().flat_map(|set| ["--set", set]);
+    let sets = ["run.steps=2", "run.out=spread", adapter].into_iter().flat_map(|set| ["--set", set]);
     space.ft(&["train", "recipes/lora-medical.yaml"].into_iter().chain(sets).collect::<Vec<_>>());
     let lora = &space.json("spread/plan.json")["recipe"]["adapter"]["lora"];
     assert!(
@@ -135,6 +135,11 @@ fn eva_distributes_the_ranks_of_a_run() {
     let modules = lora::LoraModules::new(spec).unwrap();
     let scales = file.tensors.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).map(|m| modules.scale(m));
     assert!(scales.map(|scale| (scale - 8.0).abs()).fold(0.0, f64::max) < 1e-9, "alpha 32 of rank 4 in every module");
+    // A run that is resumed by its recipe keeps the recorded ranks.
+    let (before, sets) = (space.weights("spread"), ["run.steps=2", "run.out=spread", adapter]);
+    let sets = sets.into_iter().flat_map(|set| ["--set", set]);
+    space.ft(&["train", "recipes/lora-medical.yaml", "--resume"].into_iter().chain(sets).collect::<Vec<_>>());
+    assert_eq!(space.weights("spread"), before);
     let said = space.refused(&["check", "recipes/lora-medical.yaml", "--set", "adapter.lora={eva_rho: 2}"]);
     assert!(said.contains("`adapter.lora.eva_rho` has no effect without `init: eva`"), "{said}");
 }
