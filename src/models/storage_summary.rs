@@ -48,7 +48,9 @@ impl Model {
         });
         // Those that were quantised when they were loaded, then those that are stored so.
         let mut formats = [BTreeSet::new(), BTreeSet::new()];
-        weights.for_each(|weight| drop(formats[usize::from(weight.format().is_none())].insert(weight.describe())));
+        for weight in weights {
+            formats[usize::from(weight.format().is_none())].insert(weight.describe());
+        }
         let listed = |names: &BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         let [loaded, stored] = formats.each_ref().map(|names| (!names.is_empty()).then(|| listed(names)));
         let loaded = loaded.map(|names| format!("linear layers quantised to {names}"));
