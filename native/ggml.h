@@ -25,14 +25,18 @@ template <class V> inline void store(int8_t* q, const V& v) { memcpy(q, &v, size
 inline uint16_t half_at(const uint8_t* b) { uint16_t h; memcpy(&h, b, 2); return h; }
 inline float float_at(const uint8_t* b) { return from_f16(half_at(b)); }
 
-// Writes 16 small numbers times the factor of each half, as floats.
+// Tells the compiler that a value may have changed in memory. Without it, it would not read parts of what was stored from
+// there, which costs nothing, but take them out of registers one by one.
+template <class T> FT_INLINE void in_memory(T& value) { asm("" : "+m"(value)); }
+
+// Writes 16 small numbers times a factor for each half, as floats.
 inline void scaled(Bytes16 numbers, float first, float second, float* y) {
   int8_t n[16];
   store(n, numbers);
+  Quantised::vi lane;
+  for (int i = 0; i < W; i++) lane[i] = i;
   for (int i = 0; i < 16; i += W) {
-    vf factors;
-    for (int lane = 0; lane < W; lane++) factors[lane] = i + lane < 8 ? first : second;
-    vf v = Quantised::widened((const uint8_t*)n + i) * factors;
+    vf v = Quantised::widened((const uint8_t*)n + i) * (lane + i < 8 ? vf{} + first : vf{} + second);
     memcpy(y + i, &v, sizeof v);
   }
 }
@@ -194,6 +198,7 @@ template <class Type> struct Block {
   inline Block(const uint8_t* b) {
     Type::codes(b, codes);
     Type::scales(b, scale, offset);
+    in_memory(codes), in_memory(scale), in_memory(offset);
   }
   // Returns the numbers from i, which is a multiple of their count.
   inline vf get(int i) const {

@@ -27,11 +27,17 @@ template <class Type, int rows> struct Factors {
     if constexpr (small) {
       uint16_t halves[rows][blocks * apart];
       for (int j = 0; j < rows; j++)
-        for (int i = 0; i < count; i++) memcpy(halves[j] + i * apart, at[j] + i * Type::bytes, 2 * apart);
+        for (int i = 0; i < count; i++) {
+          typename std::conditional<apart == 2, uint32_t, uint16_t>::type both;
+          memcpy(&both, at[j] + i * Type::bytes, sizeof both);
+          asm("" : "+r"(both));  // one at a time: compilers would make vectors of them, which takes longer
+          memcpy(halves[j] + i * apart, &both, sizeof both);
+        }
       for (int j = 0; j < rows; j++) widen_halves(halves[j], (count * apart + 7) / 8 * 8, scales[j]);
     } else {
       for (int j = 0; j < rows; j++) Type::scales(at[j], scales[j], offsets[j]);
     }
+    in_memory(scales), in_memory(offsets);
   }
   // Those of block number `block` of a row.
   inline const float* scale(int row, int64_t block) const { return scales[row] + block * groups * apart; }
@@ -45,11 +51,20 @@ template <class Type> struct FromCodes {
   const float *scale, *offset;
   inline FromCodes(const uint8_t* b, const float* scale, const float* offset) : scale(scale), offset(offset) {
     Type::codes(b, codes);
+    in_memory(codes);
   }
   inline vf get(int64_t i) const {
     vf v = Quantised::widened((const uint8_t*)codes + i) * scale[i / Type::group];
     return Type::offset ? v + offset[i / Type::group] : v;
   }
+};
+
+template <> struct FromCodes<Q8_0> {
+  static constexpr int64_t count = 32;
+  const uint8_t* codes;
+  const float* scale;
+  inline FromCodes(const uint8_t* b, const float* scale, const float*) : codes(b + 2), scale(scale) {}
+  inline vf get(int64_t i) const { return Quantised::widened(codes + i) * *scale; }
 };
 
 #if FT_BYTES == 64

@@ -7,7 +7,7 @@
 struct FtQuantised {
   int64_t columns;             // numbers of a row
   int32_t ggml;                // ggml's number of the type of its blocks (ggml.h), which have all of what follows; 0: none
-  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one int8 a byte; or blocks
+  const uint8_t* codes;        // 4 bits: two numbers a byte, the first in the upper half; or one number a byte; or blocks
   const float* values;         // the 16 values of 4-bit codes in blocks; null for the other formats
   const float* scales;         // the largest magnitude of each block or, for int8, of each row; the scale of each group of
                                // each row; null with double quantisation

@@ -26,11 +26,8 @@ inline int64_t panel_rows(int64_t k) {
   return rows < unit ? unit : rows;
 }
 
-// Returns the number of the group, among those of all rows, that block `block` of all rows is in.
-inline int64_t group_of(const FtQuantised& w, int64_t block) {
-  const int64_t blocks = w.columns / kBlock;
-  return block / blocks * groups_of(w) + block % blocks * kBlock / w.group;
-}
+// Returns the number of the group, among those of all rows, that a block is in. Groups are whole blocks, rows whole groups.
+FT_INLINE int64_t group_of(const FtQuantised& w, int64_t block) { return block * kBlock / w.group; }
 
 // What is multiplied: float32; float32 that stands for bfloat16 (`round`); pairs of bfloat16. Each format is the `count`
 // numbers of one block of a row, which are whole blocks.
@@ -43,12 +40,12 @@ template <bool round> struct InFloats : Plain<float, float> {
     const Quantised::Scaled<round> table;
     inline FourBits(const FtQuantised& w, int64_t block)
         : codes(w.codes + block * (kBlock / 2)), table(w.values, block_scale(w, block)) {}
-    inline FourBits(const FtQuantised& w, int64_t block, int64_t group)
-        : codes(w.codes + block * (kBlock / 2)), table(less_zero(w.zeros[group]), w.scales[group]) {}
+    inline FourBits(const uint8_t* codes, const float* values, float scale) : codes(codes), table(values, scale) {}
     inline vf get(int64_t i) const { return table.get(codes + i / 2); }
   };
   struct Groups : FourBits {
-    inline Groups(const FtQuantised& w, int64_t block) : FourBits(w, block, group_of(w, block)) {}
+    inline Groups(const FtQuantised& w, int64_t block)
+        : FourBits(w.codes + block * (kBlock / 2), less_zero(w.zeros[group_of(w, block)]), w.scales[group_of(w, block)]) {}
   };
   struct Int8 {
     static constexpr int64_t count = kBlock;
@@ -77,12 +74,12 @@ struct InPairs : Pairs {
     const Quantised::ScaledHalves table;
     inline FourBits(const FtQuantised& w, int64_t block)
         : codes(w.codes + block * (kBlock / 2)), table(w.values, block_scale(w, block)) {}
-    inline FourBits(const FtQuantised& w, int64_t block, int64_t group)
-        : codes(w.codes + block * (kBlock / 2)), table(less_zero(w.zeros[group]), w.scales[group]) {}
+    inline FourBits(const uint8_t* codes, const float* values, float scale) : codes(codes), table(values, scale) {}
     inline In get(int64_t i) const { return (In)table.get(codes + i / 2); }
   };
   struct Groups : FourBits {
-    inline Groups(const FtQuantised& w, int64_t block) : FourBits(w, block, group_of(w, block)) {}
+    inline Groups(const FtQuantised& w, int64_t block)
+        : FourBits(w.codes + block * (kBlock / 2), less_zero(w.zeros[group_of(w, block)]), w.scales[group_of(w, block)]) {}
   };
   struct Int8 {
     static constexpr int64_t count = kBlock;
@@ -105,6 +102,17 @@ struct InPairs : Pairs {
   template <class Type> using Table = ggml::PairsFromTable<Type>;
 };
 #endif
+
+// Calls f with 0 to n - 1, each as a constant. Sums that are only used with constant numbers are kept in registers.
+template <int n, int i = 0, class F> FT_INLINE void each(const F& f) {
+  if constexpr (i < n) {
+    f(std::integral_constant<int, i>());
+    each<n, i + 1>(f);
+  }
+}
+
+// Rows of x up to which ggml's blocks are read while they are multiplied; for more, dequantising them first is as fast.
+constexpr int kMostOfGgml = 3;
 
 // How the numbers of a type are made: 4-bit codes are looked up, if that is faster.
 template <class Arithmetic, class Type, class = void> struct Reader {
@@ -162,46 +170,41 @@ inline void ggml_tile(const FtQuantised& w, int64_t row, int64_t apart, const ty
     const int64_t some = blocks - first < run ? blocks - first : run;
     factors.read(at, some);
     const typename Arithmetic::X* from = x + first * Type::elements;
-    // The loops are unrolled to keep the sums in registers.
     auto add = [&](int64_t block, auto count) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int j = 0; j < r; j++) {
-        const Numbers numbers(at[j] + block * Type::bytes, factors.scale(j, block), factors.offset(j, block));
-#pragma GCC unroll 8
-        for (int64_t i = 0; i < count; i += Arithmetic::step) {
+      each<r>([&](auto j) __attribute__((always_inline)) {
+        const uint8_t* b = at[j] + block * Type::bytes;
+        for (int64_t line = 0; line < Type::bytes; line += 64) __builtin_prefetch(b + kAheadOfOne + line, 0, 2);
+        const Numbers numbers(b, factors.scale(j, block), factors.offset(j, block));
+        each<int(count) / Arithmetic::step>([&](auto step) __attribute__((always_inline)) {
+          constexpr int64_t i = step * Arithmetic::step;
           auto a = numbers.get(i);
-#pragma GCC unroll 6
-          for (int m = 0; m < c; m++)
+          each<c>([&](auto m) __attribute__((always_inline)) {
             Arithmetic::add(sum[m * r + j], a, Arithmetic::get(from + m * k + block * Type::elements + i));
-        }
-      }
+          });
+        });
+      });
     };
     int64_t block = 0;
     for (; block + step <= some; block += step) add(block, std::integral_constant<int64_t, Numbers::count>());
     if (block < some) add(block, std::integral_constant<int64_t, Type::elements>());  // one block of two
     for (int j = 0; j < r; j++) at[j] += run * Type::bytes;
   }
-  finish_tile<O, r, c>(sum, apart, end, out, ld);
+  vf totals[c * r];
+  each<c * r>([&](auto i) __attribute__((always_inline)) { totals[i] = sum[i]; });
+  finish_tile<O, r, c>(totals, apart, end, out, ld);
 }
 
-// Multiplies rows [from, to) of a quantised weight whose rows are whole blocks with up to C rows of x, four rows of the
-// weight at a time. Tile<c> multiplies c rows of x. Returns the first of the up to three rows that are left.
-template <template <int> class Tile, class X, class O>
+// Multiplies rows [from, to) of a quantised weight whose rows are whole blocks with up to `most` rows of x, four rows of
+// the weight at a time. Tile<c> multiplies c rows of x. Returns the first of the up to three rows that are left.
+template <int most, template <int> class Tile, class X, class O>
 inline int64_t quantised_strips(const FtQuantised& w, const X* x, int64_t rows, int64_t from, int64_t to, Finish end, O* out,
                                 int64_t ld) {
   const int64_t apart = (to - from) / 4;
   for (int64_t j = from; j < from + apart; j++) {
     Finish part{end.bias ? end.bias + j : nullptr, end.scale, end.onto};
-    switch (rows) {
-      case 1: Tile<1>::run(w, j, apart, x, part, out + j, ld); break;
-      case 2: Tile<2>::run(w, j, apart, x, part, out + j, ld); break;
-      case 3: Tile<3>::run(w, j, apart, x, part, out + j, ld); break;
-#if FT_BYTES == 64
-      case 4: Tile<4>::run(w, j, apart, x, part, out + j, ld); break;
-      case 5: Tile<5>::run(w, j, apart, x, part, out + j, ld); break;
-      case 6: Tile<6>::run(w, j, apart, x, part, out + j, ld); break;
-#endif
-    }
+    each<most>([&](auto i) __attribute__((always_inline)) {
+      if (rows == i + 1) Tile<i + 1>::run(w, j, apart, x, part, out + j, ld);
+    });
   }
   return from + 4 * apart;
 }
@@ -235,22 +238,19 @@ void product_of_quantised(const FtQuantised& w, const X* x, int64_t rows, int64_
   typedef typename To::Out T;
   constexpr int64_t block = 64;  // rows of x that stay in the cache
   int64_t k = w.columns, most = panel_rows(k);
-  if (rows <= C && w.ggml) {
+  if (rows <= kMostOfGgml && w.ggml) {
     // The other types are dequantised first.
     ggml::with_common_type(w.ggml, [&](auto type) {
-      from = quantised_strips<OfGgml<Arithmetic, decltype(type), O>::template Tile>(w, x, rows, from, to, end, out, ld);
+      from = quantised_strips<kMostOfGgml, OfGgml<Arithmetic, decltype(type), O>::template Tile>(w, x, rows, from, to, end, out, ld);
     });
-  } else if (rows <= C && k % kBlock == 0) {
+  } else if (rows <= C && !w.ggml && k % kBlock == 0) {
     typedef OfBlocks<Arithmetic, typename Arithmetic::FourBits, O> FourBits;
     typedef OfBlocks<Arithmetic, typename Arithmetic::Int8, O> Int8;
     typedef OfBlocks<Arithmetic, typename Arithmetic::Groups, O> Groups;
-    if (w.values) {
-      from = quantised_strips<FourBits::template Tile>(w, x, rows, from, to, end, out, ld);
-    } else if (!w.zeros) {
-      from = quantised_strips<Int8::template Tile>(w, x, rows, from, to, end, out, ld);
-    } else if (!w.bytes && (w.group % kBlock == 0 || w.group >= k)) {
-      from = quantised_strips<Groups::template Tile>(w, x, rows, from, to, end, out, ld);
-    }
+    const bool groups = w.zeros && !w.bytes && w.group % kBlock == 0 && k % w.group == 0;
+    if (w.values) from = quantised_strips<C, FourBits::template Tile>(w, x, rows, from, to, end, out, ld);
+    else if (groups) from = quantised_strips<C, Groups::template Tile>(w, x, rows, from, to, end, out, ld);
+    else if (!w.zeros) from = quantised_strips<C, Int8::template Tile>(w, x, rows, from, to, end, out, ld);
   }
   for (int64_t j = from; j < to; j += most) {
     int64_t n = to - j < most ? to - j : most;

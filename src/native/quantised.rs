@@ -37,10 +37,10 @@ impl Matrix {
         let (values, scales, scale_scales, scale_values) =
             (std::ptr::null(), std::ptr::null(), std::ptr::null(), std::ptr::null());
         let (scale_codes, zeros) = (std::ptr::null(), std::ptr::null());
-        let (offset, group, bytes) = (0.0, 0, false);
+        let (ggml, offset, group, bytes) = (0, 0.0, 0, false);
         Self {
             columns,
-            ggml: 0,
+            ggml,
             codes,
             values,
             scales,

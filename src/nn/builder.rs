@@ -206,7 +206,10 @@ impl<'w> ModelBuilder<'w> {
         }
         let used = self.used.take();
         let unused = match self.source {
-            WeightSource::Disk(weights) => weights.names().filter(|n| !used.contains(*n)).map(String::from).collect(),
+            WeightSource::Disk(weights) => {
+                let left = weights.names().filter(|n| !used.contains(*n) && !weights.is_idle_bias(n));
+                left.map(String::from).collect()
+            }
             WeightSource::Random(_) => Vec::new(),
         };
         Ok(BuildResult { store: self.store.into_inner(), switches: self.switches, unused })

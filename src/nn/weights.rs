@@ -212,6 +212,13 @@ impl Weights {
         !self.quantised.is_empty()
     }
 
+    /// Returns true for a bias of zeros beside a quantised matrix. AutoGPTQ once wrote them for layers without a bias.
+    pub fn is_idle_bias(&self, name: &str) -> bool {
+        let Some(module) = name.strip_suffix(".bias") else { return false };
+        let zeros = |t: Tensor| t.count_nonzero(None::<i64>).int64_value(&[]) == 0;
+        self.quantised.contains_key(&format!("{module}.weight")) && self.get(name).is_some_and(zeros)
+    }
+
     /// Gives the tensor `of` a second name, if it exists.
     pub fn alias(&mut self, name: &str, of: &str) {
         if let Some(entry) = self.entries.get(of).cloned() {

@@ -183,3 +183,44 @@ fn planes(bytes: &Tensor, run: i64, bits: i64) -> Tensor {
     let parts = bytes.view([bytes.size()[0], -1, 1, run]).bitwise_right_shift(&shifts).bitwise_and((1 << bits) - 1);
     parts.view([bytes.size()[0], -1])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::quant::dequantise;
+    use half::f16;
+    use rand::{Rng, RngExt};
+    use tch::Device;
+
+    /// What a GPU computes has the bits of the CPU's kernels and of `gguf::quant`.
+    #[test]
+    fn libtorchs_operations_give_the_bits_of_the_kernels() {
+        let types = (0..32).filter_map(|id| GgmlType::from_id(id).ok()).filter(|kind| kind.block_elements() > 1);
+        for (i, kind) in types.enumerate() {
+            let shape @ [rows, columns] = [5, 2 * kind.block_elements() as i64];
+            let mut rng = crate::rng::stream(7, "blocks", i as u64);
+            let mut bytes = vec![0; 10 * kind.block_bytes()];
+            rng.fill_bytes(&mut bytes);
+            for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+                for at in kind.scale_offsets() {
+                    let scale = f16::from_f32(rng.random_range(-1.0..1.0));
+                    block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+            let blocks = GgmlBlocks::new(kind, shape, &Tensor::from_slice(&bytes)).unwrap();
+            let expected = Tensor::from_slice(&dequantise(kind, &bytes)).view([rows, columns]);
+            let bits = |t: &Tensor| t.contiguous().view_dtype(Kind::Int);
+            for range in [0..rows, 1..4, 4..5] {
+                let expected = expected.narrow(0, range.start, range.end - range.start);
+                let found = blocks.rows_on_device(range.clone(), Kind::Float);
+                assert!(bits(&found).equal(&bits(&expected)), "{kind:?} {range:?}");
+                let by_kernels = blocks.matrix(shape).rows(range.clone(), Kind::Float);
+                assert!(bits(&by_kernels).equal(&bits(&expected)), "{kind:?} {range:?}");
+                assert!(blocks.rows_on_device(range, Kind::BFloat16).equal(&expected.to_kind(Kind::BFloat16)));
+            }
+            let picked = blocks.select(&Tensor::from_slice(&[3i64, 3, 0]).to_device(Device::Cpu));
+            let expected = expected.index_select(0, &Tensor::from_slice(&[3i64, 3, 0]));
+            assert!(picked.rows_on_device(0..3, Kind::Float).equal(&expected), "{kind:?}");
+        }
+    }
+}

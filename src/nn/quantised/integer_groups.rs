@@ -73,8 +73,9 @@ impl IntegerGroups {
                 let half = |first: i64| codes.slice(1, first, None, 2);
                 half(0).bitwise_left_shift_tensor_scalar(4).bitwise_or_tensor(&half(1))
             }
-            _ => codes.contiguous(),
+            _ => codes,
         };
+        let codes = codes.contiguous(); // those of AWQ are transposed
         let order = parts.order.as_ref().map(|order| InputOrder {
             order: order.to_device(device),
             back: order.argsort(0, false).to_device(device),

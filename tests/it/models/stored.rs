@@ -269,6 +269,47 @@ fn config_and_tensors_that_contradict_each_other_are_refused() {
     assert!(said(plain.path()).contains("contains no tensor `….qweight`"));
 }
 
+/// What is predicted from the files is what the loaded model takes; every number of the matrices is counted once.
+#[test]
+fn memory_is_that_of_the_stored_numbers() {
+    // Per matrix: 4 bits a number; for a group of an output a scale of 4 bytes and a zero of 1; GPTQ's orders of the inputs.
+    let shapes = [[64, 64], [32, 64], [32, 64], [64, 64], [96, 64], [96, 64], [64, 96]];
+    let numbers: i64 = shapes.iter().map(|[out, inputs]| 3 * out * inputs).sum();
+    let groups: i64 = shapes.iter().map(|[out, inputs]| 3 * out * inputs / 32).sum();
+    let orders: i64 = shapes.iter().map(|[_, inputs]| 3 * 2 * 8 * inputs).sum();
+    for (format, bytes) in [("awq", numbers / 2 + 5 * groups), ("gptq", numbers / 2 + 5 * groups + orders)] {
+        let folder = stored_model(format);
+        let model = load(folder.path(), Kind::Float, None).unwrap();
+        assert_eq!(model.quantised_summary(), (numbers as u64, bytes as u64), "{format}");
+        let plain: u64 = model
+            .params()
+            .base()
+            .filter(|p| !matches!(p.quantised, QuantisedParam::Done(_)))
+            .map(|p| 4 * p.tensor.numel() as u64)
+            .sum();
+        assert_eq!(model.storage_summary(), (Kind::Float, plain + bytes as u64), "{format}");
+        assert_eq!(model.storage_summary_as(Storage::Auto, device()), model.storage_summary(), "{format}");
+        let said = model.describe_quantisation().unwrap();
+        assert!(said.contains(if format == "awq" { "AWQ int4" } else { "GPTQ int4" }), "{said}");
+    }
+}
+
+/// AutoGPTQ once wrote biases of zeros for layers that have none.
+#[test]
+fn a_bias_of_zeros_beside_a_quantised_matrix_is_left_out() {
+    let with = |value: f64| {
+        let folder = tempfile::tempdir().unwrap();
+        write_stored("gptq", folder.path(), |tensors| {
+            let bias = Tensor::full([64], value, (Kind::Half, Device::Cpu));
+            assert!(tensors.insert(format!("{Q}.bias"), bias).is_none());
+        });
+        load(folder.path(), Kind::Float, None).map(|model| model.params().base().any(|p| p.name.ends_with(".bias")))
+    };
+    assert!(!with(0.0).unwrap());
+    let refused = with(0.5).unwrap_err().to_string();
+    assert!(refused.contains("q_proj.bias`"), "{refused}");
+}
+
 #[test]
 fn stored_weights_are_neither_trained_nor_quantised_once_more() {
     let folder = stored_model("awq");
