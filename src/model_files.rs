@@ -23,6 +23,12 @@ pub fn is_model(model: &Path) -> bool {
     is_gguf(model) || model.join(CONFIG).is_file()
 }
 
+/// Returns a GGUF file that lies in a folder, for a hint: the model may be named by its folder.
+pub fn gguf_within(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    entries.filter(|path| path.extension().is_some_and(|e| e == "gguf")).min()
+}
+
 /// The files of one model, by name.
 pub struct ModelFiles {
     path: PathBuf,

@@ -38,7 +38,20 @@ impl Matrix {
             (std::ptr::null(), std::ptr::null(), std::ptr::null(), std::ptr::null());
         let (scale_codes, zeros) = (std::ptr::null(), std::ptr::null());
         let (ggml, offset, group, bytes) = (0, 0.0, 0, false);
-        Self { columns, ggml, codes, values, scales, scale_codes, scale_scales, scale_values, offset, zeros, group, bytes }
+        Self {
+            columns,
+            ggml,
+            codes,
+            values,
+            scales,
+            scale_codes,
+            scale_scales,
+            scale_values,
+            offset,
+            zeros,
+            group,
+            bytes,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::data::source::RowColumns;
 use crate::data::tokenizer_files::added_tokens::TokenizerSettings;
 use crate::data::tokenizer_files::{bpe, sentencepiece};
 use crate::error::{Error, Result};
-use crate::model_files::{CONFIG, ModelFiles, is_gguf};
+use crate::model_files::{CONFIG, ModelFiles, gguf_within, is_gguf};
 use crate::report;
 use serde_json::Value;
 use std::path::Path;
@@ -62,7 +62,10 @@ impl ChatTokenizer {
             let error = Error::user(format!("{}: not found; a model directory needs its tokenizer", path.display()));
             return Err(match ["vocab.json", "merges.txt"].iter().find(|f| model_dir.join(f).is_file()) {
                 Some(file) => error.hint(format!("the directory has {file}, an older form of tokenizer; save it as tokenizer.json with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")),
-                None => error.hint("check model.path"),
+                None => match gguf_within(model_dir) {
+                    Some(gguf) => error.hint(format!("name the GGUF file itself: {}", gguf.display())),
+                    None => error.hint("check model.path"),
+                },
             });
         };
         if !ready {

@@ -133,8 +133,7 @@ impl Config {
 fn no_config(model: &Path) -> Error {
     let file = model.join(model_files::CONFIG);
     let missing = fsutil::read(&file).err().unwrap_or_else(|| Error::user(format!("{}: not a file", file.display())));
-    let entries = std::fs::read_dir(model).into_iter().flatten().flatten().map(|e| e.path());
-    match entries.filter(|p| p.extension().is_some_and(|e| e == "gguf")).min() {
+    match model_files::gguf_within(model) {
         Some(gguf) => missing.hint(format!("name the GGUF file itself: {}", gguf.display())),
         None => missing,
     }

@@ -178,7 +178,6 @@ impl QuantisedWeight {
         (self.device() == Device::Cpu).then(|| match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.matrix(self.shape),
             Numbers::Int8(rows) => rows.matrix(self.shape),
-            Numbers::Groups(groups) => groups.matrix(self.shape),
             Numbers::Ggml(blocks) => blocks.matrix(self.shape),
             Numbers::Groups(groups) => groups.matrix(self.shape),
         })

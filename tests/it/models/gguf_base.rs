@@ -131,6 +131,30 @@ fn config_and_tokenizer_are_those_of_the_imported_model() {
     }
 }
 
+/// The matrices take as many bytes as in the file, embeddings included, and all of them but queries and keys of a Llama are
+/// views of its mapping.
+#[test]
+fn quantised_matrices_are_not_unpacked() {
+    let pair = Pair::new("llama", GgmlType::Q4_K);
+    let model = load(&pair.gguf(), Storage::Auto, None);
+    let (mut bytes, mut unpacked, mut copied) = (0, 0, Vec::new());
+    let mut addresses: Vec<usize> = Vec::new();
+    for p in model.params().base() {
+        let QuantisedParam::Done(weight) = &p.quantised else {
+            assert!(p.name.contains("norm"), "{}", p.name);
+            continue;
+        };
+        (bytes, unpacked) = (bytes + weight.bytes(), unpacked + 4 * weight.count());
+        addresses.push(weight.tensors()[0].data_ptr() as usize);
+        copied.push(p.name.contains("q_proj") || p.name.contains("k_proj"));
+    }
+    assert_eq!(bytes * 4 * 256, unpacked * 144, "256 numbers take 144 bytes");
+    let size = std::fs::metadata(pair.gguf()).unwrap().len() as usize;
+    let mapped: Vec<usize> = addresses.iter().zip(&copied).filter(|(_, copied)| !**copied).map(|(a, _)| *a).collect();
+    let (first, last) = (mapped.iter().min().unwrap(), mapped.iter().max().unwrap());
+    assert!(device().is_cuda() || last - first < size, "the matrices do not lie in one mapping");
+}
+
 /// Norms are in float32 in every GGUF file; they do not decide what a quantised model computes in.
 #[test]
 fn the_number_format_of_a_quantised_file_is_that_of_the_machine() {
