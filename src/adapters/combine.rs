@@ -160,7 +160,7 @@ fn combined_spec(base: &Weights, parts: &[WeightedAdapter], ranks: &BTreeMap<Str
         rank_pattern: unlike().map(|(m, r)| (m.clone(), *r)).collect::<IndexMap<_, _>>(),
         alpha_pattern: unlike().map(|(m, r)| (m.clone(), *r as f64)).collect::<IndexMap<_, _>>(),
         modules_to_save: saved.into_iter().collect(),
-        tie: parts.iter().all(|part| part.file.spec.ties_head()),
+        tie: parts.iter().all(|part| part.file.spec.asks_to_tie()),
         fan_in_fan_out: adapted.iter().any(|m| base.transposed(&format!("{m}.weight"))),
         ..LoraSpec::default()
     }
