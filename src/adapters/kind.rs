@@ -136,9 +136,14 @@ pub trait AdapterKind: KindSection {
         Ok(TrainedRows::default())
     }
 
+    /// Returns true if the settings ask to adapt an embedding and an output head that share a weight as one.
+    fn asks_to_tie(&self) -> bool {
+        false
+    }
+
     /// Returns true if what is trained of an embedding is that of an output head that shares its weight, too.
     fn ties_head(&self) -> bool {
-        false
+        self.asks_to_tie()
     }
 
     /// Returns false if the gradient leaves out a part of the derivative on purpose.

@@ -157,7 +157,7 @@ impl ModulePlan {
             origin: None,
             base_weights: BaseWeights::default(),
             initial_values: true,
-            tie: kind.ties_head(),
+            tie: kind.asks_to_tie(),
             tied_head: RefCell::new(TiedHead::Unknown),
         })
     }

@@ -108,6 +108,10 @@ impl AdapterKind for TrainableTokensSpec {
         Ok(TrainedRows { embedding: ids.clone(), head: ids })
     }
 
+    fn ties_head(&self) -> bool {
+        true
+    }
+
     fn config(&self, base: &str) -> Value {
         let own = json!({ "init_weights": true, "token_indices": self.tokens });
         let mut config = peft::config(self, "TRAINABLE_TOKENS", base, own);

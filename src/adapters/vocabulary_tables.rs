@@ -21,7 +21,7 @@ pub(super) fn take(spec: &AdapterSpec, tensors: &mut BTreeMap<String, Tensor>) -
     let rows_alone: BTreeSet<String> = modules.iter().filter(rows_alone).cloned().collect();
     let embedding = modules.iter().find(|module| !module.ends_with(HEAD));
     if let Some(embedding) = embedding {
-        drop_copies(embedding, spec.ties_head(), tensors);
+        drop_copies(embedding, spec.asks_to_tie(), tensors);
     }
     let mut tables = BTreeMap::new();
     for module in &modules {
@@ -86,7 +86,7 @@ pub(super) fn copies_for_head<'t>(
         let (of_head, _, transposed) = TIED.iter().find(|(_, of_embedding, _)| *of_embedding == rest)?;
         Some((format!("{HEAD}.{of_head}"), if *transposed { t.tr() } else { t.shallow_clone() }))
     };
-    if spec.ties_head() { tensors.filter_map(copy).collect() } else { Vec::new() }
+    if spec.asks_to_tie() { tensors.filter_map(copy).collect() } else { Vec::new() }
 }
 
 /// Returns true for the name of an embedding of tokens.

@@ -41,16 +41,14 @@ fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights,
     let hint = "name a directory with the model's full-precision weights: ft merge DIR ADAPTER --out OUT";
     models::refuse_quantised(&weights, "merging into them would round the adapter away", hint)?;
     if let Some(rows) = vocabulary_rows(&config, parts)? {
-        rows.apply(&mut config, &mut weights)?;
+        rows.apply(&mut config, &mut weights, true)?;
     }
-    // Adapters that were trained for embedding and head as one are merged into the weight that both share.
-    if parts.iter().all(|part| part.file.spec.ties_head()) {
-        return Ok((config, weights, Vec::new()));
-    }
-    let shared = config.tied_weights();
+    // What was trained for embedding and head as one is merged into the weight that both share.
+    let separate = || parts.iter().filter(|part| !part.file.spec.ties_head());
+    let shared = if separate().next().is_some() { config.tied_weights() } else { Vec::new() };
     let adapts = |name: &str| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        parts.iter().any(|p| p.file.tensors.keys().any(|t| p.file.spec.module_of(t) == Some(module)))
+        separate().any(|p| p.file.tensors.keys().any(|t| p.file.spec.module_of(t) == Some(module)))
     };
     if shared.iter().any(|name| adapts(name)) {
         models::untie_head(&mut config, &mut weights)?;

@@ -78,7 +78,7 @@ impl Model {
         let mut config = Config::read(folder)?;
         let mut weights = weights(folder, &config)?;
         if let Some(vocabulary) = load.vocabulary {
-            vocabulary.apply(&mut config, &mut weights)?;
+            vocabulary.apply(&mut config, &mut weights, load.heads != Heads::Score)?;
         }
         if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
             return Err(not_a_language_model(folder, None));

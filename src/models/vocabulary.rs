@@ -107,12 +107,13 @@ impl VocabularyRows {
         format!("{} {:?}", self.rows, self.starts)
     }
 
-    /// Gives the rows to a base: `config` gets the number of rows, and `weights` the tables. Fails for a table that is stored
+    /// Gives the rows to a base: `config` gets the number of rows, and `weights` the tables, that of an output head of its own
+    /// only if the model has one (`with_head`). Fails for a table that is stored
     /// quantised, for values that do not fit the base, and if rows of a table are not known.
-    pub fn apply(&self, config: &mut Config, weights: &mut Weights) -> Result<()> {
+    pub fn apply(&self, config: &mut Config, weights: &mut Weights, with_head: bool) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let rows = self.rows.max(config.vocab_size);
-        for module in tables(config) {
+        for module in tables(config).into_iter().filter(|module| with_head || *module != HEAD) {
             let name = format!("{module}.weight");
             let Some(old) = weights.get(&name) else {
                 if weights.quantised(&name).is_some() {

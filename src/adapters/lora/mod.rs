@@ -175,7 +175,7 @@ impl AdapterKind for LoraSpec {
         Ok(TrainedRows { embedding: token_rows::ids(&self.token_rows)?, head: token_rows::ids(&self.head_rows)? })
     }
 
-    fn ties_head(&self) -> bool {
+    fn asks_to_tie(&self) -> bool {
         self.tie
     }
 

@@ -54,11 +54,12 @@ pub(super) fn add(tokens: &mut Vec<TokenName>, ids: &[i64]) {
     }
 }
 
-/// Returns the ids of tokens whose texts were resolved.
+/// Returns the ids of tokens. Fails for a text that was not resolved: only the adapter that a run trains knows the tokenizer.
 pub(super) fn ids(tokens: &[TokenName]) -> Result<Vec<i64>> {
     let id = |token: &TokenName| match token {
         TokenName::Id(id) => Ok(*id),
-        TokenName::Text(text) => Err(Error::bug(format!("the token `{text}` was not looked up"))),
+        TokenName::Text(text) => Err(Error::user(format!("the token `{text}` must be given by its id here"))
+            .hint("the ids of a text's tokens: ft tokenizer show --model DIR TEXT")),
     };
     tokens.iter().map(id).collect()
 }

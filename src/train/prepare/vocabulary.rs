@@ -64,7 +64,7 @@ fn train_rows(adapter: &mut AdapterSpec, config: &Config, rows: &[i64], heads: H
     let whole = |module: &str, layer| saved(module) || low_rank(module, layer);
     let (embedding_adapted, head_adapted) = (whole(embedding, LayerKind::Embedding), whole(HEAD, LayerKind::Head));
     let (shared, own_head) = (config.tie_word_embeddings, !config.tie_word_embeddings && heads != Heads::Score);
-    let tied = shared && adapter.ties_head();
+    let tied = shared && adapter.asks_to_tie();
     if shared && !tied && (embedding_adapted || head_adapted) && !saved(embedding) {
         return Err(Error::user(format!(
             "model.new_tokens: embedding and output head share one weight, and a low-rank update of one of them trains only half of \

@@ -280,8 +280,7 @@ fn options_that_change_numbers_are_refused_by_name() {
         ("target_parameters", json!(["mlp.experts.gate_up_proj"])), // fused experts
         ("target_parameters", json!(["attn.c_proj.weight"])),       // stored transposed
         ("target_parameters", json!(["q_proj.bias"])),
-        ("trainable_token_indices", json!({"embed_tokens": [1], "lm_head": [1]})),
-        ("ensure_weight_tying", json!(true)),
+        ("trainable_token_indices", json!({"embed_tokens": [1], "score": [1]})),
         ("velora_config", json!({"a": 1})),
         ("some_option_of_next_year", json!(true)),
         ("task_type", json!("SEQ_CLS")), // the file lacks the classification head

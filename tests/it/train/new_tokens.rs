@@ -153,6 +153,39 @@ fn every_other_way_to_train_them_works() {
     assert!(refused.contains("trains only half"), "{refused}");
 }
 
+/// A reward model has no output head, whose rows would be trained.
+#[test]
+fn reward_models_and_preferences_learn_new_tokens() {
+    let space = Workspace::new();
+    base(&space, "untied", TOKENS, false);
+    let rows = ["data.train=datasets/helpful/train.jsonl", "data.valid=", "adapter.lora.targets=[q_proj]"];
+    run(&space, "recipes/reward-helpful.yaml", "untied", "runs/reward", &rows);
+    let saved = tensors(space.path("runs/reward/adapter_model.safetensors"));
+    assert!(saved.keys().all(|name| !name.contains("lm_head")), "{:?}", saved.keys());
+    let input = ["--input", "datasets/helpful/valid.jsonl", "--out", "scores.jsonl"];
+    space.ft(&[&["score", "--model", "untied", "--adapter", "runs/reward"], &input[..]].concat());
+    // The reference has the first values of the rows: the divergence of the first step is 0, so the loss is log 2.
+    for (sets, out) in [(&["adapter.lora.targets=[q_proj]"][..], "runs/dpo"), (&["adapter="], "runs/dpo-full")] {
+        run(&space, "recipes/dpo-medical.yaml", "untied", out, sets);
+        let first = space.steps(out).into_iter().find(|line| line["step"] == 1).unwrap();
+        assert!((first["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-6, "{out}: {first}");
+    }
+}
+
+#[test]
+fn a_teacher_must_know_the_new_tokens() {
+    let space = Workspace::new();
+    let refused = space.refused(&[
+        "train",
+        LORA,
+        "--set",
+        &format!("method={{distill: {{teachers: [{{path: {MODEL}}}]}}}}"),
+        "--set",
+        NEW,
+    ]);
+    assert!(refused.contains("id 400 is nothing there and \"<|tool|>\" here"), "{refused}");
+}
+
 /// With a rate of 0 the result has the first values.
 #[test]
 fn rows_start_as_the_mean_of_their_pieces_or_of_all_rows() {
