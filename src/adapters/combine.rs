@@ -71,7 +71,7 @@ pub fn combine(base: &Weights, parts: &[WeightedAdapter]) -> Result<AdapterFile>
         combined.extend(lora::factors(module, LowRankUpdate { a, b, scale: 1.0, table }));
     }
     let saved = parts.iter().flat_map(|p| p.file.spec.modules_to_save().iter().cloned()).collect();
-    let tie = parts.iter().all(|part| part.file.spec.ties_head());
+    let tie = parts.iter().all(|part| part.file.spec.asks_to_tie());
     let spec = AdapterSpec::Lora(combined_spec(base, &ranks, saved, tie));
     Ok(AdapterFile { spec, base: common_base_name(parts), tensors: combined, tables: BTreeMap::new() })
 }

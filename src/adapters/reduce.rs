@@ -88,7 +88,7 @@ pub fn as_lora(
             tensors.insert(name.clone(), merge.tensor(&name)?.to_kind(Kind::Float));
         }
     }
-    let tie = parts.iter().all(|part| part.file.spec.ties_head());
+    let tie = parts.iter().all(|part| part.file.spec.asks_to_tie());
     let spec = AdapterSpec::Lora(combined_spec(base, &ranks, saved, tie));
     Ok((AdapterFile { spec, base: common_base_name(parts), tensors, tables: BTreeMap::new() }, reports))
 }
