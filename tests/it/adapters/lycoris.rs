@@ -17,6 +17,7 @@ fn attached(settings: Value, base: &Dense) -> (Box<dyn Adapter>, BTreeMap<String
         name: "up_proj",
         layer: LayerKind::Linear,
         weight: &base.weight,
+        unquantised: None,
         bias: base.bias.as_ref(),
         tied: false,
     };

@@ -46,8 +46,8 @@ impl Pair {
 fn load(model: &Path, storage: Storage, plan: Option<&ModulePlan>) -> Model {
     tch::set_num_threads(1);
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
-    let kind = Kind::Float;
-    let load = LoadOptions { device: device(), kind, storage, train_base: None, adapters, heads: Heads::Tokens };
+    let (device, kind, heads) = (device(), Kind::Float, Heads::Tokens);
+    let load = LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads };
     let model = Model::load(model, load).unwrap();
     fill_adapter(&model, 0.1);
     model

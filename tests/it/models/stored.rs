@@ -17,7 +17,8 @@ use tch::{Device, Kind, Tensor};
 fn load(folder: &Path, kind: Kind, plan: Option<&ModulePlan>) -> ft::error::Result<Model> {
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
     let (storage, heads) = (Storage::Auto, Heads::Tokens);
-    Model::load(folder, LoadOptions { device: device(), kind, storage, train_base: None, adapters, heads })
+    let device = device();
+    Model::load(folder, LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads })
 }
 
 #[test]
@@ -320,6 +321,7 @@ fn stored_weights_are_neither_trained_nor_quantised_once_more() {
             storage,
             train_base,
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         };
         Model::load(folder.path(), load).err().expect("it is refused").to_string()

@@ -72,6 +72,7 @@ fn layers_that_are_not_drawn_get_no_gradient() {
             storage: Storage::Auto,
             train_base: Some(&part),
             adapters: Vec::new(),
+            vocabulary: None,
             heads: Heads::Tokens,
         };
         let (model, full) = (Model::load(&fixture(base), load).unwrap(), whole(&fixture(base), Kind::Float));
