@@ -27,10 +27,10 @@ pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 pub(super) use peft::read as read_config;
 pub(super) use tensors::factors;
 
-use super::kind::{AdapterActivations, AdapterKind, TrainedRows};
+use super::kind::{AdapterActivations, AdapterKind};
 use super::plan::AdaptLayer;
 use super::targets::{ModuleRules, ModuleRulesMut};
-use super::token_rows::{self, AttachTokenRows, FindToken, ROWS_BESIDE_LORA};
+use super::token_rows::{self, AttachTokenRows, FindToken, ROWS_BESIDE_LORA, TrainedRows};
 use super::update::WeightUpdate;
 use crate::error::Result;
 use serde_json::{Value, json};
