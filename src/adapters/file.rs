@@ -78,7 +78,8 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
         let short = short.strip_suffix(".default").map_or(short.clone(), String::from);
         tensors.insert(short, file.get(name).expect("listed"));
     }
-    let tables = vocabulary_tables::take(&spec, &mut tensors)?;
+    let tables = vocabulary_tables::take(&spec, &mut tensors);
+    let tables = tables.map_err(|e| e.context(folder.join(CONFIG).display()))?;
     Ok(AdapterFile { spec, base, tensors, tables })
 }
 

@@ -13,7 +13,7 @@
 use super::module_settings::KindSection;
 use super::plan::{AdaptLayer, ModulePlan};
 use super::targets::{ModuleSelection, Targets};
-use super::token_rows::FindToken;
+use super::token_rows::{FindToken, TrainedRows};
 use super::training::TrainingPart;
 use super::update::WeightUpdate;
 use crate::error::Result;
@@ -43,26 +43,6 @@ pub struct AdapterActivations {
 
 /// Returns the tokens of a text.
 pub type EncodeText<'a> = dyn Fn(&str) -> Result<Vec<u32>> + 'a;
-
-/// The tokens whose rows an adapter trains in full.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TrainedRows {
-    /// Rows of the embedding.
-    pub embedding: Vec<i64>,
-    /// Rows of an output head with a weight of its own.
-    pub head: Vec<i64>,
-}
-
-impl TrainedRows {
-    /// Returns the rows of a module: the output head, or the embedding. A file may have the rows of a head that shares
-    /// the embedding's weight under the head's name.
-    pub(super) fn of(&self, module: &str) -> &[i64] {
-        match module.ends_with(HEAD) && !self.head.is_empty() {
-            true => &self.head,
-            false => &self.embedding,
-        }
-    }
-}
 
 /// Name of the module that is an output head with a weight of its own, in every family.
 pub const HEAD: &str = "lm_head";

@@ -1,12 +1,12 @@
 //! Trainable tokens: trains rows of the embedding in full, and nothing else (TRAINABLE_TOKENS of PEFT).
 
-use super::kind::{AdapterKind, HEAD, TrainedRows};
+use super::kind::{AdapterKind, HEAD};
 use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
 use super::targets::Targets;
-use super::token_rows::{self, AttachTokenRows, FindToken, ROWS, TokenName, TokenRowsUpdate, of_ids};
+use super::token_rows::{self, AttachTokenRows, FindToken, ROWS, TokenName, TokenRowsUpdate, TrainedRows, of_ids};
 use super::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, AdapterSite, LayerKind};

@@ -31,11 +31,11 @@ pub use tensors::factors;
 
 pub(super) use peft::read as read_config;
 
-use super::kind::{AdapterActivations, AdapterKind, TrainedRows};
+use super::kind::{AdapterActivations, AdapterKind};
 use super::module_settings::KindSection;
 use super::plan::AdaptLayer;
 use super::targets::{ModuleRules, ModuleRulesMut};
-use super::token_rows::{self, AttachTokenRows, FindToken, ROWS_BESIDE_LORA};
+use super::token_rows::{self, AttachTokenRows, FindToken, ROWS_BESIDE_LORA, TrainedRows};
 use super::update::WeightUpdate;
 use crate::error::Result;
 use serde_json::{Value, json};

@@ -9,6 +9,7 @@ mod update;
 pub(super) use attach::AttachTokenRows;
 pub(super) use update::TokenRowsUpdate;
 
+use super::kind::HEAD;
 use crate::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,26 @@ pub enum TokenName {
     Id(i64),
     /// Its text in the tokenizer, such as `<|tool|>`.
     Text(String),
+}
+
+/// The tokens whose rows an adapter trains in full.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TrainedRows {
+    /// Rows of the embedding.
+    pub embedding: Vec<i64>,
+    /// Rows of an output head with a weight of its own.
+    pub head: Vec<i64>,
+}
+
+impl TrainedRows {
+    /// Returns the rows of a module: the output head, or the embedding. A file may have the rows of a head that shares
+    /// the embedding's weight under the head's name.
+    pub(super) fn of(&self, module: &str) -> &[i64] {
+        match module.ends_with(HEAD) && !self.head.is_empty() {
+            true => &self.head,
+            false => &self.embedding,
+        }
+    }
 }
 
 /// Returns the id of a token, given its text; `None` if there is no such token.
