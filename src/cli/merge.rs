@@ -128,6 +128,13 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     if tells {
         report::info(format!("{}\n{}", merge.report.method, merge.report.table()));
     }
+    let kept = merge.report.total.energy_kept;
+    if kept < 0.9 {
+        report::warn(format!(
+            "the adapter holds {:.0} % of the merged changes: --rank or --energy keeps more, and a model keeps all",
+            100.0 * kept
+        ));
+    }
     let Some(out) = job.out.as_deref().filter(|_| !args.dry_run) else {
         if let Some(page) = &args.page {
             merge_page::write(&merge.report, merge.search.as_ref(), page)?;

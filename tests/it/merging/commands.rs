@@ -1,8 +1,9 @@
 //! `ft merge` with methods: files and arguments, threads, dry runs, mistakes, warnings, the page.
 
 use crate::support::command::{ft, stderr, stdout, succeed};
+use crate::support::workspace::Workspace;
 use crate::support::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// A folder with links to a base and two adapters, so that arguments are short.
@@ -126,4 +127,34 @@ fn a_base_with_another_config_is_warned_about() {
     let arguments = ["merge", copy.to_str().unwrap(), "tests/fixtures/merging/one", "--out", out.to_str().unwrap()];
     let told = stderr(&succeed(&mut ft(&root(), &arguments)));
     assert!(told.contains("whose config.json differs (rms_norm_eps)"), "{told}");
+}
+
+/// The search finds weights with the loss of the merge that is then written, no worse than any of the grid, whose first point
+/// is the base.
+#[test]
+fn weights_are_searched_by_held_out_loss() {
+    let space = Workspace::new();
+    for (out, rows) in [("one", "chat"), ("two", "instruction")] {
+        let (path, out) = (format!("data.train.path=datasets/{rows}.jsonl"), format!("run.out={out}"));
+        let sets = ["--set", "run.epochs=1", "--set", "optim.lr=3e-3", "--set", &path, "--set", &out];
+        space.ft(&[&["train", "recipes/lora-chat.yaml"], &sets[..]].concat());
+    }
+    let (model, rows) = ("models/smollm2-135m-instruct", "datasets/icd10/test.jsonl");
+    let merge = ["merge", model, "one", "two", "--sweep", rows, "--as", "adapter", "--out", "best", "--json"];
+    let told: Value = serde_json::from_str(&stdout(&space.ft(&merge))).unwrap();
+    let sweep = &told["sweep"];
+    let trials = sweep["trials"].as_array().unwrap();
+    let loss = |value: &Value| value.as_f64().unwrap();
+    let (best, base) = (loss(&sweep["best"]["loss"]), loss(&sweep["base_loss"]));
+    assert_number("no adapter", loss(&trials[0]["loss"]), base, 1e-6);
+    assert!(trials.iter().all(|t| loss(&t["loss"]) >= best) && trials.len() > 25 && best < base, "{sweep}");
+    let found = &told["export"]["merge"]["adapters"];
+    assert_eq!(json!([found[0]["weight"], found[1]["weight"]]), sweep["best"]["weights"]);
+    let eval = ["eval", "--model", model, "--adapter", "best", "--data", rows, "--max-new-tokens", "1", "--json"];
+    let measured: Value = serde_json::from_str(&stdout(&space.ft(&eval))).unwrap();
+    assert_number("loss", loss(&measured["loss"]), best, 1e-5);
+    let page = std::fs::read_to_string(space.path("best/merge.html")).unwrap();
+    assert!(page.contains("Search for weights") && page.contains("the base alone"));
+    let refused = space.refused(&[&merge[..6], &["--energy", "0.9", "--dry-run"]].concat());
+    assert!(refused.contains("--energy cannot be combined with --sweep"), "{refused}");
 }
