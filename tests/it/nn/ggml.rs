@@ -2,6 +2,8 @@
 
 use crate::support::device;
 use crate::support::ggml::{TYPES, numbers, plain_blocks, random_blocks, same_bits, unaligned};
+use ft::adapters::targets::Targets;
+use ft::adapters::{LoraSpec, ModulePlan};
 use ft::error::Result;
 use ft::gguf::quant::GgmlType;
 use ft::native;
@@ -127,7 +129,8 @@ struct Layers {
 const V: i64 = 300;
 const D: i64 = 256;
 
-fn layers(kind: GgmlType, in_blocks: bool, dtype: Kind) -> Layers {
+/// Returns a checkpoint with a table of tokens and a head, in blocks or in float32.
+fn checkpoint(kind: GgmlType, in_blocks: bool) -> Weights {
     let (table, own) = (plain_blocks(kind, [V, D], 54), plain_blocks(kind, [V, D], 55));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
@@ -145,6 +148,11 @@ fn layers(kind: GgmlType, in_blocks: bool, dtype: Kind) -> Layers {
         checkpoint.add_quantised("embed_tokens.weight".into(), stored(table));
         checkpoint.add_quantised("lm_head.weight".into(), stored(own));
     }
+    checkpoint
+}
+
+fn layers(kind: GgmlType, in_blocks: bool, dtype: Kind) -> Layers {
+    let checkpoint = checkpoint(kind, in_blocks);
     let none: Vec<&dyn AdapterPlan> = Vec::new();
     let builder = ModelBuilder::new(WeightSource::Disk(&checkpoint), device(), dtype, None, none);
     builder.tie_head();
@@ -156,6 +164,37 @@ fn layers(kind: GgmlType, in_blocks: bool, dtype: Kind) -> Layers {
     let expected = 2 * (V * D) as u64 / kind.block_elements() as u64 * kind.block_bytes() as u64;
     assert_eq!(bytes, if in_blocks { expected } else { 0 });
     Layers { embedding, tied, head }
+}
+
+/// Builds the table of tokens with an adapter, its factors filled with numbers, and looks up some rows.
+fn adapted_rows(spec: &LoraSpec, in_blocks: bool) -> Result<Tensor> {
+    let (checkpoint, plan) = (checkpoint(GgmlType::Q8_0, in_blocks), ModulePlan::new(spec).unwrap());
+    let plans: Vec<&dyn AdapterPlan> = vec![&plan];
+    let builder = ModelBuilder::new(WeightSource::Disk(&checkpoint), device(), Kind::Float, None, plans);
+    let embedding = (builder.root() / "embed_tokens").embedding(V, D);
+    let built = builder.finish()?;
+    built.switches.active.set(Some(0));
+    for p in built.store.adapter(0).filter(|p| p.trainable()) {
+        let values = Tensor::arange(p.count() as i64, (Kind::Float, device())).sin().view_as(&p.tensor);
+        tch::no_grad(|| p.tensor.shallow_clone().copy_(&values));
+    }
+    let copies = built.store.adapter(0).filter(|p| p.name.contains("base_layer")).count();
+    assert_eq!(copies, usize::from(!in_blocks), "copies of the base weight");
+    Ok(embedding.forward(&Tensor::from_slice(&[4i64, 299, 4, 0]).to_device(device())))
+}
+
+#[test]
+fn adapters_of_a_table_in_blocks_work_or_are_refused_by_name() {
+    let targets = Targets::Names(vec!["embed_tokens".into()]);
+    let lora = LoraSpec { rank: 2, targets, ..LoraSpec::default() };
+    let (found, expected) = (adapted_rows(&lora, true).unwrap(), adapted_rows(&lora, false).unwrap());
+    assert!(found.equal(&expected));
+    let refused = |spec: &LoraSpec| adapted_rows(spec, true).unwrap_err().to_string();
+    let said = refused(&LoraSpec { dora: true, ..lora.clone() });
+    assert!(said.contains("embed_tokens") && said.contains("`dora`") && said.contains("stored quantised"), "{said}");
+    let saved = LoraSpec { modules_to_save: vec!["embed_tokens".into()], targets: Targets::default(), ..lora.clone() };
+    let said = refused(&saved);
+    assert!(said.contains("embed_tokens.weight") && said.contains("cannot be trained"), "{said}");
 }
 
 #[test]
