@@ -253,10 +253,7 @@ impl<'a> PreparedMerge<'a> {
     /// Adds the report on the merge to that of the export, and its page to the folder.
     fn complete(&self, folder: &Path, mut report: ExportReport) -> Result<ExportReport> {
         if self.parts.len() > 1 || !self.plan.is_sum() {
-            merge_page::write(&self.report,
-                self.search.as_ref(),
-                &folder.join(merge_page::PAGE),
-            )?;
+            merge_page::write(&self.report, self.search.as_ref(), &folder.join(merge_page::PAGE))?;
         }
         report.merge = Some(self.report.clone());
         Ok(report)

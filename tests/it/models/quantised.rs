@@ -143,8 +143,7 @@ fn loftq_corrects_the_error_of_the_quantisation() {
             let load = |plan: Option<&ModulePlan>, storage| {
                 let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
                 let (device, kind, heads) = (device(), Kind::Float, Heads::Tokens);
-                let load =
-                    LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads };
+                let load = LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads };
                 Model::load(&fixture(name), load)
             };
             let (corrected, quantised) = (load(Some(&plan), storage).unwrap(), load(None, storage).unwrap());
