@@ -34,6 +34,11 @@ pub trait WeightUpdate {
         None
     }
 
+    /// Returns the tensor that is added to the base's, if the change is that: a matrix (out, in) or a vector.
+    fn addition(&self) -> Option<&Tensor> {
+        None
+    }
+
     /// Returns true if the weight is a table of tokens or positions, whose factors have other names in a file.
     fn is_table(&self) -> bool {
         self.low_rank().is_some_and(|factors| factors.table)
@@ -144,6 +149,10 @@ impl WeightUpdate for SumUpdate {
             ([outputs, inputs], [first, second]) if transposed => (inputs, outputs) == (first, second),
             (ours, theirs) => ours == theirs,
         }
+    }
+
+    fn addition(&self) -> Option<&Tensor> {
+        Some(&self.0)
     }
 
     fn shape(&self) -> String {

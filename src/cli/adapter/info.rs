@@ -72,7 +72,10 @@ pub(super) fn text(found: &AdapterInfo) -> String {
             or_dash(l.effective_rank, |rank| format!("{rank:.1}")),
         ]
     }));
-    lines.extend([String::new(), report::table(&rows), String::new()]);
+    if rows.len() > 1 {
+        lines.extend([String::new(), report::table(&rows)]);
+    }
+    lines.push(String::new());
     if found.weights.iter().any(|w| w.norm.is_none()) {
         lines.push("changes without a norm depend on the base's weights: give --base DIR".into());
     }

@@ -9,7 +9,7 @@ use crate::models::{self, Config};
 use crate::nn::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// An adapter from disk, and the base that it is looked at over, if one is given.
 pub(super) struct OpenAdapter {
@@ -27,19 +27,27 @@ impl OpenAdapter {
 
     /// Returns the changes that the adapter makes. Fails for tensors that do not fit together or do not fit the base.
     pub fn changes(&self) -> Result<KnownChanges<'_>> {
-        if let Some(base) = &self.base {
+        if let Some(base) = self.base.as_ref().filter(|_| self.part.file.spec.why_not_merged().is_none()) {
             return Ok(KnownChanges::OverBase(MergedWeights::new(base, &[], std::slice::from_ref(&self.part))?));
         }
         let (spec, tensors) = (&self.part.file.spec, &self.part.file.tensors);
+        if spec.why_not_merged().is_some() {
+            return Ok(KnownChanges::Alone(BTreeMap::new()));
+        }
         let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
-        Ok(KnownChanges::Alone(spec.updates(&modules, tensors, &self.part.folder.join(file::TENSORS))?))
+        if spec.shared_tensor_names().iter().any(|name| !tensors.contains_key(*name)) {
+            // What modules share is made from the base's sizes.
+            return Ok(KnownChanges::Alone(modules.iter().map(|m| (format!("{m}.weight"), None)).collect()));
+        }
+        let updates = spec.updates(&modules, tensors, &self.part.folder.join(file::TENSORS))?;
+        Ok(KnownChanges::Alone(updates.into_iter().map(|(name, update)| (name, Some(update))).collect()))
     }
 }
 
 /// The changes of an adapter: all of them over a base; without one, those that do not depend on it.
 pub(super) enum KnownChanges<'a> {
     OverBase(MergedWeights<'a>),
-    Alone(BTreeMap<String, Box<dyn WeightUpdate>>),
+    Alone(BTreeMap<String, Option<Box<dyn WeightUpdate>>>),
 }
 
 impl KnownChanges<'_> {
@@ -59,10 +67,12 @@ impl KnownChanges<'_> {
             Self::OverBase(merge) if merge.changed().all(|n| n != name) => Ok(None),
             Self::OverBase(merge) => Ok(merge.deltas(name)?.pop().map(|change| change.delta)),
             Self::Alone(updates) => {
-                let Some(factors) = updates.get(name).and_then(|update| update.low_rank()) else { return Ok(None) };
-                let delta = Delta::Factors {
-                    a: factors.a.to_kind(Kind::Float) * factors.scale,
-                    b: factors.b.to_kind(Kind::Float),
+                let Some(update) = updates.get(name).and_then(Option::as_ref) else { return Ok(None) };
+                let wide = |t: &Tensor| t.to_kind(Kind::Float);
+                let delta = match (update.low_rank(), update.addition()) {
+                    (Some(factors), _) => Delta::Factors { a: wide(&factors.a) * factors.scale, b: wide(&factors.b) },
+                    (None, Some(change)) => Delta::Dense(wide(change)),
+                    (None, None) => return Ok(None),
                 };
                 match delta.is_finite() {
                     true => Ok(Some(delta)),

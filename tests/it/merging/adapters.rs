@@ -41,6 +41,19 @@ fn an_adapter_is_described_without_a_model() {
     let over = info(&dora, Some(&fixture("tiny-llama"))).unwrap();
     assert!(alone.weights.iter().all(|w| w.norm.is_none()) && over.weights.iter().all(|w| w.norm.is_some()));
 
+    // Every kind is described, and virtual tokens change no weight.
+    let mut kinds = 0;
+    for folder in std::fs::read_dir(fixture("kinds")).unwrap().map(|entry| entry.unwrap().path()) {
+        let found = info(&folder, None).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        assert!(!found.weights.is_empty() && found.parameters > 0, "{}", folder.display());
+        kinds += 1;
+    }
+    assert!(kinds >= 17);
+    let lokr = info(&fixture("kinds/lokr"), None).unwrap();
+    assert!(lokr.weights.iter().all(|w| w.norm.is_some_and(|norm| norm > 0.0) && w.rank.is_none()));
+    let prompt = info(&fixture("virtual-tokens/prompt_tuning/initial"), None).unwrap();
+    assert!(prompt.weights.is_empty() && prompt.parameters > 0);
+
     let output = ft_here(&["adapter", "info", "tests/fixtures/merging/two", "--json"]);
     let told: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(told["parameters"], found.parameters);
