@@ -1,0 +1,174 @@
+//! Reads or samples the parameters of layers, quantises those that are to be, and records them.
+
+use super::{ModuleScope, WeightSource, transposed_view};
+use crate::error::Error;
+use crate::nn::params::{LayerKind, Param, QuantisedParam};
+use crate::nn::quantised::QuantisedWeight;
+use crate::nn::weight::{Weight, cast};
+use crate::nn::weights::QuantisedEntry;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
+
+/// A parameter as it was read or sampled.
+struct FoundTensor {
+    /// Its full name.
+    name: String,
+    /// The values as they are in the file.
+    tensor: Tensor,
+    /// True if they are stored as (in, out).
+    transposed: bool,
+}
+
+impl ModuleScope<'_> {
+    /// Returns a parameter in the `shape` in which it is used.
+    pub(super) fn param(&self, name: &str, layer: LayerKind, shape: &[i64]) -> Tensor {
+        self.param_or_default(name, layer, shape, None)
+    }
+
+    /// Returns the weight of a linear layer: quantised if the builder does that and no adapter trains it in full. With it
+    /// comes the matrix that it was quantised from.
+    pub(super) fn linear_weight(&self, layer: LayerKind, shape: &[i64]) -> (Weight, Option<Tensor>) {
+        let (b, whole) = (self.builder, self.trained_in_full(layer));
+        let possible = layer == LayerKind::Linear && b.trained.is_none() && !whole;
+        if let Some(matrix) = self.stored_quantised("weight") {
+            return (self.quantised_weight("weight", matrix, layer, shape, whole), None);
+        }
+        let found = self.find("weight", layer, shape, None);
+        let Some(format) = b.quantise.filter(|_| possible) else {
+            let quantised = if possible { QuantisedParam::Possible } else { QuantisedParam::Never };
+            return (self.register(found, layer, quantised).into(), None);
+        };
+        let matrix = if found.transposed { found.tensor.tr() } else { found.tensor.shallow_clone() };
+        match QuantisedWeight::quantise(&matrix, format, b.device) {
+            Ok(weight) => (self.add_quantised(found.name, found.transposed, layer, weight), Some(matrix)),
+            Err(e) => {
+                b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{}`", b.origin(), found.name)));
+                (found.tensor.into(), None)
+            }
+        }
+    }
+
+    /// Returns true if an adapter trains this module in full.
+    pub(super) fn trained_in_full(&self, layer: LayerKind) -> bool {
+        self.builder.adapters.iter().any(|adapter| adapter.trains_in_full(&self.path, layer))
+    }
+
+    /// Records a quantised weight and returns it.
+    fn add_quantised(&self, name: String, transposed: bool, layer: LayerKind, weight: QuantisedWeight) -> Weight {
+        let (tensor, quantised) = (weight.tensors()[0].shallow_clone(), QuantisedParam::Done(weight.clone()));
+        let (adapter, scale) = (None, false);
+        let param = Param { name, tensor, quantised, layer, adapter, transposed, scale };
+        self.builder.store.borrow_mut().add(param);
+        Weight::Quantised(weight)
+    }
+
+    /// Returns a matrix that the checkpoint contains quantised.
+    pub(super) fn stored_quantised(&self, name: &str) -> Option<Rc<dyn QuantisedEntry>> {
+        match self.builder.source {
+            WeightSource::Disk(weights) => weights.quantised(&(self / name).path).cloned(),
+            WeightSource::Random(_) => None,
+        }
+    }
+
+    /// Reads a weight that the checkpoint contains quantised. It cannot be trained in full (`whole`).
+    pub(super) fn quantised_weight(
+        &self,
+        name: &str,
+        matrix: Rc<dyn QuantisedEntry>,
+        layer: LayerKind,
+        shape: &[i64],
+        whole: bool,
+    ) -> Weight {
+        let (b, full) = (self.builder, (self / name).path);
+        b.used.borrow_mut().insert(full.clone());
+        let placeholder = || Tensor::zeros([1, 1], (b.kind, Device::Cpu)).into();
+        if matrix.shape() != shape {
+            b.problems.borrow_mut().push(format!("`{full}` has shape {:?}, expected {shape:?}", matrix.shape()));
+            return placeholder();
+        }
+        let trained = whole || b.trained.as_ref().is_some_and(|trained| trained(&full, layer));
+        let read = match trained {
+            true => Err(Error::user("this weight is stored quantised and cannot be trained")
+                .hint("train an adapter over it, or use the model in its original number format")),
+            false => matrix.read(b.device).and_then(|weight| match layer {
+                LayerKind::Embedding | LayerKind::Positions if !weight.has_whole_rows() => {
+                    Err(Error::user(format!("rows of a table in {} cannot be looked up", weight.describe()))
+                        .hint("use a model whose embeddings are in another format"))
+                }
+                _ => Ok(weight),
+            }),
+        };
+        match read {
+            Ok(weight) => {
+                let transposed = b.transposed(&full);
+                self.add_quantised(full, transposed, layer, weight)
+            }
+            Err(e) => {
+                b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{full}`", b.origin())));
+                placeholder()
+            }
+        }
+    }
+
+    /// Does the same as `param`, with the value `first` if the checkpoint lacks the tensor.
+    pub(super) fn param_or_default(
+        &self,
+        name: &str,
+        layer: LayerKind,
+        shape: &[i64],
+        first: Option<Tensor>,
+    ) -> Tensor {
+        self.register(self.find(name, layer, shape, first), layer, QuantisedParam::Never)
+    }
+
+    /// Reads or samples a parameter, which is used in this `shape`; `first` is its value if the checkpoint lacks it.
+    fn find(&self, name: &str, layer: LayerKind, shape: &[i64], first: Option<Tensor>) -> FoundTensor {
+        let b = self.builder;
+        let full = (self / name).path;
+        let transposed = b.transposed(&full);
+        let shape: Vec<i64> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
+        let found = match b.source {
+            // A mapped page that was read counts as the process's memory; what is quantised needs it only once.
+            WeightSource::Disk(weights) if b.read || b.quantise.is_some() => {
+                weights.read(&full).transpose().map(|t| t.or(first))
+            }
+            WeightSource::Disk(weights) => Ok(weights.get(&full).or(first)),
+            WeightSource::Random(_) if first.is_some() => Ok(first),
+            WeightSource::Random(initial) => Ok(Some(initial.sample(&full, layer, &shape, self.std_factor))),
+        };
+        b.used.borrow_mut().insert(full.clone());
+        let tensor = match found {
+            Ok(Some(t)) if t.size() == shape && t.is_floating_point() => t,
+            other => {
+                b.problems.borrow_mut().push(match other {
+                    Err(e) => format!("`{full}` could not be read: {e}"),
+                    Ok(None) => format!("`{full}` is missing, expected shape {shape:?}"),
+                    Ok(Some(t)) if t.size() != shape => {
+                        format!("`{full}` has shape {:?}, expected {shape:?}", t.size())
+                    }
+                    Ok(Some(t)) => format!("`{full}` has dtype {:?}, expected floating-point numbers", t.kind()),
+                });
+                // A small placeholder, because `finish` will fail anyway and the expected shape may not fit into
+                // memory.
+                Tensor::zeros([1, 1], (b.kind, Device::Cpu))
+            }
+        };
+        FoundTensor { name: full, tensor, transposed }
+    }
+
+    /// Moves a parameter to the device in the dtype that it is held in, and records it. Returns it as it is used.
+    fn register(&self, found: FoundTensor, layer: LayerKind, quantised: QuantisedParam) -> Tensor {
+        let (b, FoundTensor { name, tensor, transposed }) = (self.builder, found);
+        let tensor = if b.trained.as_ref().is_some_and(|trained| trained(&name, layer)) {
+            tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
+        } else if tensor.dim() >= 2 && layer != LayerKind::Score && (b.keeps_dtype)(tensor.kind()) {
+            tensor.to_device(b.device)
+        } else {
+            cast(&tensor.to_device(b.device), b.kind)
+        };
+        let kept = tensor.shallow_clone();
+        let (adapter, scale) = (None, false);
+        b.store.borrow_mut().add(Param { name, tensor: kept, quantised, layer, adapter, transposed, scale });
+        if transposed { transposed_view(&tensor) } else { tensor }
+    }
+}

@@ -1,0 +1,152 @@
+//! The tree of modules, from which families build layers by name and shape.
+
+use super::ModelBuilder;
+use crate::nn::adapter::{AdapterSite, LayerAdapters};
+use crate::nn::embedding::Embedding;
+use crate::nn::layer_norm::LayerNorm;
+use crate::nn::linear::Linear;
+use crate::nn::norm::RmsNorm;
+use crate::nn::params::LayerKind;
+use crate::nn::weight::{Dense, Weight};
+use std::fmt::Display;
+use std::ops::Div;
+use tch::{Device, Kind, Tensor};
+
+/// A position in the tree of modules, from which layers are built: `&scope / "self_attn" / "q_proj"`.
+#[derive(Clone)]
+pub struct ModuleScope<'b> {
+    pub(super) builder: &'b ModelBuilder<'b>,
+    pub(super) path: String,
+    pub(super) std_factor: f64,
+}
+
+impl<'b, T: Display> Div<T> for &ModuleScope<'b> {
+    type Output = ModuleScope<'b>;
+    fn div(self, name: T) -> ModuleScope<'b> {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        ModuleScope { builder: self.builder, path, std_factor: self.std_factor }
+    }
+}
+
+impl<'b, T: Display> Div<T> for ModuleScope<'b> {
+    type Output = ModuleScope<'b>;
+    fn div(self, name: T) -> ModuleScope<'b> {
+        &self / name
+    }
+}
+
+impl ModuleScope<'_> {
+    /// Multiplies the standard deviation of random weights below this position by `factor`.
+    pub fn scale_std(self, factor: f64) -> Self {
+        ModuleScope { std_factor: factor, ..self }
+    }
+
+    /// Builds a linear layer with `weight` (out, in) and, if `bias` is true, `bias` (out).
+    pub fn linear(&self, inputs: i64, outputs: i64, bias: bool) -> Linear {
+        self.linear_layer(LayerKind::Linear, inputs, outputs, bias)
+    }
+
+    /// Builds an output head with its own weight.
+    pub fn output_head(&self, inputs: i64, outputs: i64) -> Linear {
+        match self.builder.headless.get() {
+            true => self.empty_head(inputs),
+            false => self.linear_layer(LayerKind::Head, inputs, outputs, false),
+        }
+    }
+
+    fn empty_head(&self, inputs: i64) -> Linear {
+        self.builder.used.borrow_mut().insert((self / "weight").path);
+        let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device)).into();
+        let adapters = LayerAdapters { switches: self.builder.switches.clone(), list: Vec::new() };
+        Linear { dense: Dense { weight, bias: None }, adapters }
+    }
+
+    /// Builds the scalar head (1, D) of a reward or value model. If the checkpoint has none, its weight starts at
+    /// zero, so that every score is 0 until it is trained.
+    pub fn score_head(&self, inputs: i64) -> Linear {
+        let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
+        let weight = self.param_or_default("weight", LayerKind::Score, &[1, inputs], Some(zeros)).into();
+        let adapters = self.attach(LayerKind::Score, &weight, None);
+        Linear { dense: Dense { weight, bias: None }, adapters }
+    }
+
+    /// Builds an output head that shares the embedding's weight.
+    pub fn tied_head(&self, embedding: &Embedding) -> Linear {
+        if self.builder.headless.get() {
+            return self.empty_head(embedding.weight.shape()[1]);
+        }
+        let weight = embedding.weight.shallow_clone();
+        let adapters = self.attach(LayerKind::Head, &weight, None);
+        Linear { dense: Dense { weight, bias: None }, adapters }
+    }
+
+    fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
+        let (weight, unquantised) = self.linear_weight(layer, &[outputs, inputs]);
+        let bias = bias.then(|| self.param("bias", layer, &[outputs]));
+        let adapters = self.attach_to(layer, &weight, unquantised.as_ref(), bias.as_ref());
+        Linear { dense: Dense { weight, bias }, adapters }
+    }
+
+    /// Builds an embedding of `count` tokens.
+    pub fn embedding(&self, count: i64, width: i64) -> Embedding {
+        self.table(LayerKind::Embedding, count, width)
+    }
+
+    /// Builds an embedding of `count` positions.
+    pub fn positions(&self, count: i64, width: i64) -> Embedding {
+        self.table(LayerKind::Positions, count, width)
+    }
+
+    fn table(&self, layer: LayerKind, count: i64, width: i64) -> Embedding {
+        let shape = [count, width];
+        let weight = match self.stored_quantised("weight") {
+            Some(matrix) => self.quantised_weight("weight", matrix, layer, &shape, self.trained_in_full(layer)),
+            None => self.param("weight", layer, &shape).into(),
+        };
+        let adapters = self.attach(layer, &weight, None);
+        Embedding { weight, adapters, kind: self.builder.kind }
+    }
+
+    /// Builds a root-mean-square norm with `weight` (width).
+    pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
+        let weight = self.param("weight", LayerKind::Norm, &[width]);
+        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), None);
+        RmsNorm { weight, adapters, eps }
+    }
+
+    /// Builds a layer norm with `weight` and `bias` (width).
+    pub fn layer_norm(&self, width: i64, eps: f64) -> LayerNorm {
+        let weight = self.param("weight", LayerKind::Norm, &[width]);
+        let bias = self.param("bias", LayerKind::Norm, &[width]);
+        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), Some(&bias));
+        LayerNorm { weight, bias, adapters, eps }
+    }
+
+    fn attach(&self, layer: LayerKind, weight: &Weight, bias: Option<&Tensor>) -> LayerAdapters {
+        self.attach_to(layer, weight, None, bias)
+    }
+
+    fn attach_to(
+        &self,
+        layer: LayerKind,
+        weight: &Weight,
+        unquantised: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> LayerAdapters {
+        let b = self.builder;
+        let tied = b.tied.get() && matches!(layer, LayerKind::Head | LayerKind::Embedding);
+        let site = AdapterSite { name: &self.path, layer, weight, unquantised, bias, tied };
+        let mut list = Vec::new();
+        for (id, adapter) in b.adapters.iter().enumerate() {
+            let mut add = |name: &str, t: Tensor, role| b.register(id, layer, format!("{}.{name}", self.path), t, role);
+            match adapter.attach(&site, &mut add) {
+                Ok(Some(a)) => list.push((id, a)),
+                Ok(None) => {}
+                Err(e) => {
+                    b.error.borrow_mut().get_or_insert(e);
+                }
+            }
+        }
+        LayerAdapters { switches: b.switches.clone(), list }
+    }
+}
