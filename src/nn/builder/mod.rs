@@ -14,6 +14,7 @@ use super::initial::InitialWeights;
 use super::params::{LayerKind, Param, ParamStore, QuantisedParam};
 use super::quantised::Quantisation;
 use super::virtual_tokens::{ModelSizes, VirtualTokens};
+use super::weight::Weight;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use std::cell::{Cell, RefCell};
