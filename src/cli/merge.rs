@@ -5,11 +5,11 @@ mod sweep;
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::merge_plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
-use ft::convert::merge_inputs::{other_base, parse_part, split_weight};
-use ft::convert::merge_page;
-use ft::convert::merged::PreparedMerge;
+use ft::adapters::merging::WeightedAdapter;
+use ft::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
+use ft::convert::merge::adapters::PreparedMerge;
+use ft::convert::merge::inputs::{other_base, parse_part, split_weight};
+use ft::convert::merge::page;
 use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
 use ft::merging::MajoritySign;
@@ -137,7 +137,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     }
     let Some(out) = job.out.as_deref().filter(|_| !args.dry_run) else {
         if let Some(page) = &args.page {
-            merge_page::write(&merge.report, merge.search.as_ref(), page)?;
+            page::write(&merge.report, merge.search.as_ref(), page)?;
         }
         return match &search {
             Some(found) if args.json => print_json(&json!({ "merge": merge.report, "sweep": found })),
@@ -282,7 +282,7 @@ pub(super) fn show(done: &ExportReport, out: &Path, page: bool) {
         100.0 * d.top1_agreement
     ));
     if page {
-        report::info(format!("the report as a page: {}", out.join(merge_page::PAGE).display()));
+        report::info(format!("the report as a page: {}", out.join(page::PAGE).display()));
     }
     done.notes.iter().for_each(report::warn);
     for line in &done.compatibility {

@@ -4,7 +4,7 @@ use super::mistakes::{Mistake, SourceSpan, SourceTexts};
 use super::repair::describe_value;
 use super::suggest::suggest_choice;
 use super::tree::{self, Node, NodeKind, Scalar, parse_scalar};
-use crate::adapters::merge_plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
+use crate::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::merging::MajoritySign;

@@ -1,7 +1,7 @@
 //! What a merge does to the base, before anything is written: by tensor, by layer and as a whole.
 
-use crate::adapters::merge::MergedWeights;
-use crate::adapters::reduce::WeightReport;
+use crate::adapters::merging::MergedWeights;
+use crate::adapters::merging::reduce::WeightReport;
 use crate::merging::comparison::pairs;
 use crate::models::layer_number;
 use crate::report;

@@ -1,6 +1,6 @@
 //! Writes `merge.html`: the report on a merge as a self-contained page, in the style of the pages of runs.
 
-use super::merge_report::{GroupReport, MergeReport};
+use super::report::{GroupReport, MergeReport};
 use crate::error::Result;
 use crate::fsutil::write_atomic;
 use crate::merging::comparison::pairs;

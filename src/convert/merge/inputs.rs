@@ -1,6 +1,6 @@
 //! Reads the adapters of a merge, and refuses those that cannot be merged.
 
-use crate::adapters::merge::WeightedAdapter;
+use crate::adapters::merging::WeightedAdapter;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde_json::Value;
