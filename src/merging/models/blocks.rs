@@ -1,6 +1,7 @@
 //! Tensors of several models that are read block by block.
 
 use crate::error::Result;
+use crate::merging::prune::random_numbers;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -38,16 +39,17 @@ impl TensorBlocks {
 
 /// The tensor of one name in several models.
 pub struct TensorParts<'a> {
-    /// Name of the merged tensor, which random entries depend on.
+    /// Name of the merged tensor, for messages.
     pub name: &'a str,
     /// How it is divided.
     pub blocks: TensorBlocks,
     /// Position of the base among the parts.
     pub base: Option<usize>,
-    /// Position of each part's model in the merge, which its random entries depend on.
-    pub models: &'a [usize],
-    /// Determines which random entries are kept.
-    pub seed: u64,
+    /// Number of parts.
+    pub count: usize,
+    /// Draws a random number from 0 to 1 for every entry of rows of a part: (rows, columns) in float64. A number depends on the
+    /// part and its place alone.
+    pub draw: &'a dyn Fn(usize, Range<i64>) -> Tensor,
     /// Reads rows of a part in float32: (rows, columns).
     pub read: &'a dyn Fn(usize, Range<i64>) -> Result<Tensor>,
 }
@@ -55,12 +57,12 @@ pub struct TensorParts<'a> {
 impl TensorParts<'_> {
     /// Returns the positions of the parts that are not the base.
     pub fn others(&self) -> Vec<usize> {
-        (0..self.models.len()).filter(|part| Some(*part) != self.base).collect()
+        (0..self.count).filter(|part| Some(*part) != self.base).collect()
     }
 
     /// Reads rows of every part.
     pub fn read_all(&self, rows: &Range<i64>) -> Result<Vec<Tensor>> {
-        (0..self.models.len()).map(|part| (self.read)(part, rows.clone())).collect()
+        (0..self.count).map(|part| (self.read)(part, rows.clone())).collect()
     }
 
     /// Reads rows of every part but the base, without the base's.
@@ -76,6 +78,13 @@ impl TensorParts<'_> {
         };
         self.others().into_iter().map(change).collect()
     }
+}
+
+/// Returns random numbers from 0 to 1 for rows of a tensor: (rows, columns) in float64. A number depends on the seed, the name of
+/// the stream and the position of its entry alone.
+pub fn seeded_numbers(seed: u64, stream: &str, columns: i64, rows: Range<i64>) -> Tensor {
+    let entries = (rows.start * columns) as usize..(rows.end * columns) as usize;
+    Tensor::from_slice(&random_numbers(entries, seed, stream)).view([rows.end - rows.start, columns])
 }
 
 /// Returns the sum of a block in float64. The order of the sum does not depend on the number of threads.

@@ -8,7 +8,7 @@ use super::spec::ParameterValues;
 
 /// Prepares `Σ wᵢ xᵢ`, divided by `Σ wᵢ` if the weights are normalised.
 pub(super) fn weighted_mean(parts: &TensorParts, values: &ParameterValues) -> Box<dyn MergedBlocks> {
-    let order: Vec<usize> = (0..parts.models.len()).collect();
+    let order: Vec<usize> = (0..parts.count).collect();
     let weights: Vec<f64> = order.iter().map(|part| values.of(*part, "weight").unwrap_or(0.0)).collect();
     let divisor = if values.is("normalize") { weights.iter().sum() } else { 1.0 };
     let factors = PartFactors::Whole(weights.iter().map(|weight| weight / divisor).collect());

@@ -23,7 +23,7 @@ pub mod spec;
 mod spherical;
 mod task_arithmetic;
 
-pub use blocks::{TensorBlocks, TensorParts};
+pub use blocks::{TensorBlocks, TensorParts, seeded_numbers};
 pub use prepare::{MergedBlocks, prepare};
 pub use setting::{Case, Setting};
 pub use spec::{BasePolicy, ModelMethod, ParameterKind, ParameterScope, ParameterSpec, ParameterValues};

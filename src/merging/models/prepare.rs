@@ -16,7 +16,11 @@ pub trait MergedBlocks {
 
 /// Prepares the merge of a tensor. Reads it as often as the method needs. Fails if reading does, or if the method has no result
 /// for these tensors.
-pub fn prepare(method: ModelMethod, parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
+pub fn prepare<'a>(
+    method: ModelMethod,
+    parts: &TensorParts<'a>,
+    values: &ParameterValues,
+) -> Result<Box<dyn MergedBlocks + 'a>> {
     match method {
         ModelMethod::Linear => Ok(linear::weighted_mean(parts, values)),
         ModelMethod::Passthrough => Ok(linear::passthrough(values)),

@@ -4,7 +4,6 @@ use super::blocks::{TensorParts, sum};
 use super::select::Largest;
 use super::spec::{ModelMethod, ParameterValues};
 use crate::error::Result;
-use crate::merging::prune::random_numbers;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -28,21 +27,20 @@ pub(super) enum Kept {
 }
 
 /// The change of one part with some entries set to zero.
-pub(super) struct Sparse {
+pub(super) struct Sparse<'a> {
     kept: Kept,
-    /// Name of the stream of random numbers.
-    stream: String,
-    seed: u64,
-    columns: i64,
+    part: usize,
+    /// Draws a random number for each entry of rows of a part.
+    draw: &'a dyn Fn(usize, Range<i64>) -> Tensor,
     /// What the entries that are kept are multiplied by.
     scale: f64,
 }
 
-impl Sparse {
+impl<'a> Sparse<'a> {
     /// Measures a change. `read` returns rows of it; `part`: its position.
     pub fn new(
         method: ModelMethod,
-        parts: &TensorParts,
+        parts: &TensorParts<'a>,
         part: usize,
         values: &ParameterValues,
         read: &dyn Fn(Range<i64>) -> Result<Tensor>,
@@ -69,9 +67,7 @@ impl Sparse {
             }
             _ => Kept::Random(density),
         };
-        let model = parts.models[part];
-        let stream = format!("{} {model} {}", method.name(), parts.name);
-        let mut sparse = Self { kept, stream, seed: parts.seed, columns: blocks.columns, scale: 1.0 };
+        let mut sparse = Self { kept, part, draw: parts.draw, scale: 1.0 };
         if values.is("rescale") && !matches!(sparse.kept, Kept::All | Kept::None) {
             // As in mergekit, so that the sum of magnitudes stays; DARE's paper divides by the density, which is the same on
             // average.
@@ -98,17 +94,12 @@ impl Sparse {
                 let size = change.abs();
                 kept.mask(rows, &size).logical_and(&outliers.mask(rows, &size).logical_not())
             }
-            Kept::Random(probability) => self.draw(rows).lt(*probability),
-            Kept::RandomByRank(least, most) => self.draw(rows).lt_tensor(&probabilities(change, *least, *most)),
+            Kept::Random(probability) => (self.draw)(self.part, rows.clone()).lt(*probability),
+            Kept::RandomByRank(least, most) => {
+                (self.draw)(self.part, rows.clone()).lt_tensor(&probabilities(change, *least, *most))
+            }
         };
         change * mask.view_as(change) * self.scale
-    }
-
-    /// Returns a random number from 0 to 1 for each entry of a block: (rows, columns) float64.
-    fn draw(&self, rows: &Range<i64>) -> Tensor {
-        let entries = (rows.start * self.columns) as usize..(rows.end * self.columns) as usize;
-        Tensor::from_slice(&random_numbers(entries, self.seed, &self.stream))
-            .view([rows.end - rows.start, self.columns])
     }
 }
 

@@ -103,7 +103,7 @@ pub(super) fn multislerp(parts: &TensorParts, values: &ParameterValues) -> Resul
 /// the sphere whose tangents to all directions add up to zero, found by moving along them (`max_iter` times at most, until their
 /// sum is below `tol`).
 pub(super) fn karcher(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
-    let order: Vec<usize> = (0..parts.models.len()).collect();
+    let order: Vec<usize> = (0..parts.count).collect();
     let (steps, tolerance) = (values.number("max_iter") as usize, values.number("tol"));
     combination(parts, Terms::Parts(order), Vectors::Whole, |products| Ok(karcher_factors(products, steps, tolerance)))
 }

@@ -11,21 +11,21 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 /// A sum of changes.
-struct ChangeSum {
+struct ChangeSum<'a> {
     base: usize,
     /// Position, entries that are kept, and weight of each part but the base.
-    changes: Vec<(usize, Sparse, f64)>,
+    changes: Vec<(usize, Sparse<'a>, f64)>,
     elects: bool,
     normalize: bool,
     lambda: f64,
 }
 
 /// Prepares the sum for a method that merges changes.
-pub(super) fn task_arithmetic(
+pub(super) fn task_arithmetic<'a>(
     method: ModelMethod,
-    parts: &TensorParts,
+    parts: &TensorParts<'a>,
     values: &ParameterValues,
-) -> Result<Box<dyn MergedBlocks>> {
+) -> Result<Box<dyn MergedBlocks + 'a>> {
     let base = parts.base.ok_or_else(|| Error::bug(format!("{} without a base", method.name())))?;
     let mut changes = Vec::new();
     for part in parts.others() {
@@ -42,7 +42,7 @@ pub(super) fn task_arithmetic(
     }))
 }
 
-impl MergedBlocks for ChangeSum {
+impl MergedBlocks for ChangeSum<'_> {
     fn block(&self, rows: &Range<i64>, parts: &[Tensor]) -> Tensor {
         let base = &parts[self.base];
         if self.changes.is_empty() {
