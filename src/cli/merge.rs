@@ -1,32 +1,35 @@
-//! `ft merge`: folds adapters into a base model, or combines several adapters into one.
+//! `ft merge`: folds adapters into a base model, combines several adapters into one, or merges whole models.
 
+mod models;
 mod sweep;
 
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use ft::adapters::merge::WeightedAdapter;
-use ft::adapters::merge_plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
-use ft::convert::merge_inputs::{other_base, parse_part, split_weight};
-use ft::convert::merge_page;
-use ft::convert::merged::PreparedMerge;
+use ft::adapters::merging::WeightedAdapter;
+use ft::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
+use ft::convert::merge::adapters::PreparedMerge;
+use ft::convert::merge::inputs::{other_base, parse_part, split_weight};
+use ft::convert::merge::page;
 use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
 use ft::merging::MajoritySign;
-use ft::recipe::merge_file;
+use ft::recipe::merge_file::{self, AdapterMergeFile, MergeFile};
 use ft::report;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
-/// Merge adapters into a base model, or several adapters into one
+/// Merge adapters into a base model, several adapters into one, or whole models
 ///
 /// Changes of weights are merged in float32 and rounded once; by default they are added up. A report says how far the
 /// adapters agree, by layer, before anything is written. The written files are read back and compared with the adapted model
 /// in memory before they are moved into place; export_report.json in the folder has the numbers, and merge.html shows them.
+///
+/// Whole models are merged as a file says that mergekit reads, too: `ft merge mergekit.yaml --out DIR`.
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Hugging Face directory of the base, or a YAML file that describes the merge
+    /// Hugging Face directory of the base, or a YAML file that describes the merge (ours, or mergekit's)
     #[arg(value_name = "BASE|FILE.yaml")]
     base: PathBuf,
     /// Adapter directories; `=WEIGHT` multiplies an adapter's update (default 1, may be negative)
@@ -53,7 +56,7 @@ pub struct MergeArgs {
     /// Write the changes in common directions before they are merged (KnOTS)
     #[arg(long)]
     knots: bool,
-    /// Seed of the random entries of dare_linear and dare_ties [default: 0]
+    /// Seed of the random entries of dare_linear, dare_ties, della and della_linear [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Search the weights with the smallest loss on these rows, and merge with them
@@ -116,7 +119,13 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         );
     }
     let is_file = args.base.extension().is_some_and(|e| e == "yaml" || e == "yml") && !args.base.is_dir();
-    let mut job = if is_file { job_of_file(args)? } else { job_of_arguments(args)? };
+    let mut job = match is_file {
+        false => job_of_arguments(args)?,
+        true => match file_of(args)? {
+            MergeFile::Models(file) => return models::run(args, file),
+            MergeFile::Adapters(file) => job_of_file(args, file)?,
+        },
+    };
     for warning in job.parts.iter().filter_map(|part| other_base(&job.base, part)) {
         report::warn(warning);
     }
@@ -137,7 +146,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     }
     let Some(out) = job.out.as_deref().filter(|_| !args.dry_run) else {
         if let Some(page) = &args.page {
-            merge_page::write(&merge.report, merge.search.as_ref(), page)?;
+            page::write(&merge.report, merge.search.as_ref(), page)?;
         }
         return match &search {
             Some(found) if args.json => print_json(&json!({ "merge": merge.report, "sweep": found })),
@@ -168,7 +177,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
 }
 
 /// Reads the file of a merge. Fails for arguments that belong into it.
-fn job_of_file(args: &MergeArgs) -> Result<MergeJob> {
+fn file_of(args: &MergeArgs) -> Result<MergeFile> {
     let own = [
         ("adapters", !args.adapters.is_empty()),
         ("--method", args.method.is_some()),
@@ -177,19 +186,33 @@ fn job_of_file(args: &MergeArgs) -> Result<MergeJob> {
         ("--rank", args.rank.is_some()),
         ("--energy", args.energy.is_some()),
         ("--knots", args.knots),
-        ("--seed", args.seed.is_some()),
         ("--as", args.form.is_some()),
         ("--dtype", args.dtype.is_some()),
     ];
-    if let Some((name, _)) = own.iter().find(|(_, given)| *given) {
-        return Err(Error::user(format!("{name} cannot be combined with {}", args.base.display()))
-            .hint("write it into the file"));
+    match own.iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(beside_file(args, name)),
+        None => merge_file::read(&args.base),
     }
-    let file = merge_file::read(&args.base)?;
+}
+
+/// Returns the error for an argument that belongs into the file of a merge.
+fn beside_file(args: &MergeArgs, name: &str) -> Error {
+    Error::user(format!("{name} cannot be combined with {}", args.base.display())).hint("write it into the file")
+}
+
+/// Returns the error for a file that names no folder to write.
+fn no_folder(args: &MergeArgs, hint: &str) -> Error {
+    Error::user(format!("{}: no folder to write", args.base.display())).hint(hint)
+}
+
+/// Returns the job of the file of a merge of adapters.
+fn job_of_file(args: &MergeArgs, file: AdapterMergeFile) -> Result<MergeJob> {
+    if args.seed.is_some() {
+        return Err(beside_file(args, "--seed"));
+    }
     let out = args.out.clone().or(file.out);
     if out.is_none() && !args.dry_run {
-        return Err(Error::user(format!("{}: no folder to write", args.base.display()))
-            .hint("add `out: DIR` to the file, or give --out DIR"));
+        return Err(no_folder(args, "add `out: DIR` to the file, or give --out DIR"));
     }
     let folders: Vec<PathBuf> = file.adapters.iter().map(|(folder, _)| folder.clone()).collect();
     check_out_folder(args, out.as_deref(), &file.base, &folders)?;
@@ -282,7 +305,7 @@ pub(super) fn show(done: &ExportReport, out: &Path, page: bool) {
         100.0 * d.top1_agreement
     ));
     if page {
-        report::info(format!("the report as a page: {}", out.join(merge_page::PAGE).display()));
+        report::info(format!("the report as a page: {}", out.join(page::PAGE).display()));
     }
     done.notes.iter().for_each(report::warn);
     for line in &done.compatibility {

@@ -3,18 +3,15 @@
 //! A directory appears completely written or not at all.
 //!
 //! gguf_import: converts a GGUF file. folder: the files of a directory besides weights. verify: compares a
-//! written directory with the model in memory. export: saves a model or adapter. merged, student: models made from
-//! others. merge_inputs, merge_report, merge_page: what is merged, and the report on it.
+//! written directory with the model in memory. export: saves a model or adapter. merge, student: models made from
+//! others.
 //! adapter: looks at adapters, and makes adapters of another rank or from two models.
 
 pub mod adapter;
 pub mod export;
 pub mod folder;
 pub mod gguf_import;
-pub mod merge_inputs;
-pub mod merge_page;
-pub mod merge_report;
-pub mod merged;
+pub mod merge;
 pub mod quantised_base;
 pub mod student;
 pub mod verify;

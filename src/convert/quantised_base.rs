@@ -6,7 +6,7 @@
 
 use super::verify::logit_distance::{self, LogitDistance};
 use super::verify::report::REPORT;
-use crate::adapters::merge::WeightedAdapter;
+use crate::adapters::merging::WeightedAdapter;
 use crate::error::{Error, Result};
 use crate::fsutil::read_json;
 use crate::models::{Model, QuantisedBase};

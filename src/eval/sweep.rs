@@ -3,10 +3,10 @@
 
 use super::rows::EvalRow;
 use super::run::mean_loss;
-use crate::adapters::combine::{are_low_rank, combine, in_full};
-use crate::adapters::merge::{MergedWeights, WeightedAdapter};
-use crate::adapters::merge_plan::{MergeForm, MergePlan};
-use crate::adapters::reduce::as_lora;
+use crate::adapters::merging::combine::{are_low_rank, combine, in_full};
+use crate::adapters::merging::plan::{MergeForm, MergePlan};
+use crate::adapters::merging::reduce::as_lora;
+use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, file};
 use crate::data::chat::ChatTokenizer;
 use crate::data::encode::Example;

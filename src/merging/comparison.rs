@@ -2,8 +2,9 @@
 
 use super::delta::Delta;
 use super::method::WeightedDelta;
+use super::on_one_thread;
 use serde::Serialize;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// The changes of one weight, compared.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,29 +26,95 @@ impl Comparison {
     /// Compares the changes of one weight with each other and with what was `merged` of them; `parts`: the number of parts
     /// in the merge.
     pub fn between(parts: usize, changes: &[WeightedDelta], merged: &Delta) -> Self {
-        let merged_norm = merged.norm();
-        let mut weighted: Vec<Option<(&Delta, f64, f64)>> = vec![None; parts]; // change, weight, norm
+        let mut weighted: Vec<Option<(&Delta, f64)>> = vec![None; parts]; // change, weight
         for change in changes {
-            weighted[change.part] = Some((&change.delta, change.weight, change.weight.abs() * change.delta.norm()));
+            weighted[change.part] = Some((&change.delta, change.weight));
         }
-        let cosine =
-            |dot: f64, one: f64, two: f64| (one > 0.0 && two > 0.0).then(|| (dot / (one * two)).clamp(-1.0, 1.0));
-        let pair = |i: usize, j: usize| {
-            let ((one, w1, n1), (two, w2, n2)) = (weighted[i]?, weighted[j]?);
-            cosine(w1 * w2 * one.dot(two), n1, n2)
+        let pair = |(i, j): (usize, usize)| {
+            let ((one, w1), (two, w2)) = (weighted[i]?, weighted[j]?);
+            Some(w1 * w2 * one.dot(two))
         };
-        Self {
-            norms: weighted.iter().map(|part| part.map_or(0.0, |(.., norm)| norm)).collect(),
-            cosines: pairs(parts).map(|(i, j)| pair(i, j)).collect(),
-            sign_conflicts: sign_conflicts(changes),
-            merged_norm,
-            with_merged: weighted
+        let products = ChangeProducts {
+            norms: weighted
                 .iter()
-                .map(|part| {
-                    part.and_then(|(delta, weight, norm)| cosine(weight * delta.dot(merged), norm, merged_norm))
-                })
+                .map(|part| part.map_or(0.0, |(delta, weight)| weight.abs() * delta.norm()))
                 .collect(),
+            pairs: pairs(parts).map(pair).collect(),
+            merged_norm: merged.norm(),
+            with_merged: weighted.iter().map(|part| part.map(|(delta, weight)| weight * delta.dot(merged))).collect(),
+        };
+        products.comparison(sign_conflicts(changes))
+    }
+}
+
+/// Norms and inner products of changes and of what was merged of them.
+struct ChangeProducts {
+    norms: Vec<f64>,
+    pairs: Vec<Option<f64>>,
+    merged_norm: f64,
+    with_merged: Vec<Option<f64>>,
+}
+
+impl ChangeProducts {
+    fn comparison(self, sign_conflicts: Option<f64>) -> Comparison {
+        let cosine = |dot: Option<f64>, one: f64, two: f64| {
+            dot.filter(|_| one > 0.0 && two > 0.0).map(|dot| (dot / (one * two)).clamp(-1.0, 1.0))
+        };
+        let of_pair = |((i, j), dot): ((usize, usize), &Option<f64>)| cosine(*dot, self.norms[i], self.norms[j]);
+        let with = self.with_merged.iter().zip(&self.norms);
+        Comparison {
+            cosines: pairs(self.norms.len()).zip(&self.pairs).map(of_pair).collect(),
+            sign_conflicts,
+            merged_norm: self.merged_norm,
+            with_merged: with.map(|(dot, norm)| cosine(*dot, *norm, self.merged_norm)).collect(),
+            norms: self.norms,
         }
+    }
+}
+
+/// Compares changes of one weight that are given block by block: one of every part of the merge.
+pub struct BlockComparison {
+    /// The parts' changes, then the merged change: inner products of all with all.
+    products: Vec<f64>,
+    vectors: usize,
+    shared: i64,
+    conflicts: i64,
+}
+
+impl BlockComparison {
+    /// Begins a comparison of `parts` changes.
+    pub fn new(parts: usize) -> Self {
+        Self { products: vec![0.0; (parts + 1) * (parts + 1)], vectors: parts + 1, shared: 0, conflicts: 0 }
+    }
+
+    /// Adds a block of the changes, and of what was merged of them.
+    pub fn add(&mut self, changes: &[Tensor], merged: &Tensor) {
+        let products = on_one_thread(|| {
+            let rows: Vec<Tensor> = changes.iter().chain([merged]).map(|t| t.reshape([-1])).collect();
+            let rows = Tensor::stack(&rows, 0); // (parts + 1, entries)
+            rows.matmul(&rows.tr()).to_kind(Kind::Double).flatten(0, -1)
+        });
+        let products = Vec::<f64>::try_from(products).expect("a vector");
+        self.products.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
+        if changes.len() > 1 {
+            let (shared, conflicts) = shared_and_conflicting(changes.iter().map(Tensor::sign));
+            self.shared += shared;
+            self.conflicts += conflicts;
+        }
+    }
+
+    /// Returns the comparison of all blocks.
+    pub fn finish(self) -> Comparison {
+        let parts = self.vectors - 1;
+        let product = |i: usize, j: usize| self.products[i * self.vectors + j];
+        let norm = |i: usize| product(i, i).max(0.0).sqrt();
+        let products = ChangeProducts {
+            norms: (0..parts).map(norm).collect(),
+            pairs: pairs(parts).map(|(i, j)| Some(product(i, j))).collect(),
+            merged_norm: norm(parts),
+            with_merged: (0..parts).map(|i| Some(product(i, parts))).collect(),
+        };
+        products.comparison((self.shared > 0).then(|| self.conflicts as f64 / self.shared as f64))
     }
 }
 
@@ -61,23 +128,29 @@ fn sign_conflicts(changes: &[WeightedDelta]) -> Option<f64> {
     if changes.len() < 2 {
         return None;
     }
-    let signs = |c: &WeightedDelta| c.delta.dense().sign() * c.weight.signum();
-    let first = signs(&changes[0]);
-    let (mut up, mut down) = (first.gt(0.0).to_kind(Kind::Int), first.lt(0.0).to_kind(Kind::Int));
-    for change in &changes[1..] {
-        let sign = signs(change);
-        up += sign.gt(0.0).to_kind(Kind::Int);
-        down += sign.lt(0.0).to_kind(Kind::Int);
+    let (shared, conflicts) =
+        shared_and_conflicting(changes.iter().map(|c| c.delta.dense().sign() * c.weight.signum()));
+    (shared > 0).then(|| conflicts as f64 / shared as f64)
+}
+
+/// Returns the number of entries that at least two changes have, and of those where their signs differ. Zero is no sign.
+fn shared_and_conflicting(signs: impl Iterator<Item = Tensor>) -> (i64, i64) {
+    let mut counted: Option<(Tensor, Tensor)> = None; // numbers of + and of -, by entry
+    for sign in signs {
+        let (up, down) = (sign.gt(0.0).to_kind(Kind::Int), sign.lt(0.0).to_kind(Kind::Int));
+        counted = Some(match counted {
+            None => (up, down),
+            Some((ups, downs)) => (ups + up, downs + down),
+        });
     }
-    let count = |t: tch::Tensor| t.sum(Kind::Int64).int64_value(&[]) as f64;
-    let shared = count((&up + &down).ge(2));
-    (shared > 0.0).then(|| count(up.gt(0).logical_and(&down.gt(0))) / shared)
+    let Some((up, down)) = counted else { return (0, 0) };
+    let count = |t: Tensor| t.sum(Kind::Int64).int64_value(&[]);
+    (count((&up + &down).ge(2)), count(up.gt(0).logical_and(&down.gt(0))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Tensor;
 
     #[test]
     fn norms_cosines_and_conflicts_are_those_of_the_weighted_changes() {
@@ -97,5 +170,30 @@ mod tests {
         assert!((found.cosines[1].unwrap() - 14.0 / (10.0 * 26f64.sqrt())).abs() < 1e-9);
         assert!((found.with_merged[0].unwrap() - 114.0 / (10.0 * 154f64.sqrt())).abs() < 1e-9);
         assert_eq!(pairs(3).collect::<Vec<_>>(), [(0, 1), (0, 2), (1, 2)]);
+    }
+    #[test]
+    fn blocks_together_are_compared_as_the_whole() {
+        let random = || Tensor::randn([6, 5], (Kind::Float, tch::Device::Cpu));
+        let (tensors, merged) = ([random(), random(), random()], random());
+        let deltas: Vec<WeightedDelta> = tensors
+            .iter()
+            .enumerate()
+            .map(|(part, t)| WeightedDelta { part, delta: Delta::Dense(t.shallow_clone()), weight: 1.0, density: 1.0 })
+            .collect();
+        let whole = Comparison::between(3, &deltas, &Delta::Dense(merged.shallow_clone()));
+        let mut blocks = BlockComparison::new(3);
+        for (start, rows) in [(0, 2), (2, 4)] {
+            let part = |t: &Tensor| t.narrow(0, start, rows);
+            blocks.add(&tensors.each_ref().map(part), &part(&merged));
+        }
+        let found = blocks.finish();
+        assert_eq!(found.sign_conflicts, whole.sign_conflicts);
+        let numbers = |c: &Comparison| {
+            let optional = c.cosines.iter().chain(&c.with_merged).map(|x| x.unwrap());
+            c.norms.iter().copied().chain([c.merged_norm]).chain(optional).collect::<Vec<f64>>()
+        };
+        for (one, two) in numbers(&found).iter().zip(numbers(&whole)) {
+            assert!((one - two).abs() < 1e-5, "{one} {two}");
+        }
     }
 }

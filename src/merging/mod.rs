@@ -1,4 +1,4 @@
-//! Merges changes of weights: pure functions on tensors that know no adapters, models or files.
+//! Merges changes of weights, and whole weights ([`models`]): pure functions on tensors that know no adapters and no files.
 //!
 //! A [`Delta`] is the change of one weight, dense or as a product of two factors. [`method`] merges the deltas of one
 //! weight into one; `prune` and `ties` are the parts that the methods are made of. [`knots`] brings deltas into common
@@ -12,11 +12,12 @@ pub mod delta;
 pub mod factors;
 pub mod knots;
 pub mod method;
+pub mod models;
 pub mod prune;
 pub mod svd;
 pub mod ties;
 
-pub use comparison::Comparison;
+pub use comparison::{BlockComparison, Comparison};
 pub use delta::Delta;
 pub use method::{Method, Rule, WeightedDelta};
 pub use svd::{Truncated, Truncation};

@@ -3,6 +3,7 @@
 use crate::rng;
 use rand::RngExt;
 use rayon::prelude::*;
+use std::ops::Range;
 use tch::{Kind, Tensor};
 
 /// Keeps the share `density` of the entries with the largest magnitude, rounded down, and sets the others to zero (the
@@ -34,14 +35,30 @@ pub fn drop_and_rescale(change: &Tensor, kept: &Tensor, density: f64) -> Tensor 
 /// Numbers per random stream: masks are drawn in blocks of this size, in parallel.
 const STREAM_BLOCK: usize = 1 << 16;
 
+/// Returns random numbers from 0 to 1 for the entries of a change at these positions. A number depends on the seed, the name
+/// and the position of an entry alone.
+pub fn random_numbers(entries: Range<usize>, seed: u64, name: &str) -> Vec<f64> {
+    let mut numbers = vec![0.0; entries.len()];
+    // The first block may begin in the middle of a stream.
+    let first = (entries.start / STREAM_BLOCK + 1) * STREAM_BLOCK;
+    let (head, rest) = numbers.split_at_mut(first.min(entries.end) - entries.start);
+    let fill = |part: &mut [f64], position: usize| {
+        let mut rng = rng::stream(seed, name, (position / STREAM_BLOCK) as u64);
+        (0..position % STREAM_BLOCK).for_each(|_| drop(rng.random::<f64>()));
+        part.iter_mut().for_each(|number| *number = rng.random());
+    };
+    if !head.is_empty() {
+        fill(head, entries.start);
+    }
+    rest.par_chunks_mut(STREAM_BLOCK).enumerate().for_each(|(i, part)| fill(part, first + i * STREAM_BLOCK));
+    numbers
+}
+
 /// Draws which entries of a change are kept, each with probability `density`: a boolean tensor of this shape. It depends on
 /// the seed, the name and the position of an entry alone.
 pub fn random_mask(shape: &[i64], density: f64, seed: u64, name: &str) -> Tensor {
-    let mut kept = vec![false; shape.iter().product::<i64>() as usize];
-    kept.par_chunks_mut(STREAM_BLOCK).enumerate().for_each(|(i, block)| {
-        let mut rng = rng::stream(seed, name, i as u64);
-        block.iter_mut().for_each(|entry| *entry = rng.random::<f64>() < density);
-    });
+    let numbers = random_numbers(0..shape.iter().product::<i64>() as usize, seed, name);
+    let kept: Vec<bool> = numbers.into_iter().map(|number| number < density).collect();
     Tensor::from_slice(&kept).view(shape)
 }
 
@@ -69,6 +86,14 @@ mod tests {
         assert!(!mask("a", 1).equal(&mask("b", 1)) && !mask("a", 1).equal(&mask("a", 2)));
         let flat = mask("a", 1).flatten(0, -1);
         assert!(!flat.narrow(0, 0, 1000).equal(&flat.narrow(0, STREAM_BLOCK as i64, 1000)), "two blocks differ");
+    }
+
+    #[test]
+    fn numbers_of_a_part_are_those_of_the_whole() {
+        let whole = random_numbers(0..200_000, 3, "x");
+        for range in [0..0, 10..30, 65_000..66_000, 65_536..131_072, 60_000..200_000] {
+            assert_eq!(random_numbers(range.clone(), 3, "x"), whole[range]);
+        }
     }
 
     #[test]

@@ -52,3 +52,25 @@ pub const SCORE: &str = "score.weight";
 pub fn layer_number(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
+
+/// Returns the name with another layer number; a name outside of layers is returned as it is.
+pub fn with_layer_number(name: &str, number: usize) -> String {
+    let mut parts: Vec<String> = name.split('.').map(String::from).collect();
+    if let Some(part) = parts.iter_mut().find(|part| part.parse::<usize>().is_ok()) {
+        *part = number.to_string();
+    }
+    parts.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layer_number_in_a_name_is_found_and_replaced() {
+        let name = "model.layers.11.mlp.up_proj.weight";
+        assert_eq!((layer_number(name), layer_number("model.norm.weight")), (Some(11), None));
+        assert_eq!(with_layer_number(name, 3), "model.layers.3.mlp.up_proj.weight");
+        assert_eq!(with_layer_number("model.norm.weight", 3), "model.norm.weight");
+    }
+}

@@ -44,7 +44,7 @@ mod trained_part;
 pub mod vocabulary;
 
 pub use activations::{Activations, ExposedLayers};
-pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights};
+pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights, with_layer_number};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
 pub use family::{Config, Decoder, Family};

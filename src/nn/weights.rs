@@ -20,7 +20,8 @@ use tch::{Device, Kind, Tensor};
 pub struct Weights {
     origin: PathBuf,
     files: Vec<File>,
-    maps: Vec<Tensor>, // one per file: (bytes) uint8, a copy-on-write mapping
+    paths: Vec<PathBuf>, // of the files
+    maps: Vec<Tensor>,   // one per file: (bytes) uint8, a copy-on-write mapping
     entries: BTreeMap<String, TensorLocation>,
     /// Tensors in memory that take the place of those in the files.
     replaced: BTreeMap<String, Tensor>,
@@ -138,7 +139,8 @@ impl Weights {
     /// Begins a checkpoint without tensors, which comes from the file or folder `origin`.
     pub fn empty(origin: &Path) -> Self {
         let (entries, replaced, quantised) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { origin: origin.into(), files: Vec::new(), maps: Vec::new(), entries, replaced, quantised }
+        let (files, paths, maps) = (Vec::new(), Vec::new(), Vec::new());
+        Self { origin: origin.into(), files, paths, maps, entries, replaced, quantised }
     }
 
     /// Puts `tensor`, which may have another shape, in the place of the one of this name. Does nothing if there is none.
@@ -184,6 +186,7 @@ impl Weights {
         let bytes = Tensor::from_file(name, false, size as i64, (Kind::Uint8, Device::Cpu));
         self.maps.push(bytes.shallow_clone());
         self.files.push(file);
+        self.paths.push(path.into());
         Ok(bytes)
     }
 
@@ -306,6 +309,26 @@ impl Weights {
         let tensor = Tensor::empty((e.bytes / e.kind.elt_size_in_bytes()) as i64, (e.kind, Device::Cpu));
         let read = native::fill_bytes(&tensor, |bytes| self.files[e.file_index].read_exact_at(bytes, e.offset as u64));
         Some(read.map(|()| e.arranged(&tensor)).map_err(|error| io_error("reading", &self.origin, error)))
+    }
+
+    /// Returns the file that contains a tensor; `None` if there is none of this name.
+    pub fn file_of(&self, name: &str) -> Option<&Path> {
+        self.entries.get(name).map(|e| self.paths[e.file_index].as_path())
+    }
+
+    /// Reads some of a tensor's entries, counted in its row-major order, into allocated memory on the CPU, in its own dtype:
+    /// one dimension. `None` if there is none of this name.
+    pub fn read_entries(&self, name: &str, range: Range<usize>) -> Option<Result<Tensor>> {
+        let e = self.entries.get(name)?;
+        if self.replaced.contains_key(name) || e.layout != LayoutChange::None {
+            let whole = self.get(name)?.flatten(0, -1);
+            return Some(Ok(whole.narrow(0, range.start as i64, range.len() as i64).copy()));
+        }
+        let size = e.kind.elt_size_in_bytes();
+        let tensor = Tensor::empty(range.len() as i64, (e.kind, Device::Cpu));
+        let start = (e.offset + range.start * size) as u64;
+        let read = native::fill_bytes(&tensor, |bytes| self.files[e.file_index].read_exact_at(bytes, start));
+        Some(read.map(|()| tensor).map_err(|error| io_error("reading", &self.paths[e.file_index], error)))
     }
 
     /// Returns all tensors that are not quantised as views of the mapped files.

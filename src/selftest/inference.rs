@@ -3,7 +3,7 @@
 use super::compare::{CheckResult, CheckTitle, LargestDifference, check_result, compare_rows};
 use super::saving::save;
 use super::test_model::{TestModel, logits, temporary_folder};
-use crate::adapters::merge::{MergedWeights, WeightedAdapter};
+use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::error::{Error, Result};
 use crate::models::QuantisedBase;
 use crate::nn::Tokens;

@@ -1,8 +1,8 @@
 //! `ft merge --sweep`: weights by the loss on held-out rows.
 
 use super::MergeJob;
-use ft::adapters::merge::WeightedAdapter;
-use ft::convert::merge_page::{SearchCurve, SearchPicture};
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::merge::page::{SearchCurve, SearchPicture};
 use ft::error::Result;
 use ft::eval::sweep::{self, Sweep, Trial};
 use ft::report;

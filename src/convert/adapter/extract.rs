@@ -1,9 +1,9 @@
 //! `ft adapter extract`: a LoRA from a model and its base, by the singular values of what training changed.
 
-use crate::adapters::combine::{combined_adapter, tensors_of};
-use crate::adapters::merge::WeightedAdapter;
-use crate::adapters::merge_plan::{MergeForm, MergePlan};
-use crate::convert::merged::PreparedMerge;
+use crate::adapters::merging::WeightedAdapter;
+use crate::adapters::merging::combine::{combined_adapter, tensors_of};
+use crate::adapters::merging::plan::{MergeForm, MergePlan};
+use crate::convert::merge::adapters::PreparedMerge;
 use crate::convert::verify::logit_distance::{self, LogitDistance};
 use crate::convert::verify::report::ExportReport;
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! `ft adapter resize`: a LoRA of another rank with nearly the same changes.
 
 use super::info::{self, AdapterInfo};
-use crate::adapters::merge::WeightedAdapter;
+use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::update::LowRankUpdate;
 use crate::adapters::{AdapterSpec, file, lora};
 use crate::convert::folder::companions::{TOKENIZER_FILES, copy_companion_files, write_text};

@@ -1,7 +1,7 @@
 //! The changes that an adapter makes, as far as they are known: without a base, those that are products of two factors.
 
 use crate::adapters::file;
-use crate::adapters::merge::{MergedWeights, WeightedAdapter};
+use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::adapters::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::merging::Delta;

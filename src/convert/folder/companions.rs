@@ -30,11 +30,17 @@ pub(in crate::convert) fn copy_companion_files(from: &Path, to: &Path, more: &[&
     let more = more.iter().filter(|f| !TOKENIZER_FILES.contains(f));
     let names = TOKENIZER_FILES.iter().chain(more).map(|name| name.to_string());
     for name in names.chain(files.more_templates()?) {
-        if let Some(bytes) = files.read(&name)? {
-            fsutil::write_atomic(&to.join(name), |w| std::io::Write::write_all(w, &bytes))?;
-        }
+        write_companion(&files, to, &name)?;
     }
     Ok(())
+}
+
+/// Copies one file of a model. A file that does not exist is skipped.
+pub(in crate::convert) fn write_companion(files: &ModelFiles, to: &Path, name: &str) -> Result<()> {
+    match files.read(name)? {
+        Some(bytes) => fsutil::write_atomic(&to.join(name), |w| std::io::Write::write_all(w, &bytes)),
+        None => Ok(()),
+    }
 }
 
 /// Writes a text file.

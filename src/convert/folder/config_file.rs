@@ -53,3 +53,21 @@ pub(in crate::convert) fn dtype_name(kind: Kind) -> Result<&'static str> {
         other => return Err(Error::bug(format!("no model is saved in {other:?}"))),
     })
 }
+
+/// Returns the name that the family's files have for a key.
+pub(in crate::convert) fn own_key(config: &Config, key: &'static str) -> &'static str {
+    config.family().key_names.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own)
+}
+
+/// Changes config.json (`raw`) to that of a model that consists of these layers of the model of `config`, in this order.
+pub(in crate::convert) fn choose_layers(config: &Config, raw: &mut Value, layers: &[usize]) {
+    let Some(map) = raw.as_object_mut() else { return };
+    map.insert(own_key(config, "num_hidden_layers").into(), json!(layers.len()));
+    if let Some(Value::Array(kinds)) = map.get("layer_types") {
+        let kinds: Vec<Value> = layers.iter().filter_map(|i| kinds.get(*i).cloned()).collect();
+        map.insert("layer_types".into(), kinds.into());
+    }
+    if let Some(first) = map.get("max_window_layers").and_then(Value::as_u64) {
+        map.insert("max_window_layers".into(), json!(layers.iter().filter(|i| (**i as u64) < first).count()));
+    }
+}

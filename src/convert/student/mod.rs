@@ -10,6 +10,7 @@ mod slice;
 
 use super::export::publish::tensor_entry;
 use super::folder::companions::{MODEL_FILES, copy_companion_files};
+use super::folder::config_file::{choose_layers, own_key};
 use super::folder::disk_space::check_disk_space;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -243,11 +244,9 @@ fn evenly_spread(depth: usize, n: usize) -> Vec<usize> {
 /// Returns config.json with the new sizes, under the family's own keys.
 fn student_config(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Value {
     let mut raw = config.raw.clone();
-    let own = |key: &'static str| {
-        config.family().key_names.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own)
-    };
+    let own = |key| own_key(config, key);
+    choose_layers(config, &mut raw, kept);
     let Some(map) = raw.as_object_mut() else { return raw };
-    map.insert(own("num_hidden_layers").into(), json!(kept.len()));
     if mlp != config.intermediate_size {
         map.insert(own("intermediate_size").into(), json!(mlp));
     }
@@ -257,13 +256,6 @@ fn student_config(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Valu
         map.insert("num_key_value_heads".into(), json!(groups));
         // With fewer heads it can no longer be derived as hidden size / heads.
         map.insert("head_dim".into(), json!(config.head_dim));
-    }
-    if let Some(Value::Array(kinds)) = map.get("layer_types") {
-        let kinds: Vec<Value> = kept.iter().filter_map(|i| kinds.get(*i).cloned()).collect();
-        map.insert("layer_types".into(), kinds.into());
-    }
-    if let Some(first) = map.get("max_window_layers").and_then(Value::as_u64) {
-        map.insert("max_window_layers".into(), json!(kept.iter().filter(|i| (**i as u64) < first).count()));
     }
     raw
 }

@@ -3,7 +3,7 @@
 use super::compatibility::Compatibility;
 use super::logit_distance::LogitDistance;
 use super::thresholds::LogitThresholds;
-use crate::convert::merge_report::MergeReport;
+use crate::convert::merge::report::MergeReport;
 use crate::convert::quantised_base::QuantisationError;
 use crate::error::Result;
 use crate::fsutil;

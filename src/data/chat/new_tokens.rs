@@ -105,23 +105,33 @@ impl ChatTokenizer {
             let s = if there.len() == 1 { "is a token" } else { "are tokens" };
             report::info(format!("model.new_tokens: {} {s} already and not added", shown.join(", ")));
         }
-        let mut added = Vec::with_capacity(missing.len());
-        for (text, special) in &missing {
-            added.push(NewToken { id: 0, text: (*text).clone(), special: *special, pieces: self.encode_after(text)? });
-        }
-        add_tokens(&mut self.inner, missing.iter().map(|(text, special)| (text.as_str(), *special)));
-        for token in &mut added {
-            token.id = self
-                .inner
-                .token_to_id(&token.text)
-                .ok_or_else(|| Error::bug(format!("the tokenizer did not take the token `{}`", token.text)))?;
-        }
-        self.settle()?;
+        let missing: Vec<(String, bool)> = missing.into_iter().map(|(text, special)| (text.clone(), special)).collect();
+        let pieces = missing.iter().map(|(text, _)| self.encode_after(text)).collect::<Result<Vec<_>>>()?;
+        let mut added = self.append_tokens(&missing)?;
+        added.iter_mut().zip(pieces).for_each(|(token, pieces)| token.pieces = pieces);
         if let Some(rows) = self.rows.filter(|rows| *rows < self.vocab_size && !added.is_empty()) {
             let step = new.multiple_of.unwrap_or(1);
             self.rows = Some(rows.max(self.vocab_size).div_ceil(step) * step);
         }
         Ok(added)
+    }
+
+    /// Adds tokens, given with whether they are special, at the next free ids. Their pieces are not looked up.
+    pub fn append_tokens(&mut self, tokens: &[(String, bool)]) -> Result<Vec<NewToken>> {
+        add_tokens(&mut self.inner, tokens.iter().map(|(text, special)| (text.as_str(), *special)));
+        let mut added = Vec::with_capacity(tokens.len());
+        for (text, special) in tokens {
+            let id = self.inner.token_to_id(text);
+            let id = id.ok_or_else(|| Error::bug(format!("the tokenizer did not take the token `{text}`")))?;
+            added.push(NewToken { id, text: text.clone(), special: *special, pieces: Vec::new() });
+        }
+        self.settle()?;
+        Ok(added)
+    }
+
+    /// Returns all tokens with their ids, added ones included.
+    pub fn vocabulary(&self) -> BTreeMap<String, u32> {
+        self.inner.get_vocab(true).into_iter().collect()
     }
 
     /// Returns the number of rows of the embedding; `None` if the directory has no config.json that says it.

@@ -261,6 +261,11 @@ impl ChatTokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Returns true if a token was added to the vocabulary, so that it is found in texts as a whole.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
+    }
+
     /// Returns true for a special token, which is not text.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)

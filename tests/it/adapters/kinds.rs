@@ -4,10 +4,10 @@
 use crate::support::resumed::resumed_equals_straight;
 use crate::support::workspace::Workspace;
 use crate::support::*;
-use ft::adapters::merge::WeightedAdapter;
+use ft::adapters::merging::WeightedAdapter;
 use ft::adapters::{AdapterSpec, file};
 use ft::convert::verify::report::ExportVerdict;
-use ft::convert::{export, merged};
+use ft::convert::{export, merge};
 use ft::models::{self, LayerReplay, Model};
 use ft::nn::{Tokens, Weights};
 use serde_json::{Value, json};
@@ -112,12 +112,12 @@ fn merged_equals_adapted_and_the_file_is_read_back() {
         assert_same(what, &logits(&opened, &row), &logits(&model, &row));
         let part = WeightedAdapter::read(&folder, 1.0).unwrap();
         let merged_folder = out.path().join("merged");
-        let report = merged::merge_into_model(base, &[part], &merged_folder, None, u64::MAX).unwrap();
+        let report = merge::adapters::merge_into_model(base, &[part], &merged_folder, None, u64::MAX).unwrap();
         assert!(report.difference.relative < 1e-5, "{what}: {:?}", report.difference);
         assert_close(what, &logits(&frozen(&merged_folder, Kind::Float), &row), &logits(&model, &row), 2e-5);
         // The result is linear in the adapter's weight where the update is.
         let half = WeightedAdapter::read(&folder, 0.5).unwrap();
-        merged::merge_into_model(base, &[half], &out.path().join("half"), None, u64::MAX).unwrap();
+        merge::adapters::merge_into_model(base, &[half], &out.path().join("half"), None, u64::MAX).unwrap();
         let read = |f: &Path| Weights::open(f).unwrap().all();
         let (before, after, between) = (read(base), read(&merged_folder), read(&out.path().join("half")));
         for (name, t) in &between {
@@ -254,7 +254,7 @@ fn damaged_files_are_refused_with_the_name_of_the_tensor() {
             assert!(!error.hints().is_empty(), "{what}: {error}");
             // Merging reads the same file without a model.
             let part = WeightedAdapter::read(&folder, 1.0).unwrap();
-            let merge = merged::merge_into_model(base, &[part], &out.path().join("merged"), None, u64::MAX);
+            let merge = merge::adapters::merge_into_model(base, &[part], &out.path().join("merged"), None, u64::MAX);
             let error = merge.err().unwrap_or_else(|| panic!("{what}: a damaged {named} was merged"));
             let module = named.rsplit_once('.').map_or(named, |(module, _)| module);
             assert!(error.message().contains(module.split(".oft_R").next().unwrap()), "{what}: {error}");

@@ -3,14 +3,14 @@
 
 use crate::support::command::ft_binary;
 use crate::support::root;
-use ft::adapters::combine::combine;
 use ft::adapters::lora::LoraModules;
-use ft::adapters::merge::{MergedWeights, WeightedAdapter};
+use ft::adapters::merging::combine::combine;
+use ft::adapters::merging::{MergedWeights, WeightedAdapter};
 use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::verify::kind::ExportKind;
 use ft::convert::verify::report::{ExportVerdict, REPORT};
 use ft::convert::verify::verify;
-use ft::convert::{export, merged};
+use ft::convert::{export, merge};
 use ft::models::{self, Config, Heads, LoadOptions, Model, Storage, TrainedPart};
 use ft::nn::{AdapterPlan, Param, Tokens, Weights};
 use serde_json::{Value, json};
@@ -360,7 +360,7 @@ fn a_weighted_sum_of_adapters_is_one_adapter() {
 
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("sum");
-    let report = merged::merge_adapters(&base(), &parts, &folder).unwrap();
+    let report = merge::adapters::merge_adapters(&base(), &parts, &folder).unwrap();
     assert_eq!((report.verdict, report.difference.max_abs), (ExportVerdict::Passed, 0.0));
     let model = models::open(&base(), &[folder], Device::Cpu, Kind::Float).unwrap();
     let far = distance(&logits(&model, &ids(&expected["input"])), &numbers.get("sum/logits").unwrap());
@@ -373,7 +373,7 @@ fn a_merged_model_gives_the_logits_of_the_adapted_model() {
     let input = [1, 17, 40, 3, 22, 59, 5, 9];
     for name in ["patterns", "rslora", "saved-head", "saved-embedding"] {
         let folder = out.path().join(name);
-        let report = merged::merge_into_model(
+        let report = merge::adapters::merge_into_model(
             &base(),
             &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()],
             &folder,
@@ -397,7 +397,7 @@ fn a_merged_model_gives_the_logits_of_the_adapted_model() {
         WeightedAdapter::read(&adapter("plain"), -1.5).unwrap(),
     ];
     let folder = out.path().join("two");
-    merged::merge_into_model(&base(), &parts, &folder, None, u64::MAX).unwrap();
+    merge::adapters::merge_into_model(&base(), &parts, &folder, None, u64::MAX).unwrap();
     let (before, after) = (Weights::open(&base()).unwrap(), Weights::open(&folder).unwrap());
     let head = &parts[0].file.tensors["lm_head.weight"];
     let wanted = (before.get("lm_head.weight").unwrap() + head) / 2.0;
@@ -410,7 +410,7 @@ fn merged_shards_and_bf16_keep_the_config_keys_of_the_base() {
     let out = tempfile::tempdir().unwrap();
     let parts = [WeightedAdapter::read(&adapter("all-linear"), 1.0).unwrap()];
     let folder = out.path().join("merged");
-    let report = merged::merge_into_model(&base(), &parts, &folder, Some(Kind::BFloat16), 10_000).unwrap();
+    let report = merge::adapters::merge_into_model(&base(), &parts, &folder, Some(Kind::BFloat16), 10_000).unwrap();
     assert!(report.files.len() > 2 && report.computed_in == "bfloat16", "{report:?}");
     assert_eq!(report.files.values().map(|f| f.sha256.len()).max(), Some(64));
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
@@ -422,7 +422,7 @@ fn merged_shards_and_bf16_keep_the_config_keys_of_the_base() {
         assert!(weights.get(name).unwrap().equal(&merge.tensor(name).unwrap().to_kind(Kind::BFloat16)), "{name}");
     }
     // A second merge into the same folder removes the shards of the first.
-    merged::merge_into_model(&base(), &parts, &folder, None, u64::MAX).unwrap();
+    merge::adapters::merge_into_model(&base(), &parts, &folder, None, u64::MAX).unwrap();
     let files: BTreeSet<String> =
         std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(
@@ -595,7 +595,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("merged");
     let other_base = fixtures().join("tiny-llama");
-    let err = merged::merge_into_model(
+    let err = merge::adapters::merge_into_model(
         &other_base,
         &[WeightedAdapter::read(&adapter("plain"), 1.0).unwrap()],
         &folder,
@@ -609,9 +609,14 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let spec = LoraSpec { rank: 2, modules_to_save: vec!["lm_head".into()], ..LoraSpec::default() };
     let weight = Tensor::ones([512, 64], (Kind::Float, Device::Cpu));
     file::write(&tied, &AdapterSpec::Lora(spec), "tiny", [("lm_head.weight", &weight)].into_iter()).unwrap();
-    let err =
-        merged::merge_into_model(&other_base, &[WeightedAdapter::read(&tied, 1.0).unwrap()], &folder, None, u64::MAX)
-            .unwrap_err();
+    let err = merge::adapters::merge_into_model(
+        &other_base,
+        &[WeightedAdapter::read(&tied, 1.0).unwrap()],
+        &folder,
+        None,
+        u64::MAX,
+    )
+    .unwrap_err();
     assert!(err.message().contains("share"), "{err}");
     assert!(!folder.exists() && std::fs::read_dir(out.path()).unwrap().count() == 1);
 }

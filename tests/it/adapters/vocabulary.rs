@@ -4,8 +4,8 @@
 use crate::support::files::copied;
 use crate::support::*;
 use ft::adapters::file;
-use ft::adapters::merge::WeightedAdapter;
-use ft::convert::merged;
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::merge;
 use ft::convert::verify::report::ExportVerdict;
 use ft::models::{self, Model};
 use ft::nn::Tokens;
@@ -50,7 +50,7 @@ fn pefts_adapters_of_a_resized_base_give_its_logits_and_are_merged() {
 
         let into = out.path().join(name);
         let part = [WeightedAdapter::read(&folder, 1.0).unwrap()];
-        let report = merged::merge_into_model(&fixture(&base), &part, &into, None, u64::MAX).unwrap();
+        let report = merge::adapters::merge_into_model(&fixture(&base), &part, &into, None, u64::MAX).unwrap();
         assert_eq!(report.verdict, ExportVerdict::Passed, "{name}: {:?}", report.problems);
         let merged = models::open(&into, &[], device(), Kind::Float).unwrap();
         assert_eq!(merged.config().vocab_size, rows, "{name}");

@@ -3,12 +3,12 @@
 use crate::support::command::{ft_here, stderr, stdout};
 use crate::support::*;
 use ft::adapters::file;
-use ft::adapters::merge::WeightedAdapter;
+use ft::adapters::merging::WeightedAdapter;
 use ft::convert::adapter::diff::diff;
 use ft::convert::adapter::extract::{OtherChanges, extract};
 use ft::convert::adapter::info::info;
 use ft::convert::adapter::resize::resize;
-use ft::convert::merged;
+use ft::convert::merge;
 use ft::merging::Truncation;
 use ft::nn::Weights;
 use serde_json::Value;
@@ -25,7 +25,7 @@ fn an_adapter_is_described_without_a_model() {
     assert_eq!((found.kind.as_str(), found.weights.len(), found.layers.len()), ("LoRA", 9, 3));
     let merge = Weights::open(&fixture("biased-llama")).unwrap();
     let parts = [WeightedAdapter::read(&adapter("two"), 1.0).unwrap()];
-    let merge = ft::adapters::merge::MergedWeights::new(&merge, &[], &parts).unwrap();
+    let merge = ft::adapters::merging::MergedWeights::new(&merge, &[], &parts).unwrap();
     for w in &found.weights {
         let dense = merge.deltas(&w.name).unwrap()[0].delta.dense();
         assert_number(&w.name, w.norm.unwrap(), dense.norm().double_value(&[]), 1e-5);
@@ -109,7 +109,7 @@ fn an_adapter_is_resized() {
 fn tuned(base: &str, name: &str, folder: &Path, change: &[&str]) -> std::path::PathBuf {
     let out = folder.join(format!("{base}-tuned{}", change.len()));
     let parts = [WeightedAdapter::read(&adapter(name), 1.0).unwrap()];
-    merged::merge_into_model(&fixture(base), &parts, &out, Some(Kind::Float), u64::MAX).unwrap();
+    merge::adapters::merge_into_model(&fixture(base), &parts, &out, Some(Kind::Float), u64::MAX).unwrap();
     if !change.is_empty() {
         let file = out.join("model.safetensors");
         let mut all: std::collections::BTreeMap<_, _> =

@@ -1,6 +1,8 @@
-//! Tests of src/merging, of merging adapters, and of `ft adapter`.
+//! Tests of src/merging, of merging adapters and models, and of `ft adapter`.
 
 mod adapters;
 mod commands;
+mod model_commands;
+mod models;
 mod peft;
 mod results;

@@ -1,10 +1,10 @@
 //! Every combination type of PEFT's `add_weighted_adapter`: the product B A of every module of the first layer.
 
 use crate::support::*;
-use ft::adapters::combine::combine;
-use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::merge_plan::{MergeSettings, MergeWay, NamedMethod};
-use ft::adapters::reduce::as_lora;
+use ft::adapters::merging::combine::combine;
+use ft::adapters::merging::plan::{MergeSettings, MergeWay, NamedMethod};
+use ft::adapters::merging::reduce::as_lora;
+use ft::adapters::merging::{MergedWeights, WeightedAdapter};
 use ft::merging::factors::factor_weights;
 use ft::merging::method::merge_tensors;
 use ft::merging::{Delta, MajoritySign, Truncation, svd};

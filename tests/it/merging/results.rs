@@ -1,11 +1,11 @@
 //! Properties of merged adapters and models, over adapters of unlike ranks, targets and kinds.
 
 use crate::support::*;
-use ft::adapters::merge::{MergedWeights, WeightedAdapter};
-use ft::adapters::merge_plan::{MergeForm, MergePlan, MergeSettings, NamedMethod};
+use ft::adapters::merging::plan::{MergeForm, MergePlan, MergeSettings, NamedMethod};
+use ft::adapters::merging::{MergedWeights, WeightedAdapter};
 use ft::adapters::{AdapterSpec, file};
 use ft::convert::export;
-use ft::convert::merged::PreparedMerge;
+use ft::convert::merge::adapters::PreparedMerge;
 use ft::convert::verify::report::ExportVerdict;
 use ft::nn::Weights;
 use serde_json::{Value, json};

@@ -3,10 +3,10 @@
 //! parity.rs, training steps in trajectories.rs.
 
 use crate::support::*;
-use ft::adapters::merge::{MergedWeights, WeightedAdapter};
+use ft::adapters::merging::{MergedWeights, WeightedAdapter};
 use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::gguf_import::{GgufImportOptions, import};
-use ft::convert::{export, merged};
+use ft::convert::{export, merge};
 use ft::models::{self, Config, Heads, LayerReplay, LoadOptions, Metrics, Model, Storage};
 use ft::nn::{AdapterPlan, Tokens, Weights, weights};
 use serde_json::{Value, json as value};
@@ -121,7 +121,7 @@ fn merged_weights_equal_pefts_on_every_family() {
 
         let temp = tempfile::tempdir().unwrap();
         let out = temp.path().join("merged");
-        merged::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
+        merge::adapters::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
         let gap = assert_close(
             name,
             &every_logit(&frozen(&out, Kind::Float), &about.input),
@@ -136,7 +136,7 @@ fn merged_weights_equal_pefts_on_every_family() {
         // The sum of two copies with weight one half is the adapter again.
         let half = || WeightedAdapter::read(&folder, 0.5).unwrap();
         let sum = temp.path().join("sum");
-        merged::merge_adapters(&base, &[half(), half()], &sum).unwrap();
+        merge::adapters::merge_adapters(&base, &[half(), half()], &sum).unwrap();
         let again = models::open(&base, &[sum], device(), Kind::Float).unwrap();
         assert_close(name, &every_logit(&again, &about.input), &expected[&format!("logits.{name}")], 1e-4);
     }
@@ -289,7 +289,8 @@ fn an_original_gpt2_checkpoint_loads_trains_and_merges() {
     let adapter = fixture("families/gpt2-all");
     let merge = |base: &Path, name: &str| {
         let out = temp.path().join(name);
-        merged::merge_into_model(base, &[WeightedAdapter::read(&adapter, 1.0).unwrap()], &out, None, u64::MAX).unwrap();
+        merge::adapters::merge_into_model(base, &[WeightedAdapter::read(&adapter, 1.0).unwrap()], &out, None, u64::MAX)
+            .unwrap();
         Weights::open(&out).unwrap().all()
     };
     // Exported models use today's names and contain no masks.

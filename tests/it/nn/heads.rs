@@ -2,10 +2,10 @@
 //! of them in PEFT's format.
 
 use crate::support::*;
-use ft::adapters::merge::WeightedAdapter;
+use ft::adapters::merging::WeightedAdapter;
 use ft::adapters::{AdapterSpec, LoraSpec, ModulePlan, Targets, file};
 use ft::convert::verify::report::ExportVerdict;
-use ft::convert::{export, merged};
+use ft::convert::{export, merge};
 use ft::models::{Config, LayerReplay, Model};
 use ft::nn::{AdapterPlan, AdapterSite, Dense, LayerKind, ParamRole, Tokens, Weight, Weights};
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ fn a_head_that_differs_from_its_tied_embedding_is_used_and_kept() {
         export::save_adapter(&model, "a", &AdapterSpec::Lora(spec), parted.path(), &adapter).unwrap();
         let merged = out.path().join("merged");
         let parts = [WeightedAdapter::read(&adapter, 1.0).unwrap()];
-        let report = merged::merge_into_model(parted.path(), &parts, &merged, None, u64::MAX).unwrap();
+        let report = merge::adapters::merge_into_model(parted.path(), &parts, &merged, None, u64::MAX).unwrap();
         assert_eq!((report.verdict, report.tied), (ExportVerdict::Passed, false), "{name}: {:?}", report.problems);
 
         for folder in [&saved, &merged] {
@@ -159,7 +159,8 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
         let expected = answers(&open(&base, &adapter(name)));
         let one = out.path().join(format!("{name}-one"));
         let report =
-            merged::merge_adapters(&base, &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()], &one).unwrap();
+            merge::adapters::merge_adapters(&base, &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()], &one)
+                .unwrap();
         assert_eq!(report.verdict, ExportVerdict::Passed, "{name}: {:?}", report.problems);
         assert_eq!(layout(&one), layout(&adapter(name)), "{name}");
         assert_close(name, &answers(&open(&base, &one)), &expected, 1e-5);
@@ -179,7 +180,7 @@ fn low_rank_updates_of_heads_and_embeddings_are_saved_as_peft_saves_them() {
         assert_eq!(layout(&again), layout(&adapter(name)), "{name}");
 
         let whole = out.path().join(format!("{name}-merged"));
-        let report = merged::merge_into_model(
+        let report = merge::adapters::merge_into_model(
             &base,
             &[WeightedAdapter::read(&adapter(name), 1.0).unwrap()],
             &whole,
@@ -222,13 +223,13 @@ fn an_adapters_own_base_layer_replaces_that_of_the_base() {
 
         let out = tempfile::tempdir().unwrap();
         let part = || [WeightedAdapter::read(folder.path(), 1.0).unwrap()];
-        merged::merge_into_model(&base, &part(), &out.path().join("m"), None, u64::MAX).unwrap();
+        merge::adapters::merge_into_model(&base, &part(), &out.path().join("m"), None, u64::MAX).unwrap();
         assert_close(name, &answers(&frozen_of(&out.path().join("m"))), &expected, 1e-5);
-        merged::merge_adapters(&base, &part(), &out.path().join("a")).unwrap();
+        merge::adapters::merge_adapters(&base, &part(), &out.path().join("a")).unwrap();
         assert_close(name, &answers(&open(&base, &out.path().join("a"))), &expected, 1e-5);
         let two =
             [WeightedAdapter::read(folder.path(), 1.0).unwrap(), WeightedAdapter::read(&adapter(name), 1.0).unwrap()];
-        let e = merged::merge_adapters(&base, &two, &out.path().join("b")).unwrap_err();
+        let e = merge::adapters::merge_adapters(&base, &two, &out.path().join("b")).unwrap_err();
         assert!(e.message().contains(module) && !e.hints().is_empty(), "{e}");
     }
 }
@@ -270,9 +271,14 @@ fn low_rank_updates_of_embeddings_are_trained_and_merged() {
             expected.iter().map(|m| format!("base_model.model.{m}.base_layer.weight")).collect();
         assert_eq!(beneath, expected, "as PEFT saves it");
         let merged = out.path().join("m");
-        let report =
-            merged::merge_into_model(&base, &[WeightedAdapter::read(&folder, 1.0).unwrap()], &merged, None, u64::MAX)
-                .unwrap();
+        let report = merge::adapters::merge_into_model(
+            &base,
+            &[WeightedAdapter::read(&folder, 1.0).unwrap()],
+            &merged,
+            None,
+            u64::MAX,
+        )
+        .unwrap();
         assert_eq!(report.verdict, ExportVerdict::Passed, "{:?}", report.problems);
     }
 }
@@ -323,13 +329,13 @@ fn a_low_rank_update_of_a_shared_weight_changes_one_module_only() {
             assert_close(&what, &answers(&open(&base, &saved)), &expected, 1e-5);
             let merged = out.path().join("m");
             let part = || [WeightedAdapter::read(&saved, 1.0).unwrap()];
-            let report = merged::merge_into_model(&base, &part(), &merged, None, u64::MAX).unwrap();
+            let report = merge::adapters::merge_into_model(&base, &part(), &merged, None, u64::MAX).unwrap();
             assert_eq!(report.verdict, ExportVerdict::Passed, "{what}: {:?}", report.problems);
             assert_eq!(config(&merged)["tie_word_embeddings"], json!(false), "{what}");
             assert!(names(&merged).contains(&HEAD.to_string()), "{what}");
             assert_close(&what, &answers(&frozen_of(&merged)), &expected, 1e-5);
             let one = out.path().join("one");
-            merged::merge_adapters(&base, &part(), &one).unwrap();
+            merge::adapters::merge_adapters(&base, &part(), &one).unwrap();
             assert_close(&what, &answers(&open(&base, &one)), &expected, 1e-5);
         }
     }

@@ -2,7 +2,8 @@
 
 use super::root;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// Returns the path of ft: `FT_TEST_FT` if it is set, because both binaries can be carried to another machine
 /// (benches/gpu_check.py).
@@ -38,4 +39,25 @@ pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(output.status.success(), "{command:?}\n{}\n{}", stdout(&output), stderr(&output));
     output
+}
+
+/// Returns the size in bytes on the first line of a /proc file that starts with `name`; `None` if the file or the line
+/// is missing.
+pub fn proc_bytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
+}
+
+/// Waits for a process and returns its output, and its largest resident size in bytes.
+pub fn output_and_peak_memory(child: Child) -> (Output, u64) {
+    let status = format!("/proc/{}/status", child.id());
+    let most = std::thread::spawn(move || {
+        let peaks = std::iter::from_fn(|| {
+            std::thread::sleep(Duration::from_millis(2));
+            proc_bytes(&status, "VmHWM")
+        });
+        peaks.max().unwrap_or(0)
+    });
+    (child.wait_with_output().unwrap(), most.join().unwrap())
 }

@@ -1,6 +1,6 @@
 //! Folders and files that tests copy or write.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Copies a folder with everything in it; `to` is created.
@@ -35,4 +35,19 @@ pub fn copy_files(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {
 /// Returns rows as the text of a JSONL file.
 pub fn jsonl(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+/// Writes a safetensors file of zeros in bfloat16. It is sparse and takes no disk space.
+pub fn write_sparse<N: TryInto<u64> + Copy>(file: &Path, shapes: &[(String, Vec<N>)]) {
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in shapes {
+        let shape: Vec<u64> = shape.iter().map(|n| (*n).try_into().ok().unwrap()).collect();
+        let begin = end;
+        end += 2 * shape.iter().product::<u64>();
+        header.insert(name.clone(), json!({ "dtype": "BF16", "shape": shape, "data_offsets": [begin, end] }));
+    }
+    let header = Value::Object(header).to_string();
+    std::fs::write(file, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.set_len(8 + header.len() as u64 + end).unwrap();
 }

@@ -1,20 +1,14 @@
 //! Tests memory limits through the real binary. A run that does not fit is refused before it allocates its memory, and
 //! a run that exhausts memory halfway ends in an error and can be resumed from its last checkpoint.
 
+use crate::support::command::{output_and_peak_memory, proc_bytes};
+use crate::support::files::write_sparse;
 use crate::support::needs::{LIMITS, needs};
 use crate::support::workspace::Workspace;
 use serde_json::json;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Returns the size in bytes on the first line of a /proc file that starts with `name`; `None` if the file or the line
-/// is missing.
-fn proc_bytes(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
-}
 
 /// Writes a one-layer llama with hidden size `width` and vocabulary size `rows`. Its weights are zeros in a sparse
 /// file, which takes no disk space.
@@ -40,17 +34,7 @@ pub(super) fn write_sparse_model(folder: &Path, rows: u64, width: u64) {
         (layer("mlp.up_proj"), vec![inner, width]),
         (layer("mlp.down_proj"), vec![width, inner]),
     ];
-    let (mut header, mut end) = (serde_json::Map::new(), 0);
-    for (name, shape) in shapes {
-        let begin = end;
-        end += 2 * shape.iter().product::<u64>();
-        header.insert(name, json!({ "dtype": "BF16", "shape": shape, "data_offsets": [begin, end] }));
-    }
-    let header = serde_json::Value::Object(header).to_string();
-    let file = folder.join("model.safetensors");
-    std::fs::write(&file, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
-    let file = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
-    file.set_len(8 + header.len() as u64 + end).unwrap();
+    write_sparse(&folder.join("model.safetensors"), &shapes);
 }
 
 #[test]
@@ -64,19 +48,10 @@ fn a_run_that_does_not_fit_is_refused_before_its_model_is_read() {
     let sets = ["batch.max_len=256", "batch.tokens=256"].iter().flat_map(|s| ["--set", s]);
     let arguments: Vec<&str> = ["train", "recipes/full-medical.yaml"].into_iter().chain(sets).collect();
     let child = space.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    let most = std::thread::spawn(move || {
-        let peaks = std::iter::from_fn(|| {
-            std::thread::sleep(Duration::from_millis(2));
-            proc_bytes(&status, "VmHWM")
-        });
-        peaks.max().unwrap_or(0)
-    });
-    let output = child.wait_with_output().unwrap();
+    let (output, most) = output_and_peak_memory(child);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("of memory are needed") && text.contains("--fit"), "{text}");
-    let most = most.join().unwrap();
     assert!(most < free / 8, "the refused run used {most} bytes; its weights file has {} bytes", free / 4);
     assert!(!space.path("runs/full-medical").exists(), "the refused run left its folder behind");
 }

@@ -29,7 +29,7 @@ fn saved_and_merged_equal_adapted() {
         assert_close(&format!("{name}: read back"), &logits(&read, &INPUT), &expected, 1e-5);
         let part = WeightedAdapter::read(&folder, 1.0).unwrap();
         let merged_folder = out.path().join("merged");
-        merged::merge_into_model(&base, &[part], &merged_folder, None, u64::MAX).unwrap();
+        merge::adapters::merge_into_model(&base, &[part], &merged_folder, None, u64::MAX).unwrap();
         let merged = frozen(&merged_folder, Kind::Float);
         assert_close(&format!("{name}: merged"), &logits(&merged, &INPUT), &expected, 1e-5);
     }
@@ -150,8 +150,8 @@ fn a_bias_behind_b_is_merged_only_where_the_layer_has_a_bias() {
     let report = export::save_adapter(&model, "a", &AdapterSpec::Lora(relative.spec), &fixture("tiny-llama"), &folder);
     assert_eq!(report.unwrap().verdict, ExportVerdict::Passed);
     let part = WeightedAdapter::read(&folder, 1.0).unwrap();
-    let e =
-        merged::merge_into_model(&fixture("tiny-llama"), &[part], &out.path().join("m"), None, u64::MAX).unwrap_err();
+    let e = merge::adapters::merge_into_model(&fixture("tiny-llama"), &[part], &out.path().join("m"), None, u64::MAX)
+        .unwrap_err();
     assert!(e.message().contains("q_proj.bias") && e.to_string().contains("without merging"), "{e}");
 }
 

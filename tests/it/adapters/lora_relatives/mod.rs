@@ -8,10 +8,10 @@ mod refusals;
 
 use crate::support::workspace::Workspace;
 use crate::support::*;
-use ft::adapters::merge::{MergedWeights, WeightedAdapter};
+use ft::adapters::merging::{MergedWeights, WeightedAdapter};
 use ft::adapters::{AdapterKind, AdapterSpec, LoraInit, LoraSpec, Targets, TokenName, file};
 use ft::convert::verify::report::ExportVerdict;
-use ft::convert::{export, merged};
+use ft::convert::{export, merge};
 use ft::models::{LayerReplay, Model, open};
 use ft::nn::{Tokens, Weights};
 use serde_json::{Value, json};

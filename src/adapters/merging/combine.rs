@@ -1,15 +1,15 @@
 //! Combines several adapters into one LoRA, whatever their kinds, if their updates are products of two factors.
 
-use super::base_layer::BASE_LAYER;
-use super::file::AdapterFile;
-use super::kind::HEAD;
-use super::lora::{self, LoraSpec};
-use super::merge::{MergedWeights, WeightedAdapter, flatten};
-use super::spec::AdapterSpec;
-use super::targets::{Targets, shortest_target_names};
+use super::merged_weights::{MergedWeights, WeightedAdapter, flatten};
 use super::tensor_change::{TensorChange, equal_values};
-use super::update::LowRankUpdate;
-use super::vocabulary_tables::is_embedding;
+use crate::adapters::base_layer::BASE_LAYER;
+use crate::adapters::file::AdapterFile;
+use crate::adapters::kind::HEAD;
+use crate::adapters::lora::{self, LoraSpec};
+use crate::adapters::spec::AdapterSpec;
+use crate::adapters::targets::{Targets, shortest_target_names};
+use crate::adapters::update::LowRankUpdate;
+use crate::adapters::vocabulary_tables::is_embedding;
 use crate::error::{Error, Result};
 use crate::nn::Weights;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,11 +1,11 @@
 //! Writes merged changes of any kind as one LoRA: each matrix as the product of the largest singular values of its change.
 
 use super::combine::{combined_spec, common_base_name};
-use super::file::AdapterFile;
-use super::lora;
-use super::merge::{MergedWeights, WeightedAdapter};
-use super::spec::AdapterSpec;
-use super::update::LowRankUpdate;
+use super::merged_weights::{MergedWeights, WeightedAdapter};
+use crate::adapters::file::AdapterFile;
+use crate::adapters::lora;
+use crate::adapters::spec::AdapterSpec;
+use crate::adapters::update::LowRankUpdate;
 use crate::error::{Error, Result};
 use crate::merging::{Comparison, Delta, Truncation, on_one_thread, svd};
 use serde::Serialize;
@@ -97,7 +97,7 @@ pub fn as_lora(
 /// further from the change than that share says.
 fn reduced(merge: &MergedWeights, name: &str, merged: Delta) -> Result<([tch::Tensor; 2], f64)> {
     let to = match (merge.plan().truncation, &merged) {
-        (None, Delta::Factors { a, b }) if merge.plan().named.way != super::merge_plan::MergeWay::Reduced => {
+        (None, Delta::Factors { a, b }) if merge.plan().named.way != super::plan::MergeWay::Reduced => {
             return Ok(([a.shallow_clone(), b.shallow_clone()], 1.0));
         }
         (Some(to), _) => to,

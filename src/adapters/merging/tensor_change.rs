@@ -1,6 +1,6 @@
 //! The change that an adapter makes to one tensor of a base: by its kind, or by a tensor that it saves.
 
-use super::update::{LowRankUpdate, WeightUpdate};
+use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use tch::{Kind, Tensor};
 
 /// Returns true if two tensors have equal values, whatever their dtypes.

@@ -1,6 +1,6 @@
 //! Writes `merge.html`: the report on a merge as a self-contained page, in the style of the pages of runs.
 
-use super::merge_report::{GroupReport, MergeReport};
+use super::report::{GroupReport, MergeReport, MergedParts};
 use crate::error::Result;
 use crate::fsutil::write_atomic;
 use crate::merging::comparison::pairs;
@@ -45,21 +45,26 @@ pub fn write(report: &MergeReport, search: Option<&SearchPicture>, path: &Path) 
 
 /// Returns the page as HTML.
 pub fn render(report: &MergeReport, search: Option<&SearchPicture>) -> String {
-    let names: Vec<String> = report.adapters.iter().map(|a| label(&a.folder)).collect();
+    let names: Vec<String> = report.parts.list().iter().map(|part| label(&part.folder)).collect();
     let title = format!("Merge of {}", names.join(", "));
+    let noun = report.parts.noun();
+    let norms = match &report.reference {
+        Some(model) => format!("Norms are Frobenius norms of the differences from {model}."),
+        None => "Norms are Frobenius norms of weighted changes.".into(),
+    };
     let body = html! {
         header {
             h1 { (named(&title)) }
             p class="sub" { (plain(&report.method)) }
         }
         (tiles(report))
-        section { h2 { "Adapters" } (adapters(report)) }
+        section { h2 { @if noun == "model" { "Models" } @else { "Adapters" } } (parts(report)) }
         @if let Some(search) = search {
             section { h2 { "Search for weights" } div class="charts" { (search.chart().figure()) } }
         }
         section { h2 { "By layer" } div class="charts" { @for chart in charts(report) { (chart.figure()) } } }
         section { h2 { "Tensors" } (weights(report)) }
-        footer { "Norms are Frobenius norms of weighted changes. Cosines and signs compare changes of the same tensor." }
+        footer { (plain(&norms)) " Cosines and signs compare changes of the same tensor." }
     };
     document(&title, &body.into_string())
 }
@@ -85,35 +90,39 @@ fn tiles(report: &MergeReport) -> Markup {
                 (tile("sign conflicts", percent(conflicts), "of shared entries"))
             }
             @if let Some(rank) = total.rank { (tile("mean rank", format!("{rank:.1}"), "of the written products")) }
-            (tile("energy kept", percent(total.energy_kept), "of the merged change"))
+            @if matches!(report.parts, MergedParts::Adapters(_)) {
+                (tile("energy kept", percent(total.energy_kept), "of the merged change"))
+            }
         }
     }
 }
 
-/// Returns the last part of an adapter's folder.
+/// Returns the last part of a folder.
 fn label(folder: &str) -> String {
     let path = Path::new(folder);
     path.file_name().map_or_else(|| folder.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-fn adapters(report: &MergeReport) -> Markup {
+fn parts(report: &MergeReport) -> Markup {
     let total = &report.total;
+    let list = report.parts.list();
+    let others = list.get(1..).unwrap_or_default();
     html! {
         div class="card scroll" { table {
             tr {
-                th { "adapter" } th class="number" { "weight" } th class="number" { "density" } th class="number" { "norm" }
-                th class="number" { "cosine with merged" }
-                @for other in &report.adapters[1..] { th class="number" { "cosine with " (named(&label(&other.folder))) } }
+                th { (report.parts.noun()) } th class="number" { "weight" } th class="number" { "density" }
+                th class="number" { "norm" } th class="number" { "cosine with merged" }
+                @for other in others { th class="number" { "cosine with " (named(&label(&other.folder))) } }
             }
-            @for (i, adapter) in report.adapters.iter().enumerate() {
+            @for (i, part) in list.iter().enumerate() {
                 tr {
-                    td class="path" { (named(&adapter.folder)) }
-                    td class="number" { (adapter.weight) }
-                    td class="number" { (adapter.density) }
+                    td class="path" { (named(&part.folder)) }
+                    td class="number" { (part.weight.map_or("-".into(), |weight| weight.to_string())) }
+                    td class="number" { (part.density) }
                     td class="number" { (short(total.norms[i])) }
                     td class="number" { (total.with_merged[i].map_or("-".into(), cosine)) }
-                    @for j in 1..report.adapters.len() {
-                        @let k = pairs(report.adapters.len()).position(|pair| pair == (i, j));
+                    @for j in 1..list.len() {
+                        @let k = pairs(list.len()).position(|pair| pair == (i, j));
                         td class="number" { (k.and_then(|k| total.cosines[k]).map_or(String::new(), cosine)) }
                     }
                 }
@@ -122,7 +131,7 @@ fn adapters(report: &MergeReport) -> Markup {
     }
 }
 
-/// Colours of the adapters' curves; the merged change has the first colour of the page.
+/// Colours of the parts' curves; the merged change has the first colour of the page.
 const COLOURS: [&str; 2] = ["valid", "other"];
 
 fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
@@ -148,8 +157,8 @@ fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
         log_above: f64::INFINITY,
         from_zero: true,
     };
-    let names: Vec<String> = report.adapters.iter().map(|a| label(&a.folder)).collect();
-    let parts = names.len();
+    let names: Vec<String> = report.parts.list().iter().map(|part| label(&part.folder)).collect();
+    let (parts, noun) = (names.len(), report.parts.noun());
     let mut norms: Vec<Series> =
         names.iter().enumerate().map(|(i, name)| line(name.clone(), i, &move |g| Some(g.norms[i]))).collect();
     norms.push(merged("merged", &|g| Some(g.merged_norm)));
@@ -159,7 +168,7 @@ fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
             .enumerate()
             .map(|(k, (i, j))| line(format!("{} and {}", names[i], names[j]), k, &move |g| g.cosines[k]));
         charts.push(chart(
-            "Cosines between adapters",
+            &format!("Cosines between {noun}s"),
             "1: the same direction, 0: nothing in common",
             between.collect(),
             cosine,
@@ -167,12 +176,13 @@ fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
         let with = names.iter().enumerate().map(|(i, name)| line(name.clone(), i, &move |g| g.with_merged[i]));
         charts.push(chart(
             "Cosines with the merged change",
-            "how much of each adapter is left",
+            &format!("how much of each {noun} is left"),
             with.collect(),
             cosine,
         ));
         let conflicts = vec![merged("entries", &|g| g.sign_conflicts)];
-        charts.push(chart("Sign conflicts", "of entries that two adapters change", conflicts, percent));
+        let note = format!("of entries that two {noun}s change");
+        charts.push(chart("Sign conflicts", &note, conflicts, percent));
     }
     if report.total.rank.is_some() {
         charts.push(chart(

@@ -1,24 +1,24 @@
 //! Merges adapters into their base model, or several adapters into one (`ft merge`), and verifies the result.
 
-use super::export::adapter_folder::write_adapter_folder;
-use super::export::publish::{publish, tensor_entry};
-use super::folder::companions::{MODEL_FILES, copy_companion_files};
-use super::folder::config_file::write_config;
-use super::folder::disk_space::check_disk_space;
-use super::folder::{new_tokens, stop_tokens, template};
-use super::merge_inputs::refuse_unmergeable;
-use super::merge_page::{self, SearchPicture};
-use super::merge_report::MergeReport;
-use super::quantised_base::{self, QuantisationError};
-use super::verify::check::ExportCheck;
-use super::verify::kind::ExportKind;
-use super::verify::report::{ExportReport, ExportVerdict};
-use super::verify::thresholds::WeightChange;
-use crate::adapters::combine::{are_low_rank, combine, in_full};
-use crate::adapters::merge::{MergedWeights, WeightedAdapter};
-use crate::adapters::merge_plan::{MergeForm, MergePlan};
-use crate::adapters::reduce::{as_lora, compare};
+use super::inputs::refuse_unmergeable;
+use super::page::{self, SearchPicture};
+use super::report::MergeReport;
+use crate::adapters::merging::combine::{are_low_rank, combine, in_full};
+use crate::adapters::merging::plan::{MergeForm, MergePlan};
+use crate::adapters::merging::reduce::{as_lora, compare};
+use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterFile, file};
+use crate::convert::export::adapter_folder::write_adapter_folder;
+use crate::convert::export::publish::{publish, tensor_entry};
+use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
+use crate::convert::folder::config_file::write_config;
+use crate::convert::folder::disk_space::check_disk_space;
+use crate::convert::folder::{new_tokens, stop_tokens, template};
+use crate::convert::quantised_base::{self, QuantisationError};
+use crate::convert::verify::check::ExportCheck;
+use crate::convert::verify::kind::ExportKind;
+use crate::convert::verify::report::{ExportReport, ExportVerdict};
+use crate::convert::verify::thresholds::WeightChange;
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
 use crate::nn::weight::cast;
@@ -253,7 +253,7 @@ impl<'a> PreparedMerge<'a> {
     /// Adds the report on the merge to that of the export, and its page to the folder.
     fn complete(&self, folder: &Path, mut report: ExportReport) -> Result<ExportReport> {
         if self.parts.len() > 1 || !self.plan.is_sum() {
-            merge_page::write(&self.report, self.search.as_ref(), &folder.join(merge_page::PAGE))?;
+            page::write(&self.report, self.search.as_ref(), &folder.join(page::PAGE))?;
         }
         report.merge = Some(self.report.clone());
         Ok(report)

@@ -4,12 +4,12 @@
 //! the update of its kind, and a module saved in full adds `w · (W - base)`. Methods other than the sum are in
 //! [`crate::merging`].
 
-use super::base_layer::BASE_LAYER;
-use super::file::{self, AdapterFile};
-use super::merge_names::unfitting;
-use super::merge_plan::{MergePlan, MergeWay};
+use super::plan::{MergePlan, MergeWay};
 use super::tensor_change::{TensorChange, equal_values};
-use super::update::LowRankUpdate;
+use super::unfitting::unfitting;
+use crate::adapters::base_layer::BASE_LAYER;
+use crate::adapters::file::{self, AdapterFile};
+use crate::adapters::update::LowRankUpdate;
 use crate::error::{Error, Result};
 use crate::merging::factors::FactorPart;
 use crate::merging::{self, Delta, WeightedDelta, on_one_thread};

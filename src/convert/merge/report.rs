@@ -1,7 +1,7 @@
 //! What a merge does to the base, before anything is written: by tensor, by layer and as a whole.
 
-use crate::adapters::merge::MergedWeights;
-use crate::adapters::reduce::WeightReport;
+use crate::adapters::merging::MergedWeights;
+use crate::adapters::merging::reduce::WeightReport;
 use crate::merging::comparison::pairs;
 use crate::models::layer_number;
 use crate::report;
@@ -13,8 +13,12 @@ use std::collections::BTreeMap;
 pub struct MergeReport {
     /// The method with its settings.
     pub method: String,
-    /// The adapters in the order of all lists below.
-    pub adapters: Vec<MergedAdapter>,
+    /// What was merged, in the order of all lists below.
+    #[serde(flatten)]
+    pub parts: MergedParts,
+    /// The model that changes are differences from, if models were merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     /// All tensors together.
     pub total: GroupReport,
     /// The tensors of each layer together, in order; `other`: those outside of layers.
@@ -23,14 +27,41 @@ pub struct MergeReport {
     pub weights: Vec<WeightReport>,
 }
 
-/// An adapter in a merge.
+/// What was merged; in JSON a list with one of these names.
 #[derive(Debug, Clone, Serialize)]
-pub struct MergedAdapter {
+#[serde(rename_all = "lowercase")]
+pub enum MergedParts {
+    /// Adapters.
+    Adapters(Vec<MergedPart>),
+    /// Whole models, without the one that the others are compared with.
+    Models(Vec<MergedPart>),
+}
+
+impl MergedParts {
+    /// Returns the parts.
+    pub fn list(&self) -> &[MergedPart] {
+        match self {
+            Self::Adapters(parts) | Self::Models(parts) => parts,
+        }
+    }
+
+    /// Returns what one of them is called.
+    pub fn noun(&self) -> &'static str {
+        match self {
+            Self::Adapters(_) => "adapter",
+            Self::Models(_) => "model",
+        }
+    }
+}
+
+/// An adapter or a model in a merge.
+#[derive(Debug, Clone, Serialize)]
+pub struct MergedPart {
     /// Its folder.
     pub folder: String,
-    /// The factor on its changes.
-    pub weight: f64,
-    /// The share of its entries that is kept; 1 for a method that keeps all.
+    /// The factor on its changes, the mean over all tensors; `null` if the method has none.
+    pub weight: Option<f64>,
+    /// The share of its entries that is kept, the mean over all tensors; 1 for a method that keeps all.
     pub density: f64,
 }
 
@@ -58,24 +89,31 @@ pub struct GroupReport {
 }
 
 impl MergeReport {
-    /// Sums up the reports on tensors.
+    /// Sums up the reports on the tensors of a merge of adapters.
     pub fn new(merge: &MergedWeights, weights: Vec<WeightReport>) -> Self {
-        let parts = merge.parts().len();
+        let part = |(i, (folder, weight)): (usize, &(std::path::PathBuf, f64))| MergedPart {
+            folder: folder.display().to_string(),
+            weight: Some(*weight),
+            density: merge.plan().density(i),
+        };
+        let parts = MergedParts::Adapters(merge.parts().iter().enumerate().map(part).collect());
+        Self::of(merge.plan().describe(), parts, None, weights)
+    }
+
+    /// Sums up the reports on tensors. `method`: the method with its settings.
+    pub fn of(method: String, parts: MergedParts, reference: Option<String>, weights: Vec<WeightReport>) -> Self {
+        let count = parts.list().len();
         let mut layers: BTreeMap<usize, Vec<&WeightReport>> = BTreeMap::new();
         for weight in &weights {
             layers.entry(layer_number(&weight.name).unwrap_or(usize::MAX)).or_default().push(weight);
         }
         let name = |layer: usize| if layer == usize::MAX { "other".to_string() } else { layer.to_string() };
-        let adapter = |(i, (folder, weight)): (usize, &(std::path::PathBuf, f64))| MergedAdapter {
-            folder: folder.display().to_string(),
-            weight: *weight,
-            density: merge.plan().density(i),
-        };
         Self {
-            method: merge.plan().describe(),
-            adapters: merge.parts().iter().enumerate().map(adapter).collect(),
-            total: GroupReport::of("all".into(), parts, &weights.iter().collect::<Vec<_>>()),
-            layers: layers.iter().map(|(layer, list)| GroupReport::of(name(*layer), parts, list)).collect(),
+            method,
+            parts,
+            reference,
+            total: GroupReport::of("all".into(), count, &weights.iter().collect::<Vec<_>>()),
+            layers: layers.iter().map(|(layer, list)| GroupReport::of(name(*layer), count, list)).collect(),
             weights,
         }
     }
@@ -108,7 +146,10 @@ impl MergeReport {
                 report_number(g.merged_norm),
                 join(g.with_merged.iter().map(two).collect()),
                 g.rank.map_or("-".into(), |rank| format!("{rank:.1}")),
-                percent(g.energy_kept),
+                match self.parts {
+                    MergedParts::Adapters(_) => percent(g.energy_kept),
+                    MergedParts::Models(_) => "-".into(),
+                },
             ]
         }));
         // A column that says nothing is left out: cosines of a single adapter, ranks if no product is written.

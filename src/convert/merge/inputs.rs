@@ -1,6 +1,6 @@
 //! Reads the adapters of a merge, and refuses those that cannot be merged.
 
-use crate::adapters::merge::WeightedAdapter;
+use crate::adapters::merging::WeightedAdapter;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use serde_json::Value;
@@ -39,7 +39,12 @@ pub fn parse_part(text: &str) -> Result<WeightedAdapter> {
             );
         }
     };
-    WeightedAdapter::read(Path::new(folder), weight)
+    let folder = Path::new(folder);
+    if folder.join("config.json").is_file() && !folder.join("adapter_config.json").exists() {
+        return Err(Error::user(format!("{}: a whole model, and no adapter", folder.display()))
+            .hint("list whole models in a file, as mergekit does: ft merge merge.yaml --out DIR (docs/merging.md)"));
+    }
+    WeightedAdapter::read(folder, weight)
 }
 
 /// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.
