@@ -142,7 +142,7 @@ impl AdaptLayer for AttachBias {
         self.any.set(true);
         let outputs = match (layer.site.layer, layer.site.bias) {
             (LayerKind::Linear | LayerKind::Norm, Some(bias)) => bias.size()[0],
-            (LayerKind::Linear, None) if layer.is_from_file() => layer.matrix()?[0],
+            (LayerKind::Linear | LayerKind::Head, None) if layer.is_from_file() => layer.linear_matrix("BitFit")?[0],
             _ => {
                 return Err(layer.refusal(
                     "the layer has no bias to train",

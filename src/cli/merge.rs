@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use ft::adapters::merge::WeightedAdapter;
 use ft::adapters::merge_plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
-use ft::convert::merge_inputs::{other_base, parse_part, split_weight};
+use ft::convert::merge_inputs::{is_adapter, named_base, other_base, parse_part, split_weight};
 use ft::convert::merge_page;
 use ft::convert::merged::PreparedMerge;
 use ft::convert::verify::report::ExportReport;
@@ -26,7 +26,8 @@ use tch::Kind;
 /// in memory before they are moved into place; export_report.json in the folder has the numbers, and merge.html shows them.
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Hugging Face directory of the base, or a YAML file that describes the merge
+    /// Hugging Face directory of the base, or a YAML file that describes the merge. Left out, the base is the one that the
+    /// adapters name
     #[arg(value_name = "BASE|FILE.yaml")]
     base: PathBuf,
     /// Adapter directories; `=WEIGHT` multiplies an adapter's update (default 1, may be negative)
@@ -198,15 +199,34 @@ fn job_of_file(args: &MergeArgs) -> Result<MergeJob> {
     Ok(MergeJob { base: file.base, parts, plan: file.plan, form: file.form, dtype: file.dtype, out })
 }
 
+/// Returns the base, if the arguments name one, and the adapters: an adapter in the place of the base means that none is named.
+fn named_inputs(args: &MergeArgs) -> (Option<PathBuf>, Vec<String>) {
+    let first = args.base.to_string_lossy();
+    match is_adapter(Path::new(split_weight(&first).0)) {
+        true => (None, std::iter::once(first.into_owned()).chain(args.adapters.iter().cloned()).collect()),
+        false => (Some(args.base.clone()), args.adapters.clone()),
+    }
+}
+
 fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
-    if args.adapters.is_empty() {
+    let (base, adapters) = named_inputs(args);
+    if adapters.is_empty() {
         return Err(Error::user("no adapter to merge").hint("ft merge BASE ADAPTER[=WEIGHT] … --out DIR"));
     }
     if args.out.is_none() && !args.dry_run {
         return Err(Error::user("no folder to write").hint("--out DIR, or --dry-run for the report alone"));
     }
-    let folders: Vec<PathBuf> = args.adapters.iter().map(|a| PathBuf::from(split_weight(a).0)).collect();
-    check_out_folder(args, args.out.as_deref(), &args.base, &folders)?;
+    let folders: Vec<PathBuf> = adapters.iter().map(|a| PathBuf::from(split_weight(a).0)).collect();
+    let read = || adapters.iter().map(|text| parse_part(text)).collect::<Result<Vec<_>>>();
+    let base = match base {
+        Some(base) => base,
+        None => {
+            let base = named_base(&read()?)?;
+            report::info(format!("the base is {}, which {} names", base.display(), folders[0].display()));
+            base
+        }
+    };
+    check_out_folder(args, args.out.as_deref(), &base, &folders)?;
     let form = match args.form {
         Some(MergeOutputArg::Adapter) => MergeForm::Adapter,
         _ => MergeForm::Model,
@@ -229,13 +249,12 @@ fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
         knots: args.knots,
         seed: args.seed,
     };
-    let plan = settings.plan(args.adapters.len()).map_err(|mistakes| {
+    let plan = settings.plan(adapters.len()).map_err(|mistakes| {
         let told = mistakes.iter().map(|m| format!("--{}: {}", m.key.replace('_', "-"), m.message));
         let error = Error::user(told.collect::<Vec<_>>().join("\nerror: "));
         mistakes.iter().fold(error, |error, m| error.hint(m.hint))
     })?;
-    let parts = args.adapters.iter().map(|text| parse_part(text)).collect::<Result<Vec<_>>>()?;
-    Ok(MergeJob { base: args.base.clone(), parts, plan, form, dtype, out: args.out.clone() })
+    Ok(MergeJob { base, parts: read()?, plan, form, dtype, out: args.out.clone() })
 }
 
 /// Fails if `out` must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty

@@ -44,6 +44,12 @@ pub trait QuantisedEntry {
 
     /// Reads the numbers, which stay quantised, to `device`. Fails if they or their scales are damaged.
     fn read(&self, device: Device) -> Result<QuantisedWeight>;
+
+    /// Returns a weight that has the shape and takes the bytes of what `read` returns on the CPU, for a model of which only
+    /// the shapes matter. Its numbers may be left out where reading them takes memory. Fails as `read` does, or later.
+    fn outline(&self) -> Result<QuantisedWeight> {
+        self.read(Device::Cpu)
+    }
 }
 
 /// File, offset, dtype and shape of a tensor on disk.
