@@ -15,9 +15,13 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 fn load(folder: &Path, kind: Kind, plan: Option<&ModulePlan>) -> ft::error::Result<Model> {
+    load_as(folder, kind, Storage::Auto, plan)
+}
+
+fn load_as(folder: &Path, kind: Kind, storage: Storage, plan: Option<&ModulePlan>) -> ft::error::Result<Model> {
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
-    let (storage, heads) = (Storage::Auto, Heads::Tokens);
-    let device = device();
+    let heads = Heads::Tokens;
+    let device = if storage == Storage::Outline { Device::Cpu } else { device() };
     Model::load(folder, LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads })
 }
 
@@ -143,6 +147,73 @@ fn variants_of_gptq_and_awq_are_unpacked_exactly() {
     ] {
         assert_same(name, &read_layout(name, quantization), &expected[&format!("{name}.dense")]);
     }
+}
+
+/// The first version of GPTQ's files has zeros less one. gptqmodel takes the ones from whole words and adds them to whole
+/// words, so that a zero of 0, which borrows from its neighbour, is read back.
+#[test]
+fn zeros_less_one_are_read_as_they_were_written() {
+    tch::manual_seed(9);
+    let int = (Kind::Int64, Device::Cpu);
+    for bits in [2, 3, 4, 8] {
+        let zeros = Tensor::randint(1 << 32, [4, 2 * bits], int); // of 64 outputs: some are 0
+        let ones: i64 = (0..32 / bits).map(|i| 1 << (i * bits)).sum();
+        let less = match bits {
+            // Numbers that lie in two words are taken one from by themselves.
+            3 => packed_3(&(unpacked_3(&zeros) + 7).bitwise_and(7)),
+            _ => (&zeros - ones).bitwise_and(0xffff_ffff_i64),
+        };
+        let numbers = |zeros: &Tensor, version: &str| {
+            let quantization =
+                json!({ "quant_method": "gptq", "bits": bits, "group_size": 24, "checkpoint_format": version });
+            read_parts(quantization, |part| match part {
+                "qweight" => Some((Tensor::arange(3 * bits * 64, int) * 977_777_777 % 1_000_000_007).view([-1, 64])),
+                "qzeros" => Some(signed_words(zeros)),
+                _ => None,
+            })
+        };
+        let expected = numbers(&zeros, "gptq_v2");
+        assert!(expected.std(true).double_value(&[]) > 0.5, "{bits}");
+        assert_same(&format!("{bits} bits"), &numbers(&less, "gptq"), &expected);
+    }
+}
+
+/// Returns words as int32 with the same bits.
+fn signed_words(words: &Tensor) -> Tensor {
+    (words - words.ge(1_i64 << 31).to_kind(Kind::Int64) * (1_i64 << 32)).to_kind(Kind::Int)
+}
+
+/// Unpacks words (n, m) into numbers of 3 bits (n, 32 m / 3).
+fn unpacked_3(words: &Tensor) -> Tensor {
+    let bits: Vec<Tensor> = (0..32).map(|i| words.bitwise_right_shift_tensor_scalar(i).bitwise_and(1)).collect();
+    let bits = Tensor::stack(&bits, -1).view([words.size()[0], -1, 3]);
+    bits.select(2, 0) + bits.select(2, 1) * 2 + bits.select(2, 2) * 4
+}
+
+/// Packs numbers of 3 bits (n, 32 m / 3) into words (n, m).
+fn packed_3(numbers: &Tensor) -> Tensor {
+    let bits: Vec<Tensor> = (0..3).map(|i| numbers.bitwise_right_shift_tensor_scalar(i).bitwise_and(1)).collect();
+    let bits = Tensor::stack(&bits, -1).view([numbers.size()[0], -1, 32]);
+    let values: Vec<i64> = (0..32).map(|i| 1 << i).collect();
+    (bits * Tensor::from_slice(&values)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64)
+}
+
+/// Writes a matrix of GPTQ (64, 96), with scales of 1, as q_proj of the first layer of tiny-llama, and returns the numbers that
+/// are read.
+fn read_parts(quantization: Value, part: impl Fn(&str) -> Option<Tensor>) -> Tensor {
+    let folder = tempfile::tempdir().unwrap();
+    let name = |part: &str| format!("model.layers.0.self_attn.q_proj.{part}");
+    let scales = Tensor::ones([4, 64], (Kind::Half, Device::Cpu));
+    let words = ["qweight", "qzeros"].map(|n| (name(n), part(n).unwrap().to_kind(Kind::Int)));
+    let tensors: BTreeMap<String, Tensor> = words.into_iter().chain([(name("scales"), scales)]).collect();
+    save_tensors(&folder.path().join("model.safetensors"), &tensors);
+    let mut config: Value = json("tiny-llama/config.json");
+    config["quantization_config"] = quantization;
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let config = ft::models::Config::read(folder.path()).unwrap();
+    let weights = ft::models::weights(folder.path(), &config).unwrap();
+    let matrix = weights.quantised("model.layers.0.self_attn.q_proj.weight").unwrap();
+    matrix.read(device()).unwrap().dense(Kind::Float).to_device(Device::Cpu)
 }
 
 /// Returns what loading says about a model with changed tensors.
@@ -290,6 +361,13 @@ fn memory_is_that_of_the_stored_numbers() {
             .sum();
         assert_eq!(model.storage_summary(), (Kind::Float, plain + bytes as u64), "{format}");
         assert_eq!(model.storage_summary_as(Storage::Auto, device()), model.storage_summary(), "{format}");
+        // So is that of a model of which only the shapes matter, whose codes are nowhere.
+        let outline = load_as(folder.path(), Kind::Float, Storage::Outline, None).unwrap();
+        assert_eq!(outline.quantised_summary(), model.quantised_summary(), "{format}");
+        assert_eq!(outline.storage_summary_as(Storage::Auto, device()), model.storage_summary(), "{format}");
+        for p in outline.params().base() {
+            assert!(!matches!(p.quantised, QuantisedParam::Done(_)) || p.tensor.stride() == [0, 0], "{}", p.name);
+        }
         let said = model.describe_quantisation().unwrap();
         assert!(said.contains(if format == "awq" { "AWQ int4" } else { "GPTQ int4" }), "{said}");
     }
