@@ -120,9 +120,7 @@ impl AdapterKind for BitfitSpec {
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(super) fn read_config(config: &PeftConfig) -> Result<BitfitSpec> {
     config.check_keys(&["init_weights"])?;
-    let spec = BitfitSpec { modules: config.module_settings(&["v_proj"])? };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    Ok(BitfitSpec { modules: config.module_settings(&["v_proj"])? })
 }
 
 /// Attaches trained differences of biases.

@@ -71,7 +71,9 @@ pub fn named_base(parts: &[WeightedAdapter]) -> Result<PathBuf> {
         match named {
             Some((other, first)) if other != base => {
                 let first = first.display();
-                return Err(Error::user(format!("{first} names the base `{other}`, {folder} names `{base}`")).hint(NAME_IT));
+                return Err(
+                    Error::user(format!("{first} names the base `{other}`, {folder} names `{base}`")).hint(NAME_IT)
+                );
             }
             _ => named = Some((base, &part.folder)),
         }

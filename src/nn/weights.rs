@@ -147,13 +147,15 @@ impl Weights {
         Self { origin: origin.into(), files: Vec::new(), maps: Vec::new(), entries, replaced, quantised }
     }
 
-    /// Puts `tensor`, which may have another shape, in the place of the one of this name. Does nothing if there is none.
-    pub fn replace(&mut self, name: &str, tensor: Tensor) {
-        if let Some(entry) = self.entries.get_mut(name) {
-            (entry.kind, entry.shape) = (tensor.kind(), tensor.size());
-            entry.bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-            self.replaced.insert(name.into(), tensor);
-        }
+    /// Puts `tensor`, which may have another shape, in the place of the one of this name. Fails if there is none.
+    pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Err(Error::bug(format!("{}: there is no `{name}` to replace", self.origin.display())));
+        };
+        (entry.kind, entry.shape) = (tensor.kind(), tensor.size());
+        entry.bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        self.replaced.insert(name.into(), tensor);
+        Ok(())
     }
 
     /// Adds a matrix that is stored quantised.

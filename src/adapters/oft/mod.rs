@@ -148,7 +148,8 @@ impl AdapterKind for OftSpec {
         let file = ModuleTensors { tensors, origin };
         let update = |module: &&str| {
             let table = file.find(module, TABLE_ENTRIES).is_some();
-            let entries = file.get(module, if table { TABLE_ENTRIES } else { ENTRIES }, &[-1, -1])?.to_kind(Kind::Float);
+            let entries =
+                file.get(module, if table { TABLE_ENTRIES } else { ENTRIES }, &[-1, -1])?.to_kind(Kind::Float);
             Ok((format!("{module}.weight"), Box::new(RotationUpdate { entries, spec: self.clone(), table }) as _))
         };
         modules.iter().map(update).collect()
@@ -188,14 +189,12 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<OftSpec> {
     if series && terms < 2 {
         return Err(config.unsupported("num_cayley_neumann_terms", "with fewer than 2 terms nothing is rotated"));
     }
-    let spec = OftSpec {
+    Ok(OftSpec {
         block: block_size,
         neumann_terms: series.then_some(terms),
         block_share: config.read("block_share")?.unwrap_or(false),
         modules: config.module_settings(&["q_proj", "v_proj", "c_attn"])?,
-    };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    })
 }
 
 /// Multiplies a weight by a rotation: W R, or the rows of a table as if they were inputs.

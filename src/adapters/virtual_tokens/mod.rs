@@ -23,7 +23,8 @@ use super::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{
-    Adapter, AdapterPlan, AdapterSite, LayerKind, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens, Weight,
+    Adapter, AdapterPlan, AdapterSite, LayerKind, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens,
+    Weight,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -30,7 +30,9 @@ pub struct DiffArgs {
 /// Runs `ft adapter diff`.
 pub fn run(args: &DiffArgs) -> Result<()> {
     let mut found = diff::diff(&args.a, &args.b, args.base.as_deref())?;
-    if found.total.is_none() && !found.equal && args.base.is_none()
+    if found.total.is_none()
+        && !found.equal
+        && args.base.is_none()
         && let Some(base) = base_nearby(&[&args.a, &args.b])?
     {
         found = diff::diff(&args.a, &args.b, Some(&base))?;

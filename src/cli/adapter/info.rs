@@ -29,7 +29,8 @@ pub struct InfoArgs {
 pub fn run(args: &InfoArgs) -> Result<()> {
     let mut found = info::info(&args.adapter, args.base.as_deref())?;
     let unknown = found.weights.iter().any(|w| w.norm.is_none());
-    if unknown && args.base.is_none()
+    if unknown
+        && args.base.is_none()
         && let Some(base) = base_nearby(&[&args.adapter])?
     {
         found = info::info(&args.adapter, Some(&base))?;

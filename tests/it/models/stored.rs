@@ -113,22 +113,27 @@ fn decoding_equals_the_full_forward() {
 /// that are read, or the error about the shape.
 fn read_layout(name: &str, quantization: Value) -> Tensor {
     let fixture = tensors("stored/layouts.safetensors");
-    let folder = tempfile::tempdir().unwrap();
-    let parts = fixture.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{name}."))?, t)));
     let dense = &fixture[&format!("{name}.dense")];
-    let parts: BTreeMap<String, &Tensor> = parts
-        .filter(|(part, _)| *part != "dense")
-        .map(|(part, t)| (format!("model.layers.0.self_attn.q_proj.{part}"), t))
-        .collect();
+    let parts = fixture.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{name}."))?, t)));
+    let found = read_matrix(parts.filter(|(part, _)| *part != "dense"), quantization);
+    assert_eq!(found.size(), dense.size(), "{name}");
+    found
+}
+
+/// Writes the tensors of one matrix as q_proj of the first layer of tiny-llama, whose shape it need not have, and returns the
+/// numbers that are read.
+fn read_matrix<'t>(parts: impl Iterator<Item = (&'t str, &'t Tensor)>, quantization: Value) -> Tensor {
+    let folder = tempfile::tempdir().unwrap();
+    let named: Vec<(String, &Tensor)> =
+        parts.map(|(part, t)| (format!("model.layers.0.self_attn.q_proj.{part}"), t)).collect();
     let file = folder.path().join("model.safetensors");
-    weights::save(&file, parts.iter().map(|(name, t)| (name.as_str(), *t))).unwrap();
+    weights::save(&file, named.iter().map(|(name, t)| (name.as_str(), *t))).unwrap();
     let mut config: Value = json("tiny-llama/config.json");
     config["quantization_config"] = quantization;
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let config = ft::models::Config::read(folder.path()).unwrap();
     let weights = ft::models::weights(folder.path(), &config).unwrap();
     let matrix = weights.quantised("model.layers.0.self_attn.q_proj.weight").unwrap();
-    assert_eq!(matrix.shape().to_vec(), dense.size(), "{name}");
     matrix.read(device()).unwrap().dense(Kind::Float).to_device(Device::Cpu)
 }
 
@@ -166,11 +171,10 @@ fn zeros_less_one_are_read_as_they_were_written() {
         let numbers = |zeros: &Tensor, version: &str| {
             let quantization =
                 json!({ "quant_method": "gptq", "bits": bits, "group_size": 24, "checkpoint_format": version });
-            read_parts(quantization, |part| match part {
-                "qweight" => Some((Tensor::arange(3 * bits * 64, int) * 977_777_777 % 1_000_000_007).view([-1, 64])),
-                "qzeros" => Some(signed_words(zeros)),
-                _ => None,
-            })
+            let words = (Tensor::arange(3 * bits * 64, int) * 977_777_777).remainder(1_000_000_007).view([-1, 64]);
+            let [words, zeros] = [words.to_kind(Kind::Int), signed_words(zeros)];
+            let scales = Tensor::ones([4, 64], (Kind::Half, Device::Cpu));
+            read_matrix([("qweight", &words), ("qzeros", &zeros), ("scales", &scales)].into_iter(), quantization)
         };
         let expected = numbers(&zeros, "gptq_v2");
         assert!(expected.std(true).double_value(&[]) > 0.5, "{bits}");
@@ -198,22 +202,40 @@ fn packed_3(numbers: &Tensor) -> Tensor {
     (bits * Tensor::from_slice(&values)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64)
 }
 
-/// Writes a matrix of GPTQ (64, 96), with scales of 1, as q_proj of the first layer of tiny-llama, and returns the numbers that
-/// are read.
-fn read_parts(quantization: Value, part: impl Fn(&str) -> Option<Tensor>) -> Tensor {
-    let folder = tempfile::tempdir().unwrap();
-    let name = |part: &str| format!("model.layers.0.self_attn.q_proj.{part}");
-    let scales = Tensor::ones([4, 64], (Kind::Half, Device::Cpu));
-    let words = ["qweight", "qzeros"].map(|n| (name(n), part(n).unwrap().to_kind(Kind::Int)));
-    let tensors: BTreeMap<String, Tensor> = words.into_iter().chain([(name("scales"), scales)]).collect();
-    save_tensors(&folder.path().join("model.safetensors"), &tensors);
-    let mut config: Value = json("tiny-llama/config.json");
-    config["quantization_config"] = quantization;
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let config = ft::models::Config::read(folder.path()).unwrap();
-    let weights = ft::models::weights(folder.path(), &config).unwrap();
-    let matrix = weights.quantised("model.layers.0.self_attn.q_proj.weight").unwrap();
-    matrix.read(device()).unwrap().dense(Kind::Float).to_device(Device::Cpu)
+/// bitsandbytes' own codes of matrices that are no whole number of blocks or groups of scales (tests/fixtures/quantised), in
+/// the layout of a checkpoint: rows begin in the middle of blocks, the last block is short, the last byte has one number.
+#[test]
+fn matrices_of_odd_sizes_are_read_as_bitsandbytes_made_them() {
+    let fixture = tensors("quantised/weights.safetensors");
+    let values = tensors("stored/nf4/quantised.safetensors");
+    let value_of = |part: &str| values[&format!("model.layers.0.self_attn.q_proj.{part}")].shallow_clone();
+    for (name, format) in [("odd", "nf4"), ("odd", "fp4"), ("groups", "nf4"), ("zeros", "fp4"), ("whole", "nf4")] {
+        let part = |part: &str| fixture[&format!("{name}.{format}.double.{part}")].shallow_clone();
+        let weight = fixture[&format!("{name}.weight")].to_kind(Kind::Float);
+        // bitsandbytes takes the mean of the blocks' scales from them; the numbers are such that it is exact.
+        let numbers = Vec::<f32>::try_from(weight.view([-1])).unwrap();
+        let largest = numbers.chunks(64).map(|block| block.iter().fold(0f32, |most, x| most.max(x.abs())));
+        let offset = largest.clone().sum::<f32>() / largest.count() as f32;
+        let state = json!({ "quant_type": format, "blocksize": 64, "dtype": "float32", "shape": weight.size(),
+            "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset });
+        let table = match format {
+            "nf4" => value_of("weight.quant_map"),
+            _ => tensors("stored/fp4/quantised.safetensors")["model.layers.0.self_attn.q_proj.weight.quant_map"].copy(),
+        };
+        let state_name = format!("weight.quant_state.bitsandbytes__{format}");
+        let tensors = [
+            ("weight", part("codes").view([-1, 1])),
+            ("weight.absmax", part("scales")),
+            ("weight.nested_absmax", part("scale_scales")),
+            ("weight.nested_quant_map", value_of("weight.nested_quant_map")),
+            ("weight.quant_map", table),
+            (state_name.as_str(), Tensor::from_slice(state.to_string().as_bytes())),
+        ];
+        let quantization = json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": format,
+            "bnb_4bit_use_double_quant": true });
+        let found = read_matrix(tensors.iter().map(|(part, t)| (*part, t)), quantization);
+        assert_same(&format!("{name} in {format}"), &found, &part("f32"));
+    }
 }
 
 /// Returns what loading says about a model with changed tensors.

@@ -143,7 +143,10 @@ fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
         assert!(parts.iter().all(|part| told(i).contains(part)), "{}", told(i));
     }
     let shown = String::from_utf8(space.ft(&["adapter", "info", "loftq"]).stdout).unwrap();
-    assert!(shown.contains("--quantization bitsandbytes") && shown.contains("GGUF files have other formats"), "{shown}");
+    assert!(
+        shown.contains("--quantization bitsandbytes") && shown.contains("GGUF files have other formats"),
+        "{shown}"
+    );
     let config = space.json("loftq/adapter_config.json");
     assert_eq!((&config["init_lora_weights"], &config["r"]), (&json!(true), &json!(16)), "{config}");
     train(&space, QLORA, "more", &["adapter.lora.from=loftq"]);

@@ -116,7 +116,11 @@ fn a_reward_model_over_virtual_tokens_learns_is_checked_and_scores() {
         let run = format!("runs/{kind}");
         assert_eq!(space.json(&format!("{run}/export_report.json"))["verdict"], "passed", "{kind}");
         let config = space.json(&format!("{run}/adapter_config.json"));
-        assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["score"])), "{kind}");
+        assert_eq!(
+            (&config["task_type"], &config["modules_to_save"]),
+            (&json!("SEQ_CLS"), &json!(["score"])),
+            "{kind}"
+        );
         let model = "models/smollm2-135m-instruct";
         let files = ["--input", "datasets/helpful/valid.jsonl", "--out", &format!("{kind}.jsonl")];
         space.ft(&[&["score", "--model", model, "--adapter", &run][..], &files].concat());
