@@ -148,6 +148,8 @@ pub struct ModulePlan {
     initial_values: bool,
     /// True if an embedding and an output head that share a weight are adapted as one.
     tie: bool,
+    /// True if one of the two may get a weight of its own.
+    separates: bool,
     /// The adapter of such a head, once its embedding was adapted.
     tied_head: RefCell<TiedHead>,
 }
@@ -173,6 +175,7 @@ impl ModulePlan {
             base_weights: BaseWeights::default(),
             initial_values: true,
             tie: kind.asks_to_tie(),
+            separates: false,
             tied_head: RefCell::new(TiedHead::Unknown),
         })
     }
@@ -187,6 +190,12 @@ impl ModulePlan {
     /// Adds the base weights that an adapter's tensors contain; all its tensors replace initial values later.
     pub fn with_base_weights(self, tensors: &BTreeMap<String, Tensor>) -> Self {
         Self { base_weights: BaseWeights::of(tensors), initial_values: false, ..self }
+    }
+
+    /// Lets an output head have another weight than the embedding that it shares one with: for a sum of adapters in memory,
+    /// which a merged model is compared with.
+    pub fn separating_head(self) -> Self {
+        Self { separates: true, ..self }
     }
 
     fn refusal(&self, site: &AdapterSite, why: &str, hint: &str) -> Error {
@@ -231,7 +240,7 @@ impl ModulePlan {
     ) -> Result<Option<Box<dyn Adapter>>> {
         Ok(match how {
             None => self.layers.adapt_unselected(&mut AdaptedLayer::new(site, add, self))?,
-            Some(ModuleAdaptation::Save) if site.tied && !self.tie => {
+            Some(ModuleAdaptation::Save) if site.tied && !self.tie && !self.separates => {
                 return Err(self.refusal(
                     site,
                     "embedding and output head share one weight in this model; training one of them in full would separate them",

@@ -18,11 +18,11 @@ use crate::adapters::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merge::{MergedWeights, WeightedAdapter};
 use crate::adapters::merge_plan::{MergeForm, MergePlan};
 use crate::adapters::reduce::{as_lora, compare};
-use crate::adapters::{AdapterFile, file};
+use crate::adapters::{AdapterFile, ModulePlan, file};
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
 use crate::nn::weight::cast;
-use crate::nn::{Weights, safetensors, weights};
+use crate::nn::{AdapterPlan, Weights, safetensors, weights};
 use crate::report;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -284,7 +284,8 @@ fn load_with_sum(
 ) -> Result<Model> {
     let mut plans = Vec::new();
     if let Some(sum) = sum {
-        plans.push((SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?));
+        let plan = ModulePlan::new(&*sum.spec)?.with_base_weights(&sum.tensors).separating_head();
+        plans.push((SUM.to_string(), Box::new(plan) as Box<dyn AdapterPlan>));
     }
     for (i, part) in parts.iter().enumerate() {
         plans.push((i.to_string(), part.file.plan(&part.folder)?));

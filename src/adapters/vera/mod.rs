@@ -107,8 +107,9 @@ impl AdapterKind for VeraSpec {
     }
 
     fn module_memory(&self, _module: &str, [_, inputs]: [u64; 2]) -> ModuleMemory {
+        // With dropout the mask and the masked input are kept, and not the input.
         let kept = if self.dropout > 0.0 { 2 * inputs } else { 0 };
-        ModuleMemory { kept, input: true, temporary: 0 }
+        ModuleMemory { kept, input: self.dropout == 0.0, temporary: 0 }
     }
 
     fn config(&self, base: &str) -> Value {

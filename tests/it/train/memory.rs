@@ -135,8 +135,9 @@ fn running_out_of_memory_ends_in_an_error_and_the_run_can_be_resumed() {
     assert_eq!(space.json("run/summary.json")["steps"], 9);
 }
 
-/// Returns the predicted bytes of a run with these settings (all, and those of frozen weights), and the most that tensors took.
-fn predicted_and_measured(space: &Workspace, sets: &[&str]) -> ([u64; 2], u64) {
+/// Compares the memory that is predicted for a run with the most that its tensors take. `--fit` leaves 13 % of the free memory
+/// unused, so a prediction may be a little too small; a larger one costs speed.
+fn assert_predicted(space: &Workspace, sets: &[&str]) {
     let common = ["model.dtype=f32", "batch.examples=8", "batch.tokens=4096", "run.out=run", "run.samples=0"];
     let sets: Vec<&str> = common.iter().chain(sets).flat_map(|s| ["--set", s]).collect();
     let check = space.ft(&[&["check", "recipes/lora-medical.yaml", "--json"][..], &sets].concat());
@@ -146,7 +147,8 @@ fn predicted_and_measured(space: &Workspace, sets: &[&str]) -> ([u64; 2], u64) {
     let metrics = std::fs::read_to_string(space.path("run/metrics.jsonl")).unwrap();
     let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let most = lines.filter_map(|line| line["memory"].as_u64()).max().expect("steps record their memory");
-    (["memory", "weights"].map(|key| check["needs"][key].as_u64().unwrap()), most)
+    let ratio = check["needs"]["memory"].as_f64().unwrap() / most as f64;
+    assert!((0.95..1.2).contains(&ratio), "{sets:?}: {} predicted, {most} measured: {ratio:.2}", check["needs"]);
 }
 
 /// Makes a workspace with wider models and longer rows than those of other tests, in which tensors are most of the memory.
@@ -184,10 +186,7 @@ fn predictions_for_every_kind_of_adapter_are_near_to_what_a_run_takes() {
         "p_tuning: {virtual_tokens: 20}",
         "prefix_tuning: {virtual_tokens: 20}",
     ] {
-        let adapter = format!("adapter={{{adapter}}}");
-        let ([predicted, _], measured) = predicted_and_measured(&space, &[&adapter]);
-        let ratio = predicted as f64 / measured as f64;
-        println!("{adapter}: {predicted} predicted, {measured} measured: {ratio:.2}");
+        assert_predicted(&space, &[&format!("adapter={{{adapter}}}")]);
     }
 }
 
@@ -199,17 +198,16 @@ fn predictions_for_quantised_bases_are_near_to_what_a_run_takes() {
         write_wide(format, &space.path(&format!("models/{format}")));
     }
     tiny_gguf("qwen2", GgmlType::Q4_K).write(&space.path("models/wide.gguf"));
-    for (settings, mapped) in [
-        ("model.quantize=nf4", false),
-        ("model.quantize=int8", false),
-        ("model.path=models/nf4", true),
-        ("model.path=models/int8", true),
-        ("model.path=models/gptq", false),
-        ("model.path=models/awq", false),
-        ("model.path=models/wide.gguf", true),
+    // The tensors of a file that is mapped are not measured; here they are less than 2 % of the memory.
+    for settings in [
+        "model.quantize=nf4",
+        "model.quantize=int8",
+        "model.path=models/nf4",
+        "model.path=models/int8",
+        "model.path=models/gptq",
+        "model.path=models/awq",
+        "model.path=models/wide.gguf",
     ] {
-        let ([predicted, weights], measured) = predicted_and_measured(&space, &[settings]);
-        let ratio = predicted as f64 / measured as f64;
-        println!("{settings} {mapped}: {predicted} predicted ({weights} weights), {measured} measured: {ratio:.2}");
+        assert_predicted(&space, &[settings]);
     }
 }
