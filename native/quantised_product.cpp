@@ -87,11 +87,8 @@ struct InPairs : Pairs {
     const float scale;
     inline Int8(const FtQuantised& w, int64_t block)
         : codes(w.codes + block * kBlock), scale(w.scales[block / (w.columns / kBlock)]) {}
-    inline In get(int64_t i) const {
-      __m256i low = Quantised::upper_halves(Quantised::widened(codes + i) * scale * kInt8Step);
-      __m256i high = Quantised::upper_halves(Quantised::widened(codes + i + W) * scale * kInt8Step);
-      return (In)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    }
+    inline vf numbers(int64_t i) const { return Quantised::widened(codes + i) * scale * kInt8Step; }
+    inline In get(int64_t i) const { return (In)Quantised::halves(numbers(i), numbers(i + W), Quantised::is_tiny(scale)); }
   };
   template <class Type> struct Codes : ggml::FromCodes<Type> {
     using ggml::FromCodes<Type>::FromCodes;
@@ -143,15 +140,18 @@ inline void quantised_tile(const FtQuantised& w, int64_t row, int64_t apart, con
   vf sum[c * r] = {};
   for (int64_t block = 0; block < blocks; block++) {
     const typename Arithmetic::X* from = x + block * Numbers::count;
-    for (int j = 0; j < r; j++) {
+    each<r>([&](auto j) __attribute__((always_inline)) {
       const Numbers numbers(w, (row + j * apart) * blocks + block);
-      for (int64_t i = 0; i < Numbers::count; i += Arithmetic::step) {
+      each<int(Numbers::count) / Arithmetic::step>([&](auto step) __attribute__((always_inline)) {
+        constexpr int64_t i = step * Arithmetic::step;
         auto a = numbers.get(i);
-        for (int m = 0; m < c; m++) Arithmetic::add(sum[m * r + j], a, Arithmetic::get(from + m * k + i));
-      }
-    }
+        each<c>([&](auto m) __attribute__((always_inline)) { Arithmetic::add(sum[m * r + j], a, Arithmetic::get(from + m * k + i)); });
+      });
+    });
   }
-  finish_tile<O, r, c>(sum, apart, end, out, ld);
+  vf totals[c * r];
+  each<c * r>([&](auto i) __attribute__((always_inline)) { totals[i] = sum[i]; });
+  finish_tile<O, r, c>(totals, apart, end, out, ld);
 }
 
 // Does the same for ggml's blocks of one type.

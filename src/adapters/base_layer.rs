@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::nn::weight::cast;
-use crate::nn::{AdapterSite, ParamRole, RegisterParam};
+use crate::nn::{Adapter, AdapterSite, Dense, ParamRole, RegisterParam, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
@@ -75,6 +75,32 @@ impl BaseWeights {
         let base = own.unwrap_or(base);
         let base = add(&BASE_LAYER[1..], base, ParamRole::Frozen);
         Ok((!equal).then_some(base))
+    }
+}
+
+/// An adapter over a weight that takes the place of the layer's.
+pub(super) struct OverOwnWeight {
+    pub adapter: Box<dyn Adapter>,
+    /// The weight of the adapter's file: (out, in), or (V, D) of a table.
+    pub weight: Weight,
+}
+
+impl Adapter for OverOwnWeight {
+    fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
+        let bias = base.bias.as_ref().map(Tensor::shallow_clone);
+        self.adapter.forward(x, &Dense { weight: self.weight.shallow_clone(), bias }, train)
+    }
+
+    fn embed(&self, ids: &Tensor, _weight: &Weight) -> Tensor {
+        self.adapter.embed(ids, &self.weight)
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        self.adapter.merged(&self.weight.dense(weight.kind()))
+    }
+
+    fn merged_bias(&self, bias: &Tensor) -> Tensor {
+        self.adapter.merged_bias(bias)
     }
 }
 

@@ -120,9 +120,7 @@ impl AdapterKind for BitfitSpec {
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(super) fn read_config(config: &PeftConfig) -> Result<BitfitSpec> {
     config.check_keys(&["init_weights"])?;
-    let spec = BitfitSpec { modules: config.module_settings(&["v_proj"])? };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    Ok(BitfitSpec { modules: config.module_settings(&["v_proj"])? })
 }
 
 /// Attaches trained differences of biases.
@@ -142,7 +140,7 @@ impl AdaptLayer for AttachBias {
         self.any.set(true);
         let outputs = match (layer.site.layer, layer.site.bias) {
             (LayerKind::Linear | LayerKind::Norm, Some(bias)) => bias.size()[0],
-            (LayerKind::Linear, None) if layer.is_from_file() => layer.matrix()?[0],
+            (LayerKind::Linear | LayerKind::Head, None) if layer.is_from_file() => layer.linear_matrix("BitFit")?[0],
             _ => {
                 return Err(layer.refusal(
                     "the layer has no bias to train",

@@ -3,6 +3,7 @@
 //! keys.
 
 use super::base_layer::BASE_LAYER;
+use super::kind::SCORE_WEIGHT;
 use super::peft::PeftConfig;
 use super::spec::AdapterSpec;
 use super::vocabulary_tables;
@@ -64,7 +65,8 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
     for name in file.names() {
         let shared = || match name == PROMPT_EMBEDDINGS {
             true => Some(name),
-            false => name.strip_prefix(SHARED_PREFIX).filter(|short| !short.contains('.')),
+            // To PEFT, a model with virtual tokens has no adapted modules, whose names would have a further part.
+            false => name.strip_prefix(SHARED_PREFIX).filter(|short| !short.contains('.') || is_scalar_head(short)),
         };
         let Some(short) = name.strip_prefix(PREFIX).or_else(shared) else {
             return Err(Error::user(format!(
@@ -74,6 +76,7 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
             .hint("the file is not in PEFT's layout"));
         };
         // Old files contain the adapter's name in tensor names.
+        let short = if is_scalar_head(short) { SCORE_WEIGHT } else { short };
         let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
         let short = short.strip_suffix(".default").map_or(short.clone(), String::from);
         tensors.insert(short, file.get(name).expect("listed"));
@@ -81,6 +84,11 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
     let tables = vocabulary_tables::take(&spec, &mut tensors);
     let tables = tables.map_err(|e| e.context(folder.join(CONFIG).display()))?;
     Ok(AdapterFile { spec, base, tensors, tables })
+}
+
+/// Returns true for the name of a scalar head's weight, which in some files has parts that say whose it is.
+fn is_scalar_head(name: &str) -> bool {
+    matches!(name, SCORE_WEIGHT | "score.modules_to_save.weight" | "score.modules_to_save.default.weight")
 }
 
 /// Reads an adapter_config.json: the spec, and the base it names.
@@ -122,6 +130,7 @@ pub fn write<'a>(
     write_json(&folder.join(CONFIG), &spec.config(base))?;
     let prefix = |name: &str| match name {
         PROMPT_EMBEDDINGS => "",
+        SCORE_WEIGHT if spec.tensor_prefix() == PROMPT_EMBEDDINGS => SHARED_PREFIX,
         name if name.contains('.') => PREFIX,
         _ => SHARED_PREFIX,
     };

@@ -180,9 +180,7 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<Ia3Spec> {
     config.check_keys(&["feedforward_modules", "init_ia3_weights"])?;
     // PEFT's targets for llama and mistral, and for gpt2.
     let modules = config.module_settings(&["k_proj", "v_proj", "down_proj", "c_attn", "mlp.c_proj"])?;
-    let spec = Ia3Spec { feedforward: config.read("feedforward_modules")?, modules };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    Ok(Ia3Spec { feedforward: config.read("feedforward_modules")?, modules })
 }
 
 /// Attaches IA3's factors.

@@ -26,6 +26,9 @@ use tch::Tensor;
 /// Name of the module that is a reward model's scalar head, in every family.
 pub const SCORE: &str = "score";
 
+/// Name of its weight.
+pub const SCORE_WEIGHT: &str = "score.weight";
+
 /// What an adapter adds to the activations that a layer keeps for its backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AdapterActivations {

@@ -129,9 +129,7 @@ impl AdapterKind for LohaSpec {
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(super) fn read_config(config: &PeftConfig) -> Result<LohaSpec> {
     let ranks = LycorisSettings::read(config, &[])?;
-    let spec = LohaSpec { ranks, modules: config.module_settings(&["q_proj", "v_proj"])? };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    Ok(LohaSpec { ranks, modules: config.module_settings(&["q_proj", "v_proj"])? })
 }
 
 /// Returns true if the update's product is less work with the factors A and B of rank R² than with the whole matrix.

@@ -149,15 +149,13 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<LokrSpec> {
         Some(factor) if factor > 0 => Some(factor),
         Some(_) => return Err(config.unsupported("decompose_factor", "it is -1 or a positive number")),
     };
-    let spec = LokrSpec {
+    Ok(LokrSpec {
         ranks,
         rank_dropout_scale: config.read("rank_dropout_scale")?.unwrap_or(false),
         decompose_both: config.read("decompose_both")?.unwrap_or(false),
         factor,
         modules: config.module_settings(&["q_proj", "v_proj"])?,
-    };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    })
 }
 
 /// Returns two numbers whose product is `n`: `factor` and the other one if it divides `n`, otherwise the two that are

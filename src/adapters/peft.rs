@@ -1,7 +1,7 @@
 //! The keys of PEFT's adapter_config.json that all kinds of adapters have. Keys that could change results and that ft does
 //! not support are refused, never ignored.
 
-use super::kind::AdapterKind;
+use super::kind::{AdapterKind, SCORE};
 use super::module_settings::ModuleSettings;
 use super::targets::Targets;
 use crate::error::{Error, Result};
@@ -95,15 +95,18 @@ impl<'a> PeftConfig<'a> {
         })
     }
 
-    /// Reads the settings that select modules. `default` are PEFT's targets for this kind where the file names none.
+    /// Reads the settings that select modules. `default` are PEFT's targets for this kind where the file names none. Fails for
+    /// the adapter of a reward model whose head was not saved.
     pub fn module_settings(&self, default: &[&str]) -> Result<ModuleSettings> {
         let default = || Targets::Names(default.iter().map(|name| name.to_string()).collect());
+        let modules_to_save: Vec<String> = self.read("modules_to_save")?.unwrap_or_default();
+        self.check_head(modules_to_save.iter().any(|module| module == SCORE))?;
         Ok(ModuleSettings {
             targets: Some(self.read("target_modules")?.unwrap_or_else(default)),
             exclude: self.read("exclude_modules")?,
             layers: self.read_list("layers_to_transform")?,
             layers_pattern: self.read_list("layers_pattern")?.unwrap_or_default(),
-            modules_to_save: self.read("modules_to_save")?.unwrap_or_default(),
+            modules_to_save,
             from: None,
             fan_in_fan_out: self.read("fan_in_fan_out")?.unwrap_or(false),
         })

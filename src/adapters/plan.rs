@@ -1,6 +1,6 @@
 //! Attaches an adapter of any kind to the layers that its rules select, while a model is built.
 
-use super::base_layer::{BaseWeights, named};
+use super::base_layer::{BaseWeights, OverOwnWeight, named};
 use super::kind::{AdapterKind, HEAD};
 use super::saved_module;
 use super::targets::{ModuleAdaptation, ModuleSelection};
@@ -45,9 +45,15 @@ pub struct AdaptedLayer<'a, 'r> {
     pub site: &'a AdapterSite<'a>,
     add: &'a mut RegisterParam<'r>,
     plan: &'a ModulePlan,
+    /// The weight that the adapter computes with instead of the layer's.
+    beneath: Option<Tensor>,
 }
 
-impl AdaptedLayer<'_, '_> {
+impl<'a, 'r> AdaptedLayer<'a, 'r> {
+    fn new(site: &'a AdapterSite<'a>, add: &'a mut RegisterParam<'r>, plan: &'a ModulePlan) -> Self {
+        Self { site, add, plan, beneath: None }
+    }
+
     /// Returns the module's name in the checkpoint.
     pub fn name(&self) -> &str {
         self.site.name
@@ -99,15 +105,24 @@ impl AdaptedLayer<'_, '_> {
         self.plan.origin.is_some()
     }
 
-    /// Returns the shape of a linear layer's matrix: [out, in]. Fails for other layers; `title` is that of the kind.
-    pub fn linear_matrix(&self, title: &str) -> Result<[i64; 2]> {
+    /// Returns the shape of the matrix of a linear layer or of an output head: [out, in]. The adapter of a head is put over
+    /// the base weight in its file. Fails for other layers; `title` is that of the kind.
+    pub fn linear_matrix(&mut self, title: &str) -> Result<[i64; 2]> {
         match self.site.layer {
             LayerKind::Linear => self.matrix(),
+            LayerKind::Head => self.vocabulary_matrix(),
             _ => Err(self.refusal(
-                &format!("{title} adapts linear layers only, without the output head"),
+                &format!("{title} adapts linear layers only"),
                 "name such layers in targets, or train this module in full with modules_to_save",
             )),
         }
+    }
+
+    /// Returns the shape of the matrix of an embedding or output head: [V, D]. The adapter that `adapt` returns is put over
+    /// the base weight in its file, if that differs from the layer's.
+    pub fn vocabulary_matrix(&mut self) -> Result<[i64; 2]> {
+        self.beneath = self.own_weight()?;
+        self.matrix()
     }
 
     /// Returns true if initial values are used: they are not for an adapter whose tensors are read from disk, nor for a
@@ -133,6 +148,8 @@ pub struct ModulePlan {
     initial_values: bool,
     /// True if an embedding and an output head that share a weight are adapted as one.
     tie: bool,
+    /// True if one of the two may get a weight of its own.
+    separates: bool,
     /// The adapter of such a head, once its embedding was adapted.
     tied_head: RefCell<TiedHead>,
 }
@@ -158,6 +175,7 @@ impl ModulePlan {
             base_weights: BaseWeights::default(),
             initial_values: true,
             tie: kind.asks_to_tie(),
+            separates: false,
             tied_head: RefCell::new(TiedHead::Unknown),
         })
     }
@@ -172,6 +190,12 @@ impl ModulePlan {
     /// Adds the base weights that an adapter's tensors contain; all its tensors replace initial values later.
     pub fn with_base_weights(self, tensors: &BTreeMap<String, Tensor>) -> Self {
         Self { base_weights: BaseWeights::of(tensors), initial_values: false, ..self }
+    }
+
+    /// Lets an output head have another weight than the embedding that it shares one with: for a sum of adapters in memory,
+    /// which a merged model is compared with.
+    pub fn separating_head(self) -> Self {
+        Self { separates: true, ..self }
     }
 
     fn refusal(&self, site: &AdapterSite, why: &str, hint: &str) -> Error {
@@ -215,8 +239,8 @@ impl ModulePlan {
         add: &mut RegisterParam,
     ) -> Result<Option<Box<dyn Adapter>>> {
         Ok(match how {
-            None => self.layers.adapt_unselected(&mut AdaptedLayer { site, add, plan: self })?,
-            Some(ModuleAdaptation::Save) if site.tied && !self.tie => {
+            None => self.layers.adapt_unselected(&mut AdaptedLayer::new(site, add, self))?,
+            Some(ModuleAdaptation::Save) if site.tied && !self.tie && !self.separates => {
                 return Err(self.refusal(
                     site,
                     "embedding and output head share one weight in this model; training one of them in full would separate them",
@@ -225,7 +249,14 @@ impl ModulePlan {
             }
             Some(ModuleAdaptation::Save) => Some(saved_module::attach(site, add)),
             Some(ModuleAdaptation::Adapted) if !self.layers.adapts(site) => None,
-            Some(ModuleAdaptation::Adapted) => Some(self.layers.adapt(&mut AdaptedLayer { site, add, plan: self })?),
+            Some(ModuleAdaptation::Adapted) => {
+                let mut layer = AdaptedLayer::new(site, add, self);
+                let adapter = self.layers.adapt(&mut layer)?;
+                Some(match layer.beneath {
+                    Some(weight) => Box::new(OverOwnWeight { adapter, weight: weight.into() }),
+                    None => adapter,
+                })
+            }
         })
     }
 
@@ -235,7 +266,7 @@ impl ModulePlan {
         if site.layer == LayerKind::Head {
             return match &mut *self.tied_head.borrow_mut() {
                 TiedHead::Adapted(adapter) => Ok(adapter.take()),
-                _ => self.layers.adapt_unselected(&mut AdaptedLayer { site, add, plan: self }),
+                _ => self.layers.adapt_unselected(&mut AdaptedLayer::new(site, add, self)),
             };
         }
         let ways = [(site.name, site.layer), (HEAD, LayerKind::Head)].map(|(n, l)| self.selection.adaptation(n, l));

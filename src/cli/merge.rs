@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use ft::adapters::merging::WeightedAdapter;
 use ft::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
 use ft::convert::merge::adapters::PreparedMerge;
-use ft::convert::merge::inputs::{other_base, parse_part, split_weight};
+use ft::convert::merge::inputs::{is_adapter, named_base, other_base, parse_part, split_weight};
 use ft::convert::merge::page;
 use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
@@ -29,7 +29,8 @@ use tch::Kind;
 /// Whole models are merged as a file says that mergekit reads, too: `ft merge mergekit.yaml --out DIR`.
 #[derive(Args)]
 pub struct MergeArgs {
-    /// Hugging Face directory of the base, or a YAML file that describes the merge (ours, or mergekit's)
+    /// Hugging Face directory of the base, or a YAML file that describes the merge (ours, or mergekit's). Left out, the base
+    /// is the one that the adapters name
     #[arg(value_name = "BASE|FILE.yaml")]
     base: PathBuf,
     /// Adapter directories; `=WEIGHT` multiplies an adapter's update (default 1, may be negative)
@@ -221,15 +222,34 @@ fn job_of_file(args: &MergeArgs, file: AdapterMergeFile) -> Result<MergeJob> {
     Ok(MergeJob { base: file.base, parts, plan: file.plan, form: file.form, dtype: file.dtype, out })
 }
 
+/// Returns the base, if the arguments name one, and the adapters: an adapter in the place of the base means that none is named.
+fn named_inputs(args: &MergeArgs) -> (Option<PathBuf>, Vec<String>) {
+    let first = args.base.to_string_lossy();
+    match is_adapter(Path::new(split_weight(&first).0)) {
+        true => (None, std::iter::once(first.into_owned()).chain(args.adapters.iter().cloned()).collect()),
+        false => (Some(args.base.clone()), args.adapters.clone()),
+    }
+}
+
 fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
-    if args.adapters.is_empty() {
+    let (base, adapters) = named_inputs(args);
+    if adapters.is_empty() {
         return Err(Error::user("no adapter to merge").hint("ft merge BASE ADAPTER[=WEIGHT] … --out DIR"));
     }
     if args.out.is_none() && !args.dry_run {
         return Err(Error::user("no folder to write").hint("--out DIR, or --dry-run for the report alone"));
     }
-    let folders: Vec<PathBuf> = args.adapters.iter().map(|a| PathBuf::from(split_weight(a).0)).collect();
-    check_out_folder(args, args.out.as_deref(), &args.base, &folders)?;
+    let folders: Vec<PathBuf> = adapters.iter().map(|a| PathBuf::from(split_weight(a).0)).collect();
+    let read = || adapters.iter().map(|text| parse_part(text)).collect::<Result<Vec<_>>>();
+    let base = match base {
+        Some(base) => base,
+        None => {
+            let base = named_base(&read()?)?;
+            report::info(format!("the base is {}, which {} names", base.display(), folders[0].display()));
+            base
+        }
+    };
+    check_out_folder(args, args.out.as_deref(), &base, &folders)?;
     let form = match args.form {
         Some(MergeOutputArg::Adapter) => MergeForm::Adapter,
         _ => MergeForm::Model,
@@ -252,13 +272,12 @@ fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
         knots: args.knots,
         seed: args.seed,
     };
-    let plan = settings.plan(args.adapters.len()).map_err(|mistakes| {
+    let plan = settings.plan(adapters.len()).map_err(|mistakes| {
         let told = mistakes.iter().map(|m| format!("--{}: {}", m.key.replace('_', "-"), m.message));
         let error = Error::user(told.collect::<Vec<_>>().join("\nerror: "));
         mistakes.iter().fold(error, |error, m| error.hint(m.hint))
     })?;
-    let parts = args.adapters.iter().map(|text| parse_part(text)).collect::<Result<Vec<_>>>()?;
-    Ok(MergeJob { base: args.base.clone(), parts, plan, form, dtype, out: args.out.clone() })
+    Ok(MergeJob { base, parts: read()?, plan, form, dtype, out: args.out.clone() })
 }
 
 /// Fails if `out` must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty

@@ -1,5 +1,6 @@
 //! The adapters of a model: which of them is active, and what their files contain.
 
+use super::checkpoint::SCORE;
 use super::model::Model;
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use std::cell::Cell;
@@ -8,11 +9,14 @@ use tch::Tensor;
 
 impl Model {
     /// Returns the tensors of an adapter's file, by name: its parameters, or the virtual tokens that it computes from
-    /// them.
+    /// them, and a scalar head.
     pub fn adapter_tensors(&self, id: usize) -> BTreeMap<String, Tensor> {
         match &self.virtual_tokens[id] {
             Some(tokens) => {
-                BTreeMap::from([(PROMPT_EMBEDDINGS.to_string(), tch::no_grad(|| tokens.encode()).detach())])
+                let encoded = (PROMPT_EMBEDDINGS.to_string(), tch::no_grad(|| tokens.encode()).detach());
+                let head = self.store.adapter(id).find(|p| p.name == SCORE);
+                let head = head.map(|p| (p.name.clone(), p.tensor.shallow_clone()));
+                head.into_iter().chain([encoded]).collect()
             }
             None => self.store.adapter(id).map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect(),
         }

@@ -3,6 +3,7 @@
 use super::config::tied_head;
 use super::family::{Config, Family};
 use super::{gguf_weights, stored};
+use crate::adapters::kind::SCORE_WEIGHT;
 use crate::error::{Error, Result};
 use crate::model_files::is_gguf;
 use crate::nn::{ParamMapping, Weights};
@@ -45,7 +46,7 @@ pub fn untie_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
 }
 
 /// Name of the scalar head's weight, in every family.
-pub const SCORE: &str = "score.weight";
+pub const SCORE: &str = SCORE_WEIGHT;
 
 /// Returns the number of the layer that a parameter or module belongs to: the first whole number among the parts of its
 /// name. `None` for those outside of layers.

@@ -53,6 +53,9 @@ pub enum Storage {
     File,
     /// In memory, in the format that the model computes in.
     Copy,
+    /// As `file`, and matrices that are stored quantised without their numbers: for a model that is never run.
+    #[serde(skip)]
+    Outline,
     /// Linear layers in 4 or 8 bits, which changes results; all other weights as with `auto`. Recipes say so with
     /// `model.quantize`.
     #[serde(skip)]
@@ -64,7 +67,7 @@ impl Storage {
     pub fn quantisation(self) -> Option<Quantisation> {
         match self {
             Self::Quantised(format) => Some(format),
-            Self::Auto | Self::File | Self::Copy => None,
+            Self::Auto | Self::File | Self::Copy | Self::Outline => None,
         }
     }
 
@@ -75,7 +78,7 @@ impl Storage {
             Self::Auto | Self::Quantised(_) => {
                 own == Kind::BFloat16 && computed == Kind::Float && device == Device::Cpu
             }
-            Self::File => true,
+            Self::File | Self::Outline => true,
             Self::Copy => own == computed,
         }
     }
@@ -84,7 +87,7 @@ impl Storage {
     pub fn reads_into_memory(self, bytes: u64) -> bool {
         match self {
             Self::Auto | Self::Quantised(_) => 2 * bytes < machine::SystemMemory::read().free,
-            Self::File => false,
+            Self::File | Self::Outline => false,
             Self::Copy => true,
         }
     }

@@ -63,11 +63,21 @@ impl QuantisedEntry for BlockMatrix {
     }
 
     fn read(&self, device: Device) -> Result<QuantisedWeight> {
-        let shape = self.shape();
-        let weight = QuantisedWeight::of_ggml_blocks(self.tensor.source.kind, shape, &self.blocks.to_device(device))?;
-        match self.tensor.change.row_order(shape[0] as usize) {
+        let weight = self.in_order_of_file(device)?;
+        match self.tensor.change.row_order(self.shape()[0] as usize) {
             Some(order) => weight.select_rows(&Tensor::from_slice(&order).to_device(device)),
             None => Ok(weight),
         }
+    }
+
+    /// Copies nothing: rows stay in the order of the file.
+    fn outline(&self) -> Result<QuantisedWeight> {
+        self.in_order_of_file(Device::Cpu)
+    }
+}
+
+impl BlockMatrix {
+    fn in_order_of_file(&self, device: Device) -> Result<QuantisedWeight> {
+        QuantisedWeight::of_ggml_blocks(self.tensor.source.kind, self.shape(), &self.blocks.to_device(device))
     }
 }

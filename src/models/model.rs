@@ -121,6 +121,7 @@ impl Model {
         let builder = ModelBuilder::new(source, device, kind, trained, attach)
             .keep_dtype_if(hold)
             .read_into_memory(read)
+            .outline(storage == Storage::Outline)
             .quantise(storage.quantisation());
         if config.tie_word_embeddings {
             builder.tie_head();

@@ -127,7 +127,7 @@ impl VocabularyRows {
             };
             if old.size() == [config.vocab_size, config.hidden_size] {
                 let table = self.table(module, &old, rows)?;
-                weights.replace(&name, table);
+                weights.replace(&name, table)?;
             }
         }
         if rows > config.vocab_size {

@@ -45,6 +45,12 @@ pub trait QuantisedEntry {
 
     /// Reads the numbers, which stay quantised, to `device`. Fails if they or their scales are damaged.
     fn read(&self, device: Device) -> Result<QuantisedWeight>;
+
+    /// Returns a weight that has the shape and takes the bytes of what `read` returns on the CPU, for a model of which only
+    /// the shapes matter. Its numbers may be left out where reading them takes memory. Fails as `read` does, or later.
+    fn outline(&self) -> Result<QuantisedWeight> {
+        self.read(Device::Cpu)
+    }
 }
 
 /// File, offset, dtype and shape of a tensor on disk.
@@ -143,13 +149,15 @@ impl Weights {
         Self { origin: origin.into(), files, paths, maps, entries, replaced, quantised }
     }
 
-    /// Puts `tensor`, which may have another shape, in the place of the one of this name. Does nothing if there is none.
-    pub fn replace(&mut self, name: &str, tensor: Tensor) {
-        if let Some(entry) = self.entries.get_mut(name) {
-            (entry.kind, entry.shape) = (tensor.kind(), tensor.size());
-            entry.bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-            self.replaced.insert(name.into(), tensor);
-        }
+    /// Puts `tensor`, which may have another shape, in the place of the one of this name. Fails if there is none.
+    pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Err(Error::bug(format!("{}: there is no `{name}` to replace", self.origin.display())));
+        };
+        (entry.kind, entry.shape) = (tensor.kind(), tensor.size());
+        entry.bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        self.replaced.insert(name.into(), tensor);
+        Ok(())
     }
 
     /// Adds a matrix that is stored quantised.

@@ -4,6 +4,7 @@ use super::optim;
 use super::prepare::Prepared;
 use super::prepare::formats::result_kind;
 use crate::adapters::AdapterSpec;
+use crate::adapters::HEAD;
 use crate::adapters::kind::{AdapterActivations, ModuleMemory};
 use crate::machine;
 use crate::methods::parts::ModelParts;
@@ -200,7 +201,12 @@ impl RunShape<'_> {
         let ends = |last: &str| ["o_proj", "down_proj", "c_proj"].contains(&last);
         let mut inputs: BTreeMap<(&str, bool), u64> = BTreeMap::new();
         let mut sum = ModuleMemory::default();
-        for p in params.base() {
+        if adapted.contains(HEAD) {
+            // It computes the rows of a chunk only, and keeps nothing of them.
+            let [d, _, v] = self.sizes();
+            sum.temporary = spec.module_memory(HEAD, [v, d]).temporary;
+        }
+        for p in params.base().filter(|p| p.layer == LayerKind::Linear) {
             let Some(module) = p.name.strip_suffix(".weight").filter(|m| adapted.contains(m)) else { continue };
             let Ok(shape) = <[i64; 2]>::try_from(p.shape()).map(|shape| shape.map(|n| n as u64)) else {
                 continue;

@@ -307,7 +307,7 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<AdaloraSpec> {
         };
         ranks.insert(module.to_string(), left.iter().filter(|left| **left).count() as i64);
     }
-    let spec = AdaloraSpec {
+    Ok(AdaloraSpec {
         rank,
         target_rank: config.read_rank("target_r", usual.target_rank, MAX_RANK)?,
         alpha: config.read("lora_alpha")?.unwrap_or(usual.alpha),
@@ -319,9 +319,7 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<AdaloraSpec> {
         orthogonality: config.read("orth_reg_weight")?.unwrap_or(usual.orthogonality),
         modules: config.module_settings(&["q_proj", "v_proj", "c_attn"])?,
         ranks,
-    };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    })
 }
 
 /// Attaches AdaLoRA's factors.

@@ -13,8 +13,8 @@ use super::peft::{self, PeftConfig};
 use super::plan::{AdaptLayer, AdaptedLayer};
 use super::update::WeightUpdate;
 use crate::error::Result;
-use crate::nn::weight::is_decoding;
-use crate::nn::{Adapter, Dense};
+use crate::nn::weight::{is_decoding, product};
+use crate::nn::{Adapter, Dense, Weight};
 use rotation::{Cayley, block_diagonal, block_of, entries_of, identity, rotated, rotated_by};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,10 @@ use tch::{Kind, Tensor};
 
 /// Name of a module's entries (r, b (b - 1) / 2) in PEFT's files.
 const ENTRIES: &str = "oft_R.weight";
+/// Name of those of an embedding.
+const TABLE_ENTRIES: &str = "oft_embedding_R.weight";
 
-/// OFT: `y = W R x + b`, where R rotates blocks of the inputs.
+/// OFT: `y = W R x + b`, where R rotates blocks of the inputs; of an embedding it rotates the rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(extend("additionalProperties" = false))]
@@ -134,7 +136,7 @@ impl AdapterKind for OftSpec {
     }
 
     fn tensor_names(&self) -> &'static [&'static str] {
-        &[ENTRIES]
+        &[ENTRIES, TABLE_ENTRIES]
     }
 
     fn updates(
@@ -145,8 +147,10 @@ impl AdapterKind for OftSpec {
     ) -> Result<BTreeMap<String, Box<dyn WeightUpdate>>> {
         let file = ModuleTensors { tensors, origin };
         let update = |module: &&str| {
-            let entries = file.get(module, ENTRIES, &[-1, -1])?.to_kind(Kind::Float);
-            Ok((format!("{module}.weight"), Box::new(RotationUpdate { entries, spec: self.clone() }) as _))
+            let table = file.find(module, TABLE_ENTRIES).is_some();
+            let entries =
+                file.get(module, if table { TABLE_ENTRIES } else { ENTRIES }, &[-1, -1])?.to_kind(Kind::Float);
+            Ok((format!("{module}.weight"), Box::new(RotationUpdate { entries, spec: self.clone(), table }) as _))
         };
         modules.iter().map(update).collect()
     }
@@ -185,28 +189,31 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<OftSpec> {
     if series && terms < 2 {
         return Err(config.unsupported("num_cayley_neumann_terms", "with fewer than 2 terms nothing is rotated"));
     }
-    let spec = OftSpec {
+    Ok(OftSpec {
         block: block_size,
         neumann_terms: series.then_some(terms),
         block_share: config.read("block_share")?.unwrap_or(false),
         modules: config.module_settings(&["q_proj", "v_proj", "c_attn"])?,
-    };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    })
 }
 
-/// Multiplies a weight by a rotation: W R.
+/// Multiplies a weight by a rotation: W R, or the rows of a table as if they were inputs.
 struct RotationUpdate {
     /// (r, b (b - 1) / 2)
     entries: Tensor,
     spec: OftSpec,
+    table: bool,
 }
 
 impl WeightUpdate for RotationUpdate {
     fn add(&self, sum: &mut Tensor, base: &Tensor, factor: f64, transposed: bool) {
         let base = base.to_kind(Kind::Float);
         let weight = if transposed { base.tr() } else { base.shallow_clone() }; // (out, in)
-        let change = (merged(&weight, &self.entries, &self.spec) - weight) * factor;
+        let rotated = match self.table {
+            true => rotated_table(&weight, &self.entries, &self.spec),
+            false => merged(&weight, &self.entries, &self.spec),
+        };
+        let change = (rotated - weight) * factor;
         *sum += if transposed { change.tr() } else { change };
     }
 
@@ -219,6 +226,10 @@ impl WeightUpdate for RotationUpdate {
     fn shape(&self) -> String {
         format!("{:?} (entries of rotations of blocks of {})", self.entries.size(), self.spec.block)
     }
+
+    fn is_table(&self) -> bool {
+        self.table
+    }
 }
 
 /// Returns the weight (out, in) that gives the same outputs without rotated inputs. Rotates each row of the weight, because
@@ -229,15 +240,24 @@ fn merged(weight: &Tensor, entries: &Tensor, spec: &OftSpec) -> Tensor {
     weight.matmul(&block_diagonal(&spec.cayley().rotations(entries, block), inputs).tr())
 }
 
-/// Attaches rotations of inputs.
+/// Returns a table (V, D) with its rows rotated.
+fn rotated_table(table: &Tensor, entries: &Tensor, spec: &OftSpec) -> Tensor {
+    let width = table.size()[1];
+    let (_, block) = spec.blocks(width);
+    table.matmul(&block_diagonal(&spec.cayley().rotations(entries, block), width))
+}
+
+/// Attaches rotations of inputs, and of the rows of tables.
 struct AttachOft(OftSpec);
 
 impl AdaptLayer for AttachOft {
     fn adapt(&self, layer: &mut AdaptedLayer) -> Result<Box<dyn Adapter>> {
-        let [_, inputs] = layer.linear_matrix("OFT")?;
+        let table = layer.is_table();
+        let [_, inputs] = if table { layer.vocabulary_matrix()? } else { layer.linear_matrix("OFT")? };
         let (blocks, block) = self.0.blocks(inputs);
-        let entries = layer.trained(ENTRIES, identity(blocks, block));
-        Ok(Box::new(Oft { entries, spec: self.0.clone(), block, rotations: Default::default() }))
+        let entries = layer.trained(if table { TABLE_ENTRIES } else { ENTRIES }, identity(blocks, block));
+        let oft = Oft { entries, spec: self.0.clone(), block, rotations: Default::default() };
+        Ok(if table { Box::new(OftTable(oft)) } else { Box::new(oft) })
     }
 }
 
@@ -251,20 +271,42 @@ struct Oft {
     rotations: Cached,
 }
 
-impl Adapter for Oft {
-    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
+impl Oft {
+    /// Rotates rows (T, in).
+    fn rotate(&self, x: &Tensor) -> Tensor {
         let cayley = self.spec.cayley();
-        let x = if is_decoding() {
+        if is_decoding() {
             let rotations = || [cayley.rotations(&self.entries, self.block)];
             let [rotations] = self.rotations.get(x.kind(), &[&self.entries], rotations);
-            row_by_row(x, |x| rotated_by(x, &rotations))
-        } else {
-            rotated(x, &self.entries, self.block, cayley)
-        };
-        base_product(&x, &base.weight, base.bias.as_ref())
+            return row_by_row(x, |x| rotated_by(x, &rotations));
+        }
+        rotated(x, &self.entries, self.block, cayley)
+    }
+}
+
+impl Adapter for Oft {
+    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
+        base_product(&self.rotate(x), &base.weight, base.bias.as_ref())
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {
         merged(&weight.to_kind(Kind::Float), &self.entries, &self.spec).to_kind(weight.kind())
+    }
+}
+
+/// The rotation of the rows of a table, in float32 as in PEFT.
+struct OftTable(Oft);
+
+impl Adapter for OftTable {
+    fn forward(&self, x: &Tensor, base: &Dense, _train: bool) -> Tensor {
+        product(x, &self.merged(&base.weight.dense(base.weight.kind())), base.bias.as_ref())
+    }
+
+    fn embed(&self, ids: &Tensor, weight: &Weight) -> Tensor {
+        self.0.rotate(&weight.rows(ids).to_kind(Kind::Float))
+    }
+
+    fn merged(&self, weight: &Tensor) -> Tensor {
+        rotated_table(&weight.to_kind(Kind::Float), &self.0.entries, &self.0.spec).to_kind(weight.kind())
     }
 }

@@ -107,8 +107,9 @@ impl AdapterKind for VeraSpec {
     }
 
     fn module_memory(&self, _module: &str, [_, inputs]: [u64; 2]) -> ModuleMemory {
+        // With dropout the mask and the masked input are kept, and not the input.
         let kept = if self.dropout > 0.0 { 2 * inputs } else { 0 };
-        ModuleMemory { kept, input: true, temporary: 0 }
+        ModuleMemory { kept, input: self.dropout == 0.0, temporary: 0 }
     }
 
     fn config(&self, base: &str) -> Value {
@@ -219,16 +220,14 @@ impl WeightUpdate for VeraUpdate {
 pub(super) fn read_config(config: &PeftConfig) -> Result<VeraSpec> {
     config.check_keys(&["d_initial", "init_weights", "projection_prng_key", "r", "save_projection", "vera_dropout"])?;
     let usual = VeraSpec::default();
-    let spec = VeraSpec {
+    Ok(VeraSpec {
         rank: config.read_rank("r", usual.rank, MAX_RANK)?,
         dropout: config.read_dropout("vera_dropout")?,
         d_initial: config.read("d_initial")?.unwrap_or(usual.d_initial),
         projection_seed: config.read("projection_prng_key")?.unwrap_or(0),
         save_projection: config.read("save_projection")?.unwrap_or(true),
         modules: config.module_settings(&["q_proj", "v_proj", "c_attn"])?,
-    };
-    config.check_head(spec.has_scalar_head())?;
-    Ok(spec)
+    })
 }
 
 /// Attaches VeRA's vectors, and makes the projections once all layers are known.

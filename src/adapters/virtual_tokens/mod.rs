@@ -14,15 +14,17 @@ pub use p_tuning::PTuningSpec;
 pub use prefix_tuning::{PrefixInit, PrefixTuningSpec};
 pub use prompt_tuning::{PromptInit, PromptTuningSpec};
 
-use super::kind::{AdapterActivations, AdapterKind, EncodeText};
+use super::kind::{AdapterActivations, AdapterKind, EncodeText, SCORE_WEIGHT};
 use super::module_settings::{ModuleKind, ModuleSettings};
 use super::plan::AdaptLayer;
+use super::saved_module;
 use super::targets::Targets;
 use super::update::WeightUpdate;
 use crate::error::{Error, Result};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{
-    Adapter, AdapterPlan, AdapterSite, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens, Weight,
+    Adapter, AdapterPlan, AdapterSite, LayerKind, ModelSizes, ParamRole, RegisterParam, VirtualPlace, VirtualTokens,
+    Weight,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,12 +128,17 @@ trait VirtualKind: Clone + 'static {
     }
 }
 
-/// Adds virtual tokens to a model, and adapts no layer.
-struct VirtualPlan(Box<Attach>);
+/// Adds virtual tokens to a model. Adapts no layer, but for a reward model's head, which is trained in full.
+struct VirtualPlan {
+    attach: Box<Attach>,
+    /// True if the adapter contains a scalar head.
+    scalar_head: bool,
+}
 
 impl AdapterPlan for VirtualPlan {
-    fn attach(&self, _site: &AdapterSite, _add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
-        Ok(None)
+    fn attach(&self, site: &AdapterSite, add: &mut RegisterParam) -> Result<Option<Box<dyn Adapter>>> {
+        let trained = self.scalar_head && site.layer == LayerKind::Score;
+        Ok(trained.then(|| saved_module::attach(site, add)))
     }
 
     fn check(&self) -> Result<()> {
@@ -144,20 +151,21 @@ impl AdapterPlan for VirtualPlan {
         embedding: &Weight,
         add: &mut RegisterParam,
     ) -> Result<Option<VirtualTokens>> {
-        (self.0)(model, embedding, add).map(Some)
+        (self.attach)(model, embedding, add).map(Some)
     }
 }
 
 /// Plans virtual tokens: those of a file as they are, others as the settings say.
 fn plan<K: VirtualKind>(kind: &K) -> Box<dyn AdapterPlan> {
-    let kind = kind.clone();
-    Box::new(VirtualPlan(Box::new(move |model, table, add| {
+    let (kind, scalar_head) = (kind.clone(), kind.has_scalar_head());
+    let attach: Box<Attach> = Box::new(move |model, table, add| {
         if kind.settings().encoded {
             let shape = [kind.count(), model.numbers(K::PLACE)];
             return Ok(kind.plain(Tensor::zeros(shape, tch::kind::FLOAT_CPU), add));
         }
         kind.attach(model, table, add)
-    })))
+    });
+    Box::new(VirtualPlan { attach, scalar_head })
 }
 
 impl<K: VirtualKind> ModuleKind for K {
@@ -219,9 +227,9 @@ impl<K: VirtualKind> AdapterKind for K {
         &[PROMPT_EMBEDDINGS]
     }
 
-    /// Returns a name for what is trained: no tensor belongs to a module.
-    fn module_of<'n>(&self, _tensor: &'n str) -> Option<&'n str> {
-        Some(K::SECTION)
+    /// Returns a name for what is trained: no tensor belongs to a module but that of a scalar head.
+    fn module_of<'n>(&self, tensor: &'n str) -> Option<&'n str> {
+        (tensor != SCORE_WEIGHT).then_some(K::SECTION)
     }
 
     fn updates(

@@ -3,6 +3,7 @@
 use super::{
     DeclaredSizes, MAX_VIRTUAL_TOKENS, PTuningSpec, PrefixTuningSpec, PromptTuningSpec, VirtualKind, VirtualSettings,
 };
+use crate::adapters::kind::{AdapterKind, SCORE};
 use crate::adapters::peft::PeftConfig;
 use crate::adapters::spec::AdapterSpec;
 use crate::error::Result;
@@ -38,11 +39,14 @@ pub(super) fn write<K: VirtualKind>(kind: &K, base: &str) -> Value {
         "num_virtual_tokens": kind.count(),
         "peft_type": K::PEFT_TYPE,
         "revision": null,
-        "task_type": "CAUSAL_LM",
+        "task_type": if kind.has_scalar_head() { "SEQ_CLS" } else { "CAUSAL_LM" },
         "token_dim": declared.map(|sizes| sizes.width),
     });
     if let (Some(config), Value::Object(own)) = (config.as_object_mut(), kind.own_config()) {
         config.extend(own);
+        if kind.has_scalar_head() {
+            config.insert("modules_to_save".into(), json!([SCORE]));
+        }
         config.sort_keys();
     }
     config
@@ -54,12 +58,14 @@ pub(in crate::adapters) fn read_config(config: &PeftConfig) -> Result<Option<Ada
     let kinds = [PromptTuningSpec::PEFT_TYPE, PTuningSpec::PEFT_TYPE, PrefixTuningSpec::PEFT_TYPE];
     let Some(kind) = config.kind().filter(|kind| kinds.contains(kind)) else { return Ok(None) };
     config.check_keys(&[COMMON_KEYS.as_slice(), &TRAINING_KEYS, &["tokenizer_kwargs"]].concat())?;
-    if config.get("modules_to_save").is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty())) {
-        return Err(config.unsupported("modules_to_save", "only the virtual tokens of such an adapter are read"));
+    // PEFT names all that a scalar head may be called.
+    let saved: Vec<String> = config.read("modules_to_save")?.unwrap_or_default();
+    if saved.iter().any(|module| ![SCORE, "classifier"].contains(&module.as_str())) {
+        let hint = "only the virtual tokens of such an adapter are read, and the head of a reward model";
+        return Err(config.unsupported("modules_to_save", hint));
     }
-    if config.get("task_type").is_some_and(|v| v == "SEQ_CLS") {
-        return Err(config.unsupported("task_type", "virtual tokens are read for CAUSAL_LM only"));
-    }
+    let scalar_head = saved.iter().any(|module| module == SCORE);
+    config.check_head(scalar_head)?;
     if config.get("num_transformer_submodules").is_some_and(|v| *v != 1) {
         return Err(config.unsupported("num_transformer_submodules", "decoder-only models have one"));
     }
@@ -73,7 +79,10 @@ pub(in crate::adapters) fn read_config(config: &PeftConfig) -> Result<Option<Ada
         (Some(width), Some(heads), Some(layers)) => Some(DeclaredSizes { width, heads, layers }),
         _ => None,
     };
-    let settings = VirtualSettings { declared, encoded: true, ..VirtualSettings::new(count) };
+    let mut settings = VirtualSettings { declared, encoded: true, ..VirtualSettings::new(count) };
+    if scalar_head {
+        settings.modules.modules_to_save.push(SCORE.into());
+    }
     let encoder_hidden_size = config.read("encoder_hidden_size")?;
     Ok(Some(match kind {
         PTuningSpec::PEFT_TYPE => {

@@ -1,6 +1,6 @@
 //! `ft adapter diff`: how two adapters differ.
 
-use super::or_dash;
+use super::{base_nearby, or_dash};
 use crate::cli::shared::stdout::{print, print_json};
 use clap::Args;
 use ft::convert::adapter::diff::{self, AdapterDiff, DeltaDiff};
@@ -18,7 +18,8 @@ pub struct DiffArgs {
     a: PathBuf,
     /// Directory of the second adapter
     b: PathBuf,
-    /// Directory of their base, for kinds whose changes depend on the base's weights
+    /// Directory of their base, for kinds whose changes depend on the base's weights [default: the base that both name, if it
+    /// is there]
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     /// Print everything as JSON, every tensor included
@@ -28,7 +29,14 @@ pub struct DiffArgs {
 
 /// Runs `ft adapter diff`.
 pub fn run(args: &DiffArgs) -> Result<()> {
-    let found = diff::diff(&args.a, &args.b, args.base.as_deref())?;
+    let mut found = diff::diff(&args.a, &args.b, args.base.as_deref())?;
+    if found.total.is_none()
+        && !found.equal
+        && args.base.is_none()
+        && let Some(base) = base_nearby(&[&args.a, &args.b])?
+    {
+        found = diff::diff(&args.a, &args.b, Some(&base))?;
+    }
     if args.json { print_json(&found) } else { print(&text(&found)) }
 }
 

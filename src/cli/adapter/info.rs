@@ -1,6 +1,6 @@
 //! `ft adapter info`: what an adapter is.
 
-use super::or_dash;
+use super::{base_nearby, or_dash};
 use crate::cli::shared::stdout::{print, print_json};
 use clap::Args;
 use ft::convert::adapter::info::{self, AdapterInfo};
@@ -16,7 +16,8 @@ use std::path::PathBuf;
 pub struct InfoArgs {
     /// The adapter's directory
     adapter: PathBuf,
-    /// Directory of its base, for kinds whose changes depend on the base's weights (DoRA, IA3, OFT and others)
+    /// Directory of its base, for kinds whose changes depend on the base's weights (DoRA, IA3, OFT and others) [default: the
+    /// base that it names, if it is there]
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     /// Print everything as JSON, every tensor included
@@ -26,7 +27,14 @@ pub struct InfoArgs {
 
 /// Runs `ft adapter info`.
 pub fn run(args: &InfoArgs) -> Result<()> {
-    let found = info::info(&args.adapter, args.base.as_deref())?;
+    let mut found = info::info(&args.adapter, args.base.as_deref())?;
+    let unknown = found.weights.iter().any(|w| w.norm.is_none());
+    if unknown
+        && args.base.is_none()
+        && let Some(base) = base_nearby(&[&args.adapter])?
+    {
+        found = info::info(&args.adapter, Some(&base))?;
+    }
     if args.json { print_json(&found) } else { print(&text(&found)) }
 }
 

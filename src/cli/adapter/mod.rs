@@ -7,9 +7,12 @@ mod resize;
 mod suggest;
 
 use clap::{Args, Subcommand};
+use ft::adapters::merge::WeightedAdapter;
+use ft::convert::merge_inputs::named_base;
 use ft::error::{Error, Result};
 use ft::merging::Truncation;
-use std::path::Path;
+use ft::report;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum AdapterCommand {
@@ -69,6 +72,16 @@ fn refuse_existing(out: &Path) -> Result<()> {
         true => Err(Error::user(format!("--out {}: already exists", out.display())).hint("choose another folder")),
         false => Ok(()),
     }
+}
+
+/// Returns the base that these adapters name, if it can be used, and tells that its weights are looked at.
+fn base_nearby(adapters: &[&Path]) -> Result<Option<PathBuf>> {
+    let parts = adapters.iter().map(|folder| WeightedAdapter::read(folder, 1.0)).collect::<Result<Vec<_>>>()?;
+    let base = named_base(&parts).ok();
+    if let Some(base) = &base {
+        report::info(format!("changes over {}, which {} names", base.display(), adapters[0].display()));
+    }
+    Ok(base)
 }
 
 /// Formats a share as a percentage.

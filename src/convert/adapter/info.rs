@@ -2,12 +2,13 @@
 
 use super::updates::OpenAdapter;
 use crate::adapters::file;
+use crate::convert::quantised_base;
 use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::error::Result;
 use crate::fsutil;
 use crate::merging::{Delta, on_one_thread, svd};
 use crate::model_files::is_model;
-use crate::models::{Config, VocabularyRows, layer_number};
+use crate::models::{Config, QuantisedBase, VocabularyRows, layer_number};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -114,6 +115,10 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
         }
         None => None,
     };
+    let mut compatibility = compatibility::of_adapter(adapter, rows);
+    if let Some(QuantisedBase::Loaded { format, corrected: true }) = quantised_base::recorded(folder)? {
+        compatibility::require_quantised_base(&mut compatibility, format);
+    }
     Ok(AdapterInfo {
         folder: folder.display().to_string(),
         kind: adapter.spec.title().to_string(),
@@ -126,7 +131,7 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
         layers: layers(&weights),
         weights,
         tensors: tensors.collect(),
-        compatibility: compatibility::of_adapter(adapter, rows),
+        compatibility,
     })
 }
 

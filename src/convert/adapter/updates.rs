@@ -3,9 +3,9 @@
 use crate::adapters::file;
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::adapters::update::WeightUpdate;
+use crate::convert::merged::open_base;
 use crate::error::{Error, Result};
 use crate::merging::Delta;
-use crate::models::{self, Config};
 use crate::nn::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,8 +21,9 @@ impl OpenAdapter {
     /// Reads the adapter in `folder`, and maps the base's weights.
     pub fn read(folder: &Path, base: Option<&Path>) -> Result<Self> {
         let part = WeightedAdapter::read(folder, 1.0)?;
-        let open = |base: &Path| models::weights(base, &Config::read(base)?);
-        Ok(Self { part, base: base.map(open).transpose()? })
+        let open = |base: &Path| open_base(base, std::slice::from_ref(&part)).map(|(_, weights, _)| weights);
+        let base = base.map(open).transpose()?;
+        Ok(Self { part, base })
     }
 
     /// Returns the changes that the adapter makes. Fails for tensors that do not fit together or do not fit the base.

@@ -12,6 +12,7 @@ use super::folder::companions::{MODEL_FILES, copy_companion_files, write_text};
 use super::folder::config_file::{dtype_keys, dtype_name, write_config};
 use super::folder::disk_space::check_disk_space;
 use super::quantised_base;
+use super::verify::compatibility;
 use super::verify::kind::{ExportKind, written_tensors};
 use super::verify::report::ExportReport;
 use super::verify::{verify, verify_adapter};
@@ -54,8 +55,11 @@ pub fn save_adapter(
             write_text(&temp.join("README.md"), &reward_folder::adapter_card(&base.to_string_lossy(), pad))?;
         }
         let mut report = model.with_adapter(Some(adapter), |m| verify_adapter(m, temp, base, &tensors))?;
-        if let Some(QuantisedBase::Loaded { corrected, .. }) = &mut report.quantised_base {
-            *corrected = corrects;
+        if let Some(QuantisedBase::Loaded { corrected, format }) = &mut report.quantised_base
+            && corrects
+        {
+            *corrected = true;
+            compatibility::require_quantised_base(&mut report.compatibility, *format);
         }
         Ok(report)
     })

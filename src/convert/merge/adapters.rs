@@ -7,7 +7,7 @@ use crate::adapters::merging::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merging::plan::{MergeForm, MergePlan};
 use crate::adapters::merging::reduce::{as_lora, compare};
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
-use crate::adapters::{AdapterFile, file};
+use crate::adapters::{AdapterFile, ModulePlan, file};
 use crate::convert::export::adapter_folder::write_adapter_folder;
 use crate::convert::export::publish::{publish, tensor_entry};
 use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
@@ -22,7 +22,7 @@ use crate::convert::verify::thresholds::WeightChange;
 use crate::error::{Error, Result};
 use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
 use crate::nn::weight::cast;
-use crate::nn::{Weights, safetensors, weights};
+use crate::nn::{AdapterPlan, Weights, safetensors, weights};
 use crate::report;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,7 +35,7 @@ const MERGED: &str = "the merged adapter";
 
 /// Opens the base; also returns the names of the weights that embedding and output head share in it. A low-rank update
 /// of one of them must not change the other, as in PEFT: if `parts` has such an update, each gets a weight of its own.
-fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
+pub(super) fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
     let mut config = Config::read(base)?;
     let mut weights = models::weights(base, &config)?;
     let hint = "name a directory with the model's full-precision weights: ft merge DIR ADAPTER --out OUT";
@@ -284,7 +284,8 @@ fn load_with_sum(
 ) -> Result<Model> {
     let mut plans = Vec::new();
     if let Some(sum) = sum {
-        plans.push((SUM.to_string(), sum.spec.plan_from(Some(&sum.tensors))?));
+        let plan = ModulePlan::new(&*sum.spec)?.with_base_weights(&sum.tensors).separating_head();
+        plans.push((SUM.to_string(), Box::new(plan) as Box<dyn AdapterPlan>));
     }
     for (i, part) in parts.iter().enumerate() {
         plans.push((i.to_string(), part.file.plan(&part.folder)?));

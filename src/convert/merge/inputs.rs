@@ -1,10 +1,13 @@
 //! Reads the adapters of a merge, and refuses those that cannot be merged.
 
+use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::model_files::{is_gguf, is_model};
+use crate::models::Config;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Fails if one of the adapters cannot be merged into a base: it is a reward model's, with a head, or of a kind that has no
 /// update of weights.
@@ -53,6 +56,46 @@ pub fn split_weight(text: &str) -> (&str, Option<&str>) {
         Some((folder, weight)) => (folder, Some(weight)),
         None => (text, None),
     }
+}
+
+/// Returns true for a folder with an adapter.
+pub fn is_adapter(folder: &Path) -> bool {
+    folder.join(file::CONFIG).is_file()
+}
+
+/// Returns the base that adapters name in their files (`base_model_name_or_path`). Fails if they name several or none, if it
+/// is not there, or if its weights are stored quantised, which no change can be added to.
+pub fn named_base(parts: &[WeightedAdapter]) -> Result<PathBuf> {
+    const NAME_IT: &str = "name the base before the adapters: ft merge BASE ADAPTER … --out DIR";
+    let mut named: Option<(&str, &Path)> = None;
+    for part in parts {
+        let folder = part.folder.display();
+        let Some(base) = part.file.base.as_deref().filter(|base| !base.is_empty()) else {
+            return Err(Error::user(format!("{folder}: {} names no base", file::CONFIG)).hint(NAME_IT));
+        };
+        match named {
+            Some((other, first)) if other != base => {
+                let first = first.display();
+                return Err(
+                    Error::user(format!("{first} names the base `{other}`, {folder} names `{base}`")).hint(NAME_IT)
+                );
+            }
+            _ => named = Some((base, &part.folder)),
+        }
+    }
+    let Some((base, folder)) = named else { return Err(Error::bug("the base of no adapter")) };
+    let (path, folder) = (Path::new(base), folder.display());
+    if !is_model(path) {
+        return Err(Error::user(format!("{folder} names the base `{base}`, and there is no model at this path"))
+            .hint(format!("fetch it, or {NAME_IT}")));
+    }
+    if is_gguf(path) || Config::read(path)?.stored.is_some() {
+        return Err(Error::user(format!(
+            "{folder} was trained over `{base}`, whose weights are stored quantised: merging into them would round the adapter away"
+        ))
+        .hint(format!("with the model's full-precision weights, {NAME_IT}")));
+    }
+    Ok(path.into())
 }
 
 /// Returns what is suspicious about merging an adapter into this base: it names a base whose folder has another name, or

@@ -8,6 +8,7 @@ use crate::adapters::lora::{self, LoraModules, LoraSpec};
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::is_gguf;
+use crate::nn::{Quantisation, QuantisedFormat};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -60,6 +61,22 @@ pub fn of_adapter(adapter: &AdapterFile, rows: Option<i64>) -> Vec<Compatibility
         answer.note = if answer.note.is_empty() { why } else { format!("{} {why}", answer.note) };
     }
     answers
+}
+
+/// Says, for an adapter that corrects the error of a base in `format` (LoftQ), which base other programs have to use it over:
+/// over another one the correction is an error.
+pub fn require_quantised_base(answers: &mut [Compatibility], format: Quantisation) {
+    let same = format!("over a base that is quantised to {} only, which it corrects", format.describe());
+    for answer in answers.iter_mut().filter(|answer| answer.reads) {
+        let (reads, why) = match (answer.consumer, format.format) {
+            ("vLLM", QuantisedFormat::Nf4) => (true, format!("{same}: with --quantization bitsandbytes")),
+            ("vLLM", _) => (false, format!("it would be used {same}, and bitsandbytes in vLLM quantises to NF4")),
+            ("llama.cpp", _) => (false, format!("it is used {same}, and GGUF files have other formats")),
+            _ => (true, format!("{same}: load it with BitsAndBytesConfig")),
+        };
+        answer.reads = reads;
+        answer.note = if reads && !answer.note.is_empty() { format!("{}; {why}", answer.note) } else { why };
+    }
 }
 
 /// Says which model a GGUF file was made from; `None` if the base at this path is no GGUF file.

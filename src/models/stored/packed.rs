@@ -120,9 +120,8 @@ impl QuantisedEntry for PackedMatrix {
         let outputs = self.shape[0];
         let (codes, zeros, bits) = match self.packing {
             Packing::Gptq { bits, zeros_less_one } => {
-                let zeros = unpacked(&self.zeros, bits).narrow(1, 0, outputs);
-                // A zero of 0 was stored as the largest number.
-                let zeros = if zeros_less_one { (zeros + 1).bitwise_and((1 << bits) - 1) } else { zeros };
+                let zeros = if zeros_less_one { one_more(&self.zeros, bits) } else { unpacked(&self.zeros, bits) };
+                let zeros = zeros.narrow(1, 0, outputs);
                 (unpacked(&self.codes.tr().contiguous(), bits), zeros, bits)
             }
             Packing::Awq => {
@@ -135,7 +134,7 @@ impl QuantisedEntry for PackedMatrix {
             }
         };
         let parts = GroupedCodes {
-            bits: if bits == 8 { 8 } else { 4 },
+            bits: held_bits(bits),
             codes,
             scales: self.scales.tr(),
             zeros: zeros.tr(),
@@ -144,6 +143,21 @@ impl QuantisedEntry for PackedMatrix {
         };
         QuantisedWeight::of_groups(&parts, self.name.clone(), device)
     }
+
+    /// Unpacks nothing: only the order of the inputs is looked at.
+    fn outline(&self) -> Result<QuantisedWeight> {
+        let bits = match self.packing {
+            Packing::Gptq { bits, .. } => held_bits(bits),
+            Packing::Awq => 4,
+        };
+        let ordered = self.groups.as_ref().map(|groups| self.order(groups)).transpose()?.flatten().is_some();
+        Ok(QuantisedWeight::outline_of_groups(self.shape, bits, self.group, ordered, self.name.clone()))
+    }
+}
+
+/// Returns the bits in which numbers of so many bits are held in memory.
+fn held_bits(bits: i64) -> i64 {
+    if bits == 8 { 8 } else { 4 }
 }
 
 impl PackedMatrix {
@@ -177,6 +191,22 @@ impl PackedMatrix {
         order.sort_by_key(|i| found[*i as usize]); // stable
         Ok(Some(Tensor::from_slice(&order)))
     }
+}
+
+/// Unpacks zeros that are stored less one, words (rows, n) of int32: (rows, n · 32 / bits) bytes.
+///
+/// gptqmodel, which transformers reads and writes such files with, takes the ones from whole words: under a zero of 0 the next
+/// number of the word is one less. Adding them to whole words undoes this. Numbers of 3 bits, some of which lie in two words,
+/// it takes one by one.
+fn one_more(words: &Tensor, bits: i64) -> Tensor {
+    if bits == 3 {
+        return (unpacked(words, bits) + 1).bitwise_and((1 << bits) - 1);
+    }
+    let ones: i64 = (0..WORD / bits).map(|i| 1 << (i * bits)).sum();
+    let sums = (words.to_kind(Kind::Int64) + ones).bitwise_and(0xffff_ffff_i64);
+    // Back into the range of int32, whose bits are the same.
+    let signed = &sums - sums.ge(1_i64 << 31).to_kind(Kind::Int64) * (1_i64 << 32);
+    unpacked(&signed.to_kind(Kind::Int), bits)
 }
 
 /// Unpacks words (rows, n) of int32 into numbers (rows, n · 32 / bits) in bytes; the first is in the lowest bits. A number of

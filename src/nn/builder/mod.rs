@@ -42,6 +42,8 @@ pub struct ModelBuilder<'w> {
     keeps_dtype: Box<dyn Fn(Kind) -> bool>,
     /// Whether frozen weights are read into allocated memory. Otherwise those that need no conversion stay mapped.
     read: bool,
+    /// Whether numbers of matrices that are stored quantised may be left out.
+    outline: bool,
     /// How the frozen weights of linear layers are quantised, if they are.
     quantise: Option<Quantisation>,
     /// Decides by name and kind of layer which of the base's parameters are trained; `None`: none.
@@ -82,6 +84,7 @@ impl<'w> ModelBuilder<'w> {
             kind,
             keeps_dtype: Box::new(|_| false),
             read: false,
+            outline: false,
             quantise: None,
             trained,
             adapters,
@@ -103,6 +106,11 @@ impl<'w> ModelBuilder<'w> {
     /// Sets whether frozen weights on the CPU are read into allocated memory instead of being mapped.
     pub fn read_into_memory(self, read: bool) -> Self {
         Self { read: read && self.device == Device::Cpu && self.trained.is_none(), ..self }
+    }
+
+    /// Leaves out the numbers of matrices that are stored quantised: the model is never run, only its shapes matter.
+    pub fn outline(self, outline: bool) -> Self {
+        Self { outline, ..self }
     }
 
     /// Quantises the frozen weights of linear layers, one by one as they are read.

@@ -84,6 +84,22 @@ impl IntegerGroups {
         Ok(Self { bits: parts.bits, group: parts.group, codes, scales, zeros, order })
     }
 
+    /// Makes numbers that are all zero and take no memory, with the shapes of those of a matrix (out, in) on the CPU.
+    /// `ordered`: whether the inputs are put into another order.
+    pub fn outline([outputs, inputs]: [i64; 2], bits: i64, group: i64, ordered: bool) -> Self {
+        let zeros = |shape: &[i64], kind| Tensor::zeros(vec![1; shape.len()], (kind, Device::Cpu)).expand(shape, false);
+        let (columns, groups) = (if bits == 4 { inputs / 2 } else { inputs }, (inputs + group - 1) / group);
+        let order = || InputOrder { order: zeros(&[inputs], Kind::Int64), back: zeros(&[inputs], Kind::Int64) };
+        Self {
+            bits,
+            group,
+            codes: zeros(&[outputs, columns], Kind::Uint8),
+            scales: zeros(&[outputs, groups], Kind::Float),
+            zeros: zeros(&[outputs, groups], Kind::Uint8),
+            order: ordered.then(order),
+        }
+    }
+
     /// Returns the codes, their scales and zeros, and the order of the inputs.
     pub fn tensors(&self) -> Vec<&Tensor> {
         let order = self.order.iter().flat_map(|order| [&order.order, &order.back]);

@@ -77,4 +77,11 @@ impl QuantisedWeight {
         let numbers = Numbers::Groups(IntegerGroups::new(parts, device)?);
         Ok(Self { shape: [outputs, inputs], format: Format::Stored(name), numbers: Rc::new(numbers) })
     }
+
+    /// Makes a weight with the shape and the sizes of one that [`of_groups`](Self::of_groups) takes, without its numbers: for
+    /// a model of which only the shapes matter.
+    pub fn outline_of_groups(shape: [i64; 2], bits: i64, group: i64, ordered: bool, name: String) -> Self {
+        let numbers = Numbers::Groups(IntegerGroups::outline(shape, bits, group, ordered));
+        Self { shape, format: Format::Stored(name), numbers: Rc::new(numbers) }
+    }
 }

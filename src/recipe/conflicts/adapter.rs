@@ -4,16 +4,8 @@ use crate::recipe::mistakes::Mistake;
 use crate::recipe::written::WrittenRecipe;
 use serde_json::Value;
 
-/// Kinds of adapters that consist of virtual tokens.
-const VIRTUAL_KINDS: [&str; 3] = ["adapter.prompt_tuning", "adapter.p_tuning", "adapter.prefix_tuning"];
-
 /// Checks the settings of virtual tokens.
 pub fn virtual_tokens(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
-    if let Some(kind) = VIRTUAL_KINDS.into_iter().find(|kind| w.given(kind)).filter(|_| w.given("method.reward")) {
-        let message =
-            format!("`{kind}`: a reward model's head is trained as part of its adapter, and virtual tokens have none");
-        mistakes.push(w.mistake_at(kind, message, "use adapter: { lora: {…} }"));
-    }
     let prompt = |key: &str| format!("adapter.prompt_tuning.{key}");
     if w.given(&prompt("text")) && w.differs_from_default(&prompt("init")) {
         let message = "`adapter.prompt_tuning.init` has no effect: virtual tokens start as `text`";

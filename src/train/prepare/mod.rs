@@ -82,7 +82,7 @@ impl Prepared {
     /// predicted before the run allocates memory.
     pub fn sketch(&self) -> Result<Model> {
         let placement =
-            ModelPlacement { device: Device::Cpu, storage: Storage::File, train_base: false, shapes_only: true };
+            ModelPlacement { device: Device::Cpu, storage: Storage::Outline, train_base: false, shapes_only: true };
         model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)
     }
 

@@ -86,6 +86,27 @@ fn scores_of_a_peft_adapter_are_the_same() {
     assert_scores(&model, &scoring, &scored("adapter"));
 }
 
+/// The head is trained beside virtual tokens; the fixtures of tests/fixtures/virtual_tokens.py.
+#[test]
+fn scores_over_virtual_tokens_are_pefts() {
+    for kind in ["prompt_tuning", "prefix_tuning"] {
+        let adapter = fixture(format!("virtual-scores/{kind}"));
+        let (model, scoring) = open_scorer(&fixture("tiny-llama"), Some(&adapter), device(), Kind::Float).unwrap();
+        let expected: Scored = json(format!("virtual-scores/{kind}/scores.json"));
+        assert!(expected.scores.iter().any(|score| score.abs() > 1.0), "{kind}");
+        assert_scores(&model, &scoring, &expected);
+        let out = tempfile::tempdir().unwrap();
+        let read = file::read(&adapter).unwrap();
+        let tensors = read.tensors.iter().map(|(name, t)| (name.as_str(), t));
+        file::write(out.path(), &read.spec, "base", tensors).unwrap();
+        let names = |folder: &Path| -> Vec<String> {
+            let file = ft::nn::Weights::open_file(&folder.join(file::TENSORS)).unwrap();
+            file.names().map(String::from).collect()
+        };
+        assert_eq!(names(out.path()), names(&adapter), "{kind}");
+    }
+}
+
 #[test]
 fn scores_equal_transformers_if_the_padding_token_ends_answers() {
     let folder = copied(&fixture("reward/llama"));

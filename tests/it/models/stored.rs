@@ -15,9 +15,13 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 fn load(folder: &Path, kind: Kind, plan: Option<&ModulePlan>) -> ft::error::Result<Model> {
+    load_as(folder, kind, Storage::Auto, plan)
+}
+
+fn load_as(folder: &Path, kind: Kind, storage: Storage, plan: Option<&ModulePlan>) -> ft::error::Result<Model> {
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();
-    let (storage, heads) = (Storage::Auto, Heads::Tokens);
-    let device = device();
+    let heads = Heads::Tokens;
+    let device = if storage == Storage::Outline { Device::Cpu } else { device() };
     Model::load(folder, LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads })
 }
 
@@ -109,22 +113,27 @@ fn decoding_equals_the_full_forward() {
 /// that are read, or the error about the shape.
 fn read_layout(name: &str, quantization: Value) -> Tensor {
     let fixture = tensors("stored/layouts.safetensors");
-    let folder = tempfile::tempdir().unwrap();
-    let parts = fixture.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{name}."))?, t)));
     let dense = &fixture[&format!("{name}.dense")];
-    let parts: BTreeMap<String, &Tensor> = parts
-        .filter(|(part, _)| *part != "dense")
-        .map(|(part, t)| (format!("model.layers.0.self_attn.q_proj.{part}"), t))
-        .collect();
+    let parts = fixture.iter().filter_map(|(key, t)| Some((key.strip_prefix(&format!("{name}."))?, t)));
+    let found = read_matrix(parts.filter(|(part, _)| *part != "dense"), quantization);
+    assert_eq!(found.size(), dense.size(), "{name}");
+    found
+}
+
+/// Writes the tensors of one matrix as q_proj of the first layer of tiny-llama, whose shape it need not have, and returns the
+/// numbers that are read.
+fn read_matrix<'t>(parts: impl Iterator<Item = (&'t str, &'t Tensor)>, quantization: Value) -> Tensor {
+    let folder = tempfile::tempdir().unwrap();
+    let named: Vec<(String, &Tensor)> =
+        parts.map(|(part, t)| (format!("model.layers.0.self_attn.q_proj.{part}"), t)).collect();
     let file = folder.path().join("model.safetensors");
-    weights::save(&file, parts.iter().map(|(name, t)| (name.as_str(), *t))).unwrap();
+    weights::save(&file, named.iter().map(|(name, t)| (name.as_str(), *t))).unwrap();
     let mut config: Value = json("tiny-llama/config.json");
     config["quantization_config"] = quantization;
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let config = ft::models::Config::read(folder.path()).unwrap();
     let weights = ft::models::weights(folder.path(), &config).unwrap();
     let matrix = weights.quantised("model.layers.0.self_attn.q_proj.weight").unwrap();
-    assert_eq!(matrix.shape().to_vec(), dense.size(), "{name}");
     matrix.read(device()).unwrap().dense(Kind::Float).to_device(Device::Cpu)
 }
 
@@ -142,6 +151,90 @@ fn variants_of_gptq_and_awq_are_unpacked_exactly() {
         ("awq-whole", json!({ "quant_method": "awq", "bits": 4, "group_size": -1, "version": "GEMM" })),
     ] {
         assert_same(name, &read_layout(name, quantization), &expected[&format!("{name}.dense")]);
+    }
+}
+
+/// The first version of GPTQ's files has zeros less one. gptqmodel takes the ones from whole words and adds them to whole
+/// words, so that a zero of 0, which borrows from its neighbour, is read back.
+#[test]
+fn zeros_less_one_are_read_as_they_were_written() {
+    tch::manual_seed(9);
+    let int = (Kind::Int64, Device::Cpu);
+    for bits in [2, 3, 4, 8] {
+        let zeros = Tensor::randint(1 << 32, [4, 2 * bits], int); // of 64 outputs: some are 0
+        let ones: i64 = (0..32 / bits).map(|i| 1 << (i * bits)).sum();
+        let less = match bits {
+            // Numbers that lie in two words are taken one from by themselves.
+            3 => packed_3(&(unpacked_3(&zeros) + 7).bitwise_and(7)),
+            _ => (&zeros - ones).bitwise_and(0xffff_ffff_i64),
+        };
+        let numbers = |zeros: &Tensor, version: &str| {
+            let quantization =
+                json!({ "quant_method": "gptq", "bits": bits, "group_size": 24, "checkpoint_format": version });
+            let words = (Tensor::arange(3 * bits * 64, int) * 977_777_777).remainder(1_000_000_007).view([-1, 64]);
+            let [words, zeros] = [words.to_kind(Kind::Int), signed_words(zeros)];
+            let scales = Tensor::ones([4, 64], (Kind::Half, Device::Cpu));
+            read_matrix([("qweight", &words), ("qzeros", &zeros), ("scales", &scales)].into_iter(), quantization)
+        };
+        let expected = numbers(&zeros, "gptq_v2");
+        assert!(expected.std(true).double_value(&[]) > 0.5, "{bits}");
+        assert_same(&format!("{bits} bits"), &numbers(&less, "gptq"), &expected);
+    }
+}
+
+/// Returns words as int32 with the same bits.
+fn signed_words(words: &Tensor) -> Tensor {
+    (words - words.ge(1_i64 << 31).to_kind(Kind::Int64) * (1_i64 << 32)).to_kind(Kind::Int)
+}
+
+/// Unpacks words (n, m) into numbers of 3 bits (n, 32 m / 3).
+fn unpacked_3(words: &Tensor) -> Tensor {
+    let bits: Vec<Tensor> = (0..32).map(|i| words.bitwise_right_shift_tensor_scalar(i).bitwise_and(1)).collect();
+    let bits = Tensor::stack(&bits, -1).view([words.size()[0], -1, 3]);
+    bits.select(2, 0) + bits.select(2, 1) * 2 + bits.select(2, 2) * 4
+}
+
+/// Packs numbers of 3 bits (n, 32 m / 3) into words (n, m).
+fn packed_3(numbers: &Tensor) -> Tensor {
+    let bits: Vec<Tensor> = (0..3).map(|i| numbers.bitwise_right_shift_tensor_scalar(i).bitwise_and(1)).collect();
+    let bits = Tensor::stack(&bits, -1).view([numbers.size()[0], -1, 32]);
+    let values: Vec<i64> = (0..32).map(|i| 1 << i).collect();
+    (bits * Tensor::from_slice(&values)).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64)
+}
+
+/// bitsandbytes' own codes of matrices that are no whole number of blocks or groups of scales (tests/fixtures/quantised), in
+/// the layout of a checkpoint: rows begin in the middle of blocks, the last block is short, the last byte has one number.
+#[test]
+fn matrices_of_odd_sizes_are_read_as_bitsandbytes_made_them() {
+    let fixture = tensors("quantised/weights.safetensors");
+    let values = tensors("stored/nf4/quantised.safetensors");
+    let value_of = |part: &str| values[&format!("model.layers.0.self_attn.q_proj.{part}")].shallow_clone();
+    for (name, format) in [("odd", "nf4"), ("odd", "fp4"), ("groups", "nf4"), ("zeros", "fp4"), ("whole", "nf4")] {
+        let part = |part: &str| fixture[&format!("{name}.{format}.double.{part}")].shallow_clone();
+        let weight = fixture[&format!("{name}.weight")].to_kind(Kind::Float);
+        // bitsandbytes takes the mean of the blocks' scales from them; the numbers are such that it is exact.
+        let numbers = Vec::<f32>::try_from(weight.view([-1])).unwrap();
+        let largest = numbers.chunks(64).map(|block| block.iter().fold(0f32, |most, x| most.max(x.abs())));
+        let offset = largest.clone().sum::<f32>() / largest.count() as f32;
+        let state = json!({ "quant_type": format, "blocksize": 64, "dtype": "float32", "shape": weight.size(),
+            "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset });
+        let table = match format {
+            "nf4" => value_of("weight.quant_map"),
+            _ => tensors("stored/fp4/quantised.safetensors")["model.layers.0.self_attn.q_proj.weight.quant_map"].copy(),
+        };
+        let state_name = format!("weight.quant_state.bitsandbytes__{format}");
+        let tensors = [
+            ("weight", part("codes").view([-1, 1])),
+            ("weight.absmax", part("scales")),
+            ("weight.nested_absmax", part("scale_scales")),
+            ("weight.nested_quant_map", value_of("weight.nested_quant_map")),
+            ("weight.quant_map", table),
+            (state_name.as_str(), Tensor::from_slice(state.to_string().as_bytes())),
+        ];
+        let quantization = json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": format,
+            "bnb_4bit_use_double_quant": true });
+        let found = read_matrix(tensors.iter().map(|(part, t)| (*part, t)), quantization);
+        assert_same(&format!("{name} in {format}"), &found, &part("f32"));
     }
 }
 
@@ -292,6 +385,22 @@ fn memory_is_that_of_the_stored_numbers() {
         assert_eq!(model.storage_summary_as(Storage::Auto, device()), model.storage_summary(), "{format}");
         let said = model.describe_quantisation().unwrap();
         assert!(said.contains(if format == "awq" { "AWQ int4" } else { "GPTQ int4" }), "{said}");
+    }
+}
+
+/// A model of which only the shapes matter has the sizes of the loaded one, in every format.
+#[test]
+fn an_outline_has_the_sizes_of_the_model() {
+    for format in FORMATS {
+        let folder = stored_model(format);
+        let [outline, model] = [Storage::Outline, Storage::Auto]
+            .map(|storage| load_as(folder.path(), Kind::Float, storage, None).unwrap());
+        assert_eq!(outline.quantised_summary(), model.quantised_summary(), "{format}");
+        assert_eq!(outline.storage_summary_as(Storage::Auto, device()), model.storage_summary(), "{format}");
+        let unpacked = ["gptq", "awq"].contains(&format);
+        for p in outline.params().base().filter(|p| unpacked && matches!(p.quantised, QuantisedParam::Done(_))) {
+            assert_eq!(p.tensor.stride(), [0, 0], "{format}: {} has numbers", p.name);
+        }
     }
 }
 

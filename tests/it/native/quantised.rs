@@ -33,12 +33,14 @@ impl Sample {
     fn new(rows: i64, columns: i64) -> Self {
         let (n, bytes) = (rows * columns, (Kind::Uint8, Device::Cpu));
         let blocks = (n + BLOCK - 1) / BLOCK;
+        let block_scales = Tensor::rand([blocks], CPU);
+        let _ = block_scales.narrow(0, 0, 1).fill_(3e-38); // its numbers are subnormal
         Self {
             shape: [rows, columns],
             four_bits: Tensor::randint(256, [(n + 1) / 2], bytes),
             int8: (Tensor::randint(255, [n], (Kind::Int, Device::Cpu)) - 127).to_kind(Kind::Int8),
             values: from_fn(|i| (i as f32 - 7.3) / 8.1),
-            block_scales: Tensor::rand([blocks], CPU),
+            block_scales,
             row_scales: Tensor::rand([rows], CPU),
             scale_codes: Tensor::randint(256, [blocks], bytes),
             scale_scales: Tensor::rand([(blocks + GROUP - 1) / GROUP], CPU),

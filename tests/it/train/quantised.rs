@@ -104,6 +104,12 @@ fn an_adapter_over_quantised_weights_is_merged_into_the_bases_own() {
     let kl = error["difference"]["mean_kl"].as_f64().unwrap();
     assert!(kl > 1e-6 && kl > 100.0 * report["difference"]["mean_kl"].as_f64().unwrap().abs(), "{report}");
     assert!(stderr(&merge).contains("merged into the base's own weights"), "{}", stderr(&merge));
+    // Without a base, it is the one that the adapter names.
+    let named = space.ft(&["merge", "run", "--out", "again", "--json"]);
+    assert!(stderr(&named).contains("smollm2-135m-instruct, which run names"), "{}", stderr(&named));
+    assert_eq!(space.weights("merged"), space.weights("again"));
+    let half = space.ft(&["merge", "run=0.5", "--out", "half-model", "--json"]);
+    assert!(stderr(&half).contains("which run names") && space.weights("half-model") != space.weights("merged"));
     // Merged as an adapter, it is still one over the quantised base.
     let sum = space.ft(&["merge", base, "run=0.5", "--as", "adapter", "--out", "half", "--json"]);
     let report: Value = serde_json::from_slice(&sum.stdout).unwrap();
@@ -126,7 +132,21 @@ fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
     let first = |out: &str| losses(&space, out)[0];
     assert!((first("plain") - first("loftq")).abs() > 1e-4, "{} {}", first("plain"), first("loftq"));
     let corrected = json!({ "format": "nf4", "double": true, "corrected": true });
-    assert_eq!(space.json("loftq/export_report.json")["quantised_base"], corrected);
+    let report = space.json("loftq/export_report.json");
+    assert_eq!(report["quantised_base"], corrected);
+    let told = |i: usize| report["compatibility"][i].to_string();
+    for (i, parts) in [
+        (0, ["\"PEFT\"", "NF4 with 8-bit scales only"]),
+        (1, ["\"vLLM\"", "--quantization bitsandbytes"]),
+        (2, ["\"llama.cpp\"", "\"reads\":false"]),
+    ] {
+        assert!(parts.iter().all(|part| told(i).contains(part)), "{}", told(i));
+    }
+    let shown = String::from_utf8(space.ft(&["adapter", "info", "loftq"]).stdout).unwrap();
+    assert!(
+        shown.contains("--quantization bitsandbytes") && shown.contains("GGUF files have other formats"),
+        "{shown}"
+    );
     let config = space.json("loftq/adapter_config.json");
     assert_eq!((&config["init_lora_weights"], &config["r"]), (&json!(true), &json!(16)), "{config}");
     train(&space, QLORA, "more", &["adapter.lora.from=loftq"]);

@@ -99,6 +99,8 @@ fn an_adapter_over_stored_quantised_weights_is_merged_into_the_full_precision_on
     train(&space, LORA, "run", &["optim.lr=1e-2", "model.path=models/awq"]);
     let said = space.refused(&["merge", "models/awq", "run", "--out", "merged"]);
     assert!(said.contains("stored quantised") && said.contains("full-precision weights"), "{said}");
+    let said = space.refused(&["merge", "run", "--out", "merged"]);
+    assert!(said.contains("was trained over") && said.contains("full-precision weights"), "{said}");
     let merge = space.ft(&["merge", FULL, "run", "--out", "merged", "--json"]);
     let report: Value = serde_json::from_slice(&merge.stdout).unwrap();
     assert_eq!((&report["verdict"], &report.get("quantised_base")), (&json!("passed"), &None), "{report}");

@@ -99,8 +99,40 @@ fn every_method_trains_virtual_tokens() {
     let ppo = [judge, "method.ppo.sampling.prompts=4", "method.ppo.sampling.max_new_tokens=8"];
     let iterations = run("ppo", "recipes/ppo-helpful.yaml", "{prompt_tuning: {}}", &ppo);
     assert!(iterations.iter().any(|line| line.get("loss").is_some()), "{iterations:?}");
-    let said = space.refused(&["train", "recipes/reward-helpful.yaml", "--set", "adapter={prompt_tuning: {}}"]);
-    assert!(said.contains("`adapter.prompt_tuning`") && said.contains("lora"), "{said}");
+}
+
+#[test]
+fn a_reward_model_over_virtual_tokens_learns_is_checked_and_scores() {
+    let space = Workspace::new();
+    for (kind, adapter) in [
+        ("prompt", "{prompt_tuning: {init: vocabulary, virtual_tokens: 4}}"),
+        ("p", "{p_tuning: {virtual_tokens: 4}}"),
+        ("prefix", "{prefix_tuning: {virtual_tokens: 4}}"),
+    ] {
+        let (adapter, out) = (format!("adapter={adapter}"), format!("run.out=runs/{kind}"));
+        let sets = [&adapter, &out, "run.steps=6", "optim.lr=1e-2", "run.eval_every=0", "optim.schedule=constant"];
+        let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+        space.ft(&[&["train", "recipes/reward-helpful.yaml"][..], &sets].concat());
+        let run = format!("runs/{kind}");
+        assert_eq!(space.json(&format!("{run}/export_report.json"))["verdict"], "passed", "{kind}");
+        let config = space.json(&format!("{run}/adapter_config.json"));
+        assert_eq!(
+            (&config["task_type"], &config["modules_to_save"]),
+            (&json!("SEQ_CLS"), &json!(["score"])),
+            "{kind}"
+        );
+        let model = "models/smollm2-135m-instruct";
+        let files = ["--input", "datasets/helpful/valid.jsonl", "--out", &format!("{kind}.jsonl")];
+        space.ft(&[&["score", "--model", model, "--adapter", &run][..], &files].concat());
+        // The probes of reward.json are checked at each load: virtual tokens count for them.
+        let tensors = ft::nn::Weights::open_file(&space.path(&format!("{run}/adapter_model.safetensors"))).unwrap();
+        let mut changed = tensors.all();
+        let tokens = changed.get_mut("prompt_embeddings").unwrap();
+        *tokens = &*tokens * 0.0;
+        save_tensors(&space.path(&format!("{run}/adapter_model.safetensors")), &changed);
+        let said = space.refused(&[&["score", "--model", model, "--adapter", &run][..], &files].concat());
+        assert!(said.contains("Head, adapter or base are not the trained ones"), "{kind}: {said}");
+    }
 }
 
 #[test]
