@@ -71,7 +71,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if args.json {
         let mut value = serde_json::to_value(&result).map_err(|e| Error::bug(format!("numbers as JSON: {e}")))?;
         value["model"] = json!(args.model.model);
-        value["adapter"] = json!(args.model.adapter);
+        value["adapter"] = json!(args.model.adapter.folder);
         value["data"] = json!(args.data);
         println!("{value}");
     } else {
