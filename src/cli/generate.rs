@@ -114,14 +114,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     }
     let answers = chosen.answers;
     let timings = RefCell::new(PassTimings::default());
-    let work = GenerationJob {
-        adapted: &adapted,
-        questions: &questions,
-        chosen: &chosen,
-        limits,
-        answers,
-        timings: &timings,
-    };
+    let work =
+        GenerationJob { adapted: &adapted, questions: &questions, chosen: &chosen, limits, answers, timings: &timings };
     match (&args.input, &args.out) {
         (Some(input), Some(out)) => work.write_answers(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => work.print_json(),
@@ -137,9 +131,10 @@ impl GenerateArgs {
         let adapters = match self.model.adapters() {
             [] => Value::Null,
             [AdapterArg { name: None, folder }] => json!(fsutil::absolute(folder)),
-            several => several.iter().map(|AdapterArg { name, folder }| {
-                (name.clone().unwrap_or_default(), json!(fsutil::absolute(folder)))
-            }).collect(),
+            several => several
+                .iter()
+                .map(|AdapterArg { name, folder }| (name.clone().unwrap_or_default(), json!(fsutil::absolute(folder))))
+                .collect(),
         };
         let mut all = json!({
             "model": fsutil::absolute(&self.model.model),

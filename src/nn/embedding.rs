@@ -22,7 +22,8 @@ impl Embedding {
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         if let Some(groups) = self.adapters.groups() {
             let rows = cast(&self.weight.rows(ids), self.kind);
-            let adapted = |adapter: &dyn Adapter, rows: &Tensor, _| adapter.embed(&ids.index_select(0, rows), &self.weight);
+            let adapted =
+                |adapter: &dyn Adapter, rows: &Tensor, _| adapter.embed(&ids.index_select(0, rows), &self.weight);
             return self.adapters.replace_rows(&groups, rows, adapted);
         }
         let rows = match self.adapters.active() {

@@ -1,9 +1,9 @@
 //! Root-mean-square normalisation.
 
 use super::adapter::{Adapter, LayerAdapters};
-use super::row_adapters::RowGroup;
 use super::layer_input::LayerInput;
 use super::ops;
+use super::row_adapters::RowGroup;
 use super::weight::cast;
 use tch::Tensor;
 
@@ -41,9 +41,8 @@ impl RmsNorm {
     /// Normalises rows of different adapters, without gradient.
     fn by_groups(&self, groups: &[RowGroup], x: &Tensor) -> LayerInput {
         let norm = |x: &Tensor, weight: &Tensor| ops::rms_norm(x, &cast(weight, x.kind()), self.eps);
-        let adapted = |adapter: &dyn Adapter, rows: &Tensor, _| {
-            norm(&x.index_select(0, rows), &adapter.merged(&self.weight))
-        };
+        let adapted =
+            |adapter: &dyn Adapter, rows: &Tensor, _| norm(&x.index_select(0, rows), &adapter.merged(&self.weight));
         LayerInput::kept(&self.adapters.replace_rows(groups, norm(x, &self.weight), adapted))
     }
 

@@ -23,6 +23,11 @@ pub const SUMMARY: &str = "summary.json";
 /// File name of the plan. Every run folder has one.
 pub const PLAN: &str = "plan.json";
 
+/// File name of the trained tensors in a checkpoint.
+pub const CHECKPOINT_WEIGHTS: &str = "trained.safetensors";
+/// File name of the hashes of a checkpoint's files.
+pub const CHECKPOINT_MANIFEST: &str = "manifest.json";
+
 /// Whether a run is in progress, and how it ended otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

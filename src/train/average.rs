@@ -87,7 +87,9 @@ pub fn report_average(average: &AveragedResult, best: Option<BestValidation>, ai
     report::info(format!("the result is {}", average.describe(best)));
     let others = average.last_value.into_iter().chain(best.map(|(_, value)| value));
     if average.value.is_some_and(|value| others.into_iter().any(|other| aim.better(other, value))) {
-        report::warn("other weights of this run validate better than the average; `run.result: best` publishes the best");
+        report::warn(
+            "other weights of this run validate better than the average; `run.result: best` publishes the best",
+        );
     }
 }
 

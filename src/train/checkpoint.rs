@@ -15,6 +15,7 @@ use crate::native;
 use crate::nn::{Param, Weights, weights};
 use crate::recipe::sections::RunSection;
 use crate::report;
+use crate::runs::folder::{CHECKPOINT_MANIFEST as MANIFEST, CHECKPOINT_WEIGHTS as TRAINED};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,12 +68,10 @@ impl TrainingState {
     }
 }
 
-const TRAINED: &str = "trained.safetensors";
 const OPTIMISER: &str = "optimiser.safetensors";
 const GENERATOR: &str = "generator.safetensors";
 const METHOD: &str = "method.safetensors";
 const STATE: &str = "state.json";
-const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 5] = [TRAINED, OPTIMISER, GENERATOR, METHOD, STATE];
 
 /// The tensors that a method stores in a checkpoint, by name.

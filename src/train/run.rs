@@ -80,7 +80,8 @@ pub(super) fn run_prepared(
         let average = naming_the_checkpoint(plan, || {
             result::choose_weights(plan, &model, &checkpoints, &state, aim, optim)?;
             let averaged = checkpoints.averaged(state.step);
-            let average = averaged.map(|steps| average::use_average(&checkpoints, steps, &model, &mut *method, &records));
+            let average =
+                averaged.map(|steps| average::use_average(&checkpoints, steps, &model, &mut *method, &records));
             let average = average.transpose()?;
             average.iter().for_each(|average| average::report_average(average, state.best, aim));
             result::export(plan, &model, &vocabulary)?;

@@ -168,8 +168,7 @@ pub fn require_template(tokenizer: &ChatTokenizer, model: &Path) -> Result<()> {
     if tokenizer.has_template() {
         return Ok(());
     }
-    Err(Error::user(format!("{}: the model has no chat template, which conversations need", model.display()))
-        .hint(
-            "use an instruct model, give a template with --template, or continue plain text: ft generate --prompt TEXT",
-        ))
+    Err(Error::user(format!("{}: the model has no chat template, which conversations need", model.display())).hint(
+        "use an instruct model, give a template with --template, or continue plain text: ft generate --prompt TEXT",
+    ))
 }

@@ -102,8 +102,11 @@ impl ModelArgs<NamedAdapters> {
         let mut named: Vec<NamedAdapter> = Vec::new();
         for AdapterArg { name, folder } in given {
             let Some(name) = name else {
-                return Err(Error::user(format!("--adapter {}: one of several adapters needs a name", folder.display()))
-                    .hint(format!("--adapter NAME={}; rows name it in their column `adapter`", folder.display())));
+                return Err(Error::user(format!(
+                    "--adapter {}: one of several adapters needs a name",
+                    folder.display()
+                ))
+                .hint(format!("--adapter NAME={}; rows name it in their column `adapter`", folder.display())));
             };
             if named.iter().any(|other| other.name == *name) {
                 return Err(Error::user(format!("--adapter: two adapters are called `{name}`")));
@@ -117,7 +120,9 @@ impl ModelArgs<NamedAdapters> {
                 return Err(Error::user(format!(
                     "adapter `{name}`: its chat template ends an answer with another token than the base's"
                 ))
-                .hint("answer its rows on their own, with --adapter DIR; or give one template to all: --template FILE"));
+                .hint(
+                    "answer its rows on their own, with --adapter DIR; or give one template to all: --template FILE",
+                ));
             }
             named.push(NamedAdapter { name: name.clone(), tokenizer: own });
         }

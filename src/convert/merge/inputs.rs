@@ -1,5 +1,6 @@
 //! Reads the adapters of a merge, and refuses those that cannot be merged.
 
+use super::checkpoint;
 use crate::adapters::merging::WeightedAdapter;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -39,7 +40,15 @@ pub fn parse_part(text: &str) -> Result<WeightedAdapter> {
             );
         }
     };
-    WeightedAdapter::read(Path::new(folder), weight)
+    read_part(Path::new(folder), weight)
+}
+
+/// Reads the adapter in a folder, or that of a run's checkpoint.
+pub fn read_part(folder: &Path, weight: f64) -> Result<WeightedAdapter> {
+    match checkpoint::run_of(folder) {
+        Some(run) => checkpoint::read(folder, &run, weight),
+        None => WeightedAdapter::read(folder, weight),
+    }
 }
 
 /// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.

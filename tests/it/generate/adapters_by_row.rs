@@ -17,8 +17,7 @@ fn with_adapters(base: &str, kind: Kind, specs: &[Value]) -> Model {
     let plans: Vec<Box<dyn AdapterPlan>> = specs.iter().map(|spec| spec.plan().unwrap()).collect();
     let adapters = plans.iter().enumerate().map(|(i, plan)| (i.to_string(), &**plan)).collect();
     let (storage, heads) = (Storage::Auto, Heads::Tokens);
-    let load =
-        LoadOptions { device: device(), kind, storage, train_base: None, adapters, vocabulary: None, heads };
+    let load = LoadOptions { device: device(), kind, storage, train_base: None, adapters, vocabulary: None, heads };
     tch::set_num_threads(1);
     let model = Model::load(&fixture(base), load).unwrap();
     let _no_grad = tch::no_grad_guard();
@@ -98,7 +97,8 @@ fn adapters_of_every_kind_share_a_batch() {
         let together = drain(engine, &requests);
         assert_eq!(together.len(), alone.len());
         for (a, b) in alone.iter().zip(&together) {
-            let what = format!("{rows} rows, {tokens} tokens, request {} ({:?})", a.request, requests[a.request].adapter);
+            let what =
+                format!("{rows} rows, {tokens} tokens, request {} ({:?})", a.request, requests[a.request].adapter);
             assert_eq!((a.request, a.sample), (b.request, b.sample), "{what}");
             assert_eq!(a.completion.tokens, b.completion.tokens, "{what}");
             let gaps = a.completion.log_probs.iter().zip(&b.completion.log_probs).map(|(a, b)| (a - b).abs());
@@ -109,7 +109,8 @@ fn adapters_of_every_kind_share_a_batch() {
 
 #[test]
 fn other_families_have_rows_of_several_adapters() {
-    for (base, targets) in [("tiny-gpt2", json!(["c_attn", "c_fc", "wpe", "wte"])), ("tiny-qwen3", json!("all-linear"))] {
+    for (base, targets) in [("tiny-gpt2", json!(["c_attn", "c_fc", "wpe", "wte"])), ("tiny-qwen3", json!("all-linear"))]
+    {
         let specs = [json!({ "lora": { "rank": 3, "targets": targets } }), json!({ "ln_tuning": {} })];
         let model = with_adapters(base, Kind::Float, &specs);
         let (settings, requests) = (settings(6), requests(specs.len(), 60));
