@@ -4,3 +4,4 @@ mod adapters;
 mod commands;
 mod peft;
 mod results;
+mod soups;
