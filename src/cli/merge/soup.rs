@@ -49,13 +49,15 @@ pub(super) fn cook(job: &mut MergeJob, rows: Option<&Path>, sweeps: bool) -> Res
     let losses = MergeLosses::open(&job.base, &job.parts, &job.plan, job.form, rows, None)?;
     let soup = greedy_soup(&losses, &mut job.parts)?;
     let chosen = ChosenSoup { names: job.parts.iter().map(label).collect(), soup };
+    let mut table = chosen.table();
+    table.push(vec!["the base alone".into(), format!("{:.4}", chosen.soup.base_loss), String::new(), String::new()]);
     report::info(format!(
         "{} of {count} adapters are in the soup, loss {:.4} on {} rows, {} supervised tokens\n{}",
         chosen.soup.members.len(),
         chosen.soup.loss,
         chosen.soup.rows,
         report::count(chosen.soup.tokens as u64),
-        report::table(&chosen.table())
+        report::table(&table)
     ));
     set_weights(&mut job.parts, &chosen.soup.members);
     let mut place = 0..count;
@@ -84,7 +86,6 @@ impl ChosenSoup {
             let [alone, with] = [self.soup.alone[trial.adapter], trial.loss].map(|loss| format!("{loss:.4}"));
             vec![self.names[trial.adapter].clone(), alone, with, if trial.kept { "kept" } else { "left out" }.into()]
         }));
-        table.push(vec!["the base alone".into(), format!("{:.4}", self.soup.base_loss), String::new(), String::new()]);
         table
     }
 
