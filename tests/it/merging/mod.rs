@@ -2,6 +2,7 @@
 
 mod adapters;
 mod commands;
+mod interrupted;
 mod peft;
 mod results;
 mod soups;

@@ -17,7 +17,8 @@ fn json_of(output: &std::process::Output) -> Value {
 #[test]
 fn a_soup_is_the_sum_with_equal_weights() {
     let project = tempfile::tempdir().unwrap();
-    for (name, to) in [("base", "biased-llama"), ("one", "merging/one"), ("two", "merging/two"), ("three", "merging/three")]
+    for (name, to) in
+        [("base", "biased-llama"), ("one", "merging/one"), ("two", "merging/two"), ("three", "merging/three")]
     {
         symlink(fixture(to), project.path().join(name)).unwrap();
     }
@@ -61,7 +62,8 @@ fn a_greedy_soup_leaves_out_what_makes_it_worse() {
     ] {
         train(&space, LORA, out, &[sets, &["run.result=last", "model.dtype=f32"]].concat());
     }
-    let merge = ["merge", MODEL, "broken", "good", "better", "--method", "greedy_soup", "--rows", rows, "--as", "adapter"];
+    let merge =
+        ["merge", MODEL, "broken", "good", "better", "--method", "greedy_soup", "--rows", rows, "--as", "adapter"];
     let done = space.ft(&[&merge[..], &["--out", "soup", "--json"]].concat());
     let told = json_of(&done);
     let soup = &told["soup"];
@@ -101,7 +103,8 @@ fn checkpoints_of_a_run_are_merged_as_its_result_is() {
     let template = std::fs::read_to_string(space.path(MODEL).join("chat_template.jinja")).unwrap();
     let own = template.replace("message['content']", "'now: ' + message['content']");
     std::fs::write(space.path("own.jinja"), &own).unwrap();
-    for (out, more) in [("plain", &[][..]), ("pissa", &["adapter.lora.init=pissa", "optim.lr=1e-4"]), ("nf4", &["model.quantize=nf4"])]
+    for (out, more) in
+        [("plain", &[][..]), ("pissa", &["adapter.lora.init=pissa", "optim.lr=1e-4"]), ("nf4", &["model.quantize=nf4"])]
     {
         train(&space, LORA, out, &[more, &["data.template=own.jinja", "run.result=last"]].concat());
         let merge = |from: &str, to: &str| {
