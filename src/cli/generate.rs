@@ -37,7 +37,8 @@ pub struct GenerateArgs {
     /// The text to continue; may be given several times
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// File of rows with `prompt` (text or messages) or `messages`, and perhaps `adapter`, the name of the one that answers
+    /// File of rows with `prompt` (text or messages) or `messages`. With --adapter NAME=DIR, the column `adapter` names the one
+    /// that answers a row; a row without it is answered by the base
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Write the answers to --input to this file, one JSON object per line

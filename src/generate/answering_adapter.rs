@@ -15,7 +15,7 @@ pub enum AnsweringAdapter {
 
 impl AnsweringAdapter {
     /// Returns the adapter's number; `None`: the bare base.
-    pub(super) fn number(self, model: &Model) -> Option<usize> {
+    pub fn number(self, model: &Model) -> Option<usize> {
         match self {
             Self::Active => model.active_adapter_id(),
             Self::Chosen(number) => number,

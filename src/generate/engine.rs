@@ -340,17 +340,30 @@ pub fn complete(
     settings: &GenerationSettings,
     on_token: &mut dyn FnMut(usize, u32),
 ) -> Result<Vec<GeneratedAnswer>> {
+    let request = |(i, prompt): (usize, &Vec<u32>)| GenerationRequest::new(prompt, i as u64);
+    complete_requests(model, prompts.iter().enumerate().map(request).collect(), settings, on_token)
+}
+
+/// Does the same for requests of one answer each, which may have different adapters.
+pub fn complete_requests(
+    model: &Model,
+    requests: Vec<GenerationRequest>,
+    settings: &GenerationSettings,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<GeneratedAnswer>> {
     settings.check()?;
-    for (i, prompt) in prompts.iter().enumerate() {
-        check_prompt(model, prompt, settings, &format!("prompt {}", i + 1))?;
+    for (i, r) in requests.iter().enumerate() {
+        let check = |model: &Model| check_prompt(model, &r.prompt, settings, &format!("prompt {}", i + 1));
+        model.with_adapter_id(r.adapter.number(model), check)?;
     }
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
+    let mut answers: Vec<Option<GeneratedAnswer>> = vec![None; requests.len()];
+    let mut requests: Vec<(usize, GenerationRequest)> = requests.into_iter().enumerate().collect();
+    requests.sort_by_key(|(_, r)| std::cmp::Reverse(r.prompt.len()));
+    let order: Vec<usize> = requests.iter().map(|(i, _)| *i).collect();
     let mut engine = Engine::new(model, settings.clone(), BatchLimits::of(model)?)?;
-    for &i in &order {
-        engine.add(GenerationRequest::new(&prompts[i], i as u64))?;
+    for (_, request) in requests {
+        engine.add(request)?;
     }
-    let mut answers: Vec<Option<GeneratedAnswer>> = prompts.iter().map(|_| None).collect();
     while !engine.is_idle() {
         let step = engine.step()?;
         step.tokens.iter().for_each(|(request, _, id)| on_token(order[*request], *id));

@@ -1,4 +1,4 @@
-//! `--adapter` of commands that answer rows with several adapters at once: each row names its adapter.
+//! `--adapter` of commands that answer with several adapters at once, which have names.
 
 use super::model::{ModelArgs, QuantizeArgs, TemplateArgs};
 use clap::Args;
@@ -15,8 +15,7 @@ use std::path::PathBuf;
 /// Names an adapter, or several by name.
 #[derive(Args)]
 pub struct NamedAdapters {
-    /// Adapter directory (PEFT layout) to load on top of the model. NAME=DIR, which may be given several times: each row
-    /// names its adapter in the column `adapter`, and rows without one are answered by the base
+    /// Adapter directory (PEFT layout) to load on top of the model; NAME=DIR, several times, for several at once
     #[arg(id = "adapter", long = "adapter", value_name = "DIR|NAME=DIR", value_parser = OsStringValueParser::new().map(AdapterArg::parse))]
     given: Vec<AdapterArg>,
 }
