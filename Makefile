@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-adapters bench-merging bench-decoding bench-processors bench-distill dist wheel gpu-pack gpu-check clean
+.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-adapters bench-merging bench-halves bench-decoding bench-processors bench-distill dist wheel gpu-pack gpu-check clean
 
 # If LIBTORCH is set, that libtorch or PyTorch 2.11 is used; otherwise `make setup` fetches one.
 ifneq ($(LIBTORCH),)
@@ -166,6 +166,9 @@ bench-adapters: setup $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare the k
 
 bench-merging: setup ## Compare merging of whole models in ft and, with MERGEKIT=PYTHON, in mergekit: time and memory (10 GB of disk)
 	@python3 benches/merging.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
+
+bench-halves: setup $(MODEL)/config.json $(ICD10)/train.jsonl ## Train an adapter on each half of the chapters, merge both by held-out loss, compare exact match (half an hour)
+	@python3 benches/halves.py
 
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare speed and memory of ft and of the peers, in alternation (half an hour)
 	$(BENCH) benches/speed.py --json benches/last.json

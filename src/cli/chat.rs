@@ -40,7 +40,7 @@ pub struct ChatArgs {
 /// Runs `ft chat` until the input ends. A failed turn ends the command unless a person is typing.
 pub fn run(args: ChatArgs) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
-    require_template(&tokenizer, &args.model)?;
+    require_template(&tokenizer, &args.model.model)?;
     let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
     let stop = flag_on_interrupt()?;
     let terminal = std::io::stdin().is_terminal();

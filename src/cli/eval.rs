@@ -1,23 +1,28 @@
 //! `ft eval`: measures exact match and perplexity of a model on a file of rows.
 
 use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs};
+use super::shared::named_adapters::{AdaptedModel, AdapterArg, NamedAdapters};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::eval::rows::EvalRow;
-use ft::eval::run::{Evaluation, evaluate};
+use ft::eval::run::{EvalAnswer, EvalResult, EvalSubject, Evaluation, PairedDifference, evaluate_each};
+use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::{fsutil, report};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Measure exact match and perplexity of a model on rows with answers
 ///
 /// The model generates an answer greedily where each row has its last one; the two are compared after trimming. Loss
 /// and perplexity are over the tokens that `ft train` would train on. Rows of plain text have a perplexity only.
+///
+/// With --adapter NAME=DIR, the base and all these adapters answer every row, in the same batches; differences from the base are
+/// means over rows, with 95 % paired bootstrap intervals.
 #[derive(Args)]
 pub struct EvalArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: ModelArgs<NamedAdapters>,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
@@ -41,9 +46,13 @@ pub struct EvalArgs {
 
 /// Runs `ft eval`.
 pub fn run(args: EvalArgs) -> Result<()> {
-    let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
-    let rows = EvalRow::read(&args.data, args.rows.map(|n| n as usize), &tokenizer)?;
-    let asked = rows.iter().filter(|r| r.question.is_some()).count();
+    let adapted = args.model.open_adapted(&args.template, &args.quantize)?;
+    let read = |tokenizer| EvalRow::read(&args.data, args.rows.map(|n| n as usize), tokenizer);
+    let mut rows = vec![read(&adapted.tokenizer)?];
+    for number in 0..adapted.named.len() {
+        rows.push(read(adapted.tokenizer_of(Some(number)))?);
+    }
+    let asked = rows[0].iter().filter(|r| r.question.is_some()).count();
     if args.out.is_some() && asked == 0 {
         return Err(Error::user(format!(
             "{}: rows of plain text have no answers to compare, so --out would be empty",
@@ -52,44 +61,124 @@ pub fn run(args: EvalArgs) -> Result<()> {
         .hint("leave out --out; loss and perplexity are printed"));
     }
     if let Some(n) = args.max_new_tokens {
-        let long = rows.iter().filter_map(|r| r.question.as_ref()).filter(|a| a.expected_tokens > n).count();
+        let long = rows[0].iter().filter_map(|r| r.question.as_ref()).filter(|a| a.expected_tokens > n).count();
         if long > 0 {
             report::warn(format!(
                 "{long} of {asked} expected answers are longer than --max-new-tokens {n} and cannot be matched"
             ));
         }
     }
-    let (result, answered) = evaluate(&model, &tokenizer, &rows, args.max_new_tokens)?;
+    let subjects: Vec<EvalSubject> = rows.iter().enumerate().map(|(i, rows)| subject(&adapted, i, rows)).collect();
+    let results = evaluate_each(&adapted.model, &subjects, args.max_new_tokens)?;
     if let Some(path) = &args.out {
-        fsutil::write_atomic(path, |w| {
-            answered.iter().try_for_each(|a| {
-                serde_json::to_writer(&mut *w, a)?;
-                writeln!(w)
-            })
-        })?;
+        write_answers(path, &adapted, &results)?;
     }
-    if args.json {
-        let mut value = serde_json::to_value(&result).map_err(|e| Error::bug(format!("numbers as JSON: {e}")))?;
-        value["model"] = json!(args.model.model);
-        value["adapter"] = json!(args.model.adapter);
-        value["data"] = json!(args.data);
-        println!("{value}");
-    } else {
-        println!("{}", report::table(&table(&result)));
+    match &results[..] {
+        [(result, _)] if args.json => println!("{}", args.one_as_json(result)?),
+        [(result, _)] => println!("{}", report::table(&table(result))),
+        several if args.json => println!("{}", args.several_as_json(several)?),
+        several => println!("{}", report::table(&table_of_several(&adapted, several))),
     }
     Ok(())
 }
 
+/// Returns what is evaluated at place `i`: the base, then the named adapters; without such, the model as it was opened.
+fn subject<'a>(adapted: &'a AdaptedModel, i: usize, rows: &'a [EvalRow]) -> EvalSubject<'a> {
+    let number = i.checked_sub(1);
+    let adapter = match adapted.named.is_empty() {
+        true => AnsweringAdapter::Active,
+        false => AnsweringAdapter::Chosen(number),
+    };
+    EvalSubject { adapter, tokenizer: adapted.tokenizer_of(number), rows }
+}
+
+/// Writes each row's answer, one JSON object per line, with the name of its adapter if there are several.
+fn write_answers(path: &Path, adapted: &AdaptedModel, results: &[EvalResult]) -> Result<()> {
+    let named = |i: usize, answer: &EvalAnswer| {
+        let mut row = json!(answer);
+        if !adapted.named.is_empty() {
+            row["adapter"] = json!(i.checked_sub(1).map(|number| &adapted.named[number].name));
+        }
+        row
+    };
+    fsutil::write_atomic(path, |w| {
+        results.iter().enumerate().flat_map(|(i, (_, answered))| answered.iter().map(move |a| (i, a))).try_for_each(
+            |(i, answer)| {
+                serde_json::to_writer(&mut *w, &named(i, answer))?;
+                writeln!(w)
+            },
+        )
+    })
+}
+
+impl EvalArgs {
+    fn one_as_json(&self, result: &Evaluation) -> Result<Value> {
+        let mut value = as_json(result)?;
+        value["model"] = json!(self.model.model);
+        value["adapter"] = json!(self.model.adapters().first().map(|AdapterArg { folder, .. }| folder));
+        value["data"] = json!(self.data);
+        Ok(value)
+    }
+
+    fn several_as_json(&self, results: &[EvalResult]) -> Result<Value> {
+        let mut list = Vec::new();
+        for (i, (result, answered)) in results.iter().enumerate() {
+            let mut value = as_json(result)?;
+            let given = i.checked_sub(1).map(|number| &self.model.adapters()[number]);
+            value["name"] = json!(given.and_then(|AdapterArg { name, .. }| name.as_ref()));
+            value["adapter"] = json!(given.map(|AdapterArg { folder, .. }| folder));
+            if i > 0 && !answered.is_empty() {
+                let [exact_match, loss] = PairedDifference::between(answered, &results[0].1);
+                value["difference"] = json!({ "exact_match": exact_match, "loss": loss });
+            }
+            list.push(value);
+        }
+        Ok(json!({ "model": self.model.model, "data": self.data, "results": list }))
+    }
+}
+
+fn as_json(result: &Evaluation) -> Result<Value> {
+    serde_json::to_value(result).map_err(|e| Error::bug(format!("numbers as JSON: {e}")))
+}
+
+fn share(x: Option<f64>) -> String {
+    x.map_or("-".to_string(), |x| format!("{x:.4}"))
+}
+
+fn exact_match(e: &Evaluation) -> String {
+    share(e.exact_match) + &e.exact_match_ci.map_or(String::new(), |[a, b]| format!("  (95 % {a:.4} to {b:.4})"))
+}
+
 fn table(e: &Evaluation) -> Vec<Vec<String>> {
     let line = |name: &str, value: String| vec![name.to_string(), value];
-    let share = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.4}"));
-    let interval = e.exact_match_ci.map_or(String::new(), |[a, b]| format!("  (95 % {a:.4} to {b:.4})"));
     vec![
-        line("exact match", share(e.exact_match) + &interval),
+        line("exact match", exact_match(e)),
         line("ignoring case", share(e.exact_match_ignoring_case)),
         line("ended by itself", share(e.stopped)),
         line("loss", format!("{:.4}", e.loss)),
         line("perplexity", format!("{:.3}", e.perplexity)),
         line("rows", format!("{} ({:.2} per second)", report::count(e.rows as u64), e.rows_per_s)),
     ]
+}
+
+fn table_of_several(adapted: &AdaptedModel, results: &[EvalResult]) -> Vec<Vec<String>> {
+    let titles = ["adapter", "exact match", "loss", "perplexity", "exact match - base", "loss per row - base"];
+    let mut table = vec![titles.map(String::from).to_vec()];
+    let paired = |d: PairedDifference| format!("{:+.4}  ({:+.4} to {:+.4})", d.mean, d.interval[0], d.interval[1]);
+    for (i, (result, answered)) in results.iter().enumerate() {
+        let name = i.checked_sub(1).map_or("none", |number| &adapted.named[number].name);
+        let mut row = vec![
+            name.to_string(),
+            exact_match(result),
+            format!("{:.4}", result.loss),
+            format!("{:.3}", result.perplexity),
+        ];
+        if i > 0 && !answered.is_empty() {
+            row.extend(PairedDifference::between(answered, &results[0].1).map(paired));
+        }
+        table.push(row);
+    }
+    let widest = table.iter().map(Vec::len).max().unwrap_or(0);
+    table.iter_mut().for_each(|row| row.resize(widest, String::new()));
+    table
 }

@@ -7,6 +7,7 @@ mod timings;
 use super::shared::beams::BeamArgs;
 use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs, require_template};
 use super::shared::model_files::hash_files;
+use super::shared::named_adapters::{AdapterArg, NamedAdapters};
 use super::shared::sampling::{GenerationChoice, SamplingArgs, report_choices};
 use clap::Args;
 use ft::data::chat::is_template_name;
@@ -28,7 +29,7 @@ use timings::PassTimings;
 #[command(group(clap::ArgGroup::new("question").required(true).args(["prompt", "input"])))]
 pub struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: ModelArgs<NamedAdapters>,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
@@ -36,7 +37,8 @@ pub struct GenerateArgs {
     /// The text to continue; may be given several times
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// File of rows with `prompt` (text or messages) or `messages`
+    /// File of rows with `prompt` (text or messages) or `messages`. With --adapter NAME=DIR, the column `adapter` names the one
+    /// that answers a row; a row without it is answered by the base
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Write the answers to --input to this file, one JSON object per line
@@ -80,8 +82,12 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     if args.logprobs && !args.json && args.out.is_none() {
         return Err(Error::user("--logprobs adds to the JSON output").hint("add --json, or --input FILE --out FILE"));
     }
-    let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
-    let mut chosen = args.sampling.choose(&args.model.model, &tokenizer, Some(&args.beams))?;
+    if args.input.is_none() && args.model.adapters().iter().any(|adapter| adapter.name.is_some()) {
+        return Err(Error::user("--adapter NAME=DIR needs --input, whose rows name their adapter")
+            .hint("for --prompt give one adapter without a name: --adapter DIR"));
+    }
+    let adapted = args.model.open_adapted(&args.template, &args.quantize)?;
+    let mut chosen = args.sampling.choose(&args.model.model, &adapted.tokenizer, Some(&args.beams))?;
     chosen.settings.log_probs = args.logprobs;
     report_choices(&chosen);
     if args.timings.is_some() && chosen.beams.is_some() {
@@ -89,10 +95,11 @@ pub fn run(args: GenerateArgs) -> Result<()> {
             .hint("leave out --timings, or set --num-beams 1"));
     }
     if args.chat {
-        require_template(&tokenizer, &args.model)?;
+        adapted.tokenizers().try_for_each(|tokenizer| require_template(tokenizer, &args.model.model))?;
     }
     let reader = PromptReader {
-        tokenizer: &tokenizer,
+        adapted: &adapted,
+        tokenizer: &adapted.tokenizer,
         chat: args.chat,
         system: args.system.as_deref(),
         prefix: args.prefix.as_deref(),
@@ -102,21 +109,14 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         Some(path) => reader.read_file(path)?,
         None => args.prompt.iter().map(|text| reader.read_text(text)).collect::<Result<_>>()?,
     };
-    let mut limits = BatchLimits::of(&model)?;
+    let mut limits = BatchLimits::of(&adapted.model)?;
     if let Some(n) = args.batch_size {
         limits.rows = n as usize;
     }
     let answers = chosen.answers;
     let timings = RefCell::new(PassTimings::default());
-    let work = GenerationJob {
-        model: &model,
-        tokenizer: &tokenizer,
-        questions: &questions,
-        chosen: &chosen,
-        limits,
-        answers,
-        timings: &timings,
-    };
+    let work =
+        GenerationJob { adapted: &adapted, questions: &questions, chosen: &chosen, limits, answers, timings: &timings };
     match (&args.input, &args.out) {
         (Some(input), Some(out)) => work.write_answers(out, &args.fingerprint(input, &chosen)?),
         _ if args.json => work.print_json(),
@@ -129,9 +129,17 @@ impl GenerateArgs {
     /// Returns everything that the answers depend on, including the contents of model and adapter. A partial file is
     /// continued only if all of it is equal.
     fn fingerprint(&self, input: &Path, chosen: &GenerationChoice) -> Result<Value> {
+        let adapters = match self.model.adapters() {
+            [] => Value::Null,
+            [AdapterArg { name: None, folder }] => json!(fsutil::absolute(folder)),
+            several => several
+                .iter()
+                .map(|AdapterArg { name, folder }| (name.clone().unwrap_or_default(), json!(fsutil::absolute(folder))))
+                .collect(),
+        };
         let mut all = json!({
             "model": fsutil::absolute(&self.model.model),
-            "adapter": self.model.adapter.as_deref().map(fsutil::absolute),
+            "adapter": adapters,
             "dtype": format!("{:?}", self.model.dtype()?),
             "input": fsutil::sha256(input)?,
             "chat": self.chat,
@@ -150,9 +158,13 @@ impl GenerateArgs {
         if self.drop_answer {
             all["drop_answer"] = true.into();
         }
-        let folders = [("model", Some(&self.model.model)), ("adapter", self.model.adapter.as_ref())];
-        for (kind, folder) in folders.into_iter().filter_map(|(kind, folder)| Some((kind, folder?))) {
-            for (name, sha256) in hash_files(folder)? {
+        let named = |AdapterArg { name, folder }: &AdapterArg| match name {
+            Some(name) => (format!("adapter {name}"), folder.clone()),
+            None => ("adapter".to_string(), folder.clone()),
+        };
+        let model = ("model".to_string(), self.model.model.clone());
+        for (kind, folder) in std::iter::once(model).chain(self.model.adapters().iter().map(named)) {
+            for (name, sha256) in hash_files(&folder)? {
                 all[format!("{kind}/{name}")] = sha256.into();
             }
         }

@@ -1,6 +1,7 @@
 //! `ft merge`: folds adapters into a base model, combines several adapters into one, or merges whole models.
 
 mod models;
+mod soup;
 mod sweep;
 
 use super::shared::stdout::print_json;
@@ -9,7 +10,7 @@ use clap::{Args, ValueEnum};
 use ft::adapters::merging::WeightedAdapter;
 use ft::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
 use ft::convert::merge::adapters::PreparedMerge;
-use ft::convert::merge::inputs::{is_adapter, named_base, other_base, parse_part, split_weight};
+use ft::convert::merge::inputs::{is_adapter, named_base, other_base, parse_part, read_part, split_weight};
 use ft::convert::merge::page;
 use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
@@ -17,6 +18,7 @@ use ft::merging::MajoritySign;
 use ft::recipe::merge_file::{self, AdapterMergeFile, MergeFile};
 use ft::report;
 use serde_json::json;
+use soup::ChosenSoup;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
@@ -66,6 +68,9 @@ pub struct MergeArgs {
     /// Search on the first N rows
     #[arg(long, value_name = "N", requires = "sweep", value_parser = clap::value_parser!(u32).range(1..))]
     sweep_rows: Option<u32>,
+    /// Choose the adapters of greedy_soup by the loss on these rows
+    #[arg(long, value_name = "FILE")]
+    rows: Option<PathBuf>,
     /// Only report how far the adapters agree
     #[arg(long, conflicts_with_all = ["out", "force"])]
     dry_run: bool,
@@ -131,10 +136,14 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         report::warn(warning);
     }
     let limit = args.sweep_rows.map(|n| n as usize);
+    let soup = soup::cook(&mut job, args.rows.as_deref(), args.sweep.is_some())?;
     let search = args.sweep.as_deref().map(|rows| sweep::search_weights(&mut job, rows, limit)).transpose()?;
     let mut merge = PreparedMerge::new(&job.base, &job.parts, job.plan.clone(), job.form)?;
-    merge.search = search.as_ref().map(|found| sweep::picture(found, &job.parts));
-    let tells = job.parts.len() > 1 || !job.plan.is_sum() || args.dry_run;
+    let picture = search.as_ref().map(|found| sweep::picture(found, &job.parts));
+    merge.search = picture.or_else(|| soup.as_ref().map(ChosenSoup::picture));
+    let trials = search.as_ref().map(|found| ("sweep", json!(found)));
+    let trials = trials.or_else(|| soup.as_ref().map(|chosen| ("soup", json!(chosen.soup))));
+    let tells = job.parts.len() > 1 || !job.plan.is_sum() || soup.is_some() || args.dry_run;
     if tells {
         report::info(format!("{}\n{}", merge.report.method, merge.report.table()));
     }
@@ -149,8 +158,8 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         if let Some(page) = &args.page {
             page::write(&merge.report, merge.search.as_ref(), page)?;
         }
-        return match &search {
-            Some(found) if args.json => print_json(&json!({ "merge": merge.report, "sweep": found })),
+        return match trials {
+            Some((name, found)) if args.json => print_json(&json!({ "merge": merge.report, name: found })),
             _ if args.json => print_json(&merge.report),
             _ => Ok(()),
         };
@@ -170,8 +179,8 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     spinner.finish_and_clear();
     let done = done?;
     show(&done, out, tells);
-    match &search {
-        Some(found) if args.json => print_json(&json!({ "export": done, "sweep": found })),
+    match trials {
+        Some((name, found)) if args.json => print_json(&json!({ "export": done, name: found })),
         _ if args.json => print_json(&done),
         _ => Ok(()),
     }
@@ -217,7 +226,7 @@ fn job_of_file(args: &MergeArgs, file: AdapterMergeFile) -> Result<MergeJob> {
     }
     let folders: Vec<PathBuf> = file.adapters.iter().map(|(folder, _)| folder.clone()).collect();
     check_out_folder(args, out.as_deref(), &file.base, &folders)?;
-    let read = |(folder, weight): &(PathBuf, f64)| WeightedAdapter::read(folder, *weight);
+    let read = |(folder, weight): &(PathBuf, f64)| read_part(folder, *weight);
     let parts = file.adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
     Ok(MergeJob { base: file.base, parts, plan: file.plan, form: file.form, dtype: file.dtype, out })
 }

@@ -1,6 +1,6 @@
 //! `ft score`: scores answers or pairs of answers with a reward model.
 
-use super::shared::model::ModelArgs;
+use super::shared::model::{ModelArgs, OneAdapter};
 use clap::Args;
 use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
@@ -43,7 +43,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         ))
         .hint("give a file, such as scores.jsonl"));
     }
-    let ModelArgs { model: base, adapter, device, dtype } = &args.model;
+    let ModelArgs { model: base, adapter: OneAdapter { folder: adapter }, device, dtype } = &args.model;
     let tokenizer = ChatTokenizer::load_for(base, adapter.as_deref(), &TemplateOptions::default())?;
     let rows = ScoreRow::read(&args.input, args.rows.map(|n| n as usize), &tokenizer)?;
     let device = models::device(device)?;

@@ -37,7 +37,7 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         device,
         kind: args.model.dtype.choose_kind(device, &args.model.model)?,
         model: args.model.model,
-        adapter: args.model.adapter,
+        adapter: args.model.adapter.folder,
         rows,
     };
     let checks = report::enclosing_work("checks");

@@ -30,7 +30,7 @@ pub struct QuantisationError {
 pub fn trained_over(base: &Path, parts: &[WeightedAdapter]) -> Result<Option<QuantisedBase>> {
     let mut found: Option<(QuantisedBase, &WeightedAdapter)> = None;
     for part in parts {
-        let Some(format) = recorded(&part.folder)? else { continue };
+        let Some(format) = recorded(&part.companions)? else { continue };
         if let QuantisedBase::Loaded { format, corrected: true } = &format {
             return Err(Error::user(format!(
                 "{}: the adapter began as a correction of a base in {} (init: loftq); in the base's own weights it would be an error",

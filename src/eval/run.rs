@@ -6,13 +6,14 @@ use super::rows::{EvalQuestion, EvalRow};
 use crate::data::chat::ChatTokenizer;
 use crate::data::encode::Example;
 use crate::error::{Error, Result};
-use crate::generate::answer::StopReason;
-use crate::generate::engine::complete;
+use crate::generate::answer::{GeneratedAnswer, StopReason};
+use crate::generate::answering_adapter::AnsweringAdapter;
+use crate::generate::engine::{GenerationRequest, complete_requests};
 use crate::generate::settings::GenerationSettings;
 use crate::methods::sft::SupervisedBatch;
 use crate::models::Model;
-use crate::report;
-use crate::stats::proportion::Proportion;
+use crate::stats::{bootstrap::mean_interval, moments::mean, proportion::Proportion};
+use crate::{report, rng};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
@@ -66,6 +67,19 @@ pub struct EvalAnswer {
     pub loss: f64,
 }
 
+/// What is evaluated: an adapter or the base, with the rows as its tokenizer encodes them.
+pub struct EvalSubject<'a> {
+    /// Which adapter answers.
+    pub adapter: AnsweringAdapter,
+    /// The tokenizer with its chat template.
+    pub tokenizer: &'a ChatTokenizer,
+    /// The rows.
+    pub rows: &'a [EvalRow],
+}
+
+/// The results of one subject.
+pub type EvalResult = (Evaluation, Vec<EvalAnswer>);
+
 /// Measures the loss on `rows` and generates greedy answers to their prompts. `max_new_tokens` defaults to the length
 /// of the longest expected answer plus 16.
 pub fn evaluate(
@@ -73,25 +87,39 @@ pub fn evaluate(
     tokenizer: &ChatTokenizer,
     rows: &[EvalRow],
     max_new_tokens: Option<usize>,
-) -> Result<(Evaluation, Vec<EvalAnswer>)> {
+) -> Result<EvalResult> {
+    let subject = EvalSubject { adapter: AnsweringAdapter::Active, tokenizer, rows };
+    Ok(evaluate_each(model, &[subject], max_new_tokens)?.remove(0))
+}
+
+/// Does the same for several subjects with the same stop tokens, whose answers are decoded in the same batches.
+pub fn evaluate_each(
+    model: &Model,
+    subjects: &[EvalSubject],
+    max_new_tokens: Option<usize>,
+) -> Result<Vec<EvalResult>> {
     let started = Instant::now();
-    let examples: Vec<&Example> = rows.iter().flat_map(|r| &r.examples).collect();
-    let each = example_losses(model, &examples)?;
-    let (loss, tokens) = mean_per_token(&each)?;
-    let mut each = each.into_iter();
-    let mut own = |row: &EvalRow| {
-        mean_per_token(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss)
+    let losses = subjects.iter().map(|s| {
+        let examples: Vec<&Example> = s.rows.iter().flat_map(|r| &r.examples).collect();
+        model.with_adapter_id(s.adapter.number(model), |model| example_losses(model, &examples))
+    });
+    let losses = losses.collect::<Result<Vec<_>>>()?;
+    fn asked<'a>(s: &EvalSubject<'a>) -> impl Iterator<Item = &'a EvalQuestion> {
+        s.rows.iter().filter_map(|r| r.question.as_ref())
+    }
+    let longest = subjects.iter().flat_map(asked).map(|a| a.expected_tokens).max().unwrap_or(0);
+    let stop_ids = subjects.first().map_or(&[][..], |s| s.tokenizer.stop_ids());
+    let settings = GenerationSettings::greedy(max_new_tokens.unwrap_or(longest + 16), stop_ids);
+    let request = |s: &EvalSubject, (i, question): (usize, &EvalQuestion)| GenerationRequest {
+        adapter: s.adapter,
+        ..GenerationRequest::new(&question.prompt, i as u64)
     };
-    let row_losses = rows.iter().map(&mut own).collect::<Result<Vec<f64>>>()?;
-    let row_losses = rows.iter().zip(row_losses).filter(|(row, _)| row.question.is_some()).map(|(_, loss)| loss);
-    let asked: Vec<&EvalQuestion> = rows.iter().filter_map(|r| r.question.as_ref()).collect();
-    let longest = asked.iter().map(|a| a.expected_tokens).max().unwrap_or(0);
-    let settings = GenerationSettings::greedy(max_new_tokens.unwrap_or(longest + 16), tokenizer.stop_ids());
-    let prompts: Vec<Vec<u32>> = asked.iter().map(|a| a.prompt.clone()).collect();
-    let mut left = vec![settings.max_new_tokens; prompts.len()];
+    let requests: Vec<GenerationRequest> =
+        subjects.iter().flat_map(|s| asked(s).enumerate().map(|q| request(s, q)).collect::<Vec<_>>()).collect();
+    let mut left = vec![settings.max_new_tokens; requests.len()];
     // Answers of similar length all end late, at about the same time. Counting tokens shows the speed earlier.
-    let bar = report::bar(prompts.len() as u64, "answers");
-    let answers = complete(model, &prompts, &settings, &mut |i, id| {
+    let bar = report::bar(requests.len() as u64, "answers");
+    let answers = complete_requests(model, requests, &settings, &mut |i, id| {
         left[i] -= 1;
         bar.count(1, "tokens");
         if left[i] == 0 || settings.stop_ids.contains(&id) {
@@ -99,8 +127,34 @@ pub fn evaluate(
         }
     })?;
     bar.finish_and_clear();
-    let mut answered = Vec::with_capacity(asked.len());
-    for ((asked, answer), loss) in asked.iter().zip(&answers).zip(row_losses) {
+    let rows: usize = subjects.iter().map(|s| s.rows.len()).sum();
+    let rows_per_s = rows as f64 / started.elapsed().as_secs_f64();
+    let mut answers = answers.into_iter();
+    let result = |(s, losses): (&EvalSubject, Vec<(f64, usize)>)| {
+        let own: Vec<GeneratedAnswer> = answers.by_ref().take(asked(s).count()).collect();
+        result_of(s, losses, &own, settings.max_new_tokens, rows_per_s)
+    };
+    subjects.iter().zip(losses).map(result).collect()
+}
+
+/// Compares the answers of a subject with the expected ones. `losses` are those of all its examples.
+fn result_of(
+    subject: &EvalSubject,
+    losses: Vec<(f64, usize)>,
+    answers: &[GeneratedAnswer],
+    max_new_tokens: usize,
+    rows_per_s: f64,
+) -> Result<EvalResult> {
+    let EvalSubject { tokenizer, rows, .. } = subject;
+    let (loss, tokens) = mean_per_token(&losses)?;
+    let mut each = losses.into_iter();
+    let mut own = |row: &EvalRow| {
+        mean_per_token(&each.by_ref().take(row.examples.len()).collect::<Vec<_>>()).map(|(loss, _)| loss)
+    };
+    let row_losses = rows.iter().map(&mut own).collect::<Result<Vec<f64>>>()?;
+    let asked = rows.iter().zip(row_losses).filter_map(|(row, loss)| Some((row.question.as_ref()?, loss)));
+    let mut answered = Vec::with_capacity(answers.len());
+    for ((asked, loss), answer) in asked.zip(answers) {
         let text = tokenizer.decode(answer.answer_tokens(), true)?;
         answered.push(EvalAnswer {
             prompt: asked.prompt_as_written.clone(),
@@ -126,10 +180,37 @@ pub fn evaluate(
         loss,
         perplexity: loss.exp(),
         tokens,
-        max_new_tokens: settings.max_new_tokens,
-        rows_per_s: rows.len() as f64 / started.elapsed().as_secs_f64(),
+        max_new_tokens,
+        rows_per_s,
     };
     Ok((evaluation, answered))
+}
+
+/// How far the results of two subjects on the same rows differ: the mean over rows, with a paired bootstrap interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PairedDifference {
+    /// The mean over rows.
+    pub mean: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+}
+
+impl PairedDifference {
+    /// Compares a number of each row.
+    fn of(after: impl Iterator<Item = f64>, before: impl Iterator<Item = f64>) -> Self {
+        const DRAWS: usize = 10_000;
+        let each: Vec<f64> = after.zip(before).map(|(a, b)| a - b).collect();
+        let (low, high) = mean_interval(&each, DRAWS, &mut rng::stream(0, "paired evaluation", 0));
+        Self { mean: mean(&each), interval: [low, high] }
+    }
+
+    /// Returns the differences of exact match and of the rows' losses between answers to the same prompts.
+    pub fn between(after: &[EvalAnswer], before: &[EvalAnswer]) -> [Self; 2] {
+        let hits = |answers: &[EvalAnswer]| answers.iter().map(|a| f64::from(u8::from(a.matched))).collect::<Vec<_>>();
+        let losses = |answers: &[EvalAnswer]| answers.iter().map(|a| a.loss).collect::<Vec<_>>();
+        let differ = |of: &dyn Fn(&[EvalAnswer]) -> Vec<f64>| Self::of(of(after).into_iter(), of(before).into_iter());
+        [differ(&hits), differ(&losses)]
+    }
 }
 
 /// Returns the mean loss over the supervised tokens of all examples, and the number of these tokens.

@@ -1,23 +1,10 @@
-//! Searches the weights of a merge by the loss on held-out rows. Nothing is written: the merged adapter is exchanged in one
-//! loaded model.
+//! Searches the weights of a merge by the loss on held-out rows.
 
-use super::rows::EvalRow;
-use super::run::mean_loss;
-use crate::adapters::merging::combine::{are_low_rank, combine, in_full};
-use crate::adapters::merging::plan::{MergeForm, MergePlan};
-use crate::adapters::merging::reduce::as_lora;
-use crate::adapters::merging::{MergedWeights, WeightedAdapter};
-use crate::adapters::{AdapterFile, file};
-use crate::data::chat::ChatTokenizer;
-use crate::data::encode::Example;
-use crate::error::{Error, Result};
-use crate::merging::Truncation;
-use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, VocabularyRows};
-use crate::nn::Weights;
+use super::merge_losses::MergeLosses;
+use crate::adapters::merging::WeightedAdapter;
+use crate::error::Result;
 use crate::report;
 use serde::Serialize;
-use std::path::Path;
-use tch::{Device, Kind};
 
 /// Weights that were tried, and the loss with them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,75 +37,14 @@ const GRID: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 /// Steps of the refinement, one after the other.
 const STEPS: [f64; 2] = [0.125, 0.0625];
 
-/// Searches the weights with which the merge of `parts` by `plan` has the smallest loss on the rows of a file, the first
-/// `limit` of them. `form`: what will be written. Fails for a plan whose ranks depend on the weights.
-pub fn sweep(
-    base: &Path,
-    parts: &mut [WeightedAdapter],
-    plan: &MergePlan,
-    form: MergeForm,
-    rows: &Path,
-    limit: Option<usize>,
-) -> Result<Sweep> {
-    if matches!(plan.truncation, Some(Truncation::Energy(_))) {
-        return Err(Error::user("--energy cannot be combined with --sweep: ranks would depend on the weights")
-            .hint("search with --rank, and merge with --energy and the weights found"));
-    }
-    let config = Config::read(base)?;
-    let tokenizer = ChatTokenizer::load(base, None)?;
-    let rows = EvalRow::read(rows, limit, &tokenizer)?;
-    let examples: Vec<&Example> = rows.iter().flat_map(|row| &row.examples).collect();
-    let weights = models::weights(base, &config)?;
-    let shared = config.tied_weights();
-    let first = merged(&weights, &shared, parts, plan, form)?;
-    let model = load(base, &first)?;
-    let (base_loss, tokens) = model.with_adapter(None, |model| mean_loss(model, &examples))?;
+/// Searches the weights with the smallest loss, and leaves the last ones that were tried in `parts`.
+pub fn sweep(losses: &MergeLosses, parts: &mut [WeightedAdapter]) -> Result<Sweep> {
     let bar = report::spinner("searching weights");
-    let search = search(parts.len(), |values| {
-        parts.iter_mut().zip(values).for_each(|(part, value)| part.weight = *value);
-        let made = merged(&weights, &shared, parts, plan, form)?;
-        file::load_into(model.params().adapter(0), &made.tensors, Path::new("the merged adapter"))?;
-        Ok(mean_loss(&model, &examples)?.0)
-    });
+    let search = search(parts.len(), |weights| losses.of(parts, weights));
     bar.finish_and_clear();
     let (trials, grid) = search?;
     let best = best_of(&trials).clone();
-    Ok(Sweep { trials, grid, best, base_loss, rows: rows.len(), tokens })
-}
-
-/// Returns the merge with the present weights as an adapter, whose shapes do not depend on the weights.
-fn merged(
-    base: &Weights,
-    shared: &[&str],
-    parts: &[WeightedAdapter],
-    plan: &MergePlan,
-    form: MergeForm,
-) -> Result<AdapterFile> {
-    if plan.is_sum() && are_low_rank(base, parts)? {
-        return combine(base, parts);
-    }
-    let merge = MergedWeights::planned(base, shared, parts, plan.clone())?;
-    match !plan.is_sum() && (form == MergeForm::Adapter || plan.gives_products()) {
-        true => Ok(as_lora(&merge, parts, || ())?.0),
-        false => in_full(base, &merge),
-    }
-}
-
-/// Loads the base with an adapter, which is switched on.
-fn load(base: &Path, adapter: &AdapterFile) -> Result<Model> {
-    let plan = adapter.spec.plan_from(Some(&adapter.tensors))?;
-    let adapters = vec![("merged".to_string(), &*plan)];
-    let rows = VocabularyRows::of_adapters(&Config::read(base)?, &[(adapter, base)])?;
-    let options = LoadOptions {
-        device: Device::Cpu,
-        kind: Kind::Float,
-        storage: Storage::Auto,
-        train_base: None,
-        adapters,
-        vocabulary: rows.as_ref(),
-        heads: Heads::Tokens,
-    };
-    Model::load(base, options)
+    Ok(Sweep { trials, grid, best, base_loss: losses.base_loss, rows: losses.rows(), tokens: losses.tokens })
 }
 
 fn best_of(trials: &[Trial]) -> &Trial {

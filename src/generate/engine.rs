@@ -1,13 +1,17 @@
 //! Continuous batching: the engine runs the prompts of queued requests packed, then gives every row one token per step.
 //! Rows that end leave the cache, and queued prompts take their place.
 //!
+//! Requests may have different adapters. Prompts are then run adapter by adapter, and the rows of all adapters get their next
+//! tokens in one step, in which the base is computed once (`nn::row_adapters`).
+//!
 //! Invariant: a row samples from its own random stream, and its logits depend on no other row. Only their last bits may
 //! depend on the number of rows in a product: docs/generation.md says when. The engine must not know text, files or the
 //! terminal.
 
 use super::answer::{DecodeFn, GeneratedAnswer};
+use super::answering_adapter::AnsweringAdapter;
 use super::logit_rules::LogitEdits;
-use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
+use super::prompt_check::{check_decoder, check_prompt};
 use super::sampler;
 use super::sequence::GrowingSequence;
 use super::settings::GenerationSettings;
@@ -15,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;
 use crate::native::upload_slice;
-use crate::nn::{KvCache, Tokens};
+use crate::nn::{KvCache, RowAdapters, Tokens};
 use std::collections::VecDeque;
 use tch::{Device, Tensor};
 
@@ -30,12 +34,14 @@ pub struct GenerationRequest {
     pub answers: usize,
     /// Index of its random stream. Requests with equal stream, prompt and settings get equal answers.
     pub stream: u64,
+    /// Which adapter answers.
+    pub adapter: AnsweringAdapter,
 }
 
 impl GenerationRequest {
     /// Returns a request for one answer.
     pub fn new(prompt: &[u32], stream: u64) -> Self {
-        Self { prompt: prompt.to_vec(), prefix: Vec::new(), answers: 1, stream }
+        Self { prompt: prompt.to_vec(), prefix: Vec::new(), answers: 1, stream, adapter: AnsweringAdapter::Active }
     }
 }
 
@@ -99,6 +105,7 @@ pub struct DecodingStep {
 struct DecodingRow {
     request: usize,
     sample: usize,
+    adapter: AnsweringAdapter,
     sequence: GrowingSequence,
 }
 
@@ -107,20 +114,23 @@ struct WaitingRequest {
     id: usize,
     request: GenerationRequest,
     answers_begun: usize,
+    /// The most tokens that a sequence may have.
+    context: usize,
 }
 
-/// Answers requests in batches. The caller must keep the model's active adapter the same in every step.
+/// Answers requests in batches.
 pub struct Engine<'m> {
     model: &'m Model,
     settings: GenerationSettings,
     limits: BatchLimits,
     decode: Option<DecodeFn<'m>>,
-    context: usize,
     waiting: VecDeque<WaitingRequest>,
     rows: Vec<DecodingRow>,
     cache: KvCache,
     /// (rows) int64: each row's last token on the model's device, if it is there already: then it need not be uploaded.
     last_ids: Option<Tensor>,
+    /// The adapters of the rows, as long as these stay the same.
+    row_adapters: Option<RowAdapters>,
     requests_added: usize,
 }
 
@@ -129,11 +139,11 @@ impl<'m> Engine<'m> {
     pub fn new(model: &'m Model, settings: GenerationSettings, limits: BatchLimits) -> Result<Self> {
         settings.check()?;
         Ok(Self {
-            context: max_sequence_tokens(model),
             cache: model.cache(0),
             waiting: VecDeque::new(),
             rows: Vec::new(),
             last_ids: None,
+            row_adapters: None,
             requests_added: 0,
             decode: None,
             model,
@@ -152,8 +162,11 @@ impl<'m> Engine<'m> {
     pub fn add(&mut self, request: GenerationRequest) -> Result<usize> {
         let id = self.requests_added;
         check_decoder(&self.settings, self.decode)?;
-        check_prompt(self.model, &request.prompt, &self.settings, &format!("prompt {}", id + 1))?;
-        let longest = self.settings.max_answer_tokens(request.prompt.len()).min(self.context - request.prompt.len());
+        let number = request.adapter.number(self.model);
+        let name = format!("prompt {}", id + 1);
+        self.model.with_adapter_id(number, |model| check_prompt(model, &request.prompt, &self.settings, &name))?;
+        let context = request.adapter.context(self.model);
+        let longest = self.settings.max_answer_tokens(request.prompt.len()).min(context - request.prompt.len());
         if request.prefix.len() >= longest {
             return Err(Error::user(format!(
                 "prompt {}: the prefix has {} tokens, the answer may have {longest}",
@@ -165,7 +178,7 @@ impl<'m> Engine<'m> {
             return Err(Error::bug("a request for no answer"));
         }
         self.requests_added += 1;
-        self.waiting.push_back(WaitingRequest { id, request, answers_begun: 0 });
+        self.waiting.push_back(WaitingRequest { id, request, answers_begun: 0, context });
         Ok(id)
     }
 
@@ -186,7 +199,8 @@ impl<'m> Engine<'m> {
         let first = self.admit_waiting();
         if !first.is_empty() {
             let prompt_tokens = self.rows[old..old + first.len()].iter().map(|r| r.sequence.ids.len()).sum();
-            let logits = self.prefill_rows(old, &first)?;
+            let adapter = self.rows[old].adapter.number(self.model);
+            let logits = self.model.with_adapter_id(adapter, |_| self.prefill_rows(old, &first))?;
             return Ok(DecodingStep { prompt_tokens, ..self.choose_tokens(old, logits)? });
         }
         if self.rows.is_empty() {
@@ -196,49 +210,59 @@ impl<'m> Engine<'m> {
             let last: Vec<i64> = self.rows.iter().map(|r| r.sequence.last_id()).collect();
             upload_slice(&last, self.model.device())
         });
-        let logits = self.model.next_logits(&ids, &mut self.cache)?;
+        let (model, rows) = (self.model, &self.rows);
+        let adapters = self.row_adapters.get_or_insert_with(|| {
+            let numbers: Vec<Option<usize>> = rows.iter().map(|r| r.adapter.number(model)).collect();
+            RowAdapters::new(&numbers, model.device())
+        });
+        let logits = model.with_row_adapters(adapters, |model| model.next_logits(&ids, &mut self.cache))?;
         self.choose_tokens(0, logits)
     }
 
-    /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. Returns the
-    /// number of answers for each prompt.
+    /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. All have the
+    /// adapter of the first request in the queue; those with others are passed over, and their places in the batch are kept
+    /// free for the next steps. Returns the number of answers for each prompt.
     fn admit_waiting(&mut self) -> Vec<usize> {
-        let virtual_tokens = self.model.virtual_tokens() as usize;
-        let cached = |sequence: &GrowingSequence| virtual_tokens + sequence.max_length();
-        let mut longest = self.rows.iter().map(|r| cached(&r.sequence)).max().unwrap_or(0);
-        let (mut free, mut used, mut tokens) = (self.limits.rows.max(1), self.rows.len(), 0);
-        free = free.saturating_sub(used);
+        let (model, limits) = (self.model, self.limits);
+        let cached = |adapter: AnsweringAdapter, sequence: &GrowingSequence| {
+            adapter.virtual_tokens(model) + sequence.max_length()
+        };
+        let mut longest = self.rows.iter().map(|r| cached(r.adapter, &r.sequence)).max().unwrap_or(0);
+        let (mut used, mut tokens, mut at) = (self.rows.len(), 0, 0);
         let (mut counts, mut first, mut others) = (Vec::new(), Vec::new(), Vec::new());
-        while let Some(w) = self.waiting.front_mut() {
-            let r = &w.request;
+        let shared = self.waiting.front().and_then(|w| w.request.adapter.number(model));
+        while let Some(w) = self.waiting.get_mut(at) {
+            let (r, adapter) = (&w.request, w.request.adapter);
             let make = |sample: usize| {
-                GrowingSequence::new(&r.prompt, &r.prefix, &self.settings, self.context, r.stream, sample as u64)
+                GrowingSequence::new(&r.prompt, &r.prefix, &self.settings, w.context, r.stream, sample as u64)
             };
             let sequence = make(w.answers_begun);
-            longest = longest.max(cached(&sequence));
-            let room = free.min((self.limits.tokens / longest).saturating_sub(used)).max(usize::from(used == 0));
-            let n = room.min(r.answers - w.answers_begun);
+            longest = longest.max(cached(adapter, &sequence));
+            let free = limits.rows.max(1).min(limits.tokens / longest).saturating_sub(used).max(usize::from(used == 0));
+            let n = free.min(r.answers - w.answers_begun);
+            if n > 0 && adapter.number(model) != shared {
+                (used, at) = (used + n, at + 1);
+                continue;
+            }
             if n == 0 || (tokens > 0 && tokens + sequence.ids.len() > PREFILL_TOKENS) {
                 break;
             }
             tokens += sequence.ids.len();
-            first.push(DecodingRow { request: w.id, sample: w.answers_begun, sequence });
-            others.extend((w.answers_begun + 1..w.answers_begun + n).map(|s| DecodingRow {
-                request: w.id,
-                sample: s,
-                sequence: make(s),
-            }));
+            let row = |sample, sequence| DecodingRow { request: w.id, sample, adapter, sequence };
+            first.push(row(w.answers_begun, sequence));
+            others.extend((w.answers_begun + 1..w.answers_begun + n).map(|sample| row(sample, make(sample))));
             counts.push(n);
-            (used, free) = (used + n, free.saturating_sub(n));
+            used += n;
             w.answers_begun += n;
             if w.answers_begun < r.answers {
                 break;
             }
-            self.waiting.pop_front();
+            self.waiting.remove(at);
         }
         self.rows.extend(first);
         self.rows.extend(others);
         if !counts.is_empty() {
+            self.row_adapters = None;
             self.allocate_cache(longest);
         }
         counts
@@ -301,6 +325,7 @@ impl<'m> Engine<'m> {
         }
         step.finished.reverse();
         if slots.len() < self.cache.lengths.len() {
+            self.row_adapters = None;
             self.cache.retain_slots(&slots);
         }
         Ok(step)
@@ -315,17 +340,30 @@ pub fn complete(
     settings: &GenerationSettings,
     on_token: &mut dyn FnMut(usize, u32),
 ) -> Result<Vec<GeneratedAnswer>> {
+    let request = |(i, prompt): (usize, &Vec<u32>)| GenerationRequest::new(prompt, i as u64);
+    complete_requests(model, prompts.iter().enumerate().map(request).collect(), settings, on_token)
+}
+
+/// Does the same for requests of one answer each, which may have different adapters.
+pub fn complete_requests(
+    model: &Model,
+    requests: Vec<GenerationRequest>,
+    settings: &GenerationSettings,
+    on_token: &mut dyn FnMut(usize, u32),
+) -> Result<Vec<GeneratedAnswer>> {
     settings.check()?;
-    for (i, prompt) in prompts.iter().enumerate() {
-        check_prompt(model, prompt, settings, &format!("prompt {}", i + 1))?;
+    for (i, r) in requests.iter().enumerate() {
+        let check = |model: &Model| check_prompt(model, &r.prompt, settings, &format!("prompt {}", i + 1));
+        model.with_adapter_id(r.adapter.number(model), check)?;
     }
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
+    let mut answers: Vec<Option<GeneratedAnswer>> = vec![None; requests.len()];
+    let mut requests: Vec<(usize, GenerationRequest)> = requests.into_iter().enumerate().collect();
+    requests.sort_by_key(|(_, r)| std::cmp::Reverse(r.prompt.len()));
+    let order: Vec<usize> = requests.iter().map(|(i, _)| *i).collect();
     let mut engine = Engine::new(model, settings.clone(), BatchLimits::of(model)?)?;
-    for &i in &order {
-        engine.add(GenerationRequest::new(&prompts[i], i as u64))?;
+    for (_, request) in requests {
+        engine.add(request)?;
     }
-    let mut answers: Vec<Option<GeneratedAnswer>> = prompts.iter().map(|_| None).collect();
     while !engine.is_idle() {
         let step = engine.step()?;
         step.tokens.iter().for_each(|(request, _, id)| on_token(order[*request], *id));

@@ -3,6 +3,7 @@
 use super::checkpoint::SCORE;
 use super::model::Model;
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
+use crate::nn::{AdapterSwitches, RowAdapters};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -43,8 +44,37 @@ impl Model {
     /// afterwards, after a panic too. Panics for an unknown name.
     pub fn with_adapter<R>(&self, adapter: Option<&str>, f: impl FnOnce(&Self) -> R) -> R {
         let id = adapter.map(|name| self.adapter_id(name).unwrap_or_else(|| panic!("no adapter `{name}`")));
+        self.with_adapter_id(id, f)
+    }
+
+    /// Returns the number of the active adapter; `None`: the bare base.
+    pub fn active_adapter_id(&self) -> Option<usize> {
+        self.switches.active.get()
+    }
+
+    /// Does the same for the adapter with this number.
+    pub fn with_adapter_id<R>(&self, id: Option<usize>, f: impl FnOnce(&Self) -> R) -> R {
         let _back = RestoreOnDrop { cell: &self.switches.active, value: self.switches.active.replace(id) };
         f(self)
+    }
+
+    /// Runs `f`, in which decoding steps ([`Model::next_logits`]) compute each row with its adapter. Afterwards, after a
+    /// panic too, all rows have the active adapter again.
+    pub fn with_row_adapters<R>(&self, adapters: &RowAdapters, f: impl FnOnce(&Self) -> R) -> R {
+        struct Back<'a>(&'a AdapterSwitches);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                self.0.groups.replace(None);
+            }
+        }
+        match adapters {
+            RowAdapters::Same(id) => self.with_adapter_id(*id, f),
+            RowAdapters::Groups(groups) => {
+                self.switches.groups.replace(Some(groups.clone()));
+                let _back = Back(&self.switches);
+                f(self)
+            }
+        }
     }
 }
 

@@ -58,8 +58,12 @@ impl LayerRow<'_> {
 }
 
 impl Model {
-    /// Returns the virtual tokens of the active adapter.
+    /// Returns the virtual tokens of the active adapter. A decoding step of several adapters has none: those of each sequence
+    /// are in the cache since its prompt was run.
     fn active_virtual_tokens(&self) -> Option<&VirtualTokens> {
+        if self.switches.groups.borrow().is_some() {
+            return None;
+        }
         self.virtual_tokens[self.switches.active.get()?].as_ref()
     }
 

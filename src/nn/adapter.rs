@@ -4,10 +4,11 @@
 use super::joint_linear::LowRank;
 use super::ops::embedding_rows;
 use super::params::LayerKind;
+use super::row_adapters::RowGroup;
 use super::virtual_tokens::{ModelSizes, VirtualTokens};
 use super::weight::{Dense, Weight};
 use crate::error::Result;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -24,6 +25,11 @@ pub trait Adapter {
     /// Returns the bias that belongs to the merged weight.
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
+    }
+    /// Adds the adapter's update to `y` (S, out), the frozen layer's results for x (S, in), in decoding; may overwrite y.
+    /// `None` if its results do not follow from y: then the layer is computed again.
+    fn add_update(&self, _y: Tensor, _x: &Tensor) -> Option<Tensor> {
+        None
     }
     /// Returns the adapter as something that can be computed together with other layers of the same input. `None` if it
     /// is anything else, also if it needs dropout, which it does only with `train`.
@@ -56,6 +62,8 @@ pub struct JointForm {
 pub struct AdapterSwitches {
     /// Number of the active adapter; `None`: the bare base.
     pub active: Cell<Option<usize>>,
+    /// The rows of each adapter, if they differ in this decoding step. Rows in no group are the bare base's.
+    pub groups: RefCell<Option<Rc<[RowGroup]>>>,
     /// True while the model is trained: dropout is on.
     pub train: Cell<bool>,
 }
@@ -68,8 +76,17 @@ pub struct LayerAdapters {
 
 impl LayerAdapters {
     /// Returns this layer's part of the active adapter; `None` if none is active or it does not adapt this layer.
+    ///
+    /// # Panics
+    /// If rows have different adapters: see [`LayerAdapters::groups`].
     pub fn active(&self) -> Option<&dyn Adapter> {
+        assert!(self.switches.groups.borrow().is_none(), "a layer that cannot be computed by several adapters");
         self.by_id(self.switches.active.get()?)
+    }
+
+    /// Returns the rows of each adapter; `None` if all rows have the active one.
+    pub(super) fn groups(&self) -> Option<Rc<[RowGroup]>> {
+        self.switches.groups.borrow().clone()
     }
 
     pub(super) fn by_id(&self, id: usize) -> Option<&dyn Adapter> {

@@ -1,6 +1,6 @@
 //! Embedding tables, with the adapters attached to them.
 
-use super::adapter::LayerAdapters;
+use super::adapter::{Adapter, LayerAdapters};
 use super::weight::{Weight, cast};
 use tch::{Kind, Tensor};
 
@@ -20,6 +20,12 @@ impl Embedding {
 
     /// Returns the vectors of `ids` under the active adapter, in the run's dtype: (T) -> (T, D).
     pub fn forward(&self, ids: &Tensor) -> Tensor {
+        if let Some(groups) = self.adapters.groups() {
+            let rows = cast(&self.weight.rows(ids), self.kind);
+            let adapted =
+                |adapter: &dyn Adapter, rows: &Tensor, _| adapter.embed(&ids.index_select(0, rows), &self.weight);
+            return self.adapters.replace_rows(&groups, rows, adapted);
+        }
         let rows = match self.adapters.active() {
             Some(adapter) => adapter.embed(ids, &self.weight),
             None => self.weight.rows(ids),

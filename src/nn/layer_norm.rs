@@ -1,6 +1,6 @@
 //! Layer normalisation.
 
-use super::adapter::LayerAdapters;
+use super::adapter::{Adapter, LayerAdapters};
 use super::layer_input::LayerInput;
 use super::weight::cast;
 use tch::Tensor;
@@ -18,16 +18,24 @@ impl LayerNorm {
     /// Normalises x: (…, D) -> (…, D). The result is a layer's input that the backward recomputes, because x is kept
     /// for the norm's own backward anyway.
     pub fn forward(&self, x: &Tensor) -> LayerInput {
-        let (weight, bias) = self.scale_and_shift(x);
         let eps = self.eps;
+        if let Some(groups) = self.adapters.groups() {
+            let norm = |x: &Tensor, adapter: Option<&dyn Adapter>| {
+                let (weight, bias) = self.scale_and_shift(x, adapter);
+                normal(x, &weight, &bias, eps)
+            };
+            let adapted = |adapter: &dyn Adapter, rows: &Tensor, _| norm(&x.index_select(0, rows), Some(adapter));
+            return LayerInput::kept(&self.adapters.replace_rows(&groups, norm(x, None), adapted));
+        }
+        let (weight, bias) = self.scale_and_shift(x, self.adapters.active());
         LayerInput::recomputable(normal(x, &weight, &bias, eps), || {
             let (kept, scale, shift) = (x.detach(), weight.detach(), bias.detach());
             move || normal(&kept, &scale, &shift, eps)
         })
     }
 
-    fn scale_and_shift(&self, x: &Tensor) -> (Tensor, Tensor) {
-        let (weight, bias) = match self.adapters.active() {
+    fn scale_and_shift(&self, x: &Tensor, adapter: Option<&dyn Adapter>) -> (Tensor, Tensor) {
+        let (weight, bias) = match adapter {
             Some(adapter) => (adapter.merged(&self.weight), adapter.merged_bias(&self.bias)),
             None => (self.weight.shallow_clone(), self.bias.shallow_clone()),
         };

@@ -33,12 +33,22 @@ impl Linear {
         }
     }
 
+    /// Computes the layer's output in decoding: (S, in) -> (S, out). If rows have different adapters, the frozen layer is
+    /// computed once for all of them.
+    fn decode(&self, x: &Tensor) -> Tensor {
+        let Some(groups) = self.adapters.groups() else { return self.forward_alone(self.adapters.active(), x) };
+        self.adapters.replace_rows(&groups, self.dense.forward(x), |adapter, rows, y| {
+            let x = x.index_select(0, rows);
+            adapter.add_update(y, &x).unwrap_or_else(|| self.forward_alone(Some(adapter), &x))
+        })
+    }
+
     /// Computes several layers of one input together: (T, in) -> (T, out) each. In decoding, and where a layer's adapter
     /// has no joint form, a layer is computed on its own.
     pub fn forward_jointly<const N: usize>(layers: [&Self; N], input: impl Into<LayerInput>) -> [Tensor; N] {
         let input = input.into();
         if is_decoding() {
-            return layers.map(|l| l.forward_alone(l.adapters.active(), &input.x));
+            return layers.map(|l| l.decode(&input.x));
         }
         let (forms, biases) = (layers.map(|l| l.joint_form()), layers.map(|l| l.bias()));
         let parts = layers.iter().zip(&forms).zip(&biases);
@@ -79,7 +89,8 @@ impl Linear {
 
     /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
     pub fn plain_weight(&self) -> Option<&Weight> {
-        (self.dense.bias.is_none() && self.adapters.active().is_none()).then_some(&self.dense.weight)
+        let plain = self.dense.bias.is_none() && self.adapters.groups().is_none() && self.adapters.active().is_none();
+        plain.then_some(&self.dense.weight)
     }
 
     /// Returns the number of outputs; 0 for the head of a model without output head.

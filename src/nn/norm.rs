@@ -1,8 +1,9 @@
 //! Root-mean-square normalisation.
 
-use super::adapter::LayerAdapters;
+use super::adapter::{Adapter, LayerAdapters};
 use super::layer_input::LayerInput;
 use super::ops;
+use super::row_adapters::RowGroup;
 use super::weight::cast;
 use tch::Tensor;
 
@@ -17,16 +18,32 @@ impl RmsNorm {
     /// Normalises x: (…, D) -> (…, D). The result is a layer's input that the backward recomputes, because x is kept
     /// for the norm's own backward anyway.
     pub fn forward(&self, x: &Tensor) -> LayerInput {
+        if let Some(groups) = self.adapters.groups() {
+            return self.by_groups(&groups, x);
+        }
         let weight = self.weight(x);
         self.recomputable(ops::rms_norm(x, &weight, self.eps), x, &weight)
     }
 
     /// Adds x and y, (…, D) each, and normalises the sum, as [`RmsNorm::forward`] does. Returns the sum and its norm.
     pub fn forward_sum(&self, x: &Tensor, y: &Tensor) -> (Tensor, LayerInput) {
+        if let Some(groups) = self.adapters.groups() {
+            let sum = x + y;
+            let normal = self.by_groups(&groups, &sum);
+            return (sum, normal);
+        }
         let weight = self.weight(x);
         let (sum, normal) = ops::add_rms_norm(x, y, &weight, self.eps);
         let normal = self.recomputable(normal, &sum, &weight);
         (sum, normal)
+    }
+
+    /// Normalises rows of different adapters, without gradient.
+    fn by_groups(&self, groups: &[RowGroup], x: &Tensor) -> LayerInput {
+        let norm = |x: &Tensor, weight: &Tensor| ops::rms_norm(x, &cast(weight, x.kind()), self.eps);
+        let adapted =
+            |adapter: &dyn Adapter, rows: &Tensor, _| norm(&x.index_select(0, rows), &adapter.merged(&self.weight));
+        LayerInput::kept(&self.adapters.replace_rows(groups, norm(x, &self.weight), adapted))
     }
 
     /// Returns the norm of x as an input that is recomputed from x.

@@ -20,9 +20,11 @@ const NEUTRAL_KEYS: [(&str, &str); 9] = [
     ("data", "cache"),
 ];
 
-/// Removes the settings that cannot change a result from a recipe given as JSON. The other keys keep their order.
+/// Removes the settings that cannot change a result from a recipe given as JSON. The other keys keep their order. How often
+/// checkpoints are saved changes a result that is their mean.
 pub fn remove_neutral_settings(recipe: &mut Value) {
-    for (section, key) in NEUTRAL_KEYS {
+    let averaged = recipe.pointer("/run/result/average").is_some();
+    for (section, key) in NEUTRAL_KEYS.into_iter().filter(|key| !(averaged && *key == ("run", "save_every"))) {
         if let Some(section) = recipe.get_mut(section).and_then(Value::as_object_mut) {
             section.shift_remove(key);
         }
@@ -55,6 +57,10 @@ mod tests {
         let mut recipe = json!({"run": {"out": "o", "seed": 7, "threads": 2, "steps": 3}, "data": {"cache": false}});
         remove_neutral_settings(&mut recipe);
         assert_eq!(recipe.to_string(), json!({"run": {"seed": 7, "steps": 3}, "data": {}}).to_string());
+        let averaged = json!({"run": {"save_every": 5, "result": {"average": 2}}});
+        let mut recipe = averaged.clone();
+        remove_neutral_settings(&mut recipe);
+        assert_eq!(recipe, averaged);
     }
 
     #[test]

@@ -292,6 +292,8 @@ pub struct RunSection {
     pub patience: Option<u32>,
     /// Which weights become the result.
     #[serde(default)]
+    #[serde(with = "serde_yaml::with::singleton_map")]
+    #[schemars(with = "ResultChoice")]
     pub result: ResultChoice,
     /// Random seed for everything in the run.
     #[serde(default = "seed")]
@@ -332,6 +334,19 @@ pub enum ResultChoice {
     Best,
     /// The weights of the last step.
     Last,
+    /// The mean of this number of checkpoints, such as `{ average: 5 }`: the last ones that `save_every` saves, that of the last
+    /// step included. Takes no memory; these checkpoints are kept besides those of `keep`.
+    Average(#[schemars(range(min = 2))] usize),
+}
+
+impl ResultChoice {
+    /// Returns the number of checkpoints that are averaged, if the result is their mean.
+    pub fn averaged(self) -> Option<usize> {
+        match self {
+            Self::Average(count) => Some(count),
+            Self::Best | Self::Last => None,
+        }
+    }
 }
 
 /// Which layers are recomputed in the backward pass.

@@ -1,5 +1,6 @@
 //! Reads a run folder. The one place that knows which files it contains.
 
+use super::averaged::AveragedResult;
 use super::facts::{RunFacts, SessionOutcome};
 use super::history::History;
 use super::lock::RunLock;
@@ -21,6 +22,11 @@ pub const SAMPLES: &str = "samples.jsonl";
 pub const SUMMARY: &str = "summary.json";
 /// File name of the plan. Every run folder has one.
 pub const PLAN: &str = "plan.json";
+
+/// File name of the trained tensors in a checkpoint.
+pub const CHECKPOINT_WEIGHTS: &str = "trained.safetensors";
+/// File name of the hashes of a checkpoint's files.
+pub const CHECKPOINT_MANIFEST: &str = "manifest.json";
 
 /// Whether a run is in progress, and how it ended otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -149,6 +155,12 @@ impl RunFolder {
     /// Returns a short description of the adapter, such as `lora r16`; `full` if every weight was trained.
     pub fn adapter(&self) -> String {
         self.plan.adapter().unwrap_or("full".into())
+    }
+
+    /// Describes a result that is a mean of checkpoints; `None` for other results.
+    pub fn averaged_result(&self) -> Option<String> {
+        let average: AveragedResult = serde_json::from_value(self.summary.as_ref()?.get("average")?.clone()).ok()?;
+        Some(average.describe(self.history.best().map(|best| (best.step, self.history.aim_value(best)))))
     }
 
     /// Returns the number of steps of the whole run.

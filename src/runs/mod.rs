@@ -4,9 +4,10 @@
 //! diagnose finds problems; page writes `report.html`, terminal shows the same on a terminal, diff compares two runs.
 //! tensorboard and trainer_state write the curves for other programs. lock (`ft.lock`) records the hashes of all inputs
 //! and of the result: inputs finds the files, hash computes and remembers their hashes, recipe_hash hashes the recipe.
-//! number formats numbers for people.
+//! number formats numbers for people; averaged describes a result that is a mean of checkpoints.
 //! Nothing here knows a model or a tensor.
 
+pub mod averaged;
 pub mod diagnose;
 pub mod diff;
 pub mod facts;

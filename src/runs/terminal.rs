@@ -119,6 +119,7 @@ pub fn page(run: &RunFolder, width: usize) -> String {
             ),
         ));
     }
+    facts.extend(run.averaged_result().map(|words| row("result", words)));
     facts.extend(run.card.as_ref().map(|card| row("reward model", report_card(card))));
     facts.extend(run.held_out.as_ref().and_then(held_out).map(|text| row("held-out prompts", text)));
     if let Some(f) = &run.facts {

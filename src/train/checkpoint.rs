@@ -3,8 +3,9 @@
 //! `out/checkpoints/step-N/` contains the trained tensors, the state of the optimiser, of libtorch's random generator
 //! and of the method, `state.json`, and `manifest.json` with the SHA-256 of every other file. Invariant: a checkpoint
 //! appears complete or not at all (written under another name, then renamed), and one whose hashes do not match is
-//! never used. The last `run.keep` checkpoints and the best one are kept.
+//! never used. The last `run.keep` checkpoints and the best one are kept, and those that are averaged.
 
+use super::average::AveragedCheckpoints;
 use super::optim::Optimiser;
 use crate::data::batch::LoaderCursor;
 use crate::error::{Context, Error, Result};
@@ -12,11 +13,13 @@ use crate::fsutil::{io_error, read_json, recover_dir, replace_dir, sha256, write
 use crate::models::Model;
 use crate::native;
 use crate::nn::{Param, Weights, weights};
+use crate::recipe::sections::RunSection;
 use crate::report;
+use crate::runs::folder::{CHECKPOINT_MANIFEST as MANIFEST, CHECKPOINT_WEIGHTS as TRAINED};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// Progress of a run, as `state.json` stores it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,12 +68,10 @@ impl TrainingState {
     }
 }
 
-const TRAINED: &str = "trained.safetensors";
 const OPTIMISER: &str = "optimiser.safetensors";
 const GENERATOR: &str = "generator.safetensors";
 const METHOD: &str = "method.safetensors";
 const STATE: &str = "state.json";
-const MANIFEST: &str = "manifest.json";
 const FILES: [&str; 5] = [TRAINED, OPTIMISER, GENERATOR, METHOD, STATE];
 
 /// The tensors that a method stores in a checkpoint, by name.
@@ -83,12 +84,25 @@ type Manifest = BTreeMap<String, String>;
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
+    /// Those whose mean becomes the result.
+    averaged: Option<AveragedCheckpoints>,
 }
 
 impl Checkpoints {
     /// Addresses the checkpoints in the run folder `out`, of which the last `keep` are kept.
     pub fn new(out: &Path, keep: usize) -> Self {
-        Self { folder: out.join("checkpoints"), keep }
+        Self { folder: out.join("checkpoints"), keep, averaged: None }
+    }
+
+    /// Addresses the checkpoints of a run, of which those are kept that its settings need.
+    pub fn of_run(run: &RunSection) -> Self {
+        Self { averaged: AveragedCheckpoints::of(run), ..Self::new(&run.out, run.keep) }
+    }
+
+    /// Returns the steps of the checkpoints whose mean becomes the result of a run that ends with `last`, in ascending
+    /// order; `None` if the result is no mean.
+    pub fn averaged(&self, last: u64) -> Option<Vec<u64>> {
+        Some(self.averaged?.among(&self.steps(), last))
     }
 
     fn step_folder(&self, step: u64) -> PathBuf {
@@ -109,7 +123,8 @@ impl Checkpoints {
         steps
     }
 
-    /// Saves a checkpoint, then removes those that are neither among the last `keep` nor the best.
+    /// Saves a checkpoint, then removes those that are neither among the last `keep` nor the best, nor averaged if the run ended
+    /// now or later.
     pub fn save(&self, model: &Model, optim: &Optimiser, method: &MethodState, state: &TrainingState) -> Result<()> {
         replace_dir(&self.step_folder(state.step), |to| {
             for (file, tensors) in tensors_by_file(model, optim, method)? {
@@ -122,8 +137,9 @@ impl Checkpoints {
         .context(|| format!("saving the checkpoint of step {}", state.step))?;
         let steps = self.steps();
         let last = steps.len().saturating_sub(self.keep);
-        let kept = [Some(state.step), state.best.map(|b| b.step)];
-        steps[..last].iter().filter(|s| !kept.contains(&Some(**s))).try_for_each(|s| self.remove(*s))
+        let mut kept: Vec<u64> = self.averaged.map_or_else(Vec::new, |averaged| averaged.among(&steps, state.step));
+        kept.extend(std::iter::once(state.step).chain(state.best.map(|b| b.step)));
+        steps[..last].iter().filter(|s| !kept.contains(*s)).try_for_each(|s| self.remove(*s))
     }
 
     /// Removes a checkpoint. It is renamed first, so that a kill in between leaves no incomplete checkpoint under its
@@ -240,18 +256,37 @@ impl Checkpoints {
     }
 
     fn restore_weights(&self, step: u64, model: &Model) -> Result<()> {
-        let path = self.step_folder(step).join(TRAINED);
-        let saved: BTreeMap<String, Tensor> = Weights::open_file(&path)?.all();
+        let saved = self.open_weights(step)?;
         let _no_grad = tch::no_grad_guard();
         for p in model.params().state() {
-            let fits = |t: &&Tensor| t.size() == p.tensor.size() && t.kind() == p.tensor.kind();
-            let from = saved.get(&key(p)).filter(fits).ok_or_else(|| {
-                Error::user(format!("{}: `{}` is missing or of another shape", path.display(), key(p)))
-                    .hint("the recipe changed what is trained; start a new run")
-            })?;
-            p.tensor.shallow_clone().copy_(from);
+            p.tensor.shallow_clone().copy_(saved.of(p)?);
         }
         Ok(())
+    }
+
+    /// Gives the trained tensors the mean of those of some checkpoints. Sums are float64.
+    pub fn restore_mean(&self, steps: &[u64], model: &Model) -> Result<()> {
+        let saved = steps.iter().map(|step| self.open_weights(*step)).collect::<Result<Vec<_>>>()?;
+        let _no_grad = tch::no_grad_guard();
+        for p in model.params().trained_in_run() {
+            let mut sum = Tensor::zeros(p.tensor.size(), (Kind::Double, Device::Cpu));
+            for checkpoint in &saved {
+                sum += checkpoint.of(p)?;
+            }
+            p.tensor.shallow_clone().copy_(&(sum / saved.len() as f64));
+        }
+        Ok(())
+    }
+
+    /// Opens the tensors of a checkpoint; they stay in their file.
+    fn open_weights(&self, step: u64) -> Result<SavedWeights> {
+        let path = self.step_folder(step).join(TRAINED);
+        Ok(SavedWeights { tensors: Weights::open_file(&path)?.all(), path })
+    }
+
+    /// Returns true if a checkpoint is complete and its hashes match.
+    pub fn is_good(&self, step: u64) -> bool {
+        self.read_verified(step).is_ok()
     }
 
     /// Compares a checkpoint with the current tensors bit for bit. Returns file and name of the first tensor that
@@ -284,6 +319,23 @@ impl Checkpoints {
             true => std::fs::remove_dir_all(&self.folder).map_err(|e| io_error("removing", &self.folder, e)),
             false => Ok(()),
         }
+    }
+}
+
+/// The weights in a checkpoint, by their keys.
+struct SavedWeights {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl SavedWeights {
+    /// Returns the tensor of a parameter. Fails if it is missing or has another shape or dtype.
+    fn of(&self, p: &Param) -> Result<&Tensor> {
+        let fits = |t: &&Tensor| t.size() == p.tensor.size() && t.kind() == p.tensor.kind();
+        self.tensors.get(&key(p)).filter(fits).ok_or_else(|| {
+            Error::user(format!("{}: `{}` is missing or of another shape", self.path.display(), key(p)))
+                .hint("the recipe changed what is trained; start a new run")
+        })
     }
 }
 

@@ -326,7 +326,10 @@ impl RunShape<'_> {
             }
             false => count(self.plan, self.model).0 * 4,
         };
-        (trained.masters + trained.optimiser) * (self.plan.recipe.run.keep as u64 + 2) + 2 * result
+        let run = &self.plan.recipe.run;
+        // Those that are kept, the best, and one that is being written.
+        let checkpoints = (run.keep + run.result.averaged().unwrap_or(0)) as u64 + 2;
+        (trained.masters + trained.optimiser) * checkpoints + 2 * result
     }
 }
 

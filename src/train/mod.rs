@@ -6,7 +6,7 @@
 //! clipping, the optimiser, validation, checkpoints, records and early stopping are written once, here.
 //!
 //! step executes one optimiser step, with optim and schedule. checkpoint saves and restores a run; origin decides
-//! whether a checkpoint may be resumed. memory predicts what a run needs. announce and summary report its beginning and
+//! whether a checkpoint may be resumed; average makes a result that is a mean of checkpoints. memory predicts what a run needs. announce and summary report its beginning and
 //! its end; profile records what one step executes.
 //!
 //! check and fit stop before the model is loaded; suggest measures gradients and trains nothing; replay and verify repeat
@@ -23,6 +23,7 @@ pub mod memory;
 mod origin;
 
 mod announce;
+mod average;
 pub mod checkpoint;
 mod profile;
 mod records;

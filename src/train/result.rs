@@ -35,12 +35,11 @@ pub struct RunVocabulary {
     pub new_tokens: Vec<NewToken>,
 }
 
-/// Loads the best checkpoint if the recipe asks for it, replaces weights by their averages if there are such, and
-/// writes and verifies the result.
-pub fn export_result(
+/// Gives the model the weights that become the result, except a mean of checkpoints: loads the best checkpoint if the recipe
+/// asks for it, and replaces weights by their averages if the optimiser has such.
+pub fn choose_weights(
     plan: &Plan,
     model: &Model,
-    vocabulary: &RunVocabulary,
     checkpoints: &Checkpoints,
     state: &TrainingState,
     aim: SelectionMetric,
@@ -57,11 +56,11 @@ pub fn export_result(
     // Verification reads the result back as a second model: the optimiser's memory is freed first.
     optim.finish();
     native::trim_cpu_memory();
-    export(plan, model, vocabulary)
+    Ok(())
 }
 
 /// Writes the trained adapter or model into `run.out`, verified by reading it back.
-fn export(plan: &Plan, model: &Model, vocabulary: &RunVocabulary) -> Result<()> {
+pub fn export(plan: &Plan, model: &Model, vocabulary: &RunVocabulary) -> Result<()> {
     let recipe = &plan.recipe;
     let out = &recipe.run.out;
     let began = Instant::now();

@@ -1,6 +1,7 @@
 //! `ft train`: a run from its plan to its verified result.
 
 use super::announce::announce;
+use super::average;
 use super::checkpoint::Checkpoints;
 use super::prepare::{self, Prepared};
 use super::profile::StepProfile;
@@ -76,8 +77,15 @@ pub(super) fn run_prepared(
     run.records.finish();
     let TrainingLoop { stepper: Stepper { optim, state, .. }, records, checkpoints, began, loss, .. } = run;
     let result = fitted.and_then(|stopped_early| {
-        naming_the_checkpoint(plan, || {
-            result::export_result(plan, &model, &vocabulary, &checkpoints, &state, aim, optim)
+        let average = naming_the_checkpoint(plan, || {
+            result::choose_weights(plan, &model, &checkpoints, &state, aim, optim)?;
+            let averaged = checkpoints.averaged(state.step);
+            let average =
+                averaged.map(|steps| average::use_average(&checkpoints, steps, &model, &mut *method, &records));
+            let average = average.transpose()?;
+            average.iter().for_each(|average| average::report_average(average, state.best, aim));
+            result::export(plan, &model, &vocabulary)?;
+            Ok(average)
         })?;
         method.finish(&model, out)?;
         let summary = RunSummary {
@@ -89,6 +97,7 @@ pub(super) fn run_prepared(
             best_step: state.best.map(|b| b.step),
             best_metric: aim.metric.into(),
             best_value: state.best.map(|b| b.value),
+            average,
             stopped_early,
             memory: native::memory(model.device())?.peak,
         };
@@ -102,7 +111,7 @@ pub(super) fn run_prepared(
 /// Does work of a run. An error names the checkpoint that is kept, if there is one.
 fn naming_the_checkpoint<T>(plan: &Plan, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let run = &plan.recipe.run;
-    catch_libtorch(work).map_err(|e| match Checkpoints::new(&run.out, run.keep).steps().last() {
+    catch_libtorch(work).map_err(|e| match Checkpoints::of_run(run).steps().last() {
         Some(step) if e.kind() != ErrorKind::Interrupted => {
             e.hint(format!("the checkpoint of step {step} is kept in {}", run.out.display()))
         }

@@ -36,7 +36,7 @@ pub fn plan_for(plan: &Plan, start: StartMode) -> Result<Plan> {
     let run = &plan.recipe.run;
     match start {
         StartMode::Fresh => {
-            refuse_earlier_work(&run.out, &Checkpoints::new(&run.out, run.keep))?;
+            refuse_earlier_work(&run.out, &Checkpoints::of_run(run))?;
             Ok(plan.clone())
         }
         StartMode::Resume => with_recorded_choices(plan),
@@ -91,7 +91,7 @@ pub fn enter(prepared: &Prepared, start: StartMode) -> Result<RunStart> {
     let lock = lock_folder(out)?;
     result::finish_interrupted_move(out)?;
     fit::refuse_if_too_large(prepared)?;
-    let checkpoints = Checkpoints::new(out, run.keep);
+    let checkpoints = Checkpoints::of_run(run);
     let earlier = earlier_work(out, &checkpoints, start, &origin)?;
     Ok(RunStart { checkpoints, state: earlier.unwrap_or_else(|| TrainingState::new(origin)), lock })
 }

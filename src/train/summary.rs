@@ -1,5 +1,6 @@
 //! The summary of a completed run.
 
+use crate::runs::averaged::AveragedResult;
 use std::path::PathBuf;
 
 /// Results of a completed run, written to summary.json.
@@ -21,6 +22,9 @@ pub struct RunSummary {
     pub best_metric: String,
     /// Its best value.
     pub best_value: Option<f64>,
+    /// The mean of checkpoints that is the result, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<AveragedResult>,
     /// True if the run ended before its last step.
     pub stopped_early: bool,
     /// Peak tensor bytes.

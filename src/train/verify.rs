@@ -43,7 +43,7 @@ pub fn verify(plan: &Plan, steps: Option<u64>) -> Result<RunVerification> {
     let out = &plan.recipe.run.out;
     // The lock prevents that a run in progress removes checkpoints that the replay needs.
     let _held = lock_folder(out)?;
-    let checkpoints = Checkpoints::new(out, plan.recipe.run.keep);
+    let checkpoints = Checkpoints::of_run(&plan.recipe.run);
     let good = checkpoints.good_states();
     let Some(last) = good.last() else {
         return Err(Error::user(format!("{}: there is no undamaged checkpoint to compare with", out.display()))

@@ -21,21 +21,32 @@ pub(super) struct Adalora {
     pub cast: Cached,
 }
 
+impl Adalora {
+    /// Computes y (S, out) + s B diag(E) A x, in decoding; may overwrite y. x (S, in)
+    fn add_low_rank(&self, y: Tensor, x: &Tensor) -> Tensor {
+        let factors = || [&self.a * &self.e, &self.b * self.scale];
+        let [a, b] = self.cast.get(x.kind(), &[&self.a, &self.e, &self.b], factors);
+        add_product(y, &product(x, &a, None), &b)
+    }
+}
+
 impl Adapter for Adalora {
     fn forward(&self, x: &Tensor, base: &Dense, train: bool) -> Tensor {
         if self.e.size()[0] == 0 {
             return base_product(x, &base.weight, base.bias.as_ref()); // no part of the update is left
         }
         if is_decoding() {
-            let factors = || [&self.a * &self.e, &self.b * self.scale];
-            let [a, b] = self.cast.get(x.kind(), &[&self.a, &self.e, &self.b], factors);
-            return add_product(base.forward(x), &product(x, &a, None), &b);
+            return self.add_low_rank(base.forward(x), x);
         }
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
         let a = &self.a * &self.e;
         let update = LowRank { masters: [a, self.b.shallow_clone()], scale: self.scale / kept };
         joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[JointLayer::of(base, Some(update))]).remove(0)
+    }
+
+    fn add_update(&self, y: Tensor, x: &Tensor) -> Option<Tensor> {
+        Some(if self.e.size()[0] == 0 { y } else { self.add_low_rank(y, x) })
     }
 
     fn merged(&self, weight: &Tensor) -> Tensor {

@@ -50,11 +50,16 @@ impl Lora {
 
     /// Computes the layer in decoding: (S, in) -> (S, out).
     pub fn decode(&self, x: &Tensor, base: &Dense) -> Tensor {
+        self.add_low_rank(base.forward(x), x)
+    }
+
+    /// Computes y (S, out) + scale · B A x, in decoding; may overwrite y. x (S, in)
+    fn add_low_rank(&self, y: Tensor, x: &Tensor) -> Tensor {
         let [a, b] = self.cast.get(x.kind(), &[&self.a, &self.b], || {
             let [a, b] = self.factors();
             [a, b * self.scale]
         });
-        add_product(base.forward(x), &product(x, &a, None), &b)
+        add_product(y, &product(x, &a, None), &b)
     }
 
     fn add_bias(&self, y: Tensor) -> Tensor {
@@ -82,6 +87,10 @@ impl Adapter for Lora {
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
         let part = JointLayer::of(&base, Some(self.update(self.scale / kept)));
         self.add_bias(joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[part]).remove(0))
+    }
+
+    fn add_update(&self, y: Tensor, x: &Tensor) -> Option<Tensor> {
+        self.own.is_none().then(|| self.add_bias(self.add_low_rank(y, x)))
     }
 
     fn joint_form(&self, train: bool) -> Option<JointForm> {

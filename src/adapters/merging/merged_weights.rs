@@ -22,6 +22,8 @@ use tch::{Kind, Tensor};
 pub struct WeightedAdapter {
     /// The directory it was read from.
     pub folder: PathBuf,
+    /// The directory that says what it was trained with besides weights: tokenizer, chat template, the base's quantisation.
+    pub companions: PathBuf,
     /// Its settings and tensors.
     pub file: AdapterFile,
     /// Its factor in the sum.
@@ -31,7 +33,7 @@ pub struct WeightedAdapter {
 impl WeightedAdapter {
     /// Reads the adapter in `folder`.
     pub fn read(folder: &Path, weight: f64) -> Result<Self> {
-        Ok(Self { folder: folder.into(), file: file::read(folder)?, weight })
+        Ok(Self { folder: folder.into(), companions: folder.into(), file: file::read(folder)?, weight })
     }
 
     /// Returns the changes to the base, by tensor name. If the adapter's file contains a base weight that differs

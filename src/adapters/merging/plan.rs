@@ -16,6 +16,17 @@ pub enum MergeWay {
     Factors,
 }
 
+/// Who says what each adapter's weight is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeShares {
+    /// The user.
+    Given,
+    /// All adapters have the same, and their weights add up to 1: a soup (Wortsman et al. 2022, arXiv 2203.05482).
+    Equal,
+    /// The same, of the adapters that lower a held-out loss (the paper's greedy soup); the others have none.
+    Chosen,
+}
+
 /// What a merge writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MergeForm {
@@ -47,15 +58,23 @@ pub struct NamedMethod {
     pub method: Method,
     /// What it is applied to.
     pub way: MergeWay,
+    /// Who says what each adapter's weight is.
+    pub shares: MergeShares,
 }
 
 const fn named(name: &'static str, method: Method, way: MergeWay) -> NamedMethod {
-    NamedMethod { name, method, way }
+    NamedMethod { name, method, way, shares: MergeShares::Given }
+}
+
+const fn soup(name: &'static str, shares: MergeShares) -> NamedMethod {
+    NamedMethod { name, method: Method::Linear, way: MergeWay::Changes, shares }
 }
 
 /// All methods. Names without `peft_` mean in PEFT what they mean here if they end in `svd` or are `cat`.
-pub const METHODS: [NamedMethod; 16] = [
+pub const METHODS: [NamedMethod; 18] = [
     named("linear", Method::Linear, MergeWay::Changes),
+    soup("soup", MergeShares::Equal),
+    soup("greedy_soup", MergeShares::Chosen),
     named("cat", Method::Linear, MergeWay::Concatenated),
     named("svd", Method::Linear, MergeWay::Reduced),
     named("ties", Method::Ties, MergeWay::Changes),
@@ -133,7 +152,7 @@ impl MergeSettings {
     /// Returns the plan for merging `parts` adapters, or everything that is wrong with the settings.
     pub fn plan(&self, parts: usize) -> Result<MergePlan, Vec<SettingsMistake>> {
         let mut mistakes = Vec::new();
-        let NamedMethod { name, method, way } = self.method;
+        let NamedMethod { name, method, way, .. } = self.method;
         let mut wrong = |key, message: String, hint| mistakes.push(SettingsMistake { key, message, hint });
         if !self.densities.is_empty() && !method.prunes() {
             wrong("density", format!("`{name}` sets no entries to zero"), "leave it out, or choose another method");

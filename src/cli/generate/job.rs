@@ -5,10 +5,11 @@ use super::timings::PassTimings;
 use crate::cli::shared::answer_file::AnswerFile;
 use crate::cli::shared::answer_printer::AnswerPrinter;
 use crate::cli::shared::interrupt::flag_on_interrupt;
+use crate::cli::shared::named_adapters::AdaptedModel;
 use crate::cli::shared::sampling::GenerationChoice;
-use ft::data::chat::ChatTokenizer;
 use ft::error::{Context, Error, Result};
 use ft::generate::answer::{GeneratedAnswer, StopReason};
+use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::generate::beam;
 use ft::generate::engine::{BatchLimits, Engine, GenerationRequest};
 use ft::models::Model;
@@ -23,8 +24,7 @@ use std::time::Instant;
 
 /// Everything needed to answer the prompts.
 pub struct GenerationJob<'a> {
-    pub model: &'a Model,
-    pub tokenizer: &'a ChatTokenizer,
+    pub adapted: &'a AdaptedModel,
     pub questions: &'a [GenerationPrompt],
     pub chosen: &'a GenerationChoice,
     pub limits: BatchLimits,
@@ -76,7 +76,8 @@ impl GenerationJob<'_> {
         mut on_token: Option<OnToken>,
         done: &mut dyn FnMut(usize, &[GeneratedAnswer]) -> Result<()>,
     ) -> Result<()> {
-        let decode = |ids: &[u32]| self.tokenizer.decode(ids, true);
+        let (model, tokenizer) = (&self.adapted.model, &self.adapted.tokenizer);
+        let decode = |ids: &[u32]| tokenizer.decode(ids, true);
         let settings = &self.chosen.settings;
         let mut finished = |i: usize, answers: &[GeneratedAnswer], progress: &mut GenerationProgress| {
             progress.answers += answers.len();
@@ -85,18 +86,23 @@ impl GenerationJob<'_> {
         };
         if let Some(beams) = self.chosen.beams {
             for (i, q) in self.questions.iter().enumerate().skip(from) {
-                let answers = beam::search(self.model, &q.ids, &q.prefix, settings, beams, Some(&decode))
-                    .context(|| format!("prompt {}", i + 1))?;
+                let search = |model: &Model| beam::search(model, &q.ids, &q.prefix, settings, beams, Some(&decode));
+                let answers = match q.adapter {
+                    AnsweringAdapter::Active => search(model),
+                    AnsweringAdapter::Chosen(number) => model.with_adapter_id(number, search),
+                };
+                let answers = answers.context(|| format!("prompt {}", i + 1))?;
                 progress.count_tokens(answers.iter().map(|a| a.tokens.len()).sum());
                 finished(i, &answers, progress)?;
             }
             return Ok(());
         }
-        let mut engine = Engine::new(self.model, settings.clone(), self.limits)?.with_decoder(&decode);
+        let mut engine = Engine::new(model, settings.clone(), self.limits)?.with_decoder(&decode);
         for (i, q) in self.questions.iter().enumerate().skip(from) {
             let request = GenerationRequest {
                 prefix: q.prefix.clone(),
                 answers: self.answers,
+                adapter: q.adapter,
                 ..GenerationRequest::new(&q.ids, i as u64)
             };
             engine.add(request).context(|| format!("row {} of the prompts", i + 1))?;
@@ -170,7 +176,7 @@ impl GenerationJob<'_> {
         let mut progress = GenerationProgress::new(self.questions.len(), 0);
         if single && self.chosen.beams.is_none() && std::io::stdout().is_terminal() {
             let settings = &self.chosen.settings;
-            let mut shown = AnswerPrinter::new(self.tokenizer, &settings.stop_texts);
+            let mut shown = AnswerPrinter::new(&self.adapted.tokenizer, &settings.stop_texts);
             let mut stopped = None;
             self.questions[0].prefix.iter().try_for_each(|id| shown.push(*id))?;
             let mut heard = |id| if settings.stop_ids.contains(&id) { Ok(()) } else { shown.push(id) };
@@ -200,7 +206,7 @@ impl GenerationJob<'_> {
     fn text(&self, answer: &GeneratedAnswer) -> Result<String> {
         match &answer.text {
             Some(text) => Ok(text.clone()),
-            None => self.tokenizer.decode(answer.answer_tokens(), true),
+            None => self.adapted.tokenizer.decode(answer.answer_tokens(), true),
         }
     }
 
@@ -215,6 +221,9 @@ impl GenerationJob<'_> {
                 "prompt_tokens": question.ids.len(),
                 "completion_tokens": answer.tokens.len(),
             });
+            if let AnsweringAdapter::Chosen(number) = question.adapter {
+                row["adapter"] = json!(number.map(|number| &self.adapted.named[number].name));
+            }
             if self.answers > 1 {
                 row["sample"] = k.into();
             }
@@ -222,7 +231,7 @@ impl GenerationJob<'_> {
                 row["score"] = score.into();
             }
             if self.chosen.settings.log_probs {
-                let name = |id: &u32| self.tokenizer.token(*id);
+                let name = |id: &u32| self.adapted.tokenizer.token(*id);
                 row["logprobs"] = json!({
                     "token_ids": answer.tokens,
                     "tokens": answer.tokens.iter().map(name).collect::<Vec<_>>(),

@@ -1,11 +1,17 @@
 //! Reads the prompts of `ft generate` from the command line or from a file, and tokenises them.
 
+use crate::cli::shared::named_adapters::AdaptedModel;
 use ft::data::chat::{ChatTokenizer, check_nothing_dropped};
 use ft::data::rows::{ChatMessage, Conversation, Record, RowFormat, read_record};
 use ft::data::source::{self, ColumnSelection, RowColumns, RowPlace};
 use ft::error::{Context, Error, Result};
+use ft::generate::answering_adapter::AnsweringAdapter;
+use ft::report;
 use serde_json::Value;
 use std::path::Path;
+
+/// The column in which a row names the adapter that answers it.
+const ADAPTER: &str = "adapter";
 
 /// A prompt as the user wrote it, and as the token ids that the model reads.
 pub struct GenerationPrompt {
@@ -15,11 +21,16 @@ pub struct GenerationPrompt {
     pub ids: Vec<u32>,
     /// Token ids that the answer begins with.
     pub prefix: Vec<u32>,
+    /// Which adapter answers.
+    pub adapter: AnsweringAdapter,
 }
 
 /// How a prompt becomes the text that the model reads.
+#[derive(Clone, Copy)]
 pub struct PromptReader<'a> {
-    /// The model's tokenizer, with its chat template.
+    /// The model, and the adapters that rows may name.
+    pub adapted: &'a AdaptedModel,
+    /// The tokenizer of base or adapter, with its chat template.
     pub tokenizer: &'a ChatTokenizer,
     /// Send each text prompt as a user's turn.
     pub chat: bool,
@@ -41,16 +52,17 @@ impl PromptReader<'_> {
 
     /// Builds the prompt of a text, through the chat template with --chat.
     fn text_prompt(&self, text: &str) -> Result<GenerationPrompt> {
-        let prompt = text.into();
+        let (prompt, adapter) = (text.into(), AnsweringAdapter::Active);
         if self.chat {
             let mut messages = Vec::new();
             messages.extend(self.system.map(|s| ChatMessage::new("system", s)));
             messages.push(ChatMessage::new("user", text));
             let rendered = self.tokenizer.render(&messages, true)?;
             let prefix = self.prefix_ids(&rendered)?;
-            return Ok(GenerationPrompt { prompt, ids: self.tokenizer.encode_prompt(&rendered)?, prefix });
+            return Ok(GenerationPrompt { prompt, ids: self.tokenizer.encode_prompt(&rendered)?, prefix, adapter });
         }
-        Ok(GenerationPrompt { prompt, ids: self.tokenizer.encode_plain_prompt(text)?, prefix: self.prefix_ids(text)? })
+        let ids = self.tokenizer.encode_plain_prompt(text)?;
+        Ok(GenerationPrompt { prompt, ids, prefix: self.prefix_ids(text)?, adapter })
     }
 
     /// Returns the token ids of --prefix, as the text that follows `prompt`.
@@ -60,18 +72,46 @@ impl PromptReader<'_> {
 
     /// Reads and tokenises the prompts of a file. Fails at the first row without a usable prompt, with file and line.
     pub fn read_file(&self, path: &Path) -> Result<Vec<GenerationPrompt>> {
-        let mut questions = Vec::new();
+        let (mut questions, mut ignored) = (Vec::new(), false);
         source::for_each_selected_chunk(ColumnSelection::Readable, path, None, |chunk| {
             for raw in chunk {
                 let place = RowPlace { path, line: raw.line };
-                let columns = raw.columns(path)?;
-                let question = self.row_prompt(columns, place)?;
+                let mut columns = raw.columns(path)?;
+                ignored |= self.adapted.named.is_empty() && columns.get(ADAPTER).is_some_and(|v| !v.is_null());
+                let question = match self.row_adapter(&mut columns).context(|| place)? {
+                    AnsweringAdapter::Active => self.row_prompt(columns, place)?,
+                    adapter @ AnsweringAdapter::Chosen(number) => {
+                        let reader = Self { tokenizer: self.adapted.tokenizer_of(number), ..*self };
+                        GenerationPrompt { adapter, ..reader.row_prompt(columns, place)? }
+                    }
+                };
                 self.tokenizer.check_embedded(&question.ids).context(|| place)?;
                 questions.push(question);
             }
             Ok(())
         })?;
+        if ignored {
+            report::warn(format!(
+                "{}: the column `{ADAPTER}` has no effect: no adapter has a name; give some with --adapter NAME=DIR",
+                path.display()
+            ));
+        }
         Ok(questions)
+    }
+
+    /// Takes the adapter that a row names out of its columns. Fails for a name that no adapter has.
+    fn row_adapter(&self, columns: &mut RowColumns) -> Result<AnsweringAdapter> {
+        if self.adapted.named.is_empty() {
+            return Ok(AnsweringAdapter::Active);
+        }
+        Ok(AnsweringAdapter::Chosen(match columns.remove(ADAPTER) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) => Some(self.adapted.number_of(&name)?),
+            Some(other) => {
+                return Err(Error::user(format!("`{ADAPTER}` must be the name of an adapter, found {other}"))
+                    .hint("leave it out, or write null, for the base without an adapter"));
+            }
+        }))
     }
 
     /// Builds the prompt of one row.
@@ -112,7 +152,8 @@ impl PromptReader<'_> {
         }
         let rendered = render_prompt(&talk, self.tokenizer).context(|| place)?;
         let prefix = self.prefix_ids(&rendered).context(|| place)?;
-        Ok(GenerationPrompt { ids: self.tokenizer.encode_prompt(&rendered).context(|| place)?, prompt, prefix })
+        let ids = self.tokenizer.encode_prompt(&rendered).context(|| place)?;
+        Ok(GenerationPrompt { ids, prompt, prefix, adapter: AnsweringAdapter::Active })
     }
 }
 

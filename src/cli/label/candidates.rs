@@ -57,7 +57,7 @@ pub fn run(args: &CandidatesArgs) -> Result<()> {
     }
     let store = Store::open(&args.project)?;
     let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
-    require_template(&tokenizer, &args.model)?;
+    require_template(&tokenizer, &args.model.model)?;
     let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
     let mut limits = BatchLimits::of(&model)?;
     limits.rows = args.batch_size.map_or(limits.rows, |n| n as usize);
@@ -108,7 +108,7 @@ impl CandidatesArgs {
     /// Returns the name of the source: --source, or the folders of model and adapter; then the temperature.
     fn source_name(&self, temperature: f64) -> String {
         let name = |path: &Path| path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let base = self.source.clone().unwrap_or_else(|| match &self.model.adapter {
+        let base = self.source.clone().unwrap_or_else(|| match &self.model.adapter.folder {
             Some(adapter) => format!("{} + {}", name(&self.model.model), name(adapter)),
             None => name(&self.model.model),
         });

@@ -4,13 +4,15 @@ use super::MergeJob;
 use ft::adapters::merging::WeightedAdapter;
 use ft::convert::merge::page::{SearchCurve, SearchPicture};
 use ft::error::Result;
+use ft::eval::merge_losses::MergeLosses;
 use ft::eval::sweep::{self, Sweep, Trial};
 use ft::report;
 use std::path::Path;
 
 /// Searches weights, tells which are best, and gives them to the job's adapters.
 pub(super) fn search_weights(job: &mut MergeJob, rows: &Path, limit: Option<usize>) -> Result<Sweep> {
-    let found = sweep::sweep(&job.base, &mut job.parts, &job.plan, job.form, rows, limit)?;
+    let losses = MergeLosses::open(&job.base, &job.parts, &job.plan, job.form, rows, limit)?;
+    let found = sweep::sweep(&losses, &mut job.parts)?;
     let mut best: Vec<&Trial> = found.trials.iter().collect();
     best.sort_by(|a, b| a.loss.total_cmp(&b.loss));
     let mut table = vec![["weights", "loss"].map(String::from).to_vec()];
@@ -60,5 +62,8 @@ pub(super) fn picture(found: &Sweep, parts: &[WeightedAdapter]) -> SearchPicture
             ("trial", "in the order of trials".to_string(), vec![SearchCurve { name: "loss".into(), points }])
         }
     };
-    SearchPicture { title, over, curves, base_loss: found.base_loss }
+    let shown = |weights: &[f64]| weights.iter().map(f64::to_string).collect::<Vec<_>>().join("  ");
+    let mut table = vec![["weights", "loss"].map(String::from).to_vec()];
+    table.extend(found.trials.iter().map(|t| vec![shown(&t.weights), format!("{:.4}", t.loss)]));
+    SearchPicture { title, over, curves, base_loss: found.base_loss, table }
 }

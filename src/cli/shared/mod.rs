@@ -7,6 +7,7 @@ mod generation_config;
 pub mod interrupt;
 pub mod model;
 pub mod model_files;
+pub mod named_adapters;
 pub mod sampling;
 pub mod stdout;
 pub mod training;

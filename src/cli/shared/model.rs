@@ -11,15 +11,16 @@ use ft::report;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
-/// Names a base model and, optionally, an adapter on it.
+/// Names a base model and what is loaded on top of it: an adapter, or several
+/// ([`NamedAdapters`](super::named_adapters::NamedAdapters)).
 #[derive(Args)]
-pub struct ModelArgs {
+pub struct ModelArgs<A: Args = OneAdapter> {
     /// Hugging Face model directory, or GGUF file
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// Adapter directory (PEFT layout) to load on top of the model
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// What is loaded on top of it.
+    #[command(flatten)]
+    pub adapter: A,
     /// Device: auto (CUDA if there is a usable GPU, else CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -27,6 +28,14 @@ pub struct ModelArgs {
     /// GPUs before them, else f32; f16 needs CUDA
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
+}
+
+/// Names an adapter, if there is one.
+#[derive(Args)]
+pub struct OneAdapter {
+    /// Adapter directory (PEFT layout) to load on top of the model
+    #[arg(id = "adapter", long = "adapter", value_name = "DIR")]
+    pub folder: Option<PathBuf>,
 }
 
 /// Whether the base is held in 4 or 8 bits, for the commands that answer with it.
@@ -97,22 +106,35 @@ impl ModelArgs {
     /// used.
     pub fn open(&self, writing: &TemplateArgs, quantize: &QuantizeArgs) -> Result<(Model, ChatTokenizer)> {
         let _loading = report::spinner(&format!("loading {}", self.model.display()));
+        let tokenizer = self.tokenizer(writing, self.adapter.folder.as_deref())?;
+        Ok((self.open_model(self.adapter.folder.as_slice(), quantize)?, tokenizer))
+    }
+}
+
+impl<A: Args> ModelArgs<A> {
+    /// Loads the tokenizer with which an adapter answers, or the base without one. Without --template, the adapter's own
+    /// chat template is used.
+    pub fn tokenizer(&self, writing: &TemplateArgs, adapter: Option<&Path>) -> Result<ChatTokenizer> {
         let mut rendering = writing.rendering()?;
-        if let (None, Some(adapter)) = (&rendering.template, &self.adapter) {
+        if let (None, Some(adapter)) = (&rendering.template, adapter) {
             rendering.template = template::adapter_template(adapter, &self.model)?;
             if let Some(own) = &rendering.template {
                 report::info(format!("using the adapter's own chat template: {}", own.display()));
             }
         }
-        let tokenizer = ChatTokenizer::load_for(&self.model, self.adapter.as_deref(), &rendering)?;
+        ChatTokenizer::load_for(&self.model, adapter, &rendering)
+    }
+
+    /// Loads the model with these adapters, and reports the number format.
+    pub fn open_model(&self, adapters: &[PathBuf], quantize: &QuantizeArgs) -> Result<Model> {
         let device = models::device(&self.device)?;
         let kind = self.dtype.choose_kind(device, &self.model)?;
-        let model = models::open_stored(&self.model, self.adapter.as_slice(), device, kind, quantize.storage())?;
+        let model = models::open_stored(&self.model, adapters, device, kind, quantize.storage())?;
         if let Some(text) = model.describe_quantisation() {
             report::info(text);
         }
-        models::open::require_finite_adapters(&model, self.adapter.as_slice())?;
-        Ok((model, tokenizer))
+        models::open::require_finite_adapters(&model, adapters)?;
+        Ok(model)
     }
 
     /// Returns the number format that `open` computes in.
@@ -142,12 +164,11 @@ impl DtypeArg {
 }
 
 /// Fails if the tokenizer has no chat template, which conversations need.
-pub fn require_template(tokenizer: &ChatTokenizer, args: &ModelArgs) -> Result<()> {
+pub fn require_template(tokenizer: &ChatTokenizer, model: &Path) -> Result<()> {
     if tokenizer.has_template() {
         return Ok(());
     }
-    Err(Error::user(format!("{}: the model has no chat template, which conversations need", args.model.display()))
-        .hint(
-            "use an instruct model, give a template with --template, or continue plain text: ft generate --prompt TEXT",
-        ))
+    Err(Error::user(format!("{}: the model has no chat template, which conversations need", model.display())).hint(
+        "use an instruct model, give a template with --template, or continue plain text: ft generate --prompt TEXT",
+    ))
 }

@@ -109,7 +109,7 @@ impl<'a> PreparedMerge<'a> {
         let (lora, reports) = match reduces {
             true => {
                 let (file, reports) = as_lora(&merge, parts, || bar.inc(1))?;
-                (Some(WeightedAdapter { folder: MERGED.into(), file, weight: 1.0 }), reports)
+                (Some(WeightedAdapter { folder: MERGED.into(), companions: MERGED.into(), file, weight: 1.0 }), reports)
             }
             false => (None, compare(&merge, || bar.inc(1))?),
         };
@@ -252,7 +252,7 @@ impl<'a> PreparedMerge<'a> {
 
     /// Adds the report on the merge to that of the export, and its page to the folder.
     fn complete(&self, folder: &Path, mut report: ExportReport) -> Result<ExportReport> {
-        if self.parts.len() > 1 || !self.plan.is_sum() {
+        if self.parts.len() > 1 || !self.plan.is_sum() || self.search.is_some() {
             page::write(&self.report, self.search.as_ref(), &folder.join(page::PAGE))?;
         }
         report.merge = Some(self.report.clone());
@@ -263,7 +263,7 @@ impl<'a> PreparedMerge<'a> {
 /// Copies to the result in `folder` what the adapters were trained with besides weights: new tokens, chat template and stop
 /// tokens.
 fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
-    let folders = || parts.iter().map(|p| p.folder.as_path());
+    let folders = || parts.iter().map(|p| p.companions.as_path());
     new_tokens::inherit_tokens(folder, base, folders())?;
     template::inherit_template(folder, base, folders())?;
     stop_tokens::inherit_stop_tokens(folder, base, folders())

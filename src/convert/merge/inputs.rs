@@ -1,5 +1,6 @@
 //! Reads the adapters of a merge, and refuses those that cannot be merged.
 
+use super::checkpoint;
 use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::error::{Error, Result};
@@ -42,12 +43,19 @@ pub fn parse_part(text: &str) -> Result<WeightedAdapter> {
             );
         }
     };
-    let folder = Path::new(folder);
+    read_part(Path::new(folder), weight)
+}
+
+/// Reads the adapter in a folder, or that of a run's checkpoint.
+pub fn read_part(folder: &Path, weight: f64) -> Result<WeightedAdapter> {
     if folder.join("config.json").is_file() && !folder.join("adapter_config.json").exists() {
         return Err(Error::user(format!("{}: a whole model, and no adapter", folder.display()))
             .hint("list whole models in a file, as mergekit does: ft merge merge.yaml --out DIR (docs/merging.md)"));
     }
-    WeightedAdapter::read(folder, weight)
+    match checkpoint::run_of(folder) {
+        Some(run) => checkpoint::read(folder, &run, weight),
+        None => WeightedAdapter::read(folder, weight),
+    }
 }
 
 /// Splits `ADAPTER=WEIGHT` into folder and weight. If a folder of the whole name exists, `=` is part of its name.

@@ -1,10 +1,11 @@
 //! Merges adapters into a model or into one adapter, and whole models into one (`ft merge`).
 //!
-//! inputs: reads what is merged, and refuses what cannot be. adapters, models: prepare,
-//! write and verify a merge of adapters, of whole models.
+//! inputs: reads what is merged, and refuses what cannot be; checkpoint: the adapter in a run's checkpoint. adapters,
+//! models: prepare, write and verify a merge of adapters, of whole models.
 //! report, page: what a merge does, as a table, as JSON and as `merge.html`.
 
 pub mod adapters;
+mod checkpoint;
 pub mod inputs;
 pub mod models;
 pub mod page;

@@ -35,6 +35,8 @@ pub struct SearchPicture {
     pub curves: Vec<SearchCurve>,
     /// The loss of the base alone.
     pub base_loss: f64,
+    /// All trials, under a row of titles.
+    pub table: Vec<Vec<String>>,
 }
 
 /// Writes the page. `search`: the search that found the weights, if there was one.
@@ -60,7 +62,7 @@ pub fn render(report: &MergeReport, search: Option<&SearchPicture>) -> String {
         (tiles(report))
         section { h2 { @if noun == "model" { "Models" } @else { "Adapters" } } (parts(report)) }
         @if let Some(search) = search {
-            section { h2 { "Search for weights" } div class="charts" { (search.chart().figure()) } }
+            section { h2 { "Search for weights" } div class="charts" { (search.chart().figure()) } (trials(search)) }
         }
         section { h2 { "By layer" } div class="charts" { @for chart in charts(report) { (chart.figure()) } } }
         section { h2 { "Tensors" } (weights(report)) }
@@ -216,6 +218,17 @@ impl SearchPicture {
             log_above: f64::INFINITY,
             from_zero: false,
         }
+    }
+}
+
+fn trials(search: &SearchPicture) -> Markup {
+    let [titles, trials @ ..] = &search.table[..] else { return Markup::default() };
+    html! {
+        details { summary { (trials.len()) " trials" }
+        div class="card scroll" { table {
+            tr { @for title in titles { th { (plain(title)) } } }
+            @for trial in trials { tr { @for cell in trial { td { (named(cell)) } } } }
+        } } }
     }
 }
 

@@ -27,9 +27,9 @@ pub fn generate_answers(
     let mut order: Vec<usize> = (0..indices.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(prompts.rows[indices[i]].ids.len()));
     for &i in &order {
-        let prompt = prompts.rows[indices[i]].ids.clone();
+        let prompt = &prompts.rows[indices[i]].ids;
         let stream = stream(indices[i], i) as u64;
-        engine.add(GenerationRequest { prompt, prefix: Vec::new(), answers, stream })?;
+        engine.add(GenerationRequest { answers, ..GenerationRequest::new(prompt, stream) })?;
     }
     let mut sampled: Vec<Option<SampledAnswer>> = vec![None; indices.len() * answers];
     let bar = report::bar(sampled.len() as u64, "answers");

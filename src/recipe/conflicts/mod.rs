@@ -34,6 +34,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         optimiser::betas,
         run::length,
         run::validation,
+        run::result,
         run::tf32,
         rows::overflow,
         rows::weights,

@@ -29,6 +29,26 @@ pub fn validation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Checks that there are checkpoints of plain weights whose mean can be the result.
+pub fn result(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if w.value("run.result.average").is_none() {
+        return;
+    }
+    if w.number("run.save_every").unwrap_or(0.0) == 0.0 {
+        let message = "`run.result` averages checkpoints, but without `run.save_every` there is only the last one";
+        mistakes.push(w.mistake_at("run.result", message, "set `save_every` to a number of steps"));
+    }
+    let other = [("optim.ema", w.given("optim.ema")), ("kind: schedule_free", w.is("optim.kind", "schedule_free"))];
+    if let Some((name, _)) = other.iter().find(|(_, given)| *given) {
+        let message = format!("`run.result: {{ average: … }}` and `{name}` both average the weights");
+        mistakes.push(w.mistake_at("run.result", message, "keep one of them"));
+    }
+    if w.value("adapter.adalora").is_some() {
+        let message = "`run.result` averages checkpoints, which would bring parts back that AdaLoRA has removed";
+        mistakes.push(w.mistake_at("run.result", message, "choose `best` or `last`"));
+    }
+}
+
 /// Checks that there is a device for TF32.
 pub fn tf32(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if w.differs_from_default("run.tf32") && w.is("model.device", "cpu") {

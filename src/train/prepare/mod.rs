@@ -13,6 +13,7 @@ pub mod rows;
 pub mod student;
 pub mod vocabulary;
 
+use super::average;
 use crate::data::cache::TokenCache;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
@@ -74,6 +75,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     if total == 0 {
         return Err(Error::user("run.epochs: the run would have no steps").hint("set run.epochs above 0 or run.steps"));
     }
+    average::check_length(&recipe.run, total)?;
     Ok(Prepared { plan: plan.clone(), tokenizer, vocabulary, rows, total_steps: total, device, storage, why })
 }
 

@@ -170,6 +170,12 @@ impl<'a> RunRecorder<'a> {
         Ok(())
     }
 
+    /// Returns the value of a validation mean after `step`, if there was a validation.
+    pub fn validated(&self, step: u64, metric: &str) -> Option<f64> {
+        let found = self.history.validations.iter().rfind(|v| v.step == step)?;
+        Some(found.mean(metric)).filter(|v| v.is_finite())
+    }
+
     /// Generates, prints and records answers to `prompts`.
     pub fn samples(&mut self, prompts: &[SamplePrompt], step: u64) -> Result<()> {
         self.samples.show(self.model, prompts, step, &self.log)

@@ -273,3 +273,88 @@ fn templates_and_their_variables_are_given_on_the_command_line() {
     let e = space.refused(&["--input", "rows.jsonl", "--json", "--max-new-tokens", "1", "--template", "deaf.jinja"]);
     assert!(e.contains("rows.jsonl:1") && e.contains("message 1 (user): the chat template leaves it out"), "{e}");
 }
+
+/// Each row is answered by the adapter that it names, as in a call with that adapter alone, with its chat template.
+#[test]
+fn rows_choose_their_adapter() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    let adapters = [("one", "training/lora"), ("two", "lora-relatives/dora"), ("virtual", "virtual-tokens/p_tuning")];
+    for (name, from) in adapters {
+        std::fs::create_dir(space.path(name)).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let from = std::path::Path::new("tests/fixtures").join(from).join("initial").join(file);
+            std::fs::copy(from, space.path(name).join(file)).unwrap();
+        }
+    }
+    let template = std::fs::read_to_string(space.path("model/chat_template.jinja")).unwrap();
+    let own = template.replace("'<|im_start|>' + message['role']", "'<|im_start|>the ' + message['role']");
+    assert_ne!(own, template);
+    std::fs::write(space.path("two/chat_template.jinja"), own).unwrap();
+
+    let names = [Some("two"), None, Some("one"), Some("virtual"), Some("two"), Some("one"), None];
+    let row = |(i, name): (usize, &Option<&str>)| {
+        let asked = turn("user", &format!("Question number {i}"));
+        match (name, i) {
+            (None, 1) => json!({ "messages": [asked] }),
+            (name, _) => json!({ "messages": [asked], "adapter": name }),
+        }
+    };
+    std::fs::write(space.path("in.jsonl"), jsonl(&names.iter().enumerate().map(row).collect::<Vec<_>>())).unwrap();
+    let input = ["--input", "in.jsonl", "--greedy", "--max-new-tokens", "9"];
+    let all = ["--adapter", "one=one", "--adapter", "two=two", "--adapter", "virtual=virtual"];
+    let beams = ["--num-beams", "2"];
+    for more in [&[][..], &["--batch-size", "2"], &beams] {
+        let together = space.rows(&[&input[..], &all, more].concat());
+        for name in [None, Some("one"), Some("two"), Some("virtual")] {
+            let adapter = name.map_or(vec![], |name| vec!["--adapter", name]);
+            let alone = space.rows(&[&input[..], &adapter, more].concat());
+            for (i, (a, b)) in alone.iter().zip(&together).enumerate().filter(|(i, _)| names[*i] == name) {
+                assert_eq!((&b["adapter"], &a["text"]), (&json!(name), &b["text"]), "row {i}, {more:?}");
+                assert_eq!(a["prompt_tokens"], b["prompt_tokens"], "row {i}: another template");
+                assert!(a.get("adapter").is_none());
+            }
+        }
+    }
+    // The column has no effect if no adapter has a name, and that is said.
+    let said = String::from_utf8(space.run(&[&input[..], &["--json"]].concat()).stderr).unwrap();
+    assert!(said.contains("in.jsonl: the column `adapter` has no effect"), "{said}");
+
+    let refused = |adapters: &[&str]| {
+        let flags: Vec<&str> = adapters.iter().flat_map(|a| ["--adapter", a]).collect();
+        space.refused(&[&input[..], &flags, &["--json"]].concat())
+    };
+    let e = refused(&["one=one", "tow=two", "virtual=virtual"]);
+    assert!(e.contains("in.jsonl:1") && e.contains("no adapter is called `two`"), "{e}");
+    assert!(e.contains("did you mean `tow`? (--adapter names one, tow, virtual)"), "{e}");
+    assert!(refused(&["one", "two=two"]).contains("--adapter one: one of several adapters needs a name"));
+    assert!(refused(&["one=one", "one=two"]).contains("two adapters are called `one`"));
+    let e = space.refused(&["--prompt", "Hello", "--adapter", "one=one"]);
+    assert!(e.contains("needs --input"), "{e}");
+    std::fs::write(space.path("two/chat_template.jinja"), template.replace("<|im_end|>", "<|endoftext|>")).unwrap();
+    let e = refused(&["one=one", "two=two"]);
+    assert!(e.contains("adapter `two`") && e.contains("ends an answer with another token"), "{e}");
+    std::fs::write(space.path("wrong.jsonl"), jsonl(&[json!({ "prompt": "a", "adapter": 3 })])).unwrap();
+    let e = space.refused(&["--input", "wrong.jsonl", "--json", "--adapter", "one=one"]);
+    assert!(e.contains("wrong.jsonl:1") && e.contains("must be the name of an adapter, found 3"), "{e}");
+}
+
+/// A partial file is continued only with the same adapters.
+#[test]
+fn a_partial_file_names_its_adapters() {
+    let space = Space::new(json!({ "eos_token_id": 2 }));
+    for name in ["one", "two"] {
+        std::fs::create_dir(space.path(name)).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(format!("tests/fixtures/training/lora/initial/{file}"), space.path(name).join(file)).unwrap();
+        }
+    }
+    std::fs::write(space.path("in.jsonl"), jsonl(&[json!({ "prompt": "Hello", "adapter": "a" })])).unwrap();
+    let fixed = ["--input", "in.jsonl", "--out", "out.jsonl", "--max-new-tokens", "3"];
+    space.run(&[&fixed[..], &["--adapter", "a=one"]].concat());
+    let text = std::fs::read_to_string(space.path("out.jsonl")).unwrap();
+    let row: Value = serde_json::from_str(text.trim()).unwrap();
+    assert_eq!(row["adapter"], "a");
+    // A command that was cut off after its first line.
+    let first = space.run(&["--input", "in.jsonl", "--json", "--max-new-tokens", "3", "--adapter", "a=one"]);
+    assert_eq!(String::from_utf8(first.stdout).unwrap(), text);
+}

@@ -1,5 +1,6 @@
 //! Tests of src/cli: the real binary.
 
 mod commands;
+mod eval_commands;
 mod generate_commands;
 mod help;

@@ -275,7 +275,7 @@ fn beams_equal_transformers() {
 }
 
 /// Runs an engine until it is idle. Checks that the tokens it streams equal those of the finished answers.
-fn drain(mut engine: Engine, requests: &[GenerationRequest]) -> Vec<FinishedAnswer> {
+pub(super) fn drain(mut engine: Engine, requests: &[GenerationRequest]) -> Vec<FinishedAnswer> {
     for request in requests {
         engine.add(request.clone()).unwrap();
     }
@@ -365,7 +365,7 @@ fn continuous_batching_gives_the_answers_of_single_requests() {
 }
 
 /// Like `drain`, but adds a request only if no other one is waiting, so that each prompt is run by itself.
-fn drain_prompt_by_prompt(mut engine: Engine, requests: &[GenerationRequest]) -> Vec<FinishedAnswer> {
+pub(super) fn drain_prompt_by_prompt(mut engine: Engine, requests: &[GenerationRequest]) -> Vec<FinishedAnswer> {
     let (mut done, mut left) = (Vec::new(), requests.iter());
     loop {
         if engine.waiting() == 0

@@ -158,3 +158,42 @@ fn weights_are_searched_by_held_out_loss() {
     let refused = space.refused(&[&merge[..6], &["--energy", "0.9", "--dry-run"]].concat());
     assert!(refused.contains("--energy cannot be combined with --sweep"), "{refused}");
 }
+
+/// Adapters of unlike ranks and kinds are merged into a relative of their base: a model of the same shape with other weights.
+/// That is warned about, and the relative's weights change by what the base's would.
+#[test]
+fn adapters_of_two_ranks_and_two_kinds_are_merged_into_a_relative() {
+    let project = project();
+    let relative = with_changed_weights("biased-llama", |tensors| {
+        let _no_grad = tch::no_grad_guard();
+        tensors.iter_mut().for_each(|(name, t)| *t = &*t + noise(&t.size(), name) * 0.05);
+    });
+    std::os::unix::fs::symlink(fixture("kinds/loha"), project.path().join("loha")).unwrap();
+    let merge = |base: &str, out: &str| {
+        let arguments = ["merge", base, "one=0.6", "three=0.5", "loha=0.4", "--dtype", "f32", "--out", out];
+        stderr(&succeed(&mut ft(project.path(), &arguments)))
+    };
+    std::os::unix::fs::symlink(fixture("merging/three"), project.path().join("three")).unwrap();
+    let ranks =
+        |name: &str| ft::fsutil::read_json::<Value>(&project.path().join(name).join("adapter_config.json")).unwrap();
+    assert_ne!(ranks("one")["r"], ranks("three")["r"]);
+    assert_eq!(ranks("loha")["peft_type"], "LOHA");
+    merge("base", "of-base");
+    let told = merge(relative.path().to_str().unwrap(), "of-relative");
+    for name in ["one", "three", "loha"] {
+        assert!(
+            told.contains(&format!("{name}: was trained on `tests/fixtures/biased-llama`; merging into")),
+            "{told}"
+        );
+    }
+    let read = |folder: &Path| ft::nn::Weights::open(folder).unwrap().all();
+    let [base, of_base] = [read(&fixture("biased-llama")), read(&project.path().join("of-base"))];
+    let [other, of_other] = [read(relative.path()), read(&project.path().join("of-relative"))];
+    let mut changed = 0;
+    for (name, after) in &of_base {
+        let (wanted, found) = (after - &base[name], &of_other[name] - &other[name]);
+        assert_within(name, &found, &wanted, 1e-6);
+        changed += i32::from(wanted.abs().max().double_value(&[]) > 1e-3);
+    }
+    assert!(changed > 10, "{changed}");
+}

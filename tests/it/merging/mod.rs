@@ -2,7 +2,9 @@
 
 mod adapters;
 mod commands;
+mod interrupted;
 mod model_commands;
 mod models;
 mod peft;
 mod results;
+mod soups;

@@ -528,8 +528,9 @@ const UNCOMMON: &[&str] = &[
     "data.valid.columns",
     "data.valid.rows",
     "data.valid.weight",
-    "model.trained",     // contradicts the adapter
-    "run.replay.layers", // in the comment of run.replay
+    "model.trained",      // contradicts the adapter
+    "run.replay.layers",  // in the comment of run.replay
+    "run.result.average", // in the comment of run.result
     "optim.kind.",
     "optim.decay_norms",
     "optim.eps",

@@ -1,6 +1,7 @@
 //! Tests of src/train: steps, optimisers, checkpoints, memory, profiles.
 
 mod arithmetic;
+mod average;
 mod cuda_memory;
 mod device_counters;
 mod float16;

@@ -20,7 +20,12 @@ pub fn evaluations(run: &RunFolder) -> Markup {
     html! {
         section {
             h2 { "Evaluation" }
-            @if !run.history.validations.is_empty() { div class="card" { (validations(&run.history)) } }
+            @if !run.history.validations.is_empty() {
+                div class="card" {
+                    (validations(&run.history))
+                    @if let Some(words) = run.averaged_result() { p { "The result is " (plain(&words)) "." } }
+                }
+            }
             @for (name, values) in evaluations {
                 div class="card" {
                     p { b { (plain(name)) } }
