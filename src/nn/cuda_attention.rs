@@ -121,6 +121,13 @@ pub struct AttentionMemory {
     pub temporary: u64,
 }
 
+impl AttentionMemory {
+    /// Returns the larger of each number.
+    pub fn larger(self, other: Self) -> Self {
+        Self { kept: self.kept.max(other.kept), temporary: self.temporary.max(other.temporary) }
+    }
+}
+
 /// The kernels' heads are multiples of this number.
 const HEAD_STEP: i64 = 8;
 

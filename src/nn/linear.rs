@@ -11,9 +11,38 @@ use tch::Tensor;
 pub struct Linear {
     pub(super) dense: Dense,
     pub(super) adapters: LayerAdapters,
+    /// What happens to the outputs; nothing, except for some output heads.
+    pub(super) logits: LogitChange,
+}
+
+/// What an output head does to its products: `c tanh(scale z / c)`, or `scale z` without a cap.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitChange {
+    /// Factor on the products.
+    pub scale: f64,
+    /// Bound c of the logits; `None`: they have no bound.
+    pub softcap: Option<f64>,
+}
+
+impl LogitChange {
+    /// Changes nothing.
+    pub const NONE: Self = Self { scale: 1.0, softcap: None };
+
+    fn apply(self, logits: Tensor) -> Tensor {
+        let scaled = if self.scale == 1.0 { logits } else { logits * self.scale };
+        match self.softcap {
+            Some(cap) => (scaled / cap).tanh() * cap,
+            None => scaled,
+        }
+    }
 }
 
 impl Linear {
+    /// Returns the output head with this change of its products.
+    pub fn with_logits(self, logits: LogitChange) -> Self {
+        Self { logits, ..self }
+    }
+
     /// Computes the layer's output under the active adapter: (T, in) -> (T, out).
     pub fn forward(&self, input: impl Into<LayerInput>) -> Tensor {
         let [y] = Self::forward_jointly([self], input);
@@ -27,10 +56,10 @@ impl Linear {
 
     /// Computes the layer's output under an adapter, or without.
     fn forward_alone(&self, adapter: Option<&dyn Adapter>, x: &Tensor) -> Tensor {
-        match adapter {
+        self.logits.apply(match adapter {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
             None => self.dense.forward(x),
-        }
+        })
     }
 
     /// Computes several layers of one input together: (T, in) -> (T, out) each. In decoding, and where a layer's adapter
@@ -47,7 +76,7 @@ impl Linear {
         std::array::from_fn(|i| match &forms[i] {
             Some(form) => {
                 let y = products.next().expect("a product for each joint layer");
-                scaled(y, form, biases[i].as_ref())
+                layers[i].logits.apply(scaled(y, form, biases[i].as_ref()))
             }
             None => layers[i].forward_alone(layers[i].adapters.active(), &input.x),
         })
@@ -77,9 +106,11 @@ impl Linear {
         JointLayer { weight: &self.dense.weight, bias, update, joinable }
     }
 
-    /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
+    /// Returns the weight (out, in) if the layer is a plain product: no bias, no active adapter and no change of the
+    /// outputs.
     pub fn plain_weight(&self) -> Option<&Weight> {
-        (self.dense.bias.is_none() && self.adapters.active().is_none()).then_some(&self.dense.weight)
+        let plain = self.dense.bias.is_none() && self.logits == LogitChange::NONE && self.adapters.active().is_none();
+        plain.then_some(&self.dense.weight)
     }
 
     /// Returns the number of outputs; 0 for the head of a model without output head.

@@ -51,7 +51,7 @@ fn compare(kind: Kind, bound: f64) {
         let weights = input(heads, "weights");
         let segments = Segments::new(lengths.clone(), GPU);
         let ours = results(&inputs.each_ref().map(|t| t.to_device(GPU)), &weights.to_device(GPU), |[q, k, v]| {
-            packed_attention(q, k, v, &segments, Attention { scale: 0.3 })
+            packed_attention(q, k, v, &segments, Attention::causal(0.3))
         });
         let exact = results(
             &inputs.each_ref().map(|t| t.to_kind(Kind::Double)),
@@ -66,7 +66,7 @@ fn compare(kind: Kind, bound: f64) {
         let _no_grad = tch::no_grad_guard();
         let with_empty: Vec<i64> = lengths.iter().flat_map(|n| [0, *n]).collect();
         let [q, k, v] = inputs.each_ref().map(|t| t.to_device(GPU));
-        let again = packed_attention(&q, &k, &v, &Segments::new(with_empty, GPU), Attention { scale: 0.3 });
+        let again = packed_attention(&q, &k, &v, &Segments::new(with_empty, GPU), Attention::causal(0.3));
         assert_eq!(again.to_device(Device::Cpu).to_kind(Kind::Double), ours[0], "{kind:?}, {lengths:?}");
     }
 }
