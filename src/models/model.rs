@@ -12,7 +12,7 @@ use super::trained_part::TrainedPart;
 use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Attention, AdapterPlan, AdapterSwitches, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
+    AdapterPlan, AdapterSwitches, Attention, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
     VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};

@@ -126,7 +126,19 @@ pub fn efficient_varlen_backward(
     let window = window.unwrap_or(0);
     // SAFETY: live tensors for the duration of the call; `grads` has room for three results.
     check(unsafe {
-        ft_efficient_varlen_backward(p(g), p(q), p(k), p(v), p(out), p(lse), p(cu), longest, window, scale, grads.as_mut_ptr())
+        ft_efficient_varlen_backward(
+            p(g),
+            p(q),
+            p(k),
+            p(v),
+            p(out),
+            p(lse),
+            p(cu),
+            longest,
+            window,
+            scale,
+            grads.as_mut_ptr(),
+        )
     })?;
     let [q, k, v] = grads;
     Ok([owned(q)?, owned(k)?, owned(v)?])

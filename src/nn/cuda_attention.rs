@@ -41,12 +41,20 @@ impl CudaKernel {
     }
 
     /// Computes attention without a cap within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E). Differentiable.
-    pub(super) fn attend(self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: Attention) -> Tensor {
+    pub(super) fn attend(
+        self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments,
+        attention: Attention,
+    ) -> Tensor {
         let Attention { scale, window, .. } = attention;
         match self {
             Self::Flash => {
                 let [pq, pk, pv] = [q, k, v].map(pad_heads);
-                let out = native::flash_varlen([&pq, &pk, &pv], &segments.bounds, segments.longest, window, scale).unwrap();
+                let out =
+                    native::flash_varlen([&pq, &pk, &pv], &segments.bounds, segments.longest, window, scale).unwrap();
                 if pq.size() == q.size() { out } else { out.narrow(2, 0, q.size()[2]).contiguous() }
             }
             Self::Efficient(kind) => efficient_attention([q, k, v], segments, attention, kind),
@@ -200,7 +208,8 @@ fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, attention: Att
             .iter()
             .map(|run| {
                 let [q, k, v] = inputs.map(|t| operand(t, run, heads, kind));
-                native::efficient_varlen([&q, &k, &v], &run.bounds(&bounds), run.longest, window, scale, with_lse).unwrap()
+                native::efficient_varlen([&q, &k, &v], &run.bounds(&bounds), run.longest, window, scale, with_lse)
+                    .unwrap()
             })
             .collect();
         let (outs, lses): (Vec<Tensor>, Vec<Option<Tensor>>) = parts.into_iter().map(|p| (p.out, p.lse)).unzip();
@@ -222,7 +231,8 @@ fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, attention: Att
             let lse = lse.as_ref().expect("asked for if a gradient is recorded");
             let bounds = run.bounds(bounds);
             let part =
-                native::efficient_varlen_backward(&g, [&q, &k, &v], (&out, lse), &bounds, run.longest, window, scale).unwrap();
+                native::efficient_varlen_backward(&g, [&q, &k, &v], (&out, lse), &bounds, run.longest, window, scale)
+                    .unwrap();
             for ((all, g), input) in grads.iter_mut().zip(part).zip(inputs) {
                 all.push(input_gradient(&g, input));
             }

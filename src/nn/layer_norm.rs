@@ -8,7 +8,7 @@ use tch::Tensor;
 /// Normalises each row to mean 0 and variance 1, with a trainable scale and, in most models, shift per feature (Ba et al. 2016, arXiv
 /// 1607.06450). libtorch's fused operation computes it in float32 and keeps x and two numbers per row for the backward.
 pub struct LayerNorm {
-    pub(super) weight: Tensor, // (D)
+    pub(super) weight: Tensor,       // (D)
     pub(super) bias: Option<Tensor>, // (D)
     pub(super) adapters: LayerAdapters,
     pub(super) eps: f64,
@@ -28,9 +28,7 @@ impl LayerNorm {
 
     fn scale_and_shift(&self, x: &Tensor) -> (Tensor, Option<Tensor>) {
         let (weight, bias) = match self.adapters.active() {
-            Some(adapter) => {
-                (adapter.merged(&self.weight), self.bias.as_ref().map(|bias| adapter.merged_bias(bias)))
-            }
+            Some(adapter) => (adapter.merged(&self.weight), self.bias.as_ref().map(|bias| adapter.merged_bias(bias))),
             None => (self.weight.shallow_clone(), self.bias.as_ref().map(Tensor::shallow_clone)),
         };
         (cast(&weight, x.kind()), bias.map(|bias| cast(&bias, x.kind())))

@@ -181,7 +181,8 @@ impl<'a> ForwardPass<'a> {
         } else if step_only && q.device() == Device::Cpu {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
             let window = attention.within(longest).window;
-            let new_mask = || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
+            let new_mask =
+                || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
             let mask = self.masks.entry(window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)

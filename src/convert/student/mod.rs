@@ -258,9 +258,12 @@ fn student_config(config: &Config, kept: &[usize], mlp: i64, heads: i64) -> Valu
         // With fewer heads it can no longer be derived as hidden size / heads.
         map.insert("head_dim".into(), json!(config.head_dim));
     }
-    if let Some(Value::Array(kinds)) = map.get("layer_types") {
-        let kinds: Vec<Value> = kept.iter().filter_map(|i| kinds.get(*i).cloned()).collect();
-        map.insert("layer_types".into(), kinds.into());
+    // Lists with an entry for each layer, also those that config.json leaves to the family's defaults.
+    for key in ["layer_types", "no_rope_layers"] {
+        if let Some(Value::Array(of_layers)) = config.settings.get(key) {
+            let left: Vec<Value> = kept.iter().filter_map(|i| of_layers.get(*i).cloned()).collect();
+            map.insert(key.into(), left.into());
+        }
     }
     if let Some(first) = map.get("max_window_layers").and_then(Value::as_u64) {
         map.insert("max_window_layers".into(), json!(kept.iter().filter(|i| (**i as u64) < first).count()));

@@ -13,5 +13,6 @@ mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    Activation, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm, Wiring,
+    Activation, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
+    Wiring,
 };

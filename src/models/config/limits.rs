@@ -59,7 +59,9 @@ pub fn check(config: &Value, file: &Path) -> Result<()> {
         }
         let inner = map.as_object().into_iter().flatten().filter(|(_, v)| v.is_object());
         for (kind, section) in inner {
-            if let Some((key, found)) = POSITIVE.iter().find_map(|key| Some((key, given(section, key).filter(|v| !positive(v))?))) {
+            if let Some((key, found)) =
+                POSITIVE.iter().find_map(|key| Some((key, given(section, key).filter(|v| !positive(v))?)))
+            {
                 return refuse(&format!("{place}.{kind}.{key}"), "a number above 0", &found);
             }
         }

@@ -6,9 +6,9 @@
 mod limits;
 mod reader;
 mod rope;
+pub(super) mod tied_head;
 mod unsupported;
 mod windows;
-pub(super) mod tied_head;
 
 use super::family::{Config, Family};
 use super::stored;

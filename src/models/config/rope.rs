@@ -54,8 +54,11 @@ fn rotary_size(r: &ConfigReader, newer: Option<&Map<String, Value>>, head_dim: i
     let size = factor.map_or(0, |factor| (head_dim as f64 * factor) as i64);
     match size >= 2 && size % 2 == 0 {
         true => Ok(size),
-        false => Err(Error::user(format!("{}: `{KEY}` is {given}: of heads of {head_dim} numbers it rotates {size}", r.file.display()))
-            .hint("it must rotate an even number of at least 2, and at most the whole head")),
+        false => Err(Error::user(format!(
+            "{}: `{KEY}` is {given}: of heads of {head_dim} numbers it rotates {size}",
+            r.file.display()
+        ))
+        .hint("it must rotate an even number of at least 2, and at most the whole head")),
     }
 }
 
@@ -152,7 +155,8 @@ fn scaling(rope: &ConfigReader, whole: &ConfigReader, size: i64, context: Option
             };
             let divisors = |key: &str| {
                 let list = rope.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-                let numbers: Vec<f64> = list.iter().filter_map(Value::as_f64).filter(|x| *x > 0.0 && x.is_finite()).collect();
+                let numbers: Vec<f64> =
+                    list.iter().filter_map(Value::as_f64).filter(|x| *x > 0.0 && x.is_finite()).collect();
                 match numbers.len() == list.len() && numbers.len() as i64 == size / 2 {
                     true => Ok(numbers),
                     false => Err(rope.wrong_value(key, &format!("a list of {} numbers above 0", size / 2))),

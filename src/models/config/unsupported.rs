@@ -22,7 +22,7 @@ pub(super) fn family(raw: &Value, model_type: &str, file: &Path) -> Result<&'sta
     }
     let all = known().collect::<Vec<_>>().join(", ");
     Err(match nearest(model_type) {
-        Some(name) => refused.hint(format!("the nearest that is supported: {name}; all: {all}")),
+        Some(name) => refused.hint(format!("the nearest is `{name}`; supported: {all}")),
         None => refused.hint(format!("supported: {all}")),
     })
 }

@@ -15,12 +15,15 @@ pub(super) const FAMILY: Family = Family {
     key_names: &[("rms_norm_eps", "layer_norm_eps")],
     foreign_keys: &["mlp_bias", "use_sliding_window", "max_window_layers"],
     defaults: |config| {
-        fill(config, [
-            ("max_position_embeddings", json!(8192)),
-            ("layer_norm_eps", json!(1e-5)),
-            ("logit_scale", json!(0.0625)),
-            ("tie_word_embeddings", json!(true)),
-        ]);
+        fill(
+            config,
+            [
+                ("max_position_embeddings", json!(8192)),
+                ("layer_norm_eps", json!(1e-5)),
+                ("logit_scale", json!(0.0625)),
+                ("tie_word_embeddings", json!(true)),
+            ],
+        );
         if config["model_type"] == "cohere2" {
             fill(config, [("sliding_window", json!(4096))]);
             return alternate(config, 4);

@@ -33,16 +33,19 @@ const NEW: &str = "new_decoder_architecture";
 
 /// Fills in transformers' defaults for missing keys.
 fn defaults(config: &mut Map<String, Value>) {
-    fill(config, [
-        ("max_position_embeddings", json!(2048)),
-        ("layer_norm_epsilon", json!(1e-5)),
-        ("activation", json!("gelu")),
-        ("bias", json!(false)),
-        ("multi_query", json!(true)),
-        ("parallel_attn", json!(true)),
-        (NEW, json!(false)),
-        ("tie_word_embeddings", json!(true)),
-    ]);
+    fill(
+        config,
+        [
+            ("max_position_embeddings", json!(2048)),
+            ("layer_norm_epsilon", json!(1e-5)),
+            ("activation", json!("gelu")),
+            ("bias", json!(false)),
+            ("multi_query", json!(true)),
+            ("parallel_attn", json!(true)),
+            (NEW, json!(false)),
+            ("tie_word_embeddings", json!(true)),
+        ],
+    );
     if let Some(width) = config.get("hidden_size").and_then(Value::as_i64) {
         fill_null(config, [("ffn_hidden_size", json!(4 * width.clamp(0, 1 << 22)))]);
     }
@@ -57,8 +60,7 @@ fn design(c: &Config) -> Result<Design> {
         return Err(c.refuse("`alibi` is true: only rotary embedding is supported in this family"));
     }
     let llama = Design::llama(c)?;
-    let names =
-        Names { trunk: "transformer", embedding: "word_embeddings", layers: "h", final_norm: "ln_f" };
+    let names = Names { trunk: "transformer", embedding: "word_embeddings", layers: "h", final_norm: "ln_f" };
     let attention = AttentionDesign {
         module: "self_attention",
         projections: Projections::ByGroup("query_key_value"),

@@ -29,11 +29,10 @@ pub(super) const FAMILY: Family = Family {
 
 /// Fills in the defaults that all Gemmas have.
 pub(super) fn defaults(config: &mut Map<String, Value>) {
-    fill(config, [
-        ("head_dim", json!(256)),
-        ("tie_word_embeddings", json!(true)),
-        ("max_position_embeddings", json!(8192)),
-    ]);
+    fill(
+        config,
+        [("head_dim", json!(256)), ("tie_word_embeddings", json!(true)), ("max_position_embeddings", json!(8192))],
+    );
 }
 
 /// Returns the layers of the first Gemma. Fails for attention to later tokens.

@@ -16,14 +16,17 @@ pub(super) const FAMILY: Family = Family {
     foreign_keys: &["use_sliding_window", "max_window_layers"],
     defaults: |config| {
         gemma::defaults(config);
-        fill(config, [
-            ("num_key_value_heads", json!(4)),
-            ("hidden_activation", json!("gelu_pytorch_tanh")),
-            ("query_pre_attn_scalar", json!(256)),
-            ("sliding_window", json!(4096)),
-            ("attn_logit_softcapping", json!(50.0)),
-            ("final_logit_softcapping", json!(30.0)),
-        ]);
+        fill(
+            config,
+            [
+                ("num_key_value_heads", json!(4)),
+                ("hidden_activation", json!("gelu_pytorch_tanh")),
+                ("query_pre_attn_scalar", json!(256)),
+                ("sliding_window", json!(4096)),
+                ("attn_logit_softcapping", json!(50.0)),
+                ("final_logit_softcapping", json!(30.0)),
+            ],
+        );
         alternate(config, 2);
     },
     extra_keys: &[

@@ -15,12 +15,15 @@ pub(super) const FAMILY: Family = Family {
     defaults: |config| {
         fill(config, [("max_position_embeddings", json!(131072))]);
         gemma::defaults(config);
-        fill(config, [
-            ("num_key_value_heads", json!(4)),
-            ("hidden_activation", json!("gelu_pytorch_tanh")),
-            ("query_pre_attn_scalar", json!(256)),
-            ("sliding_window", json!(4096)),
-        ]);
+        fill(
+            config,
+            [
+                ("num_key_value_heads", json!(4)),
+                ("hidden_activation", json!("gelu_pytorch_tanh")),
+                ("query_pre_attn_scalar", json!(256)),
+                ("sliding_window", json!(4096)),
+            ],
+        );
         if !config.contains_key("rope_parameters") {
             fill(config, [("rope_theta", json!(1e6)), ("rope_local_base_freq", json!(1e4))]);
         }

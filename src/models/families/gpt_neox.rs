@@ -21,14 +21,17 @@ pub(super) const FAMILY: Family = Family {
     ],
     foreign_keys: WINDOWS_AND_HEAD_SIZE,
     defaults: |config| {
-        fill(config, [
-            ("max_position_embeddings", json!(2048)),
-            ("layer_norm_eps", json!(1e-5)),
-            ("hidden_act", json!("gelu")),
-            ("attention_bias", json!(true)),
-            ("rotary_pct", json!(0.25)),
-            ("use_parallel_residual", json!(true)),
-        ]);
+        fill(
+            config,
+            [
+                ("max_position_embeddings", json!(2048)),
+                ("layer_norm_eps", json!(1e-5)),
+                ("hidden_act", json!("gelu")),
+                ("attention_bias", json!(true)),
+                ("rotary_pct", json!(0.25)),
+                ("use_parallel_residual", json!(true)),
+            ],
+        );
     },
     extra_keys: &["rope_theta", "partial_rotary_factor", "attention_bias", "use_parallel_residual"],
     embedding: "gpt_neox.embed_in.weight",

@@ -13,13 +13,16 @@ pub(super) const FAMILY: Family = Family {
     key_names: &[],
     foreign_keys: WINDOWS,
     defaults: |config| {
-        fill(config, [
-            ("max_position_embeddings", json!(2048)),
-            ("embedding_multiplier", json!(1.0)),
-            ("attention_multiplier", json!(1.0)),
-            ("residual_multiplier", json!(1.0)),
-            ("logits_scaling", json!(1.0)),
-        ]);
+        fill(
+            config,
+            [
+                ("max_position_embeddings", json!(2048)),
+                ("embedding_multiplier", json!(1.0)),
+                ("attention_multiplier", json!(1.0)),
+                ("residual_multiplier", json!(1.0)),
+                ("logits_scaling", json!(1.0)),
+            ],
+        );
     },
     extra_keys: &[
         "num_key_value_heads",

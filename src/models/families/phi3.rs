@@ -13,11 +13,14 @@ pub(super) const FAMILY: Family = Family {
     key_names: &[],
     foreign_keys: &["attention_bias", "mlp_bias", "use_sliding_window", "max_window_layers", "layer_types"],
     defaults: |config| {
-        fill(config, [
-            ("max_position_embeddings", json!(4096)),
-            ("original_max_position_embeddings", json!(4096)),
-            ("rms_norm_eps", json!(1e-5)),
-        ]);
+        fill(
+            config,
+            [
+                ("max_position_embeddings", json!(4096)),
+                ("original_max_position_embeddings", json!(4096)),
+                ("rms_norm_eps", json!(1e-5)),
+            ],
+        );
     },
     extra_keys: &["num_key_value_heads", "rope_theta", "original_max_position_embeddings", "sliding_window"],
     embedding: "model.embed_tokens.weight",

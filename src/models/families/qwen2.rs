@@ -24,11 +24,14 @@ pub(super) const FAMILY: Family = Family {
 
 /// Fills in transformers' defaults for missing keys.
 pub(super) fn defaults(config: &mut Map<String, Value>) {
-    fill(config, [
-        ("use_sliding_window", json!(false)),
-        ("sliding_window", json!(4096)),
-        ("max_window_layers", json!(28)),
-        ("num_key_value_heads", json!(32)),
-        ("max_position_embeddings", json!(32768)),
-    ]);
+    fill(
+        config,
+        [
+            ("use_sliding_window", json!(false)),
+            ("sliding_window", json!(4096)),
+            ("max_window_layers", json!(28)),
+            ("num_key_value_heads", json!(32)),
+            ("max_position_embeddings", json!(32768)),
+        ],
+    );
 }

@@ -17,12 +17,15 @@ pub(super) const FAMILY: Family = Family {
     key_names: &[],
     foreign_keys: &["max_window_layers"],
     defaults: |config| {
-        fill(config, [
-            ("max_position_embeddings", json!(32768)),
-            ("num_key_value_heads", json!(4)),
-            ("tie_word_embeddings", json!(true)),
-            ("use_sliding_window", json!(false)),
-        ]);
+        fill(
+            config,
+            [
+                ("max_position_embeddings", json!(32768)),
+                ("num_key_value_heads", json!(4)),
+                ("tie_word_embeddings", json!(true)),
+                ("use_sliding_window", json!(false)),
+            ],
+        );
         if !config.contains_key("rope_parameters") {
             fill(config, [("rope_theta", json!(2e6))]);
         }
@@ -31,7 +34,8 @@ pub(super) const FAMILY: Family = Family {
         let rotates: Vec<u8> = (0..layers).map(|i| ((i + 1) % interval != 0).into()).collect();
         fill_null(config, [(ROTATES, json!(rotates))]);
         // Where windows are used, the layers without positions have them.
-        let windows = config["use_sliding_window"] == true && config.get("sliding_window").is_some_and(|w| !w.is_null());
+        let windows =
+            config["use_sliding_window"] == true && config.get("sliding_window").is_some_and(|w| !w.is_null());
         let kind = |rotates: &Value| if windows && *rotates == 0 { "sliding_attention" } else { "full_attention" };
         let kinds: Vec<&str> = config[ROTATES].as_array().into_iter().flatten().map(kind).collect();
         fill_null(config, [("layer_types", json!(kinds))]);

@@ -14,13 +14,16 @@ pub(super) const FAMILY: Family = Family {
     key_names: &[("rms_norm_eps", "layer_norm_eps"), ("attention_bias", "use_qkv_bias")],
     foreign_keys: WINDOWS_AND_HEAD_SIZE,
     defaults: |config| {
-        fill(config, [
-            ("max_position_embeddings", json!(4096)),
-            ("layer_norm_eps", json!(1e-5)),
-            ("num_key_value_heads", json!(32)),
-            ("partial_rotary_factor", json!(0.25)),
-            ("use_qkv_bias", json!(false)),
-        ]);
+        fill(
+            config,
+            [
+                ("max_position_embeddings", json!(4096)),
+                ("layer_norm_eps", json!(1e-5)),
+                ("num_key_value_heads", json!(32)),
+                ("partial_rotary_factor", json!(0.25)),
+                ("use_qkv_bias", json!(false)),
+            ],
+        );
     },
     extra_keys: &["num_key_value_heads", "rope_theta", "partial_rotary_factor", "attention_bias"],
     embedding: "model.embed_tokens.weight",

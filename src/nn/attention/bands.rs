@@ -134,7 +134,8 @@ pub(super) fn memory(row: AttentionRow, kind: Kind) -> AttentionMemory {
     // q, k, v and result, padded; the gathered result.
     let kept = row.tokens * row.head_size * (3 * row.heads + 2 * row.kv_heads) * width;
     // Scores, probabilities, their gradients and a mask, and the sums of two gradients in float32.
-    let scores = (row.tokens * row.longest * row.heads).min(MAX_BAND_SCORES.max(MIN_BAND * row.longest as i64 * row.heads as i64) as u64);
+    let scores = (row.tokens * row.longest * row.heads)
+        .min(MAX_BAND_SCORES.max(MIN_BAND * row.longest as i64 * row.heads as i64) as u64);
     let sums = 2 * row.tokens * row.head_size * row.kv_heads * 4;
     AttentionMemory { kept, temporary: 4 * scores * 4 + sums }
 }
