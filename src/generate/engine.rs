@@ -7,6 +7,7 @@
 
 use super::answer::{DecodeFn, GeneratedAnswer};
 use super::logit_rules::LogitEdits;
+use super::next_token::next_logits;
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
 use super::sequence::GrowingSequence;
@@ -192,11 +193,13 @@ impl<'m> Engine<'m> {
         if self.rows.is_empty() {
             return Ok(DecodingStep::default());
         }
-        let ids = self.last_ids.take().unwrap_or_else(|| {
-            let last: Vec<i64> = self.rows.iter().map(|r| r.sequence.last_id()).collect();
-            upload_slice(&last, self.model.device())
-        });
-        let logits = self.model.next_logits(&ids, &mut self.cache)?;
+        let (rows, device, ids) = (&self.rows, self.model.device(), self.last_ids.take());
+        let last = || {
+            let last: Vec<i64> = rows.iter().map(|r| r.sequence.last_id()).collect();
+            upload_slice(&last, device)
+        };
+        let sequence = |i: usize| &rows[i].sequence.ids[..];
+        let logits = next_logits(self.model, &mut self.cache, || ids.unwrap_or_else(last), sequence)?;
         self.choose_tokens(0, logits)
     }
 

@@ -27,6 +27,10 @@ pub trait Decoder {
     fn head(&self) -> &Rc<Linear>;
     /// Returns the settings of layer `i`'s attention.
     fn attention(&self, i: usize) -> Attention;
+    /// Returns the length up to which sequences are rotated by other frequencies than beyond it, if there is such a length.
+    fn rotation_switch(&self) -> Option<i64> {
+        None
+    }
     /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.
     fn has_gates(&self) -> bool {
         true

@@ -18,6 +18,13 @@ impl Model {
         [self.context_limit(), made_for].into_iter().flatten().min()
     }
 
+    /// Returns true if a sequence that grows, or was cut, from `before` to `after` tokens needs other keys than those in a
+    /// cache, because its keys are rotated by other frequencies then (LongRoPE). Virtual tokens count.
+    pub fn outgrows_cache(&self, before: i64, after: i64) -> bool {
+        let switch = self.decoder.rotation_switch();
+        switch.is_some_and(|n| before > 0 && (before > n) != (after > n))
+    }
+
     /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the
     /// vocabulary, or with too long a sequence. Segment s continues `past[s]` tokens, virtual ones included.
     pub(super) fn check(&self, tokens: &Tokens, past: &[i64]) -> Result<()> {

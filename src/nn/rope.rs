@@ -58,8 +58,8 @@ pub enum RopeScaling {
     /// Each frequency divided by a factor of its own: by `short` in sequences of up to `original` tokens, by `long` in
     /// longer ones. cos and sin are multiplied by `attention` (LongRoPE: Ding et al. 2024, arXiv 2402.13753).
     ///
-    /// As for `Dynamic`, the length is that of the sequence itself, and in decoding the length reached so far: keys keep
-    /// the rotation of the step that wrote them, as in transformers.
+    /// As for `Dynamic`, the length is that of the sequence itself, and in decoding the length reached so far. Whoever
+    /// decodes computes a sequence again that outgrows `original` ([`Rope::switch`]).
     Long {
         /// Divisors in short sequences, one for each frequency.
         short: Vec<f64>,
@@ -127,6 +127,14 @@ impl Rope {
     /// Returns how many numbers of a head are rotated.
     pub fn size(&self) -> i64 {
         self.head_size
+    }
+
+    /// Returns the length up to which sequences have other frequencies than beyond it, if there is such a length.
+    pub fn switch(&self) -> Option<i64> {
+        match self.scaling {
+            RopeScaling::Long { original, .. } => Some(original as i64),
+            _ => None,
+        }
     }
 
     /// Returns cos and sin for positions (T): (T, 1, E/2) each, computed in float32 and cast to `kind`. The positions

@@ -74,6 +74,9 @@ impl Decoder for BlockDecoder {
     fn attention(&self, i: usize) -> Attention {
         self.layers[i].attention.attention
     }
+    fn rotation_switch(&self) -> Option<i64> {
+        self.layers.iter().find_map(|layer| layer.attention.rotation_switch())
+    }
     fn has_gates(&self) -> bool {
         self.has_gates
     }

@@ -75,6 +75,11 @@ impl SelfAttention {
         self.output.forward(&y.view([-1, self.heads * self.head_dim]))
     }
 
+    /// Returns the length up to which sequences are rotated by other frequencies than beyond it, if there is such a length.
+    pub fn rotation_switch(&self) -> Option<i64> {
+        self.rope.as_ref()?.switch()
+    }
+
     /// Returns queries (T, H, E), keys and values (T, K, E).
     fn project(&self, input: LayerInput) -> [Tensor; 3] {
         let Self { heads, kv_heads, head_dim, .. } = *self;

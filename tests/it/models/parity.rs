@@ -176,3 +176,42 @@ fn a_mistral_without_sliding_window_has_the_default_of_transformers() {
     ft::fsutil::write_json(&file, &config).unwrap();
     assert_eq!(window(), Some(4096));
 }
+
+/// Prints the table of docs/models.md:
+/// `cargo test --release --test all models::parity::table -- --ignored --nocapture`
+#[test]
+#[ignore = "prints the table of docs/models.md; the other tests have bounds for its numbers"]
+fn table() {
+    println!("| model | logits | gradients | decoded | bfloat16 logits |");
+    println!("|---|---|---|---|---|");
+    for name in models().filter(|name| !name.contains("rope")) {
+        let (case, expected, model) = open(name);
+        let (mut of_logits, mut of_decoding, mut of_half) = (0f64, 0f64, 0f64);
+        let folder = with_weights(name, &case.weights);
+        let half = frozen(folder.path(), Kind::BFloat16);
+        for (i, s) in case.sequences.iter().enumerate() {
+            let theirs = &expected[&format!("logits.{i}")];
+            let whole = logits(&model, std::slice::from_ref(s));
+            of_logits = of_logits.max(Gap::between(&whole, theirs).norm);
+            of_half = of_half.max(Gap::between(&logits(&half, std::slice::from_ref(s)), theirs).norm);
+            let mut cache = model.cache(1);
+            let decoded: Vec<Tensor> = (0..s.ids.len())
+                .map(|at| {
+                    let tokens = ft::nn::Tokens::pack_after(&[&s.ids[at..=at]], &[at as i64], crate::support::device());
+                    model.extend(&tokens, &mut cache, |out| out.all_logits()).unwrap()
+                })
+                .collect();
+            of_decoding = of_decoding.max(Gap::between(&Tensor::cat(&decoded, 0), &whole).norm);
+        }
+        let (_, grads) = learn(&model, &[&case.sequences], case.items, LayerReplay::None);
+        let of = |key: &String| {
+            let ours = every(case.grad_stride, &grads[key.strip_prefix("grad.").unwrap()]);
+            Gap::between(&ours, &expected[key]).norm
+        };
+        // A bias on every key has no gradient but rounding.
+        let keys = expected.keys().filter(|key| key.starts_with("grad.") && !key.ends_with("k_proj.bias"));
+        let of_gradients = keys.map(of).fold(0f64, f64::max);
+        let name = name.trim_start_matches("dense/");
+        println!("| {name} | {of_logits:.0e} | {of_gradients:.0e} | {of_decoding:.0e} | {of_half:.0e} |");
+    }
+}
