@@ -258,10 +258,10 @@ Tensor* ft_attention_exponential(int level, const Tensor* x) {
 }
 
 // Attends from one new token of each of the first S slots of a cache: q (S, H, e), k and v (S, K, e); keys and values
-// (slots, K, capacity, e). Slot s has held[s] tokens before the new one. Writes k and v to the cache and returns the
-// result (S, H, e); null, with nothing written, if there is no kernel for these tensors. `level` as in ft_product.
+// (slots, K, capacity, e). Slot s has held[s] tokens before the new one, which sees the last `window` tokens, itself
+// included. Writes k and v to the cache and returns the result (S, H, e); null, with nothing written, if there is no kernel for these tensors. `level` as in ft_product.
 Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* keys, const Tensor* values,
-                            const int64_t* held, int64_t slots, double scale) {
+                            const int64_t* held, int64_t slots, int64_t window, double scale) {
   try {
     auto kind = q->scalar_type();
     if ((kind != at::kBFloat16 && kind != at::kFloat) || level > ft_isa()) return nullptr;
@@ -272,7 +272,7 @@ Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const T
     int64_t group = heads / shared, longest = 0;
     for (int64_t s = 0; s < slots; s++) {
       if (held[s] + 1 > capacity) return nullptr;
-      longest = std::max(longest, held[s] + 1);
+      longest = std::max(longest, std::min(held[s] + 1, window));
     }
     Tensor out = at::empty_like(*q);
     const auto& run = kernels(level < 0 ? ft_isa() : level);
@@ -287,12 +287,15 @@ Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const T
         char* value = at_byte(*values, i * capacity * e * size);
         memcpy(key + n * e * size, at_byte(*k, i * e * size), e * size);
         memcpy(value + n * e * size, at_byte(*v, i * e * size), e * size);
+        int64_t seen = std::min(n + 1, window);
+        key += (n + 1 - seen) * e * size;
+        value += (n + 1 - seen) * e * size;
         char* ask = at_byte(*q, i * group * e * size);
         char* answer = at_byte(out, i * group * e * size);
         if (kind == at::kFloat)
-          run.attend_f32((float*)ask, (float*)key, (float*)value, group, n + 1, e, scale, scores.data(), (float*)answer);
+          run.attend_f32((float*)ask, (float*)key, (float*)value, group, seen, e, scale, scores.data(), (float*)answer);
         else
-          run.attend_bf16((uint16_t*)ask, (uint16_t*)key, (uint16_t*)value, group, n + 1, e, scale, scores.data(),
+          run.attend_bf16((uint16_t*)ask, (uint16_t*)key, (uint16_t*)value, group, seen, e, scale, scores.data(),
                           (uint16_t*)answer);
       }
     });

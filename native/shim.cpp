@@ -282,25 +282,31 @@ int ft_profile_end(const char* path) {
 
 // ---------------------------------------------------------------- attention on CUDA
 // Causal attention over packed rows: q (T, H, E), k and v (T, K, E), cu int32 (S + 1) -> (T, H, E). From compute
-// capability 8.0, in half precision, E a multiple of 8 up to 256; differentiable.
-Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, double scale) {
+// capability 8.0, in half precision, E a multiple of 8 up to 256; differentiable. A query sees the last `window` keys,
+// its own included; 0: all.
+Tensor* ft_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, int64_t window, double scale) {
   GUARD(nullptr,
-    auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale);
+    std::optional<int64_t> left;  // how many keys before its own
+    if (window > 0) left = window - 1;
+    auto r = at::_flash_attention_forward(*q, *k, *v, *cu, *cu, longest, longest, 0.0, true, false, scale, left);
     return new Tensor(std::get<0>(r));)
 }
 
 // The kernel's name for a causal mask whose first row sees the first key (sdp::CustomMaskType).
 static const int64_t causal_from_top_left = 1;
 
+// The kernel's window counts a query's own key.
+static std::optional<int64_t> window_of(int64_t window) { return window > 0 ? std::optional<int64_t>(window) : std::nullopt; }
+
 // The same by the memory-efficient kernel, with as many heads of keys as of queries: q, k, v (1, T, H, E), E a multiple
-// of 8; float32, float16 and, from compute capability 8.0, bfloat16. Not recorded for a backward.
+// of 8; float32, float16 and, from compute capability 8.0, bfloat16. Not recorded for a backward. `window` as above.
 // out: result (1, T, H, E); log-sum-exp (S, H, longest rounded up to 32), or nullptr without `with_lse`.
-int ft_efficient_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, double scale, int with_lse,
-                        Tensor** out) {
+int ft_efficient_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t longest, int64_t window, double scale,
+                        int with_lse, Tensor** out) {
   GUARD(-1,
     at::NoGradGuard no_grad;
     auto r = at::_efficient_attention_forward(*q, *k, *v, {}, *cu, *cu, longest, longest, 0.0, causal_from_top_left,
-                                              with_lse != 0, scale);
+                                              with_lse != 0, scale, {}, window_of(window));
     out[0] = new Tensor(std::get<0>(r));
     out[1] = with_lse ? new Tensor(std::get<1>(r)) : nullptr;
     return 0;)
@@ -308,12 +314,12 @@ int ft_efficient_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu, int64_t lon
 
 // Its backward: the gradients of q, k and v, (1, T, H, E) each, from that of the result.
 int ft_efficient_varlen_backward(Tensor* g, Tensor* q, Tensor* k, Tensor* v, Tensor* result, Tensor* lse, Tensor* cu,
-                                 int64_t longest, double scale, Tensor** out) {
+                                 int64_t longest, int64_t window, double scale, Tensor** out) {
   GUARD(-1,
     at::NoGradGuard no_grad;
     Tensor unread = at::empty({}, q->options().dtype(at::kLong));  // seed and offset of the dropout that there is not
     auto r = at::_efficient_attention_backward(*g, *q, *k, *v, {}, *result, *cu, *cu, longest, longest, *lse, 0.0,
-                                               unread, unread, causal_from_top_left, false, scale);
+                                               unread, unread, causal_from_top_left, false, scale, {}, window_of(window));
     out[0] = new Tensor(std::get<0>(r));
     out[1] = new Tensor(std::get<1>(r));
     out[2] = new Tensor(std::get<2>(r));

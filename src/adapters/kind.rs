@@ -50,6 +50,9 @@ pub type EncodeText<'a> = dyn Fn(&str) -> Result<Vec<u32>> + 'a;
 /// Name of the module that is an output head with a weight of its own, in every family.
 pub const HEAD: &str = "lm_head";
 
+/// The names of the modules that embed tokens, in the families that there are.
+pub const EMBEDDINGS: [&str; 4] = ["embed_tokens", "wte", "embed_in", "word_embeddings"];
+
 /// What the adapter of one module takes in a training step, for the prediction of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ModuleMemory {

@@ -38,7 +38,7 @@ pub use adalora::AdaloraSpec;
 pub use bitfit::BitfitSpec;
 pub use file::AdapterFile;
 pub use ia3::Ia3Spec;
-pub use kind::{AdapterKind, HEAD, SCORE};
+pub use kind::{AdapterKind, EMBEDDINGS, HEAD, SCORE};
 pub use ln_tuning::LnTuningSpec;
 pub use loha::LohaSpec;
 pub use lokr::LokrSpec;

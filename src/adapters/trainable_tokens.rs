@@ -1,6 +1,6 @@
 //! Trainable tokens: trains rows of the embedding in full, and nothing else (TRAINABLE_TOKENS of PEFT).
 
-use super::kind::{AdapterKind, HEAD};
+use super::kind::{AdapterKind, EMBEDDINGS, HEAD};
 use super::module_settings::{ModuleKind, ModuleSettings};
 use super::module_tensors::ModuleTensors;
 use super::peft::{self, PeftConfig};
@@ -147,7 +147,7 @@ impl AdapterKind for TrainableTokensSpec {
 /// Reads the settings. Fails for options and values that ft does not support.
 pub(super) fn read_config(config: &PeftConfig) -> Result<TrainableTokensSpec> {
     config.check_keys(&["init_weights", "token_indices"])?;
-    let targets = config.module_settings(&["embed_tokens", "wte"])?.targets;
+    let targets = config.module_settings(&EMBEDDINGS)?.targets;
     let spec = TrainableTokensSpec {
         tokens: of_ids(config.read("token_indices")?.unwrap_or_default()),
         head: matches!(&targets, Some(Targets::Names(names)) if names.iter().any(|name| name.ends_with(HEAD))),

@@ -2,15 +2,12 @@
 //! been resized (`save_embedding_layers="auto"`), and the same numbers twice, if the two share one weight.
 
 use super::base_layer::BASE_LAYER;
-use super::kind::HEAD;
+use super::kind::{EMBEDDINGS, HEAD};
 use super::spec::AdapterSpec;
 use super::token_rows::{ROWS, ROWS_BESIDE_LORA};
 use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use tch::Tensor;
-
-/// Last parts of the names of modules that are tables of tokens.
-const TABLES: [&str; 3] = ["embed_tokens", "wte", HEAD];
 
 /// Takes the base's tables from the tensors of a file and returns them, by module. Also removes tensors of the output head
 /// that repeat those of the embedding, whose weight it shares.
@@ -91,12 +88,12 @@ pub(super) fn copies_for_head<'t>(
 
 /// Returns true for the name of an embedding of tokens.
 pub(in crate::adapters) fn is_embedding(module: &str) -> bool {
-    module.rsplit('.').next().is_some_and(|last| last != HEAD && TABLES.contains(&last))
+    module.rsplit('.').next().is_some_and(|last| EMBEDDINGS.contains(&last))
 }
 
 /// Returns the table that a tensor belongs to, by its module's name.
 fn table_of(tensor: &str) -> Option<&str> {
-    let found = TABLES.iter().find_map(|table| {
+    let found = EMBEDDINGS.iter().chain([&HEAD]).find_map(|table| {
         let end = tensor.find(&format!("{table}."))? + table.len();
         let begin = end - table.len();
         (begin == 0 || tensor.as_bytes()[begin - 1] == b'.').then_some(&tensor[..end])

@@ -3,6 +3,7 @@
 
 use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
+use super::next_token::next_logits;
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
 use super::sequence::GrowingSequence;
@@ -135,8 +136,11 @@ pub fn search(
         }
         cache.retain_slots(&best.iter().map(|b| b.parent).collect::<Vec<_>>());
         running = best;
-        let last: Vec<i64> = running.iter().map(|b| b.sequence.last_id()).collect();
-        logits = model.next_logits(&upload_slice(&last, model.device()), &mut cache)?;
+        let last = || {
+            let last: Vec<i64> = running.iter().map(|b| b.sequence.last_id()).collect();
+            upload_slice(&last, model.device())
+        };
+        logits = next_logits(model, &mut cache, last, |i| &running[i].sequence.ids[..])?;
     }
     ended.truncate(beams.answers);
     ended

@@ -11,6 +11,7 @@
 use super::answer::{DecodeFn, GeneratedAnswer};
 use super::answering_adapter::AnsweringAdapter;
 use super::logit_rules::LogitEdits;
+use super::next_token::next_logits;
 use super::prompt_check::{check_decoder, check_prompt};
 use super::sampler;
 use super::sequence::GrowingSequence;
@@ -206,16 +207,19 @@ impl<'m> Engine<'m> {
         if self.rows.is_empty() {
             return Ok(DecodingStep::default());
         }
-        let ids = self.last_ids.take().unwrap_or_else(|| {
-            let last: Vec<i64> = self.rows.iter().map(|r| r.sequence.last_id()).collect();
-            upload_slice(&last, self.model.device())
-        });
-        let (model, rows) = (self.model, &self.rows);
+        let (model, rows, ids) = (self.model, &self.rows, self.last_ids.take());
         let adapters = self.row_adapters.get_or_insert_with(|| {
             let numbers: Vec<Option<usize>> = rows.iter().map(|r| r.adapter.number(model)).collect();
             RowAdapters::new(&numbers, model.device())
         });
-        let logits = model.with_row_adapters(adapters, |model| model.next_logits(&ids, &mut self.cache))?;
+        let last = || {
+            let last: Vec<i64> = rows.iter().map(|r| r.sequence.last_id()).collect();
+            upload_slice(&last, model.device())
+        };
+        let sequence = |i: usize| &rows[i].sequence.ids[..];
+        let logits = model.with_row_adapters(adapters, |model| {
+            next_logits(model, &mut self.cache, || ids.unwrap_or_else(last), sequence)
+        })?;
         self.choose_tokens(0, logits)
     }
 

@@ -3,6 +3,7 @@
 
 use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
+use super::next_token::next_logits;
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
 use super::sequence::GrowingSequence;
@@ -54,8 +55,11 @@ impl<'m> ChatSession<'m> {
         self.turns += 1;
         // The last token is always computed again: its logits give the first token of the answer.
         let known = self.cached_ids.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
+        let held = self.model.virtual_tokens() + self.cached_ids.len() as i64;
+        let whole = self.model.virtual_tokens() + prompt.len() as i64;
+        let known = if self.model.outgrows_cache(held, whole) { 0 } else { known };
         self.cached_ids.truncate(known);
-        self.cache.truncate(0, self.model.virtual_tokens() + known as i64);
+        self.cache.truncate(0, if known == 0 { 0 } else { self.model.virtual_tokens() + known as i64 });
         let tokens = Tokens::pack_after(&[&prompt[known..]], &self.cache.lengths, self.model.device());
         let mut logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
         self.cached_ids = prompt.to_vec();
@@ -70,7 +74,7 @@ impl<'m> ChatSession<'m> {
             if let Some(stopped) = ended.or((!wanted).then_some(StopReason::Interrupted)) {
                 return sequence.finish(stopped, settings, self.decode);
             }
-            logits = self.model.next_logits(&chosen.ids, &mut self.cache)?;
+            logits = next_logits(self.model, &mut self.cache, || chosen.ids, |_| &sequence.ids[..])?;
             self.cached_ids.push(id);
         }
     }

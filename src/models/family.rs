@@ -1,8 +1,8 @@
 //! What a family of models provides ([`Family`], [`Decoder`]), and the sizes that it is built with ([`Config`]).
 
 use super::stored::StoredFormat;
-use crate::error::Result;
-use crate::nn::{ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
+use crate::error::{Error, Result};
+use crate::nn::{Attention, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -25,6 +25,16 @@ pub trait Decoder {
     fn finish(&self, x: &Tensor) -> Tensor;
     /// Returns the output head: (…, D) -> (…, V).
     fn head(&self) -> &Rc<Linear>;
+    /// Returns the settings of layer `i`'s attention.
+    fn attention(&self, i: usize) -> Attention;
+    /// Returns the length up to which sequences are rotated by other frequencies than beyond it, if there is such a length.
+    fn rotation_switch(&self) -> Option<i64> {
+        None
+    }
+    /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.
+    fn has_gates(&self) -> bool {
+        true
+    }
     /// Returns the longest sequence that the model has position embeddings for; `None` if there is no limit.
     fn longest(&self) -> Option<i64> {
         None
@@ -42,6 +52,8 @@ pub struct Family {
     pub key_names: &'static [(&'static str, &'static str)],
     /// Fills in transformers' defaults for keys that config.json lacks.
     pub defaults: fn(&mut Map<String, Value>),
+    /// Keys of other families that transformers does not read for this one, so that a stray one changes nothing.
+    pub foreign_keys: &'static [&'static str],
     /// Keys that a new config.json of this family has in addition to those of every family.
     pub extra_keys: &'static [&'static str],
     /// Name of the embedding's weight, which a tied output head shares.
@@ -81,18 +93,24 @@ pub struct Config {
     pub mlp_bias: bool,
     /// The MLP's activation function, by its name in transformers.
     pub hidden_act: String,
+    /// How many numbers of a head rotary embedding rotates: E, or fewer.
+    pub rotary_size: i64,
     /// The base of rotary embedding.
     pub rope_theta: f64,
     /// How rotary embedding is changed for longer contexts.
     pub rope_scaling: RopeScaling,
+    /// Base and scaling of the layers with a window, if they have others than the rest.
+    pub local_rope: Option<(f64, RopeScaling)>,
     /// The context that the model was made for, in tokens.
     pub max_position_embeddings: Option<i64>,
-    /// Number of tokens that attention reaches back; `None`: all.
-    pub sliding_window: Option<i64>,
+    /// For each layer the number of tokens that a token sees, itself included; `None`: all before it.
+    pub windows: Vec<Option<i64>>,
     /// How the matrices of the checkpoint are stored quantised; `None`: they are not.
     pub stored: Option<StoredFormat>,
     /// Standard deviation of a new model's random weights.
     pub initializer_range: f64,
+    /// The file's keys with transformers' defaults filled in, for those that one family alone reads.
+    pub settings: Map<String, Value>,
     /// The file as read, for writing it back with only the changes made.
     pub raw: Value,
     /// The file's text as read.
@@ -112,11 +130,26 @@ impl Config {
         self.family
     }
 
+    /// Returns a number that only some families have; `default` if the key is missing, null or no number.
+    pub fn number(&self, key: &str, default: f64) -> f64 {
+        self.settings.get(key).and_then(Value::as_f64).unwrap_or(default)
+    }
+
+    /// Returns a truth value that only some families have; `default` if the key is missing or is something else.
+    pub fn flag(&self, key: &str, default: bool) -> bool {
+        self.settings.get(key).and_then(Value::as_bool).unwrap_or(default)
+    }
+
+    /// Returns the error that config.json asks for something that its family does not support.
+    pub fn refuse(&self, what: impl std::fmt::Display) -> Error {
+        Error::user(format!("{}: {what}", self.file.display()))
+    }
+
     /// Lists the dropouts that config.json requests for training, as `key value`. None of them is applied: only
     /// adapters have dropout here.
     pub fn dropouts(&self) -> Vec<String> {
         let asked = |key: &str| self.raw.get(key).and_then(Value::as_f64).filter(|p| *p > 0.0);
-        let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"];
+        let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop"];
         keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
     }
 

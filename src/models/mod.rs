@@ -17,7 +17,8 @@
 
 pub mod activations;
 mod adapter_choice;
-pub mod checkpoint;
+pub mod blocks;
+mod checkpoint;
 pub mod config;
 pub mod content_hash;
 pub mod dtype;

@@ -12,7 +12,7 @@ use super::trained_part::TrainedPart;
 use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
 use crate::nn::{
-    AdapterPlan, AdapterSwitches, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
+    AdapterPlan, AdapterSwitches, Attention, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
     VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
@@ -207,6 +207,16 @@ impl Model {
     /// Returns the number of layers.
     pub fn depth(&self) -> usize {
         self.decoder.depth()
+    }
+
+    /// Returns the settings of each layer's attention.
+    pub fn attentions(&self) -> impl Iterator<Item = Attention> {
+        (0..self.depth()).map(|i| self.decoder.attention(i))
+    }
+
+    /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.
+    pub fn has_gates(&self) -> bool {
+        self.decoder.has_gates()
     }
 
     /// Returns the sizes that virtual tokens depend on.

@@ -78,11 +78,14 @@ pub fn config(given: &Map<String, Value>, vocabulary: VocabularyInfo, file: &Pat
         "rope_theta" => json!(c.rope_theta),
         "tie_word_embeddings" => json!(c.tie_word_embeddings),
         "vocab_size" => json!(c.vocab_size),
-        _ => Value::Null,
+        "partial_rotary_factor" => json!(c.rotary_size as f64 / c.head_dim as f64),
+        // What only some families have is written as their defaults fill it in.
+        other => c.settings.get(other).cloned().unwrap_or_default(),
     };
     for key in COMMON_KEYS.iter().chain(family.extra_keys) {
         let own = family.key_names.iter().find(|(usual, _)| usual == key).map_or(*key, |(_, own)| own);
-        if raw.get(own).is_none_or(Value::is_null) && !(*key == "rope_theta" && raw.contains_key("rope_parameters")) {
+        let of_rope = ["rope_theta", "rope_local_base_freq", "partial_rotary_factor"].contains(key);
+        if raw.get(own).is_none_or(Value::is_null) && !(of_rope && raw.contains_key("rope_parameters")) {
             raw.insert(own.into(), value(key));
         }
     }

@@ -6,10 +6,9 @@ use crate::nn::Tokens;
 
 impl Model {
     /// Returns the length of the longest sequence that can be computed, if there is a limit: the number of position
-    /// embeddings, or the sliding window, within which attention equals plain causal attention; less the virtual tokens
-    /// of the active adapter.
+    /// embeddings, less the virtual tokens of the active adapter.
     pub fn context_limit(&self) -> Option<i64> {
-        Some((self.position_limit()? - self.virtual_tokens()).max(0))
+        Some((self.decoder.longest()? - self.virtual_tokens()).max(0))
     }
 
     /// Returns the length of the longest sequence that the model was made for: its context limit, or the positions that
@@ -19,9 +18,11 @@ impl Model {
         [self.context_limit(), made_for].into_iter().flatten().min()
     }
 
-    /// Returns the largest number of positions that can be computed.
-    fn position_limit(&self) -> Option<i64> {
-        [self.config.sliding_window, self.decoder.longest()].into_iter().flatten().min()
+    /// Returns true if a sequence that grows, or was cut, from `before` to `after` tokens needs other keys than those in a
+    /// cache, because its keys are rotated by other frequencies then (LongRoPE). Virtual tokens count.
+    pub fn outgrows_cache(&self, before: i64, after: i64) -> bool {
+        let switch = self.decoder.rotation_switch();
+        switch.is_some_and(|n| before > 0 && (before > n) != (after > n))
     }
 
     /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the
@@ -43,16 +44,11 @@ impl Model {
         let positions = tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0)));
         let longest = positions.map(|(n, p)| n + p + added(*n, *p)).max();
         let included = if self.virtual_tokens() > 0 { ", virtual ones included" } else { "" };
-        match (longest, self.position_limit()) {
-            (Some(n), Some(limit)) if n > limit => Err(Error::user(match self.decoder.longest() {
-                Some(end) if end == limit => {
-                    format!("a sequence of {n} tokens{included}: {} has positions for {limit}", self.folder.display())
-                }
-                _ => format!(
-                    "a sequence of {n} tokens{included}: {} attends through a sliding window of {limit}, which ft does not compute",
-                    self.folder.display()
-                ),
-            })
+        match (longest, self.decoder.longest()) {
+            (Some(n), Some(limit)) if n > limit => Err(Error::user(format!(
+                "a sequence of {n} tokens{included}: {} has positions for {limit}",
+                self.folder.display()
+            ))
             .hint(format!(
                 "keep sequences within {} tokens: batch.max_len when training, fewer new tokens when generating",
                 limit - self.virtual_tokens()

@@ -12,6 +12,7 @@ unsafe extern "C" {
         v: *mut C_tensor,
         cu: *mut C_tensor,
         longest: i64,
+        window: i64,
         scale: f64,
     ) -> *mut C_tensor;
     fn ft_cached_attention(
@@ -30,6 +31,7 @@ unsafe extern "C" {
         v: *mut C_tensor,
         cu: *mut C_tensor,
         longest: i64,
+        window: i64,
         scale: f64,
         with_lse: c_int,
         out: *mut *mut C_tensor,
@@ -43,6 +45,7 @@ unsafe extern "C" {
         lse: *mut C_tensor,
         cu: *mut C_tensor,
         longest: i64,
+        window: i64,
         scale: f64,
         out: *mut *mut C_tensor,
     ) -> c_int;
@@ -50,11 +53,17 @@ unsafe extern "C" {
 
 /// Computes packed causal attention by the flash kernel of CUDA (compute capability 8.0 and newer) in half precision:
 /// q (T, H, E), k and v (T, K, E), segment boundaries `cu` int32 (S + 1) -> (T, H, E), differentiable. `longest` is the
-/// length of the longest segment. E is a multiple of 8 up to 256.
-pub fn flash_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu: &Tensor, longest: i64, scale: f64) -> Result<Tensor> {
+/// length of the longest segment. A query sees the last `window` keys, its own included. E is a multiple of 8 up to 256.
+pub fn flash_varlen(
+    [q, k, v]: [&Tensor; 3],
+    cu: &Tensor,
+    longest: i64,
+    window: Option<i64>,
+    scale: f64,
+) -> Result<Tensor> {
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     // SAFETY: live tensors for the duration of the call.
-    owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, scale) })
+    owned(unsafe { ft_flash_varlen(p(q), p(k), p(v), p(cu), longest, window.unwrap_or(0), scale) })
 }
 
 /// Computes attention to cached keys on CUDA: q (1, B * `queries`, 1, E), keys and values (1, rows, 1, E). Query group
@@ -88,13 +97,17 @@ pub fn efficient_varlen(
     [q, k, v]: [&Tensor; 3],
     cu: &Tensor,
     longest: i64,
+    window: Option<i64>,
     scale: f64,
     with_lse: bool,
 ) -> Result<EfficientAttention> {
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     let mut out = [std::ptr::null_mut(); 2];
+    let window = window.unwrap_or(0);
     // SAFETY: live tensors for the duration of the call; `out` has room for two results.
-    check(unsafe { ft_efficient_varlen(p(q), p(k), p(v), p(cu), longest, scale, with_lse.into(), out.as_mut_ptr()) })?;
+    check(unsafe {
+        ft_efficient_varlen(p(q), p(k), p(v), p(cu), longest, window, scale, with_lse.into(), out.as_mut_ptr())
+    })?;
     Ok(EfficientAttention { out: owned(out[0])?, lse: if with_lse { Some(owned(out[1])?) } else { None } })
 }
 
@@ -105,13 +118,27 @@ pub fn efficient_varlen_backward(
     (out, lse): (&Tensor, &Tensor),
     cu: &Tensor,
     longest: i64,
+    window: Option<i64>,
     scale: f64,
 ) -> Result<[Tensor; 3]> {
     let p = |t: &Tensor| t.as_ptr() as *mut C_tensor;
     let mut grads = [std::ptr::null_mut(); 3];
+    let window = window.unwrap_or(0);
     // SAFETY: live tensors for the duration of the call; `grads` has room for three results.
     check(unsafe {
-        ft_efficient_varlen_backward(p(g), p(q), p(k), p(v), p(out), p(lse), p(cu), longest, scale, grads.as_mut_ptr())
+        ft_efficient_varlen_backward(
+            p(g),
+            p(q),
+            p(k),
+            p(v),
+            p(out),
+            p(lse),
+            p(cu),
+            longest,
+            window,
+            scale,
+            grads.as_mut_ptr(),
+        )
     })?;
     let [q, k, v] = grads;
     Ok([owned(q)?, owned(k)?, owned(v)?])

@@ -26,6 +26,7 @@ unsafe extern "C" {
         values: *mut C_tensor,
         held: *const i64,
         slots: i64,
+        window: i64,
         scale: f64,
     ) -> *mut C_tensor;
     fn ft_attention_exponential(level: c_int, x: *mut C_tensor) -> *mut C_tensor;
@@ -70,6 +71,7 @@ impl KernelBuild {
         (k, v): (&Tensor, &Tensor),
         (keys, values): (&Tensor, &Tensor),
         held: &[i64],
+        window: Option<i64>,
         scale: f64,
     ) -> Option<Tensor> {
         // SAFETY: live tensors for the duration of the call, `held` has the length given; the result is ours.
@@ -84,6 +86,7 @@ impl KernelBuild {
                 raw(values),
                 held.as_ptr(),
                 slots,
+                window.unwrap_or(i64::MAX),
                 scale,
             );
             owned(made)
@@ -122,13 +125,15 @@ pub fn product_rows(x: Kind, w: Kind) -> i64 {
 
 /// Computes one decoding step of attention on the CPU: writes k and v (S, K, E), given as `new`, after the `held[s]`
 /// tokens of each slot s of the `tables` (slots, K, capacity, E), and attends from q (S, H, E) to all of the slot's
-/// tokens -> (S, H, E). `None` if there is no kernel for these tensors; nothing is written then.
+/// tokens, or to the last ones in the `window` -> (S, H, E). `None` if there is no kernel for these tensors; nothing is
+/// written then.
 pub fn decode_attention(
     q: &Tensor,
     new: (&Tensor, &Tensor),
     tables: (&Tensor, &Tensor),
     held: &[i64],
+    window: Option<i64>,
     scale: f64,
 ) -> Option<Tensor> {
-    KernelBuild::BEST.decode_attention(q, new, tables, held, scale)
+    KernelBuild::BEST.decode_attention(q, new, tables, held, window, scale)
 }

@@ -9,6 +9,7 @@
 //! where it is written. On a device the kernels read any slot ([`DeviceIndex`]), so nothing moves when a sequence ends,
 //! and whoever has a budget allocates exactly that ([`KvCache::allocate`]).
 
+use super::attention::Attention;
 use crate::machine;
 use crate::native::{self, upload_slice};
 use std::collections::BTreeSet;
@@ -116,6 +117,14 @@ impl DeviceIndex {
             query_bounds: part(n * k + 1),
             segment_bounds: part(n + 1),
         }
+    }
+
+    /// Returns `starts` and `held` of the keys that the next tokens see through a window. Computed on the device, so
+    /// that nothing is waited for.
+    fn seen(&self, window: Option<i64>) -> [Tensor; 2] {
+        let Some(window) = window else { return [self.starts.shallow_clone(), self.held.shallow_clone()] };
+        let skipped = (&self.held - window).clamp_min(0).constant_pad_nd([0, 1]);
+        [&self.starts + skipped, self.held.clamp_max(window)]
     }
 
     /// Moves on by one token of every sequence.
@@ -257,17 +266,34 @@ impl KvCache {
     }
 
     /// Writes one new token for each sequence and attends from it: q (S, H, E); k and v (S, K, E) -> (S, H, E). On the
-    /// CPU this is one native call. `None`, with nothing written, if there is no kernel for these tensors.
-    pub(super) fn step(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<Tensor> {
+    /// CPU this is one native call. `None`, with nothing written, if there is no kernel for these tensors or settings.
+    pub(super) fn step(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        attention: Attention,
+    ) -> Option<Tensor> {
+        if attention.softcap.is_some() {
+            return None;
+        }
         if self.on_device() {
-            return self.device_step(layer, q, k, v, scale);
+            return self.device_step(layer, q, k, v, attention);
         }
         self.layer(layer, k);
         let (keys, values) = self.layers[layer].as_ref()?;
-        native::decode_attention(q, (k, v), (keys, values), &self.lengths, scale)
+        native::decode_attention(q, (k, v), (keys, values), &self.lengths, attention.window, attention.scale)
     }
 
-    fn device_step(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<Tensor> {
+    fn device_step(
+        &mut self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        attention: Attention,
+    ) -> Option<Tensor> {
         if !attends_cached(q.kind(), self.layout.device) {
             return None;
         }
@@ -278,12 +304,13 @@ impl KvCache {
         let stored = keys.size()[3];
         let rows = |t: &Tensor| t.view([1, -1, 1, stored]);
         let index = self.index.as_ref().expect("made above");
+        let [starts, held] = index.seen(attention.window);
         let out = native::cached_attention(
             &rows(&widen(q, stored).contiguous()),
             (&rows(keys), &rows(values)),
-            [&index.query_bounds, &index.starts, &index.held],
+            [&index.query_bounds, &starts, &held],
             self.layout.heads / self.layout.kv_heads,
-            scale,
+            attention.scale,
         );
         let out = out.expect("the kernel takes rows of this size").view([-1, self.layout.heads, stored]);
         Some(if stored == size { out } else { out.narrow(2, 0, size).contiguous() })

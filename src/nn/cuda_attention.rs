@@ -5,6 +5,7 @@
 //! the segments, so rows need no padding; heads are padded with zeros to the multiple of 8 numbers that the kernels
 //! ask for, which changes no score.
 
+use super::attention::Attention;
 use super::autograd::{differentiable, recorded};
 use super::tokens::Segments;
 use crate::machine;
@@ -39,15 +40,24 @@ impl CudaKernel {
         }
     }
 
-    /// Computes attention within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E). Differentiable.
-    pub(super) fn attend(self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, scale: f64) -> Tensor {
+    /// Computes attention without a cap within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E). Differentiable.
+    pub(super) fn attend(
+        self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments,
+        attention: Attention,
+    ) -> Tensor {
+        let Attention { scale, window, .. } = attention;
         match self {
             Self::Flash => {
                 let [pq, pk, pv] = [q, k, v].map(pad_heads);
-                let out = native::flash_varlen(&pq, &pk, &pv, &segments.bounds, segments.longest, scale).unwrap();
+                let out =
+                    native::flash_varlen([&pq, &pk, &pv], &segments.bounds, segments.longest, window, scale).unwrap();
                 if pq.size() == q.size() { out } else { out.narrow(2, 0, q.size()[2]).contiguous() }
             }
-            Self::Efficient(kind) => efficient_attention([q, k, v], segments, scale, kind),
+            Self::Efficient(kind) => efficient_attention([q, k, v], segments, attention, kind),
         }
     }
 
@@ -119,6 +129,13 @@ pub struct AttentionMemory {
     pub temporary: u64,
 }
 
+impl AttentionMemory {
+    /// Returns the larger of each number.
+    pub fn larger(self, other: Self) -> Self {
+        Self { kept: self.kept.max(other.kept), temporary: self.temporary.max(other.temporary) }
+    }
+}
+
 /// The kernels' heads are multiples of this number.
 const HEAD_STEP: i64 = 8;
 
@@ -179,7 +196,8 @@ fn runs(lengths: &[i64]) -> Vec<Run> {
 
 /// Computes attention by the memory-efficient kernel in `kind`. Keys and values are repeated for the query heads that
 /// share them; the repeated, padded or cast copies are made again in the backward instead of being kept.
-fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, scale: f64, kind: Kind) -> Tensor {
+fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, attention: Attention, kind: Kind) -> Tensor {
+    let Attention { scale, window, .. } = attention;
     let (heads, size, own) = (inputs[0].size()[1], inputs[0].size()[2], inputs[0].kind());
     let with_lse = recorded(&inputs);
     let runs: Vec<Run> = runs(&segments.lengths).into_iter().filter(|run| run.tokens.1 > 0).collect();
@@ -190,7 +208,8 @@ fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, scale: f64, ki
             .iter()
             .map(|run| {
                 let [q, k, v] = inputs.map(|t| operand(t, run, heads, kind));
-                native::efficient_varlen([&q, &k, &v], &run.bounds(&bounds), run.longest, scale, with_lse).unwrap()
+                native::efficient_varlen([&q, &k, &v], &run.bounds(&bounds), run.longest, window, scale, with_lse)
+                    .unwrap()
             })
             .collect();
         let (outs, lses): (Vec<Tensor>, Vec<Option<Tensor>>) = parts.into_iter().map(|p| (p.out, p.lse)).unzip();
@@ -212,7 +231,8 @@ fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, scale: f64, ki
             let lse = lse.as_ref().expect("asked for if a gradient is recorded");
             let bounds = run.bounds(bounds);
             let part =
-                native::efficient_varlen_backward(&g, [&q, &k, &v], (&out, lse), &bounds, run.longest, scale).unwrap();
+                native::efficient_varlen_backward(&g, [&q, &k, &v], (&out, lse), &bounds, run.longest, window, scale)
+                    .unwrap();
             for ((all, g), input) in grads.iter_mut().zip(part).zip(inputs) {
                 all.push(input_gradient(&g, input));
             }

@@ -11,9 +11,38 @@ use tch::Tensor;
 pub struct Linear {
     pub(super) dense: Dense,
     pub(super) adapters: LayerAdapters,
+    /// What happens to the outputs; nothing, except for some output heads.
+    pub(super) logits: LogitChange,
+}
+
+/// What an output head does to its products: `c tanh(scale z / c)`, or `scale z` without a cap.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitChange {
+    /// Factor on the products.
+    pub scale: f64,
+    /// Bound c of the logits; `None`: they have no bound.
+    pub softcap: Option<f64>,
+}
+
+impl LogitChange {
+    /// Changes nothing.
+    pub const NONE: Self = Self { scale: 1.0, softcap: None };
+
+    fn apply(self, logits: Tensor) -> Tensor {
+        let scaled = if self.scale == 1.0 { logits } else { logits * self.scale };
+        match self.softcap {
+            Some(cap) => (scaled / cap).tanh() * cap,
+            None => scaled,
+        }
+    }
 }
 
 impl Linear {
+    /// Returns the output head with this change of its products.
+    pub fn with_logits(self, logits: LogitChange) -> Self {
+        Self { logits, ..self }
+    }
+
     /// Computes the layer's output under the active adapter: (T, in) -> (T, out).
     pub fn forward(&self, input: impl Into<LayerInput>) -> Tensor {
         let [y] = Self::forward_jointly([self], input);
@@ -27,20 +56,20 @@ impl Linear {
 
     /// Computes the layer's output under an adapter, or without.
     fn forward_alone(&self, adapter: Option<&dyn Adapter>, x: &Tensor) -> Tensor {
-        match adapter {
+        self.logits.apply(match adapter {
             Some(adapter) => adapter.forward(x, &self.dense, self.adapters.train()),
             None => self.dense.forward(x),
-        }
+        })
     }
 
     /// Computes the layer's output in decoding: (S, in) -> (S, out). If rows have different adapters, the frozen layer is
     /// computed once for all of them.
     fn decode(&self, x: &Tensor) -> Tensor {
         let Some(groups) = self.adapters.groups() else { return self.forward_alone(self.adapters.active(), x) };
-        self.adapters.replace_rows(&groups, self.dense.forward(x), |adapter, rows, y| {
+        self.logits.apply(self.adapters.replace_rows(&groups, self.dense.forward(x), |adapter, rows, y| {
             let x = x.index_select(0, rows);
-            adapter.add_update(y, &x).unwrap_or_else(|| self.forward_alone(Some(adapter), &x))
-        })
+            adapter.add_update(y, &x).unwrap_or_else(|| adapter.forward(&x, &self.dense, self.adapters.train()))
+        }))
     }
 
     /// Computes several layers of one input together: (T, in) -> (T, out) each. In decoding, and where a layer's adapter
@@ -57,7 +86,7 @@ impl Linear {
         std::array::from_fn(|i| match &forms[i] {
             Some(form) => {
                 let y = products.next().expect("a product for each joint layer");
-                scaled(y, form, biases[i].as_ref())
+                layers[i].logits.apply(scaled(y, form, biases[i].as_ref()))
             }
             None => layers[i].forward_alone(layers[i].adapters.active(), &input.x),
         })
@@ -87,9 +116,11 @@ impl Linear {
         JointLayer { weight: &self.dense.weight, bias, update, joinable }
     }
 
-    /// Returns the weight (out, in) if the layer is a plain product: no bias and no active adapter.
+    /// Returns the weight (out, in) if the layer is a plain product: no bias, no active adapter and no change of the
+    /// outputs.
     pub fn plain_weight(&self) -> Option<&Weight> {
-        let plain = self.dense.bias.is_none() && self.adapters.groups().is_none() && self.adapters.active().is_none();
+        let unadapted = self.adapters.groups().is_none() && self.adapters.active().is_none();
+        let plain = self.dense.bias.is_none() && self.logits == LogitChange::NONE && unadapted;
         plain.then_some(&self.dense.weight)
     }
 

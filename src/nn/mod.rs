@@ -46,7 +46,7 @@ pub use embedding::Embedding;
 pub use initial::InitialWeights;
 pub use layer_input::LayerInput;
 pub use layer_norm::LayerNorm;
-pub use linear::Linear;
+pub use linear::{Linear, LogitChange};
 pub use norm::RmsNorm;
 pub use params::{LayerKind, Param, ParamStore, QuantisedParam};
 pub use pass::{ForwardPass, QueriesAndKeys};

@@ -5,11 +5,13 @@ use super::layer_input::LayerInput;
 use super::ops;
 use super::row_adapters::RowGroup;
 use super::weight::cast;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Root-mean-square normalisation with a trainable scale per feature.
 pub struct RmsNorm {
     pub(super) weight: Tensor, // (D)
+    /// Added to the weight: 1 for norms whose scale is stored as its difference from 1, else 0.
+    pub(super) offset: f64,
     pub(super) adapters: LayerAdapters,
     pub(super) eps: f64,
 }
@@ -60,6 +62,10 @@ impl RmsNorm {
             Some(adapter) => adapter.merged(&self.weight),
             None => self.weight.shallow_clone(),
         };
-        cast(&weight, x.kind())
+        match self.offset {
+            0.0 => cast(&weight, x.kind()),
+            // In float32, because a narrower number near 1 would lose most of the difference.
+            offset => weight.to_kind(Kind::Float) + offset,
+        }
     }
 }

@@ -57,13 +57,33 @@ pub fn gelu(x: &Tensor) -> LayerInput {
     })
 }
 
+/// Computes GELU as defined by the error function, as a layer's input that the backward recomputes. Keeps its input.
+pub fn gelu_exact(x: &Tensor) -> LayerInput {
+    LayerInput::recomputable(x.gelu("none"), || {
+        let kept = x.detach();
+        move || kept.gelu("none")
+    })
+}
+
+/// Computes `gelu(gate) * up`, elementwise, by the tanh form of GELU, or by the error function if `exact`, as a layer's
+/// input that the backward recomputes (GEGLU: Shazeer 2020, arXiv 2002.05202).
+pub fn geglu(gate: &Tensor, up: &Tensor, exact: bool) -> LayerInput {
+    let form = if exact { "none" } else { "tanh" };
+    let compute = move |gate: &Tensor, up: &Tensor| gate.gelu(form) * up;
+    LayerInput::recomputable(compute(gate, up), || {
+        let kept = (gate.detach(), up.detach());
+        move || compute(&kept.0, &kept.1)
+    })
+}
+
 /// Returns the rows `ids` (T) of a table (V, D): (T, D).
 pub fn embedding_rows(table: &Tensor, ids: &Tensor) -> Tensor {
     Tensor::embedding(table, ids, -1, false, false)
 }
 
 /// Computes root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467) in
-/// float32: `y = x / sqrt(mean(x^2) + eps) * weight`. Keeps x and one number per row for the backward.
+/// float32: `y = x / sqrt(mean(x^2) + eps) * weight`. Keeps x and one number per row for the backward. A float32 weight
+/// scales narrower numbers before they are rounded.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let train_weight = weight.requires_grad();
     let x = &x.contiguous();
@@ -75,12 +95,16 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
         if kernels::supports(&[x, weight]) {
             return kernels::best().rms_norm(x, weight, eps);
         }
-        if x.device().is_cuda() {
+        if x.device().is_cuda() && x.kind() == weight.kind() {
             return x.internal_fused_rms_norm([x.size()[x.dim() - 1]], Some(weight), eps);
         }
         let wide = x.to_kind(Kind::Float);
         let inverse = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt(); // (…, 1)
-        ((wide * &inverse).to_kind(x.kind()) * weight, inverse)
+        let y = match weight.kind() == x.kind() {
+            true => (wide * &inverse).to_kind(x.kind()) * weight,
+            false => (wide * &inverse * weight).to_kind(x.kind()),
+        };
+        (y, inverse)
     };
     if !recorded(&[x, weight]) {
         return forward().0;

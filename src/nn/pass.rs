@@ -2,9 +2,11 @@
 
 use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
+use super::ops;
 use super::rope::Rope;
 use super::tokens::{Segments, Tokens};
 use super::virtual_tokens::{VirtualPlace, VirtualRow};
+use crate::native::upload;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -16,11 +18,12 @@ pub struct ForwardPass<'a> {
     positions: &'a Tensor,
     virtual_part: Option<VirtualPart<'a>>,
     cache: Option<&'a mut KvCache>,
-    angles: Option<(Tensor, Tensor)>,
+    /// cos and sin of each rotary embedding, by the address of its frequencies.
+    angles: BTreeMap<*const Rope, (Tensor, Tensor)>,
     /// Rows of the cache that the new tokens are written to; the same for every layer.
     places: Option<Tensor>,
-    /// Mask of a decoding step, once it has been computed; the same for every layer.
-    mask: Option<Option<Tensor>>,
+    /// Masks of a decoding step that have been computed, by window; the same for every layer with it.
+    masks: BTreeMap<Option<i64>, Option<Tensor>>,
     /// Queries and keys of the layers given to `capture_attention`; `None` until the layer has run.
     captured: BTreeMap<usize, Option<QueriesAndKeys>>,
 }
@@ -34,15 +37,15 @@ struct VirtualPart<'a> {
     keys_and_values: Option<&'a Tensor>,
 }
 
-/// Queries, keys and scale of one layer's attention, from which its attention weights can be computed.
+/// Queries, keys and settings of one layer's attention, from which its attention weights can be computed.
 #[derive(Debug)]
 pub struct QueriesAndKeys {
     /// (T, H, E)
     pub q: Tensor,
     /// (T, K, E)
     pub k: Tensor,
-    /// Factor on the products of queries and keys.
-    pub scale: f64,
+    /// How scores and weights follow from them.
+    pub attention: Attention,
 }
 
 impl QueriesAndKeys {
@@ -50,7 +53,7 @@ impl QueriesAndKeys {
     /// new leaves that collect a gradient.
     pub fn detach(&self, learns: bool) -> Self {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
-        Self { q: leaf(&self.q), k: leaf(&self.k), scale: self.scale }
+        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention }
     }
 }
 
@@ -85,8 +88,8 @@ impl<'a> ForwardPass<'a> {
         if let Some(cache) = &mut cache {
             cache.reserve(&segments.lengths);
         }
-        let (angles, places, mask, asked) = (None, None, None, BTreeMap::new());
-        Self { segments, positions, virtual_part, cache, angles, places, mask, captured: asked }
+        let (angles, masks, captured) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { segments, positions, virtual_part, cache, angles, places: None, masks, captured }
     }
 
     /// Removes the rows of virtual tokens from a layer's result or from its queries or keys: (T', …) -> (T, …). Returns
@@ -118,9 +121,23 @@ impl<'a> ForwardPass<'a> {
         self.captured.get_mut(&layer)?.take()
     }
 
+    /// Rotates queries (T, H, E) and keys (T, K, E) by the angles of their positions. If the embedding is smaller than a
+    /// head, the rest of each head stays as it is.
+    pub fn rotate(&mut self, rope: &Rope, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
+        let (cos, sin) = self.angles(rope, q.kind());
+        let (rotated, size) = (rope.size(), q.size()[2]);
+        if rotated == size {
+            return ops::rotate_both(q, k, &cos, &sin);
+        }
+        let first = |t: &Tensor| t.narrow(2, 0, rotated).contiguous();
+        let rest = |t: &Tensor| t.narrow(2, rotated, size - rotated);
+        let (turned_q, turned_k) = ops::rotate_both(first(&q), first(&k), &cos, &sin);
+        (Tensor::cat(&[turned_q, rest(&q)], 2), Tensor::cat(&[turned_k, rest(&k)], 2))
+    }
+
     /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
     pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
-        let (cos, sin) = self.angles.get_or_insert_with(|| {
+        let (cos, sin) = self.angles.entry(std::ptr::from_ref(rope)).or_insert_with(|| {
             let (lengths, past) = match &self.virtual_part {
                 Some(VirtualPart { row, keys_and_values: Some(_) }) => {
                     (&row.tokens.segments.lengths, Some(row.starts.as_slice()))
@@ -137,7 +154,7 @@ impl<'a> ForwardPass<'a> {
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
         if self.captured.contains_key(&layer) {
             let (q, k) = (self.real_rows(q), self.real_rows(k));
-            self.captured.insert(layer, Some(QueriesAndKeys { q, k, scale: attention.scale }));
+            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention }));
         }
         let Some(VirtualPart { row, keys_and_values: Some(all) }) = self.virtual_part else {
             return self.attend_rows(layer, q, k, v, attention);
@@ -153,7 +170,7 @@ impl<'a> ForwardPass<'a> {
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);
-        if step_only && let Some(out) = cache.step(layer, q, k, v, attention.scale) {
+        if step_only && let Some(out) = cache.step(layer, q, k, v, attention) {
             return out;
         }
         let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1]));
@@ -163,7 +180,10 @@ impl<'a> ForwardPass<'a> {
             packed_attention(q, k, v, self.segments, attention)
         } else if step_only && q.device() == Device::Cpu {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
-            let mask = self.mask.get_or_insert_with(|| decode_mask(&cache.lengths, longest, q.kind(), q.device()));
+            let window = attention.within(longest).window;
+            let new_mask =
+                || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
+            let mask = self.masks.entry(window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
         } else {
@@ -176,36 +196,63 @@ impl<'a> ForwardPass<'a> {
 /// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
 /// gradient.
 fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
-    let Attention { scale } = attention;
     let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
     let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
-    Tensor::scaled_dot_product_attention(&blocks, k, v, mask, 0.0, false, scale, false).reshape_as(q)
+    attend_masked(&blocks, k, v, mask, attention).reshape_as(q)
 }
 
-/// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot, -inf beyond its end.
-/// `None` if all slots have the same length.
-fn decode_mask(lengths: &[i64], longest: i64, kind: Kind, device: Device) -> Option<Tensor> {
-    if lengths.iter().all(|n| *n == lengths[0]) {
+/// Attends by libtorch's kernel, or by plain products if scores are capped: q (S, K, n, E); k, v (S, K, L, E), with a mask to
+/// add to the scores -> (S, K, n, E).
+fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
+    if attention.softcap.is_none() {
+        return Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, attention.scale, false);
+    }
+    let scores = attention.cap(q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) * attention.scale);
+    let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
+    scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
+}
+
+/// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot that its new token sees,
+/// -inf before and beyond. `None` if all slots have the same length and there is no window.
+fn decode_mask(lengths: &[i64], longest: i64, attention: Attention, kind: Kind, device: Device) -> Option<Tensor> {
+    if attention.window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
         return None;
     }
-    let held = Tensor::from_slice(lengths).to_device(device).view([-1, 1, 1, 1]);
-    let beyond = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]).gt_tensor(&held);
-    Some(Tensor::zeros(beyond.size(), (kind, device)).masked_fill(&beyond, f64::NEG_INFINITY))
+    let [held] = upload([Tensor::from_slice(lengths).view([-1, 1, 1, 1])], device);
+    let places = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]);
+    let beyond = places.gt_tensor(&held);
+    let hidden = match attention.window {
+        Some(window) => beyond.logical_or(&places.le_tensor(&(held - window))),
+        None => beyond,
+    };
+    Some(Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY))
 }
 
 /// Attends from new tokens of several sequences to all their tokens, one sequence after the other: q (T, H, E), in packed order ->
 /// (T, H, E). No gradient.
 fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, attention: Attention) -> Tensor {
-    let Attention { scale } = attention;
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
     let first = cache.lengths.len() - segments.count();
     for (i, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
         let past = cache.lengths[first + i];
         let (k, v) = cache.read_sequence(layer, first + i, past + n, q.size()[2]);
-        let queries = q.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, H, n, E)
-        let mask = Tensor::ones([n, past + n], (Kind::Bool, q.device())).tril(past);
-        let out = Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&mask), 0.0, false, scale, true);
+        let queries = q.narrow(0, row, n).transpose(0, 1); // (H, n, E)
+        let hidden = attention.within(past + n).hidden(n, past + n, past, q.device());
+        let out = match attention.softcap {
+            None => {
+                let (queries, seen) = (queries.unsqueeze(0), hidden.logical_not());
+                Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&seen), 0.0, false, attention.scale, true)
+            }
+            Some(_) => {
+                let (kv, size) = (k.size()[1], q.size()[2]);
+                // (1, K, G * n, E): the queries of the heads that share a key head follow each other.
+                let grouped = queries.reshape([1, kv, -1, size]);
+                let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
+                let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / n, 1]);
+                attend_masked(&grouped, &k, &v, Some(&mask), attention).view([1, -1, n, size])
+            }
+        };
         parts.push(out.squeeze_dim(0).transpose(0, 1));
         row += n;
     }

@@ -55,6 +55,21 @@ pub enum RopeScaling {
         /// Round the ramp's ends to whole dimensions.
         truncate: bool,
     },
+    /// Each frequency divided by a factor of its own: by `short` in sequences of up to `original` tokens, by `long` in
+    /// longer ones. cos and sin are multiplied by `attention` (LongRoPE: Ding et al. 2024, arXiv 2402.13753).
+    ///
+    /// As for `Dynamic`, the length is that of the sequence itself, and in decoding the length reached so far. Whoever
+    /// decodes computes a sequence again that outgrows `original` ([`Rope::switch`]).
+    Long {
+        /// Divisors in short sequences, one for each frequency.
+        short: Vec<f64>,
+        /// Divisors in long sequences.
+        long: Vec<f64>,
+        /// The context of pre-training, in tokens.
+        original: f64,
+        /// Factor on cos and sin.
+        attention: f64,
+    },
 }
 
 /// Computes the rotation angles of positions.
@@ -66,10 +81,11 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Computes the frequencies of a head of `head_size` (E) with base `theta`.
+    /// Computes the frequencies for heads of which `head_size` numbers are rotated (E, or fewer), with base `theta`.
     pub fn new(head_size: i64, theta: f64, scaling: &RopeScaling, device: Device) -> Self {
         let plain = |i: i64| theta.powf(-((2 * i) as f64) / head_size as f64);
         let frequencies: Vec<f64> = match *scaling {
+            RopeScaling::Long { ref short, .. } => (0..head_size / 2).map(|i| plain(i) / short[i as usize]).collect(),
             RopeScaling::Yarn { factor, original, fast, slow, truncate, .. } => {
                 let size = head_size as f64;
                 // Returns the dimension that rotates `times` times within the original context.
@@ -108,15 +124,28 @@ impl Rope {
         Self { head_size, theta, inverse_frequencies, scaling: scaling.clone() }
     }
 
+    /// Returns how many numbers of a head are rotated.
+    pub fn size(&self) -> i64 {
+        self.head_size
+    }
+
+    /// Returns the length up to which sequences have other frequencies than beyond it, if there is such a length.
+    pub fn switch(&self) -> Option<i64> {
+        match self.scaling {
+            RopeScaling::Long { original, .. } => Some(original as i64),
+            _ => None,
+        }
+    }
+
     /// Returns cos and sin for positions (T): (T, 1, E/2) each, computed in float32 and cast to `kind`. The positions
     /// are those of segments with the given `lengths`; with a cache, segment s continues `past[s]` tokens.
     pub fn angles(&self, positions: &Tensor, lengths: &[i64], past: Option<&[i64]>, kind: Kind) -> (Tensor, Tensor) {
-        let turns = self.dynamic_frequencies(lengths, past);
+        let turns = self.frequencies_by_length(lengths, past);
         let turns = turns.as_ref().unwrap_or(&self.inverse_frequencies);
         let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * turns; // (T, E/2)
         let angle = angle.unsqueeze(1);
         let (cos, sin) = match self.scaling {
-            RopeScaling::Yarn { attention, .. } if attention != 1.0 => {
+            RopeScaling::Yarn { attention, .. } | RopeScaling::Long { attention, .. } if attention != 1.0 => {
                 (angle.cos() * attention, angle.sin() * attention)
             }
             _ => (angle.cos(), angle.sin()),
@@ -124,10 +153,12 @@ impl Rope {
         (cos.to_kind(kind), sin.to_kind(kind))
     }
 
-    /// Returns each token's frequencies (T, E/2) under dynamic NTK. `None` under another scaling, or if no segment is
-    /// longer than the original context.
-    fn dynamic_frequencies(&self, lengths: &[i64], past: Option<&[i64]>) -> Option<Tensor> {
-        let RopeScaling::Dynamic { factor, original } = self.scaling else { return None };
+    /// Returns each token's frequencies (T, E/2) where they depend on the length of its sequence. `None` under another
+    /// scaling, or if no segment is longer than the original context.
+    fn frequencies_by_length(&self, lengths: &[i64], past: Option<&[i64]>) -> Option<Tensor> {
+        let (RopeScaling::Dynamic { original, .. } | RopeScaling::Long { original, .. }) = self.scaling else {
+            return None;
+        };
         let reached: Vec<i64> = match past {
             Some(past) => lengths.iter().zip(past).map(|(n, p)| n + p).collect(),
             None => lengths.to_vec(),
@@ -135,20 +166,36 @@ impl Rope {
         if reached.iter().all(|n| *n as f64 <= original) {
             return None;
         }
-        let size = self.head_size as f64;
         let rows: Vec<Tensor> = lengths
             .iter()
             .zip(&reached)
             .filter(|(n, _)| **n > 0)
             .map(|(n, reached)| {
-                let stretch = factor * (*reached as f64).max(original) / original - (factor - 1.0);
-                let theta = self.theta * stretch.powf(size / (size - 2.0));
-                let turns: Vec<f64> = (0..self.head_size / 2).map(|i| theta.powf(-((2 * i) as f64) / size)).collect();
+                let turns = self.frequencies_at((*reached as f64).max(original));
                 tensor(&turns).unsqueeze(0).expand([*n, self.head_size / 2], false)
             })
             .collect();
         let [rows] = upload([Tensor::cat(&rows, 0)], self.inverse_frequencies.device());
         Some(rows)
+    }
+
+    /// Returns the frequencies in a sequence of this length, which is at least the original context.
+    fn frequencies_at(&self, length: f64) -> Vec<f64> {
+        let size = self.head_size as f64;
+        let plain = |theta: f64, i: i64| theta.powf(-((2 * i) as f64) / size);
+        let all = 0..self.head_size / 2;
+        match &self.scaling {
+            RopeScaling::Dynamic { factor, original } => {
+                let stretch = factor * length / original - (factor - 1.0);
+                let theta = self.theta * stretch.powf(size / (size - 2.0));
+                all.map(|i| plain(theta, i)).collect()
+            }
+            RopeScaling::Long { short, long, original, .. } => {
+                let divisors = if length > *original { long } else { short };
+                all.map(|i| plain(self.theta, i) / divisors[i as usize]).collect()
+            }
+            _ => all.map(|i| plain(self.theta, i)).collect(),
+        }
     }
 }
 

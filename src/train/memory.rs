@@ -153,7 +153,7 @@ impl RunShape<'_> {
         let AdapterActivations { rank, dropout, scaled_outputs, .. } = activations;
         // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate
         // and up if it is gated).
-        let (readers, gates) = if c.hidden_act == "silu" { (5, 2) } else { (2, 1) };
+        let (readers, gates) = if self.model.has_gates() { (5, 2) } else { (2, 1) };
         // Numbers that a layer keeps for its backward pass besides attention's, per token: the inputs of two norms; the
         // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
         // and the masked input; the outputs of linear layers that an adapter scales; what adapters of single modules keep.
@@ -235,7 +235,9 @@ impl RunShape<'_> {
             kv_heads: c.num_key_value_heads as u64,
             head_size: c.head_dim as u64,
         };
-        attention::memory(row, self.model.kind(), self.prepared.device)
+        let memory = |settings| attention::memory(row, settings, self.model.kind(), self.prepared.device);
+        let of_layers = self.model.attentions().map(memory);
+        of_layers.reduce(AttentionMemory::larger).expect("a model has layers")
     }
 
     /// Returns the bytes that a frozen head takes for each logit of a chunk.

@@ -42,6 +42,7 @@ struct Attention {
   std::vector<Segment> segments;
   double scale;
   int64_t mask;
+  int64_t window = 0;  // keys that a query sees, its own included; 0: all
 
   // (rows, K, E) -> (H, rows, E) in float32; a key head is repeated for the query heads that share it.
   Tensor heads(const Tensor& t, Rows rows) const {
@@ -52,6 +53,7 @@ struct Attention {
     if (segment.bias.defined()) s.add_(segment.bias);
     const int64_t before = mask == kCausalFromBottomRight ? segment.keys() - segment.rows() : 0;
     if (mask != kNoMask) s.masked_fill_(at::ones({qs.size(1), ks.size(1)}, at::kBool).triu(1 + before), -INFINITY);
+    if (window > 0) s.masked_fill_(at::ones({qs.size(1), ks.size(1)}, at::kBool).tril(before - window), -INFINITY);
     return s;
   }
 
@@ -157,15 +159,23 @@ void check_boundaries(const Tensor& cu) {
   TORCH_CHECK(cu.is_contiguous(), "cu_seqlens_q must be contiguous");
 }
 
+// The flash kernel counts the keys before a query's own; -1: all.
+int64_t flash_window(std::optional<int64_t> left, bool causal) {
+  TORCH_CHECK(causal || left.value_or(-1) < 0, "fake CUDA: a window without a causal mask");
+  return left.value_or(-1) + 1;
+}
+
 struct FlashResult {
   Tensor out, lse;
 };
 // Dense: q (B, L, H, E), lse (B, H, L). Packed: q (T, H, E), lse (H, T).
 FlashResult run_flash(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& cu_q,
-                      const MaybeTensor& cu_k, int64_t longest, bool causal, std::optional<double> scale) {
+                      const MaybeTensor& cu_k, int64_t longest, bool causal, std::optional<double> scale,
+                      int64_t window = 0) {
   Attention a{rows_of(call(q)),   rows_of(call(k)),
               rows_of(call(v)),   {},
-              scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask};
+              scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask,
+              window};
   if (!cu_q) {
     a.segments = dense_segments(q, k, Tensor());
     Tensor lse = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat);
@@ -186,10 +196,11 @@ FlashResult run_flash(Call& call, const Tensor& q, const Tensor& k, const Tensor
 std::tuple<Tensor, Tensor, Tensor> run_flash_backward(Call& call, const Tensor& grad, const Tensor& q, const Tensor& k,
                                                       const Tensor& v, const Tensor& out, const Tensor& lse,
                                                       const Tensor& cu_q, const Tensor& cu_k, int64_t longest,
-                                                      bool causal, std::optional<double> scale) {
+                                                      bool causal, std::optional<double> scale, int64_t window = 0) {
   Attention a{rows_of(call(q)),   rows_of(call(k)),
               rows_of(call(v)),   {},
-              scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask};
+              scale_of(q, scale), causal ? kCausalFromBottomRight : kNoMask,
+              window};
   const Tensor l = call(lse);
   const bool packed = cu_q.defined() && q.dim() == 3;
   // What the real kernel needs inside: the gradient of q in float32, sums of rows, and keys' and values' gradients for
@@ -218,14 +229,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(const Tensor& q
                                                                  const MaybeTensor& cu_q, const MaybeTensor& cu_k,
                                                                  int64_t longest, int64_t, double dropout, bool causal,
                                                                  bool, std::optional<double> scale,
-                                                                 std::optional<int64_t>, std::optional<int64_t>,
+                                                                 std::optional<int64_t> left, std::optional<int64_t>,
                                                                  const MaybeTensor&, const MaybeTensor&) {
   check_flash(q, k, v, dropout);
   TORCH_CHECK(cu_q.has_value() == cu_k.has_value(),
               "cumulative_sequence_length_q and cumulative_sequence_length_k must be both set or both not set");
   if (cu_q) check_boundaries(*cu_q), check_boundaries(*cu_k);
   Call call("_flash_attention_forward");
-  auto [out, lse] = run_flash(call, q, k, v, cu_q, cu_k, longest, causal, scale);
+  auto [out, lse] = run_flash(call, q, k, v, cu_q, cu_k, longest, causal, scale, flash_window(left, causal));
   auto [state, unused] = flash_state(call);
   return {out, lse, state, unused, call.views.upload(at::empty({0}, at::kHalf))};
 }
@@ -233,12 +244,12 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(const Tensor& grad, const Tens
                                                   const Tensor& out, const Tensor& lse, const Tensor& cu_q,
                                                   const Tensor& cu_k, int64_t longest, int64_t, double dropout,
                                                   bool causal, const Tensor&, const Tensor&,
-                                                  std::optional<double> scale, std::optional<int64_t>,
+                                                  std::optional<double> scale, std::optional<int64_t> left,
                                                   std::optional<int64_t>) {
   check_flash(q, k, v, dropout);
   check_flash_backward(q);
   Call call("_flash_attention_backward");
-  return run_flash_backward(call, grad, q, k, v, out, lse, cu_q, cu_k, longest, causal, scale);
+  return run_flash_backward(call, grad, q, k, v, out, lse, cu_q, cu_k, longest, causal, scale, flash_window(left, causal));
 }
 // The same for tensors (B, H, L, E), as scaled_dot_product_attention calls it.
 std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt, Tensor, Tensor, Tensor> sdp_flash(
@@ -302,9 +313,11 @@ void check_efficient(const Tensor& q, const Tensor& k, const Tensor& v, double d
 }
 Attention efficient_problem(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias,
                             const MaybeTensor& cu_q, const MaybeTensor& cu_k, const MaybeTensor& seqlen_k,
-                            int64_t longest, int64_t mask, std::optional<double> scale) {
+                            int64_t longest, int64_t mask, std::optional<double> scale,
+                            std::optional<int64_t> window) {
+  TORCH_CHECK(window.value_or(0) == 0 || mask != kNoMask, "window_size > 0 needs a causal mask");
   TORCH_CHECK(mask >= kNoMask && mask <= kCausalFromBottomRight, "fake CUDA: custom_mask_type ", mask);
-  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), mask};
+  Attention a{rows_of(call(q)), rows_of(call(k)), rows_of(call(v)), {}, scale_of(q, scale), mask, window.value_or(0)};
   // The real kernel reads these lengths only where it has boundaries.
   TORCH_CHECK(!seqlen_k || cu_q, "fake CUDA: seqlen_k without cu_seqlens_k");
   if (seqlen_k)
@@ -329,8 +342,9 @@ struct EfficientResult {
 };
 EfficientResult run_efficient(Call& call, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias,
                               const MaybeTensor& cu_q, const MaybeTensor& cu_k, const MaybeTensor& seqlen_k,
-                              int64_t rows, int64_t keys, int64_t mask, bool with_lse, std::optional<double> scale) {
-  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, seqlen_k, rows, mask, scale);
+                              int64_t rows, int64_t keys, int64_t mask, bool with_lse, std::optional<double> scale,
+                              std::optional<int64_t> window = std::nullopt) {
+  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, seqlen_k, rows, mask, scale, window);
   const int64_t lse_rows = with_lse ? (rows + kLseRows - 1) / kLseRows * kLseRows : 0;
   Tensor lse = at::full({int64_t(a.segments.size()), q.size(2), lse_rows}, INFINITY, at::kFloat);
   Tensor out = a.forward([&](size_t i, const Tensor& l) {
@@ -350,10 +364,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, SymInt, SymInt> efficient_forward(
   check_efficient(q, k, v, dropout);
   TORCH_CHECK(cu_q.has_value() == cu_k.has_value() && cu_q.has_value() == longest_q.has_value(),
               "cu_seqlens_q, cu_seqlens_k and max_seqlen_q must be given together");
-  TORCH_CHECK(!window, "fake CUDA: efficient attention without window_size only");
   Call call("_efficient_attention_forward");
   auto r = run_efficient(call, q, k, v, bias, cu_q, cu_k, seqlen_k, longest_q.value_or(q.size(1)),
-                         longest_k.value_or(k.size(1)), mask, with_lse, scale);
+                         longest_k.value_or(k.size(1)), mask, with_lse, scale, window);
   return {r.out, r.lse, unused_number(), unused_number(), r.rows, r.keys};
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, const Tensor& grad, const Tensor& q,
@@ -361,8 +374,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_efficient_backward(Call& call, co
                                                                   const MaybeTensor& bias, const Tensor& out,
                                                                   const MaybeTensor& cu_q, const MaybeTensor& cu_k,
                                                                   int64_t rows, const Tensor& lse, int64_t mask,
-                                                                  bool bias_gradient, std::optional<double> scale) {
-  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, {}, rows, mask, scale);
+                                                                  bool bias_gradient, std::optional<double> scale,
+                                                                  std::optional<int64_t> window = std::nullopt) {
+  const Attention a = efficient_problem(call, q, k, v, bias, cu_q, cu_k, {}, rows, mask, scale, window);
   const Tensor l = call(lse);
   // What the real kernel needs inside: the products of result and gradient (float32 kernels), their sums, and the sums
   // of the gradient of q, which it keeps for blocks of 64 rows and columns of every segment, as if all were as long as
@@ -382,13 +396,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias, const Tensor& out,
     const MaybeTensor& cu_q, const MaybeTensor& cu_k, int64_t longest_q, int64_t, const Tensor& lse, double dropout,
     const Tensor&, const Tensor&, int64_t mask, bool bias_gradient, std::optional<double> scale, std::optional<int64_t>,
-    std::optional<int64_t>, bool) {
+    std::optional<int64_t> window, bool) {
   check_efficient(q, k, v, dropout);
   Call call("_efficient_attention_backward");
   const MaybeTensor given = bias && bias->defined() ? bias : std::nullopt;
   const bool packed = cu_q && cu_q->defined();
   return run_efficient_backward(call, grad, q, k, v, given, out, packed ? cu_q : std::nullopt,
-                                packed ? cu_k : std::nullopt, longest_q, lse, mask, bias_gradient, scale);
+                                packed ? cu_k : std::nullopt, longest_q, lse, mask, bias_gradient, scale, window);
 }
 // The same for tensors (B, H, L, E).
 std::tuple<Tensor, Tensor, Tensor, Tensor> sdp_efficient(const Tensor& q, const Tensor& k, const Tensor& v,

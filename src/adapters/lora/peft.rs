@@ -2,7 +2,7 @@
 
 use super::spec::{LoraInit, LoraSpec, MAX_RANK};
 use super::target_parameters;
-use crate::adapters::kind::{AdapterKind, HEAD};
+use crate::adapters::kind::{AdapterKind, EMBEDDINGS, HEAD};
 use crate::adapters::module_settings::ModuleSettings;
 use crate::adapters::peft::{self, PeftConfig, number};
 use crate::adapters::token_rows::{TokenName, of_ids};
@@ -93,7 +93,7 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
     };
     // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
     let ModuleSettings { targets, exclude, layers, layers_pattern, mut modules_to_save, from, fan_in_fan_out } =
-        config.module_settings(&["q_proj", "v_proj", "c_attn"])?;
+        config.module_settings(&["q_proj", "v_proj", "c_attn", "query_key_value"])?;
     // With `ensure_weight_tying` PEFT names the embedding in full beside the name that it was given.
     let named = modules_to_save.clone();
     modules_to_save.retain(|module| !named.iter().any(|other| module.ends_with(&format!(".{other}"))));
@@ -155,7 +155,7 @@ fn token_rows(config: &PeftConfig) -> Result<[Vec<TokenName>; 2]> {
     let mut rows = [Vec::new(), Vec::new()];
     for (module, ids) in lists {
         let at = match module.rsplit('.').next().unwrap_or(module) {
-            "embed_tokens" | "wte" => 0,
+            name if EMBEDDINGS.contains(&name) => 0,
             HEAD => 1,
             _ => {
                 let hint = "only rows of the token embedding and of lm_head are read: merge the adapter with PEFT";

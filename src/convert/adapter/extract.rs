@@ -131,8 +131,9 @@ pub fn extract(base: &Path, tuned: &Path, to: Truncation, others: OtherChanges, 
 
 /// Returns true for the weight of a linear layer: a matrix that is no table and no output head.
 fn is_linear(name: &str, weight: &Tensor) -> bool {
-    let tables = ["embed_tokens.weight", "wte.weight", "wpe.weight", "lm_head.weight"];
-    weight.dim() == 2 && !tables.iter().any(|table| name.ends_with(table))
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    let table = |table: &&str| module.rsplit('.').next() == Some(table);
+    weight.dim() == 2 && !EMBEDDINGS.iter().chain(&["wpe", HEAD]).any(table)
 }
 
 fn listed(names: &[String]) -> String {

@@ -63,9 +63,12 @@ pub(in crate::convert) fn own_key(config: &Config, key: &'static str) -> &'stati
 pub(in crate::convert) fn choose_layers(config: &Config, raw: &mut Value, layers: &[usize]) {
     let Some(map) = raw.as_object_mut() else { return };
     map.insert(own_key(config, "num_hidden_layers").into(), json!(layers.len()));
-    if let Some(Value::Array(kinds)) = map.get("layer_types") {
-        let kinds: Vec<Value> = layers.iter().filter_map(|i| kinds.get(*i).cloned()).collect();
-        map.insert("layer_types".into(), kinds.into());
+    // Lists with an entry for each layer, also those that config.json leaves to the family's defaults.
+    for key in ["layer_types", "no_rope_layers"] {
+        if let Some(Value::Array(of_layers)) = config.settings.get(key) {
+            let chosen: Vec<Value> = layers.iter().filter_map(|i| of_layers.get(*i).cloned()).collect();
+            map.insert(key.into(), chosen.into());
+        }
     }
     if let Some(first) = map.get("max_window_layers").and_then(Value::as_u64) {
         map.insert("max_window_layers".into(), json!(layers.iter().filter(|i| (**i as u64) < first).count()));

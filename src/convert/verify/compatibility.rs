@@ -129,7 +129,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>) -> Ve
     };
     let whole = (!spec.modules_to_save.is_empty())
         .then(|| format!("modules_to_save holds {}: ft merge makes a model it reads", spec.modules_to_save.join(", ")));
-    let head = modules.iter().any(|m| ["lm_head", "embed_tokens", "wte"].iter().any(|e| m.ends_with(e)));
+    let head = modules.iter().any(|m| EMBEDDINGS.iter().chain([&HEAD]).any(|e| m.ends_with(e)));
     let head = head.then(|| "the output head or the embedding is adapted: ft merge makes a model it reads".to_string());
     let more = [
         (spec.dora, "DoRA: ft merge makes a model it reads"),

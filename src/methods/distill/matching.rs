@@ -18,7 +18,7 @@ use crate::methods::state::{StateTensors, damaged};
 use crate::models::{Activations, ExposedLayers, Model, Output};
 use crate::native::upload_slice;
 use crate::nn::chunked::{chunks, sum_of_parts};
-use crate::nn::{LayerKind, Param, QuantisedParam, QueriesAndKeys};
+use crate::nn::{Attention, LayerKind, Param, QuantisedParam, QueriesAndKeys};
 use crate::rng;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -205,8 +205,8 @@ pub fn attention_loss(
     answers: &SupervisedBatch,
 ) -> Tensor {
     sum_of_parts(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
-        let ours = map(&leaves[0], &leaves[1], student.scale, &part); // (H_s, n, L)
-        let theirs = map(&teacher.q, &teacher.k, teacher.scale, &part); // (H_t, n, L)
+        let ours = map(&leaves[0], &leaves[1], student.attention, &part); // (H_s, n, L)
+        let theirs = map(&teacher.q, &teacher.k, teacher.attention, &part); // (H_t, n, L)
         let heads = theirs.size()[0];
         let mixed = leaves[2].matmul(&ours.flatten(1, 2)).view_as(&theirs);
         (mixed - theirs).square().sum(Kind::Float) / heads as f64
@@ -237,13 +237,18 @@ fn parts(answers: &SupervisedBatch) -> Vec<QueryChunk> {
 }
 
 /// Computes the attention probabilities of some rows over their segment: (H, n, L), float32.
-fn map(q: &Tensor, k: &Tensor, scale: f64, part: &QueryChunk) -> Tensor {
+fn map(q: &Tensor, k: &Tensor, attention: Attention, part: &QueryChunk) -> Tensor {
     let (start, length) = part.keys;
     let q = q.index_select(0, &part.queries).to_kind(Kind::Float).transpose(0, 1); // (H, n, E)
     let k = k.narrow(0, start, length).to_kind(Kind::Float).transpose(0, 1); // (K, L, E)
     let k = k.repeat_interleave_self_int(q.size()[0] / k.size()[0], 0, None::<i64>);
     let places = Tensor::arange(length, (Kind::Int64, q.device())) + start;
-    let hidden = places.unsqueeze(0).gt_tensor(&part.queries.unsqueeze(-1)); // (n, L)
-    let scores = q.matmul(&k.transpose(1, 2)) * scale;
+    let (places, queries) = (places.unsqueeze(0), part.queries.unsqueeze(-1));
+    let later = places.gt_tensor(&queries); // (n, L)
+    let hidden = match attention.window {
+        Some(window) => later.logical_or(&places.le_tensor(&(queries - window))),
+        None => later,
+    };
+    let scores = attention.cap(q.matmul(&k.transpose(1, 2)) * attention.scale);
     scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float)
 }

@@ -13,7 +13,17 @@ const COUNTS: &[&str] = &["max_position_embeddings", "n_positions", "n_ctx", "sl
 const POSITIVE: &[&str] = &[
     "rms_norm_eps",
     "layer_norm_epsilon",
+    "layer_norm_eps",
     "rope_theta",
+    "rope_local_base_freq",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "embedding_multiplier",
+    "attention_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "logit_scale",
     "factor",
     "low_freq_factor",
     "high_freq_factor",
@@ -46,6 +56,14 @@ pub fn check(config: &Value, file: &Path) -> Result<()> {
         let Some(map) = given(config, place) else { continue };
         if !map.is_object() {
             return refuse(place, "a map", &map);
+        }
+        let inner = map.as_object().into_iter().flatten().filter(|(_, v)| v.is_object());
+        for (kind, section) in inner {
+            if let Some((key, found)) =
+                POSITIVE.iter().find_map(|key| Some((key, given(section, key).filter(|v| !positive(v))?)))
+            {
+                return refuse(&format!("{place}.{kind}.{key}"), "a number above 0", &found);
+            }
         }
         for key in POSITIVE {
             if let Some(found) = given(&map, key).filter(|v| !positive(v)) {

@@ -7,8 +7,9 @@ mod limits;
 mod reader;
 mod rope;
 pub(super) mod tied_head;
+mod unsupported;
+mod windows;
 
-use super::families::FAMILIES;
 use super::family::{Config, Family};
 use super::stored;
 use crate::error::{Error, Result};
@@ -83,7 +84,10 @@ impl Config {
                 .hint("is the file the one that came with the model?"));
         };
         let model_type = ConfigReader { raw: &map, keys: &[], file }.text("model_type")?;
-        let family = family(&model_type, file)?;
+        let family = unsupported::family(&raw, &model_type, file)?;
+        for key in family.foreign_keys {
+            map.remove(*key);
+        }
         (family.defaults)(&mut map);
         let r = ConfigReader { raw: &map, keys: family.key_names, file };
         let heads = r.int("num_attention_heads")?;
@@ -99,7 +103,7 @@ impl Config {
         }
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);
-        let (rope_theta, rope_scaling) = rope::read(&r, head_dim, context)?;
+        let ropes = rope::read(&r, head_dim, context)?;
         let stored = stored::read(&raw, file)?;
         Ok(Self {
             hidden_size: hidden,
@@ -114,13 +118,16 @@ impl Config {
             attention_bias: r.flag("attention_bias"),
             mlp_bias: r.flag("mlp_bias"),
             hidden_act: r.get("hidden_act").and_then(Value::as_str).unwrap_or("silu").into(),
-            rope_theta,
-            rope_scaling,
+            rope_theta: ropes.global.theta,
+            rope_scaling: ropes.global.scaling,
+            rotary_size: ropes.size,
+            local_rope: ropes.local.map(|rope| (rope.theta, rope.scaling)),
             max_position_embeddings: context,
-            sliding_window: sliding_window(&r, layers),
+            windows: windows::read(&r, layers)?,
             stored,
             initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,
+            settings: map.clone(),
             raw,
             text: text.into(),
             family,
@@ -137,23 +144,4 @@ fn no_config(model: &Path) -> Error {
         Some(gguf) => missing.hint(format!("name the GGUF file itself: {}", gguf.display())),
         None => missing,
     }
-}
-
-fn family(model_type: &str, file: &Path) -> Result<&'static Family> {
-    FAMILIES.iter().find(|f| f.names.contains(&model_type)).ok_or_else(|| {
-        let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.names.iter().copied()).collect();
-        Error::user(format!("{}: model_type `{model_type}` is not supported", file.display()))
-            .hint(format!("supported: {}", known.join(", ")))
-    })
-}
-
-/// Returns the sliding window in tokens if at least one layer has one.
-fn sliding_window(r: &ConfigReader, layers: i64) -> Option<i64> {
-    let window = r.get("sliding_window").and_then(Value::as_i64)?;
-    let some = match (r.get("layer_types"), r.get("max_window_layers").and_then(Value::as_i64)) {
-        (Some(Value::Array(kinds)), _) => kinds.iter().any(|k| k == "sliding_attention"),
-        (_, Some(first)) => first < layers, // qwen: this layer and all later ones
-        _ => true,
-    };
-    (some && r.get("use_sliding_window") != Some(&Value::Bool(false))).then_some(window)
 }

@@ -25,6 +25,14 @@ pub(super) const FAMILY: Family = Family {
         ("hidden_act", "activation_function"),
     ],
     defaults,
+    foreign_keys: &[
+        "num_key_value_heads",
+        "head_dim",
+        "rope_scaling",
+        "rope_parameters",
+        "sliding_window",
+        "layer_types",
+    ],
     extra_keys: &[],
     embedding: "transformer.wte.weight",
     map_param,
@@ -108,6 +116,12 @@ impl Decoder for Gpt2 {
     fn head(&self) -> &Rc<Linear> {
         &self.head
     }
+    fn attention(&self, i: usize) -> Attention {
+        self.layers[i].attention
+    }
+    fn has_gates(&self) -> bool {
+        false
+    }
     fn longest(&self) -> Option<i64> {
         Some(self.positions.count())
     }
@@ -142,7 +156,7 @@ impl Gpt2Block {
             c_fc: (&mlp / "c_fc").linear(d, f, true),
             mlp_c_proj: (&mlp / "c_proj").scale_std(residual).linear(f, d, true),
             heads: c.num_attention_heads,
-            attention: Attention { scale },
+            attention: Attention::causal(scale),
         }
     }
 

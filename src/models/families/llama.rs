@@ -1,168 +1,24 @@
-//! Llama and models with the same layers: SmolLM, Llama 2 and 3, Mistral (Touvron et al. 2023, arXiv 2302.13971).
-//!
-//! Families whose layers differ only in biases and norms use [`build`] with their own [`LlamaVariant`].
+//! Llama and models with the same layers: SmolLM, Llama 2 and 3, Falcon 3 (Touvron et al. 2023, arXiv 2302.13971).
 
-use crate::error::{Error, Result};
-use crate::models::family::{Config, Decoder, Family};
-use crate::nn::{
-    Attention, Embedding, ForwardPass, Linear, ModelBuilder, ModuleScope, ParamMapping, RmsNorm, Rope, Tokens, ops,
-};
-use serde_json::{Map, Value, json};
-use std::rc::Rc;
-use tch::Tensor;
+use super::defaults::{WINDOWS, fill};
+use crate::models::blocks::{self, Design};
+use crate::models::family::Family;
+use crate::nn::ParamMapping;
+use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
-    names: &["llama", "mistral"],
-    architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
+    names: &["llama"],
+    architectures: &["LlamaForCausalLM"],
     key_names: &[],
-    defaults,
+    foreign_keys: WINDOWS,
+    defaults: |config| fill(config, [("max_position_embeddings", json!(2048))]),
     extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim", "mlp_bias"],
     embedding: "model.embed_tokens.weight",
     map_param,
-    build: |c, b| {
-        let bias = c.attention_bias;
-        build(c, b, LlamaVariant { qkv_bias: bias, output_bias: bias, mlp_bias: c.mlp_bias, qk_norm: false })
-    },
+    build: |c, b| blocks::build(c, b, Design::llama(c)?),
 };
-
-/// Fills in transformers' defaults for missing keys.
-fn defaults(config: &mut Map<String, Value>) {
-    if config["model_type"] == "mistral" {
-        config.entry("sliding_window").or_insert(json!(4096));
-        config.entry("num_key_value_heads").or_insert(json!(8));
-        config.entry("max_position_embeddings").or_insert(json!(131072));
-    }
-    config.entry("max_position_embeddings").or_insert(json!(2048));
-}
 
 /// Keeps a checkpoint's names, and leaves out the rotary tables that old checkpoints contain.
 pub(super) fn map_param(name: &str) -> Option<ParamMapping> {
     (!name.ends_with("rotary_emb.inv_freq")).then(|| ParamMapping { name: name.into(), transposed: false })
-}
-
-/// What differs between llama-like families.
-#[derive(Clone, Copy)]
-pub(super) struct LlamaVariant {
-    /// Queries, keys and values have a bias.
-    pub qkv_bias: bool,
-    /// The output of attention has a bias.
-    pub output_bias: bool,
-    /// The layers of the MLP have a bias.
-    pub mlp_bias: bool,
-    /// Queries and keys are normalised per head before rotary embedding.
-    pub qk_norm: bool,
-}
-
-/// Builds a llama-like decoder. Fails for another activation than silu and for an odd head size.
-pub(super) fn build(c: &Config, b: &ModelBuilder, wiring: LlamaVariant) -> Result<Box<dyn Decoder>> {
-    if c.hidden_act != "silu" {
-        return Err(Error::user(format!("{}: hidden_act `{}` is not supported", c.file().display(), c.hidden_act))
-            .hint("this family computes with silu"));
-    }
-    if c.head_dim < 2 || c.head_dim % 2 != 0 {
-        return Err(Error::user(format!(
-            "{}: a head size of {}, but rotary embedding needs an even one",
-            c.file().display(),
-            c.head_dim
-        ))
-        .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
-    }
-    let root = b.root() / "model";
-    let embed = (&root / "embed_tokens").embedding(c.vocab_size, c.hidden_size);
-    let rope = Rc::new(Rope::new(c.head_dim, c.rope_theta, &c.rope_scaling, b.device()));
-    let layers =
-        (0..c.num_hidden_layers).map(|i| LlamaBlock::build(c, &(&root / "layers" / i), &rope, wiring)).collect();
-    let norm = (&root / "norm").rms_norm(c.hidden_size, c.norm_eps);
-    let scope = b.root() / "lm_head";
-    let head =
-        if c.tie_word_embeddings { scope.tied_head(&embed) } else { scope.output_head(c.hidden_size, c.vocab_size) };
-    Ok(Box::new(Llama { embed, layers, norm, head: Rc::new(head) }))
-}
-
-struct Llama {
-    embed: Embedding,
-    layers: Vec<LlamaBlock>,
-    norm: RmsNorm,
-    head: Rc<Linear>,
-}
-
-impl Decoder for Llama {
-    fn depth(&self) -> usize {
-        self.layers.len()
-    }
-    fn embed(&self, tokens: &Tokens) -> Tensor {
-        self.embed.forward(&tokens.ids)
-    }
-    fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
-        self.layers[i].forward(i, x, pass)
-    }
-    fn finish(&self, x: &Tensor) -> Tensor {
-        self.norm.forward(x).x
-    }
-    fn head(&self) -> &Rc<Linear> {
-        &self.head
-    }
-}
-
-struct LlamaBlock {
-    input_layernorm: RmsNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    qk_norm: Option<(RmsNorm, RmsNorm)>,
-    post_attention_layernorm: RmsNorm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-    rope: Rc<Rope>,
-    heads: i64,
-    kv_heads: i64,
-    head_dim: i64,
-    attention: Attention,
-}
-
-impl LlamaBlock {
-    fn build(c: &Config, s: &ModuleScope, rope: &Rc<Rope>, wiring: LlamaVariant) -> Self {
-        let LlamaVariant { qkv_bias, output_bias, mlp_bias, qk_norm } = wiring;
-        let (d, f, e) = (c.hidden_size, c.intermediate_size, c.head_dim);
-        let (attn, mlp) = (s / "self_attn", s / "mlp");
-        Self {
-            input_layernorm: (s / "input_layernorm").rms_norm(d, c.norm_eps),
-            q: (&attn / "q_proj").linear(d, c.num_attention_heads * e, qkv_bias),
-            k: (&attn / "k_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
-            v: (&attn / "v_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
-            o: (&attn / "o_proj").linear(c.num_attention_heads * e, d, output_bias),
-            qk_norm: qk_norm
-                .then(|| ((&attn / "q_norm").rms_norm(e, c.norm_eps), (&attn / "k_norm").rms_norm(e, c.norm_eps))),
-            post_attention_layernorm: (s / "post_attention_layernorm").rms_norm(d, c.norm_eps),
-            gate: (&mlp / "gate_proj").linear(d, f, mlp_bias),
-            up: (&mlp / "up_proj").linear(d, f, mlp_bias),
-            down: (&mlp / "down_proj").linear(f, d, mlp_bias),
-            rope: rope.clone(),
-            heads: c.num_attention_heads,
-            kv_heads: c.num_key_value_heads,
-            head_dim: e,
-            attention: Attention { scale: (e as f64).powf(-0.5) },
-        }
-    }
-
-    fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
-        let [q, k, v] = Linear::forward_jointly([&self.q, &self.k, &self.v], self.input_layernorm.forward(x));
-        let q = q.view([-1, self.heads, self.head_dim]); // (T, H, E)
-        let k = k.view([-1, self.kv_heads, self.head_dim]); // (T, K, E)
-        let (q, k) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q).x, k_norm.forward(&k).x),
-            None => (q, k),
-        };
-        let (cos, sin) = pass.angles(&self.rope, x.kind());
-        let (q, k) = ops::rotate_both(q, k, &cos, &sin);
-        let v = v.view([-1, self.kv_heads, self.head_dim]);
-        let y = pass.attend(i, &q, &k, &v, self.attention);
-        let y = self.o.forward(&y.view([-1, self.heads * self.head_dim]));
-        let (x, normal) = self.post_attention_layernorm.forward_sum(x, &y);
-        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], normal);
-        let y = self.down.forward(ops::swiglu(&gate, &up));
-        x + y
-    }
 }

@@ -1,11 +1,41 @@
 //! The supported families, one file each. A new family is a new file and a new entry of [`FAMILIES`].
 
+mod cohere;
+mod defaults;
+mod falcon;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod smollm3;
+mod stablelm;
 
 use super::family::Family;
 
 /// Every supported family.
-pub static FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, gpt2::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    smollm3::FAMILY,
+    granite::FAMILY,
+    cohere::FAMILY,
+    stablelm::FAMILY,
+    gpt_neox::FAMILY,
+    falcon::FAMILY,
+    gpt2::FAMILY,
+];

@@ -1,10 +1,10 @@
 //! The tree of modules, from which families build layers by name and shape.
 
-use super::ModelBuilder;
+use super::{ModelBuilder, WeightSource};
 use crate::nn::adapter::{AdapterSite, LayerAdapters};
 use crate::nn::embedding::Embedding;
 use crate::nn::layer_norm::LayerNorm;
-use crate::nn::linear::Linear;
+use crate::nn::linear::{Linear, LogitChange};
 use crate::nn::norm::RmsNorm;
 use crate::nn::params::LayerKind;
 use crate::nn::weight::{Dense, Weight};
@@ -58,7 +58,7 @@ impl ModuleScope<'_> {
         self.builder.used.borrow_mut().insert((self / "weight").path);
         let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device)).into();
         let adapters = LayerAdapters { switches: self.builder.switches.clone(), list: Vec::new() };
-        Linear { dense: Dense { weight, bias: None }, adapters }
+        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
     }
 
     /// Builds the scalar head (1, D) of a reward or value model. If the checkpoint has none, its weight starts at
@@ -67,7 +67,7 @@ impl ModuleScope<'_> {
         let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
         let weight = self.param_or_default("weight", LayerKind::Score, &[1, inputs], Some(zeros)).into();
         let adapters = self.attach(LayerKind::Score, &weight, None);
-        Linear { dense: Dense { weight, bias: None }, adapters }
+        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
     }
 
     /// Builds an output head that shares the embedding's weight.
@@ -77,14 +77,14 @@ impl ModuleScope<'_> {
         }
         let weight = embedding.weight.shallow_clone();
         let adapters = self.attach(LayerKind::Head, &weight, None);
-        Linear { dense: Dense { weight, bias: None }, adapters }
+        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
     }
 
     fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
         let (weight, unquantised) = self.linear_weight(layer, &[outputs, inputs]);
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
         let adapters = self.attach_to(layer, &weight, unquantised.as_ref(), bias.as_ref());
-        Linear { dense: Dense { weight, bias }, adapters }
+        Linear { dense: Dense { weight, bias }, adapters, logits: LogitChange::NONE }
     }
 
     /// Builds an embedding of `count` tokens.
@@ -111,14 +111,28 @@ impl ModuleScope<'_> {
     pub fn rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
         let weight = self.param("weight", LayerKind::Norm, &[width]);
         let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), None);
-        RmsNorm { weight, adapters, eps }
+        RmsNorm { weight, offset: 0.0, adapters, eps }
+    }
+
+    /// Builds a root-mean-square norm whose `weight` (width) is the difference of its scale from 1.
+    pub fn centred_rms_norm(&self, width: i64, eps: f64) -> RmsNorm {
+        let new = matches!(self.builder.source, WeightSource::Random(_));
+        let zeros = new.then(|| Tensor::zeros([width], (Kind::Float, Device::Cpu)));
+        let weight = self.param_or_default("weight", LayerKind::Norm, &[width], zeros);
+        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), None);
+        RmsNorm { weight, offset: 1.0, adapters, eps }
     }
 
     /// Builds a layer norm with `weight` and `bias` (width).
     pub fn layer_norm(&self, width: i64, eps: f64) -> LayerNorm {
-        let weight = self.param("weight", LayerKind::Norm, &[width]);
-        let bias = self.param("bias", LayerKind::Norm, &[width]);
-        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), Some(&bias));
+        self.layer_norm_of(&[width], true, eps)
+    }
+
+    /// Builds a layer norm with a `weight` of this shape, (width) or (heads, width), and with or without a `bias`.
+    pub fn layer_norm_of(&self, shape: &[i64], bias: bool, eps: f64) -> LayerNorm {
+        let weight = self.param("weight", LayerKind::Norm, shape);
+        let bias = bias.then(|| self.param("bias", LayerKind::Norm, shape));
+        let adapters = self.attach(LayerKind::Norm, &weight.shallow_clone().into(), bias.as_ref());
         LayerNorm { weight, bias, adapters, eps }
     }
 

@@ -1,7 +1,7 @@
 //! Compares greedy decoding with transformers and with full forward passes, and sampling with transformers'
 //! probabilities.
 
-use crate::support::{device, fixture, json};
+use crate::support::{Sequence, device, fixture, frozen, json, with_weights};
 use ft::generate::answer::{GeneratedAnswer, StopReason};
 use ft::generate::beam;
 use ft::generate::beam::{BeamEarlyStopping, BeamSettings};
@@ -512,4 +512,44 @@ fn settings_that_contradict_each_other_are_refused() {
     let mut engine = Engine::new(&model, greedy(), BatchLimits { rows: 1, tokens: 1 }).unwrap();
     let e = engine.add(GenerationRequest { prefix: vec![1; 5], ..GenerationRequest::new(&[5], 0) }).unwrap_err();
     assert!(e.message().contains("prefix has 5 tokens"), "{e}");
+}
+
+/// Greedy answers are those of whole passes over the growing text: through windows, with capped scores, and where a
+/// sequence outgrows the length beyond which LongRoPE has other factors (16 tokens), alone and beside shorter ones.
+#[test]
+fn dense_families_generate_what_whole_passes_say() {
+    for (name, weights) in [
+        ("dense/phi3-long", "dense/phi3"),
+        ("dense/gemma2", "dense/gemma2"),
+        ("dense/gemma3", "dense/gemma3"),
+        ("dense/cohere2", "dense/cohere2"),
+    ] {
+        let folder = with_weights(name, weights);
+        let model = frozen(folder.path(), Kind::Float);
+        let prompts: Vec<Vec<u32>> = [10, 3, 20].iter().map(|n| Sequence::random(*n, 64, 5).ids).collect();
+        let answers = complete(&model, &prompts, &GenerationSettings::greedy(14, &[]), &mut ignore).unwrap();
+        for (prompt, answer) in prompts.iter().zip(tokens(&answers)) {
+            let whole: Vec<u32> = prompt.iter().chain(&answer).copied().collect();
+            for at in prompt.len()..whole.len() {
+                // One pass over exactly the tokens so far: a longer one may be rotated by other factors.
+                let row_so_far = Tokens::pack(&[&whole[..at]], device());
+                let last = row_so_far.segments.last_rows();
+                let logits = model.infer(&row_so_far, |out| out.logits(&last)).unwrap();
+                let (values, best) = logits.topk(2, -1, true, true);
+                let margin = values.double_value(&[0, 0]) - values.double_value(&[0, 1]);
+                assert!(best.int64_value(&[0, 0]) == i64::from(whole[at]) || margin < 1e-4, "{name}, token {at}");
+            }
+            assert_eq!(answer.len(), 14);
+        }
+        // A conversation keeps its cache between turns, if its keys still hold.
+        let mut session = ChatSession::new(&model);
+        for length in [8, 30, 12, 18] {
+            let prompt = Sequence::random(30, 64, 6).ids[..length].to_vec();
+            let settings = GenerationSettings::greedy(4, &[]);
+            let on_token = &mut |_| ControlFlow::Continue(());
+            let told = session.answer(&prompt, &settings, on_token).unwrap();
+            let alone = complete(&model, std::slice::from_ref(&prompt), &settings, &mut ignore).unwrap();
+            assert_eq!(told.tokens, tokens(&alone)[0], "{name}, a prompt of {length}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use ft::methods::distill::{cache, matching};
 use ft::methods::sft::SupervisedBatch;
 use ft::models::learning::MicroBatch;
 use ft::models::{ExposedLayers, LayerReplay, Loss, Metrics, Model, Output};
-use ft::nn::{QueriesAndKeys, Tokens, chunked};
+use ft::nn::{Attention, QueriesAndKeys, Tokens, chunked};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -82,9 +82,9 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
         targets: at.shallow_clone(),
         rows: Vec::try_from(at).unwrap(),
     };
-    let scale = 8f64.powf(-0.5);
-    let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), scale };
-    let teacher = QueriesAndKeys { q: t["q.teacher"].copy(), k: t["k.teacher"].copy(), scale };
+    let attention = Attention::causal(8f64.powf(-0.5));
+    let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), attention };
+    let teacher = QueriesAndKeys { q: t["q.teacher"].copy(), k: t["k.teacher"].copy(), attention };
     let heads = leaf("heads");
     let value = matching::attention_loss(&student, &teacher, &heads, &answers);
     value.backward();

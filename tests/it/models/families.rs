@@ -14,7 +14,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const FAMILIES: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gpt2"];
+const FAMILIES: [&str; 18] = [
+    "tiny-llama",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-gpt2",
+    "dense/gemma",
+    "dense/gemma2",
+    "dense/gemma3",
+    "dense/phi3",
+    "dense/olmo2",
+    "dense/smollm3",
+    "dense/granite",
+    "dense/cohere",
+    "dense/cohere2",
+    "dense/stablelm",
+    "dense/stablelm-parallel",
+    "dense/gpt-neox",
+    "dense/falcon",
+    "dense/falcon-new",
+];
+
+/// Folders of PEFT's directories over the families, with what is expected of them.
+const ADAPTERS: [&str; 2] = ["families", "dense/adapters"];
 
 fn every_logit(model: &Model, ids: &[u32]) -> Tensor {
     let tokens = Tokens::pack(&[ids], device());
@@ -46,6 +68,10 @@ struct About {
     changed: Vec<String>,
 }
 
+fn adapters() -> impl Iterator<Item = (&'static str, Adapters)> {
+    ADAPTERS.into_iter().map(|place| (place, json(format!("{place}/expected.json"))))
+}
+
 /// Returns the names of the adapted modules as the model names them.
 fn adapted_modules(model: &Model) -> BTreeSet<String> {
     let module = |p: &ft::nn::Param| p.name.strip_suffix(".lora_A.weight").map(String::from);
@@ -54,104 +80,114 @@ fn adapted_modules(model: &Model) -> BTreeSet<String> {
 
 #[test]
 fn peft_adapters_give_the_same_logits_on_every_family() {
-    let about: Adapters = json("families/expected.json");
-    let expected = tensors("families/expected.safetensors");
-    for (name, About { model: base, modules, .. }) in &about.adapters {
-        let folder = fixture(format!("families/{name}"));
-        let model = models::open(&fixture(base), &[&folder].map(|f| f.to_path_buf()), device(), Kind::Float).unwrap();
-        assert!(adapted_modules(&model).iter().eq(modules.keys()), "{name}");
-        let gap = assert_close(name, &every_logit(&model, &about.input), &expected[&format!("logits.{name}")], 1e-4);
-        println!("{name}: {gap:?}");
+    for (place, about) in adapters() {
+        let expected = tensors(format!("{place}/expected.safetensors"));
+        for (name, About { model: base, modules, .. }) in &about.adapters {
+            let folder = fixture(format!("{place}/{name}"));
+            let model =
+                models::open(&fixture(base), &[&folder].map(|f| f.to_path_buf()), device(), Kind::Float).unwrap();
+            assert!(adapted_modules(&model).iter().eq(modules.keys()), "{name}");
+            let gap =
+                assert_close(name, &every_logit(&model, &about.input), &expected[&format!("logits.{name}")], 1e-4);
+            println!("{name}: {gap:?}");
+        }
     }
 }
 
 #[test]
 fn peft_adapters_are_rewritten_unchanged_on_every_family() {
-    let about: Adapters = json("families/expected.json");
-    for (name, About { model: base, .. }) in &about.adapters {
-        let folder = fixture(format!("families/{name}"));
-        let read = file::read(&folder).unwrap();
-        let read = read.spec.as_lora().unwrap();
-        assert_eq!(read.fan_in_fan_out, name.starts_with("gpt2"), "{name}");
-        let temp = tempfile::tempdir().unwrap();
-        let model = models::open(&fixture(base), std::slice::from_ref(&folder), device(), Kind::Float).unwrap();
-        let written = temp.path().join("adapter");
-        // Written as a training run does, without saying how the base stores its weights (`fan_in_fan_out`).
-        let spec = AdapterSpec::Lora(LoraSpec { fan_in_fan_out: false, ..read.clone() });
-        let report = export::save_adapter(&model, "0", &spec, &fixture(base), &written).unwrap();
-        assert!(report.problems.is_empty(), "{name}: {report:?}");
-        let (before, after): (Value, Value) = (
-            ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap(),
-            ft::fsutil::read_json(&written.join(file::CONFIG)).unwrap(),
-        );
-        for key in ["fan_in_fan_out", "r", "lora_alpha", "task_type", "use_rslora"] {
-            assert_eq!(before[key], after[key], "{name}: {key}");
-        }
-        let (before, after) = (
-            Weights::open_file(&folder.join(file::TENSORS)).unwrap(),
-            Weights::open_file(&written.join(file::TENSORS)).unwrap(),
-        );
-        assert!(before.names().eq(after.names()), "{name}");
-        for key in before.names() {
-            assert_same(key, &after.get(key).unwrap(), &before.get(key).unwrap());
+    for (place, about) in adapters() {
+        for (name, About { model: base, .. }) in &about.adapters {
+            let folder = fixture(format!("{place}/{name}"));
+            let read = file::read(&folder).unwrap();
+            let read = read.spec.as_lora().unwrap();
+            assert_eq!(read.fan_in_fan_out, name.starts_with("gpt2"), "{name}");
+            let temp = tempfile::tempdir().unwrap();
+            let model = models::open(&fixture(base), std::slice::from_ref(&folder), device(), Kind::Float).unwrap();
+            let written = temp.path().join("adapter");
+            // Written as a training run does, without saying how the base stores its weights (`fan_in_fan_out`).
+            let spec = AdapterSpec::Lora(LoraSpec { fan_in_fan_out: false, ..read.clone() });
+            let report = export::save_adapter(&model, "0", &spec, &fixture(base), &written).unwrap();
+            assert!(report.problems.is_empty(), "{name}: {report:?}");
+            let (before, after): (Value, Value) = (
+                ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap(),
+                ft::fsutil::read_json(&written.join(file::CONFIG)).unwrap(),
+            );
+            for key in ["fan_in_fan_out", "r", "lora_alpha", "task_type", "use_rslora"] {
+                assert_eq!(before[key], after[key], "{name}: {key}");
+            }
+            let (before, after) = (
+                Weights::open_file(&folder.join(file::TENSORS)).unwrap(),
+                Weights::open_file(&written.join(file::TENSORS)).unwrap(),
+            );
+            assert!(before.names().eq(after.names()), "{name}");
+            for key in before.names() {
+                assert_same(key, &after.get(key).unwrap(), &before.get(key).unwrap());
+            }
         }
     }
 }
 
 #[test]
 fn merged_weights_equal_pefts_on_every_family() {
-    let about: Adapters = json("families/expected.json");
-    let expected = tensors("families/expected.safetensors");
-    for (name, About { model: base, changed, .. }) in &about.adapters {
-        let (base, folder) = (fixture(base), fixture(format!("families/{name}")));
-        let config = Config::read(&base).unwrap();
-        let weights = models::weights(&base, &config).unwrap();
-        let part = || [WeightedAdapter::read(&folder, 1.0).unwrap()];
-        let merge = MergedWeights::new(&weights, &config.tied_weights(), &part()).unwrap();
-        let wanted: BTreeSet<&str> = changed.iter().map(String::as_str).collect();
-        assert_eq!(merge.changed().collect::<BTreeSet<_>>(), wanted, "{name}");
-        let mut compared = 0;
-        let prefix = format!("merged.{name}/");
-        for (key, theirs) in expected.iter().filter(|(k, _)| k.starts_with(&prefix)) {
-            let ours = merge.tensor(&key[prefix.len()..]).unwrap();
-            assert_within(key, &every(about.rows, &ours), theirs, 1e-6);
-            compared += 1;
-        }
-        assert!(compared >= 1, "{name}: {compared} tensors");
+    for (place, about) in adapters() {
+        let expected = tensors(format!("{place}/expected.safetensors"));
+        for (name, About { model: base, changed, .. }) in &about.adapters {
+            let (base, folder) = (fixture(base), fixture(format!("{place}/{name}")));
+            let config = Config::read(&base).unwrap();
+            let weights = models::weights(&base, &config).unwrap();
+            let part = || [WeightedAdapter::read(&folder, 1.0).unwrap()];
+            let merge = MergedWeights::new(&weights, &config.tied_weights(), &part()).unwrap();
+            let wanted: BTreeSet<&str> = changed.iter().map(String::as_str).collect();
+            assert_eq!(merge.changed().collect::<BTreeSet<_>>(), wanted, "{name}");
+            let mut compared = 0;
+            let prefix = format!("merged.{name}/");
+            for (key, theirs) in expected.iter().filter(|(k, _)| k.starts_with(&prefix)) {
+                let ours = merge.tensor(&key[prefix.len()..]).unwrap();
+                assert_within(key, &every(about.rows, &ours), theirs, 1e-6);
+                compared += 1;
+            }
+            assert!(compared >= 1, "{name}: {compared} tensors");
 
-        let temp = tempfile::tempdir().unwrap();
-        let out = temp.path().join("merged");
-        merge::adapters::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
-        let gap = assert_close(
-            name,
-            &every_logit(&frozen(&out, Kind::Float), &about.input),
-            &expected[&format!("logits.{name}")],
-            1e-4,
-        );
-        println!("{name}: {gap:?}");
-        assert_eq!(
-            ft::fsutil::read(&base.join("config.json")).unwrap(),
-            ft::fsutil::read(&out.join("config.json")).unwrap()
-        );
-        // The sum of two copies with weight one half is the adapter again.
-        let half = || WeightedAdapter::read(&folder, 0.5).unwrap();
-        let sum = temp.path().join("sum");
-        merge::adapters::merge_adapters(&base, &[half(), half()], &sum).unwrap();
-        let again = models::open(&base, &[sum], device(), Kind::Float).unwrap();
-        assert_close(name, &every_logit(&again, &about.input), &expected[&format!("logits.{name}")], 1e-4);
+            let temp = tempfile::tempdir().unwrap();
+            let out = temp.path().join("merged");
+            merge::adapters::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
+            let gap = assert_close(
+                name,
+                &every_logit(&frozen(&out, Kind::Float), &about.input),
+                &expected[&format!("logits.{name}")],
+                1e-4,
+            );
+            println!("{name}: {gap:?}");
+            assert_eq!(
+                ft::fsutil::read(&base.join("config.json")).unwrap(),
+                ft::fsutil::read(&out.join("config.json")).unwrap()
+            );
+            // The sum of two copies with weight one half is the adapter again.
+            let half = || WeightedAdapter::read(&folder, 0.5).unwrap();
+            let sum = temp.path().join("sum");
+            merge::adapters::merge_adapters(&base, &[half(), half()], &sum).unwrap();
+            let again = models::open(&base, &[sum], device(), Kind::Float).unwrap();
+            assert_close(name, &every_logit(&again, &about.input), &expected[&format!("logits.{name}")], 1e-4);
+        }
     }
 }
 
 #[test]
 fn a_config_without_targets_selects_the_familys_default_modules() {
-    for name in ["gpt2-default", "qwen2-default"] {
+    for (place, name) in [
+        ("families", "gpt2-default"),
+        ("families", "qwen2-default"),
+        ("dense/adapters", "gpt-neox-default"),
+        ("dense/adapters", "falcon-default"),
+    ] {
         let temp = tempfile::tempdir().unwrap();
-        let folder = fixture(format!("families/{name}"));
+        let folder = fixture(format!("{place}/{name}"));
         std::fs::copy(folder.join(file::TENSORS), temp.path().join(file::TENSORS)).unwrap();
         let mut config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();
         config["target_modules"] = Value::Null;
         ft::fsutil::write_json(&temp.path().join(file::CONFIG), &config).unwrap();
-        let about: Adapters = json("families/expected.json");
+        let about: Adapters = json(format!("{place}/expected.json"));
         let base = fixture(&about.adapters[name].model);
         let model = models::open(&base, &[temp.path().into()], device(), Kind::Float).unwrap();
         assert!(adapted_modules(&model).iter().eq(about.adapters[name].modules.keys()), "{name}");
@@ -328,6 +364,17 @@ fn settings_of_gpt2_that_would_change_its_numbers_are_refused() {
     assert!(refused(&|c| c["activation_function"] = "relu".into()).contains("`relu`"));
     assert!(refused(&|c| c["add_cross_attention"] = true.into()).contains("add_cross_attention"));
     assert!(refused(&|c| c["n_head"] = 5.into()).contains("n_head"));
+    // Keys of other families, which transformers does not read here, change nothing.
+    let folder = with_weights("tiny-gpt2", "tiny-gpt2");
+    let file = folder.path().join("config.json");
+    let mut config: Value = ft::fsutil::read_json(&file).unwrap();
+    config["num_key_value_heads"] = 1.into();
+    config["head_dim"] = 4.into();
+    config["sliding_window"] = 3.into();
+    ft::fsutil::write_json(&file, &config).unwrap();
+    let ids = Sequence::random(40, 64, 1).ids;
+    let plain = every_logit(&frozen(&fixture("tiny-gpt2"), Kind::Float), &ids);
+    assert_same("stray keys", &every_logit(&frozen(folder.path(), Kind::Float), &ids), &plain);
     assert!(refused(&|c| c["n_embd"] = Value::Null).contains("`n_embd`"));
     assert!(refused(&|c| c["model_type"] = "gpt9".into()).contains("qwen3"));
     // A text longer than the table of position embeddings is refused.
@@ -344,14 +391,14 @@ fn qwens_sliding_window_applies_only_to_its_layers() {
         let mut config: Value = ft::fsutil::read_json(&file).unwrap();
         config.as_object_mut().unwrap().remove("layer_types");
         change.as_object().unwrap().iter().for_each(|(k, v)| config[k] = v.clone());
-        Config::parse(&file, &config.to_string()).unwrap().sliding_window
+        Config::parse(&file, &config.to_string()).unwrap().windows
     };
     let on = |first: i64| value!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": first});
-    assert_eq!(window(value!({"sliding_window": 16})), None);
-    assert_eq!((window(on(2)), window(on(1))), (None, Some(16)));
+    assert_eq!(window(value!({"sliding_window": 16})), [None, None]);
+    assert_eq!((window(on(2)), window(on(1))), (vec![None, None], vec![None, Some(16)]));
     let mut mixed = on(0);
     mixed["layer_types"] = value!(["full_attention", "full_attention"]);
-    assert_eq!(window(mixed), None);
+    assert_eq!(window(mixed), [None, None]);
 }
 
 #[test]

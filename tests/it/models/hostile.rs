@@ -229,13 +229,18 @@ fn unsupported_configs_are_refused_by_key() {
     refused(set("num_hidden_layers", json!(-1)).path(), &["`num_hidden_layers`", "found -1"]);
     refused(set("num_key_value_heads", json!(2)).path(), &["`num_attention_heads` 3", "`num_key_value_heads` 2"]);
     refused(set("head_dim", json!(7)).path(), &["head size of 7", "even"]);
-    refused(set("hidden_act", json!("gelu")).path(), &["hidden_act `gelu`"]);
+    refused(set("hidden_act", json!("relu")).path(), &["hidden_act `relu`", "supported: silu"]);
     refused(
-        set("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0})).path(),
-        &["config.json", "`longrope`", "supported:"],
+        set("rope_scaling", json!({"rope_type": "ntk", "factor": 2.0})).path(),
+        &["config.json", "`ntk`", "supported:"],
     );
+    let long = |short: Value| json!({"rope_type": "longrope", "factor": 2.0, "long_factor": [1.0, 1.0, 1.0, 1.0], "short_factor": short});
+    for short in [json!([1.0, 1.0, 1.0]), json!([1.0, 0.0, 1.0, 1.0]), json!([1.0, "NaN", 1.0, 1.0]), json!(null)] {
+        refused(set("rope_scaling", long(short)).path(), &["`short_factor` must be a list of 4 numbers above 0"]);
+    }
     refused(set("rope_scaling", json!({"rope_type": "linear"})).path(), &["`factor` must be a number"]);
-    refused(set("partial_rotary_factor", json!(0.5)).path(), &["`partial_rotary_factor` is 0.5"]);
+    refused(set("partial_rotary_factor", json!(0.4)).path(), &["`partial_rotary_factor` is 0.4", "even"]);
+    refused(set("partial_rotary_factor", json!(1.5)).path(), &["`partial_rotary_factor` is 1.5"]);
     // Sizes that contradict the weights, up to some that would not fit into any memory.
     refused(set("intermediate_size", json!(40)).path(), &["up_proj.weight` has shape [36, 24], expected [40, 24]"]);
     refused(set("hidden_size", json!(16_000_002)).path(), &["the weights do not fit config.json"]);
@@ -249,6 +254,45 @@ fn unsupported_configs_are_refused_by_key() {
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
     refused(folder.path(), &["config.json", "No such file"]);
     refused(Path::new("/no/such/model"), &["/no/such/model/config.json"]);
+}
+
+/// Settings of attention that make no sense, or that ft does not compute.
+#[test]
+fn damaged_settings_of_windows_and_rotary_tables_are_refused() {
+    let set = |key: &'static str, value: Value| {
+        let folder = with_weights("dense/gemma3", "dense/gemma3");
+        let file = folder.path().join("config.json");
+        let mut config: serde_json::Map<String, Value> = ft::fsutil::read_json(&file).unwrap();
+        config.insert(key.into(), value);
+        ft::fsutil::write_json(&file, &config).unwrap();
+        folder
+    };
+    refused(set("sliding_window", json!(0)).path(), &["`sliding_window` must be a whole number from 1 on", "found 0"]);
+    refused(set("sliding_window", json!(null)).path(), &["`sliding_window` must be a number of tokens", "layer 0"]);
+    let kinds = json!(["sliding_attention", "chunked_attention", "full_attention"]);
+    refused(set("layer_types", kinds).path(), &["\"chunked_attention\" in layer 1", "supported: full_attention"]);
+    refused(set("layer_types", json!(["full_attention"])).path(), &["`layer_types`", "each of the 3 layers"]);
+    refused(set("attn_logit_softcapping", json!(-1.0)).path(), &["`attn_logit_softcapping` must be a number above 0"]);
+    let ropes = json!({"full_attention": {"rope_theta": -5.0}, "sliding_attention": {"rope_theta": 50.0}});
+    refused(set("rope_parameters", ropes).path(), &["`rope_parameters.full_attention.rope_theta`", "found -5.0"]);
+    refused(set("use_bidirectional_attention", json!(true)).path(), &["`use_bidirectional_attention`"]);
+    refused(set("model_type", json!("gemma4_text")).path(), &["`gemma4_text`", "nearest is `gemma"]);
+    // Python writes NaN, which is no JSON.
+    let folder = set("query_pre_attn_scalar", json!(20));
+    let file = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&file).unwrap().replace("5000.0", "NaN");
+    std::fs::write(&file, text).unwrap();
+    refused(folder.path(), &["config.json:"]);
+}
+
+/// The config of a model of text and images names its language model.
+#[test]
+fn a_model_of_text_and_images_is_refused_with_its_language_model() {
+    let folder = with_weights("dense/gemma3", "dense/gemma3");
+    let file = folder.path().join("config.json");
+    let text: Value = ft::fsutil::read_json(&file).unwrap();
+    ft::fsutil::write_json(&file, &json!({"model_type": "gemma3", "text_config": text})).unwrap();
+    refused(folder.path(), &["`gemma3` is not supported", "`gemma3_text`, which is supported"]);
 }
 
 #[test]

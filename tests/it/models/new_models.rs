@@ -13,6 +13,10 @@ use tch::{Kind, Tensor};
 
 const VOCABULARY: VocabularyInfo = VocabularyInfo { size: 400, bos: Some(0), eos: Some(2), pad: None };
 
+/// Families whose default rotary embeddings and windows a config may leave out.
+const NEWER: [&str; 11] =
+    ["gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "olmo3", "smollm3", "granite", "cohere", "cohere2", "stablelm"];
+
 /// Returns a small incomplete config for a family.
 fn given(model_type: &str) -> Map<String, Value> {
     let sizes = match model_type {
@@ -20,6 +24,14 @@ fn given(model_type: &str) -> Map<String, Value> {
         "qwen3" => {
             value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": true})
+        }
+        "gpt_neox" => {
+            value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4})
+        }
+        "falcon" => value!({"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}),
+        _ if NEWER.contains(&model_type) => {
+            value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 24, "initializer_range": 0.05})
         }
         _ => value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "initializer_range": 0.05,
@@ -49,16 +61,17 @@ fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
 
 #[test]
 fn initial_values_are_distributed_as_in_transformers() {
-    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gpt2"] {
+    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "falcon"].into_iter().chain(NEWER) {
         let model = initialise(model_type, 5, Path::new("."));
-        let usual = if ["qwen3", "gpt2"].contains(&model_type) { 0.02 } else { 0.05 };
+        let usual = if ["qwen3", "gpt2", "gpt_neox", "falcon"].contains(&model_type) { 0.02 } else { 0.05 };
         let mut seen = 0;
         for p in model.params().base() {
             let (mean, spread) = (p.tensor.mean(Kind::Double).double_value(&[]), p.tensor.std(false).double_value(&[]));
             if p.name.ends_with("bias") {
                 assert_eq!((mean, spread), (0.0, 0.0), "{}", p.name);
             } else if p.layer == LayerKind::Norm {
-                assert_eq!((mean, spread), (1.0, 0.0), "{}", p.name);
+                let scale = if model_type.starts_with("gemma") { 0.0 } else { 1.0 };
+                assert_eq!((mean, spread), (scale, 0.0), "{}", p.name);
             } else {
                 // GPT-2 initialises the projections that add to the residual stream (two per layer) with a smaller
                 // deviation.
@@ -81,7 +94,7 @@ fn initial_values_are_distributed_as_in_transformers() {
 
 #[test]
 fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
-    for model_type in ["llama", "qwen2", "qwen3", "gpt2"] {
+    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "falcon"].into_iter().chain(NEWER) {
         let temp = tempfile::tempdir().unwrap();
         let tokenizer = fixture("tiny-tokenizer");
         let model = initialise(model_type, 1, &tokenizer);
@@ -96,8 +109,8 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
             config["architectures"][0].as_str().unwrap().ends_with("Model")
                 || config["architectures"][0].as_str().unwrap().ends_with("ForCausalLM")
         );
-        let missing = ["hidden_act", "activation_function"].iter().filter(|k| config[**k].is_null()).count();
-        assert_eq!(missing, 1, "{config}");
+        let names = ["hidden_act", "activation_function", "hidden_activation", "activation"];
+        assert_eq!(names.iter().filter(|name| !config[**name].is_null()).count(), 1, "{config}");
         let ids: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
         let all = |m: &Model| {
             let rows = Tensor::arange(40, (Kind::Int64, device()));
@@ -109,6 +122,10 @@ fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
         let first = whole_config(model_type);
         let shape = |c: &Config| (c.head_dim, c.num_key_value_heads, c.max_position_embeddings, c.tie_word_embeddings);
         assert_eq!((shape(&again), &again.rope_scaling), (shape(&first), &first.rope_scaling));
+        assert_eq!(
+            (&again.windows, &again.local_rope, again.rotary_size),
+            (&first.windows, &first.local_rope, first.rotary_size)
+        );
     }
     // Tensors have the names of the family's checkpoints.
     let names: BTreeSet<String> =

@@ -155,19 +155,22 @@ fn every_build_of_decoding_attention_equals_composed_operations() {
                     random(&[slots, shared, e], kind),
                     random(&[slots, shared, e], kind),
                 );
-                let found = build.decode_attention(&q, (&k, &v), (&keys, &values), &held, 0.2).unwrap();
-                for (s, n) in held.iter().enumerate() {
-                    let (s, n) = (s as i64, n + 1);
-                    let live = |t: &Tensor| t.get(s).narrow(1, 0, n).to_kind(Kind::Double);
-                    assert!(
-                        keys.get(s).select(1, n - 1).equal(&k.get(s))
-                            && values.get(s).select(1, n - 1).equal(&v.get(s))
-                    );
-                    let q = q.get(s).to_kind(Kind::Double).view([shared, heads / shared, e]);
-                    let p = (q.matmul(&live(&keys).transpose(1, 2)) * 0.2).softmax(-1, Kind::Double);
-                    let expected = p.matmul(&live(&values)).view([heads, e]);
-                    let gap = gap(&found.get(s), &expected);
-                    assert!(gap < tolerance(kind), "{build:?} {kind:?} {n} {e}: {gap}");
+                for window in [None, Some(1), Some(20)] {
+                    let found = build.decode_attention(&q, (&k, &v), (&keys, &values), &held, window, 0.2).unwrap();
+                    for (s, n) in held.iter().enumerate() {
+                        let (s, n) = (s as i64, n + 1);
+                        let seen = n.min(window.unwrap_or(n));
+                        let live = |t: &Tensor| t.get(s).narrow(1, n - seen, seen).to_kind(Kind::Double);
+                        assert!(
+                            keys.get(s).select(1, n - 1).equal(&k.get(s))
+                                && values.get(s).select(1, n - 1).equal(&v.get(s))
+                        );
+                        let q = q.get(s).to_kind(Kind::Double).view([shared, heads / shared, e]);
+                        let p = (q.matmul(&live(&keys).transpose(1, 2)) * 0.2).softmax(-1, Kind::Double);
+                        let expected = p.matmul(&live(&values)).view([heads, e]);
+                        let gap = gap(&found.get(s), &expected);
+                        assert!(gap < tolerance(kind), "{build:?} {kind:?} {n} {e} {window:?}: {gap}");
+                    }
                 }
             }
         }

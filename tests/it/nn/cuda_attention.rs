@@ -10,14 +10,15 @@ use tch::{Device, Kind, Tensor};
 const GPU: Device = Device::Cuda(0);
 
 /// Computes attention by the formula in float64 on the CPU, one segment at a time: q (T, H, E); k, v (T, K, E).
-fn formula(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], scale: f64) -> Tensor {
+fn formula(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: Attention) -> Tensor {
     let mut at = 0;
     let mut parts = Vec::new();
     for &n in lengths {
         let pick = |t: &Tensor| t.narrow(0, at, n).transpose(0, 1); // (heads, n, E)
         let wide = |t: &Tensor| pick(t).repeat_interleave_self_int(q.size()[1] / k.size()[1], 0, None::<i64>);
-        let hidden = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).triu(1);
-        let scores = (pick(q).matmul(&wide(k).transpose(1, 2)) * scale).masked_fill(&hidden, f64::NEG_INFINITY);
+        let seen = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).tril(0).triu(1 - attention.window.unwrap_or(n));
+        let scores = attention.cap(pick(q).matmul(&wide(k).transpose(1, 2)) * attention.scale);
+        let scores = scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
         parts.push(scores.softmax(-1, Kind::Double).matmul(&wide(v)).transpose(0, 1));
         at += n;
     }
@@ -37,6 +38,16 @@ fn results(inputs: &[Tensor; 3], weights: &Tensor, attend: impl Fn(&[Tensor; 3])
 
 /// Compares a kernel with the formula: (lengths, query heads, key heads, head size) of each case.
 fn compare(kind: Kind, bound: f64) {
+    let causal = Attention::causal(0.3);
+    for (window, softcap) in
+        [(None, None), (Some(1), None), (Some(6), None), (Some(64), None), (Some(6), Some(2.0)), (None, Some(2.0))]
+    {
+        compare_with(kind, bound, Attention { window, softcap, ..causal });
+    }
+}
+
+/// Does the same with these settings of attention.
+fn compare_with(kind: Kind, bound: f64, attention: Attention) {
     let mixed = [&[300i64][..], &[5; 40], &[300], &[3; 40]].concat();
     for (lengths, heads, kv, size) in [
         (vec![7], 4, 2, 8),
@@ -51,22 +62,22 @@ fn compare(kind: Kind, bound: f64) {
         let weights = input(heads, "weights");
         let segments = Segments::new(lengths.clone(), GPU);
         let ours = results(&inputs.each_ref().map(|t| t.to_device(GPU)), &weights.to_device(GPU), |[q, k, v]| {
-            packed_attention(q, k, v, &segments, Attention { scale: 0.3 })
+            packed_attention(q, k, v, &segments, attention)
         });
         let exact = results(
             &inputs.each_ref().map(|t| t.to_kind(Kind::Double)),
             &weights.to_kind(Kind::Double),
-            |[q, k, v]| formula(q, k, v, &lengths, 0.3),
+            |[q, k, v]| formula(q, k, v, &lengths, attention),
         );
         for (i, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
             let gap = ((ours - exact).abs().max() / exact.abs().max()).double_value(&[]);
-            assert!(gap < bound, "{kind:?}, {lengths:?}, heads of {size}: result {i} is off by {gap}");
+            assert!(gap < bound, "{kind:?}, {attention:?}, {lengths:?}, heads of {size}: result {i} is off by {gap}");
         }
         // Without gradient the kernel computes the same, and may leave empty segments out.
         let _no_grad = tch::no_grad_guard();
         let with_empty: Vec<i64> = lengths.iter().flat_map(|n| [0, *n]).collect();
         let [q, k, v] = inputs.each_ref().map(|t| t.to_device(GPU));
-        let again = packed_attention(&q, &k, &v, &Segments::new(with_empty, GPU), Attention { scale: 0.3 });
+        let again = packed_attention(&q, &k, &v, &Segments::new(with_empty, GPU), attention);
         assert_eq!(again.to_device(Device::Cpu).to_kind(Kind::Double), ours[0], "{kind:?}, {lengths:?}");
     }
 }

@@ -129,8 +129,8 @@ fn with_lora(name: &str) {
 }
 
 fn in_full(name: &str) {
-    let case: Case = json(format!("training/{name}/expected.json"));
-    let expected = tensors(format!("training/{name}/final.safetensors"));
+    let case: Case = json(format!("{name}/expected.json"));
+    let expected = tensors(format!("{name}/final.safetensors"));
     for replay in [LayerReplay::None, LayerReplay::All] {
         let model = whole(&fixture(&case.model), Kind::Float);
         train(name, &case, &model, &mut None, replay);
@@ -173,7 +173,7 @@ fn a_head_in_modules_to_save_trains_as_in_peft() {
 #[test]
 fn gpt2_trains_as_in_peft_and_transformers() {
     with_lora("training/lora-gpt2");
-    in_full("full-gpt2");
+    in_full("training/full-gpt2");
 }
 
 #[test]
@@ -181,14 +181,25 @@ fn qwen3_trains_as_in_peft() {
     with_lora("training/lora-qwen3");
 }
 
+/// Windows, capped scores and logits, fused projections, parallel layers.
+#[test]
+fn dense_families_train_as_in_peft_and_transformers() {
+    for name in ["gemma2", "phi3", "cohere2"] {
+        with_lora(&format!("dense/training/lora-{name}"));
+    }
+    for name in ["gemma3", "gpt-neox"] {
+        in_full(&format!("dense/training/full-{name}"));
+    }
+}
+
 #[test]
 fn ten_steps_on_every_weight_equal_transformers_with_a_tied_head() {
-    in_full("full");
+    in_full("training/full");
 }
 
 #[test]
 fn steps_on_every_weight_equal_transformers_with_biases() {
-    in_full("full-biased");
+    in_full("training/full-biased");
 }
 
 #[test]

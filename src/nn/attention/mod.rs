@@ -2,31 +2,32 @@
 //!
 //! On the CPU the forward is libtorch's flash kernel and the backward recomputes the probabilities from the saved
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
-//! products and is slower at the lengths fine-tuning sees. CUDA's kernels are called by `cuda_attention`.
+//! products and is slower at the lengths fine-tuning sees. CUDA's kernels are called by `cuda_attention`. What these
+//! kernels do not compute (a window on the CPU, capped scores) is composed in `bands`. rules: which keys a query sees.
+
+mod bands;
+mod rules;
+
+pub use rules::Attention;
 
 use super::autograd::differentiable;
 use super::cuda_attention::{AttentionMemory, AttentionRow, CudaKernel};
 use super::tokens::{SegmentGroup, Segments};
-use crate::native::kernels;
+use crate::native::{kernels, upload};
 use tch::{Device, Kind, Tensor};
-
-/// Settings of a layer's attention, which is causal: `softmax(q k^T * scale) v`. A family makes one for each of its
-/// layers and passes it along with queries and keys. Attention that these settings cannot express is refused when
-/// config.json is read, or (a sliding window shorter than the sequence) when a row is checked.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention {
-    /// Factor on the products of queries and keys.
-    pub scale: f64,
-}
 
 /// Longest segment, in tokens, whose backward recomputes all scores at once. For longer ones the flash backward is
 /// faster.
 const RECOMPUTE_MAX_LENGTH: i64 = 1024;
 
 /// Returns the memory of one layer's attention in training, for a row of this shape computed in `kind` on `device`.
-pub fn memory(row: AttentionRow, kind: Kind, device: Device) -> AttentionMemory {
-    if let Device::Cuda(index) = device {
-        return CudaKernel::of(index, kind, row.head_size as i64).memory(row, kind);
+pub fn memory(row: AttentionRow, attention: Attention, kind: Kind, device: Device) -> AttentionMemory {
+    let attention = attention.within(row.longest as i64);
+    match device {
+        Device::Cuda(_) if attention.softcap.is_some() => return bands::memory(row, kind),
+        Device::Cuda(index) => return CudaKernel::of(index, kind, row.head_size as i64).memory(row, kind),
+        _ if attention.is_plain() => {}
+        _ => return bands::memory(row, kind),
     }
     let width = kind.elt_size_in_bytes() as u64;
     // q, k, v and result, padded; the gathered result.
@@ -39,28 +40,77 @@ pub fn memory(row: AttentionRow, kind: Kind, device: Device) -> AttentionMemory 
 
 /// Computes attention within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
 pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: Attention) -> Tensor {
-    let Attention { scale } = attention;
-    if let Device::Cuda(index) = q.device() {
-        return CudaKernel::of(index, q.kind(), q.size()[2]).attend(q, k, v, segments, scale);
+    let attention = attention.within(segments.longest);
+    match q.device() {
+        Device::Cuda(index) if attention.softcap.is_none() => {
+            return CudaKernel::of(index, q.kind(), q.size()[2]).attend(q, k, v, segments, attention);
+        }
+        _ => {}
     }
     let (groups, shape) = (segments.groups().iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
     differentiable(
         &[q, k, v],
         || {
-            let blocks: Vec<PaddedBlock> = groups.into_iter().map(|g| PaddedBlock::new(g, q, k, v, scale)).collect();
-            let out = scatter(blocks.iter().map(|b| (&b.group, &b.out)), &shape, q);
+            let blocks: Vec<Block> = groups.into_iter().map(|g| Block::new(g, q, k, v, attention)).collect();
+            let out = scatter(blocks.iter().map(|b| (b.group(), b.out())), &shape, q);
             (out, blocks)
         },
-        move |blocks, g| {
-            let parts: Vec<[Tensor; 3]> = blocks.iter().map(|b| b.backward(&b.group.gather(g), scale)).collect();
+        |blocks, g| {
+            let parts: Vec<[Tensor; 3]> = blocks.iter().map(|b| b.backward(&b.group().gather(g))).collect();
             let join = |i: usize, like: [i64; 3]| {
-                Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (&b.group, &p[i])), &like, g))
+                Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (b.group(), &p[i])), &like, g))
             };
-            let kv = [g.size()[0], blocks[0].k.size()[1], g.size()[2]];
+            let kv = [g.size()[0], blocks[0].kv_heads(), g.size()[2]];
             let full = [g.size()[0], g.size()[1], g.size()[2]];
             vec![join(0, full), join(1, kv), join(2, kv)]
         },
     )
+}
+
+/// One group of segments with its result: computed by libtorch's kernel, or composed.
+enum Block {
+    Kernel(PaddedBlock, f64),
+    Bands(bands::BandedBlock),
+}
+
+impl Block {
+    fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Self {
+        let own = attention.within(group.longest);
+        match own.is_plain() && q.device() == Device::Cpu {
+            true => Self::Kernel(PaddedBlock::new(group, q, k, v, own.scale), own.scale),
+            false => Self::Bands(bands::BandedBlock::new(group, q, k, v, own)),
+        }
+    }
+
+    fn group(&self) -> &SegmentGroup {
+        match self {
+            Self::Kernel(block, _) => &block.group,
+            Self::Bands(block) => &block.group,
+        }
+    }
+
+    /// Returns the result (n, H, L, E).
+    fn out(&self) -> &Tensor {
+        match self {
+            Self::Kernel(block, _) => &block.out,
+            Self::Bands(block) => &block.out,
+        }
+    }
+
+    fn kv_heads(&self) -> i64 {
+        match self {
+            Self::Kernel(block, _) => block.k.size()[1],
+            Self::Bands(block) => block.kv_heads(),
+        }
+    }
+
+    /// Returns the gradients of q (n, H, L, E), k and v (n, K, L, E), given the gradient of the result.
+    fn backward(&self, g: &Tensor) -> [Tensor; 3] {
+        match self {
+            Self::Kernel(block, scale) => block.backward(g, *scale),
+            Self::Bands(block) => block.backward(g),
+        }
+    }
 }
 
 /// One group of segments as a padded block, with everything that its backward needs.
@@ -161,9 +211,34 @@ impl SegmentGroup {
         Self { count: self.count, longest: self.longest, rows: self.rows.as_ref().map(Tensor::shallow_clone) }
     }
 
-    /// Copies the rows of a packed row (T, heads, E) into a padded block (n, heads, L, E), contiguous.
+    /// Copies the rows of a packed row (T, heads, E) into a padded block (n, heads, L, E), contiguous. Padding is zero.
     fn gather(&self, t: &Tensor) -> Tensor {
-        kernels::gather_heads(t, self.rows.as_ref(), self.count, self.longest)
+        if t.device() == Device::Cpu {
+            return kernels::gather_heads(t, self.rows.as_ref(), self.count, self.longest);
+        }
+        let blocks = |t: Tensor| {
+            let s = t.size();
+            t.view([self.count, self.longest, s[1], s[2]]).transpose(1, 2).contiguous()
+        };
+        let Some(rows) = &self.rows else { return blocks(t.contiguous()) };
+        let [rows, real] = upload([rows.clamp_min(0), rows.ge(0).to_kind(t.kind())], t.device());
+        blocks(t.index_select(0, &rows) * real.view([-1, 1, 1]))
+    }
+
+    /// Copies a padded block (n, heads, L, E) back to its rows of a packed row (T, heads, E), without padding.
+    fn scatter(&self, block: &Tensor, rows: &Tensor) {
+        if rows.device() == Device::Cpu {
+            return kernels::scatter_heads(block, self.rows.as_ref(), rows);
+        }
+        let flat = block.transpose(1, 2).reshape([-1, rows.size()[1], rows.size()[2]]);
+        match &self.rows {
+            None => rows.shallow_clone().copy_(&flat),
+            Some(places) => {
+                let real = places.ge(0).nonzero().view([-1]);
+                let [from, to] = upload([real.shallow_clone(), places.index_select(0, &real)], rows.device());
+                rows.shallow_clone().index_copy_(0, &to, &flat.index_select(0, &from))
+            }
+        };
     }
 }
 
@@ -172,7 +247,7 @@ impl SegmentGroup {
 fn scatter<'a>(blocks: impl Iterator<Item = (&'a SegmentGroup, &'a Tensor)>, shape: &[i64], like: &Tensor) -> Tensor {
     let rows = Tensor::empty(shape, (like.kind(), like.device()));
     for (group, block) in blocks {
-        kernels::scatter_heads(block, group.rows.as_ref(), &rows);
+        group.scatter(block, &rows);
     }
     rows
 }
@@ -182,22 +257,24 @@ mod tests {
     use super::*;
 
     /// Computes attention by the formula, one segment at a time.
-    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], scale: f64) -> Tensor {
+    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: Attention) -> Tensor {
         let groups = q.size()[1] / k.size()[1];
         let mut at = 0;
         let mut parts = Vec::new();
         for &n in lengths {
             let pick = |t: &Tensor| t.narrow(0, at, n).transpose(0, 1); // (heads, n, E)
             let wide = |t: &Tensor| pick(t).repeat_interleave_self_int(groups, 0, None::<i64>);
-            let hidden = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).triu(1);
-            let s = (pick(q).matmul(&wide(k).transpose(1, 2)) * scale).masked_fill(&hidden, f64::NEG_INFINITY);
+            let back = attention.window.unwrap_or(n);
+            let seen = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).tril(0).triu(1 - back);
+            let s = attention.cap(pick(q).matmul(&wide(k).transpose(1, 2)) * attention.scale);
+            let s = s.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
             parts.push(s.softmax(-1, Kind::Float).matmul(&wide(v)).transpose(0, 1));
             at += n;
         }
         Tensor::cat(&parts, 0)
     }
 
-    fn compare(lengths: &[i64], heads: i64, kv: i64) -> f64 {
+    fn compare(lengths: &[i64], heads: i64, kv: i64, attention: Attention) -> f64 {
         tch::manual_seed(5);
         let total: i64 = lengths.iter().sum();
         let leaf = |h: i64| Tensor::randn([total, h, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
@@ -211,9 +288,8 @@ mod tests {
                 g
             })
         };
-        let ours =
-            packed_attention(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), Attention { scale: 0.3 });
-        let theirs = plain(&q, &k, &v, lengths, 0.3);
+        let ours = packed_attention(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), attention);
+        let theirs = plain(&q, &k, &v, lengths, attention);
         let gap = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         let (a, b) = (grads(&ours), grads(&theirs));
         a.iter().zip(&b).map(|(a, b)| gap(a, b)).fold(gap(&ours, &theirs), f64::max)
@@ -223,7 +299,7 @@ mod tests {
     #[test]
     fn scores_are_counted_where_they_are_made() {
         let row = |longest| AttentionRow { tokens: 8192, segments: 8, longest, heads: 4, kv_heads: 2, head_size: 16 };
-        let bytes = |longest| memory(row(longest), Kind::Float, Device::Cpu).temporary;
+        let bytes = |longest| memory(row(longest), Attention::causal(1.0), Kind::Float, Device::Cpu).temporary;
         assert_eq!([64, 8192].map(bytes), [2 * 8192 * 64 * 4 * 4, 0]);
     }
 
@@ -236,8 +312,15 @@ mod tests {
             (vec![9, 2], 1, 1),
             (vec![1100, 30], 2, 1), // the long segment takes the flash backward
         ] {
-            let gap = compare(&lengths, heads, kv);
-            assert!(gap < 2e-5, "{lengths:?}: {gap}");
+            let causal = Attention::causal(0.3);
+            // Windows shorter than some, than all and than no segment, of one token, and longer than a band of queries.
+            for window in [None, Some(1), Some(4), Some(39), Some(300), Some(2000)] {
+                for softcap in [None, Some(1.5)] {
+                    let attention = Attention { window, softcap, ..causal };
+                    let gap = compare(&lengths, heads, kv, attention);
+                    assert!(gap < 2e-5, "{lengths:?}, {attention:?}: {gap}");
+                }
+            }
         }
     }
 }

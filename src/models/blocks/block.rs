@@ -1,0 +1,82 @@
+//! One layer: attention and MLP, the norms before and after them, and the residual additions.
+
+use super::design::{Design, NormKind};
+use super::feed_forward::FeedForward;
+use super::norm::Norm;
+use super::self_attention::SelfAttention;
+use crate::models::family::Config;
+use crate::nn::{ForwardPass, LayerInput, ModuleScope, Rope};
+use std::rc::Rc;
+use tch::Tensor;
+
+/// One layer of a decoder.
+pub struct Block {
+    before_attention: Option<Norm>,
+    pub attention: SelfAttention,
+    after_attention: Option<Norm>,
+    before_mlp: Option<Norm>,
+    feed_forward: FeedForward,
+    after_mlp: Option<Norm>,
+    parallel: bool,
+    residual_scale: f64,
+}
+
+impl Block {
+    /// Builds layer `i` at `scope`.
+    pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize, rope: &Rc<Rope>) -> Self {
+        let wiring = design.wiring;
+        let norm = |name: Option<&str>| {
+            let kind: NormKind = design.norm;
+            name.map(|name| Norm::build(kind, &(scope / name), c.hidden_size, c.norm_eps))
+        };
+        Self {
+            before_attention: norm(wiring.before_attention),
+            attention: SelfAttention::build(c, &(scope / design.attention.module), design, i, rope),
+            after_attention: norm(wiring.after_attention),
+            before_mlp: norm(wiring.before_mlp),
+            feed_forward: FeedForward::build(c, &(scope / "mlp"), design.feed_forward),
+            after_mlp: norm(wiring.after_mlp),
+            parallel: wiring.parallel,
+            residual_scale: design.residual_scale,
+        }
+    }
+
+    /// Computes layer `i`: (T, D) -> (T, D).
+    pub fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
+        let input = normalised(&self.before_attention, x);
+        if self.parallel {
+            let of_mlp = match &self.before_mlp {
+                Some(norm) => norm.forward(x),
+                None => input.shallow_clone(),
+            };
+            let y = self.added(&self.after_attention, self.attention.forward(i, input, pass));
+            return x + y + self.added(&self.after_mlp, self.feed_forward.forward(of_mlp));
+        }
+        let y = self.added(&self.after_attention, self.attention.forward(i, input, pass));
+        let (x, input) = match &self.before_mlp {
+            Some(norm) => norm.forward_sum(x, &y),
+            None => {
+                let sum = x + y;
+                let input = LayerInput::kept(&sum);
+                (sum, input)
+            }
+        };
+        x + self.added(&self.after_mlp, self.feed_forward.forward(input))
+    }
+
+    /// Returns what is added to the residual stream for the result of attention or MLP.
+    fn added(&self, norm: &Option<Norm>, y: Tensor) -> Tensor {
+        let y = match norm {
+            Some(norm) => norm.forward(&y).x,
+            None => y,
+        };
+        if self.residual_scale == 1.0 { y } else { y * self.residual_scale }
+    }
+}
+
+fn normalised(norm: &Option<Norm>, x: &Tensor) -> LayerInput {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => LayerInput::kept(x),
+    }
+}

@@ -1,0 +1,88 @@
+//! A decoder of blocks: embedding, layers, final norm and head.
+
+use super::block::Block;
+use super::design::{Design, FeedForwardLayers};
+use super::norm::Norm;
+use crate::error::Result;
+use crate::models::family::{Config, Decoder};
+use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, Rope, Tokens};
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+struct BlockDecoder {
+    embed: Embedding,
+    embedding_scale: f64,
+    layers: Vec<Block>,
+    norm: Norm,
+    head: Rc<Linear>,
+    has_gates: bool,
+}
+
+/// Builds a decoder of this design. Fails for heads of an odd size.
+pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Decoder>> {
+    if c.rotary_size < 2 || c.rotary_size % 2 != 0 {
+        return Err(c
+            .refuse(format!("a head size of {}, but rotary embedding needs an even one", c.rotary_size))
+            .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
+    }
+    let root = b.root() / design.names.trunk;
+    let embed = (&root / design.names.embedding).embedding(c.vocab_size, c.hidden_size);
+    let rope = Rc::new(Rope::new(c.rotary_size, c.rope_theta, &c.rope_scaling, b.device()));
+    let local = match &c.local_rope {
+        Some((theta, scaling)) => Rc::new(Rope::new(c.rotary_size, *theta, scaling, b.device())),
+        None => rope.clone(),
+    };
+    let layers = c.windows.iter().enumerate().map(|(i, window)| {
+        let rope = if window.is_some() { &local } else { &rope };
+        Block::build(c, &(&root / design.names.layers / i), &design, i, rope)
+    });
+    let layers = layers.collect();
+    let norm = Norm::build(design.norm, &(&root / design.names.final_norm), c.hidden_size, c.norm_eps);
+    let scope = b.root() / "lm_head";
+    let head =
+        if c.tie_word_embeddings { scope.tied_head(&embed) } else { scope.output_head(c.hidden_size, c.vocab_size) };
+    Ok(Box::new(BlockDecoder {
+        embed,
+        embedding_scale: design.embedding_scale,
+        layers,
+        norm,
+        head: Rc::new(head.with_logits(design.logits)),
+        has_gates: !matches!(design.feed_forward.layers, FeedForwardLayers::Plain(_)),
+    }))
+}
+
+impl Decoder for BlockDecoder {
+    fn depth(&self) -> usize {
+        self.layers.len()
+    }
+    fn embed(&self, tokens: &Tokens) -> Tensor {
+        let x = self.embed.forward(&tokens.ids);
+        match self.embedding_scale {
+            1.0 => x,
+            scale => &x * rounded(scale, x.kind()),
+        }
+    }
+    fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
+        self.layers[i].forward(i, x, pass)
+    }
+    fn finish(&self, x: &Tensor) -> Tensor {
+        self.norm.forward(x).x
+    }
+    fn head(&self) -> &Rc<Linear> {
+        &self.head
+    }
+    fn attention(&self, i: usize) -> Attention {
+        self.layers[i].attention.attention
+    }
+    fn rotation_switch(&self) -> Option<i64> {
+        self.layers.iter().find_map(|layer| layer.attention.rotation_switch())
+    }
+    fn has_gates(&self) -> bool {
+        self.has_gates
+    }
+}
+
+/// Rounds a number to a dtype, as transformers does with the factor on embeddings.
+fn rounded(x: f64, kind: Kind) -> f64 {
+    Tensor::from(x as f32).to_kind(kind).to_kind(Kind::Double).double_value(&[])
+}

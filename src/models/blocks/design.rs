@@ -1,0 +1,181 @@
+//! What the layers of families differ in, as values.
+
+use crate::error::Result;
+use crate::models::family::Config;
+use crate::nn::LogitChange;
+
+/// The layers of a family: names, norms, attention, MLP, and factors.
+pub struct Design {
+    pub names: Names,
+    pub norm: NormKind,
+    pub wiring: Wiring,
+    pub attention: AttentionDesign,
+    pub feed_forward: FeedForwardDesign,
+    /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
+    pub embedding_scale: f64,
+    /// Factor on what attention and MLP add to the residual stream.
+    pub residual_scale: f64,
+    pub logits: LogitChange,
+}
+
+/// Names of modules outside the layers.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// What embedding, layers and final norm are in.
+    pub trunk: &'static str,
+    pub embedding: &'static str,
+    pub layers: &'static str,
+    pub final_norm: &'static str,
+}
+
+/// The kind of a model's norms.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum NormKind {
+    /// Root mean square.
+    Rms,
+    /// Root mean square, with a weight that is stored as the scale's difference from 1.
+    CentredRms,
+    /// Layer norm, with a shift if `bias` is true.
+    Layer { bias: bool },
+}
+
+/// Which norms a layer has, by name, and what they read.
+#[derive(Debug, Clone, Copy)]
+pub struct Wiring {
+    /// Norm of attention's input.
+    pub before_attention: Option<&'static str>,
+    /// Norm of attention's result, before it is added.
+    pub after_attention: Option<&'static str>,
+    /// Norm of the MLP's input. `None` in a parallel layer: the MLP reads what attention reads.
+    pub before_mlp: Option<&'static str>,
+    /// Norm of the MLP's result, before it is added.
+    pub after_mlp: Option<&'static str>,
+    /// The MLP reads the layer's input instead of attention's result (Wang and Komatsuzaki 2021, GPT-J).
+    pub parallel: bool,
+}
+
+/// How a layer's attention is computed.
+pub struct AttentionDesign {
+    /// The module's name.
+    pub module: &'static str,
+    pub projections: Projections,
+    pub qkv_bias: bool,
+    /// Name of the projection of the result.
+    pub output: &'static str,
+    pub output_bias: bool,
+    pub qk_norm: QkNorm,
+    /// Rotary embedding turns the pairs (2i, 2i + 1) instead of (i, i + E/2).
+    pub interleaved: bool,
+    /// For each layer, whether it has rotary embedding.
+    pub rotates: Vec<bool>,
+    /// Factor on the products of queries and keys.
+    pub scale: f64,
+    /// Bound of the scores.
+    pub softcap: Option<f64>,
+}
+
+/// The linear layers that make queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Projections {
+    /// `q_proj`, `k_proj` and `v_proj`.
+    Separate,
+    /// One of this name: all queries, then all keys, then all values.
+    ByKind(&'static str),
+    /// One of this name: for each key head its queries, its key and its value.
+    ByGroup(&'static str),
+}
+
+/// Norms of queries and keys before they are rotated, of the model's kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum QkNorm {
+    None,
+    /// Of each head, with one scale for all heads.
+    PerHead,
+    /// Of each head, with a scale of its own.
+    EachHead,
+    /// Of all heads together.
+    Whole,
+}
+
+/// The linear layers of the MLP, and what lies between them.
+#[derive(Debug, Clone, Copy)]
+pub struct FeedForwardDesign {
+    pub layers: FeedForwardLayers,
+    pub bias: bool,
+    pub activation: Activation,
+}
+
+/// The linear layers of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FeedForwardLayers {
+    /// `gate_proj`, `up_proj`, `down_proj`.
+    Gated,
+    /// `gate_up_proj`, whose first half of outputs is the gate, and `down_proj`.
+    FusedGate,
+    /// Two layers of these names.
+    Plain([&'static str; 2]),
+}
+
+/// The activation function of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+    /// GELU by the error function.
+    Gelu,
+}
+
+impl Activation {
+    /// Returns the activation that transformers calls by this name. Fails for one that is not supported.
+    pub fn named(c: &Config, name: &str) -> Result<Self> {
+        Ok(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" => Self::Gelu,
+            // All three names mean 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Self::GeluTanh,
+            _ => {
+                return Err(c
+                    .refuse(format!("hidden_act `{name}` is not supported"))
+                    .hint("supported: silu, gelu, gelu_pytorch_tanh"));
+            }
+        })
+    }
+}
+
+impl Design {
+    /// Returns the layers of llama, from which families differ. Fails for an unsupported activation.
+    pub fn llama(c: &Config) -> Result<Self> {
+        Ok(Self {
+            names: Names { trunk: "model", embedding: "embed_tokens", layers: "layers", final_norm: "norm" },
+            norm: NormKind::Rms,
+            wiring: Wiring {
+                before_attention: Some("input_layernorm"),
+                after_attention: None,
+                before_mlp: Some("post_attention_layernorm"),
+                after_mlp: None,
+                parallel: false,
+            },
+            attention: AttentionDesign {
+                module: "self_attn",
+                projections: Projections::Separate,
+                qkv_bias: c.attention_bias,
+                output: "o_proj",
+                output_bias: c.attention_bias,
+                qk_norm: QkNorm::None,
+                interleaved: false,
+                rotates: vec![true; c.num_hidden_layers as usize],
+                scale: (c.head_dim as f64).powf(-0.5),
+                softcap: None,
+            },
+            feed_forward: FeedForwardDesign {
+                layers: FeedForwardLayers::Gated,
+                bias: c.mlp_bias,
+                activation: Activation::named(c, &c.hidden_act)?,
+            },
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logits: LogitChange::NONE,
+        })
+    }
+}
