@@ -47,7 +47,7 @@ pub use activations::{Activations, ExposedLayers};
 pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
-pub use family::{Config, Decoder, Family};
+pub use family::{Config, Decoder, ExpertSizes, Family};
 pub use learning::{LayerReplay, MicroBatch};
 pub use lisa::LayerSampling;
 pub use loss::{Loss, Metrics, Output};

@@ -25,6 +25,11 @@ pub trait Adapter {
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
     }
+    /// Returns true if the adapter adds the same vector to every row of a linear layer's output, even without a bias of the
+    /// base.
+    fn adds_bias(&self) -> bool {
+        false
+    }
     /// Returns the adapter as something that can be computed together with other layers of the same input. `None` if it
     /// is anything else, also if it needs dropout, which it does only with `train`.
     fn joint_form(&self, _train: bool) -> Option<JointForm> {

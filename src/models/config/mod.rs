@@ -3,6 +3,7 @@
 //! Each size has one name here, whatever a family's files call it; `Family::keys` and `Family::defaults` describe the
 //! differences.
 
+mod experts;
 mod limits;
 mod reader;
 mod rope;
@@ -101,6 +102,7 @@ impl Config {
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);
         let (rope_theta, rope_scaling) = rope::read(&r, head_dim, context)?;
         let stored = stored::read(&raw, file)?;
+        let experts = experts::read(&r, layers)?;
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
@@ -118,6 +120,7 @@ impl Config {
             rope_scaling,
             max_position_embeddings: context,
             sliding_window: sliding_window(&r, layers),
+            experts,
             stored,
             initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,

@@ -2,6 +2,7 @@
 //!
 //! Families whose layers differ only in biases and norms use [`build`] with their own [`LlamaVariant`].
 
+use super::feed_forward::{ExpertNames, FeedForward, USUAL_NAMES};
 use crate::error::{Error, Result};
 use crate::models::family::{Config, Decoder, Family};
 use crate::nn::{
@@ -53,8 +54,33 @@ pub(super) struct LlamaVariant {
     pub qk_norm: bool,
 }
 
+/// What only some families have besides a [`LlamaVariant`].
+pub(super) struct LlamaExtension {
+    /// The names of experts in checkpoints, for models that have some.
+    pub experts: ExpertNames,
+    /// The norms of queries and keys are over all heads together, not per head.
+    pub whole_qk_norm: bool,
+    /// Queries, keys and values are limited to this magnitude.
+    pub clip_qkv: Option<f64>,
+}
+
+impl LlamaExtension {
+    /// What most families have.
+    pub const NONE: Self = Self { experts: USUAL_NAMES, whole_qk_norm: false, clip_qkv: None };
+}
+
 /// Builds a llama-like decoder. Fails for another activation than silu and for an odd head size.
 pub(super) fn build(c: &Config, b: &ModelBuilder, wiring: LlamaVariant) -> Result<Box<dyn Decoder>> {
+    build_extended(c, b, wiring, LlamaExtension::NONE)
+}
+
+/// Does the same for a family with another [`LlamaExtension`].
+pub(super) fn build_extended(
+    c: &Config,
+    b: &ModelBuilder,
+    wiring: LlamaVariant,
+    extension: LlamaExtension,
+) -> Result<Box<dyn Decoder>> {
     if c.hidden_act != "silu" {
         return Err(Error::user(format!("{}: hidden_act `{}` is not supported", c.file().display(), c.hidden_act))
             .hint("this family computes with silu"));
@@ -70,8 +96,9 @@ pub(super) fn build(c: &Config, b: &ModelBuilder, wiring: LlamaVariant) -> Resul
     let root = b.root() / "model";
     let embed = (&root / "embed_tokens").embedding(c.vocab_size, c.hidden_size);
     let rope = Rc::new(Rope::new(c.head_dim, c.rope_theta, &c.rope_scaling, b.device()));
-    let layers =
-        (0..c.num_hidden_layers).map(|i| LlamaBlock::build(c, &(&root / "layers" / i), &rope, wiring)).collect();
+    let layers = (0..c.num_hidden_layers as usize)
+        .map(|i| LlamaBlock::build(c, &(&root / "layers" / i), i, &rope, wiring, &extension))
+        .collect();
     let norm = (&root / "norm").rms_norm(c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";
     let head =
@@ -111,10 +138,10 @@ struct LlamaBlock {
     v: Linear,
     o: Linear,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
+    whole_qk_norm: bool,
+    clip_qkv: Option<f64>,
     post_attention_layernorm: RmsNorm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    feed_forward: FeedForward,
     rope: Rc<Rope>,
     heads: i64,
     kv_heads: i64,
@@ -123,10 +150,19 @@ struct LlamaBlock {
 }
 
 impl LlamaBlock {
-    fn build(c: &Config, s: &ModuleScope, rope: &Rc<Rope>, wiring: LlamaVariant) -> Self {
+    fn build(
+        c: &Config,
+        s: &ModuleScope,
+        i: usize,
+        rope: &Rc<Rope>,
+        wiring: LlamaVariant,
+        extension: &LlamaExtension,
+    ) -> Self {
         let LlamaVariant { qkv_bias, output_bias, mlp_bias, qk_norm } = wiring;
-        let (d, f, e) = (c.hidden_size, c.intermediate_size, c.head_dim);
-        let (attn, mlp) = (s / "self_attn", s / "mlp");
+        let &LlamaExtension { experts, whole_qk_norm, clip_qkv } = extension;
+        let (d, e) = (c.hidden_size, c.head_dim);
+        let attn = s / "self_attn";
+        let normed = |heads: i64| if whole_qk_norm { heads * e } else { e };
         Self {
             input_layernorm: (s / "input_layernorm").rms_norm(d, c.norm_eps),
             q: (&attn / "q_proj").linear(d, c.num_attention_heads * e, qkv_bias),
@@ -134,11 +170,12 @@ impl LlamaBlock {
             v: (&attn / "v_proj").linear(d, c.num_key_value_heads * e, qkv_bias),
             o: (&attn / "o_proj").linear(c.num_attention_heads * e, d, output_bias),
             qk_norm: qk_norm
-                .then(|| ((&attn / "q_norm").rms_norm(e, c.norm_eps), (&attn / "k_norm").rms_norm(e, c.norm_eps))),
+                .then(|| [("q_norm", c.num_attention_heads), ("k_norm", c.num_key_value_heads)])
+                .map(|both| both.map(|(name, heads)| (&attn / name).rms_norm(normed(heads), c.norm_eps)).into()),
+            whole_qk_norm,
+            clip_qkv,
             post_attention_layernorm: (s / "post_attention_layernorm").rms_norm(d, c.norm_eps),
-            gate: (&mlp / "gate_proj").linear(d, f, mlp_bias),
-            up: (&mlp / "up_proj").linear(d, f, mlp_bias),
-            down: (&mlp / "down_proj").linear(f, d, mlp_bias),
+            feed_forward: FeedForward::build(c, s, i, experts, mlp_bias),
             rope: rope.clone(),
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
@@ -149,11 +186,19 @@ impl LlamaBlock {
 
     fn forward(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         let [q, k, v] = Linear::forward_jointly([&self.q, &self.k, &self.v], self.input_layernorm.forward(x));
+        let (q, k) = match &self.qk_norm {
+            Some((q_norm, k_norm)) if self.whole_qk_norm => (q_norm.forward(&q).x, k_norm.forward(&k).x),
+            _ => (q, k),
+        };
+        let [q, k, v] = match self.clip_qkv {
+            Some(limit) => [q, k, v].map(|t| t.clamp(-limit, limit)),
+            None => [q, k, v],
+        };
         let q = q.view([-1, self.heads, self.head_dim]); // (T, H, E)
         let k = k.view([-1, self.kv_heads, self.head_dim]); // (T, K, E)
         let (q, k) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q).x, k_norm.forward(&k).x),
-            None => (q, k),
+            Some((q_norm, k_norm)) if !self.whole_qk_norm => (q_norm.forward(&q).x, k_norm.forward(&k).x),
+            _ => (q, k),
         };
         let (cos, sin) = pass.angles(&self.rope, x.kind());
         let (q, k) = ops::rotate_both(q, k, &cos, &sin);
@@ -161,8 +206,6 @@ impl LlamaBlock {
         let y = pass.attend(i, &q, &k, &v, self.attention);
         let y = self.o.forward(&y.view([-1, self.heads * self.head_dim]));
         let (x, normal) = self.post_attention_layernorm.forward_sum(x, &y);
-        let [gate, up] = Linear::forward_jointly([&self.gate, &self.up], normal);
-        let y = self.down.forward(ops::swiglu(&gate, &up));
-        x + y
+        x + self.feed_forward.forward(i, normal, pass)
     }
 }
