@@ -71,7 +71,7 @@ impl Model {
 
     fn learn_plain(&self, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
         let (x, inside) = self.trunk(batch.tokens());
-        let Loss { sum, metrics } = batch.loss(&self.output(x, inside.into()));
+        let Loss { sum, metrics } = self.loss_of(batch, &self.output(x, inside.into()));
         native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         Ok(metrics)
     }
@@ -84,7 +84,7 @@ impl Model {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let mut row = self.whole_row(tokens);
         let virtual_tokens = row.detach_virtual_tokens();
-        let mut pass = row.pass(None).capture_attention(&look.attention);
+        let mut pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
         let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();
@@ -102,7 +102,7 @@ impl Model {
             inside.record(&look, i, &last, &mut pass);
         }
         let inside = Rc::new(inside);
-        let Loss { sum, metrics } = batch.loss(&self.output(pass.real_rows(&last), inside.clone()));
+        let Loss { sum, metrics } = self.loss_of(batch, &self.output(pass.real_rows(&last), inside.clone()));
         native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device())?;

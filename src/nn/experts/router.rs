@@ -37,6 +37,15 @@ pub struct RouterStatistics {
     pub tokens: i64,
 }
 
+impl RouterStatistics {
+    /// Returns the same statistics cut off from the graph, as new leaves that collect a gradient.
+    pub fn as_leaves(&self) -> Self {
+        let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
+        let (probabilities, squares) = (leaf(&self.probabilities), leaf(&self.squares));
+        Self { probabilities, squares, counts: self.counts.clone(), tokens: self.tokens }
+    }
+}
+
 impl Router {
     /// Builds the router at `scope`, whose `weight` is (experts, width): the `chosen` most probable experts compute a
     /// token. With `renormalise`, their probabilities are divided by their sum.
