@@ -141,6 +141,17 @@ impl Config {
         keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
     }
 
+    /// Returns the number of MLPs that compute a token in layer `i`, and the sum of the widths inside them.
+    pub fn feed_forward(&self, i: usize) -> (i64, i64) {
+        match self.experts.as_ref().filter(|experts| experts.sparse[i]) {
+            None => (1, self.intermediate_size),
+            Some(experts) => {
+                let shared = experts.shared_width;
+                (experts.chosen + i64::from(shared.is_some()), experts.chosen * experts.width + shared.unwrap_or(0))
+            }
+        }
+    }
+
     /// Returns the names of the weights that embedding and output head share; empty if each has its own.
     pub fn tied_weights(&self) -> Vec<&'static str> {
         if self.tie_word_embeddings { vec![self.family.embedding, "lm_head.weight"] } else { Vec::new() }

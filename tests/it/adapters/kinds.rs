@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 
 /// A recipe's adapter section and the models that it is tried on.
 fn kinds() -> Vec<(Value, &'static [&'static str])> {
-    let all: &[&str] = &["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen3"];
+    let all: &[&str] = &["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen3", "tiny-mixtral"];
     let tokens = |first: i64| (first..60).step_by(3).collect::<Vec<_>>(); // enough for every sequence here
     let biased: &[&str] = &["biased-llama", "tiny-gpt2", "tiny-qwen2"];
     vec![

@@ -19,7 +19,7 @@ struct Case {
     grad_norm: BTreeMap<String, f64>,
 }
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 16] = [
     "tiny-llama",
     "biased-llama",
     "wide-head-llama",
@@ -32,6 +32,10 @@ const MODELS: [&str; 12] = [
     "tiny-qwen3",
     "tiny-gpt2",
     "scaled-gpt2",
+    "tiny-mixtral",
+    "tiny-qwen2-moe",
+    "tiny-qwen3-moe",
+    "tiny-olmoe",
 ];
 
 fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
