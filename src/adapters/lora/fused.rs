@@ -72,13 +72,12 @@ pub(in crate::adapters) fn split(
         return Ok(());
     }
     let rules = LoraModules::new(spec)?;
-    for wrapper in names {
-        let module = wrapper.strip_suffix(INNER).unwrap_or(&wrapper);
-        let both = wrapper != module || tensors.contains_key(&format!("{module}{INNER}.lora_A.weight"));
-        let stack = match (wrapper != module, both) {
-            (true, _) => Stack::GateUp,
-            (false, true) => Stack::Down,
-            (false, false) => only_stack(&parameters, module, origin)?,
+    for wrapper in &names {
+        let module = wrapper.strip_suffix(INNER).unwrap_or(wrapper);
+        let stack = match names.contains(&format!("{module}{INNER}")) {
+            true if wrapper != module => Stack::GateUp,
+            true => Stack::Down,
+            false => only_stack(&parameters, module, origin)?,
         };
         let mut take = |factor: &str| {
             let name = format!("{wrapper}.lora_{factor}.weight");

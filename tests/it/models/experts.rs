@@ -94,7 +94,7 @@ fn terms_of_several_rows_are_weighted_by_their_items() {
     assert!(both["expert_load_max"] > 1.0 && both["expert_load_max"] <= 4.0);
 }
 
-/// One token's logits do not depend on the weights of the experts that it does not go to, and those get no gradient.
+/// One token's logits do not depend on the weights of the experts that it does not go to, whose gradients are zero.
 #[test]
 fn a_token_reads_its_own_experts_only() {
     for name in MODELS {
@@ -104,7 +104,8 @@ fn a_token_reads_its_own_experts_only() {
             let row = Row::pack(&[Sequence { ids: ids.to_vec(), mask: vec![0, 1] }]);
             model.learn(&row, 1.0, LayerReplay::None).unwrap();
             let of_experts = model.params().trainable().filter(|p| expert_number(&p.name).is_some());
-            of_experts.filter(|p| p.tensor.grad().defined()).map(|p| p.name.clone()).collect::<BTreeSet<_>>()
+            let learns = |p: &&ft::nn::Param| p.tensor.grad().abs().max().double_value(&[]) > 0.0;
+            of_experts.filter(learns).map(|p| p.name.clone()).collect::<BTreeSet<_>>()
         };
         let read = |folder: &Path| {
             let model = frozen(folder, Kind::Float);
@@ -298,7 +299,7 @@ fn experts_that_cannot_be_are_refused() {
     }
     assert!(!e.contains("experts.2."), "{e}");
     let e = refused("tiny-mixtral", |config, _| config["num_local_experts"] = 3.into());
-    assert!(e.contains("experts.3."), "{e}");
+    assert!(e.contains("block_sparse_moe.gate.weight` has shape [4, 24], expected [3, 24]"), "{e}");
     let e = refused("tiny-mixtral", |config, _| config["num_experts_per_tok"] = 5.into());
     assert!(e.contains("`num_experts_per_tok` is 5, but the model has 4 experts"), "{e}");
     let e = refused("tiny-mixtral", |config, _| config["num_local_experts"] = 0.into());
@@ -311,6 +312,24 @@ fn experts_that_cannot_be_are_refused() {
     assert!(e.contains("mlp_only_layers"), "{e}");
     let e = refused("tiny-olmoe", |config, _| config["clip_qkv"] = 0.into());
     assert!(e.contains("clip_qkv"), "{e}");
+}
+
+/// In bfloat16 a few tokens go to another expert, because their hidden states are rounded; the others are as near to float32
+/// as in other families.
+#[test]
+fn a_bf16_run_stays_near_float32_for_most_tokens() {
+    for name in MODELS {
+        let ids = &Sequence::random(40, 64, 1).ids;
+        let logits = |kind| {
+            let at = Tensor::arange(ids.len() as i64, (Kind::Int64, device()));
+            let model = frozen(&fixture(name), kind);
+            model.infer(&Tokens::pack(&[ids], device()), |out| out.logits(&at)).unwrap().to_kind(Kind::Double)
+        };
+        let (narrow, wide) = (logits(Kind::BFloat16), logits(Kind::Float));
+        let norms = |t: &Tensor| t.square().sum_dim_intlist([1i64].as_slice(), false, Kind::Double).sqrt();
+        let gap = (norms(&(&narrow - &wide)) / norms(&wide)).median().double_value(&[]);
+        assert!((1e-3..0.03).contains(&gap), "{name}: {gap}");
+    }
 }
 
 /// Layers without experts have an MLP: those of `mlp_only_layers`, and those that `decoder_sparse_step` leaves out.

@@ -210,7 +210,8 @@ fn packing_equals_single_sequences_and_replay_is_bit_identical() {
 
 #[test]
 fn a_bf16_run_stays_near_float32_on_every_family() {
-    for base in FAMILIES {
+    // Those with experts are in experts.rs: a rounded logit may choose another expert.
+    for base in FAMILIES.into_iter().take(4) {
         let ids = &Sequence::random(40, 64, 1).ids;
         for lora in [false, true] {
             let open = |kind| if lora { with_lora(base, kind) } else { frozen(&fixture(base), kind) };

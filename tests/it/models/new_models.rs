@@ -21,6 +21,15 @@ fn given(model_type: &str) -> Map<String, Value> {
             value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": true})
         }
+        "mixtral" => {
+            value!({"hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_local_experts": 4, "initializer_range": 0.05})
+        }
+        "qwen3_moe" => {
+            value!({"hidden_size": 96, "intermediate_size": 160, "moe_intermediate_size": 64, "num_experts": 3,
+            "num_experts_per_tok": 2, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "initializer_range": 0.05, "mlp_only_layers": [1]})
+        }
         _ => value!({"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "initializer_range": 0.05,
             "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
@@ -49,7 +58,7 @@ fn initialise(model_type: &str, seed: u64, folder: &Path) -> Model {
 
 #[test]
 fn initial_values_are_distributed_as_in_transformers() {
-    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gpt2"] {
+    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gpt2", "mixtral", "qwen3_moe"] {
         let model = initialise(model_type, 5, Path::new("."));
         let usual = if ["qwen3", "gpt2"].contains(&model_type) { 0.02 } else { 0.05 };
         let mut seen = 0;
@@ -81,7 +90,7 @@ fn initial_values_are_distributed_as_in_transformers() {
 
 #[test]
 fn a_fresh_model_is_saved_as_a_directory_like_any_other() {
-    for model_type in ["llama", "qwen2", "qwen3", "gpt2"] {
+    for model_type in ["llama", "qwen2", "qwen3", "gpt2", "mixtral", "qwen3_moe"] {
         let temp = tempfile::tempdir().unwrap();
         let tokenizer = fixture("tiny-tokenizer");
         let model = initialise(model_type, 1, &tokenizer);
