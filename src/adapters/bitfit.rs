@@ -186,6 +186,10 @@ impl Adapter for BiasDifference {
         bias + self.difference.view(-1)
     }
 
+    fn adds_bias(&self) -> bool {
+        true
+    }
+
     fn joint_form(&self, _train: bool) -> Option<JointForm> {
         self.of_base.then_some(JointForm { update: None, output_scale: None })
     }

@@ -9,7 +9,7 @@ use super::spec::AdapterSpec;
 use super::vocabulary_tables;
 use super::{adalora, bitfit, ia3, ln_tuning, loha, lokr, lora, oft, trainable_tokens, vera, virtual_tokens};
 use crate::error::{Error, Result};
-use crate::fsutil::{parse_json, read_to_string, refuse_unfinished_move, write_json};
+use crate::fsutil::{parse_json, read_json, read_to_string, refuse_unfinished_move, write_json};
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{AdapterPlan, Param, Weights, weights};
 use serde_json::{Map, Value};
@@ -80,6 +80,12 @@ pub fn read(folder: &Path) -> Result<AdapterFile> {
         let short = short.replace(".default.weight", ".weight").replace(".modules_to_save.", ".");
         let short = short.strip_suffix(".default").map_or(short.clone(), String::from);
         tensors.insert(short, file.get(name).expect("listed"));
+    }
+    if let AdapterSpec::Lora(lora) = &spec {
+        let mut config: Value = read_json(&folder.join(CONFIG))?;
+        // `read_config` has checked it.
+        let parameters = serde_json::from_value(config[lora::TARGET_PARAMETERS].take()).unwrap_or_default();
+        lora::split_stacks(lora, parameters, &mut tensors, &folder.join(TENSORS))?;
     }
     let tables = vocabulary_tables::take(&spec, &mut tensors);
     let tables = tables.map_err(|e| e.context(folder.join(CONFIG).display()))?;
@@ -152,11 +158,15 @@ pub fn load_into<'a>(
     let mut problems = Vec::new();
     let mut wanted = std::collections::BTreeSet::new();
     for p in params {
-        wanted.insert(p.name.as_str());
+        // Factors of fused experts are named as most families name experts.
+        let usual = lora::usual_name(&p.name).filter(|usual| tensors.contains_key(usual));
+        let name = usual.unwrap_or_else(|| p.name.clone());
+        let found = tensors.get(&name);
+        wanted.insert(name);
         if p.name.ends_with(BASE_LAYER) {
             continue;
         }
-        match tensors.get(&p.name) {
+        match found {
             Some(t) if t.size() == p.tensor.size() => p.tensor.shallow_clone().copy_(t),
             Some(t) => {
                 problems.push(format!("`{}` has shape {:?}, expected {:?}", p.name, t.size(), p.tensor.size()));
@@ -168,9 +178,8 @@ pub fn load_into<'a>(
             }
         }
     }
-    problems.extend(
-        tensors.keys().filter(|n| !wanted.contains(n.as_str())).map(|n| format!("`{n}` fits no module of the model")),
-    );
+    problems
+        .extend(tensors.keys().filter(|n| !wanted.contains(*n)).map(|n| format!("`{n}` fits no module of the model")));
     if problems.is_empty() {
         return Ok(());
     }

@@ -47,8 +47,9 @@ fn print(c: &PlanCheck) {
     let overlap = c.overlap.as_ref().map_or(0, |o| o.rows);
     println!("duplicates {} in training rows, {overlap} validation rows also in training", c.duplicates.superfluous);
     let n = report::count;
+    let active = if c.active < c.parameters { format!(" ({} for each token)", n(c.active)) } else { String::new() };
     println!(
-        "parameters {}, of which trained {} ({:.2} %)",
+        "parameters {}{active}, of which trained {} ({:.2} %)",
         n(c.parameters),
         n(c.trained),
         100.0 * c.trained as f64 / c.parameters as f64

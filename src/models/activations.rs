@@ -1,10 +1,11 @@
-//! Shows a loss the inside of the model: hidden states after chosen layers, and queries and keys of their attention.
+//! Shows a loss the inside of the model: hidden states after chosen layers, queries and keys of their attention, and the
+//! routing of layers of experts.
 //!
 //! With activation checkpointing a layer runs twice, the first time without a graph. A loss over its activations then
 //! gets leaves instead; the gradients that the loss leaves on them are added when the layer runs again in the
 //! backward. So the gradients are the same whether layers are replayed or not.
 
-use crate::nn::{ForwardPass, QueriesAndKeys};
+use crate::nn::{ForwardPass, QueriesAndKeys, RouterStatistics};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
@@ -22,6 +23,8 @@ pub struct ExposedLayers {
 pub struct Activations {
     states: BTreeMap<usize, Tensor>,
     attention: BTreeMap<usize, QueriesAndKeys>,
+    /// Of every layer of experts, if the model is trained.
+    routing: BTreeMap<usize, RouterStatistics>,
 }
 
 impl Activations {
@@ -35,6 +38,11 @@ impl Activations {
         self.attention.get(&i).unwrap_or_else(|| panic!("the attention of layer {i} was not requested"))
     }
 
+    /// Returns the statistics of the routing of each layer of experts, in their order.
+    pub fn routing(&self) -> impl Iterator<Item = &RouterStatistics> {
+        self.routing.values()
+    }
+
     /// Records the activations of layer `i`, whose output is `y`, if `look` requests them.
     pub(super) fn record(&mut self, look: &ExposedLayers, i: usize, y: &Tensor, pass: &mut ForwardPass) {
         if look.states.contains(&i) {
@@ -42,6 +50,9 @@ impl Activations {
         }
         if let Some(asked) = pass.take_captured(i) {
             self.attention.insert(i, asked);
+        }
+        if let Some(routing) = pass.take_routing(i) {
+            self.routing.insert(i, routing);
         }
     }
 
@@ -52,6 +63,9 @@ impl Activations {
         }
         if let Some(asked) = pass.take_captured(i) {
             self.attention.insert(i, asked.detach(true));
+        }
+        if let Some(routing) = pass.take_routing(i) {
+            self.routing.insert(i, routing.as_leaves());
         }
     }
 
@@ -73,6 +87,10 @@ impl Activations {
         if let (Some(leaves), Some(again)) = (self.attention.get(&i), pass.take_captured(i)) {
             pulled.extend(left(&leaves.q).map(|g| (again.q, g)));
             pulled.extend(left(&leaves.k).map(|g| (again.k, g)));
+        }
+        if let (Some(leaves), Some(again)) = (self.routing.get(&i), pass.take_routing(i)) {
+            pulled.extend(left(&leaves.probabilities).map(|g| (again.probabilities, g)));
+            pulled.extend(left(&leaves.squares).map(|g| (again.squares, g)));
         }
         pulled
     }

@@ -48,6 +48,13 @@ pub fn untie_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
 /// Name of the scalar head's weight, in every family.
 pub const SCORE: &str = SCORE_WEIGHT;
 
+/// Returns the number of the expert that a parameter or module belongs to: the part of its name after `experts`. `None` for
+/// those of no expert, or of one that computes every token.
+pub fn expert_number(name: &str) -> Option<usize> {
+    let mut parts = name.split('.').skip_while(|part| *part != "experts");
+    parts.nth(1)?.parse().ok()
+}
+
 /// Returns the number of the layer that a parameter or module belongs to: the first whole number among the parts of its
 /// name. `None` for those outside of layers.
 pub fn layer_number(name: &str) -> Option<usize> {

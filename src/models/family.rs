@@ -64,6 +64,25 @@ pub struct Family {
     pub build: fn(&Config, &ModelBuilder) -> Result<Box<dyn Decoder>>,
 }
 
+/// The layers of experts of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertSizes {
+    /// E, the number of experts of a layer.
+    pub count: i64,
+    /// k, the number of experts that compute a token.
+    pub chosen: i64,
+    /// The width inside an expert.
+    pub width: i64,
+    /// The weights of a token's experts are divided by their sum.
+    pub renormalise: bool,
+    /// The width inside the expert that computes every token, if there is one.
+    pub shared_width: Option<i64>,
+    /// Which layers have experts; the others have one MLP.
+    pub sparse: Vec<bool>,
+    /// The coefficient that load balancing has in pretraining (`router_aux_loss_coef`).
+    pub balance: f64,
+}
+
 /// The sizes and settings of a model, from its config.json.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -105,6 +124,8 @@ pub struct Config {
     pub max_position_embeddings: Option<i64>,
     /// For each layer the number of tokens that a token sees, itself included; `None`: all before it.
     pub windows: Vec<Option<i64>>,
+    /// The layers of experts; `None` if the model has none.
+    pub experts: Option<ExpertSizes>,
     /// How the matrices of the checkpoint are stored quantised; `None`: they are not.
     pub stored: Option<StoredFormat>,
     /// Standard deviation of a new model's random weights.
@@ -149,8 +170,20 @@ impl Config {
     /// adapters have dropout here.
     pub fn dropouts(&self) -> Vec<String> {
         let asked = |key: &str| self.raw.get(key).and_then(Value::as_f64).filter(|p| *p > 0.0);
-        let keys = ["attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop"];
+        let keys =
+            ["attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop", "router_jitter_noise"];
         keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
+    }
+
+    /// Returns the number of MLPs that compute a token in layer `i`, and the sum of the widths inside them.
+    pub fn feed_forward(&self, i: usize) -> (i64, i64) {
+        match self.experts.as_ref().filter(|experts| experts.sparse[i]) {
+            None => (1, self.intermediate_size),
+            Some(experts) => {
+                let shared = experts.shared_width;
+                (experts.chosen + i64::from(shared.is_some()), experts.chosen * experts.width + shared.unwrap_or(0))
+            }
+        }
     }
 
     /// Returns the names of the weights that embedding and output head share; empty if each has its own.

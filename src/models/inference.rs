@@ -13,7 +13,7 @@ impl Model {
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let row = self.whole_row(tokens);
-        let mut pass = row.pass(None).capture_attention(&look.attention);
+        let mut pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
         let mut x = self.embed(&row); // (T', D)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);

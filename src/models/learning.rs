@@ -2,11 +2,12 @@
 
 use super::activations::Activations;
 use super::adapter_choice::RestoreOnDrop;
+use super::checkpoint::expert_number;
 use super::loss::{Loss, Metrics, Output};
 use super::model::Model;
 use crate::error::Result;
 use crate::native;
-use crate::nn::Tokens;
+use crate::nn::{Param, Tokens};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -54,10 +55,12 @@ impl Model {
         self.with_batch_adapter(batch, || {
             self.check(batch.tokens(), &[])?;
             let _back = RestoreOnDrop { cell: &self.switches.train, value: self.switches.train.replace(true) };
-            match replay.layers(self.depth()) {
+            let metrics = match replay.layers(self.depth()) {
                 0 => self.learn_plain(batch, items),
                 layers => self.learn_replayed(batch, items, layers),
-            }
+            }?;
+            self.complete_gradients_of_experts()?;
+            Ok(metrics)
         })
     }
 
@@ -69,9 +72,25 @@ impl Model {
         }
     }
 
+    /// Gives the trained parameters of experts that no token went to a gradient of zeros: in transformers an expert is a part
+    /// of a tensor that has one, so that the optimiser's momentum and weight decay go on.
+    fn complete_gradients_of_experts(&self) -> Result<()> {
+        if self.config.experts.is_none() {
+            return Ok(());
+        }
+        let active = self.switches.active.get();
+        let current = |p: &&Param| p.adapter.is_none() || p.adapter == active;
+        let of_experts = self.store.trainable().filter(current).filter(|p| expert_number(&p.name).is_some());
+        for p in of_experts.filter(|p| !p.tensor.grad().defined()) {
+            let same = tch::with_grad(|| p.tensor.view_as(&p.tensor));
+            native::backward(&[&same], &[&p.tensor.detach().zeros_like()])?;
+        }
+        Ok(())
+    }
+
     fn learn_plain(&self, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
         let (x, inside) = self.trunk(batch.tokens());
-        let Loss { sum, metrics } = batch.loss(&self.output(x, inside.into()));
+        let Loss { sum, metrics } = self.loss_of(batch, &self.output(x, inside.into()));
         native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         Ok(metrics)
     }
@@ -84,7 +103,7 @@ impl Model {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let mut row = self.whole_row(tokens);
         let virtual_tokens = row.detach_virtual_tokens();
-        let mut pass = row.pass(None).capture_attention(&look.attention);
+        let mut pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
         let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();
@@ -102,7 +121,7 @@ impl Model {
             inside.record(&look, i, &last, &mut pass);
         }
         let inside = Rc::new(inside);
-        let Loss { sum, metrics } = batch.loss(&self.output(pass.real_rows(&last), inside.clone()));
+        let Loss { sum, metrics } = self.loss_of(batch, &self.output(pass.real_rows(&last), inside.clone()));
         native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         drop(sum);
         let after = native::rng_state(self.device())?;

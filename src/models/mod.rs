@@ -10,7 +10,7 @@
 //!
 //! Next to these: `adapter_choice` (which adapter is active), `sequence_limit`, `storage_summary` (how weights are held),
 //! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `vocabulary` (rows of new tokens),
-//! `loss` and `activations` (what a loss gets from the model), `dtype` (number formats), `stored` (checkpoints that are
+//! `loss` and `activations` (what a loss gets from the model), `router_terms` (terms of the loss for layers of experts), `dtype` (number formats), `stored` (checkpoints that are
 //! quantised), `quantised_base` (what is recorded about a quantised base), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
@@ -37,6 +37,7 @@ pub mod non_finite;
 pub mod open;
 mod quantised_base;
 pub mod reward;
+pub mod router_terms;
 mod sequence_limit;
 mod spectrum;
 mod storage_summary;
@@ -45,10 +46,10 @@ mod trained_part;
 pub mod vocabulary;
 
 pub use activations::{Activations, ExposedLayers};
-pub use checkpoint::{SCORE, layer_number, refuse_quantised, untie_head, weights, with_layer_number};
+pub use checkpoint::{SCORE, expert_number, layer_number, refuse_quantised, untie_head, weights, with_layer_number};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
-pub use family::{Config, Decoder, Family};
+pub use family::{Config, Decoder, ExpertSizes, Family};
 pub use learning::{LayerReplay, MicroBatch};
 pub use lisa::LayerSampling;
 pub use loss::{Loss, Metrics, Output};
@@ -58,6 +59,7 @@ pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer, open_stored};
 pub use quantised_base::QuantisedBase;
 pub use reward::RewardScorer;
+pub use router_terms::RouterTerms;
 pub use stored::StoredFormat;
 pub use trained_part::TrainedPart;
 pub use vocabulary::{RowStart, VocabularyRows};

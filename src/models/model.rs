@@ -8,6 +8,7 @@ use super::checkpoint::{SCORE, refuse_quantised, weights};
 use super::dtype::Storage;
 use super::family::{Config, Decoder};
 use super::noise::EmbeddingNoise;
+use super::router_terms::RouterTerms;
 use super::trained_part::TrainedPart;
 use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
@@ -68,6 +69,7 @@ pub struct Model {
     vocabulary: Option<VocabularyRows>,
     pub(super) noise: Cell<Option<EmbeddingNoise>>,
     pub(super) loss_scale: RefCell<Option<Tensor>>,
+    pub(super) router_terms: Cell<RouterTerms>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -165,6 +167,7 @@ impl Model {
             vocabulary: load.vocabulary.cloned(),
             noise: Cell::new(None),
             loss_scale: RefCell::default(),
+            router_terms: Cell::default(),
             exposed: RefCell::default(),
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Other programs may have other defaults for missing keys. So every value that the model is built with is written out.
 
-use super::family::Config;
+use super::family::{Config, ExpertSizes};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -33,6 +33,21 @@ const COMMON_KEYS: &[&str] = &[
     "tie_word_embeddings",
     "vocab_size",
 ];
+
+/// Returns the value of a key about layers of experts; of those that the sizes do not say, the usual one.
+fn of_experts(experts: &ExpertSizes, key: &str) -> Value {
+    match key {
+        "decoder_sparse_step" => json!(1),
+        "mlp_only_layers" => json!([]),
+        "moe_intermediate_size" => json!(experts.width),
+        "norm_topk_prob" => json!(experts.renormalise),
+        "num_experts" => json!(experts.count),
+        "num_experts_per_tok" => json!(experts.chosen),
+        "router_aux_loss_coef" => json!(experts.balance),
+        "shared_expert_intermediate_size" => json!(experts.shared_width),
+        _ => Value::Null,
+    }
+}
 
 /// Returns the complete config for the keys in `given`; `file` is used in messages. `vocab_size` is taken from the
 /// tokenizer if it is not given. Fails if it is given and the tokenizer has more tokens.
@@ -79,8 +94,11 @@ pub fn config(given: &Map<String, Value>, vocabulary: VocabularyInfo, file: &Pat
         "tie_word_embeddings" => json!(c.tie_word_embeddings),
         "vocab_size" => json!(c.vocab_size),
         "partial_rotary_factor" => json!(c.rotary_size as f64 / c.head_dim as f64),
-        // What only some families have is written as their defaults fill it in.
-        other => c.settings.get(other).cloned().unwrap_or_default(),
+        // What only some families have is written as it was read, or as their defaults fill it in.
+        other => match c.experts.as_ref().map(|experts| of_experts(experts, other)) {
+            Some(of_experts) if !of_experts.is_null() => of_experts,
+            _ => c.settings.get(other).cloned().unwrap_or_default(),
+        },
     };
     for key in COMMON_KEYS.iter().chain(family.extra_keys) {
         let own = family.key_names.iter().find(|(usual, _)| usual == key).map_or(*key, |(_, own)| own);

@@ -36,17 +36,15 @@ pub(super) fn choose(weights: &Weights, share: f64, device: Device) -> Result<Ve
     Ok(chosen)
 }
 
-/// Returns the name without the layer's number, such as `model.layers.*.mlp.up_proj.weight`.
+/// Returns the name without the numbers of the layer and of an expert, such as `model.layers.*.mlp.up_proj.weight`.
 fn module_kind(name: &str) -> String {
-    let mut numbered = false;
-    let part = |part: &str| match !numbered && part.parse::<usize>().is_ok() {
-        true => {
-            numbered = true;
-            "*".to_string()
-        }
-        false => part.to_string(),
-    };
-    name.split('.').map(part).collect::<Vec<_>>().join(".")
+    let (mut numbered, mut parts) = (false, Vec::new());
+    for part in name.split('.') {
+        let number = part.parse::<usize>().is_ok() && (!numbered || parts.last() == Some(&"experts"));
+        numbered |= number;
+        parts.push(if number { "*" } else { part });
+    }
+    parts.join(".")
 }
 
 /// Computes the sum of a matrix's singular values above the largest that noise would give, divided by the sum of the
@@ -81,7 +79,11 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_modules_differ_by_the_number_of_the_layer_alone() {
+    fn kinds_of_modules_differ_by_the_numbers_of_layers_and_experts_alone() {
+        assert_eq!(
+            module_kind("model.layers.1.mlp.experts.12.up_proj.weight"),
+            "model.layers.*.mlp.experts.*.up_proj.weight"
+        );
         assert_eq!(module_kind("model.layers.12.mlp.up_proj.weight"), "model.layers.*.mlp.up_proj.weight");
         assert_eq!(module_kind("transformer.h.3.attn.c_attn.weight"), "transformer.h.*.attn.c_attn.weight");
     }

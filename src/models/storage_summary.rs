@@ -1,5 +1,6 @@
 //! How the weights of a model are stored, and what they take.
 
+use super::checkpoint::expert_number;
 use super::dtype::Storage;
 use super::model::Model;
 use crate::nn::{Param, QuantisedParam};
@@ -8,6 +9,16 @@ use std::collections::BTreeSet;
 use tch::{Device, Kind};
 
 impl Model {
+    /// Returns how many of the base's parameters compute a token: all but those of the experts that it does not go to.
+    pub fn active_parameters(&self) -> u64 {
+        let Some(experts) = &self.config.experts else { return self.store.base().map(Param::count).sum() };
+        let (mut everywhere, mut of_experts) = (0, 0);
+        for p in self.store.base() {
+            *(if expert_number(&p.name).is_some() { &mut of_experts } else { &mut everywhere }) += p.count();
+        }
+        everywhere + of_experts * experts.chosen as u64 / experts.count as u64
+    }
+
     /// Returns the number format of the base's largest parameter that is not quantised, and the bytes of all the base's
     /// parameters.
     pub fn storage_summary(&self) -> (Kind, u64) {

@@ -26,6 +26,11 @@ pub trait Adapter {
     fn merged_bias(&self, bias: &Tensor) -> Tensor {
         bias.shallow_clone()
     }
+    /// Returns true if the adapter adds the same vector to every row of a linear layer's output, even without a bias of the
+    /// base.
+    fn adds_bias(&self) -> bool {
+        false
+    }
     /// Adds the adapter's update to `y` (S, out), the frozen layer's results for x (S, in), in decoding; may overwrite y.
     /// `None` if its results do not follow from y: then the layer is computed again.
     fn add_update(&self, _y: Tensor, _x: &Tensor) -> Option<Tensor> {

@@ -10,6 +10,8 @@ pub struct LayerInput {
     /// (T, D) the input's values.
     pub x: Tensor,
     pub(super) recompute: Option<Rc<dyn Fn() -> Tensor>>,
+    /// Recomputes the rows with these indices (n), without the others.
+    recompute_rows: Option<Rc<dyn Fn(&Tensor) -> Tensor>>,
 }
 
 impl LayerInput {
@@ -20,14 +22,72 @@ impl LayerInput {
 
     /// Returns an input that is kept for the backward.
     pub fn kept(x: &Tensor) -> Self {
-        Self { x: x.shallow_clone(), recompute: None }
+        Self { x: x.shallow_clone(), recompute: None, recompute_rows: None }
+    }
+
+    /// Returns another handle to the same input.
+    pub fn shallow_clone(&self) -> Self {
+        let (recompute, recompute_rows) = (self.recompute.clone(), self.recompute_rows.clone());
+        Self { x: self.x.shallow_clone(), recompute, recompute_rows }
     }
 
     /// Returns an input that the backward recomputes instead of keeping. `again` returns a closure that computes the
     /// same tensor, bit for bit, and that must not hold a graph; it is called only if gradients are being recorded.
     pub fn recomputable<F: Fn() -> Tensor + 'static>(x: Tensor, again: impl FnOnce() -> F) -> Self {
         let again = native::grad_enabled().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
-        Self { x, recompute: again }
+        Self { x, recompute: again, recompute_rows: None }
+    }
+
+    /// Does the same for an input whose rows are computed from those of `source` (T, …), each by itself: `again` returns a
+    /// closure that computes them for any rows. A layer that reads a part of the rows then recomputes no others.
+    pub fn row_wise<F: Fn(&Tensor) -> Tensor + 'static>(x: Tensor, source: &Tensor, again: impl FnOnce() -> F) -> Self {
+        if !native::grad_enabled() {
+            return Self { x, recompute: None, recompute_rows: None };
+        }
+        let (kept, of_rows) = (source.detach(), Rc::new(again()));
+        let (all, of_all) = (kept.shallow_clone(), of_rows.clone());
+        Self {
+            x,
+            recompute: Some(Rc::new(move || of_all(&all))),
+            recompute_rows: Some(Rc::new(move |rows| of_rows(&kept.index_select(0, rows)))),
+        }
+    }
+
+    /// Returns a closure that returns the input's values in the backward, without a graph.
+    pub(super) fn again(&self) -> Rc<dyn Fn() -> Tensor> {
+        self.recompute.clone().unwrap_or_else(|| {
+            let kept = self.x.detach();
+            Rc::new(move || kept.shallow_clone())
+        })
+    }
+
+    /// Returns the input that `f` makes of this one, row by row. The result is recomputed from this one.
+    pub(super) fn map_rows(&self, f: impl Fn(&Tensor) -> Tensor + 'static) -> Self {
+        let x = f(&self.x);
+        if !native::grad_enabled() {
+            return Self { x, recompute: None, recompute_rows: None };
+        }
+        let (again, f) = (self.again(), Rc::new(f));
+        let of_rows = self.recompute_rows.clone().map(|rows_again| {
+            let f = f.clone();
+            Rc::new(move |rows: &Tensor| f(&rows_again(rows))) as Rc<dyn Fn(&Tensor) -> Tensor>
+        });
+        Self { x, recompute: Some(Rc::new(move || f(&again()))), recompute_rows: of_rows }
+    }
+
+    /// Returns the rows with the indices `rows` (n) as an input that is recomputed from this one; `x` (n, D) are their values.
+    pub(super) fn selected(&self, x: Tensor, rows: Tensor) -> Self {
+        if !native::grad_enabled() {
+            return Self { x, recompute: None, recompute_rows: None };
+        }
+        let again: Rc<dyn Fn() -> Tensor> = match self.recompute_rows.clone() {
+            Some(rows_again) => Rc::new(move || rows_again(&rows)),
+            None => {
+                let all = self.again();
+                Rc::new(move || all().index_select(0, &rows))
+            }
+        };
+        Self { x, recompute: Some(again), recompute_rows: None }
     }
 }
 

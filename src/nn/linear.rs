@@ -116,6 +116,11 @@ impl Linear {
         JointLayer { weight: &self.dense.weight, bias, update, joinable }
     }
 
+    /// Returns true if the layer adds the same vector to every row of its output, under the active adapter.
+    pub fn adds_bias(&self) -> bool {
+        self.dense.bias.is_some() || self.adapters.active().is_some_and(|adapter| adapter.adds_bias())
+    }
+
     /// Returns the weight (out, in) if the layer is a plain product: no bias, no active adapter and no change of the
     /// outputs.
     pub fn plain_weight(&self) -> Option<&Weight> {

@@ -1,8 +1,8 @@
 //! Layers and the operations they are made of.
 //!
 //! Letters in shapes, everywhere: T tokens of a packed row, S segments or cache slots, D model width, H query heads,
-//! K key/value heads, E head size, G = H / K, V vocabulary, R adapter rank, F feed-forward width. A trailing
-//! `// (T, H, E)` is the shape of the line's result.
+//! K key/value heads, E head size, G = H / K, V vocabulary, R adapter rank, F feed-forward width. In `experts`, E is
+//! the number of experts and k that of a token. A trailing `// (T, H, E)` is the shape of the line's result.
 //!
 //! Invariants: a trainable parameter is a float32 leaf, a frozen one has the run's dtype, and layers cast as they
 //! compute; so bf16 runs keep exact float32 parameters. Parameters have the checkpoint's own names.
@@ -15,6 +15,8 @@ pub mod cache;
 pub mod chunked;
 mod cuda_attention;
 pub mod embedding;
+pub mod experts;
+pub mod gated_mlp;
 pub mod head;
 pub mod initial;
 pub mod joint_linear;
@@ -43,6 +45,8 @@ pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
 pub use cache::{CacheLayout, KvCache};
 pub use cuda_attention::{AttentionMemory, AttentionRow};
 pub use embedding::Embedding;
+pub use experts::{ExpertLayer, Router, RouterStatistics};
+pub use gated_mlp::{GATED_MLP_NAMES, GatedMlp};
 pub use initial::InitialWeights;
 pub use layer_input::LayerInput;
 pub use layer_norm::LayerNorm;

@@ -51,9 +51,9 @@ impl RmsNorm {
     /// Returns the norm of x as an input that is recomputed from x.
     fn recomputable(&self, normal: Tensor, x: &Tensor, weight: &Tensor) -> LayerInput {
         let eps = self.eps;
-        LayerInput::recomputable(normal, || {
-            let (kept, again) = (x.detach(), weight.detach());
-            move || ops::rms_norm(&kept, &again, eps)
+        LayerInput::row_wise(normal, x, || {
+            let weight = weight.detach();
+            move |x| ops::rms_norm(x, &weight, eps)
         })
     }
 

@@ -9,6 +9,8 @@ use tch::Tensor;
 pub enum LayerKind {
     /// A linear layer between two widths of the model.
     Linear,
+    /// The router of a layer of experts; `all-linear` leaves it out, and it is not quantised when it is loaded.
+    Router,
     /// The output head; `all-linear` leaves it out.
     Head,
     /// The embedding of tokens.

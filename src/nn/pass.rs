@@ -2,6 +2,7 @@
 
 use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
+use super::experts::RouterStatistics;
 use super::ops;
 use super::rope::Rope;
 use super::tokens::{Segments, Tokens};
@@ -26,6 +27,8 @@ pub struct ForwardPass<'a> {
     masks: BTreeMap<Option<i64>, Option<Tensor>>,
     /// Queries and keys of the layers given to `capture_attention`; `None` until the layer has run.
     captured: BTreeMap<usize, Option<QueriesAndKeys>>,
+    /// Statistics of the routing of layers of experts that have run; `None` if they are not asked for.
+    routing: Option<BTreeMap<usize, RouterStatistics>>,
 }
 
 /// The virtual tokens that segments of a pass begin with.
@@ -89,7 +92,7 @@ impl<'a> ForwardPass<'a> {
             cache.reserve(&segments.lengths);
         }
         let (angles, masks, captured) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { segments, positions, virtual_part, cache, angles, places: None, masks, captured }
+        Self { segments, positions, virtual_part, cache, angles, places: None, masks, captured, routing: None }
     }
 
     /// Removes the rows of virtual tokens from a layer's result or from its queries or keys: (T', …) -> (T, …). Returns
@@ -119,6 +122,25 @@ impl<'a> ForwardPass<'a> {
     /// it was not given or has not run.
     pub fn take_captured(&mut self, layer: usize) -> Option<QueriesAndKeys> {
         self.captured.get_mut(&layer)?.take()
+    }
+
+    /// Keeps the statistics of the routing of layers of experts if `watch` is true, for [`ForwardPass::take_routing`].
+    pub fn watch_routing(mut self, watch: bool) -> Self {
+        self.routing = watch.then(BTreeMap::new);
+        self
+    }
+
+    /// Keeps the statistics of the routing of layer `layer` if they are asked for.
+    pub fn record_routing(&mut self, layer: usize, statistics: impl FnOnce() -> RouterStatistics) {
+        if let Some(routing) = &mut self.routing {
+            routing.insert(layer, statistics());
+        }
+    }
+
+    /// Takes the statistics of the routing of a layer that has run since the last call; `None` if it has no experts, or if
+    /// they are not asked for.
+    pub fn take_routing(&mut self, layer: usize) -> Option<RouterStatistics> {
+        self.routing.as_mut()?.remove(&layer)
     }
 
     /// Rotates queries (T, H, E) and keys (T, K, E) by the angles of their positions. If the embedding is smaller than a

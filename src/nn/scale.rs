@@ -1,6 +1,7 @@
-//! Scales the columns of a matrix by trained factors.
+//! Scales the columns or the rows of a matrix by factors.
 
 use super::autograd::differentiable;
+use super::layer_input::LayerInput;
 use tch::{Kind, Tensor};
 
 /// Computes `y ∘ scale` in float32, rounded once to the dtype of y: (…, out), (out) float32 -> (…, out). A factor near 1
@@ -20,10 +21,49 @@ pub fn scale_columns(y: &Tensor, scale: &Tensor) -> Tensor {
     })
 }
 
+/// Computes `factors ∘ x` in float32, rounded once to the dtype of x, as a layer's input: (n, F), (n, 1) float32 -> (n, F).
+/// Keeps the factors; x and the result are recomputed in the backward as `input` is.
+pub fn scale_rows(input: LayerInput, factors: &Tensor) -> LayerInput {
+    let (kind, again) = (input.x.kind(), input.again());
+    let (needs_x, needs_factors) = (input.x.requires_grad(), factors.requires_grad());
+    let forward = || ((&input.x * factors).to_kind(kind), (again.clone(), factors.detach()));
+    let scaled = differentiable(&[&input.x, factors], forward, move |(again, factors), g| {
+        let along = || g.to_kind(Kind::Float) * again().to_kind(Kind::Float);
+        vec![
+            needs_x.then(|| (g * factors).to_kind(kind)),
+            needs_factors.then(|| along().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)),
+        ]
+    });
+    LayerInput::recomputable(scaled, || {
+        let factors = factors.detach();
+        move || (again() * &factors).to_kind(kind)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use tch::Device;
+
+    /// Values, what is recomputed and gradients equal those of libtorch's own graph.
+    #[test]
+    fn scaled_rows_equal_the_composition() {
+        tch::manual_seed(9);
+        let leaf = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (x, factors, weight) = (leaf(&[7, 5]), leaf(&[7, 1]), leaf(&[7, 5]).detach());
+        let learn = |out: &Tensor| {
+            (out * &weight).sum(Kind::Float).backward();
+            let found = [out.detach(), x.grad().copy(), factors.grad().copy()];
+            crate::native::drop_gradients([&x, &factors].into_iter());
+            found
+        };
+        let expected = learn(&(x.tanh() * &factors));
+        let kept = x.detach();
+        let scaled = scale_rows(LayerInput::recomputable(x.tanh(), || move || kept.tanh()), &factors);
+        assert!((scaled.again())().equal(&scaled.x));
+        let found = learn(&scaled.x);
+        assert!(found.iter().zip(&expected).all(|(a, b)| a.allclose(b, 1e-6, 1e-6, false)));
+    }
 
     /// Values and gradients equal those of libtorch's own graph, also with a leading dimension.
     #[test]

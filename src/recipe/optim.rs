@@ -52,6 +52,14 @@ pub struct OptimSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub neftune: Option<f64>,
+    /// Models with experts: coefficient of the term of the loss that balances how many tokens each expert gets (arXiv 2101.03961). Left out: `router_aux_loss_coef` of config.json if the routers are trained, else 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub router_balance: Option<f64>,
+    /// Models with experts: coefficient of the router z-loss (arXiv 2202.08906), which keeps the logits of routers small; 1e-3 is usual. Left out: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub router_z: Option<f64>,
     /// The number format of the weights that full fine-tuning trains; adapters are always float32.
     pub master: Master,
 }
@@ -74,6 +82,8 @@ impl Default for OptimSection {
             non_finite: NonFinite::Error,
             ema: None,
             neftune: None,
+            router_balance: None,
+            router_z: None,
             master: Master::F32,
         }
     }

@@ -10,8 +10,12 @@ use crate::report;
 pub fn announce(prepared: &Prepared, model: &Model) {
     let trained: u64 = model.params().trained_in_run().map(Param::count).sum();
     let all: u64 = model.params().base().map(Param::count).sum();
+    let active = match model.active_parameters() {
+        active if active < all => format!(" ({} for each token)", report::count(active)),
+        _ => String::new(),
+    };
     report::info(format!(
-        "{}: {} parameters, {} trained ({:.2} %) on {:?}",
+        "{}: {} parameters{active}, {} trained ({:.2} %) on {:?}",
         match prepared.plan.recipe.model.init {
             ModelInit::Pretrained => model.folder().display().to_string(),
             ModelInit::Random => format!("{} with random weights", model.config().model_type),

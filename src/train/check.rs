@@ -6,6 +6,7 @@
 use super::memory::{self, ResourceEstimate};
 use super::prepare::vocabulary::AddedVocabulary;
 use super::prepare::{self, Prepared};
+use super::step::router_terms;
 use crate::data::dataset::DatasetSummary;
 use crate::data::encode::Example;
 use crate::data::inspect::{self, Duplicates, SplitOverlap};
@@ -30,6 +31,8 @@ pub struct PlanCheck {
     pub steps: u64,
     /// Number of parameters of the model.
     pub parameters: u64,
+    /// Number of parameters that compute a token: fewer than all in a model with experts.
+    pub active: u64,
     /// Number of trained parameters.
     pub trained: u64,
     /// The tokens that the run adds to the vocabulary.
@@ -66,6 +69,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
     let Prepared { plan, tokenizer, rows, .. } = &prepared;
     let train = rows.train();
     let model = prepared.sketch()?;
+    router_terms(plan, &model)?;
     let (trained, parameters) = memory::count(plan, &model);
     let longest_row = rows.longest_row();
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
@@ -78,6 +82,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
         valid: rows.valid().map(|v| v.summary.clone()),
         steps: prepared.total_steps,
         parameters,
+        active: model.active_parameters(),
         trained,
         vocabulary: prepared.vocabulary.clone(),
         adapted: plan.recipe.adapter.as_ref().map_or_else(Vec::new, |a| memory::count_adapted_modules(&model, a)),

@@ -8,7 +8,7 @@ use crate::adapters::HEAD;
 use crate::adapters::kind::{AdapterActivations, ModuleMemory};
 use crate::machine;
 use crate::methods::parts::ModelParts;
-use crate::models::{Dtype, Heads, Model, layer_number};
+use crate::models::{Dtype, Heads, Model, expert_number, layer_number};
 use crate::native;
 use crate::nn::{AttentionMemory, AttentionRow, LayerKind, Param, QuantisedParam, attention, chunked, quantised};
 use crate::recipe::optim::Master;
@@ -106,11 +106,25 @@ impl RunShape<'_> {
         self.model.kind().elt_size_in_bytes() as u64
     }
 
-    /// Returns hidden size, intermediate size and vocabulary. A reward model has no output head: its vocabulary is 0.
+    /// Returns hidden size, the mean width inside the MLPs of a layer, and vocabulary. A reward model has no output head: its
+    /// vocabulary is 0.
     fn sizes(&self) -> [u64; 3] {
         let c = self.model.config();
         let vocabulary = if self.model.heads() == Heads::Score { 0 } else { c.vocab_size };
-        [c.hidden_size, c.intermediate_size, vocabulary].map(|n| n as u64)
+        let widths: u64 = (0..self.model.depth()).map(|i| c.feed_forward(i).1 as u64).sum();
+        [c.hidden_size as u64, widths.div_ceil(c.num_hidden_layers as u64), vocabulary as u64]
+    }
+
+    /// Returns the mean number of MLPs of a layer that compute a token: more than 1 with experts.
+    fn mlps(&self) -> u64 {
+        let c = self.model.config();
+        let count: u64 = (0..self.model.depth()).map(|i| c.feed_forward(i).0 as u64).sum();
+        count.div_ceil(c.num_hidden_layers as u64)
+    }
+
+    /// Returns the bytes that the routing of a token keeps: its logits, its weights, and where it is computed.
+    fn routing(&self) -> u64 {
+        self.model.config().experts.as_ref().map_or(0, |e| (4 * e.count + (4 + 4 * 8) * e.chosen) as u64)
     }
 
     fn trained_bytes(&self) -> TrainedBytes {
@@ -157,13 +171,16 @@ impl RunShape<'_> {
         // Numbers that a layer keeps for its backward pass besides attention's, per token: the inputs of two norms; the
         // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
         // and the masked input; the outputs of linear layers that an adapter scales; what adapters of single modules keep.
-        let dropped = if dropout { 2 * (readers * d + q + f) } else { 0 };
+        let mlps = self.mlps();
+        let of_mlps = mlps * gates; // layers that read the input of an MLP
+        let dropped = if dropout { 2 * ((readers - gates + of_mlps) * d + q + f) } else { 0 };
         let kv = 2 * (c.num_key_value_heads * c.head_dim) as u64;
-        let scaled = if scaled_outputs { q + kv + gates * f + 2 * d } else { 0 };
+        let scaled = if scaled_outputs { q + kv + gates * f + (1 + mlps) * d } else { 0 };
         let depth = c.num_hidden_layers as u64;
         let of_modules = self.module_memory().kept.div_ceil(depth);
-        let numbers = 2 * d + gates * f + 7 * rank + dropped + scaled + of_modules;
-        let layer = rows * self.width() * numbers + self.attention().kept;
+        let low_rank = (4 + 3 * mlps) * rank;
+        let numbers = 2 * d + gates * f + low_rank + dropped + scaled + of_modules;
+        let layer = rows * (self.width() * numbers + self.routing()) + self.attention().kept;
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
             ReplayChoice::Layers(n) => depth.min(n as u64),
@@ -198,7 +215,7 @@ impl RunShape<'_> {
         let params = self.model.params();
         let adapted: BTreeSet<&str> = params.adapter(0).filter_map(|p| spec.module_of(&p.name)).collect();
         // Modules of one parent read the same input, but for those that end an attention or an MLP.
-        let ends = |last: &str| ["o_proj", "down_proj", "c_proj"].contains(&last);
+        let ends = |last: &str| ["o_proj", "down_proj", "c_proj", "w2"].contains(&last);
         let mut inputs: BTreeMap<(&str, bool), u64> = BTreeMap::new();
         let mut sum = ModuleMemory::default();
         if adapted.contains(HEAD) {
@@ -206,6 +223,11 @@ impl RunShape<'_> {
             let [d, _, v] = self.sizes();
             sum.temporary = spec.module_memory(HEAD, [v, d]).temporary;
         }
+        // An expert computes some of the tokens.
+        let of_token = |module: &str, n: u64| match &self.model.config().experts {
+            Some(experts) if expert_number(module).is_some() => n * experts.chosen as u64 / experts.count as u64,
+            _ => n,
+        };
         for p in params.base().filter(|p| p.layer == LayerKind::Linear) {
             let Some(module) = p.name.strip_suffix(".weight").filter(|m| adapted.contains(m)) else { continue };
             let Ok(shape) = <[i64; 2]>::try_from(p.shape()).map(|shape| shape.map(|n| n as u64)) else {
@@ -213,10 +235,10 @@ impl RunShape<'_> {
             };
             let shape = if p.transposed { [shape[1], shape[0]] } else { shape };
             let m = spec.module_memory(module, shape);
-            (sum.kept, sum.temporary) = (sum.kept + m.kept, sum.temporary.max(m.temporary));
+            (sum.kept, sum.temporary) = (sum.kept + of_token(module, m.kept), sum.temporary.max(m.temporary));
             if m.input {
                 let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
-                inputs.insert((parent, ends(last)), shape[1]);
+                inputs.insert((parent, ends(last)), of_token(module, shape[1]));
             }
         }
         sum.kept += inputs.values().sum::<u64>();
@@ -313,7 +335,9 @@ impl RunShape<'_> {
             let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
             return (kept + head + first).saturating_sub(trained.gradients).max(last);
         }
-        let backward = (self.layer_rows() * (3 * f + 2 * d) * width).max(self.attention().temporary);
+        // Rows in the order of experts: the layer's inputs or gradients, and both forms of its results.
+        let sorted = if self.model.config().experts.is_some() { 3 * self.mlps() * d } else { 0 };
+        let backward = (self.layer_rows() * (3 * f + 2 * d + sorted) * width).max(self.attention().temporary);
         let backward = backward + 4 * self.module_memory().temporary + self.dequantised();
         kept + head.max(backward)
     }

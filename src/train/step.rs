@@ -15,8 +15,9 @@ use crate::methods::contract::{Means, Method, TrainingStep};
 use crate::methods::parts::TRAINED_ADAPTER;
 use crate::models::loss::MetricNames;
 use crate::models::non_finite::FirstNonFinite;
-use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model};
+use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model, RouterTerms};
 use crate::native::{self, Download};
+use crate::nn::LayerKind;
 use crate::recipe::plan::Plan;
 use crate::rng;
 use crate::runs::history::StepPoint;
@@ -143,6 +144,7 @@ impl<'a> Stepper<'a> {
             optim.scale_losses();
             model.set_loss_scale(optim.loss_scale().map(Tensor::shallow_clone));
         }
+        model.set_router_terms(router_terms(plan, model)?);
         let id = model.adapter_id(TRAINED_ADAPTER);
         let mut adapter = match recipe.adapter.as_ref().zip(id) {
             Some((spec, id)) => spec.training(&mut model.params().adapter(id), total)?,
@@ -343,6 +345,21 @@ impl<'a> Stepper<'a> {
             Ok(None)
         })
     }
+}
+
+/// Returns the terms of the loss for the routers of a run's model: those of the recipe, else the load balancing of
+/// config.json if the routers are trained. Fails if the recipe has such terms and the model has no experts.
+pub fn router_terms(plan: &Plan, model: &Model) -> Result<RouterTerms> {
+    let optim = &plan.recipe.optim;
+    let Some(experts) = &model.config().experts else {
+        let asked = [("router_balance", optim.router_balance), ("router_z", optim.router_z)];
+        let Some((key, _)) = asked.iter().find(|(_, asked)| asked.is_some()) else { return Ok(RouterTerms::default()) };
+        return Err(Error::user(format!("optim.{key}: a {} model has no experts", model.config().model_type))
+            .hint("remove the key: it is for models with layers of experts, such as mixtral"));
+    };
+    let trained = model.params().trained_in_run().any(|p| p.layer == LayerKind::Router);
+    let usual = if trained { experts.balance } else { 0.0 };
+    Ok(RouterTerms { balance: optim.router_balance.unwrap_or(usual), z: optim.router_z.unwrap_or(0.0) })
 }
 
 /// Returns the layers that are trained in `step`, counted from 0, if layers are trained in turn.

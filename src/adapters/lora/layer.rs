@@ -98,6 +98,10 @@ impl Adapter for Lora {
         plain.then(|| JointForm { update: Some(self.update(self.scale)), output_scale: None })
     }
 
+    fn adds_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
     fn joinable(&self) -> bool {
         let ranks = if self.start.is_some() { 2 } else { 1 } * self.a.size()[0];
         let plain = self.own.is_none() && self.bias.is_none() && self.dropout == 0.0;

@@ -5,7 +5,7 @@
 //!
 //! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
 //! how a linear layer and an embedding compute; dora: the same with trained magnitudes. eva: the directions of a layer's
-//! inputs; distribution: ranks by them. peft, target_parameters, tensors: PEFT's files. updates: merging. publish: adapters
+//! inputs; distribution: ranks by them. peft, target_parameters, fused, tensors: PEFT's files. updates: merging. publish: adapters
 //! whose files differ from what is trained.
 
 mod attach;
@@ -13,6 +13,7 @@ mod distribution;
 mod dora;
 mod embedding;
 mod eva;
+mod fused;
 mod initial;
 mod layer;
 mod modules;
@@ -29,7 +30,9 @@ pub use modules::{LoraModules, scale, with_ranks};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
 pub use tensors::factors;
 
+pub(super) use fused::{split as split_stacks, usual_name};
 pub(super) use peft::read as read_config;
+pub(super) use target_parameters::KEY as TARGET_PARAMETERS;
 
 use super::kind::{AdapterActivations, AdapterKind};
 use super::module_settings::KindSection;

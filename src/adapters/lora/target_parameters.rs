@@ -1,8 +1,10 @@
 //! Reads `target_parameters` of PEFT's adapter_config.json, which names weights instead of modules.
 //!
-//! PEFT made it for the fused weights of experts, of which ft has no models. A weight of a linear layer may be named, too: its
-//! update is that of a LoRA of the layer, with the same tensor names. ft reads it as such a LoRA and writes it as one.
+//! PEFT made it for the fused weights of experts ([`fused`]). A weight of a linear layer may be named, too: its update is that
+//! of a LoRA of the layer, with the same tensor names. ft reads both as a LoRA of layers and writes it as one, which PEFT
+//! converts again when it reads it for a model with fused experts.
 
+use super::fused;
 use crate::adapters::peft::PeftConfig;
 use crate::adapters::targets::Targets;
 use crate::error::Result;
@@ -10,7 +12,7 @@ use indexmap::IndexMap;
 use serde_json::json;
 
 /// The key.
-pub(super) const KEY: &str = "target_parameters";
+pub(in crate::adapters) const KEY: &str = "target_parameters";
 /// What the name of a linear layer's weight ends with.
 const WEIGHT: &str = ".weight";
 /// Layers whose weights gpt2 stores as (in, out): PEFT then exchanges the factors.
@@ -37,9 +39,12 @@ pub(super) fn read(config: &PeftConfig) -> Result<Option<Targets>> {
             );
         }
     }
+    let (of_experts, names): (Vec<String>, Vec<String>) =
+        names.into_iter().partition(|name| fused::pattern_of_layers(name).is_some());
     for name in names {
         let module = name.strip_suffix(WEIGHT).ok_or_else(|| {
-            let hint = "only weights of linear layers are read; other parameters are fused experts, and ft has no models with experts";
+            let hint =
+                "weights of linear layers are read, and those of experts: experts.gate_up_proj and experts.down_proj";
             config.unsupported_value(KEY, &json!(name), hint)
         })?;
         if TRANSPOSED.contains(&module.rsplit('.').next().unwrap_or(module)) {
@@ -48,7 +53,13 @@ pub(super) fn read(config: &PeftConfig) -> Result<Option<Targets>> {
         }
         modules.push(module.to_string());
     }
-    Ok(Some(Targets::Names(modules)))
+    if of_experts.is_empty() {
+        return Ok(Some(Targets::Names(modules)));
+    }
+    let modules = modules.iter().map(|name| fancy_regex::escape(name).into_owned());
+    let layers = of_experts.iter().filter_map(|name| fused::pattern_of_layers(&fancy_regex::escape(name)));
+    let endings: Vec<String> = modules.chain(layers).collect();
+    Ok(Some(Targets::Pattern(format!(r"(?:.*\.)?(?:{})", endings.join("|")))))
 }
 
 /// Returns patterns of modules for patterns of weights. Fails for those that match no weight, because PEFT would ignore
@@ -60,9 +71,13 @@ pub(super) fn patterns<T: Copy>(
 ) -> Result<IndexMap<String, T>> {
     let module = |(pattern, value): (String, T)| match pattern.strip_suffix(WEIGHT) {
         Some(module) => Ok((module.trim_end_matches('\\').to_string(), value)),
-        None => {
-            Err(config.unsupported(key, "with target_parameters a pattern must end with `.weight`: merge it with PEFT"))
-        }
+        None => match fused::pattern_of_layers(&pattern) {
+            Some(layers) => Ok((layers, value)),
+            None => Err(config.unsupported(
+                key,
+                "with target_parameters a pattern must end with `.weight` or name experts: merge it with PEFT",
+            )),
+        },
     };
     list.into_iter().map(module).collect()
 }

@@ -9,6 +9,7 @@ use super::tensor_change::{TensorChange, equal_values};
 use super::unfitting::unfitting;
 use crate::adapters::base_layer::BASE_LAYER;
 use crate::adapters::file::{self, AdapterFile};
+use crate::adapters::lora;
 use crate::adapters::update::LowRankUpdate;
 use crate::error::{Error, Result};
 use crate::merging::factors::FactorPart;
@@ -46,7 +47,13 @@ impl WeightedAdapter {
         let of_kind = |name: &str| name.contains(&format!(".{}", spec.tensor_prefix()));
         let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
         let mut changes: BTreeMap<String, Vec<TensorChange>> = BTreeMap::new();
+        // Factors of fused experts are named as most families name experts.
+        let of_base: BTreeMap<String, &str> = base.names().filter_map(|n| Some((lora::usual_name(n)?, n))).collect();
         for (name, update) in spec.updates_on(base, &modules, tensors, &origin)? {
+            let name = match of_base.get(&name).filter(|_| base.shape(&name).is_none()) {
+                Some(own) => own.to_string(),
+                None => name,
+            };
             if update.is_optional() && base.shape(&name).is_none() {
                 continue;
             }

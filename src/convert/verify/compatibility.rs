@@ -3,11 +3,13 @@
 //! tests/reference runs PEFT and transformers on our files. The answers for the other programs are derived from their
 //! code and issue trackers, not tested.
 
+use super::expert_adapters;
 use crate::adapters::AdapterFile;
 use crate::adapters::lora::{self, LoraModules, LoraSpec};
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::is_gguf;
+use crate::models::expert_number;
 use crate::nn::{Quantisation, QuantisedFormat};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -138,8 +140,13 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>) -> Ve
             !spec.token_rows.is_empty() || !spec.head_rows.is_empty(),
             "trained rows of the embedding: ft merge makes a model it reads",
         ),
+        (
+            modules.iter().any(|m| expert_number(m).is_some()),
+            "experts are adapted one by one: ft merge makes a model it reads",
+        ),
     ];
     let more: Vec<String> = more.into_iter().filter(|(set, _)| *set).map(|(_, why)| why.to_string()).collect();
+    let peft = expert_adapters::peft_refusals(spec, &modules).into_iter().map(str::to_string).collect();
 
     // vLLM scales every module by the config's lora_alpha and r, and ignores rank and alpha patterns.
     let common = lora::scale(spec.alpha, spec.rank, spec.rslora);
@@ -168,7 +175,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>) -> Ve
         .then(|| "alpha_pattern: it uses one alpha for all modules".to_string());
     let llama = [whole, head, rslora, alphas, turned].into_iter().flatten().chain(more).collect();
     vec![
-        answer("PEFT", Vec::new(), resize),
+        answer("PEFT", peft, resize),
         answer("vLLM", vllm, flag),
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
         answer("MLX", vec![format!("{OWN_FORMAT}: ft merge makes a model it reads")], None),

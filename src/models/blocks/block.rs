@@ -34,7 +34,7 @@ impl Block {
             attention: SelfAttention::build(c, &(scope / design.attention.module), design, i, rope),
             after_attention: norm(wiring.after_attention),
             before_mlp: norm(wiring.before_mlp),
-            feed_forward: FeedForward::build(c, &(scope / "mlp"), design.feed_forward),
+            feed_forward: FeedForward::build(c, scope, design, i),
             after_mlp: norm(wiring.after_mlp),
             parallel: wiring.parallel,
             residual_scale: design.residual_scale,
@@ -50,7 +50,7 @@ impl Block {
                 None => input.shallow_clone(),
             };
             let y = self.added(&self.after_attention, self.attention.forward(i, input, pass));
-            return x + y + self.added(&self.after_mlp, self.feed_forward.forward(of_mlp));
+            return x + y + self.added(&self.after_mlp, self.feed_forward.forward(i, of_mlp, pass));
         }
         let y = self.added(&self.after_attention, self.attention.forward(i, input, pass));
         let (x, input) = match &self.before_mlp {
@@ -61,7 +61,7 @@ impl Block {
                 (sum, input)
             }
         };
-        x + self.added(&self.after_mlp, self.feed_forward.forward(input))
+        x + self.added(&self.after_mlp, self.feed_forward.forward(i, input, pass))
     }
 
     /// Returns what is added to the residual stream for the result of attention or MLP.

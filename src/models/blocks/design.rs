@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::family::Config;
-use crate::nn::LogitChange;
+use crate::nn::{GATED_MLP_NAMES, LogitChange};
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
 pub struct Design {
@@ -11,6 +11,7 @@ pub struct Design {
     pub wiring: Wiring,
     pub attention: AttentionDesign,
     pub feed_forward: FeedForwardDesign,
+    pub experts: ExpertNames,
     /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
     pub embedding_scale: f64,
     /// Factor on what attention and MLP add to the residual stream.
@@ -72,6 +73,8 @@ pub struct AttentionDesign {
     pub scale: f64,
     /// Bound of the scores.
     pub softcap: Option<f64>,
+    /// Queries, keys and values are limited to this magnitude.
+    pub clip_qkv: Option<f64>,
 }
 
 /// The linear layers that make queries, keys and values.
@@ -95,6 +98,15 @@ pub enum QkNorm {
     EachHead,
     /// Of all heads together.
     Whole,
+}
+
+/// Where checkpoints have the experts of a layer, in models with experts.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertNames {
+    /// The module within the layer.
+    pub module: &'static str,
+    /// The names of gate, up and down within an expert.
+    pub layers: [&'static str; 3],
 }
 
 /// The linear layers of the MLP, and what lies between them.
@@ -167,12 +179,14 @@ impl Design {
                 rotates: vec![true; c.num_hidden_layers as usize],
                 scale: (c.head_dim as f64).powf(-0.5),
                 softcap: None,
+                clip_qkv: None,
             },
             feed_forward: FeedForwardDesign {
                 layers: FeedForwardLayers::Gated,
                 bias: c.mlp_bias,
                 activation: Activation::named(c, &c.hidden_act)?,
             },
+            experts: ExpertNames { module: "mlp", layers: GATED_MLP_NAMES },
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logits: LogitChange::NONE,

@@ -1,12 +1,20 @@
-//! The MLP of a layer.
+//! What follows attention in a layer: an MLP, or a layer of experts.
 
-use super::design::{Activation, FeedForwardDesign, FeedForwardLayers};
+use super::design::{Activation, Design, FeedForwardDesign, FeedForwardLayers};
+use super::experts::Experts;
 use crate::models::family::Config;
-use crate::nn::{LayerInput, Linear, ModuleScope, ops};
+use crate::nn::{ForwardPass, LayerInput, Linear, ModuleScope, ops};
 use tch::Tensor;
 
+/// What follows attention in a layer.
+pub enum FeedForward {
+    /// One MLP for every token.
+    Mlp(Mlp),
+    Experts(Experts),
+}
+
 /// The MLP of a layer.
-pub struct FeedForward {
+pub struct Mlp {
     layers: Layers,
     down: Linear,
     activation: Activation,
@@ -19,8 +27,26 @@ enum Layers {
 }
 
 impl FeedForward {
+    /// Builds what layer `i` at `scope` has: experts if config.json says so, else an MLP.
+    pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize) -> Self {
+        match c.experts.as_ref().filter(|sizes| sizes.sparse[i]) {
+            Some(sizes) => Self::Experts(Experts::build(c, sizes, &(scope / design.experts.module), design.experts)),
+            None => Self::Mlp(Mlp::build(c, &(scope / "mlp"), design.feed_forward)),
+        }
+    }
+
+    /// Computes it for the tokens of `input`, in layer `i`: (T, D) -> (T, D).
+    pub fn forward(&self, i: usize, input: LayerInput, pass: &mut ForwardPass) -> Tensor {
+        match self {
+            Self::Mlp(mlp) => mlp.forward(input),
+            Self::Experts(experts) => experts.forward(i, input, pass),
+        }
+    }
+}
+
+impl Mlp {
     /// Builds the MLP at `scope`.
-    pub fn build(c: &Config, scope: &ModuleScope, design: FeedForwardDesign) -> Self {
+    fn build(c: &Config, scope: &ModuleScope, design: FeedForwardDesign) -> Self {
         let FeedForwardDesign { layers, bias, activation } = design;
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (layers, down) = match layers {
@@ -37,7 +63,7 @@ impl FeedForward {
     }
 
     /// Computes (T, D) -> (T, D).
-    pub fn forward(&self, input: LayerInput) -> Tensor {
+    fn forward(&self, input: LayerInput) -> Tensor {
         let inner = match &self.layers {
             Layers::Gated { gate, up } => {
                 let [gate, up] = Linear::forward_jointly([gate, up], input);

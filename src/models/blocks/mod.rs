@@ -1,18 +1,19 @@
 //! Layers that families of decoders share. A family describes its layers by values ([`Design`]); [`build`] makes the decoder.
 //!
 //! design: what families differ in. decoder: embedding, layers, final norm and head. block: norms and residual additions
-//! around attention and MLP. self_attention: projections, rotation, attention. feed_forward: the MLP. norm: the kinds of
+//! around attention and MLP. self_attention: projections, rotation, attention. feed_forward: the MLP, or (experts) a layer of experts. norm: the kinds of
 //! norms.
 
 mod block;
 mod decoder;
 mod design;
+mod experts;
 mod feed_forward;
 mod norm;
 mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    Activation, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
-    Wiring,
+    Activation, AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind,
+    Projections, QkNorm, Wiring,
 };

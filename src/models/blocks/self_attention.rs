@@ -15,6 +15,7 @@ pub struct SelfAttention {
     /// `None`: the layer does not know positions.
     rope: Option<Rc<Rope>>,
     interleaved: bool,
+    clip_qkv: Option<f64>,
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
@@ -56,6 +57,7 @@ impl SelfAttention {
             norms: QkNorms::build(c, scope, design.norm, qk_norm),
             rope: design.attention.rotates[i].then(|| rope.clone()),
             interleaved,
+            clip_qkv: design.attention.clip_qkv,
             heads,
             kv_heads,
             head_dim: e,
@@ -102,6 +104,10 @@ impl SelfAttention {
         let (q, k) = match &self.norms {
             Some(norms) if norms.whole => (norms.q.forward(&q).x, norms.k.forward(&k).x),
             _ => (q, k),
+        };
+        let [q, k, v] = match self.clip_qkv {
+            Some(limit) => [q, k, v].map(|t| t.clamp(-limit, limit)),
+            None => [q, k, v],
         };
         let (q, k) = (by_head(q, heads), by_head(k, kv_heads));
         let (q, k) = match &self.norms {

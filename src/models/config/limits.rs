@@ -41,7 +41,9 @@ pub fn check(config: &Value, file: &Path) -> Result<()> {
             .hint("is the file the one that came with the model?"))
     };
     let given = |holder: &Value, key: &str| holder.get(key).filter(|v| !v.is_null()).cloned();
-    for key in COUNTS {
+    // transformers writes a window of 0 beside `use_sliding_window: false`.
+    let unused = |key: &str| key == "sliding_window" && config.get("use_sliding_window") == Some(&Value::Bool(false));
+    for key in COUNTS.iter().filter(|key| !unused(key)) {
         if let Some(found) = given(config, key).filter(|v| v.as_i64().is_none_or(|n| n < 1)) {
             return refuse(key, "a whole number from 1 on", &found);
         }

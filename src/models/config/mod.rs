@@ -3,6 +3,7 @@
 //! Each size has one name here, whatever a family's files call it; `Family::keys` and `Family::defaults` describe the
 //! differences.
 
+mod experts;
 mod limits;
 mod reader;
 mod rope;
@@ -105,6 +106,8 @@ impl Config {
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);
         let ropes = rope::read(&r, head_dim, context)?;
         let stored = stored::read(&raw, file)?;
+        let has_experts = family.extra_keys.contains(&"num_experts");
+        let experts = if has_experts { experts::read(&r, layers)? } else { None };
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,
@@ -124,6 +127,7 @@ impl Config {
             local_rope: ropes.local.map(|rope| (rope.theta, rope.scaling)),
             max_position_embeddings: context,
             windows: windows::read(&r, layers)?,
+            experts,
             stored,
             initializer_range: r.float_or("initializer_range", 0.02)?,
             model_type,

@@ -11,10 +11,14 @@ mod gpt_neox;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 mod stablelm;
 
@@ -37,5 +41,9 @@ pub static FAMILIES: &[Family] = &[
     stablelm::FAMILY,
     gpt_neox::FAMILY,
     falcon::FAMILY,
+    mixtral::FAMILY,
+    qwen2_moe::FAMILY,
+    qwen3_moe::FAMILY,
+    olmoe::FAMILY,
     gpt2::FAMILY,
 ];

@@ -46,6 +46,11 @@ impl ModuleScope<'_> {
         self.linear_layer(LayerKind::Linear, inputs, outputs, bias)
     }
 
+    /// Builds the router of a layer of experts, without bias.
+    pub fn router(&self, inputs: i64, experts: i64) -> Linear {
+        self.linear_layer(LayerKind::Router, inputs, experts, false)
+    }
+
     /// Builds an output head with its own weight.
     pub fn output_head(&self, inputs: i64, outputs: i64) -> Linear {
         match self.builder.headless.get() {

@@ -7,7 +7,7 @@ use crate::adapters::lora::{self, InputRecorder, LoraInit, LoraSpec, PrincipalIn
 use crate::data::encode::Example;
 use crate::error::{Error, Result};
 use crate::methods::parts::TRAINED_ADAPTER;
-use crate::models::{Heads, LoadOptions, Model};
+use crate::models::{Heads, LoadOptions, Model, expert_number};
 use crate::nn::{AdapterPlan, LayerKind, Tokens};
 use crate::recipe::plan::Plan;
 use crate::report;
@@ -74,6 +74,12 @@ fn module_ranks(prepared: &Prepared) -> Result<BTreeMap<String, i64>> {
             "adapter.lora.init: `eva` looks at the layers of the blocks only, not at `{head}`"
         ))
         .hint("leave it out of adapter.lora.targets, or choose another init"));
+    }
+    if let Some((expert, ..)) = modules.iter().find(|(module, ..)| expert_number(module).is_some()) {
+        return Err(Error::user(format!(
+            "adapter.lora.init: `eva` looks at layers that compute every token, and `{expert}` belongs to an expert"
+        ))
+        .hint("leave the experts out of adapter.lora.targets, or choose another init"));
     }
     Ok(modules.into_iter().map(|(module, rank, _)| (module, rank)).collect())
 }

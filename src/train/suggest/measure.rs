@@ -78,7 +78,7 @@ pub(super) fn measure(
         Ok(gradients)
     };
     tch::no_grad(|| probes.iter().for_each(|p| drop(p.a.shallow_clone().normal_(0.0, 1.0))));
-    let sketches = part(|p| p.b.grad().to_kind(Kind::Float))?;
+    let sketches = part(|p| gradient(p.b))?;
     tch::no_grad(|| {
         for (p, sketch) in probes.iter().zip(&sketches) {
             let (directions, ..) = sketch.svd(true, true); // (out, min(out, R))
@@ -87,10 +87,16 @@ pub(super) fn measure(
             p.b.narrow(1, 0, directions.size()[1]).copy_(&directions);
         }
     });
-    let along = |p: &Probe| p.a.grad().to_kind(Kind::Float);
+    let along = |p: &Probe| gradient(p.a);
     let (second, third) = (part(along)?, part(along)?);
     bar.finish_and_clear();
     probes.iter().zip(second.iter().zip(&third)).map(|(p, (x, y))| measured(p, x, y)).collect()
+}
+
+/// Returns a factor's gradient: zeros if there is none, because no token of the rows went to its expert.
+fn gradient(factor: &Tensor) -> Tensor {
+    let gradient = factor.grad();
+    if gradient.defined() { gradient.to_kind(Kind::Float) } else { factor.zeros_like() }
 }
 
 /// Returns the adapter's factors, by module.

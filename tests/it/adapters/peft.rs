@@ -277,8 +277,8 @@ fn options_that_change_numbers_are_refused_by_name() {
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("olora")),
         ("bias", json!("all")),
-        ("target_parameters", json!(["mlp.experts.gate_up_proj"])), // fused experts
-        ("target_parameters", json!(["attn.c_proj.weight"])),       // stored transposed
+        ("target_parameters", json!(["mlp.experts.gate_up_proj_blocks"])), // no stack of experts
+        ("target_parameters", json!(["attn.c_proj.weight"])),              // stored transposed
         ("target_parameters", json!(["q_proj.bias"])),
         ("trainable_token_indices", json!({"embed_tokens": [1], "score": [1]})),
         ("velora_config", json!({"a": 1})),

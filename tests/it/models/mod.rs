@@ -1,5 +1,6 @@
 //! Tests of src/models: families, weights, number formats.
 
+mod experts;
 mod families;
 mod gguf_base;
 mod hostile;

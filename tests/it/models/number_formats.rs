@@ -53,7 +53,9 @@ fn auto_is_float32_for_float32_files_and_else_the_devices_native_format() {
 fn weights_kept_in_the_files_format_give_identical_results() {
     let spec = LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() };
     let prompts: Vec<Vec<u32>> = (1..6).map(|i| (0..7 * i).map(|t| (t * 5 + i) % 60).collect()).collect();
-    for name in ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3"] {
+    for name in
+        ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3", "tiny-mixtral", "tiny-qwen2-moe"]
+    {
         for own in [Kind::BFloat16, Kind::Half] {
             let folder = stored_in(name, own);
             let plan = ModulePlan::new(&spec).unwrap();

@@ -19,7 +19,7 @@ struct Case {
     grad_norm: BTreeMap<String, f64>,
 }
 
-const MODELS: [&str; 13] = [
+const MODELS: [&str; 17] = [
     "tiny-llama",
     "biased-llama",
     "wide-head-llama",
@@ -33,6 +33,10 @@ const MODELS: [&str; 13] = [
     "tiny-qwen3",
     "tiny-gpt2",
     "scaled-gpt2",
+    "tiny-mixtral",
+    "tiny-qwen2-moe",
+    "tiny-qwen3-moe",
+    "tiny-olmoe",
 ];
 
 /// The models of tests/fixtures/dense, each with rows longer than its windows.

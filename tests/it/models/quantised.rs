@@ -10,7 +10,8 @@ use ft::nn::{AdapterPlan, Quantisation, QuantisedFormat, QuantisedParam, Tokens,
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const FAMILIES: [&str; 5] = ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3"];
+const FAMILIES: [&str; 7] =
+    ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3", "tiny-mixtral", "tiny-qwen2-moe"];
 
 fn load(folder: &Path, kind: Kind, storage: Storage, plan: Option<&ModulePlan>) -> Model {
     let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();

@@ -64,7 +64,7 @@ fn spectrum_trains_a_share_of_each_kind_of_matrix_and_records_it() {
 /// In every family, the trained layers get the gradients of full fine-tuning, and the others none.
 #[test]
 fn layers_that_are_not_drawn_get_no_gradient() {
-    for base in ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "biased-llama"] {
+    for base in ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "biased-llama", "tiny-mixtral"] {
         let part = TrainedPart::Lisa(LayerSampling::default());
         let load = LoadOptions {
             device: device(),

@@ -193,6 +193,14 @@ fn dense_families_train_as_in_peft_and_transformers() {
 }
 
 #[test]
+fn models_with_experts_train_as_in_peft_and_transformers() {
+    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe"] {
+        with_lora(&format!("training/lora-{name}"));
+        in_full(&format!("full-{name}"));
+    }
+}
+
+#[test]
 fn ten_steps_on_every_weight_equal_transformers_with_a_tied_head() {
     in_full("training/full");
 }

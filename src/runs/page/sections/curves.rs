@@ -1,6 +1,7 @@
 //! The curves of a run over its steps.
 
 use super::format::{FEW, short, window};
+use crate::models::router_terms::SHARE as EXPERT_SHARE;
 use crate::report;
 use crate::runs::folder::RunFolder;
 use crate::runs::history::{History, StepPoint, smooth};
@@ -21,7 +22,10 @@ pub fn curves(run: &RunFolder) -> Markup {
     let mut charts = vec![loss(h, &marks), learning_rate(h, &marks)];
     charts.push(gradient_norm(h, &marks, run.plan.recipe.optim.max_norm));
     let names = h.steps.first().map_or(&[][..], |p| &p.more);
-    charts.extend(names.iter().map(|(name, _)| method_mean(h, &marks, name)));
+    let (shares, names): (Vec<&str>, Vec<&str>) =
+        names.iter().map(|(name, _)| name.as_str()).partition(|name| name.starts_with(EXPERT_SHARE));
+    charts.extend(names.into_iter().map(|name| method_mean(h, &marks, name)));
+    charts.extend((!shares.is_empty()).then(|| expert_shares(h, &marks, &shares)));
     charts.extend([speed(h, &marks), memory(h, &marks)]);
     html! {
         section { h2 { "Curves" } div class="charts" { @for chart in &charts { (chart.figure()) } } }
@@ -101,6 +105,17 @@ fn method_mean<'a>(h: &History, marks: &'a StepMarks, name: &str) -> Chart<'a> {
     }
     let format = if name.contains("accuracy") { |v: f64| format!("{:.1}%", 100.0 * v) } else { short };
     Chart { format, ..marks.chart(&title, "", series) }
+}
+
+/// Returns the chart of the parts of all choices of experts that each of them got.
+fn expert_shares<'a>(h: &History, marks: &'a StepMarks, names: &[&str]) -> Chart<'a> {
+    let of_expert = |name: &&str| {
+        let points = per_step(h, |p| p.more.iter().find(|(k, _)| k == name).map_or(f64::NAN, |(_, v)| *v));
+        line(&name[EXPERT_SHARE.len()..], points)
+    };
+    let guide = Some((1.0 / names.len() as f64, "equal shares"));
+    let note = "of the tokens of all layers; a line for each expert, by its number";
+    Chart { guide, from_zero: true, ..marks.chart("Shares of experts", note, names.iter().map(of_expert).collect()) }
 }
 
 fn speed<'a>(h: &History, marks: &'a StepMarks) -> Chart<'a> {
