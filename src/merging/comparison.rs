@@ -137,7 +137,7 @@ fn sign_conflicts(changes: &[WeightedDelta]) -> Option<f64> {
 fn shared_and_conflicting(signs: impl Iterator<Item = Tensor>) -> (i64, i64) {
     let mut counted: Option<(Tensor, Tensor)> = None; // numbers of + and of -, by entry
     for sign in signs {
-        let (up, down) = (sign.gt(0.0).to_kind(Kind::Int), sign.lt(0.0).to_kind(Kind::Int));
+        let (up, down) = (sign.gt(0.0).to_kind(Kind::Int8), sign.lt(0.0).to_kind(Kind::Int8));
         counted = Some(match counted {
             None => (up, down),
             Some((ups, downs)) => (ups + up, downs + down),

@@ -44,7 +44,9 @@ pub fn random_numbers(entries: Range<usize>, seed: u64, name: &str) -> Vec<f64> 
     let (head, rest) = numbers.split_at_mut(first.min(entries.end) - entries.start);
     let fill = |part: &mut [f64], position: usize| {
         let mut rng = rng::stream(seed, name, (position / STREAM_BLOCK) as u64);
-        (0..position % STREAM_BLOCK).for_each(|_| drop(rng.random::<f64>()));
+        for _ in 0..position % STREAM_BLOCK {
+            let _: f64 = rng.random();
+        }
         part.iter_mut().for_each(|number| *number = rng.random());
     };
     if !head.is_empty() {

@@ -1,7 +1,8 @@
 //! Writes safetensors files one tensor at a time, so that a model larger than memory can be written.
 //!
 //! Decides the order of tensors in a file, the header, and the split into shards with their index.
-//! The caller's closure is called once per tensor, in file order; only one tensor is in memory at a time.
+//! The caller's closure is called once per tensor, in file order; only one tensor is in memory at a time, or a part of one
+//! ([`write_model_in_parts`]).
 
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -42,6 +43,25 @@ impl TensorHeader {
     }
 }
 
+/// Takes the bytes of a tensor that is written, in one or several parts.
+pub struct TensorSink<'w> {
+    out: &'w mut dyn Write,
+    written: u64,
+    failed: Option<std::io::Error>,
+}
+
+impl TensorSink<'_> {
+    /// Writes the next bytes of the tensor: little-endian, row-major.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.written += bytes.len() as u64;
+        self.out.write_all(bytes).map_err(|e| {
+            let error = Error::user(format!("a tensor could not be written: {e}"));
+            self.failed = Some(e);
+            error
+        })
+    }
+}
+
 /// Writes one safetensors file, atomically, with `{"format": "pt"}` as metadata.
 ///
 /// `bytes(entry)` is called once per tensor, in the file's order (widest dtype first, then by name, as the
@@ -50,6 +70,15 @@ pub fn write_file<B: AsRef<[u8]>>(
     path: &Path,
     entries: &[TensorHeader],
     mut bytes: impl FnMut(&TensorHeader) -> Result<B>,
+) -> Result<()> {
+    write_file_in_parts(path, entries, |entry, out| out.put(bytes(entry)?.as_ref()))
+}
+
+/// Does the same with tensors that are written in parts: `fill` gives the bytes of a tensor to a sink.
+fn write_file_in_parts(
+    path: &Path,
+    entries: &[TensorHeader],
+    mut fill: impl FnMut(&TensorHeader, &mut TensorSink) -> Result<()>,
 ) -> Result<()> {
     let mut order: Vec<&TensorHeader> = entries.iter().collect();
     order.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
@@ -60,22 +89,22 @@ pub fn write_file<B: AsRef<[u8]>>(
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for entry in &order {
-            let given = bytes(entry).and_then(|b| {
-                let (found, expected) = (b.as_ref().len() as u64, entry.bytes());
-                if found == expected {
-                    return Ok(b);
-                }
-                Err(Error::bug(format!(
+            let mut sink = TensorSink { out, written: 0, failed: None };
+            let made = fill(entry, &mut sink);
+            let (found, expected) = (sink.written, entry.bytes());
+            if let Some(e) = sink.failed {
+                return Err(e);
+            }
+            let made = made.and_then(|()| match found == expected {
+                true => Ok(()),
+                false => Err(Error::bug(format!(
                     "tensor {}: {expected} bytes expected, {found} given to the writer",
                     entry.name
-                )))
+                ))),
             });
-            match given {
-                Ok(b) => out.write_all(b.as_ref())?,
-                Err(e) => {
-                    failed = Some(e);
-                    return Err(std::io::Error::other("a tensor could not be made"));
-                }
+            if let Err(e) = made {
+                failed = Some(e);
+                return Err(std::io::Error::other("a tensor could not be made"));
             }
         }
         Ok(())
@@ -96,10 +125,21 @@ pub fn write_model<B: AsRef<[u8]>>(
     shard_bytes: u64,
     mut bytes: impl FnMut(&TensorHeader) -> Result<B>,
 ) -> Result<Vec<PathBuf>> {
+    write_model_in_parts(folder, entries, shard_bytes, |entry, out| out.put(bytes(entry)?.as_ref()))
+}
+
+/// Does the same with tensors that are written in parts: `fill` gives the bytes of a tensor to a sink, so that not even one
+/// tensor has to be in memory.
+pub fn write_model_in_parts(
+    folder: &Path,
+    entries: &[TensorHeader],
+    shard_bytes: u64,
+    mut fill: impl FnMut(&TensorHeader, &mut TensorSink) -> Result<()>,
+) -> Result<Vec<PathBuf>> {
     let shards = shards(entries, shard_bytes);
     if let [_] = shards[..] {
         let path = folder.join("model.safetensors");
-        write_file(&path, entries, bytes)?;
+        write_file_in_parts(&path, entries, fill)?;
         return Ok(vec![path]);
     }
     let mut files = Vec::new();
@@ -107,7 +147,7 @@ pub fn write_model<B: AsRef<[u8]>>(
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
         let path = folder.join(&file);
-        write_file(&path, shard, &mut bytes)?;
+        write_file_in_parts(&path, shard, &mut fill)?;
         weight_map.extend(shard.iter().map(|e| (e.name.clone(), file.clone())));
         files.push(path);
     }

@@ -22,6 +22,7 @@ pub(super) fn run(args: &MergeArgs, file: ModelMergeFile) -> Result<()> {
         return Err(no_folder(args, "give --out DIR, or --dry-run for the report alone"));
     }
     check_out_folder(args, args.out.as_deref(), &file.models[0], &file.models[1..])?;
+    ft::models::device("cpu")?; // its allocator reuses the memory of blocks
     let merge = ModelMerge::open(file, args.seed.unwrap_or_default())?;
     merge.notes().iter().for_each(report::warn);
     let Some(out) = args.out.as_deref() else {

@@ -84,7 +84,7 @@ pub struct WeightFile {
 }
 
 /// Returns name, size and hash of a weight file.
-pub(super) fn weight_file(path: &Path) -> Result<(String, WeightFile)> {
+pub(in crate::convert) fn weight_file(path: &Path) -> Result<(String, WeightFile)> {
     let bytes = std::fs::metadata(path).map_err(|e| fsutil::io_error("reading", path, e))?.len();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok((name, WeightFile { bytes, sha256: fsutil::sha256(path)? }))

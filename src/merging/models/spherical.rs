@@ -36,6 +36,8 @@ pub(super) fn nuslerp(parts: &TensorParts, values: &ParameterValues) -> Result<B
     let sum = weight(0) + weight(1);
     let t = if sum.abs() < 1e-6 { 0.5 } else { weight(1) / sum };
     let along = match (values.is("nuslerp_flatten"), values.is("nuslerp_row_wise")) {
+        // A tensor with one dimension is one vector in any case.
+        _ if parts.blocks.rows == 1 => Vectors::Whole,
         (true, _) => Vectors::Whole,
         (false, true) => Vectors::Columns,
         (false, false) => Vectors::Rows,

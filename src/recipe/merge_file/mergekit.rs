@@ -12,6 +12,7 @@ use crate::merging::models::{BasePolicy, Case, ModelMethod, ParameterKind, Param
 use crate::model_files::is_gguf;
 use crate::recipe::mistakes::SourceSpan;
 use crate::recipe::repair::describe_value;
+use crate::recipe::suggest::suggest_choice;
 use crate::recipe::tree::{Node, NodeKind, Scalar, parse_scalar};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -137,7 +138,12 @@ impl FileReader<'_, '_> {
                     self.reader.list("slices", node, "[{sources: [{model: models/a, layer_range: [0, 8]}]}]")?;
                 items.iter().map(|item| self.slice(item, base)).collect()
             }
-            ["modules"] => {
+            [] => self.reader.wrong(
+                SourceSpan::start(0),
+                "`models` or `slices` is missing".into(),
+                "e.g. `models: [{model: models/a}, {model: models/b}]`",
+            ),
+            [_] => {
                 let at = root.entry("modules")?.0.at;
                 self.reader.wrong(
                     at,
@@ -145,11 +151,6 @@ impl FileReader<'_, '_> {
                     "use `models` or `slices`",
                 )
             }
-            [] => self.reader.wrong(
-                SourceSpan::start(0),
-                "`models` or `slices` is missing".into(),
-                "e.g. `models: [{model: models/a}, {model: models/b}]`",
-            ),
             [_, second, ..] => {
                 let at = root.entry(second)?.0.at;
                 self.reader.wrong(at, format!("`{}` are given together", given.join("` and `")), "give one of them")
@@ -269,8 +270,7 @@ impl FileReader<'_, '_> {
                 }
                 None => {
                     let known: Vec<&str> = method.parameters().iter().map(|p| p.name).collect();
-                    let near = crate::recipe::suggest::suggest_choice(&known, name);
-                    let hint = match near {
+                    let hint = match suggest_choice(&known, name) {
                         Some(near) => format!("did you mean `{near}`?"),
                         None => format!("{} has {}", method.name(), known.join(", ")),
                     };
@@ -482,6 +482,13 @@ impl FileReader<'_, '_> {
         match &node.kind {
             NodeKind::Scalar { text, .. } if text == "base" => Some(TokenizerSource::Base),
             NodeKind::Scalar { text, .. } if text == "union" => Some(TokenizerSource::Union),
+            NodeKind::Scalar { text, .. } if !Path::new(text).exists() => {
+                let hint = match suggest_choice(&["union", "base"], text) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "union, base, or a folder with a tokenizer".into(),
+                };
+                self.reader.wrong(node.at, format!("`{text}`: no such folder"), hint)
+            }
             _ => self.folder(key, node).map(TokenizerSource::Folder),
         }
     }
@@ -606,11 +613,11 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_reported_with_their_places() {
-        let text = "merge_method: tys\nmodels:\n- model: src\n  parameters: {wieght: 1}\n- mode: tests\n- model: org/name\n\
+        let text = "merge_method: tie\nmodels:\n- model: src\n  parameters: {wieght: 1}\n- mode: tests\n- model: org/name\n\
                     base_model: docs+src\ndtype: float8\ntokenizer_source: unon\nchat_template: chatml\nmodel: x\n";
         let told = parse("merge.yaml", text).unwrap_err().to_string();
         for part in [
-            "merge.yaml:1:15: unknown choice `tys` for `merge_method`",
+            "merge.yaml:1:15: unknown choice `tie` for `merge_method`",
             "did you mean `ties`?",
             "merge.yaml:5:3: unknown key `mode`",
             "a model without `model`",
@@ -619,6 +626,7 @@ mod tests {
             "ft merge docs src --out DIR",
             "merge.yaml:8:8: unknown choice `float8`",
             "merge.yaml:9:19: `unon`: no such folder",
+            "did you mean `union`?",
             "merge.yaml:10:16: `chat_template`: mergekit's template `chatml`",
             "merge.yaml:11:1: unknown key `model`",
         ] {

@@ -282,10 +282,10 @@ fn write_zeros(folder: &Path, layers: i64, rows: i64) {
     write_sparse(&folder.join("model.safetensors"), &shapes);
 }
 
-/// The memory of a merge is that of one tensor of the result and of blocks of the inputs: it grows neither with the number of
-/// models nor with that of layers.
+/// The memory of a merge is that of blocks: it does not grow with the number of layers, and with that of models by their blocks
+/// alone.
 #[test]
-fn memory_is_that_of_one_tensor() {
+fn memory_is_that_of_blocks() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let rows = 65536; // 128 MiB in bfloat16

@@ -36,7 +36,7 @@ impl<'a> MergedTensor<'a> {
 
     /// Merges the tensor and gives its blocks to `take`, in order and in the format that is written. Returns how far the models
     /// agree; `None` if there is nothing to compare.
-    pub fn compute(&self, mut take: impl FnMut(&Tensor)) -> Result<Option<WeightReport>> {
+    pub fn compute(&self, mut take: impl FnMut(&Tensor) -> Result<()>) -> Result<Option<WeightReport>> {
         let _no_grad = tch::no_grad_guard();
         let (file, tensor) = (&self.merge.file, self.tensor);
         let base = file.slices[tensor.slice].base.filter(|_| file.method.base() != BasePolicy::Ignored);
@@ -77,7 +77,7 @@ impl<'a> MergedTensor<'a> {
                 };
                 comparison.add(&compared.iter().map(change).collect::<Vec<_>>(), &(&result - &block[reference]));
             }
-            take(&written);
+            take(&written)?;
         }
         Ok(reference.map(|_| WeightReport {
             name: tensor.name.clone(),

@@ -5,8 +5,8 @@
 //! merged from. merged_tensor: one tensor of the result, and the report on it. vocabulary: tokenizers and rows of tokens. config:
 //! config.json of the result. written: what is written is read back and compared.
 //!
-//! Of a tensor of the result only the written bytes are in memory as a whole; inputs are read in blocks, once for every pass that
-//! a method needs. So the memory does not depend on the number of models.
+//! Tensors are read, merged and written in blocks; a method that has to know a whole tensor reads it more than once. So the memory
+//! depends neither on the size of a tensor nor on that of a model.
 
 mod config;
 mod inputs;
@@ -24,7 +24,7 @@ use crate::convert::export::publish::tensor_entry;
 use crate::convert::folder::disk_space::check_disk_space;
 use crate::error::Result;
 use crate::fsutil;
-use crate::nn::safetensors::{TensorHeader, write_model};
+use crate::nn::safetensors::{TensorHeader, write_model_in_parts};
 use crate::nn::weights;
 use crate::recipe::merge_file::{MergeFormat, ModelMergeFile};
 use crate::report;
@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use tensors::OutputTensor;
 use vocabulary::Vocabulary;
+use written::BlockHash;
 
 /// A merge of whole models that is planned in full: which tensors it has, and with which parameters each is merged.
 pub struct ModelMerge {
@@ -73,7 +74,7 @@ impl ModelMerge {
         let bar = report::bar(self.tensors.len() as u64, "merging");
         let mut reports = Vec::new();
         for tensor in &self.tensors {
-            reports.extend(MergedTensor::new(self, tensor)?.compute(|_| {})?);
+            reports.extend(MergedTensor::new(self, tensor)?.compute(|_| Ok(()))?);
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -95,14 +96,18 @@ impl ModelMerge {
         fsutil::replace_dir(&folder, |temp| {
             let bar = report::bar(self.tensors.len() as u64, "merging");
             let (mut reports, mut hashes) = (BTreeMap::new(), BTreeMap::new());
-            write_model(temp, &entries, shard_bytes, |entry| {
-                let tensor = by_name[entry.name.as_str()];
-                let mut bytes = Vec::with_capacity(entry.bytes() as usize);
-                let compared = MergedTensor::new(self, tensor)?.compute(|block| bytes.extend(weights::bytes(block)))?;
+            write_model_in_parts(temp, &entries, shard_bytes, |entry, out| {
+                let tensor = MergedTensor::new(self, by_name[entry.name.as_str()])?;
+                let mut hash = BlockHash::default();
+                let compared = tensor.compute(|block| {
+                    let bytes = weights::bytes(block);
+                    hash.add(&bytes);
+                    out.put(&bytes)
+                })?;
                 reports.extend(compared.map(|report| (entry.name.clone(), report)));
-                hashes.insert(entry.name.clone(), written::hash(&bytes));
+                hashes.insert(entry.name.clone(), hash.finish());
                 bar.inc(1);
-                Ok(bytes)
+                Ok(())
             })?;
             bar.finish_and_clear();
             config::write(self, temp)?;
@@ -135,7 +140,9 @@ impl ModelMerge {
         reports.sort_by(|a, b| a.name.cmp(&b.name));
         let mean = |model: usize, name: &str| {
             let values: Vec<f64> = self.tensors.iter().filter_map(|t| t.parameter(&self.file, model, name)).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            let first = *values.first()?;
+            let same = values.iter().all(|value| *value == first);
+            Some(if same { first } else { values.iter().sum::<f64>() / values.len() as f64 })
         };
         let part = |model: usize| MergedPart {
             folder: self.inputs[model].folder.display().to_string(),

@@ -5,6 +5,7 @@ use crate::convert::merge::report::MergeReport;
 use crate::convert::verify::compatibility::{Compatibility, of_model};
 use crate::convert::verify::report::{ExportVerdict, WeightFile, weight_file};
 use crate::error::{Error, Result};
+use crate::merging::models::TensorBlocks;
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use crate::nn::weights;
 use serde::Serialize;
@@ -40,11 +41,20 @@ pub struct ModelMergeReport {
     pub ft_version: &'static str,
 }
 
-/// Returns the hash by which written bytes are compared.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
+/// The hash of a tensor's bytes, block by block, by which written bytes are compared with what was to be written.
+#[derive(Default)]
+pub(super) struct BlockHash(DefaultHasher);
+
+impl BlockHash {
+    /// Adds the bytes of the next block.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// Returns the hash of all blocks.
+    pub fn finish(self) -> u64 {
+        self.0.finish()
+    }
 }
 
 /// Reads the folder back: every tensor must have the bytes that were written, and a model of this config must consist of exactly
@@ -69,8 +79,14 @@ pub(super) fn check(
         return Err(differs(name));
     }
     for (name, wanted) in hashes {
-        let tensor = read.read(name).ok_or_else(|| differs(name))?.map_err(back)?;
-        if hash(&weights::bytes(&tensor)) != *wanted {
+        let blocks = TensorBlocks::of(read.shape(name).unwrap_or_default());
+        let mut hash = BlockHash::default();
+        for rows in blocks.blocks() {
+            let entries = (rows.start * blocks.columns) as usize..(rows.end * blocks.columns) as usize;
+            let block = read.read_entries(name, entries).ok_or_else(|| differs(name))?.map_err(back)?;
+            hash.add(&weights::bytes(&block));
+        }
+        if hash.finish() != *wanted {
             return Err(differs(name));
         }
     }
