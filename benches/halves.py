@@ -111,6 +111,7 @@ def main():
     p.add_argument("--out", default=ROOT / "runs/halves", type=Path)
     p.add_argument("--device", default="auto")
     p.add_argument("--per-chapter", default=50, type=int, help="held-out rows of each chapter")
+    p.add_argument("--sweep-rows", type=int, help="search on the first N validation rows (default all)")
     args = p.parse_args()
     args.ft, args.model, args.data, args.out = (path.resolve() for path in (args.ft, args.model, args.data, args.out))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,8 @@ def main():
         train(args, half)
     merge(args, "sum")
     merge(args, "soup", "--method", "soup")
-    searched = merge(args, "searched", "--sweep", args.data / "valid.jsonl")
+    first_rows = ["--sweep-rows", args.sweep_rows] if args.sweep_rows else []
+    searched = merge(args, "searched", "--sweep", args.data / "valid.jsonl", *first_rows)
     best = searched["sweep"]["best"]
     print(f"weights {best['weights']}, loss {best['loss']:.4f}, {len(searched['sweep']['trials'])} trials")
 

@@ -323,7 +323,7 @@ impl<'m> Engine<'m> {
         let mut slots: Vec<usize> = (0..self.rows.len()).collect();
         for (i, stopped) in ended.into_iter().rev() {
             slots.swap_remove(i);
-            let DecodingRow { request, sample, sequence } = self.rows.swap_remove(i);
+            let DecodingRow { request, sample, sequence, .. } = self.rows.swap_remove(i);
             let completion = sequence.finish(stopped, &self.settings, self.decode)?;
             step.finished.push(FinishedAnswer { request, sample, completion });
         }

@@ -101,7 +101,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("run.steps", &["max_steps", "max_steps_per_epoch", "iters", "train_steps", "num_steps"], ""),
     is("run.eval_every", &["eval_steps", "evals_per_epoch", "eval_strategy", "evaluation_strategy", "do_eval", "steps_per_eval", "run_val_every_n_steps"], "a number of steps; 0 measures at the end only"),
     is("run.save_every", &["save_steps", "saves_per_epoch", "save_strategy", "save_interval", "save_every_n_steps"], "a number of steps; 0 saves at the end only"),
-    is("run.result", &["average", "average_checkpoints", "swa", "use_swa", "load_best_model_at_end", "stochastic_weight_avg"], "`best`, `last`, or the mean of the last checkpoints: `{ average: 5 }`"),
+    is("run.result", &["average_checkpoints", "swa", "use_swa", "stochastic_weight_avg"], "`best`, `last`, or the mean of the last checkpoints: `{ average: 5 }`"),
     is("run.keep", &["save_total_limit", "keep_last_n_checkpoints"], "the best checkpoint is kept in addition"),
     is("run.patience", &["early_stopping_patience", "early_stopping", "early_stopping_steps"], "counted in validations"),
     is("run.seed", &["random_state", "random_seed", "data_seed", "manual_seed"], "one seed for everything"),

@@ -64,7 +64,7 @@ fn a_kill_leaves_the_old_folder_or_the_new_one() {
         assert!(run().status().unwrap().success(), "{command:?}");
         let took = began.elapsed();
         let new = content(&at("out"));
-        assert!(old != new && new.len() > 2, "{command:?}");
+        assert!(old != new && new.len() >= 2, "{command:?}");
         restore();
         let mut killed = 0;
         // Most of the time is spent before the first file and in checking; kills are spread over all of it.

@@ -55,13 +55,11 @@ fn a_soup_is_the_sum_with_equal_weights() {
 fn a_greedy_soup_leaves_out_what_makes_it_worse() {
     let space = Workspace::new();
     let rows = "datasets/icd10/test.jsonl";
-    for (out, sets) in [
-        ("good", &["run.seed=1"][..]),
-        ("better", &["run.seed=2", "optim.lr=2e-3"]),
-        ("broken", &["optim.lr=0.3", "optim.schedule=constant"]),
-    ] {
+    for (out, sets) in [("good", &["run.seed=1"][..]), ("better", &["run.seed=2", "optim.lr=2e-3"])] {
         train(&space, LORA, out, &[sets, &["run.result=last", "model.dtype=f32"]].concat());
     }
+    // It takes back more than both have learnt.
+    space.ft(&["merge", MODEL, "better=-8", "--as", "adapter", "--out", "broken"]);
     let merge =
         ["merge", MODEL, "broken", "good", "better", "--method", "greedy_soup", "--rows", rows, "--as", "adapter"];
     let done = space.ft(&[&merge[..], &["--out", "soup", "--json"]].concat());
