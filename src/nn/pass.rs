@@ -130,6 +130,11 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
+    /// Returns true if the statistics of the routing of layers of experts are asked for.
+    pub fn watches_routing(&self) -> bool {
+        self.routing.is_some()
+    }
+
     /// Keeps the statistics of the routing of layer `layer` if they are asked for.
     pub fn record_routing(&mut self, layer: usize, statistics: impl FnOnce() -> RouterStatistics) {
         if let Some(routing) = &mut self.routing {

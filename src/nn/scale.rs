@@ -2,6 +2,8 @@
 
 use super::autograd::differentiable;
 use super::layer_input::LayerInput;
+use std::cell::RefCell;
+use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// Computes `y ∘ scale` in float32, rounded once to the dtype of y: (…, out), (out) float32 -> (…, out). A factor near 1
@@ -22,21 +24,29 @@ pub fn scale_columns(y: &Tensor, scale: &Tensor) -> Tensor {
 }
 
 /// Computes `factors ∘ x` in float32, rounded once to the dtype of x, as a layer's input: (n, F), (n, 1) float32 -> (n, F).
-/// Keeps the factors; x and the result are recomputed in the backward as `input` is.
+/// Keeps the factors; x and the result are recomputed in the backward as `input` is, once: the layer that reads the result
+/// computes x first, and leaves it for the gradient of the factors.
 pub fn scale_rows(input: LayerInput, factors: &Tensor) -> LayerInput {
     let (kind, again) = (input.x.kind(), input.again());
     let (needs_x, needs_factors) = (input.x.requires_grad(), factors.requires_grad());
-    let forward = || ((&input.x * factors).to_kind(kind), (again.clone(), factors.detach()));
-    let scaled = differentiable(&[&input.x, factors], forward, move |(again, factors), g| {
-        let along = || g.to_kind(Kind::Float) * again().to_kind(Kind::Float);
+    let left: Rc<RefCell<Option<Tensor>>> = Rc::default();
+    let forward = || ((&input.x * factors).to_kind(kind), (again.clone(), left.clone(), factors.detach()));
+    let scaled = differentiable(&[&input.x, factors], forward, move |(again, left, factors), g| {
+        let x = needs_factors.then(|| left.take().unwrap_or_else(|| again()));
+        let along = |x: Tensor| g.to_kind(Kind::Float) * x.to_kind(Kind::Float);
         vec![
             needs_x.then(|| (g * factors).to_kind(kind)),
-            needs_factors.then(|| along().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)),
+            x.map(|x| along(x).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)),
         ]
     });
     LayerInput::recomputable(scaled, || {
         let factors = factors.detach();
-        move || (again() * &factors).to_kind(kind)
+        move || {
+            let x = again();
+            let scaled = (&x * &factors).to_kind(kind);
+            left.replace(needs_factors.then_some(x));
+            scaled
+        }
     })
 }
 

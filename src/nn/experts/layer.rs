@@ -25,7 +25,7 @@ impl ExpertLayer {
         if input.x.size()[0] == 0 {
             return input.x.zeros_like(); // a decoding step in which no sequence goes on
         }
-        let routing = self.router.route(&input);
+        let routing = self.router.route(&input, pass.watches_routing());
         let dispatch = Dispatch::new(&routing.choices, self.experts.len());
         pass.record_routing(layer, || routing.statistics(dispatch.counts()));
         let rows = dispatch.split(&dispatch.gather(&input.x));

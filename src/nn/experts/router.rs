@@ -1,9 +1,9 @@
 //! The router of a layer of experts: which experts compute a token, and with which weights.
 
+use crate::nn::autograd::differentiable_many;
 use crate::nn::builder::ModuleScope;
 use crate::nn::layer_input::LayerInput;
 use crate::nn::linear::Linear;
-use crate::nn::recomputed::recomputed;
 use tch::{Kind, Tensor};
 
 /// A linear layer whose outputs are the logits of the experts. It computes in float32, in whatever format the model does:
@@ -16,12 +16,23 @@ pub struct Router {
 
 /// The experts of each token of a row, and their weights.
 pub(super) struct Routing {
-    /// (T, E) float32
-    logits: Tensor,
     /// (T, k) numbers of the experts, the most probable first.
     pub choices: Tensor,
     /// (T, k) float32
     pub weights: Tensor,
+    /// The sums of the probabilities (E) and of the squares, if they were asked for: see [`RouterStatistics`].
+    sums: Option<[Tensor; 2]>,
+}
+
+/// What the backward of a routing needs.
+struct SavedRouting {
+    /// (T, E) the softmax of the logits.
+    probabilities: Tensor,
+    choices: Tensor,
+    /// The weights (T, k), and the sums (T, 1) that they were divided by, if they were.
+    renormalised: Option<[Tensor; 2]>,
+    /// (T) logarithms of the sums of the exponentials, if the sums were asked for.
+    log_sums: Option<Tensor>,
 }
 
 /// What terms of the loss need of the routing of one layer's tokens.
@@ -53,32 +64,67 @@ impl Router {
         Self { gate: scope.router(width, experts), chosen, renormalise }
     }
 
-    /// Routes the tokens of `input` (T, D).
-    pub(super) fn route(&self, input: &LayerInput) -> Routing {
+    /// Routes the tokens of `input` (T, D). With `watched`, their statistics can be asked for.
+    pub(super) fn route(&self, input: &LayerInput, watched: bool) -> Routing {
         let logits = self.gate.forward(input.map_rows(|x| x.to_kind(Kind::Float))); // (T, E)
-        let choices = tch::no_grad(|| logits.softmax(-1, Kind::Float).topk(self.chosen, -1, true, true).1);
-        let (picked, renormalise) = (choices.shallow_clone(), self.renormalise);
-        let weights = recomputed(&logits, &[], move |logits, _| {
-            let weights = logits.softmax(-1, Kind::Float).gather(-1, &picked, false);
-            if renormalise {
-                &weights / weights.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)
-            } else {
-                weights
+        let mut choices = None;
+        let forward = || {
+            let probabilities = logits.softmax(-1, Kind::Float);
+            let (picked, chosen) = probabilities.topk(self.chosen, -1, true, true);
+            let total = self.renormalise.then(|| sum_along(&picked));
+            let weights = total.as_ref().map_or_else(|| picked.shallow_clone(), |total| &picked / total);
+            let renormalised = total.map(|total| [weights.detach(), total]);
+            let log_sums = watched.then(|| logits.logsumexp([-1i64].as_slice(), false));
+            let mut results = vec![weights];
+            if let Some(log_sums) = &log_sums {
+                let of_experts = probabilities.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+                results.extend([of_experts, log_sums.square().sum(Kind::Float)]);
             }
-        });
-        Routing { logits, choices, weights }
+            choices = Some(chosen.shallow_clone());
+            (results, SavedRouting { probabilities, choices: chosen, renormalised, log_sums })
+        };
+        let mut results = differentiable_many(&[&logits], forward, |saved, grads| vec![Some(saved.backward(grads))]);
+        let sums = watched.then(|| results.split_off(1).try_into().expect("two sums"));
+        Routing { choices: choices.expect("routed"), weights: results.remove(0), sums }
     }
+}
+
+impl SavedRouting {
+    /// Returns the gradient of the logits (T, E), given those of the weights and, if they were asked for, of the sums.
+    fn backward(&self, grads: &[Option<Tensor>]) -> Tensor {
+        let p = &self.probabilities;
+        let mut g_p = p.zeros_like();
+        if let Some(g) = &grads[0] {
+            let g = match &self.renormalised {
+                Some([weights, total]) => (g - sum_along(&(g * weights))) / total,
+                None => g.shallow_clone(),
+            };
+            let _ = g_p.scatter_(-1, &self.choices, &g);
+        }
+        if let Some(g) = grads.get(1).and_then(Option::as_ref) {
+            g_p += g;
+        }
+        let mut g_logits = &g_p - sum_along(&(&g_p * p));
+        if let (Some(g), Some(log_sums)) = (grads.get(2).and_then(Option::as_ref), &self.log_sums) {
+            g_logits += (log_sums * g * 2.0).unsqueeze(-1);
+        }
+        g_logits * p
+    }
+}
+
+/// Returns the sums of rows: (T, n) -> (T, 1).
+fn sum_along(t: &Tensor) -> Tensor {
+    t.sum_dim_intlist([-1i64].as_slice(), true, t.kind())
 }
 
 impl Routing {
     /// Returns the statistics of the routing; `counts` are the numbers of tokens of the experts.
+    ///
+    /// # Panics
+    /// If the routing was not watched.
     pub fn statistics(&self, counts: &[i64]) -> RouterStatistics {
-        let probabilities = recomputed(&self.logits, &[], |logits, _| {
-            logits.softmax(-1, Kind::Float).sum_dim_intlist([0i64].as_slice(), false, Kind::Float)
-        });
-        let squares = recomputed(&self.logits, &[], |logits, _| {
-            logits.logsumexp([-1i64].as_slice(), false).square().sum(Kind::Float)
-        });
-        RouterStatistics { probabilities, squares, counts: counts.to_vec(), tokens: self.logits.size()[0] }
+        let [probabilities, squares] =
+            self.sums.as_ref().expect("a watched routing").each_ref().map(Tensor::shallow_clone);
+        RouterStatistics { probabilities, squares, counts: counts.to_vec(), tokens: self.choices.size()[0] }
     }
 }
