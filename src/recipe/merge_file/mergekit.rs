@@ -55,7 +55,9 @@ impl FileReader<'_, '_> {
         let base_node = root.get("base_model").filter(|node| !node.is_null());
         let base = base_node.and_then(|node| self.model("base_model", node));
         let parameters = self.parameters(root);
+        let before = self.reader.mistakes.len();
         let slices = self.slices(root, base);
+        let complete = self.reader.mistakes.len() == before;
         let format = self.format(root);
         let vocabulary = self.vocabulary(root, base);
         let chat_template = root.get("chat_template").filter(|n| !n.is_null()).and_then(|n| self.chat_template(n));
@@ -67,6 +69,10 @@ impl FileReader<'_, '_> {
         let key = if root.get("models").is_some() { "models" } else { "slices" };
         for slice in &slices {
             self.check_slice(method, slice, &parameters, at(key));
+            // Models that could not be read would be counted as missing.
+            if complete {
+                self.check_count(method, slice, at(key));
+            }
         }
         let models = std::mem::take(&mut self.models);
         let notes = std::mem::take(&mut self.notes);
@@ -356,24 +362,9 @@ impl FileReader<'_, '_> {
         }
     }
 
-    /// Notes what a method cannot do with a slice: too few or too many models, no base, a parameter that is not given.
-    fn check_slice(&mut self, method: ModelMethod, slice: &OutputSlice, all: &Settings, at: SourceSpan) {
+    /// Notes that a slice has too few or too many models for a method.
+    fn check_count(&mut self, method: ModelMethod, slice: &OutputSlice, at: SourceSpan) {
         let name = method.name();
-        let base_is_there = slice.base.is_some_and(|base| slice.sources.iter().any(|s| s.model == base));
-        match (method.base(), slice.base) {
-            (BasePolicy::Required, None) => {
-                self.reader.wrong::<()>(at, format!("`{name}` needs `base_model`"), "e.g. `base_model: models/base`");
-            }
-            (BasePolicy::Required | BasePolicy::Optional, Some(base)) if !base_is_there => {
-                let why = format!("the base {} is not among the `sources` of a slice", self.models[base].display());
-                self.reader.wrong::<()>(
-                    at,
-                    why,
-                    "list it there with its layers, or give the slice a `base_model` of its own",
-                );
-            }
-            _ => {}
-        }
         let (least, most) = method.models();
         // A base that is optional does not count.
         let counted = match method.base() {
@@ -393,6 +384,26 @@ impl FileReader<'_, '_> {
                 _ => "list more models",
             };
             self.reader.wrong::<()>(at, why, hint);
+        }
+    }
+
+    /// Notes what a method cannot do with a slice: no base, a parameter that is not given.
+    fn check_slice(&mut self, method: ModelMethod, slice: &OutputSlice, all: &Settings, at: SourceSpan) {
+        let name = method.name();
+        let base_is_there = slice.base.is_some_and(|base| slice.sources.iter().any(|s| s.model == base));
+        match (method.base(), slice.base) {
+            (BasePolicy::Required, None) => {
+                self.reader.wrong::<()>(at, format!("`{name}` needs `base_model`"), "e.g. `base_model: models/base`");
+            }
+            (BasePolicy::Required | BasePolicy::Optional, Some(base)) if !base_is_there => {
+                let why = format!("the base {} is not among the `sources` of a slice", self.models[base].display());
+                self.reader.wrong::<()>(
+                    at,
+                    why,
+                    "list it there with its layers, or give the slice a `base_model` of its own",
+                );
+            }
+            _ => {}
         }
         for parameter in method.parameters().iter().filter(|parameter| parameter.required) {
             let above = [&slice.parameters, all].iter().any(|settings| settings.contains_key(parameter.name));
@@ -637,7 +648,7 @@ mod tests {
                     - sources: [{model: src, layer_range: [2, 2]}]\nparameters: {weigth: 1, density: much}\n";
         let told = parse("merge.yaml", text).unwrap_err().to_string();
         for part in [
-            "merge.yaml:5:32: `layer_range`: 3 layers here and 2 of the first model",
+            "merge.yaml:5:33: `layer_range`: 3 layers here and 2 of the first model",
             "src is listed twice",
             "`layer_range`: expected the first layer and the one after the last",
             "unknown parameter `weigth`",

@@ -13,9 +13,12 @@ pub(super) struct NodeReader<'a> {
 }
 
 impl NodeReader<'_> {
-    /// Notes a mistake.
+    /// Notes a mistake, once.
     pub fn wrong<T>(&mut self, at: SourceSpan, message: String, hint: impl Into<String>) -> Option<T> {
-        self.mistakes.push(Mistake::new(at, message).hint(hint));
+        let mistake = Mistake::new(at, message).hint(hint);
+        if !self.mistakes.contains(&mistake) {
+            self.mistakes.push(mistake);
+        }
         None
     }
 

@@ -1,9 +1,10 @@
 //! The real binary, and what a command wrote.
 
 use super::root;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 /// Returns the path of ft: `FT_TEST_FT` if it is set, because both binaries can be carried to another machine
 /// (benches/gpu_check.py).
@@ -50,14 +51,20 @@ pub fn proc_bytes(file: &str, name: &str) -> Option<u64> {
 }
 
 /// Waits for a process and returns its output, and its largest resident size in bytes.
-pub fn output_and_peak_memory(child: Child) -> (Output, u64) {
-    let status = format!("/proc/{}/status", child.id());
-    let most = std::thread::spawn(move || {
-        let peaks = std::iter::from_fn(|| {
-            std::thread::sleep(Duration::from_millis(2));
-            proc_bytes(&status, "VmHWM")
-        });
-        peaks.max().unwrap_or(0)
-    });
-    (child.wait_with_output().unwrap(), most.join().unwrap())
+pub fn output_and_peak_memory(mut child: Child) -> (Output, u64) {
+    let read = |pipe: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.map(|mut pipe| pipe.read_to_end(&mut bytes).unwrap());
+            bytes
+        })
+    };
+    let stdout = read(child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>));
+    let stderr = read(child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>));
+    let (mut status, mut usage) = (0, unsafe { std::mem::zeroed::<libc::rusage>() });
+    // SAFETY: both pointers are those of local variables.
+    let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+    assert_eq!(waited, child.id() as i32);
+    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+    (Output { status: ExitStatus::from_raw(status), stdout, stderr }, (usage.ru_maxrss as u64) << 10)
 }
