@@ -3,7 +3,6 @@
 use super::config::tied_head;
 use super::family::{Config, Family};
 use super::{gguf_weights, stored};
-use crate::adapters::kind::SCORE_WEIGHT;
 use crate::error::{Error, Result};
 use crate::model_files::is_gguf;
 use crate::nn::{ParamMapping, Weights};
@@ -46,7 +45,7 @@ pub fn untie_head(config: &mut Config, weights: &mut Weights) -> Result<()> {
 }
 
 /// Name of the scalar head's weight, in every family.
-pub const SCORE: &str = SCORE_WEIGHT;
+pub const SCORE: &str = "score.weight";
 
 /// Returns the number of the expert that a parameter or module belongs to: the part of its name after `experts`. `None` for
 /// those of no expert, or of one that computes every token.

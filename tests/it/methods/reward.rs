@@ -93,7 +93,7 @@ fn scores_over_virtual_tokens_are_pefts() {
         let adapter = fixture(format!("virtual-scores/{kind}"));
         let (model, scoring) = open_scorer(&fixture("tiny-llama"), Some(&adapter), device(), Kind::Float).unwrap();
         let expected: Scored = json(format!("virtual-scores/{kind}/scores.json"));
-        assert!(expected.scores.iter().any(|score| score.abs() > 1.0), "{kind}");
+        assert!(expected.scores.iter().any(|score| score.abs() > 0.1), "{kind}");
         assert_scores(&model, &scoring, &expected);
         let out = tempfile::tempdir().unwrap();
         let read = file::read(&adapter).unwrap();

@@ -117,7 +117,7 @@ fn assert_predicted(space: &Workspace, sets: &[&str]) {
     let sets: Vec<&str> = common.iter().chain(sets).flat_map(|s| ["--set", s]).collect();
     let check = space.ft(&[&["check", "recipes/lora-medical.yaml", "--json"][..], &sets].concat());
     let check: Value = serde_json::from_slice(&check.stdout).unwrap();
-    let steps = ["--overwrite", "--set", "run.steps=3", "--set", "run.eval_every=0", "--set", "run.save_every=0"];
+    let steps = ["--overwrite", "--set", "run.steps=2", "--set", "run.eval_every=0", "--set", "run.save_every=0"];
     space.ft(&[&["train", "recipes/lora-medical.yaml"][..], &sets, &steps].concat());
     let metrics = std::fs::read_to_string(space.path("run/metrics.jsonl")).unwrap();
     let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
