@@ -3,6 +3,7 @@
 use crate::adapters::combine::{combined_adapter, tensors_of};
 use crate::adapters::merge::WeightedAdapter;
 use crate::adapters::merge_plan::{MergeForm, MergePlan};
+use crate::adapters::{EMBEDDINGS, HEAD};
 use crate::convert::merged::PreparedMerge;
 use crate::convert::verify::logit_distance::{self, LogitDistance};
 use crate::convert::verify::report::ExportReport;

@@ -3,8 +3,8 @@
 //! tests/reference runs PEFT and transformers on our files. The answers for the other programs are derived from their
 //! code and issue trackers, not tested.
 
-use crate::adapters::AdapterFile;
 use crate::adapters::lora::{self, LoraModules, LoraSpec};
+use crate::adapters::{AdapterFile, EMBEDDINGS, HEAD};
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::is_gguf;

@@ -13,6 +13,5 @@ mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    Activation, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
-    Wiring,
+    AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm, Wiring,
 };
