@@ -215,7 +215,7 @@ impl RunShape<'_> {
         let params = self.model.params();
         let adapted: BTreeSet<&str> = params.adapter(0).filter_map(|p| spec.module_of(&p.name)).collect();
         // Modules of one parent read the same input, but for those that end an attention or an MLP.
-        let ends = |last: &str| ["o_proj", "down_proj", "c_proj", "w2"].contains(&last);
+        let ends = |last: &str| ["o_proj", "down_proj", "c_proj", "w2", "dense", "dense_4h_to_h"].contains(&last);
         let mut inputs: BTreeMap<(&str, bool), u64> = BTreeMap::new();
         let mut sum = ModuleMemory::default();
         if adapted.contains(HEAD) {

@@ -3,6 +3,7 @@
 use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::merging::combine::{combined_adapter, tensors_of};
 use crate::adapters::merging::plan::{MergeForm, MergePlan};
+use crate::adapters::{EMBEDDINGS, HEAD};
 use crate::convert::merge::adapters::PreparedMerge;
 use crate::convert::verify::logit_distance::{self, LogitDistance};
 use crate::convert::verify::report::ExportReport;

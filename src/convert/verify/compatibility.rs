@@ -4,8 +4,8 @@
 //! code and issue trackers, not tested.
 
 use super::expert_adapters;
-use crate::adapters::AdapterFile;
 use crate::adapters::lora::{self, LoraModules, LoraSpec};
+use crate::adapters::{AdapterFile, EMBEDDINGS, HEAD};
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::is_gguf;

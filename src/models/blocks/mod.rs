@@ -14,6 +14,6 @@ mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    Activation, AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind,
-    Projections, QkNorm, Wiring,
+    AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
+    Wiring,
 };

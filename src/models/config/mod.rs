@@ -11,7 +11,7 @@ pub(super) mod tied_head;
 mod unsupported;
 mod windows;
 
-use super::family::{Config, Family};
+use super::family::Config;
 use super::stored;
 use crate::error::{Error, Result};
 use crate::fsutil::{self, parse_json};

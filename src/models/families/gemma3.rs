@@ -11,7 +11,8 @@ pub(super) const FAMILY: Family = Family {
     names: &["gemma3_text"],
     architectures: &["Gemma3ForCausalLM"],
     key_names: &[("hidden_act", "hidden_activation")],
-    foreign_keys: &["use_sliding_window", "max_window_layers"],
+    // transformers reads a bound of scores and does not use it.
+    foreign_keys: &["use_sliding_window", "max_window_layers", "attn_logit_softcapping"],
     defaults: |config| {
         fill(config, [("max_position_embeddings", json!(131072))]);
         gemma::defaults(config);

@@ -236,7 +236,7 @@ impl SegmentGroup {
             Some(places) => {
                 let real = places.ge(0).nonzero().view([-1]);
                 let [from, to] = upload([real.shallow_clone(), places.index_select(0, &real)], rows.device());
-                rows.shallow_clone().index_copy_(0, &to, &flat.index_select(0, &from))
+                let _ = rows.shallow_clone().index_copy_(0, &to, &flat.index_select(0, &from));
             }
         };
     }

@@ -106,7 +106,9 @@ fn inside(model: &Model, replay: LayerReplay) -> Vec<(String, Tensor)> {
         }
         for i in [0, 2] {
             let asked = out.activations.attention(i);
-            sum = &sum + (&asked.q * 0.7).sin().sum(Kind::Float) + (&asked.k * asked.scale).cos().sum(Kind::Float);
+            sum = &sum
+                + (&asked.q * 0.7).sin().sum(Kind::Float)
+                + (&asked.k * asked.attention.scale).cos().sum(Kind::Float);
         }
         Loss { sum, metrics: Metrics::default() }
     };

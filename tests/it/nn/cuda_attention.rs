@@ -70,7 +70,9 @@ fn compare_with(kind: Kind, bound: f64, attention: Attention) {
             |[q, k, v]| formula(q, k, v, &lengths, attention),
         );
         for (i, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
-            let gap = ((ours - exact).abs().max() / exact.abs().max()).double_value(&[]);
+            // Where a window holds one token, queries and keys have no influence: their exact gradient is 0.
+            let largest = Some(exact.abs().max().double_value(&[])).filter(|n| *n > 0.0).unwrap_or(1.0);
+            let gap = (ours - exact).abs().max().double_value(&[]) / largest;
             assert!(gap < bound, "{kind:?}, {attention:?}, {lengths:?}, heads of {size}: result {i} is off by {gap}");
         }
         // Without gradient the kernel computes the same, and may leave empty segments out.

@@ -99,7 +99,7 @@ fn unsupported_settings_are_refused_by_name() {
         assert!(e.contains("config.json"), "{e}");
         e
     };
-    assert!(refused(serde_json::json!({"rope_type": "longrope", "factor": 2.0})).contains("longrope"));
+    assert!(refused(serde_json::json!({"rope_type": "longrope", "factor": 2.0})).contains("`short_factor`"));
     assert!(refused(serde_json::json!({"rope_type": "linear"})).contains("`factor`"));
     assert!(refused(serde_json::json!({"rope_type": "yarn", "factor": -1.0})).contains("found -1"));
     assert!(refused(serde_json::json!({"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0})).contains("alpha"));
