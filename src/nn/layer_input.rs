@@ -15,11 +15,6 @@ pub struct LayerInput {
 }
 
 impl LayerInput {
-    /// Returns the same input for other layers.
-    pub fn shallow_clone(&self) -> Self {
-        Self { x: self.x.shallow_clone(), recompute: self.recompute.clone() }
-    }
-
     /// Returns an input that is kept for the backward.
     pub fn kept(x: &Tensor) -> Self {
         Self { x: x.shallow_clone(), recompute: None, recompute_rows: None }

@@ -3,7 +3,7 @@
 use crate::adapters::file;
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::adapters::update::WeightUpdate;
-use crate::convert::merged::open_base;
+use crate::convert::merge::adapters::open_base;
 use crate::error::{Error, Result};
 use crate::merging::Delta;
 use crate::nn::Weights;

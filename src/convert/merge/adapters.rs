@@ -35,7 +35,10 @@ const MERGED: &str = "the merged adapter";
 
 /// Opens the base; also returns the names of the weights that embedding and output head share in it. A low-rank update
 /// of one of them must not change the other, as in PEFT: if `parts` has such an update, each gets a weight of its own.
-pub(super) fn open_base(base: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
+pub(in crate::convert) fn open_base(
+    base: &Path,
+    parts: &[WeightedAdapter],
+) -> Result<(Config, Weights, Vec<&'static str>)> {
     let mut config = Config::read(base)?;
     let mut weights = models::weights(base, &config)?;
     let hint = "name a directory with the model's full-precision weights: ft merge DIR ADAPTER --out OUT";
