@@ -7,8 +7,8 @@ mod resize;
 mod suggest;
 
 use clap::{Args, Subcommand};
-use ft::adapters::merge::WeightedAdapter;
-use ft::convert::merge_inputs::named_base;
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::merge::inputs::named_base;
 use ft::error::{Error, Result};
 use ft::merging::Truncation;
 use ft::report;

@@ -3,9 +3,9 @@
 //! families (parity.rs, families.rs), training steps in train/trajectories.rs.
 
 use crate::support::*;
-use ft::adapters::merge::{MergedWeights, WeightedAdapter};
+use ft::adapters::merging::{MergedWeights, WeightedAdapter};
 use ft::adapters::{LoraSpec, ModulePlan, Targets};
-use ft::convert::merged;
+use ft::convert::merge;
 use ft::models::{self, Config, LayerReplay, LoadOptions, Metrics, Model, RouterTerms, Storage, expert_number};
 use ft::nn::{AdapterPlan, LayerKind, QuantisedParam, Tokens, weights};
 use serde_json::{Value, json as value};
@@ -253,7 +253,7 @@ fn pefts_adapters_of_fused_experts_are_read() {
         assert!(compared >= 1, "{name}");
         let temp = tempfile::tempdir().unwrap();
         let out = temp.path().join("merged");
-        merged::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
+        merge::adapters::merge_into_model(&base, &part(), &out, None, u64::MAX).unwrap();
         let names = |folder: &Path| weights_of(folder).into_keys().collect::<Vec<_>>();
         assert_eq!(names(&out), names(&base), "{name}: a merged model has the layout of its base");
         assert_close(name, &logits(&frozen(&out, Kind::Float)), &expected[&format!("logits.{name}")], 1e-4);
