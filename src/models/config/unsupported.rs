@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn the_nearest_family_begins_alike() {
-        assert_eq!(nearest("qwen3_next"), Some("qwen3"));
+        assert_eq!(nearest("qwen3_next"), Some("qwen3_moe"));
         assert_eq!(nearest("gemma4"), Some("gemma2"));
         assert_eq!(nearest("gemma4_text"), Some("gemma3_text"));
         assert_eq!(nearest("mistral3"), Some("mistral"));
