@@ -166,6 +166,9 @@ impl ModuleScope<'_> {
         } else {
             cast(&tensor.to_device(b.device), b.kind)
         };
+        // The kernels of decoding, which compute a row alike in every batch, read a frozen weight in the order in which it is
+        // used.
+        let tensor = if transposed && b.read { tensor.tr().contiguous().tr() } else { tensor };
         let kept = tensor.shallow_clone();
         let (adapter, scale) = (None, false);
         b.store.borrow_mut().add(Param { name, tensor: kept, quantised, layer, adapter, transposed, scale });
