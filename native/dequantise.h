@@ -110,8 +110,8 @@ struct Quantised {
   struct ScaledHalves {
     __m512i all;
     inline ScaledHalves(const float* values, float scale) {
-      const vf scaled = (vf)_mm512_loadu_ps(values) * scale;
-      all = halves(scaled, scaled, is_tiny(scale));
+      __m256i halves = upper_halves((vf)_mm512_loadu_ps(values) * scale);
+      all = _mm512_inserti64x4(_mm512_castsi256_si512(halves), halves, 1);
     }
     // Each byte is copied to two numbers, of which the first is shifted; the look-up reads the lowest five bits, and the
     // values are there twice.
@@ -126,15 +126,6 @@ struct Quantised {
   };
   static inline __m256i upper_halves(vf v) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded_bits(v), 16));
-  }
-  // Returns true for a scale whose numbers may be below 2^-126. The instruction that rounds to bfloat16 makes them 0.
-  static inline bool is_tiny(float scale) { return scale != 0.0f && __builtin_fabsf(scale) < 0x1p-100f; }
-  // Rounds two vectors to bfloat16, the first to the lower half.
-  static inline __m512i halves(vf first, vf second, bool tiny) {
-#ifdef __AVX512BF16__
-    if (__builtin_expect(!tiny, 1)) return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-#endif
-    return _mm512_inserti64x4(_mm512_castsi256_si512(upper_halves(first)), upper_halves(second), 1);
   }
 #endif
 

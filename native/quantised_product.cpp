@@ -87,8 +87,11 @@ struct InPairs : Pairs {
     const float scale;
     inline Int8(const FtQuantised& w, int64_t block)
         : codes(w.codes + block * kBlock), scale(w.scales[block / (w.columns / kBlock)]) {}
-    inline vf numbers(int64_t i) const { return Quantised::widened(codes + i) * scale * kInt8Step; }
-    inline In get(int64_t i) const { return (In)Quantised::halves(numbers(i), numbers(i + W), Quantised::is_tiny(scale)); }
+    inline In get(int64_t i) const {
+      __m256i low = Quantised::upper_halves(Quantised::widened(codes + i) * scale * kInt8Step);
+      __m256i high = Quantised::upper_halves(Quantised::widened(codes + i + W) * scale * kInt8Step);
+      return (In)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
   };
   template <class Type> struct Codes : ggml::FromCodes<Type> {
     using ggml::FromCodes<Type>::FromCodes;

@@ -159,7 +159,8 @@ impl ModuleScope<'_> {
     /// Moves a parameter to the device in the dtype that it is held in, and records it. Returns it as it is used.
     fn register(&self, found: FoundTensor, layer: LayerKind, quantised: QuantisedParam) -> Tensor {
         let (b, FoundTensor { name, tensor, transposed }) = (self.builder, found);
-        let tensor = if b.trained.as_ref().is_some_and(|trained| trained(&name, layer)) {
+        let trained = b.trained.as_ref().is_some_and(|trained| trained(&name, layer));
+        let tensor = if trained {
             tensor.to_device(b.device).to_kind(Kind::Float).copy().set_requires_grad(true)
         } else if tensor.dim() >= 2 && layer != LayerKind::Score && (b.keeps_dtype)(tensor.kind()) {
             tensor.to_device(b.device)
@@ -168,7 +169,8 @@ impl ModuleScope<'_> {
         };
         // The kernels of decoding, which compute a row alike in every batch, read a frozen weight in the order in which it is
         // used.
-        let tensor = if transposed && b.read { tensor.tr().contiguous().tr() } else { tensor };
+        let reorder = transposed && !trained && !b.outline && b.device == Device::Cpu;
+        let tensor = if reorder { tensor.tr().contiguous().tr() } else { tensor };
         let kept = tensor.shallow_clone();
         let (adapter, scale) = (None, false);
         b.store.borrow_mut().add(Param { name, tensor: kept, quantised, layer, adapter, transposed, scale });
