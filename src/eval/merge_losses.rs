@@ -44,7 +44,7 @@ impl<'a> MergeLosses<'a> {
     ) -> Result<Self> {
         if matches!(plan.truncation, Some(Truncation::Energy(_))) {
             return Err(Error::user(
-                "--energy cannot be combined with a search over weights: ranks would depend on the weights",
+                "--energy cannot be combined with --sweep or greedy_soup: ranks would depend on the weights",
             )
             .hint("search with --rank, and merge with --energy and the weights found"));
         }
