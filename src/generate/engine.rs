@@ -225,7 +225,7 @@ impl<'m> Engine<'m> {
 
     /// Turns queued answers into rows: first one row per prompt, then the other answers of these prompts. All have the
     /// adapter of the first request in the queue; those with others are passed over, and their places in the batch are kept
-    /// free for the next steps. Returns the number of answers for each prompt.
+    /// free for the next steps. If the model cannot mix adapters, a batch has one. Returns the number of answers for each prompt.
     fn admit_waiting(&mut self) -> Vec<usize> {
         let (model, limits) = (self.model, self.limits);
         let cached = |adapter: AnsweringAdapter, sequence: &GrowingSequence| {
@@ -235,6 +235,9 @@ impl<'m> Engine<'m> {
         let (mut used, mut tokens, mut at) = (self.rows.len(), 0, 0);
         let (mut counts, mut first, mut others) = (Vec::new(), Vec::new(), Vec::new());
         let shared = self.waiting.front().and_then(|w| w.request.adapter.number(model));
+        if !model.mixes_adapters() && self.rows.first().is_some_and(|r| r.adapter.number(model) != shared) {
+            return counts; // until the batch's rows have ended
+        }
         while let Some(w) = self.waiting.get_mut(at) {
             let (r, adapter) = (&w.request, w.request.adapter);
             let make = |sample: usize| {

@@ -58,6 +58,12 @@ impl Model {
         f(self)
     }
 
+    /// Returns true if rows of several adapters may share a decoding step. Not so if an expert's rows are other rows than the
+    /// step's, or if a sequence may be computed again as a whole in the middle of decoding (LongRoPE).
+    pub fn mixes_adapters(&self) -> bool {
+        self.config().experts.is_none() && self.decoder.rotation_switch().is_none()
+    }
+
     /// Runs `f`, in which decoding steps ([`Model::next_logits`]) compute each row with its adapter. Afterwards, after a
     /// panic too, all rows have the active adapter again.
     pub fn with_row_adapters<R>(&self, adapters: &RowAdapters, f: impl FnOnce(&Self) -> R) -> R {

@@ -1,6 +1,7 @@
 //! Tests `ft selftest`: intact models pass every check; a damaged one fails, and the error names the damaged tensor.
 
 use crate::support::*;
+use ft::models::Config;
 use ft::selftest::compare::CheckVerdict;
 use ft::selftest::input::SelftestInput;
 use ft::selftest::run;
@@ -28,12 +29,17 @@ fn intact_models_pass_every_check() {
             for kind in [Kind::Float, Kind::BFloat16] {
                 let mut told = 0;
                 let lines = run(&subject(folder.clone(), kind), &mut |_| told += 1).unwrap();
-                for line in &lines {
+                // In few bits, tokens may go to other experts: there only float32 is compared.
+                let experts = Config::read(&folder).unwrap().experts.is_some();
+                let skipped = lines.iter().filter(|line| line.verdict == CheckVerdict::Skipped).count();
+                assert_eq!(skipped, if experts && kind != Kind::Float { 6 } else { 0 }, "{}", folder.display());
+                for line in lines.iter().filter(|line| line.verdict != CheckVerdict::Skipped) {
                     println!("{} {kind:?}: {line:?}", folder.display());
                     assert_eq!(line.verdict, CheckVerdict::Passed, "{} {kind:?}: {line:?}", folder.display());
                     assert!(line.difference.is_some() && !line.reason.is_empty(), "{line:?}");
                 }
-                assert_eq!((lines.len(), told), if kind == Kind::Float { (11, 11) } else { (15, 15) });
+                let expected = if kind == Kind::Float { 11 } else { 15 + 2 * usize::from(experts) };
+                assert_eq!((lines.len(), told), (expected, expected));
             }
         }
     });

@@ -9,17 +9,18 @@ use ft::generate::settings::GenerationSettings;
 use ft::models::{Heads, LoadOptions, Model, Storage};
 use ft::nn::{AdapterPlan, RowAdapters};
 use serde_json::{Value, json};
+use std::path::Path;
 use tch::Kind;
 
 /// Loads a model with an adapter of each spec, whose trained parameters are random.
-fn with_adapters(base: &str, kind: Kind, specs: &[Value]) -> Model {
+fn with_adapters(folder: &Path, kind: Kind, specs: &[Value]) -> Model {
     let specs: Vec<AdapterSpec> = specs.iter().map(|spec| serde_json::from_value(spec.clone()).unwrap()).collect();
     let plans: Vec<Box<dyn AdapterPlan>> = specs.iter().map(|spec| spec.plan().unwrap()).collect();
     let adapters = plans.iter().enumerate().map(|(i, plan)| (i.to_string(), &**plan)).collect();
     let (storage, heads) = (Storage::Auto, Heads::Tokens);
     let load = LoadOptions { device: device(), kind, storage, train_base: None, adapters, vocabulary: None, heads };
     tch::set_num_threads(1);
-    let model = Model::load(&fixture(base), load).unwrap();
+    let model = Model::load(folder, load).unwrap();
     let _no_grad = tch::no_grad_guard();
     for i in 0..specs.len() {
         for p in model.params().adapter(i).filter(|p| p.trainable()) {
@@ -86,15 +87,25 @@ const SPECS: &str = r#"[
 #[test]
 fn adapters_of_every_kind_share_a_batch() {
     let specs: Vec<Value> = serde_json::from_str(SPECS).unwrap();
-    let model = with_adapters("biased-llama", Kind::Float, &specs);
+    let model = with_adapters(&fixture("biased-llama"), Kind::Float, &specs);
     let (settings, requests) = (settings(6), requests(specs.len(), 64));
     let alone = one_by_one(&model, &settings, &requests);
     let lengths: std::collections::BTreeSet<usize> = alone.iter().map(|f| f.completion.tokens.len()).collect();
     assert!(lengths.len() > 5, "too few different lengths to test rows that end at different times: {lengths:?}");
     // Prompts and settings are equal every 7 * 16 requests: the answers differ by their adapters.
+    assert_equal_in_batches(&model, &settings, &requests, &alone);
+}
+
+/// Fails unless batches of several sizes give the answers that each request gets alone.
+fn assert_equal_in_batches(
+    model: &Model,
+    settings: &GenerationSettings,
+    requests: &[GenerationRequest],
+    alone: &[FinishedAnswer],
+) {
     for (rows, tokens) in [(64, 1 << 20), (5, 1 << 20), (64, 300)] {
-        let engine = Engine::new(&model, settings.clone(), BatchLimits { rows, tokens }).unwrap();
-        let together = drain(engine, &requests);
+        let engine = Engine::new(model, settings.clone(), BatchLimits { rows, tokens }).unwrap();
+        let together = drain(engine, requests);
         assert_eq!(together.len(), alone.len());
         for (a, b) in alone.iter().zip(&together) {
             let what =
@@ -107,12 +118,32 @@ fn adapters_of_every_kind_share_a_batch() {
     }
 }
 
+/// Their batches have one adapter at a time: experts compute other rows than the batch's, and a sequence beyond LongRoPE's
+/// switch is computed again.
+#[test]
+fn models_that_cannot_mix_adapters_answer_the_same() {
+    let experts: Vec<Value> = vec![
+        json!({"lora": {"rank": 4, "targets": ["w1", "w2", "q_proj"]}}),
+        json!({"lora": {"rank": 2, "targets": "all-linear"}}),
+    ];
+    let long: Vec<Value> =
+        vec![json!({"lora": {"rank": 4, "targets": "all-linear"}}), json!({"ia3": {"targets": ["o_proj"]}})];
+    for (base, weights, specs) in [("tiny-mixtral", "tiny-mixtral", experts), ("dense/phi3-long", "dense/phi3", long)] {
+        let folder = with_weights(base, weights);
+        let model = with_adapters(folder.path(), Kind::Float, &specs);
+        assert!(!model.mixes_adapters(), "{base}");
+        let (settings, requests) = (settings(2), requests(specs.len(), 60));
+        let alone = one_by_one(&model, &settings, &requests);
+        assert_equal_in_batches(&model, &settings, &requests, &alone);
+    }
+}
+
 #[test]
 fn other_families_have_rows_of_several_adapters() {
     for (base, targets) in [("tiny-gpt2", json!(["c_attn", "c_fc", "wpe", "wte"])), ("tiny-qwen3", json!("all-linear"))]
     {
         let specs = [json!({ "lora": { "rank": 3, "targets": targets } }), json!({ "ln_tuning": {} })];
-        let model = with_adapters(base, Kind::Float, &specs);
+        let model = with_adapters(&fixture(base), Kind::Float, &specs);
         let (settings, requests) = (settings(6), requests(specs.len(), 60));
         let engine = Engine::new(&model, settings.clone(), BatchLimits { rows: 64, tokens: 1 << 20 }).unwrap();
         let tokens = |all: Vec<FinishedAnswer>| all.into_iter().map(|f| f.completion.tokens).collect::<Vec<_>>();
@@ -129,7 +160,7 @@ fn rows_of_lora_have_the_bits_that_they_have_alone() {
     }
     let specs: Vec<Value> = (2..6).map(|rank| json!({ "lora": { "rank": rank, "targets": "all-linear" } })).collect();
     for kind in [Kind::Float, Kind::BFloat16] {
-        let model = with_adapters("tiny-llama", kind, &specs);
+        let model = with_adapters(&fixture("tiny-llama"), kind, &specs);
         let (settings, requests) = (settings(40), requests(specs.len(), 512));
         let rows = ft::native::product_rows(kind, kind) as usize;
         let engine = Engine::new(&model, settings.clone(), BatchLimits { rows, tokens: 1 << 20 }).unwrap();
@@ -141,7 +172,7 @@ fn rows_of_lora_have_the_bits_that_they_have_alone() {
 #[test]
 fn the_active_adapter_is_the_same_after_a_step_of_several() {
     let specs = [json!({ "lora": { "rank": 2 } }), json!({ "ia3": {} })];
-    let model = with_adapters("tiny-llama", Kind::Float, &specs);
+    let model = with_adapters(&fixture("tiny-llama"), Kind::Float, &specs);
     let groups = RowAdapters::new(&[None, Some(1), Some(0)], device());
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         model.with_row_adapters(&groups, |_| panic!("on purpose"))
