@@ -37,12 +37,12 @@ def tiny_model(r):
     common = dict(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, tie_word_embeddings=r.random() < 0.5)
     if family == "gpt2":
         config = transformers.GPT2Config(
-            n_embd=width, n_head=heads, n_layer=r.choice([1, 3]), n_positions=64, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2
+            n_embd=width, n_head=heads, n_layer=r.choice([1, 3]), n_positions=256, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2
         )
     else:
         sizes = dict(
             hidden_size=width, intermediate_size=r.choice([40, 52, 64]), num_hidden_layers=r.choice([1, 2, 3]),
-            num_attention_heads=heads, num_key_value_heads=kv, head_dim=head, max_position_embeddings=128,
+            num_attention_heads=heads, num_key_value_heads=kv, head_dim=head, max_position_embeddings=256,
         )  # fmt: skip
         if family == "llama" and r.random() < 0.4:
             sizes |= dict(attention_bias=True, mlp_bias=True)
