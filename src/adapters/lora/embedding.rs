@@ -1,7 +1,8 @@
 //! How a low-rank update of an embedding computes.
 
+use crate::adapters::cached::Cached;
 use crate::nn::ops::embedding_rows;
-use crate::nn::weight::{cast, is_decoding, product};
+use crate::nn::weight::{add_product, cast, is_decoding, product};
 use crate::nn::{Adapter, Dense, Weight};
 use tch::{Kind, Tensor};
 
@@ -45,7 +46,8 @@ impl Adapter for LoraEmbedding {
 
     fn for_tied_head(&self) -> Option<Box<dyn Adapter>> {
         let (a, b, own) = (self.a.tr(), self.b.tr(), self.own.as_ref().map(Tensor::shallow_clone));
-        Some(Box::new(TiedHead { a: b, b: a, scale: self.scale, own, dropout: self.dropout }))
+        let (scale, dropout, laid_out) = (self.scale, self.dropout, Cached::default());
+        Some(Box::new(TiedHead { a: b, b: a, scale, own, dropout, laid_out }))
     }
 }
 
@@ -58,6 +60,8 @@ struct TiedHead {
     scale: f64,
     own: Option<Tensor>,
     dropout: f64,
+    /// For decoding, whose kernels need it: A and s B, cast, in the order of their rows.
+    laid_out: Cached,
 }
 
 impl Adapter for TiedHead {
@@ -66,6 +70,12 @@ impl Adapter for TiedHead {
             Some(own) => product(x, own, base.bias.as_ref()),
             None => base.forward(x),
         };
+        if is_decoding() {
+            let [a, b] = self
+                .laid_out
+                .get(x.kind(), &[&self.a, &self.b], || [self.a.contiguous(), (&self.b * self.scale).contiguous()]);
+            return add_product(dense, &product(x, &a, None), &b);
+        }
         let dropped = if train && self.dropout > 0.0 { x.dropout(self.dropout, true) } else { x.shallow_clone() };
         let low = product(&dropped, &cast(&self.a, x.kind()), None);
         dense + product(&low, &cast(&self.b, x.kind()), None) * self.scale

@@ -211,25 +211,31 @@ fn every_parameter_learns_the_same_packed_alone_and_replayed() {
 
 #[test]
 fn bfloat16_is_near_float32() {
-    every(|what, spec, base| {
-        if base.ends_with("tiny-mixtral") {
-            return; // a rounded logit may choose another expert
-        }
-        let row = [sequence(19, 5)];
-        let wide = trained(spec, base, Kind::Float);
-        let narrow = trained(spec, base, Kind::BFloat16);
-        copy_adapter(&wide, &narrow);
-        assert!(narrow.params().trainable().all(|p| p.tensor.kind() == Kind::Float), "{what}: masters are float32");
-        let gap = Gap::between(&logits(&narrow, &row), &logits(&wide, &row));
-        assert!(gap.norm < 0.05 && gap.norm > 1e-5, "{what}: {gap:?}");
-        let learn = |m: &Model| step(m, &[vec![row[0].clone()]], LayerReplay::None);
-        let (wide, narrow) = (learn(&wide), learn(&narrow));
-        let norm = |g: &std::collections::BTreeMap<String, Tensor>| {
-            g.values().map(|t| t.norm().double_value(&[]).powi(2)).sum::<f64>().sqrt()
-        };
-        let off = (norm(&narrow) / norm(&wide) - 1.0).abs();
-        assert!(off < 0.1, "{what}: the gradient's norm is {off} off");
+    // Other tests would draw from the generator that adapters begin with, and few of all values are ill-conditioned.
+    alone("adapters::kinds::bfloat16_is_near_float32", || {
+        tch::manual_seed(3);
+        every(bfloat16_is_near);
     });
+}
+
+fn bfloat16_is_near(what: &str, spec: &AdapterSpec, base: &Path) {
+    if base.ends_with("tiny-mixtral") {
+        return; // a rounded logit may choose another expert
+    }
+    let row = [sequence(19, 5)];
+    let wide = trained(spec, base, Kind::Float);
+    let narrow = trained(spec, base, Kind::BFloat16);
+    copy_adapter(&wide, &narrow);
+    assert!(narrow.params().trainable().all(|p| p.tensor.kind() == Kind::Float), "{what}: masters are float32");
+    let gap = Gap::between(&logits(&narrow, &row), &logits(&wide, &row));
+    assert!(gap.norm < 0.05 && gap.norm > 1e-5, "{what}: {gap:?}");
+    let learn = |m: &Model| step(m, &[vec![row[0].clone()]], LayerReplay::None);
+    let (wide, narrow) = (learn(&wide), learn(&narrow));
+    let norm = |g: &std::collections::BTreeMap<String, Tensor>| {
+        g.values().map(|t| t.norm().double_value(&[]).powi(2)).sum::<f64>().sqrt()
+    };
+    let off = (norm(&narrow) / norm(&wide) - 1.0).abs();
+    assert!(off < 0.1, "{what}: the gradient's norm is {off} off");
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn dense_families_train_as_in_peft_and_transformers() {
 fn models_with_experts_train_as_in_peft_and_transformers() {
     for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe"] {
         with_lora(&format!("training/lora-{name}"));
-        in_full(&format!("full-{name}"));
+        in_full(&format!("training/full-{name}"));
     }
 }
 
