@@ -51,7 +51,8 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
     differentiable(
         &[q, k, v],
         || {
-            let blocks: Vec<Block> = groups.into_iter().map(|g| Block::new(g, q, k, v, attention)).collect();
+            let blocks: Vec<AttendedGroup> =
+                groups.into_iter().map(|g| AttendedGroup::new(g, q, k, v, attention)).collect();
             let out = scatter(blocks.iter().map(|b| (b.group(), b.out())), &shape, q);
             (out, blocks)
         },
@@ -68,12 +69,12 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
 }
 
 /// One group of segments with its result: computed by libtorch's kernel, or composed.
-enum Block {
+enum AttendedGroup {
     Kernel(PaddedBlock, f64),
     Bands(bands::BandedBlock),
 }
 
-impl Block {
+impl AttendedGroup {
     fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Self {
         let own = attention.within(group.longest);
         match own.is_plain() && q.device() == Device::Cpu {

@@ -20,11 +20,11 @@ pub(super) struct Joined {
     /// Rows of each layer in `weight` and B: the first, and how many.
     rows: Vec<(i64, i64)>,
     /// Where each update is.
-    blocks: Vec<Block>,
+    blocks: Vec<UpdatePlace>,
 }
 
 /// The place of an update in the factors of joined layers.
-struct Block {
+struct UpdatePlace {
     /// First row, and how many.
     rows: (i64, i64),
     /// First column, and how many: the rank.
@@ -46,7 +46,7 @@ impl Joined {
             rows.push((row, outputs));
             if let Some(u) = &p.update {
                 let rank = u.masters[0].size()[0];
-                blocks.push(Block { rows: (row, outputs), columns: (column, rank), scale: u.scale });
+                blocks.push(UpdatePlace { rows: (row, outputs), columns: (column, rank), scale: u.scale });
                 column += rank;
             }
             row += outputs;
@@ -58,7 +58,7 @@ impl Joined {
                 true => Tensor::empty([row, column], options),
                 false => Tensor::zeros([row, column], options), // a layer without an update
             };
-            let place = |block: &Block| {
+            let place = |block: &UpdatePlace| {
                 let ((row, outputs), (column, rank)) = (block.rows, block.columns);
                 (a.narrow(0, column, rank), b.narrow(0, row, outputs))
             };
@@ -103,7 +103,7 @@ impl Joined {
         let g_a = x.map(|x| g_low.tr().matmul(&x)); // (R of all, in)
         let floats = |rows: i64, columns: i64| Tensor::empty([rows, columns], (Kind::Float, g.device()));
         let wide_a = g_a.as_ref().map(|g_a| floats(g_a.size()[0], g_a.size()[1]));
-        let of_block = |block: &Block| {
+        let of_block = |block: &UpdatePlace| {
             let ((row, outputs), (_, rank)) = (block.rows, block.columns);
             (g_b.narrow(0, row, outputs), floats(outputs, rank))
         };
