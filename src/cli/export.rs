@@ -34,7 +34,12 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE", default_value = ".")]
     out: PathBuf,
     /// Number format of matrices [default: that of the model; of an adapter: f32]
-    #[arg(long = "type", value_name = "TYPE", value_parser = PossibleValuesParser::new(FORMATS.map(|f| f.name.to_lowercase())))]
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        ignore_case = true,
+        value_parser = PossibleValuesParser::new(FORMATS.map(|format| format.name))
+    )]
     format: Option<String>,
     /// Replace the file if it exists
     #[arg(long)]

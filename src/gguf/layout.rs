@@ -12,18 +12,24 @@ pub struct Family {
     pub relatives: &'static [&'static str],
     /// The class of transformers (`architectures` in config.json).
     pub class: &'static str,
+    /// The kind of its norms.
     pub norm: NormKind,
+    /// The biases of its linear layers.
     pub biases: Biases,
+    /// How positions reach attention.
     pub rope: RopeUse,
     /// Rotary embedding may rotate a part of each head.
     pub partial_rotary: bool,
     /// Heads may have another size than `hidden_size` / `num_attention_heads`.
     pub free_head_size: bool,
+    /// What llama.cpp does with sliding windows.
     pub windows: WindowUse,
+    /// Layers of experts.
     pub experts: ExpertUse,
     /// Activation functions of the MLP that the architecture stands for, by their names in config.json; the first one is
     /// written to a config.json.
     pub activations: &'static [&'static str],
+    /// The weight of the output head.
     pub head: HeadUse,
     /// Keys of config.json with another name than llama's: (llama's name, this family's).
     pub config_names: &'static [(&'static str, &'static str)],
@@ -49,7 +55,10 @@ pub enum NormKind {
     /// Root mean square. Directories have the weight's difference from 1, GGUF files the weight.
     CentredRms,
     /// Layer norm, with a shift if `bias` is true.
-    Layer { bias: bool },
+    Layer {
+        /// Norms have a shift.
+        bias: bool,
+    },
 }
 
 impl NormKind {
@@ -66,7 +75,9 @@ impl NormKind {
 /// Whether a group of linear layers has biases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BiasUse {
+    /// No model has them.
     Never,
+    /// Every model has them.
     Always,
     /// Some models have them; config.json and the file's tensors say so.
     Some,
@@ -75,14 +86,20 @@ pub enum BiasUse {
 /// The biases of a family's linear layers.
 #[derive(Debug, Clone, Copy)]
 pub struct Biases {
+    /// Those of queries, keys and values.
     pub qkv: BiasUse,
+    /// That of the projection of attention's result.
     pub output: BiasUse,
+    /// Those of the MLP.
     pub mlp: BiasUse,
 }
 
 impl Biases {
+    /// No layer has a bias.
     pub const NONE: Self = Self { qkv: BiasUse::Never, output: BiasUse::Never, mlp: BiasUse::Never };
+    /// Some models have biases everywhere or in attention or in the MLP.
     pub const SOME: Self = Self { qkv: BiasUse::Some, output: BiasUse::Some, mlp: BiasUse::Some };
+    /// Every layer has a bias.
     pub const ALWAYS: Self = Self { qkv: BiasUse::Always, output: BiasUse::Always, mlp: BiasUse::Always };
 }
 
@@ -110,14 +127,21 @@ pub enum WindowUse {
     None,
     /// The file has its size, and llama.cpp computes without it.
     Ignored,
-    /// All layers but every `period`th have it, unless the file says otherwise. `always`: every model has windows.
-    Period { period: u64, always: bool },
+    /// All layers but every `period`th have it, unless the file says otherwise.
+    Period {
+        /// llama.cpp's number for the family.
+        period: u64,
+        /// Every model of the family has windows.
+        always: bool,
+    },
 }
 
 /// Where a family with experts has their sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpertUse {
+    /// The family has none.
     None,
+    /// It has layers of experts.
     Experts {
         /// Their width has a key of its own; otherwise it is that of the MLP.
         own_width: bool,
@@ -144,15 +168,20 @@ pub enum HeadUse {
 /// A key of config.json that one family alone has, and its metadata key after the architecture's name.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
+    /// The metadata key.
     pub gguf: &'static str,
+    /// The key of config.json.
     pub config: &'static str,
+    /// Its type.
     pub kind: SettingKind,
 }
 
 /// The type of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SettingKind {
+    /// A number.
     Float,
+    /// A truth value.
     Flag,
 }
 
@@ -165,14 +194,18 @@ pub struct TensorRule {
     pub hf: &'static str,
     /// Shape in directories; of one expert, if `hf` names one.
     pub shape: &'static [Dim],
+    /// How its numbers are arranged.
     pub layout: Layout,
+    /// The group of layers whose biases it may have beside it.
     pub bias: BiasOf,
+    /// Whether the layers of a model have it.
     pub presence: Presence,
 }
 
 /// Whether the layers of a model have a tensor. The names are those of tensors in GGUF files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
+    /// Every model has it.
     Always,
     /// If they have the tensor of this name.
     With(&'static str),
@@ -183,10 +216,15 @@ pub enum Presence {
 /// A size that the dimensions of tensors have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dim {
+    /// 1.
     One,
+    /// Rows of the embedding.
     Vocab,
+    /// The context length.
     Positions,
+    /// Width of the residual stream.
     Hidden,
+    /// Width inside the MLP.
     Inner,
     /// Gate and up together.
     TwiceInner,
@@ -198,16 +236,22 @@ pub enum Dim {
     Qkv,
     /// One head.
     Head,
+    /// Number of query heads.
     Heads,
+    /// Number of key heads.
     KvHeads,
+    /// Number of experts.
     Experts,
+    /// Width inside an expert.
     ExpertInner,
+    /// Width inside the expert that computes every token.
     SharedInner,
 }
 
 /// How the numbers of a tensor are arranged in GGUF files, compared with directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
+    /// As they are.
     Same,
     /// The rows of each query head in pairs (0, E/2), (1, E/2 + 1), …
     TurnedQueries,
@@ -228,10 +272,15 @@ pub enum Layout {
 /// The group whose biases decide whether a tensor has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BiasOf {
+    /// It has none.
     None,
+    /// Queries, keys and values.
     Qkv,
+    /// The projection of attention's result.
     Output,
+    /// The MLP.
     Mlp,
+    /// Norms.
     Norm,
 }
 

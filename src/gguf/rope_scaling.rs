@@ -30,29 +30,44 @@ pub struct RopeKeys {
 /// How the frequencies of rotary embedding are changed for longer contexts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scaling {
+    /// Not at all.
     None,
+    /// All frequencies are divided by a factor.
     Linear {
+        /// What they are divided by.
         factor: f64,
     },
     /// YaRN (arXiv 2309.00071) with its own factor on attention.
     Yarn {
+        /// What slow frequencies are divided by.
         factor: f64,
+        /// The context of pre-training, in tokens.
         original: u64,
+        /// Rotations above which a frequency is kept.
         fast: f64,
+        /// Rotations below which a frequency is divided.
         slow: f64,
     },
     /// Llama 3's.
     Llama3 {
+        /// What the frequencies of long wavelengths are divided by.
         factor: f64,
+        /// Wavelengths above `original / low` tokens are long.
         low: f64,
+        /// Wavelengths below `original / high` tokens are short.
         high: f64,
+        /// The context of pre-training, in tokens.
         original: u64,
     },
-    /// LongRoPE (arXiv 2402.13753): divisors by frequency, and the factor on attention.
+    /// LongRoPE (arXiv 2402.13753): divisors by frequency.
     Long {
+        /// Divisors in short sequences.
         short: Vec<f64>,
+        /// Divisors in long sequences.
         long: Vec<f64>,
+        /// The context of pre-training, in tokens.
         original: u64,
+        /// Factor on attention.
         attention: f64,
     },
 }

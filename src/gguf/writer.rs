@@ -11,13 +11,21 @@ const ALIGNMENT: u64 = 32;
 /// A metadata value to write.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MetaValue {
+    /// A whole number of 32 bits.
     Unsigned(u32),
+    /// A float32.
     Float(f32),
+    /// A truth value.
     Flag(bool),
+    /// A string.
     Text(String),
+    /// A list of strings.
     Texts(Vec<String>),
+    /// A list of whole numbers.
     Integers(Vec<i32>),
+    /// A list of float32.
     Floats(Vec<f32>),
+    /// A list of truth values.
     Flags(Vec<bool>),
 }
 
@@ -67,9 +75,11 @@ fn put_array<T>(out: &mut Vec<u8>, element: u32, list: &[T], put: impl Fn(&mut V
 /// Name, shape and format of a tensor to write.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorEntry {
+    /// The name.
     pub name: String,
     /// Outermost dimension first.
     pub shape: Vec<u64>,
+    /// The format.
     pub kind: GgmlType,
 }
 

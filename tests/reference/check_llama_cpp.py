@@ -6,7 +6,7 @@
 
 Models are made by transformers in float32, exported as F32 (and as Q8_0, whose file both programs read), and must have equal token ids in llama.cpp, equal
 greedy tokens, and logits within 1e-3 of the largest: llama.cpp computes GELU from a table in float16, and sums in another order. With
---model, a real model: ids of 500 varied lines, and 64 greedy tokens after ten prompts, from files in F32 and BF16.
+--lora, LoRAs as GGUF adapters over such files. With --model, a real model: ids of 500 varied lines, and 64 greedy tokens after ten prompts, from files in F32 and BF16.
 
 Written for torch 2.11, transformers 5.23, node-llama-cpp 3.22.1 (llama.cpp v0.5.0).
 """
@@ -206,15 +206,51 @@ def families(args, folder):
     return wrong
 
 
+def loras(args, folder):
+    """Compares LoRAs as GGUF adapters over models in F32; returns the number of differences."""
+    from peft import LoraConfig, get_peft_model
+
+    wrong = 0
+    for title, family, more in [case for case in CASES if case[0] in ("llama", "qwen2", "gemma2", "gpt_neox", "gpt2") and args.family in (None, case[1])]:
+        for kind, settings in {"plain": {}, "rslora": dict(use_rslora=True), "ranks": dict(rank_pattern={".*1.*": 2}, alpha_pattern={".*2.*": 3})}.items():
+            model, adapter, base, file = (folder / f"{family}-{kind}{end}" for end in ("", "-adapter", ".gguf", "-lora.gguf"))
+            make(family, more, model)
+            torch.manual_seed(2)
+            peft = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **settings))
+            with torch.no_grad():
+                for name, tensor in peft.named_parameters():
+                    if "lora_" in name:
+                        tensor.copy_((2 * torch.rand_like(tensor) - 1) * 0.2)
+            peft.save_pretrained(adapter)
+            export(args.ft, model, base, "--type", "f32")
+            export(args.ft, adapter, file, "--base", str(model))
+            cases = [dict(model=str(base), lora=lora, texts=[], rows=ROWS, prompts=[ROWS[2]], new=12, context=256) for lora in (None, str(file))]
+            (alone, found), _ = llama_cpp(args.modules, cases)
+            if "error" in found:
+                print(f"{title} {kind}: {found['error'][:90]}")
+                wrong += 1
+                continue
+            ours = ft_logits(args.ft, model, ROWS, adapter)
+            gap = max(float((torch.tensor(a) - b).abs().max() / b.abs().max()) for a, b in zip(found["logits"], ours))
+            moved = max(float((torch.tensor(a) - b).abs().max() / b.abs().max()) for a, b in zip(alone["logits"], ours))
+            same = found["greedy"][0] == greedy(args.ft, model, ROWS[2], 12, adapter)
+            ok = gap < 1e-3 and same and moved > 20 * gap
+            wrong += not ok
+            print(f"LoRA {title:12} {kind:7} {'equal' if same else 'differ'} {gap:8.1e}, without it {moved:.1e}{'' if ok else '   DIFFERS'}", flush=True)
+    return wrong
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("ft")
     parser.add_argument("--modules", required=True)
     parser.add_argument("--family")
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        wrong = real(args, Path(folder)) if args.model else families(args, Path(folder))
+        check = real if args.model else loras if args.lora else families
+        wrong = check(args, Path(folder))
     sys.exit(f"{wrong} differences" if wrong else 0)
 
 

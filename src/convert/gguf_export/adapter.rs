@@ -90,14 +90,7 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
         written.extend(placed.hf.iter().cloned());
         let ratios: Vec<f64> = of_tensor.iter().map(|update| of(update) / alpha).collect();
         rescaled += usize::from(ratios.iter().any(|ratio| *ratio != 1.0));
-        factors.extend(self::factors(
-            part,
-            placed,
-            &of_tensor,
-            &ratios,
-            kind,
-            &layout_change(placed.layout, &shape),
-        )?);
+        factors.extend(self::factors(part, placed, &of_tensor, &ratios, kind, &layout_change(placed.layout, &shape))?);
     }
     if let Some(name) = updates.keys().find(|name| !written.contains(*name)) {
         return Err(refuse(part, format!("it adapts {name}, which has no place in a GGUF file of this architecture")));

@@ -246,7 +246,12 @@ fn check_nothing_left_out(source: &SourceWeights, plan: &WritePlan, shape: &Shap
 }
 
 /// Returns the metadata of every file.
-fn general(name: &ModelName, shape: &Shape, format: FileFormat, options: &GgufExportOptions) -> Vec<(String, MetaValue)> {
+fn general(
+    name: &ModelName,
+    shape: &Shape,
+    format: FileFormat,
+    options: &GgufExportOptions,
+) -> Vec<(String, MetaValue)> {
     let mut list: Vec<(&str, MetaValue)> = vec![
         ("architecture", shape.family.arch.into()),
         ("type", "model".into()),
