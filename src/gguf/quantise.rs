@@ -58,7 +58,6 @@ fn q8_0(x: &[f32], b: &mut [u8]) {
 }
 
 /// d = −x / 2^(bits − 1) for the x of the largest magnitude, the first of equal ones; q = trunc(x / d + 2^(bits − 1) + 1/2).
-/// The sum is in float64.
 fn symmetric(x: &[f32], b: &mut [u8], bits: u32) {
     let mut most = x[0];
     for x in &x[1..] {
@@ -70,10 +69,7 @@ fn symmetric(x: &[f32], b: &mut [u8], bits: u32) {
     let d = most / -half;
     let id = inverse(d);
     put_half(b, 0, d);
-    let code = |x: f32| {
-        let exact = f64::from(x) * f64::from(id) + f64::from(half) + 0.5;
-        (exact as f32).trunc().clamp(0.0, 2.0 * half - 1.0) as u8
-    };
+    let code = |x: f32| (x * id + (half + 0.5)).trunc().clamp(0.0, 2.0 * half - 1.0) as u8;
     pack(x, &mut b[2..], bits, code);
 }
 
