@@ -103,7 +103,7 @@ def ft_logits(ft, model, rows, adapter=None):
         file.flush()
         line = [ft, "logits", "--model", str(model), "--ids", file.name] + (["--adapter", str(adapter)] if adapter else [])
         out = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    return [torch.tensor(row["logits"][-1]) for row in json.loads(out)]
+    return [torch.tensor(row["logits"][-1]) for row in json.loads(out)["rows"]]
 
 
 def greedy(ft, model, prompt, count, adapter=None):
@@ -116,11 +116,11 @@ def greedy(ft, model, prompt, count, adapter=None):
 
 def llama_cpp(modules, cases):
     """Runs cases in llama.cpp."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"modules": str(Path(modules).resolve()), "cases": cases}, file)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file, tempfile.NamedTemporaryFile("r") as out:
+        json.dump({"modules": str(Path(modules).resolve()), "out": out.name, "cases": cases}, file)
         file.flush()
         done = subprocess.run(["node", "tests/reference/llama_cpp.mjs", file.name], capture_output=True, text=True)
-    found = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("CASE ")]
+        found = [json.loads(line) for line in out]
     if len(found) != len(cases):
         sys.exit(f"llama.cpp stopped at case {len(found)}\n{done.stderr[-2000:]}")
     return found, done.stderr

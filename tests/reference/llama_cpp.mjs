@@ -1,11 +1,11 @@
 // What llama.cpp computes for GGUF files, through node-llama-cpp, for check_llama_cpp.py.
 //
-// Reads its settings as JSON from a file: {"modules": folder of node_modules, "cases": [{"model", "lora" (or null), "texts",
-// "rows" (token ids), "prompts" (token ids), "new"}]}. Prints one line of JSON per case: the token ids of texts, the logits after the last token of
+// Reads its settings as JSON from a file: {"modules": folder of node_modules, "out": file, "cases": [{"model", "lora" (or null), "texts",
+// "rows" (token ids), "prompts" (token ids), "new"}]}. Appends one line of JSON per case to the file: the token ids of texts, the logits after the last token of
 // rows, and the tokens that follow prompts, chosen greedily.
 
 import {createRequire} from "node:module";
-import {readFileSync} from "node:fs";
+import {appendFileSync, readFileSync} from "node:fs";
 import {pathToFileURL} from "node:url";
 
 const settings = JSON.parse(readFileSync(process.argv[2], "utf8"));
@@ -15,12 +15,17 @@ const {getLlama} = await import(pathToFileURL(require.resolve("node-llama-cpp"))
 const llama = await getLlama({gpu: false, build: "never", progressLogs: false, maxThreads: 1, logLevel: "error"});
 for (const test of settings.cases) {
     try {
-        console.log("CASE " + JSON.stringify(await run(test)));
+        write(await run(test));
     } catch (error) {
-        console.log("CASE " + JSON.stringify({error: String(error)}));
+        write({error: String(error)});
     }
 }
 process.exit(0);
+
+// To a file: what is still in a pipe is lost when the process exits.
+function write(found) {
+    appendFileSync(settings.out, JSON.stringify(found) + "\n");
+}
 
 async function run(test) {
     const model = await llama.loadModel({modelPath: test.model});
