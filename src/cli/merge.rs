@@ -1,5 +1,6 @@
 //! `ft merge`: folds adapters into a base model, combines several adapters into one, or merges whole models.
 
+mod experts;
 mod models;
 mod soup;
 mod sweep;
@@ -28,7 +29,8 @@ use tch::Kind;
 /// adapters agree, by layer, before anything is written. The written files are read back and compared with the adapted model
 /// in memory before they are moved into place; export_report.json in the folder has the numbers, and merge.html shows them.
 ///
-/// Whole models are merged as a file says that mergekit reads, too: `ft merge mergekit.yaml --out DIR`.
+/// Whole models are merged as a file says that mergekit reads, too, and dense models are made into one with experts as a file of
+/// mergekit-moe says: `ft merge mergekit.yaml --out DIR`.
 #[derive(Args)]
 pub struct MergeArgs {
     /// Hugging Face directory of the base, or a YAML file that describes the merge (ours, or mergekit's). Left out, the base
@@ -59,7 +61,8 @@ pub struct MergeArgs {
     /// Write the changes in common directions before they are merged (KnOTS)
     #[arg(long)]
     knots: bool,
-    /// Seed of the random entries of dare_linear, dare_ties, della and della_linear [default: 0]
+    /// Seed of the random entries of dare_linear, dare_ties, della and della_linear, and of random gates and noise of experts
+    /// [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Search the weights with the smallest loss on these rows, and merge with them
@@ -129,6 +132,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         false => job_of_arguments(args)?,
         true => match file_of(args)? {
             MergeFile::Models(file) => return models::run(args, file),
+            MergeFile::Experts(file) => return experts::run(args, file),
             MergeFile::Adapters(file) => job_of_file(args, file)?,
         },
     };

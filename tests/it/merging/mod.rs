@@ -2,6 +2,7 @@
 
 mod adapters;
 mod commands;
+mod experts;
 mod interrupted;
 mod model_commands;
 mod models;
