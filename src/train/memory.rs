@@ -288,6 +288,20 @@ impl RunShape<'_> {
         of_layers.reduce(AttentionMemory::larger).expect("a model has layers")
     }
 
+    /// Returns the bytes that the backward of a layer's attention takes beyond what the layer keeps. What the MLP kept is free by
+    /// then.
+    fn attention_backward(&self) -> u64 {
+        let (c, [d, ..]) = (self.model.config(), self.sizes());
+        let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| (heads * c.head_dim) as u64);
+        // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values.
+        let gradients = self.layer_rows() * (2 * d + 2 * q + kv) * self.width();
+        let of_mlp = match self.mlp_tile() {
+            None => self.layer_rows() * self.kept_numbers()[1] * self.width(),
+            Some(_) => 0,
+        };
+        (self.attention().temporary + gradients).saturating_sub(of_mlp)
+    }
+
     /// Returns the bytes that a frozen head takes for each logit of a chunk.
     fn logit_bytes(&self) -> u64 {
         match (self.prepared.device, self.width()) {
@@ -366,10 +380,10 @@ impl RunShape<'_> {
         let inner = 3 * f + 2 * d + sorted;
         let of_mlp = match self.mlp_tile() {
             None => self.layer_rows() * inner * width,
-            // The gradients of the MLP's result and of its input, and one tile.
-            Some(tile) => (self.layer_rows() * 2 * d + tile * (inner + self.kept_numbers()[1])) * width,
+            // The layer's result, the gradients of the MLP's result and of its input, and one tile.
+            Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
         };
-        let backward = of_mlp.max(self.attention().temporary);
+        let backward = of_mlp.max(self.attention_backward());
         let backward = backward + 4 * self.module_memory().temporary + self.dequantised();
         kept + head.max(backward)
     }
