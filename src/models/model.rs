@@ -70,6 +70,7 @@ pub struct Model {
     pub(super) noise: Cell<Option<EmbeddingNoise>>,
     pub(super) loss_scale: RefCell<Option<Tensor>>,
     pub(super) router_terms: Cell<RouterTerms>,
+    mlp_tile: Cell<Option<i64>>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -168,6 +169,7 @@ impl Model {
             noise: Cell::new(None),
             loss_scale: RefCell::default(),
             router_terms: Cell::default(),
+            mlp_tile: Cell::default(),
             exposed: RefCell::default(),
         })
     }
@@ -248,6 +250,17 @@ impl Model {
     /// Sets the noise on embeddings for the next calls of `learn`; `None`: no noise.
     pub fn set_embedding_noise(&self, noise: Option<EmbeddingNoise>) {
         self.noise.set(noise);
+    }
+
+    /// Sets the number of tokens of a packed row of which a layer computes its MLP at a time; `None`: all of them. In training
+    /// the backward computes each tile again, so that what is inside an MLP never exists for the whole row.
+    pub fn set_mlp_tile(&self, tokens: Option<i64>) {
+        self.mlp_tile.set(tokens);
+    }
+
+    /// Returns the number of tokens of which a layer computes its MLP at a time.
+    pub fn mlp_tile(&self) -> Option<i64> {
+        self.mlp_tile.get()
     }
 
     /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its

@@ -21,12 +21,15 @@ pub struct ForwardPass<'a> {
     cache: Option<&'a mut KvCache>,
     /// cos and sin of each rotary embedding, by the address of its frequencies.
     angles: BTreeMap<*const Rope, (Tensor, Tensor)>,
-    /// Rows of the cache that the new tokens are written to; the same for every layer.
-    places: Option<Tensor>,
-    /// Masks of a decoding step that have been computed, by window; the same for every layer with it.
+    /// Masks of a decoding step that have been computed, by the window of the layers that they are for.
     masks: BTreeMap<Option<i64>, Option<Tensor>>,
+    /// The number of tokens that each sequence has when all parts of it have been run, virtual ones included, if this row is
+    /// one of several parts.
+    whole_lengths: Option<&'a [i64]>,
     /// Queries and keys of the layers given to `capture_attention`; `None` until the layer has run.
     captured: BTreeMap<usize, Option<QueriesAndKeys>>,
+    /// Number of rows of which layers compute the MLP at a time; `None`: all of them.
+    mlp_tile: Option<i64>,
     /// Statistics of the routing of layers of experts that have run; `None` if they are not asked for.
     routing: Option<BTreeMap<usize, RouterStatistics>>,
 }
@@ -92,7 +95,26 @@ impl<'a> ForwardPass<'a> {
             cache.reserve(&segments.lengths);
         }
         let (angles, masks, captured) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { segments, positions, virtual_part, cache, angles, places: None, masks, captured, routing: None }
+        let (whole_lengths, mlp_tile, routing) = (None, None, None);
+        Self { segments, positions, virtual_part, cache, angles, masks, whole_lengths, captured, mlp_tile, routing }
+    }
+
+    /// Says that the row is one of several parts of its sequences, which have `lengths` tokens when all are run, virtual ones
+    /// included: keys are then rotated as in a pass over the whole.
+    pub fn part_of(mut self, lengths: Option<&'a [i64]>) -> Self {
+        self.whole_lengths = lengths;
+        self
+    }
+
+    /// Computes the MLP of each layer for this many rows at a time, and again in the backward.
+    pub fn tile_mlp(mut self, rows: Option<i64>) -> Self {
+        self.mlp_tile = rows;
+        self
+    }
+
+    /// Returns the number of rows of which a layer computes its MLP at a time; `None`: all of them.
+    pub fn mlp_tile(&self) -> Option<i64> {
+        self.mlp_tile
     }
 
     /// Removes the rows of virtual tokens from a layer's result or from its queries or keys: (T', …) -> (T, …). Returns
@@ -171,7 +193,9 @@ impl<'a> ForwardPass<'a> {
                 }
                 _ => (&self.segments.lengths, self.cache.as_ref().map(|c| c.last(self.segments.count()))),
             };
-            rope.angles(self.positions, lengths, past, kind)
+            let before = |(whole, n): (&i64, &i64)| whole - n;
+            let of_part = self.whole_lengths.map(|whole| whole.iter().zip(lengths).map(before).collect::<Vec<_>>());
+            rope.angles(self.positions, lengths, of_part.as_deref().or(past), kind)
         });
         (cos.shallow_clone(), sin.shallow_clone())
     }
@@ -200,21 +224,22 @@ impl<'a> ForwardPass<'a> {
         if step_only && let Some(out) = cache.step(layer, q, k, v, attention) {
             return out;
         }
-        let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1]));
-        cache.write(layer, k, v, places);
         // If no sequence that gets tokens has earlier ones, there are none to attend to.
         if cache.last(lengths.len()).iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
+            cache.write(layer, k, v, lengths);
             packed_attention(q, k, v, self.segments, attention)
         } else if step_only && q.device() == Device::Cpu {
-            let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
-            let window = attention.within(longest).window;
-            let new_mask =
-                || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
-            let mask = self.masks.entry(window).or_insert_with(new_mask);
+            cache.write(layer, k, v, lengths);
+            let stored = cache.stored_in(layer);
+            let longest = stored.iter().max().copied().unwrap_or(0) + 1;
+            let new_mask = || decode_mask(&stored, longest, attention.within(longest), q.kind(), q.device());
+            let mask = self.masks.entry(attention.window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
         } else {
-            continued_attention(q, cache, layer, self.segments, attention)
+            let out = continued_attention(q, (k, v), cache, layer, self.segments, attention);
+            cache.write(layer, k, v, lengths);
+            out
         }
     }
 }
@@ -255,33 +280,79 @@ fn decode_mask(lengths: &[i64], longest: i64, attention: Attention, kind: Kind, 
     Some(Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY))
 }
 
-/// Attends from new tokens of several sequences to all their tokens, one sequence after the other: q (T, H, E), in packed order ->
-/// (T, H, E). No gradient.
-fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, attention: Attention) -> Tensor {
+/// Attends from new tokens of several sequences to their tokens in the cache and to each other, one sequence after the other:
+/// q (T, H, E); k, v (T, K, E), which are not in the cache yet -> (T, H, E). No gradient.
+fn continued_attention(
+    q: &Tensor,
+    (k, v): (&Tensor, &Tensor),
+    cache: &KvCache,
+    layer: usize,
+    segments: &Segments,
+    attention: Attention,
+) -> Tensor {
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
     let first = cache.lengths.len() - segments.count();
     for (i, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let past = cache.lengths[first + i];
-        let (k, v) = cache.read_sequence(layer, first + i, past + n, q.size()[2]);
-        let queries = q.narrow(0, row, n).transpose(0, 1); // (H, n, E)
-        let hidden = attention.within(past + n).hidden(n, past + n, past, q.device());
-        let out = match attention.softcap {
-            None => {
-                let (queries, seen) = (queries.unsqueeze(0), hidden.logical_not());
-                Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&seen), 0.0, false, attention.scale, true)
-            }
-            Some(_) => {
-                let (kv, size) = (k.size()[1], q.size()[2]);
-                // (1, K, G * n, E): the queries of the heads that share a key head follow each other.
-                let grouped = queries.reshape([1, kv, -1, size]);
-                let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
-                let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / n, 1]);
-                attend_masked(&grouped, &k, &v, Some(&mask), attention).view([1, -1, n, size])
-            }
+        let heads_first = |t: &Tensor| t.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, heads, n, E)
+        let new = [q, k, v].map(heads_first);
+        let out = match cache.earlier(layer, first + i, q.size()[2]) {
+            Some(earlier) => attend_after(&new, &earlier, attention),
+            None => attend_in_bands(&new, 0, attention),
         };
         parts.push(out.squeeze_dim(0).transpose(0, 1));
         row += n;
     }
     Tensor::cat(&parts, 0)
+}
+
+/// Attends from new tokens of one sequence to `earlier` keys and values (1, K, P, E) and to those of the new ones:
+/// `[q (1, H, n, E), k, v (1, K, n, E)]` -> (1, H, n, E).
+fn attend_after(new @ [q, k, v]: &[Tensor; 3], (old_k, old_v): &(Tensor, Tensor), attention: Attention) -> Tensor {
+    let (past, n) = (old_k.size()[2], q.size()[2]);
+    if q.device() != Device::Cpu || !attention.within(past + n).is_plain() {
+        let joined = [q.shallow_clone(), Tensor::cat(&[old_k, k], 2), Tensor::cat(&[old_v, v], 2)];
+        return attend_in_bands(&joined, past, attention);
+    }
+    // Attention to two sets of keys is the mean of both results, weighted by the sums of the exponentials of their scores.
+    // So no mask over all keys is needed, and half of the scores among the new tokens are not computed.
+    let (out, lse) = flash_attention(new, true, attention.scale);
+    let (old_out, old_lse) = flash_attention(&[q, old_k, old_v].map(Tensor::shallow_clone), false, attention.scale);
+    let share = (old_lse - lse).sigmoid().unsqueeze(-1); // (1, H, n, 1) float32
+    let (wide, old_wide) = (out.to_kind(Kind::Float), old_out.to_kind(Kind::Float));
+    (&wide + (old_wide - &wide) * share).to_kind(q.kind())
+}
+
+/// Computes attention by libtorch's kernel for the CPU: the result (1, H, n, E) and the log-sum-exp of the scores (1, H, n).
+fn flash_attention([q, k, v]: &[Tensor; 3], causal: bool, scale: f64) -> (Tensor, Tensor) {
+    Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, None::<&Tensor>, scale)
+}
+
+/// Largest number of scores of all heads that one band of queries has; limits temporary memory to about 16 bytes each.
+const MAX_BAND_SCORES: i64 = 1 << 24;
+
+/// Attends from the last n of L tokens to all of them, in bands of queries that read only the keys that they see:
+/// `[q (1, H, n, E), k, v (1, K, L, E)]`, the first query at position `past` -> (1, H, n, E).
+fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: Attention) -> Tensor {
+    let (heads, n, size) = (q.size()[1], q.size()[2], q.size()[3]);
+    let attention = attention.within(past + n);
+    let reach = attention.window.unwrap_or(past + n);
+    let band = (MAX_BAND_SCORES / (heads * reach)).clamp(16, n.max(16));
+    let bands = (0..n).step_by(band as usize).map(|from| {
+        let (count, seen) = (band.min(n - from), attention.first_seen(past + from));
+        let keys = past + from + count - seen;
+        let queries = q.narrow(2, from, count);
+        let (k, v) = (k.narrow(2, seen, keys), v.narrow(2, seen, keys));
+        let hidden = attention.hidden(count, keys, past + from - seen, q.device());
+        if attention.softcap.is_none() {
+            let mask = Some(hidden.logical_not());
+            return Tensor::scaled_dot_product_attention(&queries, &k, &v, mask, 0.0, false, attention.scale, true);
+        }
+        // (1, K, G * count, E): the queries of the heads that share a key head follow each other.
+        let grouped = queries.reshape([1, k.size()[1], -1, size]);
+        let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
+        let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / count, 1]);
+        attend_masked(&grouped, &k, &v, Some(&mask), attention).view([1, -1, count, size])
+    });
+    Tensor::cat(&bands.collect::<Vec<_>>(), 2)
 }

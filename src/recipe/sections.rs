@@ -303,6 +303,12 @@ pub struct RunSection {
     #[serde(with = "serde_yaml::with::singleton_map")]
     #[schemars(with = "ReplayChoice")]
     pub replay: ReplayChoice,
+    /// Compute the MLP of each layer for this number of tokens of a packed row at a time, and again in the backward pass: what
+    /// is inside an MLP then takes memory for these tokens alone, which matters in long rows. Costs one more forward pass
+    /// through the MLPs; `--fit` chooses it where that is fewer operations than `replay`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub mlp_tile: Option<usize>,
     /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
     pub eval_at_start: bool,

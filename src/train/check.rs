@@ -107,7 +107,7 @@ fn problems(c: &PlanCheck) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(free) = c.memory_free.filter(|free| *free < c.needs.memory) {
         found.push(format!(
-            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens and run.replay for that",
+            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens, run.replay and run.mlp_tile",
             report::bytes(c.needs.memory),
             report::bytes(free)
         ));

@@ -32,9 +32,12 @@ pub fn memory(row: AttentionRow, attention: Attention, kind: Kind, device: Devic
     let width = kind.elt_size_in_bytes() as u64;
     // q, k, v and result, padded; the gathered result.
     let kept = row.tokens * row.head_size * (3 * row.heads + 2 * row.kv_heads) * width;
-    // Probabilities and their gradient.
-    let recomputed = row.longest <= RECOMPUTE_MAX_LENGTH as u64;
-    let temporary = if recomputed { 2 * row.tokens * row.longest * row.heads * width } else { 0 };
+    let temporary = match row.longest <= RECOMPUTE_MAX_LENGTH as u64 {
+        // Probabilities and their gradient.
+        true => 2 * row.tokens * row.longest * row.heads * width,
+        // Keys and values of each query head, their gradients and those of the queries, and sums over query heads.
+        false => row.tokens * row.head_size * (5 * row.heads + 2 * row.kv_heads) * width,
+    };
     AttentionMemory { kept, temporary }
 }
 
@@ -301,7 +304,7 @@ mod tests {
     fn scores_are_counted_where_they_are_made() {
         let row = |longest| AttentionRow { tokens: 8192, segments: 8, longest, heads: 4, kv_heads: 2, head_size: 16 };
         let bytes = |longest| memory(row(longest), Attention::causal(1.0), Kind::Float, Device::Cpu).temporary;
-        assert_eq!([64, 8192].map(bytes), [2 * 8192 * 64 * 4 * 4, 0]);
+        assert_eq!([64, 8192].map(bytes), [2 * 8192 * 64 * 4 * 4, 8192 * 16 * (5 * 4 + 2 * 2) * 4]);
     }
 
     #[test]

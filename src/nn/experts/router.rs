@@ -118,13 +118,15 @@ fn sum_along(t: &Tensor) -> Tensor {
 }
 
 impl Routing {
-    /// Returns the statistics of the routing; `counts` are the numbers of tokens of the experts.
+    /// Returns the statistics of the routing among `experts` experts; `choices` are those of the tokens, on the CPU.
     ///
     /// # Panics
     /// If the routing was not watched.
-    pub fn statistics(&self, counts: &[i64]) -> RouterStatistics {
+    pub fn statistics(&self, choices: &Tensor, experts: usize) -> RouterStatistics {
+        let counts = choices.reshape([-1]).bincount(None::<&Tensor>, experts as i64);
+        let counts = Vec::try_from(counts).expect("a row of whole numbers");
         let [probabilities, squares] =
             self.sums.as_ref().expect("a watched routing").each_ref().map(Tensor::shallow_clone);
-        RouterStatistics { probabilities, squares, counts: counts.to_vec(), tokens: self.choices.size()[0] }
+        RouterStatistics { probabilities, squares, counts, tokens: self.choices.size()[0] }
     }
 }

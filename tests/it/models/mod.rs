@@ -10,3 +10,4 @@ mod parity;
 mod properties;
 mod quantised;
 mod stored;
+mod tiled;
