@@ -57,7 +57,9 @@ impl<'m> ChatSession<'m> {
         let known = self.cached_ids.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
         let held = self.model.virtual_tokens() + self.cached_ids.len() as i64;
         let whole = self.model.virtual_tokens() + prompt.len() as i64;
-        let known = if self.model.outgrows_cache(held, whole) { 0 } else { known };
+        let keeps_all = known == self.cached_ids.len();
+        let usable = (keeps_all || self.model.cache_can_be_cut()) && !self.model.outgrows_cache(held, whole);
+        let known = if usable { known } else { 0 };
         self.cached_ids.truncate(known);
         self.cache.truncate(0, if known == 0 { 0 } else { self.model.virtual_tokens() + known as i64 });
         let tokens = Tokens::pack_after(&[&prompt[known..]], &self.cache.lengths, self.model.device());

@@ -13,7 +13,7 @@ impl Model {
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let row = self.whole_row(tokens);
-        let mut pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
+        let mut pass = self.start_pass(&row, &look);
         let mut x = self.embed(&row); // (T', D)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
@@ -95,8 +95,10 @@ impl Model {
 
     /// Returns the sizes that the layout of the model's cache depends on.
     pub fn cache_layout(&self) -> CacheLayout {
+        let recurrent = if self.recurrence().is_some() { self.depth() } else { 0 };
         CacheLayout {
-            depth: self.depth(),
+            depth: self.depth() - recurrent,
+            recurrent,
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             device: self.device(),

@@ -25,6 +25,12 @@ impl Model {
         switch.is_some_and(|n| before > 0 && (before > n) != (after > n))
     }
 
+    /// Returns true if sequences in a cache can be shortened to any length. Not so if it has states of recurrent layers, of
+    /// which the earlier ones are gone: then a sequence is computed again.
+    pub fn cache_can_be_cut(&self) -> bool {
+        self.decoder.recurrence().is_none()
+    }
+
     /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the
     /// vocabulary, or with too long a sequence. Segment s continues `past[s]` tokens, virtual ones included.
     pub(super) fn check(&self, tokens: &Tokens, past: &[i64]) -> Result<()> {

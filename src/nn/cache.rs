@@ -10,6 +10,7 @@
 //! and whoever has a budget allocates exactly that ([`KvCache::allocate`]).
 
 use super::attention::Attention;
+use super::state_cache::StateCache;
 use crate::machine;
 use crate::native::{self, upload_slice};
 use std::collections::BTreeSet;
@@ -19,8 +20,10 @@ use tch::{Device, Kind, Tensor};
 /// Sizes of a model that the layout of its cache depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheLayout {
-    /// Number of layers.
+    /// Number of layers with keys and values.
     pub depth: usize,
+    /// Number of recurrent layers, which have a state for each sequence instead.
+    pub recurrent: usize,
     /// H, the number of query heads.
     pub heads: i64,
     /// K, the number of key and value heads.
@@ -46,6 +49,7 @@ pub struct KvCache {
     layout: CacheLayout,
     /// Keys and values, (slot_capacity, K, capacity, E) each; allocated when the layer first writes.
     layers: Vec<Option<(Tensor, Tensor)>>,
+    states: StateCache,
     /// Number of tokens of each sequence, virtual ones included.
     pub lengths: Vec<i64>,
     /// The slot of each sequence; on the CPU its own number.
@@ -139,6 +143,7 @@ impl KvCache {
     pub fn new(layout: CacheLayout, sequences: usize) -> Self {
         Self {
             layers: (0..layout.depth).map(|_| None).collect(),
+            states: StateCache::new(layout.recurrent, layout.device),
             lengths: vec![0; sequences],
             slots: (0..sequences).collect(),
             slot_capacity: sequences as i64,
@@ -202,6 +207,7 @@ impl KvCache {
             part(&new).copy_(&part(t));
             *t = new;
         }
+        self.states.resize(slots);
         (self.slot_capacity, self.capacity, self.index) = (slots, capacity, None);
     }
 
@@ -213,7 +219,9 @@ impl KvCache {
     /// Adds `count` empty sequences after those there are.
     pub fn add_slots(&mut self, count: usize) {
         for _ in 0..count {
-            self.slots.push(self.free_slot());
+            let slot = self.free_slot();
+            self.states.clear(slot);
+            self.slots.push(slot);
             self.lengths.push(0);
         }
         self.index = None;
@@ -241,6 +249,7 @@ impl KvCache {
             let source = t.get(from as i64).narrow(1, 0, held);
             t.narrow(0, to.start as i64, to.len() as i64).narrow(2, 0, held).copy_(&source);
         }
+        self.states.copy(from, to);
     }
 
     fn tables(&mut self) -> impl Iterator<Item = &mut Tensor> {
@@ -275,7 +284,7 @@ impl KvCache {
         v: &Tensor,
         attention: Attention,
     ) -> Option<Tensor> {
-        if attention.softcap.is_some() {
+        if attention.changes_scores() {
             return None;
         }
         if self.on_device() {
@@ -357,6 +366,18 @@ impl KvCache {
         (part(k), part(v))
     }
 
+    /// Returns the states of the last `count` sequences in recurrent layer `layer`, zeros before their first token:
+    /// (`count`, `width`) float32.
+    pub(super) fn read_states(&mut self, layer: usize, count: usize, width: i64) -> Tensor {
+        self.states.read(layer, &self.slots[self.slots.len() - count..], self.slot_capacity, width)
+    }
+
+    /// Replaces the states of the last sequences in recurrent layer `layer` by `states` (S, width).
+    pub(super) fn write_states(&mut self, layer: usize, states: &Tensor) {
+        let first = self.first(states.size()[0] as usize);
+        self.states.write(layer, &self.slots[first..], states);
+    }
+
     /// Returns the rows, (T * K), to which each head of each new token of the last sequences is written in a table
     /// flattened to (slot_capacity * K * capacity, E).
     pub(super) fn table_rows(&self, added: &[i64], heads: i64) -> Tensor {
@@ -380,8 +401,13 @@ impl KvCache {
         }
     }
 
-    /// Shortens a sequence to its first `length` tokens; a shorter one stays as it is.
+    /// Shortens a sequence to its first `length` tokens; a shorter one stays as it is. With recurrent layers, whose earlier
+    /// states are gone, only to no token at all.
     pub fn truncate(&mut self, sequence: usize, length: i64) {
+        if self.layout.recurrent > 0 && length < self.lengths[sequence] {
+            assert_eq!(length, 0, "a sequence with recurrent layers is computed again from its beginning");
+            self.states.clear(self.slots[sequence]);
+        }
         self.lengths[sequence] = self.lengths[sequence].min(length);
         self.index = None;
     }
@@ -406,6 +432,7 @@ impl KvCache {
             for t in self.tables() {
                 *t = t.index_select(0, &order);
             }
+            self.states.select(&order);
             self.slot_capacity = kept.len() as i64;
             self.slots = (0..kept.len()).collect();
         }
@@ -442,7 +469,7 @@ fn attends_cached(kind: Kind, device: Device) -> bool {
 mod tests {
     use super::*;
 
-    const LAYOUT: CacheLayout = CacheLayout { depth: 1, heads: 2, kv_heads: 2, device: Device::Cpu };
+    const LAYOUT: CacheLayout = CacheLayout { depth: 1, recurrent: 0, heads: 2, kv_heads: 2, device: Device::Cpu };
 
     /// Two heads of size 1; token t of slot s has the key 100 s + t in head 0, and its negative in head 1.
     fn filled(lengths: &[i64]) -> KvCache {

@@ -4,11 +4,13 @@ use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
 use super::experts::RouterStatistics;
 use super::ops;
+use super::recurrence::{GradientReach, TimeOrder};
 use super::rope::Rope;
 use super::tokens::{Segments, Tokens};
 use super::virtual_tokens::{VirtualPlace, VirtualRow};
 use crate::native::upload;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
@@ -23,12 +25,24 @@ pub struct ForwardPass<'a> {
     angles: BTreeMap<*const Rope, (Tensor, Tensor)>,
     /// Rows of the cache that the new tokens are written to; the same for every layer.
     places: Option<Tensor>,
-    /// Masks of a decoding step that have been computed, by window; the same for every layer with it.
+    /// Masks of a decoding step that have been computed, with the bias of scores, by window; the same for every layer with it.
     masks: BTreeMap<Option<i64>, Option<Tensor>>,
     /// Queries and keys of the layers given to `capture_attention`; `None` until the layer has run.
     captured: BTreeMap<usize, Option<QueriesAndKeys>>,
     /// Statistics of the routing of layers of experts that have run; `None` if they are not asked for.
     routing: Option<BTreeMap<usize, RouterStatistics>>,
+    /// The tokens in the order of time, once a recurrent layer has asked.
+    time_order: Option<Rc<TimeOrder>>,
+    recurrence: RecurrenceOptions,
+}
+
+/// How recurrent layers compute gradients in a pass.
+#[derive(Default, Clone)]
+pub struct RecurrenceOptions {
+    /// Number of tokens that gradients flow back at most; `None`: to the beginning of a sequence.
+    pub truncate: Option<i64>,
+    /// Where the norms of the gradients of states are recorded, if they are.
+    pub reach: Option<Rc<GradientReach>>,
 }
 
 /// The virtual tokens that segments of a pass begin with.
@@ -92,7 +106,19 @@ impl<'a> ForwardPass<'a> {
             cache.reserve(&segments.lengths);
         }
         let (angles, masks, captured) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { segments, positions, virtual_part, cache, angles, places: None, masks, captured, routing: None }
+        Self {
+            segments,
+            positions,
+            virtual_part,
+            cache,
+            angles,
+            places: None,
+            masks,
+            captured,
+            routing: None,
+            time_order: None,
+            recurrence: RecurrenceOptions::default(),
+        }
     }
 
     /// Removes the rows of virtual tokens from a layer's result or from its queries or keys: (T', …) -> (T, …). Returns
@@ -146,6 +172,36 @@ impl<'a> ForwardPass<'a> {
     /// they are not asked for.
     pub fn take_routing(&mut self, layer: usize) -> Option<RouterStatistics> {
         self.routing.as_mut()?.remove(&layer)
+    }
+
+    /// Sets how recurrent layers compute gradients.
+    pub fn with_recurrence(self, recurrence: RecurrenceOptions) -> Self {
+        Self { recurrence, ..self }
+    }
+
+    /// Returns how recurrent layers compute gradients.
+    pub fn recurrence(&self) -> &RecurrenceOptions {
+        &self.recurrence
+    }
+
+    /// Returns the tokens of the row in the order of time.
+    pub fn time_order(&mut self) -> Rc<TimeOrder> {
+        let (segments, device) = (self.segments, self.positions.device());
+        self.time_order.get_or_insert_with(|| Rc::new(TimeOrder::new(segments, device))).clone()
+    }
+
+    /// Returns the states that the segments begin with in recurrent layer `layer`: (S, width). `None` without a cache: all
+    /// begin with zeros.
+    pub fn states_before(&mut self, layer: usize, width: i64) -> Option<Tensor> {
+        let count = self.segments.count();
+        Some(self.cache.as_mut()?.read_states(layer, count, width))
+    }
+
+    /// Writes the states (S, width) after the segments of recurrent layer `layer` to the cache.
+    pub fn set_states(&mut self, layer: usize, states: &Tensor) {
+        if let Some(cache) = &mut self.cache {
+            cache.write_states(layer, states);
+        }
     }
 
     /// Rotates queries (T, H, E) and keys (T, K, E) by the angles of their positions. If the embedding is smaller than a
@@ -208,8 +264,11 @@ impl<'a> ForwardPass<'a> {
         } else if step_only && q.device() == Device::Cpu {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
             let window = attention.within(longest).window;
-            let new_mask =
-                || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
+            let new_mask = || {
+                let attention = Attention { window, ..attention };
+                let mask = decode_mask(&cache.lengths, longest, attention, q.kind(), q.device());
+                with_bias(mask, attention, q, k.size()[1], longest)
+            };
             let mask = self.masks.entry(window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
@@ -237,6 +296,16 @@ fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, atte
     let scores = attention.cap(q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) * attention.scale);
     let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
     scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
+}
+
+/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E).
+fn with_bias(mask: Option<Tensor>, attention: Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
+    let Some(bias) = attention.bias(q.size()[1], 0, longest, q.device()) else { return mask };
+    let bias = bias.view([1, kv_heads, -1, longest]).to_kind(q.kind());
+    Some(match mask {
+        Some(mask) => mask + bias,
+        None => bias.expand([q.size()[0], -1, -1, -1], false).contiguous(),
+    })
 }
 
 /// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot that its new token sees,
@@ -267,11 +336,18 @@ fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Seg
         let queries = q.narrow(0, row, n).transpose(0, 1); // (H, n, E)
         let hidden = attention.within(past + n).hidden(n, past + n, past, q.device());
         let out = match attention.softcap {
+            None if attention.alibi.is_some() => {
+                let bias = attention.bias(q.size()[1], 0, past + n, q.device()).expect("an attention with a bias");
+                let mask = bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0); // (1, H, n, L)
+                let queries = queries.unsqueeze(0);
+                Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&mask), 0.0, false, attention.scale, true)
+            }
             None => {
                 let (queries, seen) = (queries.unsqueeze(0), hidden.logical_not());
                 Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&seen), 0.0, false, attention.scale, true)
             }
             Some(_) => {
+                assert!(attention.alibi.is_none(), "no family has both a cap and a bias of scores");
                 let (kv, size) = (k.size()[1], q.size()[2]);
                 // (1, K, G * n, E): the queries of the heads that share a key head follow each other.
                 let grouped = queries.reshape([1, kv, -1, size]);

@@ -9,4 +9,5 @@ mod number_formats;
 mod parity;
 mod properties;
 mod quantised;
+mod recurrent;
 mod stored;
