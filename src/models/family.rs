@@ -2,7 +2,7 @@
 
 use super::stored::StoredFormat;
 use crate::error::{Error, Result};
-use crate::nn::{Attention, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
+use crate::nn::{Attention, Cell, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -25,8 +25,14 @@ pub trait Decoder {
     fn finish(&self, x: &Tensor) -> Tensor;
     /// Returns the output head: (…, D) -> (…, V).
     fn head(&self) -> &Rc<Linear>;
-    /// Returns the settings of layer `i`'s attention.
-    fn attention(&self, i: usize) -> Attention;
+    /// Returns the settings of layer `i`'s attention; `None` if it has none.
+    fn attention(&self, _i: usize) -> Option<Attention> {
+        None
+    }
+    /// Returns the recurrence of the layers; `None` if they are not recurrent.
+    fn recurrence(&self) -> Option<Cell> {
+        None
+    }
     /// Returns the length up to which sequences are rotated by other frequencies than beyond it, if there is such a length.
     fn rotation_switch(&self) -> Option<i64> {
         None
@@ -173,6 +179,16 @@ impl Config {
         let keys =
             ["attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "resid_pdrop", "router_jitter_noise"];
         keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
+    }
+
+    /// Returns true if the layers have attention and MLPs, false if they are recurrent.
+    pub fn has_attention(&self) -> bool {
+        !self.family.foreign_keys.contains(&"num_attention_heads")
+    }
+
+    /// Returns true for a family that only ft writes and reads.
+    pub fn is_own_family(&self) -> bool {
+        self.model_type.starts_with("ft_")
     }
 
     /// Returns the number of MLPs that compute a token in layer `i`, and the sum of the widths inside them.

@@ -9,18 +9,11 @@ use crate::nn::{CacheLayout, DecodingGuard, ForwardPass, KvCache, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-impl Model {
-    /// Starts a pass over whole sequences, which keeps what is exposed.
-    pub(super) fn whole_pass<'p>(&self, row: &'p LayerRow, look: &ExposedLayers) -> ForwardPass<'p> {
-        let pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
-        pass.tile_mlp(self.mlp_tile())
-    }
-
     /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let row = self.whole_row(tokens);
-        let mut pass = self.whole_pass(&row, &look);
+        let mut pass = self.start_pass(&row, &look);
         let mut x = self.embed(&row); // (T', D)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
@@ -114,8 +107,10 @@ impl Model {
 
     /// Returns the sizes that the layout of the model's cache depends on.
     pub fn cache_layout(&self) -> CacheLayout {
+        let recurrent = if self.recurrence().is_some() { self.depth() } else { 0 };
         CacheLayout {
             windows: self.attentions().map(|attention| attention.window).collect(),
+            recurrent,
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             device: self.device(),

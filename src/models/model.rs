@@ -13,8 +13,8 @@ use super::trained_part::TrainedPart;
 use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
 use crate::nn::{
-    AdapterPlan, AdapterSwitches, Attention, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
-    VirtualTokens, WeightSource,
+    AdapterPlan, AdapterSwitches, Attention, BuildResult, Cell as RecurrentCell, InitialWeights, Linear, ModelBuilder,
+    ModelSizes, ParamStore, RecurrenceOptions, VirtualPlace, VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,8 @@ pub struct Model {
     pub(super) loss_scale: RefCell<Option<Tensor>>,
     pub(super) router_terms: Cell<RouterTerms>,
     mlp_tile: Cell<Option<i64>>,
+    /// How recurrent layers compute gradients.
+    pub(super) recurrence: RefCell<RecurrenceOptions>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -136,6 +138,12 @@ impl Model {
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
         let virtual_tokens = builder.attach_virtual_tokens(sizes(&config), config.family().embedding)?;
+        let of_attention = |own: &&VirtualTokens| own.place == VirtualPlace::KeysAndValues;
+        if decoder.recurrence().is_some() && virtual_tokens.iter().flatten().any(|own| of_attention(&own)) {
+            return Err(config
+                .refuse("prefix tuning gives attention keys and values, and recurrent layers have none")
+                .hint("adapt linear layers, or tune a prompt"));
+        }
         let BuildResult { mut store, switches, unused } = builder.finish()?;
         if load.train_base.is_some_and(|part| part.layer_sampling().is_some()) {
             store.train_in_turn();
@@ -170,6 +178,7 @@ impl Model {
             loss_scale: RefCell::default(),
             router_terms: Cell::default(),
             mlp_tile: Cell::default(),
+            recurrence: RefCell::default(),
             exposed: RefCell::default(),
         })
     }
@@ -214,9 +223,14 @@ impl Model {
         self.decoder.depth()
     }
 
-    /// Returns the settings of each layer's attention.
+    /// Returns the settings of the attention of each layer that has one.
     pub fn attentions(&self) -> impl Iterator<Item = Attention> {
-        (0..self.depth()).map(|i| self.decoder.attention(i))
+        (0..self.depth()).filter_map(|i| self.decoder.attention(i))
+    }
+
+    /// Returns the recurrence of the layers; `None` if they are not recurrent.
+    pub fn recurrence(&self) -> Option<RecurrentCell> {
+        self.decoder.recurrence()
     }
 
     /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.

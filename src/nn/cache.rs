@@ -16,6 +16,7 @@ mod device_index;
 mod kept_tokens;
 
 use super::attention::Attention;
+use super::state_cache::StateCache;
 use crate::machine;
 use crate::native::{self, upload_slice};
 use device_index::DeviceIndex;
@@ -28,8 +29,10 @@ use tch::{Device, Kind, Tensor};
 /// Sizes of a model that the layout of its cache depends on.
 #[derive(Debug, Clone)]
 pub struct CacheLayout {
-    /// For each layer the number of tokens that a token sees, itself included; `None`: all before it.
+    /// For each layer with keys and values the number of tokens that a token sees, itself included; `None`: all before it.
     pub windows: Rc<[Option<i64>]>,
+    /// Number of recurrent layers, which have a state for each sequence instead.
+    pub recurrent: usize,
     /// H, the number of query heads.
     pub heads: i64,
     /// K, the number of key and value heads.
@@ -53,7 +56,7 @@ impl CacheLayout {
         let replaced = if self.device == Device::Cpu { 0 } else { largest };
         let all = 2 * of_layers.sum::<i64>() + replaced;
         let tables = self.tables() as i64;
-        ((all + tables - 1) / tables).max(1)
+        ((all + tables - 1) / tables.max(1)).max(1)
     }
 
     /// Returns the bytes that one token takes in one table, for heads of size `head_dim` (E) in dtype `kind`.
@@ -71,6 +74,7 @@ pub struct KvCache {
     kept: Vec<KeptTokens>,
     /// For each layer the index of what it keeps.
     kept_by: Vec<usize>,
+    states: StateCache,
     /// Number of tokens of each sequence, virtual ones included.
     pub lengths: Vec<i64>,
     /// The slot of each sequence; on the CPU its own number.
@@ -105,6 +109,7 @@ impl KvCache {
             layers: layout.windows.iter().map(|_| None).collect(),
             kept_by: layout.windows.iter().map(number).collect(),
             kept: windows.iter().map(|window| KeptTokens::new(*window, sequences)).collect(),
+            states: StateCache::new(layout.recurrent, layout.device),
             lengths: vec![0; sequences],
             slots: (0..sequences).collect(),
             slot_capacity: sequences as i64,
@@ -217,6 +222,7 @@ impl KvCache {
             }
             (self.kept[g].capacity, self.kept[g].index) = (capacity, None);
         }
+        self.states.resize(slots);
         self.slot_capacity = slots;
     }
 
@@ -234,7 +240,9 @@ impl KvCache {
     /// Adds `count` empty sequences after those there are.
     pub fn add_slots(&mut self, count: usize) {
         for _ in 0..count {
-            self.slots.push(self.free_slot());
+            let slot = self.free_slot();
+            self.states.clear(slot);
+            self.slots.push(slot);
             self.lengths.push(0);
             self.kept.iter_mut().for_each(|kept| kept.first.push(0));
         }
@@ -270,6 +278,7 @@ impl KvCache {
                 t.narrow(0, to.start as i64, to.len() as i64).narrow(2, 0, stored).copy_(&source);
             }
         }
+        self.states.copy(from, to);
     }
 
     /// Returns the tables of the layers of group `g`.
@@ -345,7 +354,7 @@ impl KvCache {
         v: &Tensor,
         attention: Attention,
     ) -> Option<Tensor> {
-        if attention.softcap.is_some() {
+        if attention.changes_scores() {
             return None;
         }
         if self.on_device() {
@@ -441,6 +450,18 @@ impl KvCache {
         Some((part(k), part(v)))
     }
 
+    /// Returns the states of the last `count` sequences in recurrent layer `layer`, zeros before their first token:
+    /// (`count`, `width`) float32.
+    pub(super) fn read_states(&mut self, layer: usize, count: usize, width: i64) -> Tensor {
+        self.states.read(layer, &self.slots[self.slots.len() - count..], self.slot_capacity, width)
+    }
+
+    /// Replaces the states of the last sequences in recurrent layer `layer` by `states` (S, width).
+    pub(super) fn write_states(&mut self, layer: usize, states: &Tensor) {
+        let first = self.first(states.size()[0] as usize);
+        self.states.write(layer, &self.slots[first..], states);
+    }
+
     /// Adds to the lengths of the last sequences the tokens that the pass has just written.
     pub fn advance(&mut self, added: &[i64]) {
         let first = self.first(added.len());
@@ -460,13 +481,16 @@ impl KvCache {
     }
 
     /// Shortens a sequence to its first `length` tokens; a shorter one stays as it is. If layers with a window no longer have
-    /// what the next token would see, the sequence becomes empty. Returns its number of tokens.
+    /// what the next token would see, or recurrent layers no longer their earlier state, the sequence becomes empty. Returns its
+    /// number of tokens.
     pub fn truncate(&mut self, sequence: usize, length: i64) -> i64 {
         let length = self.lengths[sequence].min(length);
         let whole = self.kept.iter().all(|kept| kept.reaches(sequence, length));
-        if !whole || length == 0 {
+        let cut = length < self.lengths[sequence];
+        if !whole || length == 0 || (cut && self.layout.recurrent > 0) {
             self.lengths[sequence] = 0;
             self.kept.iter_mut().for_each(|kept| kept.first[sequence] = 0);
+            self.states.clear(self.slots[sequence]);
         } else {
             self.lengths[sequence] = length;
         }
@@ -495,6 +519,7 @@ impl KvCache {
                     *t = t.index_select(0, &order);
                 }
             }
+            self.states.select(&order);
             self.slot_capacity = kept.len() as i64;
             self.slots = (0..kept.len()).collect();
         }

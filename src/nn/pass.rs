@@ -4,11 +4,13 @@ use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
 use super::experts::RouterStatistics;
 use super::ops;
+use super::recurrence::{GradientReach, TimeOrder};
 use super::rope::Rope;
 use super::tokens::{Segments, Tokens};
 use super::virtual_tokens::{VirtualPlace, VirtualRow};
 use crate::native::upload;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
@@ -21,7 +23,7 @@ pub struct ForwardPass<'a> {
     cache: Option<&'a mut KvCache>,
     /// cos and sin of each rotary embedding, by the address of its frequencies.
     angles: BTreeMap<*const Rope, (Tensor, Tensor)>,
-    /// Masks of a decoding step that have been computed, by the window of the layers that they are for.
+    /// Masks of a decoding step that have been computed, with the bias of scores, by the window of the layers that they are for.
     masks: BTreeMap<Option<i64>, Option<Tensor>>,
     /// The number of tokens that each sequence has when all parts of it have been run, virtual ones included, if this row is
     /// one of several parts.
@@ -32,6 +34,18 @@ pub struct ForwardPass<'a> {
     mlp_tile: Option<i64>,
     /// Statistics of the routing of layers of experts that have run; `None` if they are not asked for.
     routing: Option<BTreeMap<usize, RouterStatistics>>,
+    /// The tokens in the order of time, once a recurrent layer has asked.
+    time_order: Option<Rc<TimeOrder>>,
+    recurrence: RecurrenceOptions,
+}
+
+/// How recurrent layers compute gradients in a pass.
+#[derive(Default, Clone)]
+pub struct RecurrenceOptions {
+    /// Number of tokens that gradients flow back at most; `None`: to the beginning of a sequence.
+    pub truncate: Option<i64>,
+    /// Where the norms of the gradients of states are recorded, if they are.
+    pub reach: Option<Rc<GradientReach>>,
 }
 
 /// The virtual tokens that segments of a pass begin with.
@@ -95,8 +109,20 @@ impl<'a> ForwardPass<'a> {
             cache.reserve(&segments.lengths);
         }
         let (angles, masks, captured) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let (whole_lengths, mlp_tile, routing) = (None, None, None);
-        Self { segments, positions, virtual_part, cache, angles, masks, whole_lengths, captured, mlp_tile, routing }
+        Self {
+            segments,
+            positions,
+            virtual_part,
+            cache,
+            angles,
+            masks,
+            whole_lengths: None,
+            captured,
+            mlp_tile: None,
+            routing: None,
+            time_order: None,
+            recurrence: RecurrenceOptions::default(),
+        }
     }
 
     /// Says that the row is one of several parts of its sequences, which have `lengths` tokens when all are run, virtual ones
@@ -170,6 +196,36 @@ impl<'a> ForwardPass<'a> {
         self.routing.as_mut()?.remove(&layer)
     }
 
+    /// Sets how recurrent layers compute gradients.
+    pub fn with_recurrence(self, recurrence: RecurrenceOptions) -> Self {
+        Self { recurrence, ..self }
+    }
+
+    /// Returns how recurrent layers compute gradients.
+    pub fn recurrence(&self) -> &RecurrenceOptions {
+        &self.recurrence
+    }
+
+    /// Returns the tokens of the row in the order of time.
+    pub fn time_order(&mut self) -> Rc<TimeOrder> {
+        let (segments, device) = (self.segments, self.positions.device());
+        self.time_order.get_or_insert_with(|| Rc::new(TimeOrder::new(segments, device))).clone()
+    }
+
+    /// Returns the states that the segments begin with in recurrent layer `layer`: (S, width). `None` without a cache: all
+    /// begin with zeros.
+    pub fn states_before(&mut self, layer: usize, width: i64) -> Option<Tensor> {
+        let count = self.segments.count();
+        Some(self.cache.as_mut()?.read_states(layer, count, width))
+    }
+
+    /// Writes the states (S, width) after the segments of recurrent layer `layer` to the cache.
+    pub fn set_states(&mut self, layer: usize, states: &Tensor) {
+        if let Some(cache) = &mut self.cache {
+            cache.write_states(layer, states);
+        }
+    }
+
     /// Rotates queries (T, H, E) and keys (T, K, E) by the angles of their positions. If the embedding is smaller than a
     /// head, the rest of each head stays as it is.
     pub fn rotate(&mut self, rope: &Rope, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
@@ -232,7 +288,10 @@ impl<'a> ForwardPass<'a> {
             cache.write(layer, k, v, lengths);
             let stored = cache.stored_in(layer);
             let longest = stored.iter().max().copied().unwrap_or(0) + 1;
-            let new_mask = || decode_mask(&stored, longest, attention.within(longest), q.kind(), q.device());
+            let new_mask = || {
+                let mask = decode_mask(&stored, longest, attention.within(longest), q.kind(), q.device());
+                with_bias(mask, attention, q, k.size()[1], longest)
+            };
             let mask = self.masks.entry(attention.window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
@@ -262,6 +321,16 @@ fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, atte
     let scores = attention.cap(q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) * attention.scale);
     let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
     scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
+}
+
+/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E).
+fn with_bias(mask: Option<Tensor>, attention: Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
+    let Some(bias) = attention.bias(q.size()[1], 0, longest, q.device()) else { return mask };
+    let bias = bias.view([1, kv_heads, -1, longest]).to_kind(q.kind());
+    Some(match mask {
+        Some(mask) => mask + bias,
+        None => bias.expand([q.size()[0], -1, -1, -1], false).contiguous(),
+    })
 }
 
 /// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot that its new token sees,
@@ -345,9 +414,13 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: Attention) -> 
         let (k, v) = (k.narrow(2, seen, keys), v.narrow(2, seen, keys));
         let hidden = attention.hidden(count, keys, past + from - seen, q.device());
         if attention.softcap.is_none() {
-            let mask = Some(hidden.logical_not());
-            return Tensor::scaled_dot_product_attention(&queries, &k, &v, mask, 0.0, false, attention.scale, true);
+            let mask = match attention.bias(heads, seen, keys, q.device()) {
+                Some(bias) => bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0), // (1, H, n, L)
+                None => hidden.logical_not(),
+            };
+            return Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(mask), 0.0, false, attention.scale, true);
         }
+        assert!(attention.alibi.is_none(), "no family has both a cap and a bias of scores");
         // (1, K, G * count, E): the queries of the heads that share a key head follow each other.
         let grouped = queries.reshape([1, k.size()[1], -1, size]);
         let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));

@@ -312,6 +312,11 @@ pub struct RunSection {
     /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
     pub eval_at_start: bool,
+    /// Recurrent models: measure every N steps, from the first on, how much the loss at a token depends on the states 1, 2, 4, …
+    /// tokens before it (metrics `state_gradient_1`, …, and a chart). Left out: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub reach_every: Option<u64>,
     /// Number of validation prompts (without validation rows, training prompts) that the model answers before the first step,
     /// at every validation and at the end; 0: none.
     #[serde(default = "two")]

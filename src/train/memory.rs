@@ -10,7 +10,7 @@ use crate::machine;
 use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model, expert_number, layer_number};
 use crate::native;
-use crate::nn::{AttentionMemory, AttentionRow, LayerKind, Param, QuantisedParam, attention, chunked, quantised};
+use crate::nn::{AttentionMemory, AttentionRow, Cell, LayerKind, Param, QuantisedParam, attention, chunked, quantised};
 use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
@@ -198,10 +198,15 @@ impl RunShape<'_> {
     /// Returns the bytes that all layers keep for their backward pass.
     fn kept(&self) -> u64 {
         let ([d, ..], rows, recipe) = (self.sizes(), self.layer_rows(), &self.plan.recipe);
-        let [of_attention, of_mlp] = self.kept_numbers();
-        let numbers = of_attention + if self.mlp_tile().is_some() { 0 } else { of_mlp };
-        let layer = rows * (self.width() * numbers + self.routing()) + self.attention().kept;
         let depth = self.model.config().num_hidden_layers as u64;
+        let layer = match self.model.recurrence() {
+            Some(cell) => self.recurrent_layer(cell),
+            None => {
+                let [of_attention, of_mlp] = self.kept_numbers();
+                let numbers = of_attention + if self.mlp_tile().is_some() { 0 } else { of_mlp };
+                rows * (self.width() * numbers + self.routing()) + self.attention().kept
+            }
+        };
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
             ReplayChoice::Layers(n) => depth.min(n as u64),
@@ -211,6 +216,35 @@ impl RunShape<'_> {
         // Replayed layers are recomputed one at a time, after the other layers have released their activations.
         let again = if replayed > 0 { layer } else { 0 };
         rows * self.width() * d * replayed + (layer * keeping).max(again)
+    }
+
+    /// Returns the bytes that a recurrent layer keeps for its backward pass: its input, with what adapters keep of it, and in
+    /// float32 states and gates; and the matrix of an adapted layer of states.
+    fn recurrent_layer(&self, cell: Cell) -> u64 {
+        let ([d, ..], AdapterActivations { rank, dropout, .. }) = (self.sizes(), self.adapter());
+        let of_modules = self.module_memory().kept.div_ceil(self.model.depth() as u64);
+        let input = d + rank + if dropout { 2 * d } else { 0 } + of_modules;
+        let loop_numbers = (cell.states() + cell.kept()) as u64 * d;
+        let matrix = if self.full() { 0 } else { cell.gates() as u64 * d * d * 4 };
+        self.layer_rows() * (self.width() * input + 4 * loop_numbers) + matrix
+    }
+
+    /// Returns the bytes of the largest temporary tensors of a layer's backward.
+    fn backward_of_layer(&self) -> u64 {
+        let ([d, f, _], width) = (self.sizes(), self.width());
+        if let Some(cell) = self.model.recurrence() {
+            // In float32: the gradients of the gates from both linear layers, in two orders; of the states; states before.
+            return self.layer_rows() * (3 * cell.gates() + 2 * cell.states() + 1) as u64 * d * 4;
+        }
+        // Rows in the order of experts: the layer's inputs or gradients, and both forms of its results.
+        let sorted = if self.model.config().experts.is_some() { 3 * self.mlps() * d } else { 0 };
+        let inner = 3 * f + 2 * d + sorted;
+        let of_mlp = match self.mlp_tile() {
+            None => self.layer_rows() * inner * width,
+            // The layer's result, the gradients of the MLP's result and of its input, and one tile.
+            Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
+        };
+        of_mlp.max(self.attention_backward())
     }
 
     /// Returns what the adapter adds to the activations of a layer.
@@ -285,7 +319,7 @@ impl RunShape<'_> {
         };
         let memory = |settings| attention::memory(row, settings, self.model.kind(), self.prepared.device);
         let of_layers = self.model.attentions().map(memory);
-        of_layers.reduce(AttentionMemory::larger).expect("a model has layers")
+        of_layers.reduce(AttentionMemory::larger).unwrap_or(AttentionMemory { kept: 0, temporary: 0 })
     }
 
     /// Returns the bytes that the backward of a layer's attention takes beyond what the layer keeps. What the MLP kept is free by
@@ -355,7 +389,7 @@ impl RunShape<'_> {
     }
 
     fn activations(&self, trained: &TrainedBytes) -> u64 {
-        let ([d, f, v], width) = (self.sizes(), self.width());
+        let ([d, _, v], width) = (self.sizes(), self.width());
         let (kept, head) = (self.kept(), self.head());
         if self.trains_head() && self.prepared.device != Device::Cpu {
             // The same as below, in libtorch's operations. The head's weight is cast for each chunk. While a chunk's
@@ -373,18 +407,11 @@ impl RunShape<'_> {
             // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its
             // weight and one chunk's part of the gradient; the last is the embedding's, in two formats.
             let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
-            return (kept + head + first).saturating_sub(trained.gradients).max(last);
+            // The last layer's backward, while the head's gradient is the only one, takes more in recurrent models.
+            let layer = if self.model.recurrence().is_some() { self.backward_of_layer() + d * v * 4 } else { 0 };
+            return (kept + (head + first).max(layer)).saturating_sub(trained.gradients).max(last);
         }
-        // Rows in the order of experts: the layer's inputs or gradients, and both forms of its results.
-        let sorted = if self.model.config().experts.is_some() { 3 * self.mlps() * d } else { 0 };
-        let inner = 3 * f + 2 * d + sorted;
-        let of_mlp = match self.mlp_tile() {
-            None => self.layer_rows() * inner * width,
-            // The layer's result, the gradients of the MLP's result and of its input, and one tile.
-            Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
-        };
-        let backward = of_mlp.max(self.attention_backward());
-        let backward = backward + 4 * self.module_memory().temporary + self.dequantised();
+        let backward = self.backward_of_layer() + 4 * self.module_memory().temporary + self.dequantised();
         kept + head.max(backward)
     }
 

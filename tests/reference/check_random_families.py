@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 VOCABULARY = 64
 FAMILIES = [
     "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "olmo3", "smollm3",
-    "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon",
+    "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon", "bloom", "mpt",
 ]  # fmt: skip
 CENTRED = ["gemma", "gemma2", "gemma3_text"]
 
@@ -127,12 +127,19 @@ def settings_of(r, family):
     if family == "falcon":
         new = r.random() < 0.5
         s = {k: v for k, v in s.items() if k not in ("num_key_value_heads", "intermediate_size")}
-        s |= dict(new_decoder_architecture=new, bias=r.random() < 0.5, alibi=False)
+        s |= dict(new_decoder_architecture=new, bias=r.random() < 0.5, alibi=r.random() < 0.4)
         s |= dict(num_kv_heads=kv) if new else dict(multi_query=r.random() < 0.5, parallel_attn=r.random() < 0.6)
         if r.random() < 0.5:
             s["ffn_hidden_size"] = 44
         if new and r.random() < 0.3:
             s["num_ln_in_parallel_attn"] = 1
+    common = {k: s[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
+    heads = r.choice([1, 3, 4, 5, 6, 8, 12])  # slopes differ where they are no power of two
+    if family == "bloom":
+        s = dict(**common, hidden_size=heads * head, n_layer=layers, n_head=heads)
+    if family == "mpt":
+        attention = dict(clip_qkv=r.choice([None, 1.5]), softmax_scale=r.choice([None, 0.4]))
+        s = dict(**common, d_model=heads * head, n_layers=layers, n_heads=heads, max_seq_len=context, attn_config=attention)
     return s
 
 
@@ -149,7 +156,8 @@ def check(ft, seed, wanted):
     except Exception as e:
         print(f"{title}\n   transformers refuses: {str(e)[-200:]}", flush=True)
         return True
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    attention = "sdpa" if settings.get("alibi") else "eager"  # the eager form adds Falcon's bias twice
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() == 2:

@@ -207,6 +207,10 @@ pub fn cut_student_if_missing(
 fn check_cut(cut: &StudentCut, config: &Config) -> Result<()> {
     let depth = config.num_hidden_layers as usize;
     let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
+    if !config.has_attention() && (cut.mlp.is_some() || cut.heads.is_some()) {
+        return Err(Error::user(format!("a {} model has neither MLPs nor heads", config.model_type))
+            .hint("leave out --mlp and --heads; --layers cuts layers"));
+    }
     let most = |what: &str, n: i64, most: i64| match (1..=most).contains(&n) {
         true => Ok(()),
         false => Err(Error::user(format!("{what} {n}: the model has {most}")).hint(format!("from 1 to {most}"))),

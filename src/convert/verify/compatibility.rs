@@ -9,7 +9,7 @@ use crate::adapters::{AdapterFile, EMBEDDINGS, HEAD};
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::is_gguf;
-use crate::models::expert_number;
+use crate::models::{Config, expert_number};
 use crate::nn::{Quantisation, QuantisedFormat};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -202,6 +202,14 @@ pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
 const OWN_FORMAT: &str = "it reads adapters in a format of its own, not PEFT's";
 
 const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
+
+/// Changes the answers for a model, or for an adapter of one, that belongs to a family of ft's own.
+pub fn refuse_own_family(answers: &mut [Compatibility], config: &Config) {
+    for answer in answers.iter_mut().filter(|_| config.is_own_family()) {
+        answer.reads = false;
+        answer.note = format!("only ft computes {}", config.model_type);
+    }
+}
 
 /// Returns the answers for a model directory.
 pub fn of_model(folder: &Path) -> Vec<Compatibility> {

@@ -89,15 +89,17 @@ impl ExportKind<'_> {
 
     /// Returns which programs can read a directory. `scores`: it is a reward model's.
     pub(super) fn compatibility(self, folder: &Path, scores: bool) -> Result<Vec<Compatibility>> {
-        Ok(match self {
+        let (mut answers, config) = match self {
             ExportKind::Adapter { base } => {
                 let (adapter, config) = (file::read(folder)?, Config::read(base)?);
                 let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?;
-                compatibility::of_adapter(&adapter, rows.and_then(|rows| rows.grown(&config)))
+                (compatibility::of_adapter(&adapter, rows.and_then(|rows| rows.grown(&config))), config)
             }
-            ExportKind::Model if scores => compatibility::of_scorer(folder),
-            ExportKind::Model => compatibility::of_model(folder),
-        })
+            ExportKind::Model if scores => (compatibility::of_scorer(folder), Config::read(folder)?),
+            ExportKind::Model => (compatibility::of_model(folder), Config::read(folder)?),
+        };
+        compatibility::refuse_own_family(&mut answers, &config);
+        Ok(answers)
     }
 }
 

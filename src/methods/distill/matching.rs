@@ -52,6 +52,15 @@ impl LayerMatching {
     pub fn new(spec: &MatchSpec, student: &Model, teacher: &Model, seed: u64) -> Result<Self> {
         let (s, t) = (student.config(), teacher.config());
         let depths = (student.depth(), teacher.depth());
+        if spec.attention.is_some()
+            && let Some(config) = [s, t].into_iter().find(|config| !config.has_attention())
+        {
+            return Err(Error::user(format!(
+                "method.distill.match.attention: a {} model has no attention",
+                config.model_type
+            ))
+            .hint("match hidden states, or logits alone"));
+        }
         let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<LayerPair>> {
             let layers = layer_pairs(layers, depths, &format!("method.distill.match.{what}.layers"))?;
             Ok(projected_pairs(what, &layers, sizes, seed, student.device()))
@@ -250,5 +259,9 @@ fn map(q: &Tensor, k: &Tensor, attention: Attention, part: &QueryChunk) -> Tenso
         None => later,
     };
     let scores = attention.cap(q.matmul(&k.transpose(1, 2)) * attention.scale);
+    let scores = match attention.bias(scores.size()[0], 0, scores.size()[2], scores.device()) {
+        Some(bias) => scores + bias,
+        None => scores,
+    };
     scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float)
 }

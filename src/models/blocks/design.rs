@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::family::Config;
-use crate::nn::{GATED_MLP_NAMES, LogitChange};
+use crate::nn::{Alibi, GATED_MLP_NAMES, LogitChange};
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
 pub struct Design {
@@ -14,6 +14,8 @@ pub struct Design {
     pub experts: ExpertNames,
     /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
     pub embedding_scale: f64,
+    /// Sinusoidal vectors of positions are added to those of tokens.
+    pub sinusoidal_positions: bool,
     /// Factor on what attention and MLP add to the residual stream.
     pub residual_scale: f64,
     pub logits: LogitChange,
@@ -25,6 +27,8 @@ pub struct Names {
     /// What embedding, layers and final norm are in.
     pub trunk: &'static str,
     pub embedding: &'static str,
+    /// Norm of the embedded tokens, before the first layer.
+    pub embedding_norm: Option<&'static str>,
     pub layers: &'static str,
     pub final_norm: &'static str,
 }
@@ -73,6 +77,8 @@ pub struct AttentionDesign {
     pub scale: f64,
     /// Bound of the scores.
     pub softcap: Option<f64>,
+    /// Bias of the scores by distance.
+    pub alibi: Option<Alibi>,
     /// Queries, keys and values are limited to this magnitude.
     pub clip_qkv: Option<f64>,
 }
@@ -112,6 +118,8 @@ pub struct ExpertNames {
 /// The linear layers of the MLP, and what lies between them.
 #[derive(Debug, Clone, Copy)]
 pub struct FeedForwardDesign {
+    /// The module's name.
+    pub module: &'static str,
     pub layers: FeedForwardLayers,
     pub bias: bool,
     pub activation: Activation,
@@ -159,7 +167,13 @@ impl Design {
     /// Returns the layers of llama, from which families differ. Fails for an unsupported activation.
     pub fn llama(c: &Config) -> Result<Self> {
         Ok(Self {
-            names: Names { trunk: "model", embedding: "embed_tokens", layers: "layers", final_norm: "norm" },
+            names: Names {
+                trunk: "model",
+                embedding: "embed_tokens",
+                embedding_norm: None,
+                layers: "layers",
+                final_norm: "norm",
+            },
             norm: NormKind::Rms,
             wiring: Wiring {
                 before_attention: Some("input_layernorm"),
@@ -179,15 +193,18 @@ impl Design {
                 rotates: vec![true; c.num_hidden_layers as usize],
                 scale: (c.head_dim as f64).powf(-0.5),
                 softcap: None,
+                alibi: None,
                 clip_qkv: None,
             },
             feed_forward: FeedForwardDesign {
+                module: "mlp",
                 layers: FeedForwardLayers::Gated,
                 bias: c.mlp_bias,
                 activation: Activation::named(c, &c.hidden_act)?,
             },
             experts: ExpertNames { module: "mlp", layers: GATED_MLP_NAMES },
             embedding_scale: 1.0,
+            sinusoidal_positions: false,
             residual_scale: 1.0,
             logits: LogitChange::NONE,
         })

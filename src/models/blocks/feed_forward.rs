@@ -32,7 +32,7 @@ impl FeedForward {
     pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize) -> Self {
         match c.experts.as_ref().filter(|sizes| sizes.sparse[i]) {
             Some(sizes) => Self::Experts(Experts::build(c, sizes, &(scope / design.experts.module), design.experts)),
-            None => Self::Mlp(Rc::new(Mlp::build(c, &(scope / "mlp"), design.feed_forward))),
+            None => Self::Mlp(Rc::new(Mlp::build(c, &(scope / design.feed_forward.module), design.feed_forward))),
         }
     }
 
@@ -51,7 +51,7 @@ impl FeedForward {
 impl Mlp {
     /// Builds the MLP at `scope`.
     fn build(c: &Config, scope: &ModuleScope, design: FeedForwardDesign) -> Self {
-        let FeedForwardDesign { layers, bias, activation } = design;
+        let FeedForwardDesign { layers, bias, activation, .. } = design;
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (layers, down) = match layers {
             FeedForwardLayers::Gated => {

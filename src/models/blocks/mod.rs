@@ -2,7 +2,7 @@
 //!
 //! design: what families differ in. decoder: embedding, layers, final norm and head. block: norms and residual additions
 //! around attention and MLP. self_attention: projections, rotation, attention. feed_forward: the MLP, or (experts) a layer of experts. norm: the kinds of
-//! norms.
+//! norms. positions: sinusoidal vectors of positions.
 
 mod block;
 mod decoder;
@@ -10,10 +10,11 @@ mod design;
 mod experts;
 mod feed_forward;
 mod norm;
+mod positions;
 mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
-    Wiring,
+    Activation, AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind,
+    Projections, QkNorm, Wiring,
 };

@@ -50,7 +50,7 @@ impl SelfAttention {
             Projections::ByKind(name) => ProjectionLayers::ByKind(projection(name, heads + 2 * kv_heads)),
             Projections::ByGroup(name) => ProjectionLayers::ByGroup(projection(name, heads + 2 * kv_heads)),
         };
-        let (softcap, scale) = (design.attention.softcap, design.attention.scale);
+        let AttentionDesign { softcap, scale, alibi, .. } = design.attention;
         Self {
             projections,
             output: (scope / output).linear(heads * e, d, output_bias),
@@ -61,7 +61,7 @@ impl SelfAttention {
             heads,
             kv_heads,
             head_dim: e,
-            attention: Attention { scale, window: c.windows[i], softcap },
+            attention: Attention { scale, window: c.windows[i], softcap, alibi },
         }
     }
 

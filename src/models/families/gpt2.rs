@@ -117,8 +117,8 @@ impl Decoder for Gpt2 {
     fn head(&self) -> &Rc<Linear> {
         &self.head
     }
-    fn attention(&self, i: usize) -> Attention {
-        self.layers[i].attention
+    fn attention(&self, i: usize) -> Option<Attention> {
+        Some(self.layers[i].attention)
     }
     fn has_gates(&self) -> bool {
         false

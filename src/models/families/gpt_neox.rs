@@ -49,7 +49,13 @@ fn map_param(name: &str) -> Option<ParamMapping> {
 
 fn design(c: &Config) -> Result<Design> {
     let llama = Design::llama(c)?;
-    let names = Names { trunk: "gpt_neox", embedding: "embed_in", layers: "layers", final_norm: "final_layer_norm" };
+    let names = Names {
+        trunk: "gpt_neox",
+        embedding: "embed_in",
+        embedding_norm: None,
+        layers: "layers",
+        final_norm: "final_layer_norm",
+    };
     let attention = AttentionDesign {
         module: "attention",
         projections: Projections::ByGroup("query_key_value"),

@@ -58,6 +58,10 @@ impl BandedBlock {
         self.k.size()[0] / self.group.count
     }
 
+    fn heads(&self) -> i64 {
+        self.kv_heads() * self.q.size()[1]
+    }
+
     fn bands(&self) -> impl Iterator<Item = Band> + use<> {
         let (longest, heads, attention) = (self.group.longest, self.q.size()[0] * self.q.size()[1], self.attention);
         let reach = attention.window.unwrap_or(longest).min(longest);
@@ -77,6 +81,14 @@ impl BandedBlock {
         let scores = match (&tanh, softcap) {
             (Some(tanh), Some(cap)) => tanh * cap,
             _ => raw,
+        };
+        let scores = match self.attention.bias(self.heads(), first, keys, q.device()) {
+            // (n, K, G, B, J): the heads that share a key head follow each other.
+            Some(bias) => {
+                let shape = [self.group.count, self.kv_heads(), -1, queries, keys];
+                scores.view(shape) + bias.view([1, self.kv_heads(), -1, 1, keys])
+            }
+            None => scores,
         };
         let hidden = self.attention.hidden(queries, keys, band.queries.0 - first, q.device());
         let scores = scores.view([batch, -1, queries, keys]).masked_fill(&hidden, f64::NEG_INFINITY);

@@ -3,11 +3,14 @@
 //! On the CPU the forward is libtorch's flash kernel and the backward recomputes the probabilities from the saved
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
 //! products and is slower at the lengths fine-tuning sees. CUDA's kernels are called by `cuda_attention`. What these
-//! kernels do not compute (a window on the CPU, capped scores) is composed in `bands`. rules: which keys a query sees.
+//! kernels do not compute (a window on the CPU, capped or biased scores) is composed in `bands`. rules: which keys a query
+//! sees. alibi: biases by distance.
 
+mod alibi;
 mod bands;
 mod rules;
 
+pub use alibi::Alibi;
 pub use rules::Attention;
 
 use super::autograd::differentiable;
@@ -24,7 +27,7 @@ const RECOMPUTE_MAX_LENGTH: i64 = 1024;
 pub fn memory(row: AttentionRow, attention: Attention, kind: Kind, device: Device) -> AttentionMemory {
     let attention = attention.within(row.longest as i64);
     match device {
-        Device::Cuda(_) if attention.softcap.is_some() => return bands::memory(row, kind),
+        Device::Cuda(_) if attention.changes_scores() => return bands::memory(row, kind),
         Device::Cuda(index) => return CudaKernel::of(index, kind, row.head_size as i64).memory(row, kind),
         _ if attention.is_plain() => {}
         _ => return bands::memory(row, kind),
@@ -45,7 +48,7 @@ pub fn memory(row: AttentionRow, attention: Attention, kind: Kind, device: Devic
 pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: Attention) -> Tensor {
     let attention = attention.within(segments.longest);
     match q.device() {
-        Device::Cuda(index) if attention.softcap.is_none() => {
+        Device::Cuda(index) if !attention.changes_scores() => {
             return CudaKernel::of(index, q.kind(), q.size()[2]).attend(q, k, v, segments, attention);
         }
         _ => {}
@@ -271,6 +274,13 @@ mod tests {
             let back = attention.window.unwrap_or(n);
             let seen = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).tril(0).triu(1 - back);
             let s = attention.cap(pick(q).matmul(&wide(k).transpose(1, 2)) * attention.scale);
+            let s = match attention.alibi {
+                Some(alibi @ Alibi { factor, .. }) => {
+                    let slopes = Tensor::from_slice(&alibi.slopes(q.size()[1])).to_kind(Kind::Float).view([-1, 1, 1]);
+                    s + slopes * factor * Tensor::arange(n, (Kind::Float, Device::Cpu))
+                }
+                None => s,
+            };
             let s = s.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
             parts.push(s.softmax(-1, Kind::Float).matmul(&wide(v)).transpose(0, 1));
             at += n;
@@ -323,6 +333,12 @@ mod tests {
                     let attention = Attention { window, softcap, ..causal };
                     let gap = compare(&lengths, heads, kv, attention);
                     assert!(gap < 2e-5, "{lengths:?}, {attention:?}: {gap}");
+                    if window.is_none_or(|window| window == 39) {
+                        let alibi = Some(Alibi { factor: 0.7, rounded: false });
+                        let attention = Attention { alibi, ..attention };
+                        let gap = compare(&lengths, heads, kv, attention);
+                        assert!(gap < 5e-5, "{lengths:?}, {attention:?}: {gap}");
+                    }
                 }
             }
         }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn layout(windows: &[Option<i64>]) -> CacheLayout {
-    CacheLayout { windows: windows.into(), heads: 2, kv_heads: 2, device: Device::Cpu }
+    CacheLayout { windows: windows.into(), recurrent: 0, heads: 2, kv_heads: 2, device: Device::Cpu }
 }
 
 /// Two heads of size 1; token t of slot s has the key 1000 s + t in head 0, and its negative in head 1.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-pub(super) const FAMILIES: [&str; 22] = [
+pub(super) const FAMILIES: [&str; 29] = [
     "tiny-llama",
     "tiny-qwen2",
     "tiny-qwen3",
@@ -37,6 +37,13 @@ pub(super) const FAMILIES: [&str; 22] = [
     "dense/gpt-neox",
     "dense/falcon",
     "dense/falcon-new",
+    "dense/falcon-alibi",
+    "dense/bloom",
+    "dense/mpt",
+    "own/rnn",
+    "own/gru",
+    "own/lstm",
+    "own/sinusoidal",
 ];
 
 /// Folders of PEFT's directories over the families, with what is expected of them.
@@ -196,6 +203,7 @@ fn a_config_without_targets_selects_the_familys_default_modules() {
         ("families", "qwen2-default"),
         ("dense/adapters", "gpt-neox-default"),
         ("dense/adapters", "falcon-default"),
+        ("dense/adapters", "mpt-default"),
     ] {
         let temp = tempfile::tempdir().unwrap();
         let folder = fixture(format!("{place}/{name}"));

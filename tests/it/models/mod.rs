@@ -9,5 +9,6 @@ mod number_formats;
 mod parity;
 mod properties;
 mod quantised;
+mod recurrent;
 mod stored;
 mod tiled;

@@ -40,7 +40,7 @@ const MODELS: [&str; 17] = [
 ];
 
 /// The models of tests/fixtures/dense, each with rows longer than its windows.
-const DENSE: [&str; 21] = [
+const DENSE: [&str; 24] = [
     "dense/gemma",
     "dense/gemma2",
     "dense/gemma3",
@@ -60,12 +60,19 @@ const DENSE: [&str; 21] = [
     "dense/gpt-neox-sequential",
     "dense/falcon",
     "dense/falcon-new",
+    "dense/falcon-alibi",
+    "dense/bloom",
+    "dense/mpt",
     "dense/ministral",
     "dense/qwen2-window",
 ];
 
+/// The models of ft's own families (tests/fixtures/own.py), compared with torch.nn.RNN, GRU and LSTM, and with layers of
+/// transformers.
+const OWN: [&str; 4] = ["own/rnn", "own/gru", "own/lstm", "own/sinusoidal"];
+
 fn models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(DENSE)
+    MODELS.into_iter().chain(DENSE).chain(OWN)
 }
 
 fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
