@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Convert a GGUF file to a Hugging Face model directory.
 ///
-/// Reads architectures llama, qwen2, qwen3 and gpt2 in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds
-/// the tokenizer from the vocabulary inside the file.
+/// Reads every family that ft trains, in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds the tokenizer from the
+/// vocabulary inside the file.
 #[derive(Args)]
 pub struct ImportArgs {
     /// The GGUF file.

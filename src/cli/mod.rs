@@ -10,6 +10,7 @@ mod compare;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod init;
@@ -77,6 +78,7 @@ enum RootCommand {
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Merge(merge::MergeArgs),
+    Export(export::ExportArgs),
     Student(student::StudentArgs),
     Selftest(selftest::SelftestArgs),
     Completions(manual::CompletionsArgs),
@@ -143,6 +145,7 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Generate(args) => generate::run(args),
         RootCommand::Chat(args) => chat::run(args),
         RootCommand::Merge(args) => merge::run(&args),
+        RootCommand::Export(args) => export::run(&args),
         RootCommand::Student(args) => student::run(&args),
         RootCommand::Selftest(args) => selftest::run(args),
         RootCommand::Completions(args) => manual::completions(&args, Cli::command()),

@@ -152,13 +152,7 @@ fn check_out(options: &GgufImportOptions) -> Result<()> {
 
 /// Returns the bytes of one tensor in Hugging Face's layout and the chosen dtype. Fails if a value is not finite.
 fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
-    let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
-    let rows = tensor.source.shape[0];
-    if let Some(order) = tensor.change.row_order(rows) {
-        values = select_rows(&values, &order);
-    } else if tensor.change == LayoutChange::Transpose {
-        values = transpose(&values, rows);
-    }
+    let values = arranged(gguf, tensor);
     let wrong = |what: String| Error::user(format!("{}: tensor {}: {what}", gguf.path().display(), tensor.source.name));
     let bad = values.par_iter().filter(|x| !x.is_finite()).count();
     if bad > 0 {
@@ -188,13 +182,29 @@ fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns the values of a tensor in Hugging Face's layout.
+pub(in crate::convert) fn arranged(gguf: &Gguf, tensor: &MappedTensor) -> Vec<f32> {
+    let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
+    let rows = tensor.source.shape[0];
+    if let Some(order) = tensor.change.row_order(rows) {
+        values = select_rows(&values, &order);
+    }
+    match tensor.change {
+        LayoutChange::Transpose => values = transpose(&values, rows),
+        LayoutChange::Centre => values.par_iter_mut().for_each(|x| *x -= 1.0),
+        _ => {}
+    }
+    values
+}
+
 /// Returns the rows of a matrix in this order.
-fn select_rows(values: &[f32], order: &[i64]) -> Vec<f32> {
+pub(in crate::convert) fn select_rows(values: &[f32], order: &[i64]) -> Vec<f32> {
     let width = values.len() / order.len();
     order.iter().flat_map(|&row| &values[row as usize * width..(row as usize + 1) * width]).copied().collect()
 }
 
-fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
+/// Transposes a matrix of `rows` rows.
+pub(in crate::convert) fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     let columns = values.len() / rows;
     let mut out = vec![0.0; values.len()];
     out.par_chunks_exact_mut(rows).enumerate().for_each(|(c, line)| {

@@ -2,7 +2,7 @@
 //!
 //! A directory appears completely written or not at all.
 //!
-//! gguf_import: converts a GGUF file. folder: the files of a directory besides weights. verify: compares a
+//! gguf_import, gguf_export: convert GGUF files from and to directories. folder: the files of a directory besides weights. verify: compares a
 //! written directory with the model in memory. export: saves a model or adapter. merge, student: models made from
 //! others.
 //! adapter: looks at adapters, and makes adapters of another rank or from two models.
@@ -10,6 +10,7 @@
 pub mod adapter;
 pub mod export;
 pub mod folder;
+pub mod gguf_export;
 pub mod gguf_import;
 pub mod merge;
 pub mod quantised_base;

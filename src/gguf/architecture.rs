@@ -1,10 +1,15 @@
-//! Maps a GGUF model to Hugging Face's layout: builds config.json and gives each tensor its name and shape.
+//! Reads the sizes and settings of a GGUF file ([`Shape`]) and gives each of its tensors a name and shape of Hugging Face.
 //!
 //! The metadata implies the shape of every tensor; [`TensorMapper`] compares it with the file's.
 
+use super::config_json;
+use super::families::{self, FAMILIES, Family};
 use super::file::Gguf;
-use super::rope_scaling;
-use super::tensor_map::{LayoutChange, MappedTensor, TensorMapper};
+use super::header::GgufValue;
+use super::layout::{ExpertUse, RopeUse, SettingKind, WindowUse};
+use super::rope_scaling::{self, RopeKeys};
+use super::shape::{ExpertShape, Shape};
+use super::tensor_map::{MappedTensor, TensorMapper};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -29,14 +34,14 @@ pub struct TokenIds {
     pub size: usize,
 }
 
-/// The architectures that can be read, by their names in GGUF files.
-pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
+fn known() -> String {
+    format!("ft reads the architectures {}", families::architectures().join(", "))
+}
 
 /// Returns a file's architecture, by its name in GGUF files. Fails if it is not supported, and for files that are only a
 /// part of a model.
 pub fn of(gguf: &Gguf) -> Result<&str> {
     let refuse = |what: String| Error::user(format!("{}: {what}", gguf.path().display()));
-    let known = || format!("ft reads the architectures {}", ARCHITECTURES.join(", "));
     let Some(arch) = gguf.text("general.architecture")? else {
         return Err(refuse("metadata general.architecture is missing".into()).hint(known()));
     };
@@ -51,67 +56,98 @@ pub fn of(gguf: &Gguf) -> Result<&str> {
         return Err(refuse("this is one part of a split GGUF".into())
             .hint("join the parts first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"));
     }
-    if !ARCHITECTURES.contains(&arch) {
+    if !FAMILIES.iter().any(|family| family.arch == arch) {
         return Err(refuse(format!("architecture `{arch}` is not supported")).hint(known()));
     }
     Ok(arch)
 }
 
+/// Returns the family of a file of the architecture `arch`. Of those that share it, one with experts or windows is chosen if
+/// the file has them.
+fn family(gguf: &Gguf, arch: &str) -> Result<&'static Family> {
+    let has = |key: &str| Ok::<_, Error>(gguf.float(&format!("{arch}.{key}"))?.is_some_and(|x| x > 0.0));
+    let (experts, windows) = (has("expert_count")?, has("attention.sliding_window")?);
+    let of_arch = || FAMILIES.iter().filter(|family| family.arch == arch);
+    let fits = |family: &&&Family| {
+        (experts && family.experts != ExpertUse::None)
+            || (windows && matches!(family.windows, WindowUse::Period { always: true, .. }))
+    };
+    of_arch().find(fits).or_else(|| of_arch().next()).copied().ok_or_else(|| {
+        Error::user(format!("{}: architecture `{arch}` is not supported", gguf.path().display())).hint(known())
+    })
+}
+
 /// Maps a file of the architecture `arch`. Fails for an unknown architecture and for metadata or tensors that do not
 /// fit it.
 pub fn map_model(gguf: &Gguf, arch: &str, tokens: &TokenIds) -> Result<MappedModel> {
-    match arch {
-        "llama" | "qwen2" | "qwen3" => rotary_decoder(&mut TensorMapper::new(gguf, arch)?, tokens),
-        "gpt2" => gpt2(&mut TensorMapper::new(gguf, arch)?, tokens),
-        other => Err(Error::user(format!("{}: architecture `{other}` is not supported", gguf.path().display()))
-            .hint(format!("ft reads the architectures {}", ARCHITECTURES.join(", ")))),
+    let family = family(gguf, arch)?;
+    let mut mapper = TensorMapper::new(gguf, family)?;
+    let mut shape = read_shape(&mapper, family, tokens)?;
+    for name in [rope_scaling::FACTORS].into_iter().chain(rope_scaling::LONG_FACTORS) {
+        mapper.skip(name);
     }
+    for placed in shape.tensors() {
+        mapper.map_tensor(&shape, &placed)?;
+    }
+    shape.tied = mapper.map_head(&shape)?;
+    let config = config_json::of(&shape, tokens);
+    Ok(MappedModel { config, tensors: mapper.finish()? })
 }
 
 /// Returns the file's context length, in tokens. The tokenizer's settings need it too.
 pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
-    TensorMapper::new(gguf, arch)?.number("context_length")
+    TensorMapper::new(gguf, family(gguf, arch)?)?.number("context_length")
 }
 
-/// Returns the keys that every config.json has.
-fn common_config(class: &str, model_type: &str, tokens: &TokenIds, vocab: u64, tied: bool) -> Map<String, Value> {
-    let eos = match tokens.stops[..] {
-        [] => Value::Null,
-        [one] => json!(one),
-        ref many => json!(many),
-    };
-    let Value::Object(map) = json!({
-        "architectures": [class],
-        "bos_token_id": tokens.bos,
-        "eos_token_id": eos,
-        "initializer_range": 0.02,
-        "model_type": model_type,
-        "pad_token_id": tokens.pad,
-        "tie_word_embeddings": tied,
-        "use_cache": true,
-        "vocab_size": vocab,
-    }) else {
-        unreachable!("an object was written above")
-    };
-    map
-}
-
-fn extend(config: &mut Map<String, Value>, more: Value) {
-    if let Value::Object(more) = more {
-        config.extend(more);
-    }
-}
-
-/// Maps Llama, Qwen2 and Qwen3: RMSNorm, rotary positions, gated MLP.
-fn rotary_decoder(s: &mut TensorMapper, tokens: &TokenIds) -> Result<MappedModel> {
+/// Reads the sizes and settings of a model. Whether the head is the embedding is not known yet.
+fn read_shape(s: &TensorMapper, family: &'static Family, tokens: &TokenIds) -> Result<Shape> {
     let layers = s.number("block_count")?;
     let hidden = s.number("embedding_length")?;
-    let inner = s.number("feed_forward_length")?;
+    let inner = match family.rope {
+        RopeUse::Learnt => s.number_or("feed_forward_length", 4 * hidden)?,
+        _ => s.number("feed_forward_length")?,
+    };
     let heads = s.number("attention.head_count")?;
     let kv_heads = s.number_or("attention.head_count_kv", heads)?;
-    let stated =
-        s.gguf.unsigned(&s.key("attention.key_length"))?.or(s.gguf.unsigned(&s.key("rope.dimension_count"))?);
-    let head_dim = stated.unwrap_or(hidden / heads);
+    let (head_dim, rotary) = head_sizes(s, family, hidden, heads, kv_heads)?;
+    let present = family.variable_parts().into_iter().filter(|name| s.has(&format!("blk.0.{name}.weight"))).collect();
+    let in_first = |names: &[&str]| names.iter().any(|name| s.has(&format!("blk.0.{name}.bias")));
+    let mut shape = Shape {
+        family,
+        layers,
+        hidden,
+        inner,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab: s.embedding_rows(tokens.size)?,
+        context: s.number("context_length")?,
+        norm_eps: s.float(family.norm.eps_key())?,
+        rope: read_rope(s, family, rotary)?,
+        windows: read_windows(s, family, layers)?,
+        qkv_bias: family.biases.qkv.with(|| in_first(&["attn_q", "attn_qkv"])),
+        output_bias: family.biases.output.with(|| in_first(&["attn_output"])),
+        mlp_bias: family.biases.mlp.with(|| in_first(&["ffn_up"])),
+        tied: true,
+        experts: read_experts(s, family, inner)?,
+        present,
+        settings: Map::new(),
+    };
+    shape.settings = read_settings(s, family, &shape)?;
+    Ok(shape)
+}
+
+/// Returns the size of a head, and how much of it is rotated.
+fn head_sizes(s: &TensorMapper, family: &Family, hidden: u64, heads: u64, kv_heads: u64) -> Result<(u64, u64)> {
+    if family.rope == RopeUse::Learnt {
+        if hidden % heads != 0 {
+            return Err(s.unsupported(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
+        }
+        return Ok((hidden / heads, 0));
+    }
+    let rotated = s.gguf.unsigned(&s.key("rope.dimension_count"))?;
+    let stated = s.gguf.unsigned(&s.key("attention.key_length"))?;
+    let head_dim = stated.or(rotated.filter(|_| !family.partial_rotary)).unwrap_or(hidden / heads);
     if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 || head_dim > 1 << 16 {
         return Err(
             s.unsupported(format!("{heads} heads, {kv_heads} key/value heads of size {head_dim} do not fit together"))
@@ -119,169 +155,98 @@ fn rotary_decoder(s: &mut TensorMapper, tokens: &TokenIds) -> Result<MappedModel
     }
     for name in ["attention.value_length", "rope.dimension_count"] {
         let found = s.number_or(name, head_dim)?;
-        if found != head_dim {
+        let part = name == "rope.dimension_count" && family.partial_rotary && found < head_dim && found % 2 == 0;
+        if found != head_dim && !part {
             return Err(
                 s.unsupported(format!("metadata {}: {head_dim}, the head size, expected, found {found}", s.key(name)))
             );
         }
     }
-    // Old files may lack the key; llama.cpp assumes this default.
-    let theta = s.gguf.float(&s.key("rope.freq_base"))?.unwrap_or(10000.0);
-    let scaling = rope_scaling::read(s.gguf, s.arch, head_dim, theta)?;
-    s.skip(rope_scaling::FACTORS);
-    let vocab = s.embedding_rows(tokens.size)?;
-
-    let bias = s.arch == "qwen2" || s.has("blk.0.attn_q.bias");
-    let output_bias = s.arch != "qwen2" && bias;
-    let mlp_bias = s.arch == "llama" && s.has("blk.0.ffn_up.bias");
-    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let turned = |heads: u64| {
-        if s.arch == "llama" { LayoutChange::Unpermute { heads: heads as usize } } else { LayoutChange::None }
-    };
-    let (q_rows, k_rows) = (turned(heads), turned(kv_heads));
-
-    s.map_tensor("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden], LayoutChange::None)?;
-    for i in 0..layers {
-        let (blk, layer) = (format!("blk.{i}"), format!("model.layers.{i}"));
-        let mut one = |from: &str, to: &str, shape: &[u64], change| {
-            s.map_tensor(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, change)
-        };
-        one("attn_norm.weight", "input_layernorm.weight", &[hidden], LayoutChange::None)?;
-        for (from, to, rows, change, biased) in [
-            ("attn_q", "self_attn.q_proj", q, q_rows, bias),
-            ("attn_k", "self_attn.k_proj", kv, k_rows, bias),
-            ("attn_v", "self_attn.v_proj", kv, LayoutChange::None, bias),
-        ] {
-            one(&format!("{from}.weight"), &format!("{to}.weight"), &[rows, hidden], change)?;
-            if biased {
-                one(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], change)?;
-            }
-        }
-        one("attn_output.weight", "self_attn.o_proj.weight", &[hidden, q], LayoutChange::None)?;
-        if output_bias {
-            one("attn_output.bias", "self_attn.o_proj.bias", &[hidden], LayoutChange::None)?;
-        }
-        if s.arch == "qwen3" {
-            let mut one = |from: &str, to: &str| {
-                s.map_tensor(&format!("{blk}.{from}"), &format!("{layer}.{to}"), &[head_dim], LayoutChange::None)
-            };
-            one("attn_q_norm.weight", "self_attn.q_norm.weight")?;
-            one("attn_k_norm.weight", "self_attn.k_norm.weight")?;
-        }
-        let mut one = |from: &str, to: &str, shape: &[u64]| {
-            s.map_tensor(&format!("{blk}.{from}"), &format!("{layer}.{to}"), shape, LayoutChange::None)
-        };
-        one("ffn_norm.weight", "post_attention_layernorm.weight", &[hidden])?;
-        for (from, to, rows, columns) in [
-            ("ffn_gate", "mlp.gate_proj", inner, hidden),
-            ("ffn_up", "mlp.up_proj", inner, hidden),
-            ("ffn_down", "mlp.down_proj", hidden, inner),
-        ] {
-            one(&format!("{from}.weight"), &format!("{to}.weight"), &[rows, columns])?;
-            if mlp_bias {
-                one(&format!("{from}.bias"), &format!("{to}.bias"), &[rows])?;
-            }
-        }
+    // The class in transformers derives the head size; no key that every version reads can set another one.
+    if !family.free_head_size && head_dim != hidden / heads {
+        let arch = family.arch;
+        return Err(s.unsupported(format!(
+            "{arch} with head size {head_dim}: {} expected ({hidden} / {heads})",
+            hidden / heads
+        )));
     }
-    s.map_tensor("output_norm.weight", "model.norm.weight", &[hidden], LayoutChange::None)?;
-    let tied = s.map_head(vocab, hidden)?;
-
-    let class = match s.arch {
-        "llama" => "LlamaForCausalLM",
-        "qwen2" => "Qwen2ForCausalLM",
-        _ => "Qwen3ForCausalLM",
-    };
-    let mut config = common_config(class, s.arch, tokens, vocab, tied);
-    extend(
-        &mut config,
-        json!({
-            "attention_dropout": 0.0,
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "max_position_embeddings": s.number("context_length")?,
-            "num_attention_heads": heads,
-            "num_hidden_layers": layers,
-            "num_key_value_heads": kv_heads,
-            "rms_norm_eps": s.float("attention.layer_norm_rms_epsilon")?,
-            "rope_scaling": scaling,
-            "rope_theta": theta,
-        }),
-    );
-    match s.arch {
-        "llama" => extend(
-            &mut config,
-            json!({"attention_bias": bias, "head_dim": head_dim, "mlp_bias": mlp_bias, "pretraining_tp": 1}),
-        ),
-        "qwen3" => extend(&mut config, json!({"attention_bias": bias, "head_dim": head_dim})),
-        // Qwen2's class in transformers derives the head size; no key that every version reads can set another one.
-        _ if head_dim != hidden / heads => {
-            return Err(s.unsupported(format!(
-                "qwen2 with head size {head_dim}: {} expected ({hidden} / {heads})",
-                hidden / heads
-            )));
-        }
-        _ => {}
-    }
-    if s.arch != "llama" {
-        extend(&mut config, json!({"max_window_layers": layers, "sliding_window": null, "use_sliding_window": false}));
-    }
-    Ok(MappedModel { config, tensors: s.finish()? })
+    Ok((head_dim, rotated.unwrap_or(head_dim)))
 }
 
-/// Maps GPT-2: LayerNorm, learned positions, fused q/k/v, `Conv1D` weights.
-fn gpt2(s: &mut TensorMapper, tokens: &TokenIds) -> Result<MappedModel> {
-    let layers = s.number("block_count")?;
-    let hidden = s.number("embedding_length")?;
-    let inner = s.number_or("feed_forward_length", 4 * hidden)?;
-    let heads = s.number("attention.head_count")?;
-    let context = s.number("context_length")?;
-    if hidden % heads != 0 {
-        return Err(s.unsupported(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
+fn read_rope(s: &TensorMapper, family: &Family, rotary: u64) -> Result<Option<RopeKeys>> {
+    if family.rope == RopeUse::Learnt {
+        return Ok(None);
     }
-    let vocab = s.embedding_rows(tokens.size)?;
-
-    s.map_tensor("token_embd.weight", "transformer.wte.weight", &[vocab, hidden], LayoutChange::None)?;
-    s.map_tensor("position_embd.weight", "transformer.wpe.weight", &[context, hidden], LayoutChange::None)?;
-    for i in 0..layers {
-        for (from, to, rows, columns) in [
-            ("attn_norm", "ln_1", hidden, None),
-            ("attn_qkv", "attn.c_attn", 3 * hidden, Some(hidden)),
-            ("attn_output", "attn.c_proj", hidden, Some(hidden)),
-            ("ffn_norm", "ln_2", hidden, None),
-            ("ffn_up", "mlp.c_fc", inner, Some(hidden)),
-            ("ffn_down", "mlp.c_proj", hidden, Some(inner)),
-        ] {
-            let (from, to) = (format!("blk.{i}.{from}"), format!("transformer.h.{i}.{to}"));
-            let (shape, change) = match columns {
-                Some(columns) => (vec![rows, columns], LayoutChange::Transpose),
-                None => (vec![rows], LayoutChange::None),
-            };
-            s.map_tensor(&format!("{from}.weight"), &format!("{to}.weight"), &shape, change)?;
-            s.map_tensor(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], LayoutChange::None)?;
+    // Old files may lack the key; llama.cpp assumes this default.
+    let theta = s.gguf.float(&s.key("rope.freq_base"))?.unwrap_or(10000.0);
+    let local = s.gguf.float(&s.key("rope.freq_base_swa"))?;
+    let local_theta = match family.rope {
+        RopeUse::Local => Some(local.unwrap_or(10000.0)),
+        RopeUse::LocalUnscaled => Some(local.unwrap_or(theta)),
+        _ if local.is_some_and(|local| local != theta) => {
+            let key = s.key("rope.freq_base_swa");
+            return Err(
+                s.unsupported(format!("{key} is another base than rope.freq_base: such models are not supported"))
+            );
         }
-    }
-    s.map_tensor("output_norm.weight", "transformer.ln_f.weight", &[hidden], LayoutChange::None)?;
-    s.map_tensor("output_norm.bias", "transformer.ln_f.bias", &[hidden], LayoutChange::None)?;
-    let tied = s.map_head(vocab, hidden)?;
+        _ => None,
+    };
+    let scaling = rope_scaling::read(s.gguf, s.arch, rotary, theta)?;
+    Ok(Some(RopeKeys { rotary, theta, local_theta, scaling }))
+}
 
-    let mut config = common_config("GPT2LMHeadModel", "gpt2", tokens, vocab, tied);
-    extend(
-        &mut config,
-        json!({
-            "activation_function": "gelu_new",
-            "attn_pdrop": 0.1,
-            "embd_pdrop": 0.1,
-            "layer_norm_epsilon": s.float("attention.layer_norm_epsilon")?,
-            "n_ctx": context,
-            "n_embd": hidden,
-            "n_head": heads,
-            "n_inner": if inner == 4 * hidden { Value::Null } else { json!(inner) },
-            "n_layer": layers,
-            "n_positions": context,
-            "resid_pdrop": 0.1,
-            "scale_attn_weights": true,
-        }),
-    );
-    Ok(MappedModel { config, tensors: s.finish()? })
+fn read_windows(s: &TensorMapper, family: &Family, layers: u64) -> Result<Option<(u64, Vec<bool>)>> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let key = s.key("attention.sliding_window");
+    let window = s.gguf.unsigned(&key)?.filter(|n| *n > 0);
+    let period = match family.windows {
+        WindowUse::None => return Ok(None),
+        WindowUse::Ignored => return Ok(window.map(|window| (window, vec![true; layers as usize]))),
+        WindowUse::Period { always, .. } if window.is_none() => {
+            return if always { Err(s.unsupported(format!("metadata {key} is missing"))) } else { Ok(None) };
+        }
+        WindowUse::Period { period, .. } => period,
+    };
+    let every = |period: u64| (0..layers).map(|i| period == 0 || i % period < period - 1).collect::<Vec<bool>>();
+    let pattern = match s.gguf.metadata_value(&s.key(PATTERN)) {
+        None => every(period),
+        Some(GgufValue::Array(_)) => s.gguf.bools(&s.key(PATTERN))?.unwrap_or_default(),
+        Some(_) => every(s.gguf.unsigned(&s.key(PATTERN))?.unwrap_or(period)),
+    };
+    if pattern.len() as u64 != layers {
+        let count = pattern.len();
+        return Err(s.unsupported(format!("metadata {}: {layers} layers expected, found {count}", s.key(PATTERN))));
+    }
+    Ok(window.map(|window| (window, pattern)))
+}
+
+fn read_experts(s: &TensorMapper, family: &Family, inner: u64) -> Result<Option<ExpertShape>> {
+    let ExpertUse::Experts { own_width, shared, .. } = family.experts else { return Ok(None) };
+    let (count, chosen) = (s.number("expert_count")?, s.number("expert_used_count")?);
+    if chosen > count || count > 65_536 {
+        return Err(s.unsupported(format!("{chosen} of {count} experts for each token do not fit together")));
+    }
+    let width = if own_width { s.number("expert_feed_forward_length")? } else { inner };
+    let shared = if shared { Some(s.number("expert_shared_feed_forward_length")?) } else { None };
+    Ok(Some(ExpertShape { count, chosen, width, shared }))
+}
+
+/// Reads the family's own keys of config.json.
+fn read_settings(s: &TensorMapper, family: &Family, shape: &Shape) -> Result<Map<String, Value>> {
+    let mut settings = Map::new();
+    for setting in family.settings {
+        let value = match setting.kind {
+            SettingKind::Float => json!(s.float(setting.gguf)?),
+            // Tensors decide it where layers may lack the norm.
+            SettingKind::Flag if family.variable_parts().contains("ffn_norm") => {
+                json!(!shape.present.contains("ffn_norm"))
+            }
+            SettingKind::Flag => match s.gguf.bool(&s.key(setting.gguf))? {
+                Some(flag) => json!(flag),
+                None => return Err(s.unsupported(format!("metadata {} is missing", s.key(setting.gguf)))),
+            },
+        };
+        settings.insert(setting.config.into(), value);
+    }
+    Ok(settings)
 }

@@ -160,6 +160,12 @@ impl Gguf {
         Ok(Some(self.map[array.bytes.clone()].chunks_exact(width).map(one).collect()))
     }
 
+    /// Returns an array of booleans.
+    pub fn bools(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        let Some(array) = self.array(key, "an array of booleans", |t| t == GgufType::Bool)? else { return Ok(None) };
+        Ok(Some(self.map[array.bytes.clone()].iter().map(|b| *b != 0).collect()))
+    }
+
     /// Returns an array of 32-bit floats.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         let Some(array) = self.array(key, "an array of floats", |t| t == GgufType::F32)? else { return Ok(None) };

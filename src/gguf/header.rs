@@ -50,6 +50,13 @@ impl TensorInfo {
         self.bytes.clone()
     }
 
+    /// Returns the matrix `i` of a tensor of three dimensions, as a tensor of its own with the whole one's name.
+    pub(super) fn matrix(&self, i: usize) -> Self {
+        let size = self.bytes.len() / self.shape[0];
+        let start = self.bytes.start + i * size;
+        Self { shape: self.shape[1..].to_vec(), bytes: start..start + size, ..self.clone() }
+    }
+
     /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()

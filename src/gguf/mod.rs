@@ -1,15 +1,26 @@
-//! Reads GGUF files, the model files of llama.cpp.
+//! Reads and writes GGUF files, the model files of llama.cpp.
 //!
-//! quant: number formats. header, file: what a file contains. tensor_map: which tensors a model needs, under which name
-//! and shape. rope_scaling, architecture: config.json. pretokenizer, vocabulary: the tokenizer's files. model_texts: all
-//! these files as text.
+//! quant, quantise, quantise_k: number formats. header, file: what a file contains. layout, families: one table for each family, with the
+//! names of its tensors and settings in GGUF files and in directories. shape: sizes and settings of one model, and the
+//! tensors that follow from them. architecture, tensor_map, config_json: a file's model as config.json and tensors; metadata:
+//! the reverse. rope_scaling: scaling of rotary positions. pretokenizer, vocabulary: the tokenizer's files; tokenizer_keys:
+//! the reverse. model_texts: all files of a directory as text. writer: writes a file.
 
 pub mod architecture;
+pub mod config_json;
+pub mod families;
 pub mod file;
 mod header;
+pub mod layout;
+pub mod metadata;
 pub mod model_texts;
 pub mod pretokenizer;
 pub mod quant;
-mod rope_scaling;
+pub mod quantise;
+mod quantise_k;
+pub mod rope_scaling;
+pub mod shape;
 pub mod tensor_map;
+pub mod tokenizer_keys;
 pub mod vocabulary;
+pub mod writer;

@@ -5,7 +5,7 @@
 //! ids and no other sign of it.
 
 use crate::error::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// A pre-tokenizer and the settings that its models' tokenizers share.
 pub struct PreTokenizer {
@@ -28,7 +28,7 @@ enum SplitPattern {
     Expression(&'static str),
 }
 
-const PRE_TOKENIZERS: [PreTokenizer; 7] = [
+const PRE_TOKENIZERS: [PreTokenizer; 11] = [
     PreTokenizer { names: &["gpt-2"], split: SplitPattern::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
     PreTokenizer { names: &["default"], split: SplitPattern::Gpt2, nfc: false, ignore_merges: false, adds_bos: false },
     // transformers' own GGUF reader uses GPT-2's split for `smollm`, and gives other ids if white space or a non-ASCII
@@ -42,12 +42,43 @@ const PRE_TOKENIZERS: [PreTokenizer; 7] = [
     },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3"],
-        split: SplitPattern::Expression(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
+        split: SplitPattern::Expression(LLAMA3),
         nfc: false,
         ignore_merges: true,
         adds_bos: true,
+    },
+    // OLMo 2, Phi-4: Llama 3's splitting, and merges for every piece.
+    PreTokenizer {
+        names: &["dbrx", "smaug-bpe"],
+        split: SplitPattern::Expression(LLAMA3),
+        nfc: false,
+        ignore_merges: false,
+        adds_bos: false,
+    },
+    // GPT-NeoX, Pythia, OLMo.
+    PreTokenizer {
+        names: &["olmo", "mpt"],
+        split: SplitPattern::Gpt2,
+        nfc: true,
+        ignore_merges: false,
+        adds_bos: false,
+    },
+    PreTokenizer {
+        names: &["command-r"],
+        split: SplitPattern::DigitsThenGpt2,
+        nfc: true,
+        ignore_merges: false,
+        adds_bos: false,
+    },
+    // Phi-4-mini.
+    PreTokenizer {
+        names: &["gpt-4o"],
+        split: SplitPattern::Expression(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        nfc: false,
+        ignore_merges: false,
+        adds_bos: false,
     },
     PreTokenizer {
         names: &["qwen2"],
@@ -74,6 +105,8 @@ const PRE_TOKENIZERS: [PreTokenizer; 7] = [
     },
 ];
 
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -85,6 +118,30 @@ impl PreTokenizer {
             Error::user(format!("pre-tokenizer `{name}` is not known; known are: {}", known.join(", "))).hint(
                 "if the model's original tokenizer splits text like one of these, name it with --pre-tokenizer; a wrong choice gives wrong token ids",
             )
+        })
+    }
+
+    /// Returns the name that llama.cpp has for how a byte-level tokenizer.json splits text. Fails if it is none of the known
+    /// ways; the error says what was found. A space before the text and an own way to choose merges are not in the format.
+    pub fn name_of(tokenizer: &Map<String, Value>) -> Result<&'static str> {
+        let part = |key: &str| tokenizer.get(key).cloned().unwrap_or(Value::Null);
+        let found = (steps(&part("normalizer")), steps(&part("pre_tokenizer")));
+        let ignores = tokenizer.get("model").and_then(|model| model.get("ignore_merges")) == Some(&Value::Bool(true));
+        let is = |p: &&PreTokenizer| {
+            p.ignore_merges == ignores && (steps(&p.normalizer()), steps(&p.pre_tokenizer(false))) == found
+        };
+        PRE_TOKENIZERS.iter().find(is).map(|p| p.names[0]).ok_or_else(|| {
+            let show = |list: &[Value]| match list {
+                [] => "none".to_string(),
+                list => list.iter().map(Value::to_string).collect::<Vec<_>>().join(", "),
+            };
+            let ignored = if ignores { ", and whole pieces that are tokens are not merged" } else { "" };
+            Error::user(format!(
+                "tokenizer.ggml.pre: llama.cpp's name for this pre-tokenizer is not known to ft. Normalizer: {}. Pre-tokenizer: {}{ignored}",
+                show(&found.0),
+                show(&found.1)
+            ))
+            .hint("a wrong name would give wrong token ids without a message, so none is written; known splits are those of ft import (docs/import.md)")
         })
     }
 
@@ -105,5 +162,45 @@ impl PreTokenizer {
                 bytes(false),
             ),
         }
+    }
+}
+
+/// Returns the steps of a normalizer or pre-tokenizer in tokenizer.json, sequences taken apart, without what changes no ids.
+fn steps(part: &Value) -> Vec<Value> {
+    let list = |key: &str| part.get(key).and_then(Value::as_array);
+    if let Some(list) = list("normalizers").or(list("pretokenizers")) {
+        return list.iter().flat_map(steps).collect();
+    }
+    let mut step = part.clone();
+    let Some(map) = step.as_object_mut() else { return Vec::new() };
+    if map.get("type") == Some(&json!("ByteLevel")) {
+        map.remove("trim_offsets");
+        map.entry("use_regex").or_insert(json!(true));
+    }
+    vec![step]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_split_is_recognised_by_its_own_description() {
+        for pre in &PRE_TOKENIZERS {
+            let tokenizer = json!({
+                "normalizer": pre.normalizer(), "pre_tokenizer": pre.pre_tokenizer(false),
+                "model": {"ignore_merges": pre.ignore_merges},
+            });
+            let name = PreTokenizer::name_of(tokenizer.as_object().unwrap()).unwrap();
+            // `default` is GPT-2's under a name that says that nobody knows.
+            assert!(pre.names.contains(&name) || pre.names == ["default"], "{:?} is called {name}", pre.names);
+        }
+    }
+
+    #[test]
+    fn an_unknown_split_is_refused_with_what_was_seen() {
+        let tokenizer = json!({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}});
+        let error = PreTokenizer::name_of(tokenizer.as_object().unwrap()).unwrap_err();
+        assert!(error.message().contains("Lowercase") && error.message().contains("ByteLevel"), "{error}");
     }
 }

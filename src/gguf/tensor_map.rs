@@ -5,6 +5,8 @@
 
 use super::file::Gguf;
 use super::header::TensorInfo;
+use super::layout::{ExpertUse, Family, Layout, WindowUse};
+use super::shape::{PlacedTensor, Shape};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 
@@ -19,18 +21,51 @@ pub enum LayoutChange {
         /// Number of heads whose rows are reordered.
         heads: usize,
     },
+    /// Undoes the order of queries, keys and values in one matrix: all queries, all keys, all values. Hugging Face stores, for
+    /// each key head, its queries, its key and its value.
+    Group {
+        /// Number of query heads.
+        heads: usize,
+        /// Number of key heads.
+        kv_heads: usize,
+    },
     /// Transposes to GPT-2's `Conv1D` layout, (in, out).
     Transpose,
+    /// Subtracts 1: the file has a norm's weight, Hugging Face its difference from 1.
+    Centre,
 }
 
 impl LayoutChange {
     /// Returns, for each of the `rows` rows of a matrix in Hugging Face's layout, the row of the file that it is; `None`
     /// if the rows stay in their order or are transposed.
     pub fn row_order(self, rows: usize) -> Option<Vec<i64>> {
-        let Self::Unpermute { heads } = self else { return None };
-        let head = rows / heads;
-        let within = |i: usize| if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
-        Some((0..heads * head).map(|row| (row / head * head + within(row % head)) as i64).collect())
+        match self {
+            Self::Unpermute { heads } => {
+                let head = rows / heads;
+                let within = |i: usize| if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 };
+                Some((0..heads * head).map(|row| (row / head * head + within(row % head)) as i64).collect())
+            }
+            Self::Group { heads, kv_heads } => {
+                let (head, shared) = (rows / (heads + 2 * kv_heads), heads / kv_heads);
+                let first = |group: usize, part: usize| match part {
+                    part if part < shared => group * shared + part,
+                    part => heads + (part - shared) * kv_heads + group,
+                };
+                let parts = (0..kv_heads).flat_map(|group| (0..shared + 2).map(move |part| first(group, part)));
+                Some(parts.flat_map(|at| (at * head..(at + 1) * head).map(|row| row as i64)).collect())
+            }
+            Self::None | Self::Transpose | Self::Centre => None,
+        }
+    }
+
+    /// Returns, for each row of the file, the row of the matrix in Hugging Face's layout that it is.
+    pub fn file_order(self, rows: usize) -> Option<Vec<i64>> {
+        let order = self.row_order(rows)?;
+        let mut back = vec![0; order.len()];
+        for (row, at) in order.iter().enumerate() {
+            back[*at as usize] = row as i64;
+        }
+        Some(back)
     }
 }
 
@@ -52,24 +87,38 @@ pub struct TensorMapper<'a> {
     /// The file that is imported.
     pub gguf: &'a Gguf,
     /// Its architecture, the prefix of metadata keys.
-    pub arch: &'a str,
+    pub arch: &'static str,
     unmapped: HashMap<&'a str, &'a TensorInfo>,
     mapped: Vec<MappedTensor>,
 }
 
 impl<'a> TensorMapper<'a> {
     /// Starts with no mapped tensor. Fails if the metadata asks for what config.json cannot express.
-    pub fn new(gguf: &'a Gguf, arch: &'a str) -> Result<Self> {
+    pub fn new(gguf: &'a Gguf, family: &'static Family) -> Result<Self> {
         let left = gguf.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
-        let source = Self { gguf, arch, unmapped: left, mapped: Vec::new() };
+        let source = Self { gguf, arch: family.arch, unmapped: left, mapped: Vec::new() };
+        let known = |key: &str| match key {
+            "expert_count" => family.experts != ExpertUse::None,
+            "attention.sliding_window" => family.windows != WindowUse::None,
+            key => family.settings.iter().any(|setting| setting.gguf == key),
+        };
         // These keys change what a model computes, and config.json cannot express them.
-        for key in ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv"] {
-            if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 0.0) {
-                return Err(source.unsupported(format!("{} is {x}: such models are not supported", source.key(key))));
+        for (key, neutral) in [
+            ("expert_count", &[0.0][..]),
+            ("attention.sliding_window", &[0.0]),
+            ("attention.max_alibi_bias", &[0.0]),
+            ("attention.clamp_kqv", &[0.0]),
+            ("attn_logit_softcapping", &[0.0]),
+            ("final_logit_softcapping", &[0.0]),
+            ("logit_scale", &[0.0, 1.0]),
+            ("residual_scale", &[0.0, 1.0]),
+            ("embedding_scale", &[0.0, 1.0]),
+            ("attention.scale", &[0.0, 1.0]),
+        ] {
+            if known(key) {
+                continue;
             }
-        }
-        for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
-            if let Some(x) = gguf.float(&source.key(key))?.filter(|&x| x != 1.0 && x != 0.0) {
+            if let Some(x) = gguf.float(&source.key(key))?.filter(|x| !neutral.contains(x)) {
                 return Err(source.unsupported(format!("{} is {x}: such models are not supported", source.key(key))));
             }
         }
@@ -121,19 +170,25 @@ impl<'a> TensorMapper<'a> {
         self.unmapped.remove(name);
     }
 
-    /// Maps the tensor `from`, stored with shape `stored`, to `to`.
-    pub fn map_tensor(&mut self, from: &str, to: &str, stored: &[u64], change: LayoutChange) -> Result<()> {
+    /// Maps a tensor of a model of `shape`. Fails if it is missing or has another shape.
+    pub fn map_tensor(&mut self, shape: &Shape, placed: &PlacedTensor) -> Result<()> {
+        let from = placed.gguf.as_str();
         let Some(tensor) = self.unmapped.remove(from) else {
             return Err(self.unsupported(format!("tensor {from} is missing")));
         };
+        let stored = &placed.stored;
         if !tensor.shape.iter().map(|&n| n as u64).eq(stored.iter().copied()) {
             return Err(self.unsupported(format!("tensor {from}: shape {stored:?} expected, found {:?}", tensor.shape)));
         }
-        let mut shape = tensor.shape.clone();
-        if change == LayoutChange::Transpose {
-            shape.reverse();
+        let change = layout_change(placed.layout, shape);
+        let target: Vec<usize> = placed.shape.iter().map(|&n| n as usize).collect();
+        for (i, name) in placed.hf.iter().enumerate() {
+            let source = match placed.layout {
+                Layout::Stacked => tensor.matrix(i),
+                _ => tensor.clone(),
+            };
+            self.mapped.push(MappedTensor { source, name: name.clone(), shape: target.clone(), change });
         }
-        self.mapped.push(MappedTensor { source: tensor.clone(), name: to.into(), shape, change });
         Ok(())
     }
 
@@ -151,7 +206,7 @@ impl<'a> TensorMapper<'a> {
 
     /// Maps the output head. Returns true if the embedding is the head: the file has no head tensor, or one of equal
     /// bytes.
-    pub fn map_head(&mut self, vocab: u64, hidden: u64) -> Result<bool> {
+    pub fn map_head(&mut self, shape: &Shape) -> Result<bool> {
         let (Some(head), Some(embedding)) =
             (self.unmapped.get("output.weight"), self.gguf.tensors().iter().find(|t| t.name == "token_embd.weight"))
         else {
@@ -164,7 +219,7 @@ impl<'a> TensorMapper<'a> {
             self.unmapped.remove("output.weight");
             return Ok(true);
         }
-        self.map_tensor("output.weight", "lm_head.weight", &[vocab, hidden], LayoutChange::None)?;
+        self.map_tensor(shape, &shape.head())?;
         Ok(false)
     }
 
@@ -180,5 +235,19 @@ impl<'a> TensorMapper<'a> {
                 self.arch
             ))),
         }
+    }
+}
+
+/// Returns how the values of a tensor of a model of `shape` are rearranged when they are read.
+pub fn layout_change(layout: Layout, shape: &Shape) -> LayoutChange {
+    let (heads, kv_heads) = (shape.heads as usize, shape.kv_heads as usize);
+    match layout {
+        Layout::Same | Layout::Flat | Layout::Stacked => LayoutChange::None,
+        Layout::TurnedQueries => LayoutChange::Unpermute { heads },
+        Layout::TurnedKeys => LayoutChange::Unpermute { heads: kv_heads },
+        Layout::Ungrouped => LayoutChange::Group { heads, kv_heads },
+        Layout::Transposed => LayoutChange::Transpose,
+        Layout::Norm if shape.family.norm_shift() != 0.0 => LayoutChange::Centre,
+        Layout::Norm => LayoutChange::None,
     }
 }

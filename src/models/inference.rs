@@ -9,6 +9,7 @@ use crate::nn::{CacheLayout, DecodingGuard, ForwardPass, KvCache, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
+impl Model {
     /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());

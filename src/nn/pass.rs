@@ -418,7 +418,16 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: Attention) -> 
                 Some(bias) => bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0), // (1, H, n, L)
                 None => hidden.logical_not(),
             };
-            return Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(mask), 0.0, false, attention.scale, true);
+            return Tensor::scaled_dot_product_attention(
+                &queries,
+                &k,
+                &v,
+                Some(mask),
+                0.0,
+                false,
+                attention.scale,
+                true,
+            );
         }
         assert!(attention.alibi.is_none(), "no family has both a cap and a bias of scores");
         // (1, K, G * count, E): the queries of the heads that share a key head follow each other.

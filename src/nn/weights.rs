@@ -86,6 +86,7 @@ impl TensorLocation {
         }
         match (self.layout, &self.shape[..]) {
             (LayoutChange::Transpose, &[rows, columns]) => values.view([columns, rows]).tr(),
+            (LayoutChange::Centre, shape) => values.view(shape) - 1.0,
             _ => values.view(self.shape.as_slice()),
         }
     }

@@ -265,7 +265,7 @@ impl<'a> PreparedMerge<'a> {
 
 /// Copies to the result in `folder` what the adapters were trained with besides weights: new tokens, chat template and stop
 /// tokens.
-fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
+pub(in crate::convert) fn inherit_training(folder: &Path, base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
     let folders = || parts.iter().map(|p| p.companions.as_path());
     new_tokens::inherit_tokens(folder, base, folders())?;
     template::inherit_template(folder, base, folders())?;

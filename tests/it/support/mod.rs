@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod fake_cuda;
+pub mod families;
 pub mod files;
 pub mod ggml;
 pub mod gguf;

@@ -1,0 +1,243 @@
+//! Writes a LoRA as a GGUF adapter, which llama.cpp adds to a base's weights while it computes.
+//!
+//! The format has A and B of each weight and one `alpha` for all: llama.cpp adds alpha / rank times B A. Where an adapter's
+//! scale is another one (rsLoRA, patterns), B is multiplied by the ratio.
+
+use super::name::{self, ModelName};
+use super::{FORMATS, GgufExportOptions, check_out, folder_name, out_file, publish, shape};
+use crate::adapters::file;
+use crate::adapters::merging::WeightedAdapter;
+use crate::adapters::update::{LowRankUpdate, WeightUpdate};
+use crate::convert::gguf_import::select_rows;
+use crate::error::{Error, Result};
+use crate::gguf::file::Gguf;
+use crate::gguf::quant::{GgmlType, dequantise};
+use crate::gguf::quantise::quantise;
+use crate::gguf::shape::PlacedTensor;
+use crate::gguf::tensor_map::layout_change;
+use crate::gguf::writer::{self, MetaValue, TensorEntry};
+use crate::models::{self, Config};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+/// Describes a written adapter; printed as JSON by `ft export --json`.
+#[derive(Debug, Serialize)]
+pub struct GgufAdapterSummary {
+    /// The adapter.
+    pub adapter: PathBuf,
+    /// The base whose names and layout it has.
+    pub base: PathBuf,
+    /// The file.
+    pub out: PathBuf,
+    /// The base's architecture.
+    pub architecture: String,
+    /// The format of A and B.
+    pub format: String,
+    /// `adapter.lora.alpha`.
+    pub alpha: f64,
+    /// Number of adapted weights.
+    pub weights: usize,
+    /// Number of those whose B was multiplied because the adapter's scale is not alpha / rank.
+    pub rescaled: usize,
+    /// Size of the file.
+    pub bytes: u64,
+}
+
+/// A factor in the order of the file.
+struct Factor {
+    entry: TensorEntry,
+    values: Vec<f32>,
+}
+
+/// Writes the adapter of `part` on `options.model` as a GGUF adapter. Fails for what the format cannot hold, with the reason.
+pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<GgufAdapterSummary> {
+    let config = Config::read(options.model)?;
+    let weights = models::weights(options.model, &config)?;
+    let (shape, _) = shape::of(&config, &|name| weights.shape(name).is_some())?;
+    let updates = low_rank_updates(part, &weights)?;
+    // The scale of the first update is that of nearly all.
+    let of = |update: &LowRankUpdate| update.scale * update.a.size()[0] as f64;
+    let alpha = updates.values().next().map(|update| of(update)).unwrap_or(1.0);
+    if alpha == 0.0 {
+        return Err(refuse(part, "its alpha is 0, which llama.cpp takes for a scale of 1"));
+    }
+    let mut placed = shape.tensors();
+    placed.push(shape.head());
+    let format = options.format.unwrap_or(FORMATS[0]);
+    if !format.main.is_float() {
+        return Err(refuse(part, format!("--type {}: A and B are f32, f16 or bf16", format.name.to_lowercase())));
+    }
+    let kind = format.main;
+    let (mut factors, mut rescaled, mut written) = (Vec::new(), 0, BTreeSet::new());
+    for placed in &placed {
+        let of_tensor: Vec<&LowRankUpdate> = placed.hf.iter().filter_map(|name| updates.get(name)).collect();
+        if of_tensor.is_empty() {
+            continue;
+        }
+        if of_tensor.len() < placed.hf.len() {
+            return Err(refuse(
+                part,
+                format!(
+                    "it adapts {} of the {} experts in {}, which are one tensor in the file",
+                    of_tensor.len(),
+                    placed.hf.len(),
+                    placed.gguf
+                ),
+            ));
+        }
+        written.extend(placed.hf.iter().cloned());
+        let ratios: Vec<f64> = of_tensor.iter().map(|update| of(update) / alpha).collect();
+        rescaled += usize::from(ratios.iter().any(|ratio| *ratio != 1.0));
+        factors.extend(self::factors(part, placed, &of_tensor, &ratios, kind, &layout_change(placed.layout, &shape))?);
+    }
+    if let Some(name) = updates.keys().find(|name| !written.contains(*name)) {
+        return Err(refuse(part, format!("it adapts {name}, which has no place in a GGUF file of this architecture")));
+    }
+
+    let named = ModelName::of(&folder_name(&part.companions), name::size_label(&shape));
+    let out = out_file(options.out, &named.file(format.name, true))?;
+    check_out(&out, options)?;
+    let base = folder_name(options.model);
+    let metadata: Vec<(String, MetaValue)> = [
+        ("general.architecture", shape.family.arch.into()),
+        ("general.type", "adapter".into()),
+        ("general.name", named.name.as_str().into()),
+        ("general.base_model.count", MetaValue::Unsigned(1)),
+        ("general.base_model.0.name", base.as_str().into()),
+        ("general.file_type", MetaValue::Unsigned(format.number)),
+        ("adapter.type", "lora".into()),
+        ("adapter.lora.alpha", MetaValue::Float(alpha as f32)),
+    ]
+    .map(|(key, value)| (key.to_string(), value))
+    .into();
+    let entries: Vec<TensorEntry> = factors.iter().map(|factor| factor.entry.clone()).collect();
+    let bytes = writer::file_size(&metadata, &entries);
+    publish(&out, |temp| {
+        let mut next = factors.iter();
+        writer::write(temp, &metadata, &entries, |_, out| {
+            next.next().map_or(Ok(()), |factor| out.put(&quantise(kind, &factor.values)))
+        })?;
+        read_back(temp, &factors)
+    })?;
+    Ok(GgufAdapterSummary {
+        adapter: part.folder.clone(),
+        base: options.model.to_path_buf(),
+        out,
+        architecture: shape.family.arch.into(),
+        format: format.name.into(),
+        alpha,
+        weights: factors.len() / 2,
+        rescaled,
+        bytes,
+    })
+}
+
+fn refuse(part: &WeightedAdapter, why: impl std::fmt::Display) -> Error {
+    Error::user(format!("{}: this adapter cannot be a GGUF adapter: {why}", part.folder.display())).hint(format!(
+        "merge it into the model instead: ft export MODEL --adapter {} --to gguf --out FILE.gguf",
+        part.folder.display()
+    ))
+}
+
+/// Returns the updates of an adapter by the weights that they change. Fails if one is no product of two factors.
+fn low_rank_updates(part: &WeightedAdapter, base: &crate::nn::Weights) -> Result<BTreeMap<String, LowRankUpdate>> {
+    let (spec, tensors) = (&part.file.spec, &part.file.tensors);
+    if let Some(why) = spec.why_not_merged() {
+        return Err(refuse(part, why));
+    }
+    if spec.has_scalar_head() {
+        return Err(refuse(part, "it is a reward model's, and has a head"));
+    }
+    let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
+    let updates = spec.updates_on(base, &modules, tensors, &part.folder.join(file::TENSORS))?;
+    // Copies of base weights beside an update are no change of their own.
+    let other = tensors.keys().find(|name| spec.module_of(name).is_none() && !name.ends_with("base_layer.weight"));
+    if let Some(name) = other {
+        return Err(refuse(part, format!("it has {name}, and the format has only products of two factors")));
+    }
+    let mut products = BTreeMap::new();
+    for (name, update) in updates {
+        let Some(LowRankUpdate { a, b, scale, table }) = update.low_rank() else {
+            return Err(refuse(
+                part,
+                format!(
+                    "its change of {name} is no product of two factors alone (DoRA, trained biases, rows or other kinds)"
+                ),
+            ));
+        };
+        let (a, b, scale, table) = (a.shallow_clone(), b.shallow_clone(), *scale, *table);
+        let update = LowRankUpdate { a, b, scale, table };
+        match base.shape(&name) {
+            Some(shape) if update.fits(shape, base.transposed(&name)) => products.insert(name, update),
+            found => {
+                return Err(Error::user(format!(
+                    "{}: the change of {name} has the shape {}, the base's weight {found:?}",
+                    part.folder.display(),
+                    update.shape()
+                ))
+                .hint("was the adapter trained on another base? name it with --base"));
+            }
+        };
+    }
+    Ok(products)
+}
+
+/// Returns A and B of a weight, those of experts one after the other.
+fn factors(
+    part: &WeightedAdapter,
+    placed: &PlacedTensor,
+    updates: &[&LowRankUpdate],
+    ratios: &[f64],
+    kind: GgmlType,
+    change: &crate::gguf::tensor_map::LayoutChange,
+) -> Result<[Factor; 2]> {
+    let ranks: BTreeSet<i64> = updates.iter().map(|update| update.a.size()[0]).collect();
+    if ranks.len() > 1 {
+        return Err(refuse(part, format!("the experts in {} have different ranks", placed.gguf)));
+    }
+    let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
+    let mut shapes = [Vec::new(), Vec::new()];
+    for (update, ratio) in updates.iter().zip(ratios) {
+        let (a, mut b) = (update.a.to_kind(Kind::Float), update.b.to_kind(Kind::Float) * *ratio);
+        if let Some(order) = change.file_order(b.size()[0] as usize) {
+            let width = b.size()[1];
+            b = Tensor::from_slice(&select_rows(&super::source::floats(&b), &order)).view([-1, width]);
+        }
+        // llama.cpp looks rows of a table's first factor up: it has a row for each token.
+        let (a, b) = if placed.gguf == "token_embd.weight" { (b, a.tr()) } else { (a, b) };
+        shapes = [&a, &b].map(|t| t.size().iter().map(|n| *n as u64).collect());
+        of_a.extend(super::source::floats(&a));
+        of_b.extend(super::source::floats(&b));
+    }
+    let stack = (placed.hf.len() > 1).then_some(placed.hf.len() as u64);
+    let [a, b] = shapes.map(|shape: Vec<u64>| stack.into_iter().chain(shape).collect::<Vec<u64>>());
+    let factor = |suffix: &str, shape: Vec<u64>, values: Vec<f32>| Factor {
+        entry: TensorEntry { name: format!("{}.{suffix}", placed.gguf), shape, kind },
+        values,
+    };
+    if of_a.iter().chain(&of_b).any(|x| !x.is_finite()) {
+        return Err(Error::user(format!("{}: the change of {} is not finite", part.folder.display(), placed.hf[0]))
+            .hint("the adapter is damaged, or its training diverged: use an earlier checkpoint"));
+    }
+    Ok([factor("lora_a", a, of_a), factor("lora_b", b, of_b)])
+}
+
+/// Compares the written factors with those in memory.
+fn read_back(path: &Path, factors: &[Factor]) -> Result<()> {
+    let gguf = Gguf::open(path)?;
+    let found: BTreeMap<&str, _> = gguf.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    for factor in factors {
+        let kind = factor.entry.kind;
+        let expected = dequantise(kind, &quantise(kind, &factor.values));
+        let same = found.get(factor.entry.name.as_str()).is_some_and(|tensor| {
+            let values = dequantise(tensor.kind, gguf.data(tensor));
+            values.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits()))
+        });
+        if !same {
+            return Err(Error::bug(format!("tensor {} was not read back as it was written", factor.entry.name)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Reads a written file back, by the way of `ft import` and of models in GGUF files, and compares it with the model that it was
+//! made from.
+
+use super::source::SourceWeights;
+use super::tokenizer::PROBES;
+use crate::convert::gguf_import::arranged;
+use crate::data::chat::ChatTokenizer;
+use crate::data::rows::ChatMessage;
+use crate::error::{Error, Result};
+use crate::gguf::file::Gguf;
+use crate::gguf::quant::{GgmlType, dequantise};
+use crate::gguf::quantise::quantise;
+use crate::gguf::shape::Shape;
+use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
+use crate::gguf::{architecture, vocabulary};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+/// What a comparison found.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReadBack {
+    /// Number of tensors of the directory that were compared.
+    pub tensors: u64,
+    /// By format: how far the numbers are from the model's, as the root of the mean square divided by that of the numbers.
+    pub relative_error: BTreeMap<String, f64>,
+    /// Number of texts whose token ids were compared.
+    pub texts: usize,
+}
+
+/// Compares the file with the model. Fails if a tensor is not what its format makes of the model's, or if token ids differ.
+pub fn check(
+    file: &Path,
+    source: &SourceWeights,
+    shape: &Shape,
+    tokenizer: &ChatTokenizer,
+    mut progress: impl FnMut(u64) -> Result<()>,
+) -> Result<ReadBack> {
+    let gguf = Gguf::open(file)?;
+    let arch = architecture::of(&gguf)?;
+    let model = architecture::map_model(&gguf, arch, &vocabulary::token_ids(&gguf)?)?;
+    let mut errors: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    for tensor in &model.tensors {
+        progress(1)?;
+        let (error, norm) = compare(&gguf, tensor, source)?;
+        let sums = errors.entry(tensor.source.kind.name()).or_default();
+        sums.0 += error;
+        sums.1 += norm;
+    }
+    let found: HashSet<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let mut expected = shape.tensors().into_iter().flat_map(|placed| placed.hf);
+    if let Some(missing) = expected.find(|name| !found.contains(name.as_str())) {
+        return Err(Error::bug(format!("{missing} was written and not read back")));
+    }
+    let relative = |(error, norm): (f64, f64)| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
+    Ok(ReadBack {
+        tensors: model.tensors.len() as u64,
+        relative_error: errors.into_iter().map(|(kind, sums)| (kind, relative(sums))).collect(),
+        texts: compare_ids(file, tokenizer)?,
+    })
+}
+
+/// Returns the sums of squares of the errors of a tensor and of its numbers. Fails if it is not exactly what its format makes of
+/// the source's.
+fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result<(f64, f64)> {
+    let found = arranged(gguf, tensor);
+    let shape: Vec<u64> = tensor.shape.iter().map(|n| *n as u64).collect();
+    let name = tensor.name.as_str();
+    let values = source.values(name, &shape)?;
+    let sum = |list: &mut dyn Iterator<Item = f64>| list.map(|x| x * x).sum::<f64>();
+    let error = sum(&mut values.iter().zip(&found).map(|(x, y)| f64::from(*x) - f64::from(*y)));
+    let norm = sum(&mut values.iter().map(|x| f64::from(*x)));
+    let expected = expected(tensor, &values);
+    if let Some(at) = expected.iter().zip(&found).position(|(x, y)| x.to_bits() != y.to_bits()) {
+        return Err(Error::bug(format!(
+            "tensor {name}: number {at} is {} in the written file, {} expected",
+            found[at], expected[at]
+        )));
+    }
+    Ok((error, norm))
+}
+
+/// Returns what the format of a tensor makes of the model's numbers. Blocks do not cross rows, so the order of rows in the file
+/// changes nothing; only GPT-2's matrices lie the other way round.
+fn expected(tensor: &MappedTensor, values: &[f32]) -> Vec<f32> {
+    let kind = tensor.source.kind;
+    let through = |values: &[f32]| dequantise(kind, &quantise(kind, values));
+    match tensor.change {
+        LayoutChange::Centre => {
+            let stored: Vec<f32> = values.iter().map(|x| x + 1.0).collect();
+            through(&stored).into_iter().map(|x| x - 1.0).collect()
+        }
+        LayoutChange::Transpose if kind != GgmlType::F32 => {
+            let rows = tensor.shape[0];
+            let stored = crate::convert::gguf_import::transpose(values, rows);
+            crate::convert::gguf_import::transpose(&through(&stored), tensor.shape[1])
+        }
+        _ => through(values),
+    }
+}
+
+/// Compares the token ids of texts, and of a conversation if the model has a chat template. Returns how many.
+fn compare_ids(file: &Path, tokenizer: &ChatTokenizer) -> Result<usize> {
+    let written = ChatTokenizer::load(file, None)?;
+    let talk = [
+        ChatMessage::new("user", "What is 2 + 2?"),
+        ChatMessage::new("assistant", "4"),
+        ChatMessage::new("user", "Why?"),
+    ];
+    let mut texts: Vec<String> = PROBES.map(String::from).into();
+    if tokenizer.has_template()
+        && let Ok(text) = tokenizer.render(&talk, true)
+    {
+        if written.render(&talk, true)? != text {
+            return Err(Error::bug("the chat template in the written file gives another text"));
+        }
+        texts.push(text);
+    }
+    for text in &texts {
+        let (found, expected) = (written.encode_plain(text)?, tokenizer.encode_plain(text)?);
+        if found != expected {
+            return Err(Error::user(format!(
+                "the tokenizer in the written file gives other ids for {text:?}: {found:?} instead of {expected:?}"
+            ))
+            .hint("GGUF does not express this tokenizer exactly; nothing was written"));
+        }
+    }
+    Ok(texts.len())
+}

@@ -1,0 +1,330 @@
+//! Writes a model, with an adapter merged into it, as a GGUF file (`ft export --to gguf`), or a LoRA as a GGUF adapter.
+//!
+//! Tensors are computed, arranged and written one at a time. The file is written under a temporary name, read back, compared
+//! with the model, and only then moved into place.
+//!
+//! shape: what a file says of a model. source: its tensors. formats: the format of each. tokenizer: its tokenizer. name: the
+//! file's name. check: the comparison. adapter: LoRA files.
+
+pub mod adapter;
+mod check;
+mod formats;
+mod name;
+mod shape;
+mod source;
+mod tokenizer;
+
+use crate::adapters::merging::WeightedAdapter;
+use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
+use crate::convert::folder::config_file::write_config;
+use crate::convert::folder::disk_space::check_disk_space;
+use crate::convert::merge::adapters::{inherit_training, open_base};
+use crate::data::chat::ChatTokenizer;
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::gguf::metadata;
+use crate::gguf::quant::GgmlType;
+use crate::gguf::shape::{PlacedTensor, Shape};
+use crate::gguf::writer::{self, MetaValue, TensorEntry};
+use crate::models::{self, Config};
+use crate::nn::Weights;
+use check::ReadBack;
+pub use formats::{FORMATS, FileFormat};
+use name::ModelName;
+use serde::Serialize;
+use source::SourceWeights;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::Kind;
+
+/// What is exported, and to where.
+pub struct GgufExportOptions<'a> {
+    /// The model.
+    pub model: &'a Path,
+    /// The adapter to merge into it.
+    pub adapter: Option<WeightedAdapter>,
+    /// The file, or the folder in which it gets the name that the format's specification asks for.
+    pub out: &'a Path,
+    /// The format of matrices; `None`: that of the model, if it is F32, F16 or BF16.
+    pub format: Option<FileFormat>,
+    /// Replace an existing file.
+    pub force: bool,
+}
+
+/// Describes a written file; printed as JSON by `ft export --json`.
+#[derive(Debug, Serialize)]
+pub struct GgufExportSummary {
+    /// The model.
+    pub model: PathBuf,
+    /// The merged adapter.
+    pub adapter: Option<PathBuf>,
+    /// The file.
+    pub out: PathBuf,
+    /// The architecture's name in the file.
+    pub architecture: String,
+    /// The format of matrices.
+    pub format: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Number of tensors by format.
+    pub tensors: BTreeMap<String, u64>,
+    /// Size of the file.
+    pub bytes: u64,
+    /// The tokenizer's kind and pre-tokenizer, as llama.cpp names them.
+    pub tokenizer: [String; 2],
+    /// Whether the file has a chat template.
+    pub chat_template: bool,
+    /// What reading back found.
+    pub read_back: ReadBack,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Writes a GGUF file. Calls `progress(done, total)` before each tensor that is written or read back; if it returns an error,
+/// the export stops and leaves no file.
+pub fn export(
+    options: &GgufExportOptions,
+    mut progress: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<GgufExportSummary> {
+    let parts: &[WeightedAdapter] = options.adapter.as_slice();
+    let (config, weights, shared) = open(options.model, parts)?;
+    let source = SourceWeights::new(&weights, &shared, parts, config.family().embedding)?;
+    let (shape, mut notes) = shape::of(&config, &|name| source.has(name))?;
+    let format = options.format.unwrap_or_else(|| {
+        FileFormat::of_kind(match source.main_kind() {
+            Kind::BFloat16 => GgmlType::BF16,
+            Kind::Half => GgmlType::F16,
+            _ => GgmlType::F32,
+        })
+    });
+
+    let trained = tempfile::tempdir().map_err(|e| Error::user(format!("creating a temporary folder: {e}")))?;
+    let companions = match parts {
+        [] => options.model,
+        parts => {
+            copy_companion_files(options.model, trained.path(), MODEL_FILES)?;
+            write_config(&config, trained.path(), None)?;
+            inherit_training(trained.path(), options.model, parts)?;
+            trained.path()
+        }
+    };
+    let tokenizer = ChatTokenizer::load(companions, None)?;
+    let keys = tokenizer::keys(companions, &tokenizer, shape.vocab)
+        .map_err(|e| e.context(format!("{}: tokenizer", options.model.display())))?;
+    notes.extend(keys.warnings.clone());
+
+    let named = parts.first().map_or(options.model, |part| part.companions.as_path());
+    let name = ModelName::of(&folder_name(named), name::size_label(&shape));
+    let out = out_file(options.out, &name.file(format.name, false))?;
+    check_out(&out, options)?;
+    let plan = WritePlan::new(&shape, format);
+    check_nothing_left_out(&source, &plan, &shape)?;
+    notes.extend(plan.note(format));
+    let mut metadata = general(&name, &shape, format, options);
+    metadata.extend(metadata::of(&shape));
+    metadata.extend(keys.metadata);
+    let bytes = writer::file_size(&metadata, &plan.entries);
+    check_disk_space(folder_of(&out), bytes)?;
+
+    let total = plan.entries.len() as u64 + plan.placed.iter().map(|placed| placed.hf.len() as u64).sum::<u64>();
+    let mut done = 0;
+    let mut step = |n: u64| -> Result<()> {
+        progress(done, total)?;
+        done += n;
+        Ok(())
+    };
+    let read_back = publish(&out, |temp| {
+        plan.write(temp, &metadata, &source, &shape, &mut step)?;
+        check::check(temp, &source, &shape, &tokenizer, &mut step)
+    })?;
+    let mut tensors = BTreeMap::new();
+    for entry in &plan.entries {
+        *tensors.entry(entry.kind.name()).or_default() += 1;
+    }
+    Ok(GgufExportSummary {
+        model: options.model.to_path_buf(),
+        adapter: parts.first().map(|part| part.folder.clone()),
+        out,
+        architecture: shape.family.arch.into(),
+        format: format.name.into(),
+        parameters: plan.placed.iter().map(|placed| placed.stored.iter().product::<u64>()).sum(),
+        tensors,
+        bytes,
+        tokenizer: [keys.model.into(), keys.pre.into()],
+        chat_template: tokenizer.has_template(),
+        read_back,
+        notes,
+    })
+}
+
+/// Opens a model with what `parts` need of it; also returns the names of the weights that embedding and head share.
+fn open(model: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
+    if !parts.is_empty() {
+        return open_base(model, parts);
+    }
+    let config = Config::read(model)?;
+    let weights = models::weights(model, &config)?;
+    let hint = "name a directory with the model's full-precision weights; ft import makes one of a GGUF file";
+    models::refuse_quantised(&weights, "writing them in another format would round them twice", hint)?;
+    Ok((config, weights, Vec::new()))
+}
+
+/// The tensors of a file, in order: those with numbers of their own, then those of the model.
+struct WritePlan {
+    /// Tensors that follow from settings: divisors of rotary frequencies.
+    computed: Vec<(&'static str, Vec<f32>)>,
+    placed: Vec<PlacedTensor>,
+    entries: Vec<TensorEntry>,
+}
+
+impl WritePlan {
+    fn new(shape: &Shape, format: FileFormat) -> Self {
+        let computed = shape.rope.as_ref().map_or(Vec::new(), |rope| rope.scaling.tensors(rope));
+        let mut placed = shape.tensors();
+        if shape.has_head() {
+            placed.push(shape.head());
+        }
+        let own = computed.iter().map(|(name, values)| TensorEntry {
+            name: (*name).into(),
+            shape: vec![values.len() as u64],
+            kind: GgmlType::F32,
+        });
+        let entries = own.chain(placed.iter().map(|placed| format.entry(placed, shape))).collect();
+        Self { computed, placed, entries }
+    }
+
+    /// Says which matrices have a format with other blocks than the one that was asked for.
+    fn note(&self, format: FileFormat) -> Option<String> {
+        let block = format.main.block_elements();
+        let narrow = |entry: &&TensorEntry| {
+            entry.kind != GgmlType::F32 && entry.shape.last().is_some_and(|columns| columns % block as u64 != 0)
+        };
+        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+        self.entries.iter().filter(narrow).for_each(|entry| *kinds.entry(entry.kind.name()).or_default() += 1);
+        let list: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} in {kind}")).collect();
+        (!list.is_empty()).then(|| {
+            let (all, name) = (self.entries.len(), format.name);
+            format!(
+                "of {all} tensors, {}: their rows are no multiple of the {block} numbers of a block of {name}",
+                list.join(", ")
+            )
+        })
+    }
+
+    fn write(
+        &self,
+        path: &Path,
+        metadata: &[(String, MetaValue)],
+        source: &SourceWeights,
+        shape: &Shape,
+        step: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = 0;
+        writer::write(path, metadata, &self.entries, |entry, out| {
+            step(1)?;
+            at += 1;
+            match self.computed.get(at - 1) {
+                Some((_, values)) => out.put(&crate::gguf::quantise::quantise(GgmlType::F32, values)),
+                None => source.write(shape, &self.placed[at - 1 - self.computed.len()], entry, out),
+            }
+        })
+    }
+}
+
+/// Fails if the model has tensors that are not written: the file would be another model.
+fn check_nothing_left_out(source: &SourceWeights, plan: &WritePlan, shape: &Shape) -> Result<()> {
+    let mut written: BTreeSet<&str> = plan.placed.iter().flat_map(|placed| &placed.hf).map(String::as_str).collect();
+    // A tied head is the embedding.
+    if shape.tied {
+        written.insert("lm_head.weight");
+    }
+    match source.names().find(|name| !written.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::user(format!("tensor {name} has no place in a GGUF file of this architecture"))
+            .hint("is it part of the model? ft reads and writes the tensors that transformers has for its family")),
+    }
+}
+
+/// Returns the metadata of every file.
+fn general(
+    name: &ModelName,
+    shape: &Shape,
+    format: FileFormat,
+    options: &GgufExportOptions,
+) -> Vec<(String, MetaValue)> {
+    let mut list: Vec<(&str, MetaValue)> = vec![
+        ("architecture", shape.family.arch.into()),
+        ("type", "model".into()),
+        ("name", name.name.as_str().into()),
+        ("basename", name.base.as_str().into()),
+        ("size_label", name.size.as_str().into()),
+        ("version", name.version.as_str().into()),
+    ];
+    list.extend(name.finetune.as_deref().map(|text| ("finetune", text.into())));
+    if options.adapter.is_some() {
+        list.push(("base_model.count", MetaValue::Unsigned(1)));
+        list.push(("base_model.0.name", folder_name(options.model).as_str().into()));
+    }
+    list.push(("file_type", MetaValue::Unsigned(format.number)));
+    if !format.main.is_float() {
+        list.push(("quantization_version", MetaValue::Unsigned(2)));
+    }
+    list.into_iter().map(|(key, value)| (format!("general.{key}"), value)).collect()
+}
+
+/// Returns the name of a model's folder or file, without an ending.
+fn folder_name(path: &Path) -> String {
+    let path = fsutil::absolute(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.strip_suffix(".gguf").map_or(name.clone(), String::from)
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Returns the file to write: `out` itself, or a file with `name` in the folder `out`.
+fn out_file(out: &Path, name: &str) -> Result<PathBuf> {
+    let folder = out.is_dir() || out.to_string_lossy().ends_with('/');
+    match out.extension() {
+        _ if folder => Ok(out.join(name)),
+        Some(extension) if extension == "gguf" => Ok(out.into()),
+        _ => Err(Error::user(format!("--out {}: a file that ends in .gguf, or a folder expected", out.display()))
+            .hint(format!("in a folder the file is called {name}"))),
+    }
+}
+
+/// Fails if the file exists and must not be replaced, or if it would replace what is read.
+fn check_out(out: &Path, options: &GgufExportOptions) -> Result<()> {
+    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
+    if out.is_dir() {
+        return Err(named("is a folder").hint("choose another name"));
+    }
+    if !out.exists() {
+        return Ok(());
+    }
+    if !options.force {
+        return Err(named("the file exists").hint("choose another name, or replace it with --force"));
+    }
+    match (out.canonicalize(), options.model.canonicalize()) {
+        (Ok(one), Ok(other)) if one == other => Err(named("is the model that is exported").hint("choose another name")),
+        _ => Ok(()),
+    }
+}
+
+/// Lets `make` write and check a file under a temporary name and moves it to its place.
+fn publish<T>(out: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let folder = folder_of(out);
+    fsutil::create_dir_all(folder)?;
+    let temp = folder.join(fsutil::temporary_name(&out.file_name().unwrap_or_default().to_string_lossy()));
+    let made = make(&temp).and_then(|made| {
+        std::fs::rename(&temp, out).map_err(|e| fsutil::io_error("moving", out, e))?;
+        let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|e| fsutil::io_error("writing", folder, e))?;
+        Ok(made)
+    });
+    if made.is_err() {
+        let _ = std::fs::remove_file(&temp);
+    }
+    made
+}

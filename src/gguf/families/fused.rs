@@ -1,0 +1,129 @@
+//! Families with one matrix for queries, keys and values: Phi-3, GPT-NeoX, Falcon.
+
+use super::llama::PARALLEL;
+use super::{EMBEDDING, FINAL_NORM, LAYERS, MLP, NORMS};
+use crate::gguf::layout::{
+    BiasOf, Biases, Dim, ExpertUse, Family, HeadUse, Layout, NormKind, Presence, RopeUse, TensorRule, WindowUse, norm,
+    only, same,
+};
+
+pub static PHI3: Family = Family {
+    arch: "phi3",
+    model_type: "phi3",
+    relatives: &[],
+    class: "Phi3ForCausalLM",
+    norm: NormKind::Rms,
+    biases: Biases::NONE,
+    rope: RopeUse::Long,
+    partial_rotary: true,
+    free_head_size: false,
+    windows: WindowUse::Ignored,
+    experts: ExpertUse::None,
+    activations: &["silu"],
+    head: HeadUse::Optional,
+    config_names: &[],
+    settings: &[],
+    constants: &[],
+    before: EMBEDDING,
+    layers: LAYERS,
+    layer: &[
+        NORMS,
+        &[
+            same("attn_qkv", "self_attn.qkv_proj", &[Dim::Qkv, Dim::Hidden], BiasOf::None),
+            same("attn_output", "self_attn.o_proj", &[Dim::Hidden, Dim::Queries], BiasOf::None),
+            same("ffn_up", "mlp.gate_up_proj", &[Dim::TwiceInner, Dim::Hidden], BiasOf::None),
+            MLP[2],
+        ],
+    ],
+    after: FINAL_NORM,
+};
+
+pub static GPT_NEOX: Family = Family {
+    arch: "gptneox",
+    model_type: "gpt_neox",
+    relatives: &[],
+    class: "GPTNeoXForCausalLM",
+    norm: NormKind::Layer { bias: true },
+    biases: Biases::ALWAYS,
+    rope: RopeUse::Plain,
+    partial_rotary: true,
+    free_head_size: false,
+    windows: WindowUse::None,
+    experts: ExpertUse::None,
+    activations: GELU,
+    head: HeadUse::Required,
+    config_names: &[
+        ("rms_norm_eps", "layer_norm_eps"),
+        ("partial_rotary_factor", "rotary_pct"),
+        ("rope_theta", "rotary_emb_base"),
+    ],
+    settings: &[PARALLEL],
+    constants: &[],
+    before: &[same("token_embd", "gpt_neox.embed_in", &[Dim::Vocab, Dim::Hidden], BiasOf::None)],
+    layers: "gpt_neox.layers",
+    layer: &[
+        NORMS,
+        &[
+            TensorRule {
+                layout: Layout::Ungrouped,
+                ..same("attn_qkv", "attention.query_key_value", &[Dim::Qkv, Dim::Hidden], BiasOf::Qkv)
+            },
+            same("attn_output", "attention.dense", &[Dim::Hidden, Dim::Queries], BiasOf::Output),
+        ],
+        TWO_LAYERS,
+    ],
+    after: &[norm("output_norm", "gpt_neox.final_layer_norm")],
+};
+
+pub static FALCON: Family = Family {
+    arch: "falcon",
+    model_type: "falcon",
+    relatives: &[],
+    class: "FalconForCausalLM",
+    norm: NormKind::Layer { bias: true },
+    biases: Biases::NONE,
+    rope: RopeUse::Plain,
+    partial_rotary: false,
+    free_head_size: false,
+    windows: WindowUse::None,
+    experts: ExpertUse::None,
+    activations: GELU,
+    head: HeadUse::Optional,
+    config_names: &[
+        ("rms_norm_eps", "layer_norm_epsilon"),
+        ("hidden_act", "activation"),
+        ("intermediate_size", "ffn_hidden_size"),
+        ("attention_bias", "bias"),
+        ("num_key_value_heads", "num_kv_heads"),
+    ],
+    settings: &[],
+    constants: &[("tensor_data_layout", "jploski")],
+    before: &[same("token_embd", "transformer.word_embeddings", &[Dim::Vocab, Dim::Hidden], BiasOf::None)],
+    layers: "transformer.h",
+    layer: &[
+        // A layer has the first of these, or the two after it.
+        &[
+            only(Presence::Without("attn_norm_2"), norm("attn_norm", "input_layernorm")),
+            only(Presence::With("attn_norm_2"), norm("attn_norm", "ln_mlp")),
+            only(Presence::With("attn_norm_2"), norm("attn_norm_2", "ln_attn")),
+        ],
+        &[
+            TensorRule {
+                layout: Layout::Ungrouped,
+                ..same("attn_qkv", "self_attention.query_key_value", &[Dim::Qkv, Dim::Hidden], BiasOf::Qkv)
+            },
+            same("attn_output", "self_attention.dense", &[Dim::Hidden, Dim::Queries], BiasOf::Output),
+        ],
+        TWO_LAYERS,
+    ],
+    after: &[norm("output_norm", "transformer.ln_f")],
+};
+
+/// llama.cpp computes the tanh form for both.
+const GELU: &[&str] = &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"];
+
+/// An MLP without a gate.
+const TWO_LAYERS: &[TensorRule] = &[
+    same("ffn_up", "mlp.dense_h_to_4h", &[Dim::Inner, Dim::Hidden], BiasOf::Mlp),
+    same("ffn_down", "mlp.dense_4h_to_h", &[Dim::Hidden, Dim::Inner], BiasOf::Mlp),
+];

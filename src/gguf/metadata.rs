@@ -1,0 +1,141 @@
+//! Writes the sizes and settings of a model ([`Shape`]) as metadata, the reverse of [`super::architecture`].
+
+use super::layout::{ExpertUse, RopeUse, SettingKind, WindowUse};
+use super::rope_scaling::{RopeKeys, Scaling, YARN_BETAS};
+use super::shape::Shape;
+use super::writer::MetaValue;
+use serde_json::Value;
+
+/// Returns the metadata of a model's architecture, without `general` and the tokenizer.
+pub fn of(shape: &Shape) -> Vec<(String, MetaValue)> {
+    let family = shape.family;
+    let mut keys = Keys { arch: family.arch, list: Vec::new() };
+    keys.number("block_count", shape.layers);
+    keys.number("context_length", shape.context);
+    keys.number("embedding_length", shape.hidden);
+    keys.number("feed_forward_length", shape.inner);
+    keys.number("vocab_size", shape.vocab);
+    keys.number("attention.head_count", shape.heads);
+    if family.rope != RopeUse::Learnt {
+        keys.number("attention.head_count_kv", shape.kv_heads);
+    }
+    if family.free_head_size {
+        keys.number("attention.key_length", shape.head_dim);
+        keys.number("attention.value_length", shape.head_dim);
+    }
+    keys.float(family.norm.eps_key(), shape.norm_eps);
+    if let Some(rope) = &shape.rope {
+        keys.rope(rope);
+    }
+    keys.windows(shape);
+    if let (ExpertUse::Experts { own_width, .. }, Some(experts)) = (family.experts, shape.experts) {
+        keys.number("expert_count", experts.count);
+        keys.number("expert_used_count", experts.chosen);
+        if own_width {
+            keys.number("expert_feed_forward_length", experts.width);
+        }
+        if let Some(width) = experts.shared {
+            keys.number("expert_shared_feed_forward_length", width);
+        }
+    }
+    for setting in family.settings {
+        let value = shape.settings.get(setting.config).unwrap_or(&Value::Null);
+        match setting.kind {
+            SettingKind::Float => keys.float(setting.gguf, value.as_f64().unwrap_or(1.0)),
+            SettingKind::Flag => keys.add(setting.gguf, MetaValue::Flag(value.as_bool().unwrap_or(true))),
+        }
+    }
+    for (key, text) in family.constants {
+        keys.add(key, (*text).into());
+    }
+    keys.list
+}
+
+struct Keys {
+    arch: &'static str,
+    list: Vec<(String, MetaValue)>,
+}
+
+impl Keys {
+    fn add(&mut self, key: &str, value: MetaValue) {
+        self.list.push((format!("{}.{key}", self.arch), value));
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        self.add(key, MetaValue::Unsigned(value as u32));
+    }
+
+    fn float(&mut self, key: &str, value: f64) {
+        self.add(key, MetaValue::Float(value as f32));
+    }
+
+    fn rope(&mut self, rope: &RopeKeys) {
+        self.number("rope.dimension_count", rope.rotary);
+        self.float("rope.freq_base", rope.theta);
+        if let Some(theta) = rope.local_theta {
+            self.float("rope.freq_base_swa", theta);
+        }
+        match &rope.scaling {
+            // llama.cpp recognises Llama 3's scaling by its tensor of divisors.
+            Scaling::None | Scaling::Llama3 { .. } => {}
+            Scaling::Linear { factor } => {
+                self.add("rope.scaling.type", "linear".into());
+                self.float("rope.scaling.factor", *factor);
+            }
+            Scaling::Yarn { factor, original, fast, slow } => {
+                self.add("rope.scaling.type", "yarn".into());
+                self.float("rope.scaling.factor", *factor);
+                self.number("rope.scaling.original_context_length", *original);
+                if (*fast, *slow) != YARN_BETAS {
+                    self.float("rope.scaling.yarn_beta_fast", *fast);
+                    self.float("rope.scaling.yarn_beta_slow", *slow);
+                }
+            }
+            Scaling::Long { original, attention, .. } => {
+                self.number("rope.scaling.original_context_length", *original);
+                self.float("rope.scaling.attn_factor", *attention);
+            }
+        }
+    }
+
+    fn windows(&mut self, shape: &Shape) {
+        const PATTERN: &str = "attention.sliding_window_pattern";
+        let period = match shape.family.windows {
+            WindowUse::None => return,
+            WindowUse::Ignored => {
+                let window = shape.windows.as_ref().map_or(0, |(window, _)| *window);
+                return self.number("attention.sliding_window", window);
+            }
+            WindowUse::Period { period, .. } => period,
+        };
+        let Some((window, layers)) = &shape.windows else { return };
+        self.number("attention.sliding_window", *window);
+        // A list is what other programs write for OLMo 3, whose period is that of llama.cpp; a number sets another period.
+        match window_period(layers, period) {
+            Some(found) if found != period => self.number(PATTERN, found),
+            _ if shape.family.rope == RopeUse::LocalUnscaled => self.add(PATTERN, MetaValue::Flags(layers.clone())),
+            _ => {}
+        }
+    }
+}
+
+/// Returns the number p for which all layers but every p-th have a window; `usual` if it is one of several. `None` if there
+/// is no such number.
+pub fn window_period(layers: &[bool], usual: u64) -> Option<u64> {
+    let fits = |period: &u64| layers.iter().enumerate().all(|(i, window)| *window == (i as u64 % period < period - 1));
+    [usual].into_iter().chain(1..=layers.len() as u64 + 1).find(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::window_period;
+
+    #[test]
+    fn the_period_of_windows_is_found() {
+        assert_eq!(window_period(&[true, false, true], 2), Some(2));
+        assert_eq!(window_period(&[true, true, true], 6), Some(6));
+        assert_eq!(window_period(&[true, true, false, true], 6), Some(3));
+        assert_eq!(window_period(&[false, true], 4), None);
+        assert_eq!(window_period(&[false, false], 4), Some(1));
+    }
+}

@@ -1,0 +1,517 @@
+//! Writes models of every family as GGUF files and reads them back: tensors, config.json, token ids, logits.
+
+use crate::support::command::{ft_binary, stderr};
+use crate::support::families::{self, FAMILIES};
+use crate::support::workspace::Workspace;
+use crate::support::*;
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::gguf_export::adapter::export_adapter;
+use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, GgufExportSummary, export};
+use ft::convert::gguf_import::{GgufImportOptions, import};
+use ft::convert::merge::adapters::merge_into_model;
+use ft::error::Result;
+use ft::gguf::file::Gguf;
+use ft::gguf::quant::{GgmlType, dequantise};
+use ft::gguf::quantise::quantise;
+use ft::models::Config;
+use ft::nn::safetensors::Dtype;
+use ft::nn::{Tokens, Weights};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tch::{Kind, Tensor};
+use tempfile::TempDir;
+
+/// A folder with a model in `model`, and a file next to it.
+struct Exported {
+    folder: TempDir,
+}
+
+impl Exported {
+    fn of(model_type: &str, more: Value) -> Self {
+        let made = Self { folder: tempfile::tempdir().unwrap() };
+        families::write(model_type, more, Kind::Float, &made.model());
+        made
+    }
+
+    fn model(&self) -> PathBuf {
+        self.folder.path().join("model")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("out.gguf")
+    }
+
+    fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
+        let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
+        export(&GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true }, |_, _| Ok(()))
+    }
+
+    /// Exports and returns the error's text. No file may be left.
+    #[track_caller]
+    fn refused(&self) -> String {
+        let error = self.export(GgmlType::F32).expect_err("refused");
+        assert!(!error.hints().is_empty(), "{error}");
+        assert!(!self.file().exists());
+        error.to_string()
+    }
+
+    fn imported(&self) -> PathBuf {
+        let out = self.folder.path().join("imported");
+        let (file, dtype) = (self.file(), Dtype::F32);
+        let options = GgufImportOptions { file: &file, out: &out, dtype, force: true, pre_tokenizer: None };
+        import(&options, |_, _| Ok(())).unwrap();
+        out
+    }
+}
+
+fn opened(folder: &Path) -> BTreeMap<String, Tensor> {
+    let config = Config::read(folder).unwrap();
+    ft::models::weights(folder, &config).unwrap().all().into_iter().collect()
+}
+
+fn logits(model: &Path) -> Tensor {
+    let model = frozen(model, Kind::Float);
+    let rows: Vec<Vec<u32>> = (1..5).map(|i| (0..11 * i).map(|t| (t * 7 + i) % 400).collect()).collect();
+    let tokens = Tokens::pack(&rows, device());
+    let all = Tensor::arange(tokens.len() as i64, (Kind::Int64, device()));
+    model.infer(&tokens, |out| out.logits(&all).to_device(tch::Device::Cpu)).unwrap()
+}
+
+#[test]
+fn every_family_comes_back_with_equal_tensors_and_logits() {
+    for model_type in FAMILIES {
+        let made = Exported::of(model_type, json!({}));
+        let summary = made.export(GgmlType::F32).unwrap_or_else(|e| panic!("{model_type}: {e}"));
+        assert_eq!(summary.tensors.keys().collect::<Vec<_>>(), ["F32"], "{model_type}");
+        let (ours, back) = (opened(&made.model()), opened(&made.imported()));
+        let tied = |name: &String| name != "lm_head.weight";
+        let names = |map: &BTreeMap<String, Tensor>| map.keys().filter(|n| tied(n)).cloned().collect::<Vec<_>>();
+        assert_eq!(names(&ours), names(&back), "{model_type}");
+        for (name, tensor) in &ours {
+            let found = &back[name];
+            // 1 is added to the norms of Gemma, which rounds, and subtracted again.
+            let rounded = model_type.starts_with("gemma") && name.contains("norm");
+            let gap = (tensor - found).abs().max().double_value(&[]);
+            assert!(gap <= if rounded { 1.2e-7 } else { 0.0 }, "{model_type} {name}: {gap}");
+        }
+        let expected = logits(&made.model());
+        assert!(expected.std(true).double_value(&[]) > 0.05, "{model_type}: the logits are all alike");
+        for model in [made.file(), made.imported()] {
+            assert_close(&format!("{model_type} {}", model.display()), &logits(&model), &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn variants_of_families_come_back_too() {
+    for (model_type, more) in [
+        ("llama", json!({"attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true, "head_dim": 32})),
+        ("llama", json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})),
+        (
+            "llama",
+            json!({"rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0, "beta_slow": 2.0}}),
+        ),
+        (
+            "llama",
+            json!({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}}),
+        ),
+        (
+            "phi3",
+            json!({"original_max_position_embeddings": 16, "partial_rotary_factor": 0.75, "rope_scaling": {
+            "type": "longrope", "long_factor": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0], "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}}),
+        ),
+        ("phi3", json!({"sliding_window": 16})),
+        ("falcon", json!({"new_decoder_architecture": false, "multi_query": true, "num_kv_heads": null})),
+        ("falcon", json!({"num_ln_in_parallel_attn": 1})),
+        ("stablelm", json!({"use_parallel_residual": true, "use_qkv_bias": false})),
+        ("gpt_neox", json!({"use_parallel_residual": false})),
+        (
+            "olmo3",
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+        ),
+        (
+            "gemma3_text",
+            json!({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}),
+        ),
+        ("cohere2", json!({"sliding_window_pattern": 2})),
+        ("cohere", json!({"num_hidden_layers": 64, "use_qk_norm": true, "hidden_size": 32, "intermediate_size": 32})),
+        ("qwen2_moe", json!({"qkv_bias": false, "tie_word_embeddings": true})),
+        ("gpt2", json!({"n_inner": 96, "tie_word_embeddings": false})),
+    ] {
+        let made = Exported::of(model_type, more.clone());
+        made.export(GgmlType::F32).unwrap_or_else(|e| panic!("{model_type} {more}: {e}"));
+        let expected = logits(&made.model());
+        for model in [made.file(), made.imported()] {
+            assert_close(&format!("{model_type} {more}"), &logits(&model), &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_window_that_the_format_cannot_hold_limits_the_context() {
+    let made = Exported::of("mistral", json!({}));
+    let summary = made.export(GgmlType::F32).unwrap();
+    assert!(summary.notes.iter().any(|note| note.contains("64 tokens instead of 256")), "{:?}", summary.notes);
+    assert_eq!(Config::read(&made.imported()).unwrap().max_position_embeddings, Some(64));
+}
+
+#[test]
+fn every_type_stores_what_the_gguf_package_would() {
+    let fixture = Weights::open_file(&fixture("gguf/quantised.safetensors")).unwrap();
+    let values: Vec<f32> = Vec::try_from(fixture.get("values").unwrap()).unwrap();
+    assert!(values.len() > 2000);
+    for format in FORMATS.iter().filter(|format| format.main.block_elements() <= 32) {
+        let kind = format.main;
+        let expected: Vec<u8> = Vec::try_from(fixture.get(&kind.name()).unwrap()).unwrap();
+        let found = quantise(kind, &values);
+        let block = kind.block_bytes();
+        let unequal = found.chunks(block).zip(expected.chunks(block)).position(|(a, b)| a != b);
+        assert_eq!((found.len(), unequal), (expected.len(), None), "{}", kind.name());
+    }
+}
+
+#[test]
+fn vectors_norms_and_routers_stay_in_float32() {
+    for (model_type, unquantised) in
+        [("qwen2_moe", &["ffn_gate_inp", "norm", "bias"][..]), ("gpt2", &["norm", "bias", "position_embd"])]
+    {
+        for format in FORMATS.iter().filter(|format| format.main.block_elements() <= 32) {
+            let kind = format.main;
+            let made = Exported::of(model_type, json!({}));
+            made.export(kind).unwrap();
+            let gguf = Gguf::open(&made.file()).unwrap();
+            assert_eq!(gguf.unsigned("general.file_type").unwrap(), Some(format.number.into()));
+            for tensor in gguf.tensors() {
+                let plain = unquantised.iter().any(|part| tensor.name.contains(part));
+                let expected = if plain { GgmlType::F32 } else { kind };
+                assert_eq!(tensor.kind, expected, "{model_type} {} {}", kind.name(), tensor.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_fill_no_blocks_are_written_in_float16_and_reported() {
+    let made = Exported::of("llama", json!({"intermediate_size": 72}));
+    let summary = made.export(GgmlType::Q8_0).unwrap();
+    assert_eq!(summary.tensors["F16"], 4, "{:?}", summary.tensors);
+    assert!(summary.notes.iter().any(|note| note.contains("4 in F16")), "{:?}", summary.notes);
+    assert!(summary.read_back.relative_error["Q8_0"] > 1e-4 && summary.read_back.relative_error["Q8_0"] < 0.01);
+}
+
+#[test]
+fn mixes_have_six_bits_where_llama_quantize_has_them() {
+    let made = Exported::of("llama", json!({"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 8}));
+    let (model, out) = (made.model(), made.file());
+    for (name, main, error) in
+        [("q4_k_m", GgmlType::Q4_K, 0.08), ("q5_k_m", GgmlType::Q5_K, 0.04), ("q6_k", GgmlType::Q6_K, 0.02)]
+    {
+        let format = FileFormat::named(name);
+        let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true };
+        let summary = export(&options, |_, _| Ok(())).unwrap();
+        assert!(summary.notes.is_empty(), "{:?}", summary.notes);
+        let found = summary.read_back.relative_error[&main.name()];
+        assert!(found < error && found > error / 10.0, "{name}: {found}");
+        let gguf = Gguf::open(&out).unwrap();
+        let of = |name: &str| gguf.tensors().iter().find(|t| t.name == name).unwrap().kind;
+        assert_eq!((of("output.weight"), of("blk.0.ffn_down.weight")), (GgmlType::Q6_K, GgmlType::Q6_K), "{name}");
+        assert_eq!(
+            (of("blk.1.ffn_down.weight"), of("blk.1.attn_v.weight"), of("token_embd.weight")),
+            (main, main, main),
+            "{name}"
+        );
+        assert_eq!((of("blk.3.attn_v.weight"), of("blk.3.attn_q.weight")), (GgmlType::Q6_K, main), "{name}");
+    }
+    // Rows of 64 numbers fill no block of 256.
+    let made = Exported::of("llama", json!({}));
+    let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_k_m"));
+    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true };
+    let summary = export(&options, |_, _| Ok(())).unwrap();
+    assert!(summary.notes[0].contains("in Q5_0") && summary.notes[0].contains("in Q8_0"), "{:?}", summary.notes);
+}
+
+/// Writes a LoRA over the linear layers of a model of this family.
+fn lora(made: &Exported, more: Value) -> PathBuf {
+    let folder = made.folder.path().join("adapter");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut config = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": made.model(), "r": 4, "lora_alpha": 8,
+        "target_modules": "all-linear", "bias": "none",
+    });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let rank = |module: &str| {
+        let pattern =
+            config["rank_pattern"].as_object().and_then(|map| map.iter().find(|(end, _)| module.ends_with(*end)));
+        pattern.map_or(4, |(_, rank)| rank.as_i64().unwrap())
+    };
+    let mut tensors = BTreeMap::new();
+    let weights = opened(&made.model());
+    let base = Config::read(&made.model()).unwrap();
+    let all = ft::models::weights(&made.model(), &base).unwrap();
+    for (name, weight) in &weights {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        let linear = weight.dim() == 2
+            && !["embed", "lm_head", "wte", "wpe", "norm", ".gate", "_gate"]
+                .iter()
+                .any(|part| if part.ends_with("gate") { module.ends_with(part) } else { module.contains(part) });
+        if !linear {
+            continue;
+        }
+        let (mut outputs, mut inputs) = weight.size2().unwrap();
+        if all.transposed(name) {
+            (outputs, inputs) = (inputs, outputs);
+        }
+        let prefix = format!("base_model.model.{module}");
+        tensors.insert(format!("{prefix}.lora_A.weight"), noise(&[rank(module), inputs], &format!("{name} a")) * 0.3);
+        tensors.insert(format!("{prefix}.lora_B.weight"), noise(&[outputs, rank(module)], &format!("{name} b")) * 0.3);
+    }
+    assert!(tensors.len() > 20);
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    save_tensors(&folder.join("adapter_model.safetensors"), &tensors);
+    folder
+}
+
+#[test]
+fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
+    for model_type in ["llama", "gpt2", "gpt_neox", "qwen3_moe"] {
+        let made = Exported::of(model_type, json!({}));
+        let adapter = lora(&made, json!({}));
+        let merged = made.folder.path().join("merged");
+        let part = || WeightedAdapter::read(&adapter, 1.0).unwrap();
+        merge_into_model(&made.model(), &[part()], &merged, None, 1 << 30).unwrap();
+        let (model, out) = (made.model(), made.file());
+        let format = Some(FORMATS[0]);
+        let options = GgufExportOptions { model: &model, adapter: Some(part()), out: &out, format, force: false };
+        export(&options, |_, _| Ok(())).unwrap();
+        let (expected, found) = (opened(&merged), opened(&made.imported()));
+        for (name, tensor) in expected {
+            assert!(tensor.equal(&found[&name]), "{model_type} {name}");
+        }
+    }
+}
+
+/// Returns the numbers of a tensor of a file, as (rows, columns).
+fn matrix(gguf: &Gguf, name: &str) -> Tensor {
+    let tensor = gguf.tensors().iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
+    let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
+    Tensor::from_slice(&dequantise(tensor.kind, gguf.data(tensor))).view(&shape[..])
+}
+
+#[test]
+fn a_lora_adds_to_the_base_in_the_file_what_merging_adds() {
+    for (model_type, more) in [
+        ("llama", json!({})),
+        ("llama", json!({"use_rslora": true})),
+        ("llama", json!({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"o_proj": 3}})),
+        ("gpt2", json!({"fan_in_fan_out": true})),
+        ("gpt_neox", json!({})),
+        ("qwen3_moe", json!({})),
+    ] {
+        let made = Exported::of(model_type, json!({}));
+        let part = WeightedAdapter::read(&lora(&made, more.clone()), 1.0).unwrap();
+        made.export(GgmlType::F32).unwrap();
+        let (model, lora_file, merged) =
+            (made.model(), made.folder.path().join("lora.gguf"), made.folder.path().join("merged.gguf"));
+        let options =
+            |out, adapter| GgufExportOptions { model: &model, adapter, out, format: Some(FORMATS[0]), force: false };
+        let summary = export_adapter(&options(&lora_file, None), &part).unwrap();
+        let rescaled = more.get("rank_pattern").is_some();
+        assert_eq!(summary.rescaled > 0, rescaled, "{model_type} {more}");
+        export(&options(&merged, Some(part)), |_, _| Ok(())).unwrap();
+        let [base, adapter, merged] = [&made.file(), &lora_file, &merged].map(|file| Gguf::open(file).unwrap());
+        assert_eq!(adapter.text("general.type").unwrap(), Some("adapter"));
+        assert_eq!(adapter.text("adapter.type").unwrap(), Some("lora"));
+        let alpha = adapter.float("adapter.lora.alpha").unwrap().unwrap();
+        let mut adapted = 0;
+        for tensor in base.tensors() {
+            let before = matrix(&base, &tensor.name);
+            let after = matrix(&merged, &tensor.name);
+            if !adapter.tensors().iter().any(|t| t.name == format!("{}.lora_a", tensor.name)) {
+                assert!(before.equal(&after), "{model_type} {}", tensor.name);
+                continue;
+            }
+            let [a, b] = ["lora_a", "lora_b"].map(|end| matrix(&adapter, &format!("{}.{end}", tensor.name)));
+            let rank = *b.size().last().unwrap();
+            let expected = before + b.matmul(&a) * (alpha / rank as f64);
+            assert_close(&format!("{model_type} {more} {}", tensor.name), &after, &expected, 1e-5);
+            adapted += 1;
+        }
+        assert_eq!(adapted, summary.weights);
+        assert!(adapted > 10);
+    }
+}
+
+#[test]
+fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
+    let made = Exported::of("llama", json!({}));
+    let folder = lora(&made, json!({"use_dora": true}));
+    let mut tensors = Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap().all();
+    let magnitudes: Vec<_> = tensors
+        .iter()
+        .filter_map(|(name, b)| Some((name.strip_suffix("lora_B.weight")?.to_string(), b.size()[0])))
+        .map(|(module, rows)| (format!("{module}lora_magnitude_vector"), noise(&[rows], &module) + 2.0))
+        .collect();
+    tensors.extend(magnitudes);
+    save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
+    let (model, out) = (made.model(), made.file());
+    let refused = |folder: &Path, format| {
+        let part = WeightedAdapter::read(folder, 1.0).unwrap();
+        let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false };
+        let error = export_adapter(&options, &part).expect_err("refused");
+        assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
+        assert!(!out.exists());
+        error.to_string()
+    };
+    assert!(refused(&folder, None).contains("DoRA"));
+    let plain = lora(&made, json!({}));
+    assert!(refused(&plain, FileFormat::named("q8_0")).contains("q8_0"));
+    // One expert alone: those of a layer are one tensor.
+    let made = Exported::of("qwen3_moe", json!({}));
+    let folder = lora(&made, json!({}));
+    let mut tensors = Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap().all();
+    tensors.retain(|name, _| !name.contains("layers.1.mlp.experts.2."));
+    save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
+    let part = WeightedAdapter::read(&folder, 1.0).unwrap();
+    let model = made.model();
+    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false };
+    let error = export_adapter(&options, &part).expect_err("refused").to_string();
+    assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
+}
+
+#[test]
+fn what_llama_cpp_computes_in_another_way_is_refused_with_the_reason() {
+    for (model_type, more, reason) in [
+        ("llama", json!({"hidden_act": "gelu"}), "activation is `gelu`"),
+        ("llama", json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}), "dynamic"),
+        (
+            "llama",
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 2.0}}),
+            "attention_factor",
+        ),
+        (
+            "qwen2",
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64}}),
+            "llama3",
+        ),
+        ("gemma2", json!({"query_pre_attn_scalar": 20}), "query_pre_attn_scalar"),
+        ("gemma2", json!({"attn_logit_softcapping": null}), "attn_logit_softcapping"),
+        (
+            "gemma3_text",
+            json!({"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention",
+            "sliding_attention", "sliding_attention", "full_attention"]}),
+            "period",
+        ),
+        ("gemma", json!({"tie_word_embeddings": false}), "output head"),
+        ("smollm3", json!({"no_rope_layers": [1, 0, 1, 1]}), "no_rope_layers"),
+        ("cohere", json!({"use_qk_norm": true}), "64 layers"),
+        ("falcon", json!({"parallel_attn": false, "new_decoder_architecture": false}), "parallel_attn"),
+        ("falcon", json!({"bias": true}), "biases"),
+        ("qwen3", json!({"attention_bias": true}), "biases"),
+        ("qwen3_moe", json!({"norm_topk_prob": false}), "norm_topk_prob"),
+        ("qwen3_moe", json!({"mlp_only_layers": [1]}), "layer 1 has no experts"),
+        ("olmoe", json!({"clip_qkv": 2.0}), "clip_qkv"),
+        ("gpt2", json!({"scale_attn_by_inverse_layer_idx": true}), "scores"),
+    ] {
+        let said = Exported::of(model_type, more.clone()).refused();
+        assert!(said.contains(reason), "{model_type} {more}: {said}");
+    }
+}
+
+#[test]
+fn a_tokenizer_that_the_format_does_not_have_is_refused_with_what_was_seen() {
+    let change = |change: &dyn Fn(&mut Value)| {
+        let made = Exported::of("llama", json!({}));
+        let path = made.model().join("tokenizer.json");
+        let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut tokenizer);
+        std::fs::write(&path, tokenizer.to_string()).unwrap();
+        made
+    };
+    let said = change(&|t| {
+        t["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Punctuation", "behavior": "Contiguous"}, {"type": "ByteLevel", "add_prefix_space": false}]})
+    })
+    .refused();
+    assert!(
+        said.contains("tokenizer.ggml.pre") && said.contains("Punctuation") && said.contains("Contiguous"),
+        "{said}"
+    );
+    let said = change(&|t| t["normalizer"] = json!({"type": "Lowercase"})).refused();
+    assert!(said.contains("Lowercase"), "{said}");
+    let said = change(&|t| t["pre_tokenizer"]["add_prefix_space"] = true.into()).refused();
+    assert!(said.contains("\"add_prefix_space\":true"), "{said}");
+    let said = change(&|t| {
+        t["post_processor"] = json!({"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}})
+    })
+    .refused();
+    assert!(said.contains("adds other tokens"), "{said}");
+}
+
+#[test]
+fn a_sentencepiece_vocabulary_keeps_its_ids() {
+    let made = Exported { folder: tempfile::tempdir().unwrap() };
+    families::write_with("spm-tokenizer", "llama", json!({"vocab_size": 1024}), Kind::BFloat16, &made.model());
+    let summary = made.export(GgmlType::BF16).unwrap();
+    assert_eq!(summary.tokenizer, ["llama".to_string(), "default".into()]);
+    let gguf = Gguf::open(&made.file()).unwrap();
+    let types = gguf.integers("tokenizer.ggml.token_type").unwrap().unwrap();
+    assert_eq!(types.iter().filter(|kind| **kind == 6).count(), 256);
+    assert_eq!(gguf.texts("tokenizer.ggml.tokens").unwrap().unwrap().len(), 1024);
+    let scores = gguf.floats("tokenizer.ggml.scores").unwrap().unwrap();
+    assert!(scores.iter().any(|score| *score < -100.0));
+}
+
+#[test]
+fn the_command_names_reports_and_replaces_files() {
+    let space = Workspace::bare();
+    families::write("qwen2", json!({}), Kind::BFloat16, &space.path("Tiny-Qwen-0.1M-Chat"));
+    let output = space.ft(&["export", "Tiny-Qwen-0.1M-Chat", "--to", "gguf", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let name = report["out"].as_str().unwrap().to_string();
+    assert_eq!(name, "./Tiny-Qwen-231K-Chat-v1.0-BF16.gguf");
+    assert_eq!(report["bytes"], std::fs::metadata(space.path(&name)).unwrap().len());
+    assert_eq!((&report["format"], &report["tokenizer"][1]), (&json!("BF16"), &json!("gpt-2")));
+    assert_eq!(report["read_back"]["relative_error"]["BF16"], 0.0);
+    let again = ["export", "Tiny-Qwen-0.1M-Chat", "--to", "gguf", "--type", "q4_0", "--out", &name];
+    assert!(space.refused(&again).contains("the file exists"));
+    space.ft(&[&again[..], &["--force"]].concat());
+    assert_eq!(Gguf::open(&space.path(&name)).unwrap().unsigned("general.file_type").unwrap(), Some(2));
+    let said = space.refused(&["export", "Tiny-Qwen-0.1M-Chat", "--to", "gguf", "--out", "x.bin"]);
+    assert!(said.contains("ends in .gguf"), "{said}");
+    let said = space.refused(&["export", &name, "--to", "gguf", "--out", "y.gguf"]);
+    assert!(said.contains("stored quantised"), "{said}");
+    // A model that ends too early.
+    let weights = space.path("Tiny-Qwen-0.1M-Chat/model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[..whole.len() - 100]).unwrap();
+    let said = space.refused(&["export", "Tiny-Qwen-0.1M-Chat", "--to", "gguf", "--out", "z.gguf"]);
+    assert!(said.contains("not a whole safetensors file"), "{said}");
+    let left = std::fs::read_dir(space.path(".")).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+    let left: Vec<String> = left.filter(|file| file.contains("gguf")).collect();
+    assert_eq!(left, [name.trim_start_matches("./")]);
+}
+
+/// Simulates a full disk: every write beyond a file size fails (`ulimit -f`).
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let made = Exported::of("llama", json!({}));
+    std::fs::write(made.file(), "old").unwrap();
+    let line = "export model --to gguf --out out.gguf --force";
+    let script = format!("trap '' XFSZ; ulimit -f 64; exec {} {line}", ft_binary().display());
+    let output = Command::new("bash").args(["-c", &script]).current_dir(made.folder.path()).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large") && said.contains("ulimit -f"), "{said}");
+    assert_eq!(std::fs::read_to_string(made.file()).unwrap(), "old");
+    let files = std::fs::read_dir(made.folder.path()).unwrap().count();
+    assert_eq!(files, 2, "the model and the old file");
+}
