@@ -2,7 +2,7 @@
 //!
 //! inputs: reads what is merged, and refuses what cannot be; checkpoint: the adapter in a run's checkpoint. adapters,
 //! models: prepare, write and verify a merge of adapters, of whole models.
-//! report, page: what a merge does, as a table, as JSON and as `merge.html`.
+//! report, page: what a merge does, as a table, as JSON and as `merge.html`; search_section: its part on a search for weights.
 
 pub mod adapters;
 mod checkpoint;
@@ -10,3 +10,4 @@ pub mod inputs;
 pub mod models;
 pub mod page;
 pub mod report;
+pub mod search_section;

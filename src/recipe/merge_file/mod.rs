@@ -1,18 +1,21 @@
 //! Reads the file of a merge. All mistakes are reported together, with their places.
 //!
 //! There are two kinds, told apart by their keys: `ft merge`'s own file of a merge of adapters (`adapters`), and the file of a
-//! merge of whole models, which is mergekit's (`mergekit`, read into `models`). `node_reader` has what reading both needs.
+//! merge of whole models, which is mergekit's (`mergekit`, read into `models`). `node_reader` has what reading both needs, `sweep` the settings
+//! of a search for the weights of adapters.
 
 mod adapters;
 mod mergekit;
 mod models;
 mod node_reader;
+mod sweep;
 
 pub use adapters::AdapterMergeFile;
 pub use models::{
     ChatTemplateChoice, MergeFormat, ModelMergeFile, OutputSlice, SliceSource, TokenChoice, TokenRowSource,
     TokenizerSource, VocabularyPlan,
 };
+pub use sweep::{SweepBy, SweepSettings};
 
 use super::mistakes::{SourceSpan, SourceTexts};
 use super::tree::{self, Node};

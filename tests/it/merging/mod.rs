@@ -8,3 +8,4 @@ mod models;
 mod peft;
 mod results;
 mod soups;
+mod trained_weights;
