@@ -104,7 +104,7 @@ impl ChosenSoup {
                 SearchCurve { name: "alone".into(), points: alone, marked: false },
             ],
             base_loss: self.soup.base_loss,
-            table: self.table(),
+            table: ("trials", self.table()),
             best: None,
             weights: None,
         }

@@ -58,16 +58,15 @@ fn tell_trials(found: &Sweep) {
 
 fn tell_steps(found: &TrainedSweep, parts: &[WeightedAdapter]) {
     report::info(format!(
-        "weights by {} trained on {} rows; {} rows kept back, {} supervised tokens\n{}",
+        "weights by {} trained on {} rows; the loss of {} rows kept back ({} supervised tokens) is the smallest at step {}, \
+         {:.4}; the base alone has {:.4}",
         found.by,
         found.rows,
         found.kept_rows,
         report::count(found.tokens as u64),
-        report::table(&steps(found))
-    ));
-    report::info(format!(
-        "the smallest loss on the rows kept back is {:.4}, at step {}; the base alone has {:.4}",
-        found.loss, found.best_step, found.base_loss
+        found.best_step,
+        found.loss,
+        found.base_loss
     ));
     let weights = of_groups(found, parts);
     let by_layer: Vec<Vec<(usize, f64)>> = (0..parts.len()).map(|i| weights.means_by_layer(i)).collect();
@@ -159,7 +158,7 @@ fn trials_picture(found: &Sweep, parts: &[WeightedAdapter]) -> SearchPicture {
     let mut table = vec![["weights", "loss"].map(String::from).to_vec()];
     table.extend(found.trials.iter().map(|t| vec![shown(&t.weights), format!("{:.4}", t.loss)]));
     let best = found.trials.iter().position(|trial| *trial == found.best);
-    SearchPicture { title, over, curves, base_loss: found.base_loss, table, best, weights: None }
+    SearchPicture { title, over, curves, base_loss: found.base_loss, table: ("trials", table), best, weights: None }
 }
 
 /// Returns the curves of losses over the steps that trained weights, and the weights.
@@ -177,7 +176,7 @@ fn steps_picture(found: &TrainedSweep, parts: &[WeightedAdapter]) -> SearchPictu
             SearchCurve { name: "rows trained on".into(), points: trained, marked: false },
         ],
         base_loss: found.base_loss,
-        table: steps(found),
+        table: ("steps", steps(found)),
         best: found.steps.iter().position(|s| s.step == found.best_step),
         weights: Some(of_groups(found, parts)),
     }

@@ -96,7 +96,7 @@ fn parts(report: &MergeReport) -> Markup {
             @for (i, part) in list.iter().enumerate() {
                 tr {
                     td class="path" { (named(&part.folder)) }
-                    td class="number" { (part.weight.map_or("-".into(), |weight| weight.to_string())) }
+                    td class="number" { (part.weight.map_or("-".into(), |weight| ((1e4 * weight).round() / 1e4).to_string())) }
                     td class="number" { (part.density) }
                     td class="number" { (short(total.norms[i])) }
                     td class="number" { (total.with_merged[i].map_or("-".into(), cosine)) }

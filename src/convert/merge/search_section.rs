@@ -41,9 +41,9 @@ pub struct SearchPicture {
     pub curves: Vec<SearchCurve>,
     /// The loss of the base alone.
     pub base_loss: f64,
-    /// All trials, under a row of titles.
-    pub table: Vec<Vec<String>>,
-    /// The best trial, counted from 0, if one of them is the result.
+    /// What was tried, `trials` or `steps`, under a row of titles.
+    pub table: (&'static str, Vec<Vec<String>>),
+    /// The best of them, counted from 0, if one of them is the result.
     pub best: Option<usize>,
     /// The weights, if they were trained by layer or module.
     pub weights: Option<GroupWeights>,
@@ -55,15 +55,15 @@ impl SearchPicture {
         html! {
             div class="charts" {
                 (self.losses().figure())
-                @if let Some(weights) = &self.weights {
-                    (weights.by_layer().figure())
-                    @if weights.modules().next().is_some() {
-                        @for adapter in 0..weights.adapters.len() { (weights.map(adapter)) }
-                    }
+                @if let Some(weights) = &self.weights { (weights.by_layer().figure()) }
+            }
+            @if let Some(weights) = self.weights.as_ref().filter(|weights| weights.modules().next().is_some()) {
+                div class="charts" style="margin-top:12px" {
+                    @for adapter in 0..weights.adapters.len() { (weights.map(adapter)) }
                 }
             }
-            (details("trials", &self.table, self.best))
-            @if let Some(weights) = &self.weights { (details("weights", &weights.table(), None)) }
+            (details(&self.table, self.best))
+            @if let Some(weights) = &self.weights { (details(&weights.table(), None)) }
         }
     }
 
@@ -95,8 +95,8 @@ impl SearchPicture {
 }
 
 /// Returns a table that opens on a click. `best`: the row that is emphasised.
-fn details(noun: &str, table: &[Vec<String>], best: Option<usize>) -> Markup {
-    let [titles, rows @ ..] = table else { return Markup::default() };
+fn details((noun, table): &(&str, Vec<Vec<String>>), best: Option<usize>) -> Markup {
+    let [titles, rows @ ..] = &table[..] else { return Markup::default() };
     html! {
         details { summary { (rows.len()) " " (noun) }
         div class="card scroll" { table {
@@ -220,7 +220,7 @@ impl GroupWeights {
     }
 
     /// Returns all weights, a row for each group under a row of titles.
-    fn table(&self) -> Vec<Vec<String>> {
+    fn table(&self) -> (&'static str, Vec<Vec<String>>) {
         let shown = |weights: &Vec<Option<f64>>, i: usize| weights[i].map_or("-".into(), |w| format!("{w:.3}"));
         let titles = std::iter::once("tensors of".to_string()).chain(self.adapters.iter().cloned());
         let mut table: Vec<Vec<String>> = vec![titles.collect()];
@@ -229,6 +229,6 @@ impl GroupWeights {
                 .chain(self.weights.iter().map(|weights| shown(weights, i)))
                 .collect::<Vec<_>>()
         }));
-        table
+        ("weights of each adapter", table)
     }
 }

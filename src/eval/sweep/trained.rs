@@ -20,11 +20,11 @@ use serde::Serialize;
 /// The usual number of steps.
 pub const STEPS: usize = 60;
 /// Rows of a step.
-const BATCH: usize = 16;
+const BATCH: usize = 8;
 /// Step size of Adam at the first step; it falls to 0 with a cosine.
-const RATE: f64 = 0.05;
+const RATE: f64 = 0.1;
 /// Steps between two losses on the rows kept back.
-const EVERY: usize = 5;
+const EVERY: usize = 10;
 /// The weights that training may start from, the same for all adapters and groups.
 const STARTS: [f64; 4] = [0.25, 0.5, 0.75, 1.0];
 /// Fewest rows of a search.
@@ -104,10 +104,11 @@ impl WeightTraining {
         let starts = starts(merge, parts, &rows)?;
         let start = starts.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).map_or(1.0, |trial| trial.weights[0]);
         let gradient = SumGradient::new(merge, &groups, parts)?;
-        let bar = report::bar(steps as u64, "training weights");
         let mut adam = Adam::new(vec![vec![start; groups.names.len()]; parts.len()]);
         let mut order = RowOrder { rows: &rows, seed, epoch: 0, left: Vec::new() };
-        let mut curve = vec![measured(merge, &groups, parts, &kept, 0, &adam.weights)?];
+        let bar = report::bar(steps as u64, "training weights");
+        let kept = KeptRows { merge, groups: &groups, rows: &kept };
+        let mut curve = vec![kept.measure(parts, &adam.weights, 0, &[])?];
         let mut losses = Vec::new();
         for step in 1..=steps {
             groups.assign(parts, &adam.weights);
@@ -116,19 +117,14 @@ impl WeightTraining {
             losses.push(found.loss);
             adam.step(&found.gradient, rate(step - 1, steps));
             if step % EVERY == 0 || step == steps {
-                let loss = losses.iter().sum::<f64>() / losses.len() as f64;
+                curve.push(kept.measure(parts, &adam.weights, step, &losses)?);
                 losses.clear();
-                let (at, weights) = measured(merge, &groups, parts, &kept, step, &adam.weights)?;
-                curve.push((SweepStep { loss: Some(loss), ..at }, weights));
             }
             bar.inc(1);
         }
         bar.finish_and_clear();
-        let smallest = |curve: &[(SweepStep, Vec<Vec<f64>>)]| {
-            let order = |a: &usize, b: &usize| curve[*a].0.kept_loss.total_cmp(&curve[*b].0.kept_loss);
-            (0..curve.len()).min_by(order).unwrap_or_default()
-        };
-        let (best, weights) = curve[smallest(&curve)].clone();
+        let best = curve.iter().min_by(|a, b| a.0.kept_loss.total_cmp(&b.0.kept_loss));
+        let (best, weights) = best.cloned().ok_or_else(|| Error::bug("a search that measured no loss"))?;
         groups.assign(parts, &weights);
         Ok(TrainedSweep {
             by: by.name(),
@@ -138,10 +134,10 @@ impl WeightTraining {
             loss: best.kept_loss,
             base_loss,
             weights: weights.iter().enumerate().map(|(part, weights)| groups.own(part, weights)).collect(),
-            groups: groups.names,
             rows: rows.len(),
-            kept_rows: kept.len(),
+            kept_rows: kept.rows.len(),
             tokens,
+            groups: groups.names,
         })
     }
 }
@@ -159,20 +155,33 @@ fn starts(merge: &LoadedMerge, parts: &mut [WeightedAdapter], rows: &[EvalRow]) 
     trials
 }
 
-/// Measures the loss on the rows kept back with these weights, rounded to multiples of 1 / [`GRAIN`], which it returns too.
-fn measured(
-    merge: &LoadedMerge,
-    groups: &WeightGroups,
-    parts: &mut [WeightedAdapter],
-    kept: &[EvalRow],
-    step: usize,
-    weights: &[Vec<f64>],
-) -> Result<(SweepStep, Vec<Vec<f64>>)> {
-    let round = |w: &f64| (w * GRAIN).round() / GRAIN;
-    let weights: Vec<Vec<f64>> = weights.iter().map(|list| list.iter().map(round).collect()).collect();
-    groups.assign(parts, &weights);
-    merge.set(parts)?;
-    Ok((SweepStep { step, loss: None, kept_loss: merge.loss(kept)?.0 }, weights))
+/// The rows that choose the step.
+struct KeptRows<'k> {
+    merge: &'k LoadedMerge<'k>,
+    groups: &'k WeightGroups,
+    rows: &'k [EvalRow],
+}
+
+impl KeptRows<'_> {
+    /// Measures the loss with these weights, rounded to multiples of 1 / [`GRAIN`], and tells it. `losses`: those of the steps
+    /// since the last measurement. Also returns the rounded weights.
+    fn measure(
+        &self,
+        parts: &mut [WeightedAdapter],
+        weights: &[Vec<f64>],
+        step: usize,
+        losses: &[f64],
+    ) -> Result<(SweepStep, Vec<Vec<f64>>)> {
+        let round = |w: &f64| (w * GRAIN).round() / GRAIN;
+        let weights: Vec<Vec<f64>> = weights.iter().map(|list| list.iter().map(round).collect()).collect();
+        self.groups.assign(parts, &weights);
+        self.merge.set(parts)?;
+        let kept_loss = self.merge.loss(self.rows)?.0;
+        let loss = (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64);
+        let trained = loss.map_or(String::new(), |loss| format!("loss {loss:.4}, "));
+        report::info(format!("step {step}  {trained}rows kept back {kept_loss:.4}"));
+        Ok((SweepStep { step, loss, kept_loss }, weights))
+    }
 }
 
 /// Returns the step size of a step, counted from 0: it falls from [`RATE`] to 0 with a cosine.
