@@ -147,6 +147,13 @@ pub fn write<'a>(
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 
+/// Returns the name that a parameter's values have among an adapter's tensors, if they are there.
+pub fn tensor_name(param: &Param, tensors: &BTreeMap<String, Tensor>) -> String {
+    // Factors of fused experts are named as most families name experts.
+    let usual = lora::usual_name(&param.name).filter(|usual| tensors.contains_key(usual));
+    usual.unwrap_or_else(|| param.name.clone())
+}
+
 /// Copies an adapter's tensors into the parameters built for it. Fails with a list of missing, unexpected and wrongly
 /// shaped tensors. Base weights are left out: the plan has already set them.
 pub fn load_into<'a>(
@@ -158,9 +165,7 @@ pub fn load_into<'a>(
     let mut problems = Vec::new();
     let mut wanted = std::collections::BTreeSet::new();
     for p in params {
-        // Factors of fused experts are named as most families name experts.
-        let usual = lora::usual_name(&p.name).filter(|usual| tensors.contains_key(usual));
-        let name = usual.unwrap_or_else(|| p.name.clone());
+        let name = tensor_name(p, tensors);
         let found = tensors.get(&name);
         wanted.insert(name);
         if p.name.ends_with(BASE_LAYER) {

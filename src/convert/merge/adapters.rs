@@ -1,8 +1,9 @@
 //! Merges adapters into their base model, or several adapters into one (`ft merge`), and verifies the result.
 
 use super::inputs::refuse_unmergeable;
-use super::page::{self, SearchPicture};
+use super::page;
 use super::report::MergeReport;
+use super::search_section::SearchPicture;
 use crate::adapters::merging::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merging::plan::{MergeForm, MergePlan};
 use crate::adapters::merging::reduce::{as_lora, compare};
@@ -112,7 +113,8 @@ impl<'a> PreparedMerge<'a> {
         let (lora, reports) = match reduces {
             true => {
                 let (file, reports) = as_lora(&merge, parts, || bar.inc(1))?;
-                (Some(WeightedAdapter { folder: MERGED.into(), companions: MERGED.into(), file, weight: 1.0 }), reports)
+                let (folder, companions) = (MERGED.into(), MERGED.into());
+                (Some(WeightedAdapter { folder, companions, file, weights: 1.0.into() }), reports)
             }
             false => (None, compare(&merge, || bar.inc(1))?),
         };
@@ -136,7 +138,7 @@ impl<'a> PreparedMerge<'a> {
             _ if self.plan.is_sum() && are_low_rank(&self.weights, self.parts)? => {
                 Some(combine(&self.weights, self.parts)?)
             }
-            [part] if self.plan.is_sum() && part.weight == 1.0 => None,
+            [part] if self.plan.is_sum() && part.weights.common() == Some(1.0) => None,
             _ => Some(in_full(&self.weights, merge)?),
         })
     }

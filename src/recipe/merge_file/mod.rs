@@ -2,13 +2,15 @@
 //!
 //! There are three kinds, told apart by their keys: `ft merge`'s own file of a merge of adapters (`adapters`), the file of a
 //! merge of whole models, which is mergekit's (`mergekit`, read into `models`), and that of a mixture of experts made of dense
-//! models, which is mergekit-moe's (`experts`). `node_reader` has what reading them needs.
+//! models, which is mergekit-moe's (`experts`). `node_reader` has what reading them needs, `sweep` the settings of a search for the
+//! weights of adapters.
 
 mod adapters;
 mod experts;
 mod mergekit;
 mod models;
 mod node_reader;
+mod sweep;
 
 pub use adapters::AdapterMergeFile;
 pub use experts::{ExpertArchitecture, ExpertMergeFile, ExpertSource, GateMode};
@@ -16,6 +18,7 @@ pub use models::{
     ChatTemplateChoice, MergeFormat, ModelMergeFile, OutputSlice, SliceSource, TokenChoice, TokenRowSource,
     TokenizerSource, VocabularyPlan,
 };
+pub use sweep::{SweepBy, SweepSettings};
 
 use super::mistakes::{SourceSpan, SourceTexts};
 use super::tree::{self, Node};

@@ -9,3 +9,4 @@ mod models;
 mod peft;
 mod results;
 mod soups;
+mod trained_weights;

@@ -84,6 +84,7 @@ impl<'a> MergedTensor<'a> {
         )?;
         Ok(reference.map(|_| WeightReport {
             name: tensor.name.clone(),
+            weights: Vec::new(),
             comparison: comparison.finish(),
             rank: None,
             energy_kept: 1.0,
