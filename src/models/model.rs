@@ -14,7 +14,7 @@ use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
 use crate::nn::{
     AdapterPlan, AdapterSwitches, Attention, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
-    VirtualTokens, WeightSource,
+    VirtualPlace, VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -135,6 +135,15 @@ impl Model {
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
         let virtual_tokens = builder.attach_virtual_tokens(sizes(&config), config.family().embedding)?;
+        let of_keys = |tokens: &VirtualTokens| tokens.place == VirtualPlace::KeysAndValues;
+        if config.has_latent_attention() && virtual_tokens.iter().flatten().any(of_keys) {
+            return Err(config
+                .refuse(format!(
+                    "prefix tuning trains keys and values, which a {} model makes of one vector",
+                    config.model_type
+                ))
+                .hint("use prompt_tuning, p_tuning or lora"));
+        }
         let BuildResult { mut store, switches, unused } = builder.finish()?;
         if load.train_base.is_some_and(|part| part.layer_sampling().is_some()) {
             store.train_in_turn();

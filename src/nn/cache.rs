@@ -10,6 +10,7 @@
 //! and whoever has a budget allocates exactly that ([`KvCache::allocate`]).
 
 use super::attention::Attention;
+use super::weight::cast;
 use crate::machine;
 use crate::native::{self, upload_slice};
 use std::collections::BTreeSet;
@@ -273,9 +274,9 @@ impl KvCache {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        attention: Attention,
+        attention: &Attention,
     ) -> Option<Tensor> {
-        if attention.softcap.is_some() {
+        if attention.softcap.is_some() || (attention.sinks.is_some() && self.on_device()) {
             return None;
         }
         if self.on_device() {
@@ -283,7 +284,9 @@ impl KvCache {
         }
         self.layer(layer, k);
         let (keys, values) = self.layers[layer].as_ref()?;
-        native::decode_attention(q, (k, v), (keys, values), &self.lengths, attention.window, attention.scale)
+        let sinks = attention.sinks.as_ref().map(|sinks| cast(sinks, Kind::Float).contiguous());
+        let scores = (attention.scale, sinks.as_ref());
+        native::decode_attention(q, (k, v), (keys, values), &self.lengths, attention.window, scores)
     }
 
     fn device_step(
@@ -292,7 +295,7 @@ impl KvCache {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        attention: Attention,
+        attention: &Attention,
     ) -> Option<Tensor> {
         if !attends_cached(q.kind(), self.layout.device) {
             return None;

@@ -56,7 +56,7 @@ impl QueriesAndKeys {
     /// new leaves that collect a gradient.
     pub fn detach(&self, learns: bool) -> Self {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
-        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention }
+        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention.clone() }
     }
 }
 
@@ -178,10 +178,10 @@ impl<'a> ForwardPass<'a> {
 
     /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
     /// the new keys and values to it and attends to the earlier tokens as well. T counts the rows that layers compute.
-    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
+    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         if self.captured.contains_key(&layer) {
             let (q, k) = (self.real_rows(q), self.real_rows(k));
-            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention }));
+            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention: attention.clone() }));
         }
         let Some(VirtualPart { row, keys_and_values: Some(all) }) = self.virtual_part else {
             return self.attend_rows(layer, q, k, v, attention);
@@ -193,7 +193,7 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// Computes the attention of all rows, those of virtual tokens included.
-    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
+    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);
@@ -208,8 +208,7 @@ impl<'a> ForwardPass<'a> {
         } else if step_only && q.device() == Device::Cpu {
             let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
             let window = attention.within(longest).window;
-            let new_mask =
-                || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
+            let new_mask = || decode_mask(&cache.lengths, longest, window, q.kind(), q.device());
             let mask = self.masks.entry(window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
@@ -222,33 +221,42 @@ impl<'a> ForwardPass<'a> {
 /// Attends from one new token of each cache slot to all tokens of that slot: q (S, H, E) -> (S, H, E). The query
 /// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
 /// gradient.
-fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
+fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: &Attention) -> Tensor {
     let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
     let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
-    attend_masked(&blocks, k, v, mask, attention).reshape_as(q)
+    attend_masked(&blocks, k, v, 1, mask, attention).reshape_as(q)
 }
 
-/// Attends by libtorch's kernel, or by plain products if scores are capped: q (S, K, n, E); k, v (S, K, L, E), with a mask to
-/// add to the scores -> (S, K, n, E).
-fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
-    if attention.softcap.is_none() {
+/// Attends by libtorch's kernel, or by plain products if scores are capped or there are sinks: q (S, K, G * n, E), n `queries`
+/// of each head; k, v (S, K, L, E), with a mask to add to the scores -> (S, K, G * n, E).
+fn attend_masked(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    queries: i64,
+    mask: Option<&Tensor>,
+    attention: &Attention,
+) -> Tensor {
+    if attention.has_plain_softmax() {
         return Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, attention.scale, false);
     }
     let scores = attention.cap(q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) * attention.scale);
     let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
-    scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
+    let [slots, kv_heads, _, keys] = scores.size()[..] else { unreachable!("scores of sequences, heads and queries") };
+    let (p, _) = attention.softmax(&scores.view([slots, kv_heads, -1, queries, keys]));
+    p.reshape_as(&scores).to_kind(v.kind()).matmul(v)
 }
 
 /// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot that its new token sees,
 /// -inf before and beyond. `None` if all slots have the same length and there is no window.
-fn decode_mask(lengths: &[i64], longest: i64, attention: Attention, kind: Kind, device: Device) -> Option<Tensor> {
-    if attention.window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
+fn decode_mask(lengths: &[i64], longest: i64, window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
+    if window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
         return None;
     }
     let [held] = upload([Tensor::from_slice(lengths).view([-1, 1, 1, 1])], device);
     let places = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]);
     let beyond = places.gt_tensor(&held);
-    let hidden = match attention.window {
+    let hidden = match window {
         Some(window) => beyond.logical_or(&places.le_tensor(&(held - window))),
         None => beyond,
     };
@@ -257,7 +265,13 @@ fn decode_mask(lengths: &[i64], longest: i64, attention: Attention, kind: Kind, 
 
 /// Attends from new tokens of several sequences to all their tokens, one sequence after the other: q (T, H, E), in packed order ->
 /// (T, H, E). No gradient.
-fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, attention: Attention) -> Tensor {
+fn continued_attention(
+    q: &Tensor,
+    cache: &KvCache,
+    layer: usize,
+    segments: &Segments,
+    attention: &Attention,
+) -> Tensor {
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
     let first = cache.lengths.len() - segments.count();
@@ -266,18 +280,18 @@ fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Seg
         let (k, v) = cache.read_sequence(layer, first + i, past + n, q.size()[2]);
         let queries = q.narrow(0, row, n).transpose(0, 1); // (H, n, E)
         let hidden = attention.within(past + n).hidden(n, past + n, past, q.device());
-        let out = match attention.softcap {
-            None => {
+        let out = match attention.has_plain_softmax() {
+            true => {
                 let (queries, seen) = (queries.unsqueeze(0), hidden.logical_not());
                 Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&seen), 0.0, false, attention.scale, true)
             }
-            Some(_) => {
+            false => {
                 let (kv, size) = (k.size()[1], q.size()[2]);
                 // (1, K, G * n, E): the queries of the heads that share a key head follow each other.
                 let grouped = queries.reshape([1, kv, -1, size]);
                 let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
                 let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / n, 1]);
-                attend_masked(&grouped, &k, &v, Some(&mask), attention).view([1, -1, n, size])
+                attend_masked(&grouped, &k, &v, n, Some(&mask), attention).view([1, -1, n, size])
             }
         };
         parts.push(out.squeeze_dim(0).transpose(0, 1));

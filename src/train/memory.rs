@@ -127,6 +127,15 @@ impl RunShape<'_> {
         self.model.config().experts.as_ref().map_or(0, |e| (4 * e.count + (4 + 4 * 8) * e.chosen) as u64)
     }
 
+    /// Returns the numbers of the results of a token's experts that are kept: with a bias they are multiplied by their weights
+    /// behind it.
+    fn results_of_experts(&self) -> u64 {
+        let mut params = self.model.params().base();
+        let biased = params.any(|p| expert_number(&p.name).is_some() && p.name.ends_with(".bias"));
+        let config = self.model.config();
+        config.experts.as_ref().filter(|_| biased).map_or(0, |e| (e.chosen * config.hidden_size) as u64)
+    }
+
     fn trained_bytes(&self) -> TrainedBytes {
         let (optim, params) = (&self.plan.recipe.optim, self.model.params());
         let (trained, _) = count(self.plan, self.model);
@@ -179,7 +188,8 @@ impl RunShape<'_> {
         let depth = c.num_hidden_layers as u64;
         let of_modules = self.module_memory().kept.div_ceil(depth);
         let low_rank = (4 + 3 * mlps) * rank;
-        let numbers = 2 * d + gates * f + low_rank + dropped + scaled + of_modules;
+        let results = self.results_of_experts();
+        let numbers = 2 * d + gates * f + low_rank + dropped + scaled + results + of_modules;
         let layer = rows * (self.width() * numbers + self.routing()) + self.attention().kept;
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
@@ -257,7 +267,7 @@ impl RunShape<'_> {
             kv_heads: c.num_key_value_heads as u64,
             head_size: c.head_dim as u64,
         };
-        let memory = |settings| attention::memory(row, settings, self.model.kind(), self.prepared.device);
+        let memory = |settings| attention::memory(row, &settings, self.model.kind(), self.prepared.device);
         let of_layers = self.model.attentions().map(memory);
         of_layers.reduce(AttentionMemory::larger).expect("a model has layers")
     }

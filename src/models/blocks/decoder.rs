@@ -72,7 +72,7 @@ impl Decoder for BlockDecoder {
         &self.head
     }
     fn attention(&self, i: usize) -> Attention {
-        self.layers[i].attention.attention
+        self.layers[i].attention.settings()
     }
     fn rotation_switch(&self) -> Option<i64> {
         self.layers.iter().find_map(|layer| layer.attention.rotation_switch())

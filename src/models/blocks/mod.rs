@@ -9,11 +9,13 @@ mod decoder;
 mod design;
 mod experts;
 mod feed_forward;
+mod latent_attention;
+mod layer_attention;
 mod norm;
 mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
-    Wiring,
+    AttentionDesign, Design, ExpertDesign, FeedForwardDesign, FeedForwardLayers, LatentSizes, Names, NormKind,
+    Projections, QkNorm, SharedExpertNames, Wiring,
 };

@@ -36,6 +36,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &[],
     embedding: "transformer.wte.weight",
     map_param,
+    stacked_experts: false,
     build,
 };
 
@@ -117,7 +118,7 @@ impl Decoder for Gpt2 {
         &self.head
     }
     fn attention(&self, i: usize) -> Attention {
-        self.layers[i].attention
+        self.layers[i].attention.clone()
     }
     fn has_gates(&self) -> bool {
         false
@@ -164,7 +165,7 @@ impl Gpt2Block {
         let (rows, width) = x.size2().expect("a row of vectors");
         let qkv = self.c_attn.forward(self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
-        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.attention);
+        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), &self.attention);
         let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
         let h = self.c_fc.forward(self.ln_2.forward(&x));
         &x + self.mlp_c_proj.forward(ops::gelu(&h))

@@ -1,6 +1,7 @@
 //! The supported families, one file each. A new family is a new file and a new entry of [`FAMILIES`].
 
 mod cohere;
+mod deepseek_v2;
 mod defaults;
 mod falcon;
 mod gemma;
@@ -8,6 +9,7 @@ mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -45,5 +47,7 @@ pub static FAMILIES: &[Family] = &[
     qwen2_moe::FAMILY,
     qwen3_moe::FAMILY,
     olmoe::FAMILY,
+    gpt_oss::FAMILY,
+    deepseek_v2::FAMILY,
     gpt2::FAMILY,
 ];

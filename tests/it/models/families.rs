@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const FAMILIES: [&str; 22] = [
+const FAMILIES: [&str; 25] = [
     "tiny-llama",
     "tiny-qwen2",
     "tiny-qwen3",
@@ -23,6 +23,9 @@ const FAMILIES: [&str; 22] = [
     "tiny-qwen2-moe",
     "tiny-qwen3-moe",
     "tiny-olmoe",
+    "tiny-gpt-oss",
+    "tiny-deepseek-v2",
+    "deepseek-v2-groups",
     "dense/gemma",
     "dense/gemma2",
     "dense/gemma3",

@@ -33,6 +33,7 @@ pub(super) fn open(file: &ModelMergeFile) -> Result<Vec<ModelInput>> {
     let mut inputs = Vec::new();
     for folder in &file.models {
         let config = Config::read(folder)?;
+        models::refuse_stacks(&config, "whole models are not merged into")?;
         let weights = models::weights(folder, &config)?;
         let hint = "name a directory with the model's full-precision weights";
         models::refuse_quantised(&weights, "merging would round every weight once more", hint)?;
