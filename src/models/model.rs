@@ -138,11 +138,20 @@ impl Model {
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
         let virtual_tokens = builder.attach_virtual_tokens(sizes(&config), config.family().embedding)?;
-        let of_attention = |own: &&VirtualTokens| own.place == VirtualPlace::KeysAndValues;
-        if decoder.recurrence().is_some() && virtual_tokens.iter().flatten().any(|own| of_attention(&own)) {
+        let of_keys = |tokens: &VirtualTokens| tokens.place == VirtualPlace::KeysAndValues;
+        let tunes_prefix = virtual_tokens.iter().flatten().any(of_keys);
+        if decoder.recurrence().is_some() && tunes_prefix {
             return Err(config
                 .refuse("prefix tuning gives attention keys and values, and recurrent layers have none")
                 .hint("adapt linear layers, or tune a prompt"));
+        }
+        if config.has_latent_attention() && tunes_prefix {
+            return Err(config
+                .refuse(format!(
+                    "prefix tuning trains keys and values, which a {} model makes of one vector",
+                    config.model_type
+                ))
+                .hint("use prompt_tuning, p_tuning or lora"));
         }
         let BuildResult { mut store, switches, unused } = builder.finish()?;
         if load.train_base.is_some_and(|part| part.layer_sampling().is_some()) {

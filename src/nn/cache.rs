@@ -17,6 +17,7 @@ mod kept_tokens;
 
 use super::attention::Attention;
 use super::state_cache::StateCache;
+use super::weight::cast;
 use crate::machine;
 use crate::native::{self, upload_slice};
 use device_index::DeviceIndex;
@@ -352,9 +353,9 @@ impl KvCache {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        attention: Attention,
+        attention: &Attention,
     ) -> Option<Tensor> {
-        if attention.changes_scores() {
+        if attention.changes_scores() || (attention.sinks.is_some() && self.on_device()) {
             return None;
         }
         if self.on_device() {
@@ -363,7 +364,9 @@ impl KvCache {
         self.layer(layer, k);
         let stored = self.stored(self.kept_by[layer]);
         let (keys, values) = self.layers[layer].as_ref()?;
-        native::decode_attention(q, (k, v), (keys, values), &stored, attention.window, attention.scale)
+        let sinks = attention.sinks.as_ref().map(|sinks| cast(sinks, Kind::Float).contiguous());
+        let scores = (attention.scale, sinks.as_ref());
+        native::decode_attention(q, (k, v), (keys, values), &stored, attention.window, scores)
     }
 
     fn device_step(
@@ -372,7 +375,7 @@ impl KvCache {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        attention: Attention,
+        attention: &Attention,
     ) -> Option<Tensor> {
         if !attends_cached(q.kind(), self.layout.device) {
             return None;

@@ -73,7 +73,7 @@ impl QueriesAndKeys {
     /// new leaves that collect a gradient.
     pub fn detach(&self, learns: bool) -> Self {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
-        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention }
+        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention.clone() }
     }
 }
 
@@ -258,10 +258,10 @@ impl<'a> ForwardPass<'a> {
 
     /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
     /// the new keys and values to it and attends to the earlier tokens as well. T counts the rows that layers compute.
-    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
+    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         if self.captured.contains_key(&layer) {
             let (q, k) = (self.real_rows(q), self.real_rows(k));
-            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention }));
+            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention: attention.clone() }));
         }
         let Some(VirtualPart { row, keys_and_values: Some(all) }) = self.virtual_part else {
             return self.attend_rows(layer, q, k, v, attention);
@@ -273,7 +273,7 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// Computes the attention of all rows, those of virtual tokens included.
-    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
+    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);
@@ -289,7 +289,8 @@ impl<'a> ForwardPass<'a> {
             let stored = cache.stored_in(layer);
             let longest = stored.iter().max().copied().unwrap_or(0) + 1;
             let new_mask = || {
-                let mask = decode_mask(&stored, longest, attention.within(longest), q.kind(), q.device());
+                let window = attention.within(longest).window;
+                let mask = decode_mask(&stored, longest, window, q.kind(), q.device());
                 with_bias(mask, attention, q, k.size()[1], longest)
             };
             let mask = self.masks.entry(attention.window).or_insert_with(new_mask);
@@ -306,25 +307,34 @@ impl<'a> ForwardPass<'a> {
 /// Attends from one new token of each cache slot to all tokens of that slot: q (S, H, E) -> (S, H, E). The query
 /// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
 /// gradient.
-fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
+fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: &Attention) -> Tensor {
     let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
     let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
-    attend_masked(&blocks, k, v, mask, attention).reshape_as(q)
+    attend_masked(&blocks, k, v, 1, mask, attention).reshape_as(q)
 }
 
-/// Attends by libtorch's kernel, or by plain products if scores are capped: q (S, K, n, E); k, v (S, K, L, E), with a mask to
-/// add to the scores -> (S, K, n, E).
-fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
-    if attention.softcap.is_none() {
+/// Attends by libtorch's kernel, or by plain products if scores are capped or there are sinks: q (S, K, G * n, E), n `queries`
+/// of each head; k, v (S, K, L, E), with a mask to add to the scores -> (S, K, G * n, E).
+fn attend_masked(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    queries: i64,
+    mask: Option<&Tensor>,
+    attention: &Attention,
+) -> Tensor {
+    if attention.has_plain_softmax() {
         return Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, attention.scale, false);
     }
     let scores = attention.cap(q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) * attention.scale);
     let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
-    scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
+    let [slots, kv_heads, _, keys] = scores.size()[..] else { unreachable!("scores of sequences, heads and queries") };
+    let (p, _) = attention.softmax(&scores.view([slots, kv_heads, -1, queries, keys]));
+    p.reshape_as(&scores).to_kind(v.kind()).matmul(v)
 }
 
 /// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E).
-fn with_bias(mask: Option<Tensor>, attention: Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
+fn with_bias(mask: Option<Tensor>, attention: &Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
     let Some(bias) = attention.bias(q.size()[1], 0, longest, q.device()) else { return mask };
     let bias = bias.view([1, kv_heads, -1, longest]).to_kind(q.kind());
     Some(match mask {
@@ -335,14 +345,14 @@ fn with_bias(mask: Option<Tensor>, attention: Attention, q: &Tensor, kv_heads: i
 
 /// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot that its new token sees,
 /// -inf before and beyond. `None` if all slots have the same length and there is no window.
-fn decode_mask(lengths: &[i64], longest: i64, attention: Attention, kind: Kind, device: Device) -> Option<Tensor> {
-    if attention.window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
+fn decode_mask(lengths: &[i64], longest: i64, window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
+    if window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
         return None;
     }
     let [held] = upload([Tensor::from_slice(lengths).view([-1, 1, 1, 1])], device);
     let places = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]);
     let beyond = places.gt_tensor(&held);
-    let hidden = match attention.window {
+    let hidden = match window {
         Some(window) => beyond.logical_or(&places.le_tensor(&(held - window))),
         None => beyond,
     };
@@ -357,7 +367,7 @@ fn continued_attention(
     cache: &KvCache,
     layer: usize,
     segments: &Segments,
-    attention: Attention,
+    attention: &Attention,
 ) -> Tensor {
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
@@ -377,9 +387,9 @@ fn continued_attention(
 
 /// Attends from new tokens of one sequence to `earlier` keys and values (1, K, P, E) and to those of the new ones:
 /// `[q (1, H, n, E), k, v (1, K, n, E)]` -> (1, H, n, E).
-fn attend_after(new @ [q, k, v]: &[Tensor; 3], (old_k, old_v): &(Tensor, Tensor), attention: Attention) -> Tensor {
+fn attend_after(new @ [q, k, v]: &[Tensor; 3], (old_k, old_v): &(Tensor, Tensor), attention: &Attention) -> Tensor {
     let (past, n) = (old_k.size()[2], q.size()[2]);
-    if q.device() != Device::Cpu || !attention.within(past + n).is_plain() {
+    if q.device() != Device::Cpu || !attention.within(past + n).has_plain_scores() {
         let joined = [q.shallow_clone(), Tensor::cat(&[old_k, k], 2), Tensor::cat(&[old_v, v], 2)];
         return attend_in_bands(&joined, past, attention);
     }
@@ -387,9 +397,10 @@ fn attend_after(new @ [q, k, v]: &[Tensor; 3], (old_k, old_v): &(Tensor, Tensor)
     // So no mask over all keys is needed, and half of the scores among the new tokens are not computed.
     let (out, lse) = flash_attention(new, true, attention.scale);
     let (old_out, old_lse) = flash_attention(&[q, old_k, old_v].map(Tensor::shallow_clone), false, attention.scale);
-    let share = (old_lse - lse).sigmoid().unsqueeze(-1); // (1, H, n, 1) float32
+    let share = (&old_lse - &lse).sigmoid().unsqueeze(-1); // (1, H, n, 1) float32
     let (wide, old_wide) = (out.to_kind(Kind::Float), old_out.to_kind(Kind::Float));
-    (&wide + (old_wide - &wide) * share).to_kind(q.kind())
+    let both = &wide + (old_wide - &wide) * share;
+    attention.with_sinks(both, lse.logaddexp(&old_lse)).0.to_kind(q.kind())
 }
 
 /// Computes attention by libtorch's kernel for the CPU: the result (1, H, n, E) and the log-sum-exp of the scores (1, H, n).
@@ -402,7 +413,7 @@ const MAX_BAND_SCORES: i64 = 1 << 24;
 
 /// Attends from the last n of L tokens to all of them, in bands of queries that read only the keys that they see:
 /// `[q (1, H, n, E), k, v (1, K, L, E)]`, the first query at position `past` -> (1, H, n, E).
-fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: Attention) -> Tensor {
+fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: &Attention) -> Tensor {
     let (heads, n, size) = (q.size()[1], q.size()[2], q.size()[3]);
     let attention = attention.within(past + n);
     let reach = attention.window.unwrap_or(past + n);
@@ -413,7 +424,7 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: Attention) -> 
         let queries = q.narrow(2, from, count);
         let (k, v) = (k.narrow(2, seen, keys), v.narrow(2, seen, keys));
         let hidden = attention.hidden(count, keys, past + from - seen, q.device());
-        if attention.softcap.is_none() {
+        if attention.softcap.is_none() && attention.sinks.is_none() {
             let mask = match attention.bias(heads, seen, keys, q.device()) {
                 Some(bias) => bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0), // (1, H, n, L)
                 None => hidden.logical_not(),
@@ -429,12 +440,12 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: Attention) -> 
                 true,
             );
         }
-        assert!(attention.alibi.is_none(), "no family has both a cap and a bias of scores");
+        assert!(attention.alibi.is_none(), "no family has a bias of scores beside a cap or sinks");
         // (1, K, G * count, E): the queries of the heads that share a key head follow each other.
         let grouped = queries.reshape([1, k.size()[1], -1, size]);
         let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
         let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / count, 1]);
-        attend_masked(&grouped, &k, &v, Some(&mask), attention).view([1, -1, count, size])
+        attend_masked(&grouped, &k, &v, count, Some(&mask), &attention).view([1, -1, count, size])
     });
     Tensor::cat(&bands.collect::<Vec<_>>(), 2)
 }

@@ -223,6 +223,42 @@ impl Weights {
         Ok(())
     }
 
+    /// Replaces a tensor (n, …) by its n parts, which get the names that `name_of` returns. If `transpose` is true, each part is a
+    /// matrix that is used transposed. Fails if there is no such tensor, or if it has another number of dimensions than `rank`
+    /// or of parts than `count`.
+    pub fn split(
+        &mut self,
+        name: &str,
+        (rank, count): (usize, i64),
+        transpose: bool,
+        name_of: impl Fn(i64) -> String,
+    ) -> Result<()> {
+        let origin = self.origin.display().to_string();
+        let fits = |e: &TensorLocation| e.shape.len() == rank && e.shape[0] == count && e.layout == LayoutChange::None;
+        let Some(e) = self.entries.get(name).filter(|e| fits(e)).cloned() else {
+            let found = self.shape(name).map_or("is missing".into(), |shape| format!("has shape {shape:?}"));
+            return Err(Error::user(format!(
+                "{origin}: `{name}` {found}, expected {rank} dimensions, the first of {count}"
+            ))
+            .hint("is config.json that of another checkpoint?"));
+        };
+        self.entries.remove(name);
+        let bytes = e.bytes / count as usize;
+        for i in 0..count {
+            let mut part = TensorLocation { bytes, offset: e.offset + i as usize * bytes, ..e.clone() };
+            part.shape.remove(0);
+            if transpose {
+                part.shape.reverse();
+                part.layout = LayoutChange::Transpose;
+            }
+            if self.entries.insert(name_of(i), part).is_some() {
+                return Err(Error::user(format!("{origin}: two tensors for `{}`", name_of(i)))
+                    .hint("the file holds two checkpoints: keep one"));
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a tensor out of the checkpoint: a view of the mapped file; `None` if there is none of this name.
     pub fn take(&mut self, name: &str) -> Option<Tensor> {
         let tensor = self.get(name)?;

@@ -136,6 +136,15 @@ impl RunShape<'_> {
         self.model.config().experts.as_ref().map_or(0, |e| (4 * e.count + (4 + 4 * 8) * e.chosen) as u64)
     }
 
+    /// Returns the numbers of the results of a token's experts that are kept: with a bias they are multiplied by their weights
+    /// behind it.
+    fn results_of_experts(&self) -> u64 {
+        let mut params = self.model.params().base();
+        let biased = params.any(|p| expert_number(&p.name).is_some() && p.name.ends_with(".bias"));
+        let config = self.model.config();
+        config.experts.as_ref().filter(|_| biased).map_or(0, |e| (e.chosen * config.hidden_size) as u64)
+    }
+
     fn trained_bytes(&self) -> TrainedBytes {
         let (optim, params) = (&self.plan.recipe.optim, self.model.params());
         let (trained, _) = count(self.plan, self.model);
@@ -186,7 +195,7 @@ impl RunShape<'_> {
         let kv = 2 * (c.num_key_value_heads * c.head_dim) as u64;
         let scaled = if scaled_outputs { [q + kv + d, gates * f + mlps * d] } else { [0; 2] };
         let of_modules = self.module_memory().kept.map(|kept| kept.div_ceil(c.num_hidden_layers as u64));
-        let (plain, low_rank) = ([2 * d, gates * f], [4 * rank, 3 * mlps * rank]);
+        let (plain, low_rank) = ([2 * d, gates * f + self.results_of_experts()], [4 * rank, 3 * mlps * rank]);
         std::array::from_fn(|i| plain[i] + low_rank[i] + dropped[i] + scaled[i] + of_modules[i])
     }
 
@@ -317,7 +326,7 @@ impl RunShape<'_> {
             kv_heads: c.num_key_value_heads as u64,
             head_size: c.head_dim as u64,
         };
-        let memory = |settings| attention::memory(row, settings, self.model.kind(), self.prepared.device);
+        let memory = |settings| attention::memory(row, &settings, self.model.kind(), self.prepared.device);
         let of_layers = self.model.attentions().map(memory);
         of_layers.reduce(AttentionMemory::larger).unwrap_or(AttentionMemory { kept: 0, temporary: 0 })
     }

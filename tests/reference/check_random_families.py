@@ -1,4 +1,4 @@
-"""Compares random tiny models of every dense family, as transformers computes them, with ft reading the same files.
+"""Compares random tiny models of every dense family, and of those with particular layers of experts, as transformers computes them, with ft reading the same files.
 
     python tests/reference/check_random_families.py FT [--seeds FIRST COUNT] [--family NAME]
 
@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 VOCABULARY = 64
 FAMILIES = [
     "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "olmo3", "smollm3",
-    "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon", "bloom", "mpt",
+    "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon", "bloom", "mpt", "gpt_oss", "deepseek_v2",
 ]  # fmt: skip
 CENTRED = ["gemma", "gemma2", "gemma3_text"]
 
@@ -124,6 +124,29 @@ def settings_of(r, family):
     if family == "gpt_neox":
         del s["num_key_value_heads"]
         s["attention_bias"] = r.random() < 0.7
+    if family in ["gpt_oss", "deepseek_v2"]:
+        experts = r.choice([2, 4, 6])
+        s |= dict(num_experts_per_tok=r.randrange(1, experts + 1), attention_bias=r.random() < 0.5, hidden_act="silu")
+    if family == "gpt_oss":
+        s |= dict(
+            head_dim=head, hidden_size=heads * r.choice([5, 7, 9]), num_local_experts=experts, sliding_window=window,
+            swiglu_limit=r.choice([0.5, 7.0]), layer_types=r.choice([None, kinds(r, layers)]),
+        )  # fmt: skip
+        rope |= dict(truncate=False) if rope["rope_type"] == "yarn" else {}
+    if family == "deepseek_v2":
+        rotated, plain = r.choice([2, 4, 8]), r.choice([2, 4, 6])  # transformers rotates even strides only
+        rope = rope_of(r, rotated, context)
+        if rope["rope_type"] == "yarn":
+            rope |= dict(mscale=r.choice([0.707, 1.0]), mscale_all_dim=r.choice([0.0, 0.707]))
+        groups = r.choice([n for n in (1, 2, 3) if experts % n == 0])
+        some = next(n for n in range(1, groups + 1) if n * experts // groups >= s["num_experts_per_tok"])
+        s |= dict(
+            rope_parameters=rope, num_key_value_heads=heads, kv_lora_rank=r.choice([6, 10]), q_lora_rank=r.choice([None, 4, 7]),
+            qk_rope_head_dim=rotated, qk_nope_head_dim=plain, v_head_dim=r.randrange(1, plain + rotated + 1), n_routed_experts=experts,
+            n_shared_experts=r.choice([1, 2]), moe_intermediate_size=r.choice([5, 8]), first_k_dense_replace=r.randrange(layers + 1),
+            routed_scaling_factor=r.choice([1.0, 2.5]),
+        )  # fmt: skip
+        s |= r.choice([dict(topk_method="greedy"), dict(topk_method="group_limited_greedy", n_group=groups, topk_group=some)])
     if family == "falcon":
         new = r.random() < 0.5
         s = {k: v for k, v in s.items() if k not in ("num_key_value_heads", "intermediate_size")}
@@ -157,10 +180,11 @@ def check(ft, seed, wanted):
         print(f"{title}\n   transformers refuses: {str(e)[-200:]}", flush=True)
         return True
     attention = "sdpa" if settings.get("alibi") else "eager"  # the eager form adds Falcon's bias twice
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
+    forms = {"attn_implementation": attention, "experts_implementation": "eager"}
+    model = AutoModelForCausalLM.from_config(config, **forms).float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.dim() == 2:
+            if p.dim() >= 2:
                 p.mul_(20 if "embed" in name else 30 / p.shape[-1] ** 0.5)  # so that attention and windows matter
     shake(model.named_parameters(), 0.3)
     with tempfile.TemporaryDirectory() as folder:

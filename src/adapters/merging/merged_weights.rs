@@ -42,7 +42,11 @@ impl WeightedAdapter {
     /// from the base's, replacing it is the first change, as in PEFT. Fails for tensors that its kind does not know, and
     /// for those that do not fit together.
     pub(super) fn changes(&self, base: &Weights) -> Result<BTreeMap<String, Vec<TensorChange>>> {
-        let (spec, tensors, weights) = (&self.file.spec, &self.file.tensors, &self.weights);
+        let (spec, weights) = (&self.file.spec, &self.weights);
+        let tensors = &lora::for_modules(&self.file.tensors, |module| {
+            let name = format!("{module}.weight");
+            base.shape(&name).is_some() || base.quantised(&name).is_some()
+        });
         let origin = self.folder.join(file::TENSORS);
         let selection = spec.selection().map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
         let of_kind = |name: &str| name.contains(&format!(".{}", spec.tensor_prefix()));

@@ -21,11 +21,13 @@ use crate::convert::verify::kind::ExportKind;
 use crate::convert::verify::report::{ExportReport, ExportVerdict};
 use crate::convert::verify::thresholds::WeightChange;
 use crate::error::{Error, Result};
-use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
+use crate::models::{
+    self, Config, FileTensor, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows, file_tensors,
+};
 use crate::nn::weight::cast;
 use crate::nn::{AdapterPlan, Weights, safetensors, weights};
 use crate::report;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -160,9 +162,13 @@ impl<'a> PreparedMerge<'a> {
             let own = weights.kind(name).unwrap_or(Kind::Float);
             if is_float(own) { dtype.unwrap_or(own) } else { own }
         };
-        let entries = names
-            .iter()
-            .map(|n| tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+        let parameters = names.iter().map(|n| (*n, weights.shape(n).unwrap_or_default().to_vec()));
+        let files: BTreeMap<String, FileTensor> =
+            file_tensors(&self.config, parameters).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        let kind_of_file = |tensor: &FileTensor| kind_of(&tensor.parts[0]);
+        let entries = files
+            .values()
+            .map(|tensor| tensor_entry(&tensor.name, &tensor.shape, kind_of_file(tensor)))
             .collect::<Result<Vec<_>>>()?;
         check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
 
@@ -181,7 +187,8 @@ impl<'a> PreparedMerge<'a> {
         let reference = load_with_sum(base, parts, sum, computed, Storage::File)?;
         publish(out, |temp| {
             safetensors::write_model(temp, &entries, shard_bytes, |e| {
-                Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
+                let (tensor, kind) = (&files[&e.name], kind_of_file(&files[&e.name]));
+                Ok(weights::bytes(&tensor.values(|part| Ok(cast(&merge.tensor(part)?, kind)))?))
             })?;
             write_config(&self.config, temp, dtype)?;
             copy_companion_files(base, temp, MODEL_FILES)?;

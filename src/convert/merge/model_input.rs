@@ -28,6 +28,7 @@ impl ModelInput {
     /// Opens a model. Fails if its weights are stored quantised, or in a format that is not merged.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = Config::read(folder)?;
+        models::refuse_stacks(&config, "whole models are not merged into")?;
         let weights = models::weights(folder, &config)?;
         let hint = "name a directory with the model's full-precision weights";
         models::refuse_quantised(&weights, "merging would round every weight once more", hint)?;

@@ -214,8 +214,8 @@ pub fn attention_loss(
     answers: &SupervisedBatch,
 ) -> Tensor {
     sum_of_parts(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
-        let ours = map(&leaves[0], &leaves[1], student.attention, &part); // (H_s, n, L)
-        let theirs = map(&teacher.q, &teacher.k, teacher.attention, &part); // (H_t, n, L)
+        let ours = map(&leaves[0], &leaves[1], &student.attention, &part); // (H_s, n, L)
+        let theirs = map(&teacher.q, &teacher.k, &teacher.attention, &part); // (H_t, n, L)
         let heads = theirs.size()[0];
         let mixed = leaves[2].matmul(&ours.flatten(1, 2)).view_as(&theirs);
         (mixed - theirs).square().sum(Kind::Float) / heads as f64
@@ -246,7 +246,7 @@ fn parts(answers: &SupervisedBatch) -> Vec<QueryChunk> {
 }
 
 /// Computes the attention probabilities of some rows over their segment: (H, n, L), float32.
-fn map(q: &Tensor, k: &Tensor, attention: Attention, part: &QueryChunk) -> Tensor {
+fn map(q: &Tensor, k: &Tensor, attention: &Attention, part: &QueryChunk) -> Tensor {
     let (start, length) = part.keys;
     let q = q.index_select(0, &part.queries).to_kind(Kind::Float).transpose(0, 1); // (H, n, E)
     let k = k.narrow(0, start, length).to_kind(Kind::Float).transpose(0, 1); // (K, L, E)
@@ -263,5 +263,5 @@ fn map(q: &Tensor, k: &Tensor, attention: Attention, part: &QueryChunk) -> Tenso
         Some(bias) => scores + bias,
         None => scores,
     };
-    scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float)
+    attention.softmax(&scores.masked_fill(&hidden, f64::NEG_INFINITY)).0
 }

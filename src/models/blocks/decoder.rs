@@ -89,7 +89,7 @@ impl Decoder for BlockDecoder {
         &self.head
     }
     fn attention(&self, i: usize) -> Option<Attention> {
-        Some(self.layers[i].attention.attention)
+        Some(self.layers[i].attention.settings())
     }
     fn rotation_switch(&self) -> Option<i64> {
         self.layers.iter().find_map(|layer| layer.attention.rotation_switch())

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::family::Config;
-use crate::nn::{Alibi, GATED_MLP_NAMES, LogitChange};
+use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LogitChange};
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
 pub struct Design {
@@ -11,7 +11,7 @@ pub struct Design {
     pub wiring: Wiring,
     pub attention: AttentionDesign,
     pub feed_forward: FeedForwardDesign,
-    pub experts: ExpertNames,
+    pub experts: ExpertDesign,
     /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
     pub embedding_scale: f64,
     /// Sinusoidal vectors of positions are added to those of tokens.
@@ -81,6 +81,8 @@ pub struct AttentionDesign {
     pub alibi: Option<Alibi>,
     /// Queries, keys and values are limited to this magnitude.
     pub clip_qkv: Option<f64>,
+    /// Each head has a learned logit ([`Attention::sinks`](crate::nn::Attention::sinks)).
+    pub sinks: bool,
 }
 
 /// The linear layers that make queries, keys and values.
@@ -92,6 +94,23 @@ pub enum Projections {
     ByKind(&'static str),
     /// One of this name: for each key head its queries, its key and its value.
     ByGroup(&'static str),
+    /// Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1).
+    Latent(LatentSizes),
+}
+
+/// The sizes of multi-head latent attention, in which keys and values are made of one vector of a few numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentSizes {
+    /// The width of the vector that queries are made of; `None`: of the layer's input itself.
+    pub query_rank: Option<i64>,
+    /// The width of the vector that keys and values are made of.
+    pub key_value_rank: i64,
+    /// The numbers of a head's query and key that are not rotated.
+    pub plain: i64,
+    /// Those that are; all heads share those of the key.
+    pub rotated: i64,
+    /// The numbers of a head's value, at most those of its key.
+    pub value: i64,
 }
 
 /// Norms of queries and keys before they are rotated, of the model's kind.
@@ -106,13 +125,27 @@ pub enum QkNorm {
     Whole,
 }
 
-/// Where checkpoints have the experts of a layer, in models with experts.
+/// The experts of a layer, in models with experts.
 #[derive(Debug, Clone, Copy)]
-pub struct ExpertNames {
+pub struct ExpertDesign {
     /// The module within the layer.
     pub module: &'static str,
-    /// The names of gate, up and down within an expert.
-    pub layers: [&'static str; 3],
+    /// The router's name within that module.
+    pub router: &'static str,
+    /// The router and the layers of experts have a bias.
+    pub bias: bool,
+    /// The layers within an expert.
+    pub mlp: GatedMlpForm,
+    pub shared: SharedExpertNames,
+}
+
+/// Where checkpoints have the expert that computes every token, in models with one.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedExpertNames {
+    /// Its name within the module of experts.
+    pub module: &'static str,
+    /// The name of the layer whose sigmoid is a factor on its result, if there is one.
+    pub gate: Option<&'static str>,
 }
 
 /// The linear layers of the MLP, and what lies between them.
@@ -195,6 +228,7 @@ impl Design {
                 softcap: None,
                 alibi: None,
                 clip_qkv: None,
+                sinks: false,
             },
             feed_forward: FeedForwardDesign {
                 module: "mlp",
@@ -202,7 +236,13 @@ impl Design {
                 bias: c.mlp_bias,
                 activation: Activation::named(c, &c.hidden_act)?,
             },
-            experts: ExpertNames { module: "mlp", layers: GATED_MLP_NAMES },
+            experts: ExpertDesign {
+                module: "mlp",
+                router: "gate",
+                bias: false,
+                mlp: GatedMlpForm::Separate(GATED_MLP_NAMES),
+                shared: SharedExpertNames { module: "shared_expert", gate: Some("shared_expert_gate") },
+            },
             embedding_scale: 1.0,
             sinusoidal_positions: false,
             residual_scale: 1.0,

@@ -9,12 +9,14 @@ mod decoder;
 mod design;
 mod experts;
 mod feed_forward;
+mod latent_attention;
+mod layer_attention;
 mod norm;
 mod positions;
 mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    Activation, AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind,
-    Projections, QkNorm, Wiring,
+    Activation, AttentionDesign, Design, ExpertDesign, FeedForwardDesign, FeedForwardLayers, LatentSizes, Names,
+    NormKind, Projections, QkNorm, SharedExpertNames, Wiring,
 };

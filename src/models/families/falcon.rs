@@ -25,6 +25,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "multi_query", "parallel_attn", "alibi", NEW],
     embedding: "transformer.word_embeddings.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 

@@ -37,6 +37,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &[],
     embedding: "transformer.wte.weight",
     map_param,
+    stacked_experts: false,
     build,
 };
 
@@ -118,7 +119,7 @@ impl Decoder for Gpt2 {
         &self.head
     }
     fn attention(&self, i: usize) -> Option<Attention> {
-        Some(self.layers[i].attention)
+        Some(self.layers[i].attention.clone())
     }
     fn has_gates(&self) -> bool {
         false
@@ -177,7 +178,7 @@ impl Gpt2Block {
         let (rows, width) = x.size2().expect("a row of vectors");
         let qkv = self.c_attn.forward(self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
-        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.attention);
+        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), &self.attention);
         let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
         let mlp = self.mlp.clone();
         &x + by_tiles(self.ln_2.forward(&x), &[], pass.mlp_tile(), move |input, _| mlp.forward(input))

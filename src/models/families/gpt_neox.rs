@@ -36,6 +36,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["rope_theta", "partial_rotary_factor", "attention_bias", "use_parallel_residual"],
     embedding: "gpt_neox.embed_in.weight",
     map_param,
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 

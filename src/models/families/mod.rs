@@ -2,6 +2,7 @@
 
 mod bloom;
 mod cohere;
+mod deepseek_v2;
 mod defaults;
 mod falcon;
 mod ft_decoder;
@@ -10,6 +11,7 @@ mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -51,6 +53,8 @@ pub static FAMILIES: &[Family] = &[
     qwen2_moe::FAMILY,
     qwen3_moe::FAMILY,
     olmoe::FAMILY,
+    gpt_oss::FAMILY,
+    deepseek_v2::FAMILY,
     gpt2::FAMILY,
     ft_decoder::FAMILY,
     recurrent::FAMILY,

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-pub(super) const FAMILIES: [&str; 29] = [
+pub(super) const FAMILIES: [&str; 32] = [
     "tiny-llama",
     "tiny-qwen2",
     "tiny-qwen3",
@@ -23,6 +23,9 @@ pub(super) const FAMILIES: [&str; 29] = [
     "tiny-qwen2-moe",
     "tiny-qwen3-moe",
     "tiny-olmoe",
+    "tiny-gpt-oss",
+    "tiny-deepseek-v2",
+    "deepseek-v2-groups",
     "dense/gemma",
     "dense/gemma2",
     "dense/gemma3",

@@ -1,8 +1,10 @@
 //! Tests of src/models: families, weights, number formats.
 
+mod deepseek;
 mod experts;
 mod families;
 mod gguf_base;
+mod gpt_oss;
 mod hostile;
 mod new_models;
 mod number_formats;

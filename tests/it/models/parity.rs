@@ -19,7 +19,7 @@ struct Case {
     grad_norm: BTreeMap<String, f64>,
 }
 
-const MODELS: [&str; 17] = [
+const MODELS: [&str; 20] = [
     "tiny-llama",
     "biased-llama",
     "wide-head-llama",
@@ -37,6 +37,9 @@ const MODELS: [&str; 17] = [
     "tiny-qwen2-moe",
     "tiny-qwen3-moe",
     "tiny-olmoe",
+    "tiny-gpt-oss",
+    "tiny-deepseek-v2",
+    "deepseek-v2-groups",
 ];
 
 /// The models of tests/fixtures/dense, each with rows longer than its windows.

@@ -194,7 +194,7 @@ fn dense_families_train_as_in_peft_and_transformers() {
 
 #[test]
 fn models_with_experts_train_as_in_peft_and_transformers() {
-    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe"] {
+    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "gpt-oss", "deepseek-v2"] {
         with_lora(&format!("training/lora-{name}"));
         in_full(&format!("training/full-{name}"));
     }
