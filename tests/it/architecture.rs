@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["adapters"],
     &["nn", "model_files"],
     &["merging"],
-    &["native", "stats", "gguf"],
+    &["native", "stats", "text_metrics", "gguf"],
 ];
 
 /// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the
