@@ -1,8 +1,8 @@
 """Trains an adapter on each half of the chapters of the medical task, merges the two, and compares exact match on held-out rows.
 
-Weights are searched on valid.jsonl (`ft merge --sweep`) by adapter, layer, module and component; the rows of held_out.jsonl are used for
-nothing else. Every row is answered by the base and by each adapter in one run of `ft generate`, which decodes them in the same
-batches. Intervals are 95 % paired bootstrap intervals of the difference from the merge of the last search. Run by
+Weights are searched on valid.jsonl (`ft merge --sweep`) by adapter, layer, module and component; the rows of held_out.jsonl are
+used for nothing else. Every row is answered by the base and by each adapter in one run of `ft generate`, which decodes them in
+the same batches. Intervals are 95 % paired bootstrap intervals of the difference from the merge of the last search. Run by
 `make bench-halves`; what exists in the output folder is not made again.
 """
 
