@@ -99,3 +99,37 @@ fn adapters_of_a_recurrent_model_are_trained_resumed_and_merged() {
     let inputs = ["train", LORA, "--set", "model.path=base", "--set", "run.out=inputs", "--set", "run.steps=2"];
     space.ft(&[&inputs[..], &["--set", "adapter.lora={dropout: 0.1, targets: [input]}"]].concat());
 }
+
+#[test]
+fn predicted_memory_is_near_to_what_a_run_takes() {
+    let space = Workspace::new();
+    let near = |recipe: &str, sets: &[&str]| {
+        let more = ["run.steps=2", "run.samples=0", "run.eval_every=0", "run.eval_at_start=false"];
+        let sets: Vec<&str> = sets.iter().chain(&more).flat_map(|set| ["--set", set]).collect();
+        let check = space.ft(&[&["check", recipe, "--json"][..], &sets].concat());
+        let check: Value = serde_json::from_slice(&check.stdout).unwrap();
+        space.ft(&[&["train", recipe, "--overwrite"][..], &sets].concat());
+        let out = sets.iter().find_map(|set| set.strip_prefix("run.out=")).unwrap();
+        let metrics = std::fs::read_to_string(space.path(&format!("{out}/metrics.jsonl"))).unwrap();
+        let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let most = lines.filter_map(|line| line["memory"].as_u64()).max().expect("steps record their memory");
+        let ratio = check["needs"]["memory"].as_f64().unwrap() / most as f64;
+        println!("{recipe} {sets:?}: {} predicted, {most} measured: {ratio:.3}", check["needs"]["memory"]);
+        assert!(
+            (0.9..1.2).contains(&ratio),
+            "{recipe} {sets:?}: {} predicted, {most} measured: {ratio:.2}",
+            check["needs"]
+        );
+    };
+    near("recipes/gru-tiny.yaml", &["run.out=gru", "run.reach_every="]);
+    near("recipes/gru-tiny.yaml", &["run.out=replayed", "run.reach_every=", "run.replay=all"]);
+    std::fs::write(
+        space.path("lora.yaml"),
+        "model: { path: gru, dtype: f32 }\nmethod: { sft: {} }\nadapter: { lora: { rank: 16 } }\n\
+         data: { train: { path: datasets/stories/train.jsonl } }\nbatch: { tokens: 2048, max_len: 256, accumulate: 1 }\n\
+         run: { out: lora }\n",
+    )
+    .unwrap();
+    near("lora.yaml", &["run.out=lora"]);
+    near("lora.yaml", &["run.out=lora", "run.replay=all"]);
+}
