@@ -2,8 +2,8 @@
 
 The model gets positions for its rows by YaRN (arXiv 2309.00071): a folder with links to its files and a config.json of its own.
 Memory is that of all tensors. Times of attention are those of the operations in a profile of a model with one layer of the same
-shape and random weights; beside them is what their products would take at the rate of one large product of matrices. Needs no
-Python package.
+shape and random weights; beside them are the operations of their products per second. Rows must be longer than 1,024 tokens:
+the backward of shorter ones is composed of other operations. Needs no Python package.
 """
 
 import argparse
