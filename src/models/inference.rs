@@ -1,11 +1,10 @@
 //! Running a model on packed rows without gradient, as a whole or token by token, and the trunk that training runs too.
 
-use super::activations::{Activations, ExposedLayers};
-use super::layer_row::LayerRow;
+use super::activations::Activations;
 use super::loss::Output;
 use super::model::Model;
 use crate::error::Result;
-use crate::nn::{CacheLayout, DecodingGuard, ForwardPass, KvCache, Tokens};
+use crate::nn::{CacheLayout, DecodingGuard, KvCache, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 

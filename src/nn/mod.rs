@@ -36,6 +36,7 @@ pub mod rope;
 pub mod row_adapters;
 pub mod safetensors;
 pub mod scale;
+mod state_cache;
 pub mod tiled;
 pub mod tokens;
 pub mod virtual_tokens;

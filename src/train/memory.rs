@@ -231,7 +231,7 @@ impl RunShape<'_> {
     /// float32 states and gates; and the matrix of an adapted layer of states.
     fn recurrent_layer(&self, cell: Cell) -> u64 {
         let ([d, ..], AdapterActivations { rank, dropout, .. }) = (self.sizes(), self.adapter());
-        let of_modules = self.module_memory().kept.div_ceil(self.model.depth() as u64);
+        let of_modules = self.module_memory().kept.iter().sum::<u64>().div_ceil(self.model.depth() as u64);
         let input = d + rank + if dropout { 2 * d } else { 0 } + of_modules;
         let loop_numbers = (cell.states() + cell.kept()) as u64 * d;
         let matrix = if self.full() { 0 } else { cell.gates() as u64 * d * d * 4 };

@@ -24,6 +24,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &[],
     embedding: "transformer.word_embeddings.weight",
     map_param,
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 

@@ -17,6 +17,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "attention_bias", "head_dim", "mlp_bias", POSITIONS],
     embedding: "model.embed_tokens.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 

@@ -27,6 +27,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &[],
     embedding: "transformer.wte.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 

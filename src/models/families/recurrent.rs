@@ -21,6 +21,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &[],
     embedding: "embedding.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
+    stacked_experts: false,
     build,
 };
 
