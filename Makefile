@@ -167,7 +167,7 @@ bench-adapters: setup $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare the k
 bench-merging: setup ## Compare merging of whole models in ft and, with MERGEKIT=PYTHON, in mergekit: time and memory (10 GB of disk)
 	@python3 benches/merging.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 
-bench-halves: setup $(MODEL)/config.json $(ICD10)/train.jsonl ## Train an adapter on each half of the chapters, merge both by held-out loss, compare exact match (half an hour)
+bench-halves: setup $(MODEL)/config.json $(ICD10)/train.jsonl ## Train an adapter on each half of the chapters, merge both by held-out loss, compare exact match (an hour or two)
 	@python3 benches/halves.py
 
 bench: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare speed and memory of ft and of the peers, in alternation (half an hour)

@@ -83,7 +83,8 @@ fn native_build() -> cc::Build {
 fn compile_kernels() {
     for level in levels() {
         let mut build = native_build();
-        build.files(["native/kernels.cpp", "native/product.cpp", "native/quantised.cpp", "native/quantised_product.cpp"]);
+        let files = ["kernels", "merge", "product", "quantised", "quantised_product"];
+        build.files(files.map(|file| format!("native/{file}.cpp")));
         build.define("FT_ISA", level.name.as_str()).define("FT_BYTES", level.vector_bytes.as_str());
         // Vectors wider than a register are only arguments of functions that are inlined.
         let all = ["-Wno-psabi", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];

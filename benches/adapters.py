@@ -2,7 +2,8 @@
 
 Speed: a few steps of each kind directly after as many of LoRA, so that both see the same machine; the ratio of the
 medians of their steps. Accuracy: the whole recipe, one epoch, evaluated by `ft eval` on the test rows. Run by
-`make bench-adapters`; `--help` lists the options.
+`make bench-adapters`, which takes hours; what the file of `--json` has is not measured again, so that a run that was
+stopped goes on. `--help` lists the options.
 """
 
 import argparse
@@ -28,8 +29,8 @@ KINDS = [
     ("LoRA-FA", "lora: { rank: 16, alpha: 32, freeze_a: true }", 1e-3, ""),
     ("AdaLoRA", "adalora: { rank: 12, target_rank: 8, alpha: 32 }", 2e-3, ""),
     ("VeRA", "vera: { rank: 256 }", 1e-2, ""),
-    ("LoHa", "loha: { rank: 8, alpha: 8 }", 1e-3, ""),
-    ("LoKr", "lokr: { rank: 8, alpha: 8 }", 1e-3, ""),
+    ("LoHa", "loha: { rank: 8, alpha: 8 }", 1e-2, ""),
+    ("LoKr", "lokr: { rank: 32, alpha: 64, factor: 4 }", 3e-3, ""),
     ("OFT", "oft: { block: 32 }", 1e-3, ""),
     ("IA3", "ia3: {}", 1e-2, ""),
     ("LayerNorm tuning", "ln_tuning: {}", 2e-3, ""),
@@ -79,6 +80,37 @@ def whole_run(args, kind):
         return json.loads(ft(args, *base[1:], "--data", args.test, "--json"))
 
 
+def measure(args, kind, found):
+    """Measures what `found` does not have of one kind, and writes the file after each part."""
+    row = found.setdefault(kind[0], {})
+    if row.get("settings") != [*kind[1:]]:
+        row.clear()
+        row["settings"] = [*kind[1:]]
+    if "time_to_lora" not in row and not args.no_speed:
+        lora, _ = short_run(args, KINDS[0])
+        seconds, memory = short_run(args, kind)
+        with tempfile.TemporaryDirectory() as folder:
+            checked = json.loads(ft(args, "check", recipe(Path(folder), kind, args, "steps: 1"), "--json"))
+        row |= {"trained": checked["trained"], "memory": memory, "time_to_lora": seconds / lora}
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if "exact_match" not in row and not args.no_accuracy:
+        result = whole_run(args, kind)
+        row |= {"exact_match": result["exact_match"], "loss": result["loss"]}
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(line(kind[0], row), file=sys.stderr, flush=True)
+
+
+HEAD = """| kind | trained parameters | peak of tensors | time of a step, to LoRA's | exact match | loss |
+|---|---|---|---|---|---|"""
+
+
+def line(name, row):
+    """Formats a result as a line of the table; what was not measured stays empty."""
+    speed = f"{row['trained']:,} | {row['memory'] / 1e9:.2f} GB | {row['time_to_lora']:.2f}" if "trained" in row else " | | "
+    accuracy = f"{row['exact_match']:.3f} | {row['loss']:.4f}" if "exact_match" in row else " | "
+    return f"| {name} | {speed} | {accuracy} |"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ft", default=ROOT / "target/release/ft")
@@ -89,36 +121,23 @@ def main():
     p.add_argument("--only", nargs="*", help="names of kinds")
     p.add_argument("--steps", type=int, default=12, help="steps of the runs that are timed")
     p.add_argument("--no-accuracy", action="store_true", help="leave out the runs of a whole epoch")
-    p.add_argument("--json", type=Path, help="also write the numbers to this file")
+    p.add_argument("--no-speed", action="store_true", help="leave out the runs that are timed")
+    p.add_argument("--json", type=Path, default=ROOT / "runs/bench-adapters.json", help="where the numbers are kept")
     args = p.parse_args()
     args.model, args.rows, args.test = (path.resolve() for path in (args.model, args.rows, args.test))
     unknown = set(args.only or []) - {name for name, *_ in KINDS}
     if unknown:
         sys.exit(f"no such kinds: {', '.join(sorted(unknown))}; there are {', '.join(name for name, *_ in KINDS)}")
 
-    print("| kind | trained parameters | peak of tensors | time of a step, to LoRA's | exact match | loss |")
-    print("|---|---|---|---|---|---|")
-    found = []
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    found = json.loads(args.json.read_text()) if args.json.exists() else {}
     for kind in KINDS:
-        if args.only and kind[0] not in args.only:
-            continue
-        lora, _ = short_run(args, KINDS[0])
-        seconds, memory = short_run(args, kind)
-        with tempfile.TemporaryDirectory() as folder:
-            trained = json.loads(ft(args, "check", recipe(Path(folder), kind, args, "steps: 1"), "--json"))["trained"]
-        row = {"kind": kind[0], "trained": trained, "memory": memory, "time_to_lora": seconds / lora}
-        accuracy = ["", ""]
-        if not args.no_accuracy:
-            result = whole_run(args, kind)
-            row |= {"exact_match": result["exact_match"], "loss": result["loss"]}
-            accuracy = [f"{result['exact_match']:.3f}", f"{result['loss']:.4f}"]
-        found.append(row)
-        print(
-            f"| {kind[0]} | {trained:,} | {memory / 1e9:.2f} GB | {seconds / lora:.2f} | {' | '.join(accuracy)} |",
-            flush=True,
-        )
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
+        if not args.only or kind[0] in args.only:
+            measure(args, kind, found)
+    print(HEAD)
+    for name, *_ in KINDS:
+        if name in found:
+            print(line(name, found[name]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Trains an adapter on each half of the chapters of the medical task, merges the two, and compares exact match on held-out rows.
 
-Weights are searched on valid.jsonl (`ft merge --sweep`); the rows of held_out.jsonl are used for nothing else. Every row is
-answered by the base and by each adapter in one run of `ft generate`, which decodes them in the same batches. Intervals are
-95 % paired bootstrap intervals of the difference from the adapter of the search. Run by `make bench-halves`; what exists in
-the output folder is not made again.
+Weights are searched on valid.jsonl (`ft merge --sweep`) by adapter, layer, module and component; the rows of held_out.jsonl are
+used for nothing else. Every row is answered by the base and by each adapter in one run of `ft generate`, which decodes them in
+the same batches. Intervals are 95 % paired bootstrap intervals of the difference from the merge of the last search. Run by
+`make bench-halves`; what exists in the output folder is not made again.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESAMPLES = 10_000
+SEARCHES = ["layer", "module", "component"]
 
 
 def read(path):
@@ -111,7 +112,7 @@ def main():
     p.add_argument("--out", default=ROOT / "runs/halves", type=Path)
     p.add_argument("--device", default="auto")
     p.add_argument("--per-chapter", default=50, type=int, help="held-out rows of each chapter")
-    p.add_argument("--sweep-rows", type=int, help="search on the first N validation rows (default all)")
+    p.add_argument("--sweep-rows", type=int, help="search by adapter on the first N validation rows (default all)")
     args = p.parse_args()
     args.ft, args.model, args.data, args.out = (path.resolve() for path in (args.ft, args.model, args.data, args.out))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -128,17 +129,22 @@ def main():
     best = searched["sweep"]["best"]
     print(f"weights {best['weights']}, loss {best['loss']:.4f}, {len(searched['sweep']['trials'])} trials")
 
-    names = ["first", "second", "sum", "soup", "searched"]
+    for by in SEARCHES:
+        trained = merge(args, by, "--sweep", args.data / "valid.jsonl", "--sweep-by", by)["sweep"]
+        kept = f"{trained['steps'][0]['kept_loss']:.4f} -> {trained['loss']:.4f} at step {trained['best_step']}"
+        print(f"weights by {by}: loss of the {trained['kept_rows']} rows kept back {kept}")
+
+    names = ["first", "second", "sum", "soup", "searched", *SEARCHES]
     found = answers(args, rows, names)
     sides = [[chapter(row) in halves[half] for row in rows] for half in halves]
     print(f"\n{len(rows)} held-out rows, {sum(sides[0])} of the first half of the chapters\n")
-    print("| adapter | first half | second half | both | searched minus this (95 %) |\n|---|---|---|---|---|")
+    print(f"| adapter | first half | second half | both | {names[-1]} minus this (95 %) |\n|---|---|---|---|---|")
     table = []
     for name in [None, *names]:
         hits = found[name]
         parts = [share([hit for hit, here in zip(hits, side) if here]) for side in sides]
-        low, high = interval(found["searched"], hits)
-        difference = share(found["searched"]) - share(hits)
+        low, high = interval(found[names[-1]], hits)
+        difference = share(found[names[-1]]) - share(hits)
         table.append({"adapter": name, "halves": parts, "all": share(hits), "difference": difference, "interval": [low, high]})
         print(f"| {name or 'none'} | {parts[0]:.3f} | {parts[1]:.3f} | {share(hits):.3f} | {difference:+.3f} ({low:+.3f} to {high:+.3f}) |")
     (args.out / "halves.json").write_text(json.dumps({"rows": len(rows), "best": best, "table": table}, indent=1) + "\n")

@@ -27,9 +27,9 @@ using at::Tensor;
   void ft_product_quantised_f32_##isa(QUANTISED(float), float*, int64_t);                                             \
   void ft_product_quantised_bf16_##isa(QUANTISED(uint16_t), uint16_t*, int64_t);                                      \
   void ft_product_quantised_rounded_to_bf16_##isa(QUANTISED(float), uint16_t*, int64_t);                              \
-  void ft_attend_bf16_##isa(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float,      \
+  void ft_attend_bf16_##isa(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const float*,      \
                             float*, uint16_t*);                                                                       \
-  void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, float*,        \
+  void ft_attend_f32_##isa(const float*, const float*, const float*, int64_t, int64_t, int64_t, float, const float*, float*,        \
                            float*);                                                                                   \
   void ft_vector_exponential_##isa(const float*, float*, int64_t);                                                    \
   }
@@ -259,9 +259,9 @@ Tensor* ft_attention_exponential(int level, const Tensor* x) {
 
 // Attends from one new token of each of the first S slots of a cache: q (S, H, e), k and v (S, K, e); keys and values
 // (slots, K, capacity, e). Slot s has held[s] tokens before the new one, which sees the last `window` tokens, itself
-// included. Writes k and v to the cache and returns the result (S, H, e); null, with nothing written, if there is no kernel for these tensors. `level` as in ft_product.
+// included. `sinks`, float32 (H), or null: see `attend`. Writes k and v to the cache and returns the result (S, H, e); null, with nothing written, if there is no kernel for these tensors. `level` as in ft_product.
 Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* keys, const Tensor* values,
-                            const int64_t* held, int64_t slots, int64_t window, double scale) {
+                            const int64_t* held, int64_t slots, int64_t window, double scale, const Tensor* sinks) {
   try {
     auto kind = q->scalar_type();
     if ((kind != at::kBFloat16 && kind != at::kFloat) || level > ft_isa()) return nullptr;
@@ -269,6 +269,7 @@ Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const T
       if (!plain(*t, kind)) return nullptr;
     int64_t heads = q->size(1), e = q->size(2), shared = k->size(1), capacity = keys->size(2);
     if (q->size(0) != slots || k->size(0) != slots || keys->size(0) < slots || heads % shared != 0) return nullptr;
+    if (sinks && (!plain(*sinks, at::kFloat) || sinks->numel() != heads)) return nullptr;
     int64_t group = heads / shared, longest = 0;
     for (int64_t s = 0; s < slots; s++) {
       if (held[s] + 1 > capacity) return nullptr;
@@ -292,10 +293,11 @@ Tensor* ft_decode_attention(int level, const Tensor* q, const Tensor* k, const T
         value += (n + 1 - seen) * e * size;
         char* ask = at_byte(*q, i * group * e * size);
         char* answer = at_byte(out, i * group * e * size);
+        const float* own = sinks ? sinks->const_data_ptr<float>() + i % shared * group : nullptr;
         if (kind == at::kFloat)
-          run.attend_f32((float*)ask, (float*)key, (float*)value, group, seen, e, scale, scores.data(), (float*)answer);
+          run.attend_f32((float*)ask, (float*)key, (float*)value, group, seen, e, scale, own, scores.data(), (float*)answer);
         else
-          run.attend_bf16((uint16_t*)ask, (uint16_t*)key, (uint16_t*)value, group, seen, e, scale, scores.data(),
+          run.attend_bf16((uint16_t*)ask, (uint16_t*)key, (uint16_t*)value, group, seen, e, scale, own, scores.data(),
                           (uint16_t*)answer);
       }
     });

@@ -36,6 +36,14 @@ static constexpr float kWhole[31] = {-15, -14, -13, -12, -11, -10, -9, -8, -7, -
                                      1,   2,   3,   4,   5,   6,   7,  8,  9,  10, 11, 12, 13, 14, 15};
 FT_INLINE const float* less_zero(uint8_t zero) { return kWhole + 15 - (zero & 15); }
 
+// Returns the power of two that an exponent of 8 bits (e8m0) stands for: 2^(exponent - 127). The smallest is no normal number.
+FT_INLINE float power_of_two(uint8_t exponent) {
+  const uint32_t bits = exponent ? uint32_t(exponent) << 23 : 1u << 22;
+  float scale;
+  memcpy(&scale, &bits, sizeof scale);
+  return scale;
+}
+
 // Returns how many groups a row has.
 FT_INLINE int64_t groups_of(const FtQuantised& w) { return (w.columns + w.group - 1) / w.group; }
 
@@ -200,7 +208,7 @@ struct Quantised {
     }
   }
 
-  // Writes numbers of a row's groups, whose codes are 4 bits or bytes.
+  // Writes numbers of a row's groups, whose codes are 4 bits or bytes. Those with values have exponents instead of scales.
   template <class To>
   static inline void groups(const FtQuantised& w, int64_t begin, int64_t end, typename To::Out* y) {
     const int64_t count = groups_of(w);
@@ -209,6 +217,10 @@ struct Quantised {
       const int64_t rest = w.columns - group * w.group;
       to = row * w.columns + group * w.group + (rest < w.group ? rest : w.group);
       to = to < end ? to : end;
+      if (w.values) {
+        block<To>(w.codes, w.values, power_of_two(w.scale_codes[row * count + group]), i, to, y + (i - begin));
+        continue;
+      }
       const float scale = w.scales[row * count + group];
       const uint8_t zero = w.zeros[row * count + group];
       if (!w.bytes) block<To>(w.codes, less_zero(zero), scale, i, to, y + (i - begin));
@@ -229,8 +241,8 @@ struct Quantised {
   // Writes numbers [begin, end) of the matrix to y, its first number being y[0].
   template <class To>
   static inline void numbers(const FtQuantised& w, int64_t begin, int64_t end, typename To::Out* y) {
-    if (w.values) four_bits<To>(w, begin, end, y);
-    else if (w.zeros) groups<To>(w, begin, end, y);
+    if (w.group) groups<To>(w, begin, end, y);
+    else if (w.values) four_bits<To>(w, begin, end, y);
     else int8<To>(w, begin, end, y);
   }
 };

@@ -1,6 +1,7 @@
 // Lists the builds of the kernels that this processor can run, and runs loops in parallel on libtorch's threads.
 #include "isa.h"
 #include "kernels.h"
+#include "merge.h"
 #include "quantised.h"
 
 #include <omp.h>
@@ -12,6 +13,9 @@ extern "C" {
 #define DECLARE(isa, ...) extern const FtKernels ft_kernels_##isa;
 FT_LEVELS(DECLARE)
 
+#define DECLARE_MERGE(isa, ...) extern const FtMergeKernels ft_merge_kernels_##isa;
+FT_LEVELS(DECLARE_MERGE)
+
 #define QUANTISED(isa, ...)                                                                       \
   void ft_dequantise_##isa(const FtQuantised*, bool, int64_t, int64_t, void*);                    \
   void ft_quantise_4bit_##isa(const float*, int64_t, int64_t, int64_t, const float*, const uint8_t*, uint8_t*, float*);
@@ -21,6 +25,13 @@ FT_LEVELS(QUANTISED)
 const FtKernels* ft_kernels(int level) {
 #define ENTRY(isa, ...) &ft_kernels_##isa,
   static const FtKernels* const builds[] = {FT_LEVELS(ENTRY)};
+  return level >= 0 && level <= ft_isa() ? builds[level] : nullptr;
+}
+
+// The same for the loops of merge.h.
+const FtMergeKernels* ft_merge_kernels(int level) {
+#define MERGE_ENTRY(isa, ...) &ft_merge_kernels_##isa,
+  static const FtMergeKernels* const builds[] = {FT_LEVELS(MERGE_ENTRY)};
   return level >= 0 && level <= ft_isa() ? builds[level] : nullptr;
 }
 

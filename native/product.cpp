@@ -32,9 +32,11 @@ inline void weigh(const float* s, const T* v, int64_t n, int64_t e, float invers
 }
 
 // Computes softmax(q k^T scale) v for `heads` queries over `n` keys: q (heads, e), k and v (n, e); scores
-// (heads, n rounded up to W) is memory for the scores.
+// (heads, n rounded up to W) is memory for the scores. If `sinks` (heads) is not null, each head has one more score, whose
+// value is 0.
 template <class T>
-void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_t e, float scale, float* scores, T* out) {
+void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_t e, float scale, const float* sinks, float* scores,
+            T* out) {
   int64_t ld = (n + W - 1) / W * W;
   product<T, T, float>(k, q, heads, e, 0, n, {nullptr, scale, false}, nullptr, scores, ld);
   for (int64_t h = 0; h < heads; h++) {
@@ -48,6 +50,10 @@ void attend(const T* q, const T* k, const T* v, int64_t heads, int64_t n, int64_
     float most = largest[0];
     for (int i = 1; i < W; i++) most = largest[i] > most ? largest[i] : most;
     vf sums = {};
+    if (sinks) {
+      most = sinks[h] > most ? sinks[h] : most;
+      sums[0] = exponential<vf, vi>(vf{} + (sinks[h] - most))[0];
+    }
     for (int64_t i = 0; i < ld; i += W) {
       vf p = exponential<vf, vi>(load(s + i) - most);
       sums += p;
@@ -89,12 +95,12 @@ void NAME(ft_product_mixed_to_bf16)(ARGUMENTS(uint16_t, float), float* room, uin
   product<uint16_t, float, uint16_t>(w, x, rows, k, from, to, {bias, 1.0f, onto}, room, out, ld);
 }
 void NAME(ft_attend_bf16)(const uint16_t* q, const uint16_t* k, const uint16_t* v, int64_t heads, int64_t n, int64_t e,
-                          float scale, float* scores, uint16_t* out) {
-  attend<uint16_t>(q, k, v, heads, n, e, scale, scores, out);
+                          float scale, const float* sinks, float* scores, uint16_t* out) {
+  attend<uint16_t>(q, k, v, heads, n, e, scale, sinks, scores, out);
 }
 void NAME(ft_attend_f32)(const float* q, const float* k, const float* v, int64_t heads, int64_t n, int64_t e,
-                         float scale, float* scores, float* out) {
-  attend<float>(q, k, v, heads, n, e, scale, scores, out);
+                         float scale, const float* sinks, float* scores, float* out) {
+  attend<float>(q, k, v, heads, n, e, scale, sinks, scores, out);
 }
 // e^x, as attention computes it, of n numbers, a multiple of the vector's width.
 void NAME(ft_vector_exponential)(const float* x, float* y, int64_t n) {

@@ -251,9 +251,9 @@ void product_of_quantised(const FtQuantised& w, const X* x, int64_t rows, int64_
     typedef OfBlocks<Arithmetic, typename Arithmetic::Int8, O> Int8;
     typedef OfBlocks<Arithmetic, typename Arithmetic::Groups, O> Groups;
     const bool groups = w.zeros && !w.bytes && w.group % kBlock == 0 && k % w.group == 0;
-    if (w.values) from = quantised_strips<C, FourBits::template Tile>(w, x, rows, from, to, end, out, ld);
+    if (w.values && !w.group) from = quantised_strips<C, FourBits::template Tile>(w, x, rows, from, to, end, out, ld);
     else if (groups) from = quantised_strips<C, Groups::template Tile>(w, x, rows, from, to, end, out, ld);
-    else if (!w.zeros) from = quantised_strips<C, Int8::template Tile>(w, x, rows, from, to, end, out, ld);
+    else if (!w.group) from = quantised_strips<C, Int8::template Tile>(w, x, rows, from, to, end, out, ld);
   }
   for (int64_t j = from; j < to; j += most) {
     int64_t n = to - j < most ? to - j : most;

@@ -18,11 +18,13 @@ run() {
 
 # Modules that compare numbers: they must pass on every instruction set that a user's processor may have. A module is chosen if its
 # path contains one of these, both in the library and in tests/it.
-NUMERIC=(adapters:: distill:: families:: generate:: ggml:: gguf_base:: gguf_export:: merging:: nn:: number_formats:: optimisers:: parity:: ppo::
-    preference_losses:: properties:: quantised:: resume:: reward:: rl:: selftest:: stored:: trajectories::)
+NUMERIC=(adapters:: distill:: families:: generate:: ggml:: gguf_base:: gguf_export:: merging:: nn:: number_formats:: optimisers:: parity::
+    ppo:: preference_losses:: properties:: quantised:: recurrent:: resume:: reward:: rl:: selftest:: stored:: tiled::
+    trajectories::)
 # Modules whose tests compute on the device in FT_TEST_DEVICE: they run once more on a fake CUDA device (tests/fake_cuda).
-ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: new_models:: number_formats:: optimisers::
-    parity:: ppo:: preference_losses:: properties:: resume:: reward:: rl:: ropes:: selftest:: trajectories::)
+ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: long:: new_models:: number_formats::
+    optimisers:: parity:: ppo:: preference_losses:: properties:: recurrent:: resume:: reward:: rl:: ropes:: selftest:: tiled::
+    trajectories::)
 
 status=0
 run || status=$?

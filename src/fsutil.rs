@@ -1,7 +1,9 @@
 //! Reads and writes files for all of ft: every error names its path, and no file is left half-written.
 
+mod fingerprint;
 mod replace;
 
+pub use fingerprint::{FileFingerprint, FingerprintWriter};
 #[cfg(test)]
 pub use replace::kill_at;
 pub use replace::{MOVING_FOLDER, file_change, recover_dir, refuse_unfinished_move, replace_dir};

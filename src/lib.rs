@@ -2,7 +2,8 @@
 //!
 //! The modules form layers, called floors. A module imports only from itself and from lower floors; train also imports
 //! from convert. tests/it/architecture.rs checks this. From top to bottom: cli; selftest; train, eval, convert, label;
-//! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; merging; native, stats.
+//! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; merging; native, stats,
+//! text_metrics.
 //!
 //! Every floor may use characters, choice, error, report, fsutil, json, rng and machine. Only cli and main use runtime
 //! and libtorch, which load libtorch into the process.
@@ -39,5 +40,6 @@ pub mod runtime;
 pub mod scrub;
 pub mod selftest;
 pub mod stats;
+pub mod text_metrics;
 pub mod tokenizer_json;
 pub mod train;

@@ -13,7 +13,7 @@ use crate::fsutil::{parse_json, read_json, read_to_string, refuse_unfinished_mov
 use crate::nn::virtual_tokens::PROMPT_EMBEDDINGS;
 use crate::nn::{AdapterPlan, Param, Weights, weights};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::Tensor;
 
@@ -126,6 +126,29 @@ pub fn parse_config(path: &Path, text: &str) -> Result<(AdapterSpec, Option<Stri
     Ok((spec, base))
 }
 
+/// Does the same as [`write`] for a model whose files have stacks of so many experts: the factors of experts are written as
+/// those of stacks, as PEFT reads them, if they are such factors ([`lora::stack_refusal`]).
+pub fn write_for_stacks<'a>(
+    folder: &Path,
+    spec: &AdapterSpec,
+    base: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    experts: i64,
+) -> Result<()> {
+    let tensors: BTreeMap<&str, &Tensor> = tensors.collect();
+    let stacked = match spec.as_lora() {
+        Some(lora) => lora::stacked(lora, base, &tensors, experts)?,
+        None => None,
+    };
+    match stacked {
+        None => write(folder, spec, base, tensors.into_iter()),
+        Some(stacked) => {
+            let named = stacked.tensors.iter().map(|(name, t)| (name.as_str(), t));
+            write_content(folder, spec, &stacked.config, named)
+        }
+    }
+}
+
 /// Writes an adapter directory's config and tensors. `base` is the path or id users will load it on.
 pub fn write<'a>(
     folder: &Path,
@@ -133,7 +156,16 @@ pub fn write<'a>(
     base: &str,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<()> {
-    write_json(&folder.join(CONFIG), &spec.config(base))?;
+    write_content(folder, spec, &spec.config(base), tensors)
+}
+
+fn write_content<'a>(
+    folder: &Path,
+    spec: &AdapterSpec,
+    config: &Value,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<()> {
+    write_json(&folder.join(CONFIG), config)?;
     let prefix = |name: &str| match name {
         PROMPT_EMBEDDINGS => "",
         SCORE_WEIGHT if spec.tensor_prefix() == PROMPT_EMBEDDINGS => SHARED_PREFIX,
@@ -147,6 +179,13 @@ pub fn write<'a>(
     weights::save(&folder.join(TENSORS), named.iter().map(|(name, t)| (name.as_str(), *t)))
 }
 
+/// Returns the name that a parameter's values have among an adapter's tensors, if they are there.
+pub fn tensor_name(param: &Param, tensors: &BTreeMap<String, Tensor>) -> String {
+    // Factors of fused experts are named as most families name experts.
+    let usual = lora::usual_name(&param.name).filter(|usual| tensors.contains_key(usual));
+    usual.unwrap_or_else(|| param.name.clone())
+}
+
 /// Copies an adapter's tensors into the parameters built for it. Fails with a list of missing, unexpected and wrongly
 /// shaped tensors. Base weights are left out: the plan has already set them.
 pub fn load_into<'a>(
@@ -155,12 +194,13 @@ pub fn load_into<'a>(
     origin: &Path,
 ) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
+    let params: Vec<&Param> = params.collect();
+    let modules: BTreeSet<&str> = params.iter().filter_map(|p| Some(p.name.rsplit_once(".lora_")?.0)).collect();
+    let tensors = &lora::for_modules(tensors, |module| modules.contains(module));
     let mut problems = Vec::new();
-    let mut wanted = std::collections::BTreeSet::new();
+    let mut wanted = BTreeSet::new();
     for p in params {
-        // Factors of fused experts are named as most families name experts.
-        let usual = lora::usual_name(&p.name).filter(|usual| tensors.contains_key(usual));
-        let name = usual.unwrap_or_else(|| p.name.clone());
+        let name = tensor_name(p, tensors);
         let found = tensors.get(&name);
         wanted.insert(name);
         if p.name.ends_with(BASE_LAYER) {

@@ -15,7 +15,8 @@ pub struct CheckArgs {
     /// Set a key by its dotted path, such as optim.lr=1e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Choose batch.tokens and run.replay so that the run fits into the free memory, or into SIZE (such as 8GB)
+    /// Choose batch.tokens, run.replay and run.mlp_tile so that the run fits into the free memory, or into SIZE (such as
+    /// 8GB)
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
     fit: Option<Option<String>>,
     /// Print the result as JSON

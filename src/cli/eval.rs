@@ -4,9 +4,12 @@ use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs};
 use super::shared::named_adapters::{AdaptedModel, AdapterArg, NamedAdapters};
 use clap::Args;
 use ft::error::{Error, Result};
+use ft::eval::answer_metrics::AnswerMetric;
+use ft::eval::match_test::MatchTest;
 use ft::eval::rows::EvalRow;
 use ft::eval::run::{EvalAnswer, EvalResult, EvalSubject, Evaluation, PairedDifference, evaluate_each};
 use ft::generate::answering_adapter::AnsweringAdapter;
+use ft::stats::bootstrap::Estimate;
 use ft::{fsutil, report};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -18,7 +21,7 @@ use std::path::{Path, PathBuf};
 /// and perplexity are over the tokens that `ft train` would train on. Rows of plain text have a perplexity only.
 ///
 /// With --adapter NAME=DIR, the base and all these adapters answer every row, in the same batches; differences from the base are
-/// means over rows, with 95 % paired bootstrap intervals.
+/// means over rows, with 95 % paired bootstrap intervals; p is that of McNemar's exact test, corrected for the number of adapters (Holm).
 #[derive(Args)]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -36,6 +39,10 @@ pub struct EvalArgs {
     /// Longest answer in tokens [default: that of the longest expected answer, plus 16]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
+    /// Further metrics of the answers: f1 (SQuAD's words), rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, chrf++,
+    /// edit_distance, number (the last one of the answer), and with the expected answers as classes macro_f1, weighted_f1, mcc
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_metric)]
+    metrics: Vec<AnswerMetric>,
     /// Print the numbers as one JSON object
     #[arg(long)]
     json: bool,
@@ -60,6 +67,13 @@ pub fn run(args: EvalArgs) -> Result<()> {
         ))
         .hint("leave out --out; loss and perplexity are printed"));
     }
+    if !args.metrics.is_empty() && asked == 0 {
+        return Err(Error::user(format!(
+            "{}: rows of plain text have no answers, so --metrics has nothing to compare",
+            args.data.display()
+        ))
+        .hint("leave out --metrics; loss and perplexity are printed"));
+    }
     if let Some(n) = args.max_new_tokens {
         let long = rows[0].iter().filter_map(|r| r.question.as_ref()).filter(|a| a.expected_tokens > n).count();
         if long > 0 {
@@ -74,12 +88,23 @@ pub fn run(args: EvalArgs) -> Result<()> {
         write_answers(path, &adapted, &results)?;
     }
     match &results[..] {
-        [(result, _)] if args.json => println!("{}", args.one_as_json(result)?),
-        [(result, _)] => println!("{}", report::table(&table(result))),
+        [result] if args.json => println!("{}", args.one_as_json(result)?),
+        [(result, answers)] => {
+            let mut lines = table(result);
+            lines.extend(args.measured(answers).map(|(name, found)| vec![name.to_string(), estimate(found)]));
+            println!("{}", report::table(&lines));
+        }
         several if args.json => println!("{}", args.several_as_json(several)?),
-        several => println!("{}", report::table(&table_of_several(&adapted, several))),
+        several => println!("{}", report::table(&args.table_of_several(&adapted, several))),
     }
     Ok(())
+}
+
+fn parse_metric(name: &str) -> std::result::Result<AnswerMetric, String> {
+    AnswerMetric::named(name).ok_or_else(|| {
+        let known: Vec<&str> = AnswerMetric::ALL.iter().map(|(name, _)| *name).collect();
+        format!("there is no metric `{name}`; there are {}", known.join(", "))
+    })
 }
 
 /// Returns what is evaluated at place `i`: the base, then the named adapters; without such, the model as it was opened.
@@ -112,8 +137,22 @@ fn write_answers(path: &Path, adapted: &AdaptedModel, results: &[EvalResult]) ->
 }
 
 impl EvalArgs {
-    fn one_as_json(&self, result: &Evaluation) -> Result<Value> {
+    /// Computes the metrics of --metrics.
+    fn measured(&self, answers: &[EvalAnswer]) -> impl Iterator<Item = (&'static str, Option<Estimate>)> {
+        let pairs: Vec<(&str, &str)> = answers.iter().map(|a| (a.text.as_str(), a.expected.as_str())).collect();
+        self.metrics.iter().map(move |metric| (metric.name(), metric.measure(&pairs)))
+    }
+
+    fn result_as_json(&self, (result, answers): &EvalResult) -> Result<Value> {
         let mut value = as_json(result)?;
+        if !self.metrics.is_empty() {
+            value["metrics"] = self.measured(answers).map(|(name, found)| (name.to_string(), json!(found))).collect();
+        }
+        Ok(value)
+    }
+
+    fn one_as_json(&self, result: &EvalResult) -> Result<Value> {
+        let mut value = self.result_as_json(result)?;
         value["model"] = json!(self.model.model);
         value["adapter"] = json!(self.model.adapters().first().map(|AdapterArg { folder, .. }| folder));
         value["data"] = json!(self.data);
@@ -121,20 +160,56 @@ impl EvalArgs {
     }
 
     fn several_as_json(&self, results: &[EvalResult]) -> Result<Value> {
-        let mut list = Vec::new();
-        for (i, (result, answered)) in results.iter().enumerate() {
-            let mut value = as_json(result)?;
+        let (mut list, tests) = (Vec::new(), match_tests(results));
+        for (i, result) in results.iter().enumerate() {
+            let (mut value, answered) = (self.result_as_json(result)?, &result.1);
             let given = i.checked_sub(1).map(|number| &self.model.adapters()[number]);
             value["name"] = json!(given.and_then(|AdapterArg { name, .. }| name.as_ref()));
             value["adapter"] = json!(given.map(|AdapterArg { folder, .. }| folder));
             if i > 0 && !answered.is_empty() {
                 let [exact_match, loss] = PairedDifference::between(answered, &results[0].1);
-                value["difference"] = json!({ "exact_match": exact_match, "loss": loss });
+                value["difference"] = json!({ "exact_match": exact_match, "loss": loss, "test": tests[i - 1] });
             }
             list.push(value);
         }
         Ok(json!({ "model": self.model.model, "data": self.data, "results": list }))
     }
+
+    fn table_of_several(&self, adapted: &AdaptedModel, results: &[EvalResult]) -> Vec<Vec<String>> {
+        let titles = ["adapter", "exact match", "loss", "perplexity", "exact match - base", "p", "loss per row - base"];
+        let mut table = vec![titles.map(String::from).to_vec()];
+        table[0].extend(self.metrics.iter().map(|metric| metric.name().to_string()));
+        let paired = |d: PairedDifference| format!("{:+.4}  ({:+.4} to {:+.4})", d.mean, d.interval[0], d.interval[1]);
+        let tests = match_tests(results);
+        for (i, (result, answered)) in results.iter().enumerate() {
+            let name = i.checked_sub(1).map_or("none", |number| &adapted.named[number].name);
+            let mut row = vec![
+                name.to_string(),
+                exact_match(result),
+                format!("{:.4}", result.loss),
+                format!("{:.3}", result.perplexity),
+            ];
+            match i > 0 && !answered.is_empty() {
+                true => {
+                    let [exact_match, loss] = PairedDifference::between(answered, &results[0].1).map(paired);
+                    row.extend([exact_match, format!("{:.2e}", tests[i - 1].p_corrected), loss]);
+                }
+                false => row.extend([const { String::new() }; 3]),
+            }
+            row.extend(self.measured(answered).map(|(_, found)| estimate(found)));
+            table.push(row);
+        }
+        if results.iter().all(|(_, answered)| answered.is_empty()) {
+            table.iter_mut().for_each(|row| row.truncate(4));
+        }
+        table
+    }
+}
+
+/// Tests each adapter's exact match against the base's, the first result.
+fn match_tests(results: &[EvalResult]) -> Vec<MatchTest> {
+    let [(_, base), others @ ..] = results else { return Vec::new() };
+    MatchTest::of_each(&others.iter().map(|(_, answers)| answers.as_slice()).collect::<Vec<_>>(), base)
 }
 
 fn as_json(result: &Evaluation) -> Result<Value> {
@@ -143,6 +218,11 @@ fn as_json(result: &Evaluation) -> Result<Value> {
 
 fn share(x: Option<f64>) -> String {
     x.map_or("-".to_string(), |x| format!("{x:.4}"))
+}
+
+fn estimate(found: Option<Estimate>) -> String {
+    let Some(Estimate { value, interval }) = found else { return "-".to_string() };
+    format!("{value:.4}") + &interval.map_or(String::new(), |[a, b]| format!("  (95 % {a:.4} to {b:.4})"))
 }
 
 fn exact_match(e: &Evaluation) -> String {
@@ -159,26 +239,4 @@ fn table(e: &Evaluation) -> Vec<Vec<String>> {
         line("perplexity", format!("{:.3}", e.perplexity)),
         line("rows", format!("{} ({:.2} per second)", report::count(e.rows as u64), e.rows_per_s)),
     ]
-}
-
-fn table_of_several(adapted: &AdaptedModel, results: &[EvalResult]) -> Vec<Vec<String>> {
-    let titles = ["adapter", "exact match", "loss", "perplexity", "exact match - base", "loss per row - base"];
-    let mut table = vec![titles.map(String::from).to_vec()];
-    let paired = |d: PairedDifference| format!("{:+.4}  ({:+.4} to {:+.4})", d.mean, d.interval[0], d.interval[1]);
-    for (i, (result, answered)) in results.iter().enumerate() {
-        let name = i.checked_sub(1).map_or("none", |number| &adapted.named[number].name);
-        let mut row = vec![
-            name.to_string(),
-            exact_match(result),
-            format!("{:.4}", result.loss),
-            format!("{:.3}", result.perplexity),
-        ];
-        if i > 0 && !answered.is_empty() {
-            row.extend(PairedDifference::between(answered, &results[0].1).map(paired));
-        }
-        table.push(row);
-    }
-    let widest = table.iter().map(Vec::len).max().unwrap_or(0);
-    table.iter_mut().for_each(|row| row.resize(widest, String::new()));
-    table
 }

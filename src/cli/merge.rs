@@ -1,5 +1,6 @@
 //! `ft merge`: folds adapters into a base model, combines several adapters into one, or merges whole models.
 
+mod experts;
 mod models;
 mod soup;
 mod sweep;
@@ -8,14 +9,16 @@ use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use ft::adapters::merging::WeightedAdapter;
-use ft::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
+use ft::adapters::merging::plan::{
+    METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod, SettingsMistake,
+};
 use ft::convert::merge::adapters::PreparedMerge;
 use ft::convert::merge::inputs::{is_adapter, named_base, other_base, parse_part, read_part, split_weight};
 use ft::convert::merge::page;
 use ft::convert::verify::report::ExportReport;
 use ft::error::{Error, Result};
 use ft::merging::MajoritySign;
-use ft::recipe::merge_file::{self, AdapterMergeFile, MergeFile};
+use ft::recipe::merge_file::{self, AdapterMergeFile, MergeFile, SweepBy, SweepSettings};
 use ft::report;
 use serde_json::json;
 use soup::ChosenSoup;
@@ -28,7 +31,8 @@ use tch::Kind;
 /// adapters agree, by layer, before anything is written. The written files are read back and compared with the adapted model
 /// in memory before they are moved into place; export_report.json in the folder has the numbers, and merge.html shows them.
 ///
-/// Whole models are merged as a file says that mergekit reads, too: `ft merge mergekit.yaml --out DIR`.
+/// Whole models are merged as a file says that mergekit reads, too, and dense models are made into one with experts as a file of
+/// mergekit-moe says: `ft merge mergekit.yaml --out DIR`.
 #[derive(Args)]
 pub struct MergeArgs {
     /// Hugging Face directory of the base, or a YAML file that describes the merge (ours, or mergekit's). Left out, the base
@@ -59,12 +63,21 @@ pub struct MergeArgs {
     /// Write the changes in common directions before they are merged (KnOTS)
     #[arg(long)]
     knots: bool,
-    /// Seed of the random entries of dare_linear, dare_ties, della and della_linear [default: 0]
+    /// Seed of the random entries of dare_linear, dare_ties, della and della_linear, of random gates and noise of experts, and of
+    /// the order of rows if weights are trained [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Search the weights with the smallest loss on these rows, and merge with them
     #[arg(long, value_name = "FILE")]
     sweep: Option<PathBuf>,
+    /// What has a weight of its own: each adapter, or each adapter in each layer, in each module, or in each component
+    /// `b a` of a LoRA. Weights of adapters are tried on a grid; the others are trained, and the rows should be a hundred or
+    /// more [default: adapter]
+    #[arg(long, value_name = "WHAT", requires = "sweep", value_parser = PossibleValuesParser::new(SweepBy::NAMES))]
+    sweep_by: Option<String>,
+    /// Number of steps that train weights [default: 60]
+    #[arg(long, value_name = "N", requires = "sweep", value_parser = clap::value_parser!(u32).range(1..))]
+    sweep_steps: Option<u32>,
     /// Search on the first N rows
     #[arg(long, value_name = "N", requires = "sweep", value_parser = clap::value_parser!(u32).range(1..))]
     sweep_rows: Option<u32>,
@@ -107,6 +120,13 @@ enum MergeOutputArg {
     Adapter,
 }
 
+impl MergeArgs {
+    /// Returns what has a weight of its own in the search.
+    fn sweep_by(&self) -> SweepBy {
+        self.sweep_by.as_deref().and_then(SweepBy::named).unwrap_or_default()
+    }
+}
+
 /// What is to be merged and written, from arguments or from a file.
 struct MergeJob {
     base: PathBuf,
@@ -115,6 +135,7 @@ struct MergeJob {
     form: MergeForm,
     dtype: MergeDtype,
     out: Option<PathBuf>,
+    sweep: Option<SweepSettings>,
 }
 
 /// Runs `ft merge`.
@@ -129,19 +150,20 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         false => job_of_arguments(args)?,
         true => match file_of(args)? {
             MergeFile::Models(file) => return models::run(args, file),
+            MergeFile::Experts(file) => return experts::run(args, file),
             MergeFile::Adapters(file) => job_of_file(args, file)?,
         },
     };
     for warning in job.parts.iter().filter_map(|part| other_base(&job.base, part)) {
         report::warn(warning);
     }
-    let limit = args.sweep_rows.map(|n| n as usize);
-    let soup = soup::cook(&mut job, args.rows.as_deref(), args.sweep.is_some())?;
-    let search = args.sweep.as_deref().map(|rows| sweep::search_weights(&mut job, rows, limit)).transpose()?;
+    let sweeps = job.sweep.is_some();
+    let soup = soup::cook(&mut job, args.rows.as_deref(), sweeps)?;
+    let search = job.sweep.take().map(|settings| sweep::search_weights(&mut job, &settings)).transpose()?;
     let mut merge = PreparedMerge::new(&job.base, &job.parts, job.plan.clone(), job.form)?;
-    let picture = search.as_ref().map(|found| sweep::picture(found, &job.parts));
+    let picture = search.as_ref().map(|found| found.picture(&job.parts));
     merge.search = picture.or_else(|| soup.as_ref().map(ChosenSoup::picture));
-    let trials = search.as_ref().map(|found| ("sweep", json!(found)));
+    let trials = search.as_ref().map(|found| ("sweep", found.json()));
     let trials = trials.or_else(|| soup.as_ref().map(|chosen| ("soup", json!(chosen.soup))));
     let tells = job.parts.len() > 1 || !job.plan.is_sum() || soup.is_some() || args.dry_run;
     if tells {
@@ -220,6 +242,13 @@ fn job_of_file(args: &MergeArgs, file: AdapterMergeFile) -> Result<MergeJob> {
     if args.seed.is_some() {
         return Err(beside_file(args, "--seed"));
     }
+    if args.sweep.is_some() && file.sweep.is_some() {
+        return Err(beside_file(args, "--sweep").hint("its `sweep` says how weights are searched"));
+    }
+    let sweep = match file.sweep {
+        Some(sweep) => Some(sweep),
+        None => sweep_of_arguments(args, &file.plan)?,
+    };
     let out = args.out.clone().or(file.out);
     if out.is_none() && !args.dry_run {
         return Err(no_folder(args, "add `out: DIR` to the file, or give --out DIR"));
@@ -228,7 +257,26 @@ fn job_of_file(args: &MergeArgs, file: AdapterMergeFile) -> Result<MergeJob> {
     check_out_folder(args, out.as_deref(), &file.base, &folders)?;
     let read = |(folder, weight): &(PathBuf, f64)| read_part(folder, *weight);
     let parts = file.adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
-    Ok(MergeJob { base: file.base, parts, plan: file.plan, form: file.form, dtype: file.dtype, out })
+    Ok(MergeJob { base: file.base, parts, plan: file.plan, form: file.form, dtype: file.dtype, out, sweep })
+}
+
+/// Returns what --sweep and its settings say. Fails if they contradict the plan.
+fn sweep_of_arguments(args: &MergeArgs, plan: &MergePlan) -> Result<Option<SweepSettings>> {
+    let Some(rows) = args.sweep.clone() else { return Ok(None) };
+    let whole = |n: Option<u32>| n.map(|n| n as usize);
+    let (limit, steps) = (whole(args.sweep_rows), whole(args.sweep_steps));
+    let settings = SweepSettings { rows, limit, by: args.sweep_by(), steps, seed: args.seed.unwrap_or_default() };
+    match settings.mistake(plan) {
+        Some(mistake) => Err(mistaken(&[mistake])),
+        None => Ok(Some(settings)),
+    }
+}
+
+/// Returns the error for settings that contradict each other.
+fn mistaken(mistakes: &[SettingsMistake]) -> Error {
+    let told = mistakes.iter().map(|m| format!("--{}: {}", m.key.replace('_', "-"), m.message));
+    let error = Error::user(told.collect::<Vec<_>>().join("\nerror: "));
+    mistakes.iter().fold(error, |error, m| error.hint(m.hint))
 }
 
 /// Returns the base, if the arguments name one, and the adapters: an adapter in the place of the base means that none is named.
@@ -279,14 +327,12 @@ fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
         rank: args.rank,
         energy: args.energy,
         knots: args.knots,
-        seed: args.seed,
+        // Of weights that are trained it determines the order of rows.
+        seed: args.seed.filter(|_| !args.sweep_by().is_trained()),
     };
-    let plan = settings.plan(adapters.len()).map_err(|mistakes| {
-        let told = mistakes.iter().map(|m| format!("--{}: {}", m.key.replace('_', "-"), m.message));
-        let error = Error::user(told.collect::<Vec<_>>().join("\nerror: "));
-        mistakes.iter().fold(error, |error, m| error.hint(m.hint))
-    })?;
-    Ok(MergeJob { base, parts: read()?, plan, form, dtype, out: args.out.clone() })
+    let plan = settings.plan(adapters.len()).map_err(|mistakes| mistaken(&mistakes))?;
+    let sweep = sweep_of_arguments(args, &plan)?;
+    Ok(MergeJob { base, parts: read()?, plan, form, dtype, out: args.out.clone(), sweep })
 }
 
 /// Fails if `out` must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty

@@ -1,9 +1,12 @@
 //! Evaluates models on rows: loss and exact match of a language model, accuracy and calibration of a reward model.
 //!
-//! metrics: pure functions over answers. rows: the prompts and expected answers of a file. run: evaluates a language
-//! model on these rows. score: scores rows with a reward model. merge_losses: losses of
-//! merges; sweep searches the weights of one by them, soup chooses its adapters.
+//! metrics: pure functions over answers; answer_metrics: overlap of texts and scores of classes; match_test: whether two models
+//! differ in exact match. rows: the prompts and expected answers of a file. run: evaluates a language model on these rows. score:
+//! scores rows with a reward model. merge_losses: losses of merges; sweep (a folder) searches the weights of one by them, soup
+//! chooses its adapters.
 
+pub mod answer_metrics;
+pub mod match_test;
 pub mod merge_losses;
 pub mod metrics;
 pub mod rows;

@@ -4,6 +4,7 @@
 use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
 use super::next_token::next_logits;
+use super::prefill::{PREFILL_TOKENS, prefill};
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
 use super::sequence::GrowingSequence;
@@ -11,7 +12,6 @@ use super::settings::GenerationSettings;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native::{fetch, upload_slice};
-use crate::nn::Tokens;
 use std::cmp::Ordering;
 use tch::{Kind, Tensor};
 
@@ -91,8 +91,7 @@ pub fn search(
     let (count, prompt, longest) = (beams.count, first.ids.len(), first.max_length());
     let weigh = |score: f32, length: usize| score / (length as f64).powf(beams.length_penalty) as f32;
     let mut cache = model.cache(1);
-    let tokens = Tokens::pack(&[&first.ids], model.device());
-    let mut logits = model.extend(&tokens, &mut cache, |out| out.logits(&tokens.segments.last_rows()))?;
+    let mut logits = prefill(model, &[&first.ids], &mut cache, PREFILL_TOKENS)?;
     let mut running = vec![Beam { sequence: first, score: 0.0, parent: 0, stopped: None }];
     let mut ended: Vec<Beam> = Vec::new();
     let mut hopeful = true;

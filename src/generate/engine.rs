@@ -12,6 +12,7 @@ use super::answer::{DecodeFn, GeneratedAnswer};
 use super::answering_adapter::AnsweringAdapter;
 use super::logit_rules::LogitEdits;
 use super::next_token::next_logits;
+use super::prefill::{PREFILL_TOKENS, prefill};
 use super::prompt_check::{check_decoder, check_prompt};
 use super::sampler;
 use super::sequence::GrowingSequence;
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::native;
 use crate::native::upload_slice;
-use crate::nn::{KvCache, RowAdapters, Tokens};
+use crate::nn::{CacheLayout, KvCache, RowAdapters};
 use std::collections::VecDeque;
 use tch::{Device, Tensor};
 
@@ -51,7 +52,8 @@ impl GenerationRequest {
 pub struct BatchLimits {
     /// Number of rows.
     pub rows: usize,
-    /// Size of the cache in tokens: rows times the longest sequence.
+    /// Size of the cache in tokens: rows times what a layer keeps of the longest sequence, which is all of it unless the layer
+    /// has a window.
     pub tokens: usize,
 }
 
@@ -67,18 +69,21 @@ impl BatchLimits {
     /// Returns limits under which the cache takes at most `memory` bytes, on a device at any moment. One sequence is
     /// always decoded, even if it alone takes more.
     pub fn within(model: &Model, memory: u64) -> Self {
-        let (rows, tokens, tables) = match model.device() {
-            // While a table is replaced by a larger one, both exist.
-            Device::Cuda(_) => (256, 1 << 17, model.cache_layout().tables() + 1),
-            _ => (64, 1 << 15, model.cache_layout().tables()),
+        let (rows, tokens) = match model.device() {
+            Device::Cuda(_) => (256, 1 << 17),
+            _ => (64, 1 << 15),
         };
-        let token = tables * model.cache_layout().row_bytes(model.config().head_dim, model.kind());
+        let layout = model.cache_layout();
+        let token = layout.tables() * layout.row_bytes(model.config().head_dim, model.kind());
         Self { rows, tokens: tokens.min((memory / token.max(1)) as usize) }
     }
-}
 
-/// Most prompt tokens in one packed row, unless one prompt alone is longer.
-const PREFILL_TOKENS: usize = 4096;
+    /// Returns the number of rows that are decoded together if the longest sequence has `longest` tokens; perhaps 0.
+    fn rows_of(&self, longest: usize, layout: &CacheLayout) -> usize {
+        let longest = longest.min(1 << 40) as i64;
+        self.rows.max(1).min(self.tokens / layout.kept_tokens(longest) as usize)
+    }
+}
 
 /// A finished answer and its request.
 #[derive(Debug, Clone, PartialEq)]
@@ -227,7 +232,7 @@ impl<'m> Engine<'m> {
     /// adapter of the first request in the queue; those with others are passed over, and their places in the batch are kept
     /// free for the next steps. If the model cannot mix adapters, a batch has one. Returns the number of answers for each prompt.
     fn admit_waiting(&mut self) -> Vec<usize> {
-        let (model, limits) = (self.model, self.limits);
+        let (model, limits, layout) = (self.model, self.limits, self.model.cache_layout());
         let cached = |adapter: AnsweringAdapter, sequence: &GrowingSequence| {
             adapter.virtual_tokens(model) + sequence.max_length()
         };
@@ -245,7 +250,7 @@ impl<'m> Engine<'m> {
             };
             let sequence = make(w.answers_begun);
             longest = longest.max(cached(adapter, &sequence));
-            let free = limits.rows.max(1).min(limits.tokens / longest).saturating_sub(used).max(usize::from(used == 0));
+            let free = limits.rows_of(longest, &layout).saturating_sub(used).max(usize::from(used == 0));
             let n = free.min(r.answers - w.answers_begun);
             if n > 0 && adapter.number(model) != shared {
                 (used, at) = (used + n, at + 1);
@@ -279,7 +284,7 @@ impl<'m> Engine<'m> {
     /// sequences of up to `longest` tokens.
     fn allocate_cache(&mut self, longest: usize) {
         let waiting: usize = self.waiting.iter().map(|w| w.request.answers - w.answers_begun).sum();
-        let most = self.limits.rows.min(self.limits.tokens / longest);
+        let most = self.limits.rows_of(longest, &self.model.cache_layout());
         let rows = (self.rows.len() + waiting).min(most).max(self.rows.len());
         self.cache.allocate(rows, longest as i64);
     }
@@ -289,8 +294,7 @@ impl<'m> Engine<'m> {
     fn prefill_rows(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
         self.cache.add_slots(counts.len());
         let prompts: Vec<&[u32]> = self.rows[old..old + counts.len()].iter().map(|r| &r.sequence.ids[..]).collect();
-        let tokens = Tokens::pack(&prompts, self.model.device());
-        let logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
+        let logits = prefill(self.model, &prompts, &mut self.cache, PREFILL_TOKENS)?;
         let mut source: Vec<i64> = (0..counts.len() as i64).collect();
         for (i, n) in counts.iter().enumerate().filter(|(_, n)| **n > 1) {
             self.cache.fork_slot(old + i, n - 1);

@@ -1,8 +1,9 @@
 //! Logits of the next token of sequences in a cache.
 
+use super::prefill::{PREFILL_TOKENS, prefill};
 use crate::error::Result;
 use crate::models::Model;
-use crate::nn::{KvCache, Tokens};
+use crate::nn::KvCache;
 use tch::Tensor;
 
 /// Returns the logits (S, V) after the last token of each of the cache's sequences; all but that token are in the cache.
@@ -20,7 +21,6 @@ pub(super) fn next_logits<'s>(
     }
     let part = |i: usize| if again[i] { sequence(i) } else { &sequence(i)[sequence(i).len() - 1..] };
     let parts: Vec<&[u32]> = (0..again.len()).map(part).collect();
-    (0..again.len()).filter(|i| again[*i]).for_each(|i| cache.truncate(i, 0));
-    let tokens = Tokens::pack_after(&parts, &cache.lengths, model.device());
-    model.extend(&tokens, cache, |out| out.logits(&tokens.segments.last_rows()))
+    (0..again.len()).filter(|i| again[*i]).for_each(|i| _ = cache.truncate(i, 0));
+    prefill(model, &parts, cache, PREFILL_TOKENS)
 }

@@ -4,13 +4,14 @@
 use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
 use super::next_token::next_logits;
+use super::prefill::{PREFILL_TOKENS, prefill};
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
 use super::sequence::GrowingSequence;
 use super::settings::GenerationSettings;
 use crate::error::Result;
 use crate::models::Model;
-use crate::nn::{KvCache, Tokens};
+use crate::nn::KvCache;
 use std::ops::ControlFlow;
 
 /// A conversation with a model: its cache and the tokens in it.
@@ -58,10 +59,11 @@ impl<'m> ChatSession<'m> {
         let held = self.model.virtual_tokens() + self.cached_ids.len() as i64;
         let whole = self.model.virtual_tokens() + prompt.len() as i64;
         let known = if self.model.outgrows_cache(held, whole) { 0 } else { known };
+        // Layers with a window may no longer have what the first new token sees: the cache is then empty.
+        let held = self.cache.truncate(0, if known == 0 { 0 } else { self.model.virtual_tokens() + known as i64 });
+        let known = if held == 0 { 0 } else { known };
         self.cached_ids.truncate(known);
-        self.cache.truncate(0, if known == 0 { 0 } else { self.model.virtual_tokens() + known as i64 });
-        let tokens = Tokens::pack_after(&[&prompt[known..]], &self.cache.lengths, self.model.device());
-        let mut logits = self.model.extend(&tokens, &mut self.cache, |out| out.logits(&tokens.segments.last_rows()))?;
+        let mut logits = prefill(self.model, &[&prompt[known..]], &mut self.cache, PREFILL_TOKENS)?;
         self.cached_ids = prompt.to_vec();
         loop {
             let mut edits = LogitEdits::default();

@@ -2,7 +2,7 @@
 
 use super::delta::Delta;
 use super::method::WeightedDelta;
-use super::on_one_thread;
+use crate::native::merging::best;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
@@ -74,7 +74,7 @@ impl ChangeProducts {
 
 /// Compares changes of one weight that are given block by block: one of every part of the merge.
 pub struct BlockComparison {
-    /// The parts' changes, then the merged change: inner products of all with all.
+    /// Inner products of the parts' changes and of the merged change, the last vector: the upper triangle with the diagonal.
     products: Vec<f64>,
     vectors: usize,
     shared: i64,
@@ -84,29 +84,33 @@ pub struct BlockComparison {
 impl BlockComparison {
     /// Begins a comparison of `parts` changes.
     pub fn new(parts: usize) -> Self {
-        Self { products: vec![0.0; (parts + 1) * (parts + 1)], vectors: parts + 1, shared: 0, conflicts: 0 }
+        let vectors = parts + 1;
+        Self { products: vec![0.0; vectors * (vectors + 1) / 2], vectors, shared: 0, conflicts: 0 }
     }
 
-    /// Adds a block of the changes, and of what was merged of them.
-    pub fn add(&mut self, changes: &[Tensor], merged: &Tensor) {
-        let products = on_one_thread(|| {
-            let rows: Vec<Tensor> = changes.iter().chain([merged]).map(|t| t.reshape([-1])).collect();
-            let rows = Tensor::stack(&rows, 0); // (parts + 1, entries)
-            rows.matmul(&rows.tr()).to_kind(Kind::Double).flatten(0, -1)
-        });
-        let products = Vec::<f64>::try_from(products).expect("a vector");
-        self.products.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
+    /// Compares a block of the changes with each other and with what was merged of them.
+    pub fn of_block(changes: &[&[f32]], merged: &[f32]) -> Self {
+        let mut found = Self::new(changes.len());
+        let vectors: Vec<&[f32]> = changes.iter().copied().chain([merged]).collect();
+        best().products(&vectors, &mut found.products);
         if changes.len() > 1 {
-            let (shared, conflicts) = shared_and_conflicting(changes.iter().map(Tensor::sign));
-            self.shared += shared;
-            self.conflicts += conflicts;
+            (found.shared, found.conflicts) = best().signs(changes);
         }
+        found
+    }
+
+    /// Adds the comparison of the next block.
+    pub fn add(&mut self, block: &Self) {
+        self.products.iter_mut().zip(&block.products).for_each(|(sum, product)| *sum += product);
+        self.shared += block.shared;
+        self.conflicts += block.conflicts;
     }
 
     /// Returns the comparison of all blocks.
     pub fn finish(self) -> Comparison {
         let parts = self.vectors - 1;
-        let product = |i: usize, j: usize| self.products[i * self.vectors + j];
+        // Row i of the triangle begins after those of i longer rows.
+        let product = |i: usize, j: usize| self.products[i * self.vectors - i * (i + 1) / 2 + j];
         let norm = |i: usize| product(i, i).max(0.0).sqrt();
         let products = ChangeProducts {
             norms: (0..parts).map(norm).collect(),
@@ -181,18 +185,20 @@ mod tests {
             .map(|(part, t)| WeightedDelta { part, delta: Delta::Dense(t.shallow_clone()), weight: 1.0, density: 1.0 })
             .collect();
         let whole = Comparison::between(3, &deltas, &Delta::Dense(merged.shallow_clone()));
+        let numbers = |t: &Tensor| Vec::<f32>::try_from(t.flatten(0, -1)).unwrap();
+        let (all, of_merged) = (tensors.each_ref().map(numbers), numbers(&merged));
         let mut blocks = BlockComparison::new(3);
-        for (start, rows) in [(0, 2), (2, 4)] {
-            let part = |t: &Tensor| t.narrow(0, start, rows);
-            blocks.add(&tensors.each_ref().map(part), &part(&merged));
+        for rows in [0..10, 10..30] {
+            let block = all.each_ref().map(|change| &change[rows.clone()]);
+            blocks.add(&BlockComparison::of_block(&block, &of_merged[rows.clone()]));
         }
         let found = blocks.finish();
         assert_eq!(found.sign_conflicts, whole.sign_conflicts);
-        let numbers = |c: &Comparison| {
+        let results = |c: &Comparison| {
             let optional = c.cosines.iter().chain(&c.with_merged).map(|x| x.unwrap());
             c.norms.iter().copied().chain([c.merged_norm]).chain(optional).collect::<Vec<f64>>()
         };
-        for (one, two) in numbers(&found).iter().zip(numbers(&whole)) {
+        for (one, two) in results(&found).iter().zip(results(&whole)) {
             assert!((one - two).abs() < 1e-5, "{one} {two}");
         }
     }

@@ -80,7 +80,9 @@ impl ReferenceModel {
         let (heads, vocabulary) = (Heads::Tokens, model.vocabulary());
         let (device, kind, storage) = (model.device(), model.kind(), model.storage());
         let load = LoadOptions { device, kind, storage, train_base: None, adapters: Vec::new(), vocabulary, heads };
-        Ok(Self::FrozenCopy(Box::new(Model::load(model.folder(), load)?)))
+        let copy = Model::load(model.folder(), load)?;
+        copy.set_mlp_tile(model.mlp_tile());
+        Ok(Self::FrozenCopy(Box::new(copy)))
     }
 
     /// Calls `f` with the reference of `model`.

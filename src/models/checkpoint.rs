@@ -2,7 +2,7 @@
 
 use super::config::tied_head;
 use super::family::{Config, Family};
-use super::{gguf_weights, stored};
+use super::{gguf_weights, stacks, stored};
 use crate::error::{Error, Result};
 use crate::model_files::is_gguf;
 use crate::nn::{ParamMapping, Weights};
@@ -12,6 +12,7 @@ use std::path::Path;
 pub fn weights(model: &Path, config: &Config) -> Result<Weights> {
     let mut weights = if is_gguf(model) { gguf_weights::open(model)? } else { Weights::open(model)? };
     stored::collect(&mut weights, config.stored, config.file())?;
+    stacks::split(&mut weights, config)?;
     let Family { map_param, embedding, .. } = *config.family();
     let holds = |wanted: &str| weights.names().any(|n| map_param(n).is_some_and(|p| p.name == wanted));
     let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));

@@ -2,7 +2,7 @@
 
 use super::stored::StoredFormat;
 use crate::error::{Error, Result};
-use crate::nn::{Attention, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
+use crate::nn::{Attention, Cell, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -25,8 +25,14 @@ pub trait Decoder {
     fn finish(&self, x: &Tensor) -> Tensor;
     /// Returns the output head: (…, D) -> (…, V).
     fn head(&self) -> &Rc<Linear>;
-    /// Returns the settings of layer `i`'s attention.
-    fn attention(&self, i: usize) -> Attention;
+    /// Returns the settings of layer `i`'s attention; `None` if it has none.
+    fn attention(&self, _i: usize) -> Option<Attention> {
+        None
+    }
+    /// Returns the recurrence of the layers; `None` if they are not recurrent.
+    fn recurrence(&self) -> Option<Cell> {
+        None
+    }
     /// Returns the length up to which sequences are rotated by other frequencies than beyond it, if there is such a length.
     fn rotation_switch(&self) -> Option<i64> {
         None
@@ -60,6 +66,8 @@ pub struct Family {
     pub embedding: &'static str,
     /// Maps a tensor's name in a checkpoint to the model's parameter; `None`: it is not a parameter.
     pub map_param: fn(&str) -> Option<ParamMapping>,
+    /// Checkpoints have the weights of all experts of a layer in one tensor (`models::stacks`).
+    pub stacked_experts: bool,
     /// Builds the decoder. Fails if the config asks for something that the family does not support.
     pub build: fn(&Config, &ModelBuilder) -> Result<Box<dyn Decoder>>,
 }
@@ -75,6 +83,10 @@ pub struct ExpertSizes {
     pub width: i64,
     /// The weights of a token's experts are divided by their sum.
     pub renormalise: bool,
+    /// The groups of neighbouring experts, and from how many of them a token's experts are taken; `None`: from all experts.
+    pub groups: Option<(i64, i64)>,
+    /// Factor on the weights of a token's experts.
+    pub scale: f64,
     /// The width inside the expert that computes every token, if there is one.
     pub shared_width: Option<i64>,
     /// Which layers have experts; the others have one MLP.
@@ -175,6 +187,16 @@ impl Config {
         keys.iter().filter_map(|key| asked(key).map(|p| format!("{key} {p}"))).collect()
     }
 
+    /// Returns true if the layers have attention and MLPs, false if they are recurrent.
+    pub fn has_attention(&self) -> bool {
+        !self.family.foreign_keys.contains(&"num_attention_heads")
+    }
+
+    /// Returns true for a family that only ft writes and reads.
+    pub fn is_own_family(&self) -> bool {
+        self.model_type.starts_with("ft_")
+    }
+
     /// Returns the number of MLPs that compute a token in layer `i`, and the sum of the widths inside them.
     pub fn feed_forward(&self, i: usize) -> (i64, i64) {
         match self.experts.as_ref().filter(|experts| experts.sparse[i]) {
@@ -184,6 +206,16 @@ impl Config {
                 (experts.chosen + i64::from(shared.is_some()), experts.chosen * experts.width + shared.unwrap_or(0))
             }
         }
+    }
+
+    /// Returns true if keys and values are made of one vector of a few numbers (`models::blocks`).
+    pub fn has_latent_attention(&self) -> bool {
+        self.family.extra_keys.contains(&"kv_lora_rank")
+    }
+
+    /// Returns the number of experts of a layer if the model's files have their weights in one tensor (`models::stacks`).
+    pub fn stacked_experts(&self) -> Option<i64> {
+        self.experts.as_ref().filter(|_| self.family.stacked_experts).map(|experts| experts.count)
     }
 
     /// Returns the names of the weights that embedding and output head share; empty if each has its own.

@@ -13,7 +13,7 @@ impl Model {
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let row = self.whole_row(tokens);
-        let mut pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
+        let mut pass = self.start_pass(&row, &look);
         let mut x = self.embed(&row); // (T', D)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
@@ -67,10 +67,22 @@ impl Model {
     /// Runs a packed row that continues the cache's last sequences, one segment each, and adds it to the cache.
     /// Without gradient. Returns what `f` makes of the output.
     pub fn extend<R>(&self, tokens: &Tokens, cache: &mut KvCache, f: impl FnOnce(&Output) -> R) -> Result<R> {
+        self.extend_part(tokens, cache, None, f)
+    }
+
+    /// Does the same for a row that has a part of its sequences: `whole` are the numbers of tokens that these have when all
+    /// parts are run, virtual ones included.
+    pub fn extend_part<R>(
+        &self,
+        tokens: &Tokens,
+        cache: &mut KvCache,
+        whole: Option<&[i64]>,
+        f: impl FnOnce(&Output) -> R,
+    ) -> Result<R> {
         self.check(tokens, cache.last(tokens.segments.count()))?;
         let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
         let row = self.layer_row(tokens, cache.last(tokens.segments.count()));
-        let mut pass = row.pass(Some(&mut *cache));
+        let mut pass = row.pass(Some(&mut *cache)).part_of(whole);
         let mut x = self.embed(&row);
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
@@ -95,8 +107,10 @@ impl Model {
 
     /// Returns the sizes that the layout of the model's cache depends on.
     pub fn cache_layout(&self) -> CacheLayout {
+        let recurrent = if self.recurrence().is_some() { self.depth() } else { 0 };
         CacheLayout {
-            depth: self.depth(),
+            windows: self.attentions().map(|attention| attention.window).collect(),
+            recurrent,
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             device: self.device(),

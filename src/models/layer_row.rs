@@ -2,6 +2,7 @@
 //!
 //! Whoever runs layers embeds a [`LayerRow`], starts its pass and drops the rows of virtual tokens from the result.
 
+use super::activations::ExposedLayers;
 use super::model::Model;
 use crate::error::Result;
 use crate::native;
@@ -86,6 +87,16 @@ impl Model {
     /// Returns the same for a row whose segments are whole sequences.
     pub(super) fn whole_row<'t>(&self, tokens: &'t Tokens) -> LayerRow<'t> {
         self.layer_row(tokens, &vec![0; tokens.segments.count()])
+    }
+
+    /// Starts a pass over whole sequences that keeps the activations in `look`, and what the terms of the loss need.
+    pub(super) fn start_pass<'p>(&self, row: &'p LayerRow, look: &ExposedLayers) -> ForwardPass<'p> {
+        let recurrence = self.recurrence.borrow().clone();
+        row.pass(None)
+            .capture_attention(&look.attention)
+            .watch_routing(self.watches_routing())
+            .with_recurrence(recurrence)
+            .tile_mlp(self.mlp_tile())
     }
 
     /// Returns the first layer's input (T', D), in training with noise on the embeddings of real tokens if it is set.

@@ -103,7 +103,7 @@ impl Model {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let mut row = self.whole_row(tokens);
         let virtual_tokens = row.detach_virtual_tokens();
-        let mut pass = row.pass(None).capture_attention(&look.attention).watch_routing(self.watches_routing());
+        let mut pass = self.start_pass(&row, &look);
         let mut inputs = Vec::with_capacity(layers);
         let top = {
             let _no_grad = tch::no_grad_guard();

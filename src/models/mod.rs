@@ -10,7 +10,7 @@
 //!
 //! Next to these: `adapter_choice` (which adapter is active), `sequence_limit`, `storage_summary` (how weights are held),
 //! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `vocabulary` (rows of new tokens),
-//! `loss` and `activations` (what a loss gets from the model), `router_terms` (terms of the loss for layers of experts), `dtype` (number formats), `stored` (checkpoints that are
+//! `loss` and `activations` (what a loss gets from the model), `router_terms` (terms of the loss for layers of experts), `gradient_reach` (gradients of recurrent models by distance), `dtype` (number formats), `stored` (checkpoints that are
 //! quantised), `quantised_base` (what is recorded about a quantised base), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
@@ -25,6 +25,7 @@ pub mod dtype;
 pub mod families;
 pub mod family;
 mod gguf_weights;
+pub mod gradient_reach;
 mod inference;
 mod layer_row;
 pub mod learning;
@@ -40,6 +41,7 @@ pub mod reward;
 pub mod router_terms;
 mod sequence_limit;
 mod spectrum;
+mod stacks;
 mod storage_summary;
 pub mod stored;
 mod trained_part;
@@ -60,6 +62,7 @@ pub use open::{device, open, open_scorer, open_stored};
 pub use quantised_base::QuantisedBase;
 pub use reward::RewardScorer;
 pub use router_terms::RouterTerms;
+pub use stacks::{FileTensor, file_tensors, refuse_stacks, split as split_stacks};
 pub use stored::StoredFormat;
 pub use trained_part::TrainedPart;
 pub use vocabulary::{RowStart, VocabularyRows};

@@ -13,8 +13,8 @@ use super::trained_part::TrainedPart;
 use super::vocabulary::VocabularyRows;
 use crate::error::{Error, Result};
 use crate::nn::{
-    AdapterPlan, AdapterSwitches, Attention, BuildResult, InitialWeights, Linear, ModelBuilder, ModelSizes, ParamStore,
-    VirtualTokens, WeightSource,
+    AdapterPlan, AdapterSwitches, Attention, BuildResult, Cell as RecurrentCell, InitialWeights, Linear, ModelBuilder,
+    ModelSizes, ParamStore, RecurrenceOptions, VirtualPlace, VirtualTokens, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -70,6 +70,9 @@ pub struct Model {
     pub(super) noise: Cell<Option<EmbeddingNoise>>,
     pub(super) loss_scale: RefCell<Option<Tensor>>,
     pub(super) router_terms: Cell<RouterTerms>,
+    mlp_tile: Cell<Option<i64>>,
+    /// How recurrent layers compute gradients.
+    pub(super) recurrence: RefCell<RecurrenceOptions>,
     exposed: RefCell<Rc<ExposedLayers>>,
 }
 
@@ -135,6 +138,21 @@ impl Model {
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
         let virtual_tokens = builder.attach_virtual_tokens(sizes(&config), config.family().embedding)?;
+        let of_keys = |tokens: &VirtualTokens| tokens.place == VirtualPlace::KeysAndValues;
+        let tunes_prefix = virtual_tokens.iter().flatten().any(of_keys);
+        if decoder.recurrence().is_some() && tunes_prefix {
+            return Err(config
+                .refuse("prefix tuning gives attention keys and values, and recurrent layers have none")
+                .hint("adapt linear layers, or tune a prompt"));
+        }
+        if config.has_latent_attention() && tunes_prefix {
+            return Err(config
+                .refuse(format!(
+                    "prefix tuning trains keys and values, which a {} model makes of one vector",
+                    config.model_type
+                ))
+                .hint("use prompt_tuning, p_tuning or lora"));
+        }
         let BuildResult { mut store, switches, unused } = builder.finish()?;
         if load.train_base.is_some_and(|part| part.layer_sampling().is_some()) {
             store.train_in_turn();
@@ -168,6 +186,8 @@ impl Model {
             noise: Cell::new(None),
             loss_scale: RefCell::default(),
             router_terms: Cell::default(),
+            mlp_tile: Cell::default(),
+            recurrence: RefCell::default(),
             exposed: RefCell::default(),
         })
     }
@@ -212,9 +232,14 @@ impl Model {
         self.decoder.depth()
     }
 
-    /// Returns the settings of each layer's attention.
+    /// Returns the settings of the attention of each layer that has one.
     pub fn attentions(&self) -> impl Iterator<Item = Attention> {
-        (0..self.depth()).map(|i| self.decoder.attention(i))
+        (0..self.depth()).filter_map(|i| self.decoder.attention(i))
+    }
+
+    /// Returns the recurrence of the layers; `None` if they are not recurrent.
+    pub fn recurrence(&self) -> Option<RecurrentCell> {
+        self.decoder.recurrence()
     }
 
     /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.
@@ -248,6 +273,17 @@ impl Model {
     /// Sets the noise on embeddings for the next calls of `learn`; `None`: no noise.
     pub fn set_embedding_noise(&self, noise: Option<EmbeddingNoise>) {
         self.noise.set(noise);
+    }
+
+    /// Sets the number of tokens of a packed row of which a layer computes its MLP at a time; `None`: all of them. In training
+    /// the backward computes each tile again, so that what is inside an MLP never exists for the whole row.
+    pub fn set_mlp_tile(&self, tokens: Option<i64>) {
+        self.mlp_tile.set(tokens);
+    }
+
+    /// Returns the number of tokens of which a layer computes its MLP at a time.
+    pub fn mlp_tile(&self) -> Option<i64> {
+        self.mlp_tile.get()
     }
 
     /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its

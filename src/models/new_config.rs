@@ -100,7 +100,8 @@ pub fn config(given: &Map<String, Value>, vocabulary: VocabularyInfo, file: &Pat
             _ => c.settings.get(other).cloned().unwrap_or_default(),
         },
     };
-    for key in COMMON_KEYS.iter().chain(family.extra_keys) {
+    let common = COMMON_KEYS.iter().filter(|key| !family.foreign_keys.contains(key));
+    for key in common.chain(family.extra_keys) {
         let own = family.key_names.iter().find(|(usual, _)| usual == key).map_or(*key, |(_, own)| own);
         let of_rope = ["rope_theta", "rope_local_base_freq", "partial_rotary_factor"].contains(key);
         if raw.get(own).is_none_or(Value::is_null) && !(of_rope && raw.contains_key("rope_parameters")) {

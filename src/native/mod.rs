@@ -9,6 +9,7 @@ mod devices;
 pub mod kernels;
 mod lists;
 mod memory;
+pub mod merging;
 pub mod products;
 mod profile;
 pub mod quantised;

@@ -28,6 +28,7 @@ unsafe extern "C" {
         slots: i64,
         window: i64,
         scale: f64,
+        sinks: *mut C_tensor,
     ) -> *mut C_tensor;
     fn ft_attention_exponential(level: c_int, x: *mut C_tensor) -> *mut C_tensor;
     fn ft_isa() -> c_int;
@@ -72,7 +73,7 @@ impl KernelBuild {
         (keys, values): (&Tensor, &Tensor),
         held: &[i64],
         window: Option<i64>,
-        scale: f64,
+        (scale, sinks): (f64, Option<&Tensor>),
     ) -> Option<Tensor> {
         // SAFETY: live tensors for the duration of the call, `held` has the length given; the result is ours.
         unsafe {
@@ -88,6 +89,7 @@ impl KernelBuild {
                 slots,
                 window.unwrap_or(i64::MAX),
                 scale,
+                raw_or_null(sinks),
             );
             owned(made)
         }
@@ -125,7 +127,8 @@ pub fn product_rows(x: Kind, w: Kind) -> i64 {
 
 /// Computes one decoding step of attention on the CPU: writes k and v (S, K, E), given as `new`, after the `held[s]`
 /// tokens of each slot s of the `tables` (slots, K, capacity, E), and attends from q (S, H, E) to all of the slot's
-/// tokens, or to the last ones in the `window` -> (S, H, E). `None` if there is no kernel for these tensors; nothing is
+/// tokens, or to the last ones in the `window` -> (S, H, E). `sinks` (H), float32: a further score of each head, whose value is
+/// 0. `None` if there is no kernel for these tensors; nothing is
 /// written then.
 pub fn decode_attention(
     q: &Tensor,
@@ -133,7 +136,7 @@ pub fn decode_attention(
     tables: (&Tensor, &Tensor),
     held: &[i64],
     window: Option<i64>,
-    scale: f64,
+    (scale, sinks): (f64, Option<&Tensor>),
 ) -> Option<Tensor> {
-    KernelBuild::BEST.decode_attention(q, new, tables, held, window, scale)
+    KernelBuild::BEST.decode_attention(q, new, tables, held, window, (scale, sinks))
 }

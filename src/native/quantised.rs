@@ -107,10 +107,21 @@ pub enum Codes<'a> {
         /// (rows, groups) uint8
         zeros: &'a Tensor,
     },
+    /// 4 bits: one of 16 values times `2^(exponent - 127)`, with the exponent of the number's group.
+    Exponents {
+        /// The values of the codes.
+        values: &'a [f32; 16],
+        /// Numbers of a row in a group; rows are whole groups.
+        group: i64,
+        /// (rows, groups) uint8, below 255
+        exponents: &'a Tensor,
+    },
 }
 
 /// The scales of a quantised matrix: float32 tensors on the CPU.
 pub enum ScaleTensors<'a> {
+    /// None: they are part of what the codes stand for ([`Codes::Exponents`]).
+    InCodes,
     /// One per block or row.
     Plain(&'a Tensor),
     /// One byte per block: one of 256 values times the scale of its group, plus an offset.
@@ -147,14 +158,23 @@ impl<'a> QuantisedMatrix<'a> {
                 assert!(group > 0 && (bits == 8 || bits == 4 && columns % 2 == 0), "{bits} bits, groups of {group}");
                 (std::ptr::null(), Kind::Uint8, n * bits / 8, rows * ((columns + group - 1) / group))
             }
+            Codes::Exponents { values, group, .. } => {
+                assert!(group > 0 && group % 2 == 0 && columns % group == 0, "{columns} columns in groups of {group}");
+                (values.as_ptr(), Kind::Uint8, n / 2, rows * columns / group)
+            }
         };
         let (zeros, group, whole_bytes) = match meaning {
             Codes::Groups { bits, group, zeros } => (whole(zeros, Kind::Uint8, scaled) as *const u8, group, bits == 8),
+            Codes::Exponents { group, .. } => (std::ptr::null(), group, false),
             Codes::FourBits(_) | Codes::Int8 => (std::ptr::null(), 0, false),
         };
         let codes = whole(codes, kind, bytes) as *const u8;
         let none = Matrix { values, zeros, group, bytes: whole_bytes, ..Matrix::of_codes(columns, codes) };
         let inner = match scales {
+            ScaleTensors::InCodes => {
+                let Codes::Exponents { exponents, .. } = meaning else { panic!("codes of this format have scales") };
+                Matrix { scale_codes: whole(exponents, Kind::Uint8, scaled) as *const u8, ..none }
+            }
             ScaleTensors::Plain(scales) => Matrix { scales: whole(scales, Kind::Float, scaled) as *const f32, ..none },
             ScaleTensors::Double { codes, scales, values: scale_values, offset } => {
                 assert!(!none.values.is_null(), "only the scales of 4-bit blocks are quantised");

@@ -40,16 +40,16 @@ impl CudaKernel {
         }
     }
 
-    /// Computes attention without a cap within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E). Differentiable.
+    /// Computes attention without cap and sinks within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E). Differentiable.
     pub(super) fn attend(
         self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         segments: &Segments,
-        attention: Attention,
+        attention: &Attention,
     ) -> Tensor {
-        let Attention { scale, window, .. } = attention;
+        let Attention { scale, window, .. } = *attention;
         match self {
             Self::Flash => {
                 let [pq, pk, pv] = [q, k, v].map(pad_heads);
@@ -196,8 +196,8 @@ fn runs(lengths: &[i64]) -> Vec<Run> {
 
 /// Computes attention by the memory-efficient kernel in `kind`. Keys and values are repeated for the query heads that
 /// share them; the repeated, padded or cast copies are made again in the backward instead of being kept.
-fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, attention: Attention, kind: Kind) -> Tensor {
-    let Attention { scale, window, .. } = attention;
+fn efficient_attention(inputs: [&Tensor; 3], segments: &Segments, attention: &Attention, kind: Kind) -> Tensor {
+    let Attention { scale, window, .. } = *attention;
     let (heads, size, own) = (inputs[0].size()[1], inputs[0].size()[2], inputs[0].kind());
     let with_lse = recorded(&inputs);
     let runs: Vec<Run> = runs(&segments.lengths).into_iter().filter(|run| run.tokens.1 > 0).collect();

@@ -2,7 +2,7 @@
 
 use crate::native;
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The input of linear layers. Instead of keeping it for the backward, it may be recomputed there from tensors that
 /// are kept anyway.
@@ -54,6 +54,19 @@ impl LayerInput {
             let kept = self.x.detach();
             Rc::new(move || kept.shallow_clone())
         })
+    }
+
+    /// Returns a closure that returns rows in the backward, without a graph, given the first and their number. It recomputes them
+    /// if that takes no other rows; else the input is kept.
+    pub(super) fn rows_again(&self) -> Rc<dyn Fn(i64, i64) -> Tensor> {
+        if let Some(of_rows) = self.recompute_rows.clone() {
+            let device = self.x.device();
+            return Rc::new(move |from, count| {
+                of_rows(&Tensor::arange_start(from, from + count, (Kind::Int64, device)))
+            });
+        }
+        let kept = self.x.detach();
+        Rc::new(move |from, count| kept.narrow(0, from, count))
     }
 
     /// Returns the input that `f` makes of this one, row by row. The result is recomputed from this one.

@@ -28,9 +28,9 @@ impl LayerNorm {
             return LayerInput::kept(&self.adapters.replace_rows(&groups, norm(x, None), adapted));
         }
         let (weight, bias) = self.scale_and_shift(x, self.adapters.active());
-        LayerInput::recomputable(normal(x, &weight, bias.as_ref(), eps), || {
-            let (kept, scale, shift) = (x.detach(), weight.detach(), bias.as_ref().map(Tensor::detach));
-            move || normal(&kept, &scale, shift.as_ref(), eps)
+        LayerInput::row_wise(normal(x, &weight, bias.as_ref(), eps), x, || {
+            let (scale, shift) = (weight.detach(), bias.as_ref().map(Tensor::detach));
+            move |x| normal(x, &scale, shift.as_ref(), eps)
         })
     }
 

@@ -5,7 +5,7 @@ use super::joint_linear::{self, JointLayer, LowRank};
 use super::layer_input::LayerInput;
 use super::scale::scale_columns;
 use super::weight::{Dense, Weight, cast, is_decoding};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A linear layer with its adapters.
 pub struct Linear {
@@ -90,6 +90,16 @@ impl Linear {
             }
             None => layers[i].forward_alone(layers[i].adapters.active(), &input.x),
         })
+    }
+
+    /// Returns the weight (out, in) and the bias (out) in float32 that give the layer's output under the active adapter, but
+    /// for the adapter's dropout; differentiable. For layers whose products are computed elsewhere, token after token.
+    pub fn merged(&self) -> (Tensor, Tensor) {
+        let weight = self.dense.weight.dense(Kind::Float);
+        let weight = self.adapters.active().map_or_else(|| weight.shallow_clone(), |adapter| adapter.merged(&weight));
+        let zeros = || Tensor::zeros([weight.size()[0]], (Kind::Float, weight.device()));
+        let bias = self.bias().map_or_else(zeros, |bias| cast(&bias, Kind::Float));
+        (weight, bias)
     }
 
     /// Returns the layer in the form in which it is computed together with others; `None` if its active adapter has no

@@ -4,11 +4,13 @@ use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
 use super::experts::RouterStatistics;
 use super::ops;
+use super::recurrence::{GradientReach, TimeOrder};
 use super::rope::Rope;
 use super::tokens::{Segments, Tokens};
 use super::virtual_tokens::{VirtualPlace, VirtualRow};
 use crate::native::upload;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// State of one forward pass through all layers: the packed row's segments, its positions and, for decoding, the cache.
@@ -21,14 +23,29 @@ pub struct ForwardPass<'a> {
     cache: Option<&'a mut KvCache>,
     /// cos and sin of each rotary embedding, by the address of its frequencies.
     angles: BTreeMap<*const Rope, (Tensor, Tensor)>,
-    /// Rows of the cache that the new tokens are written to; the same for every layer.
-    places: Option<Tensor>,
-    /// Masks of a decoding step that have been computed, by window; the same for every layer with it.
+    /// Masks of a decoding step that have been computed, with the bias of scores, by the window of the layers that they are for.
     masks: BTreeMap<Option<i64>, Option<Tensor>>,
+    /// The number of tokens that each sequence has when all parts of it have been run, virtual ones included, if this row is
+    /// one of several parts.
+    whole_lengths: Option<&'a [i64]>,
     /// Queries and keys of the layers given to `capture_attention`; `None` until the layer has run.
     captured: BTreeMap<usize, Option<QueriesAndKeys>>,
+    /// Number of rows of which layers compute the MLP at a time; `None`: all of them.
+    mlp_tile: Option<i64>,
     /// Statistics of the routing of layers of experts that have run; `None` if they are not asked for.
     routing: Option<BTreeMap<usize, RouterStatistics>>,
+    /// The tokens in the order of time, once a recurrent layer has asked.
+    time_order: Option<Rc<TimeOrder>>,
+    recurrence: RecurrenceOptions,
+}
+
+/// How recurrent layers compute gradients in a pass.
+#[derive(Default, Clone)]
+pub struct RecurrenceOptions {
+    /// Number of tokens that gradients flow back at most; `None`: to the beginning of a sequence.
+    pub truncate: Option<i64>,
+    /// Where the norms of the gradients of states are recorded, if they are.
+    pub reach: Option<Rc<GradientReach>>,
 }
 
 /// The virtual tokens that segments of a pass begin with.
@@ -56,7 +73,7 @@ impl QueriesAndKeys {
     /// new leaves that collect a gradient.
     pub fn detach(&self, learns: bool) -> Self {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(learns);
-        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention }
+        Self { q: leaf(&self.q), k: leaf(&self.k), attention: self.attention.clone() }
     }
 }
 
@@ -92,7 +109,38 @@ impl<'a> ForwardPass<'a> {
             cache.reserve(&segments.lengths);
         }
         let (angles, masks, captured) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { segments, positions, virtual_part, cache, angles, places: None, masks, captured, routing: None }
+        Self {
+            segments,
+            positions,
+            virtual_part,
+            cache,
+            angles,
+            masks,
+            whole_lengths: None,
+            captured,
+            mlp_tile: None,
+            routing: None,
+            time_order: None,
+            recurrence: RecurrenceOptions::default(),
+        }
+    }
+
+    /// Says that the row is one of several parts of its sequences, which have `lengths` tokens when all are run, virtual ones
+    /// included: keys are then rotated as in a pass over the whole.
+    pub fn part_of(mut self, lengths: Option<&'a [i64]>) -> Self {
+        self.whole_lengths = lengths;
+        self
+    }
+
+    /// Computes the MLP of each layer for this many rows at a time, and again in the backward.
+    pub fn tile_mlp(mut self, rows: Option<i64>) -> Self {
+        self.mlp_tile = rows;
+        self
+    }
+
+    /// Returns the number of rows of which a layer computes its MLP at a time; `None`: all of them.
+    pub fn mlp_tile(&self) -> Option<i64> {
+        self.mlp_tile
     }
 
     /// Removes the rows of virtual tokens from a layer's result or from its queries or keys: (T', …) -> (T, …). Returns
@@ -148,6 +196,36 @@ impl<'a> ForwardPass<'a> {
         self.routing.as_mut()?.remove(&layer)
     }
 
+    /// Sets how recurrent layers compute gradients.
+    pub fn with_recurrence(self, recurrence: RecurrenceOptions) -> Self {
+        Self { recurrence, ..self }
+    }
+
+    /// Returns how recurrent layers compute gradients.
+    pub fn recurrence(&self) -> &RecurrenceOptions {
+        &self.recurrence
+    }
+
+    /// Returns the tokens of the row in the order of time.
+    pub fn time_order(&mut self) -> Rc<TimeOrder> {
+        let (segments, device) = (self.segments, self.positions.device());
+        self.time_order.get_or_insert_with(|| Rc::new(TimeOrder::new(segments, device))).clone()
+    }
+
+    /// Returns the states that the segments begin with in recurrent layer `layer`: (S, width). `None` without a cache: all
+    /// begin with zeros.
+    pub fn states_before(&mut self, layer: usize, width: i64) -> Option<Tensor> {
+        let count = self.segments.count();
+        Some(self.cache.as_mut()?.read_states(layer, count, width))
+    }
+
+    /// Writes the states (S, width) after the segments of recurrent layer `layer` to the cache.
+    pub fn set_states(&mut self, layer: usize, states: &Tensor) {
+        if let Some(cache) = &mut self.cache {
+            cache.write_states(layer, states);
+        }
+    }
+
     /// Rotates queries (T, H, E) and keys (T, K, E) by the angles of their positions. If the embedding is smaller than a
     /// head, the rest of each head stays as it is.
     pub fn rotate(&mut self, rope: &Rope, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
@@ -171,17 +249,19 @@ impl<'a> ForwardPass<'a> {
                 }
                 _ => (&self.segments.lengths, self.cache.as_ref().map(|c| c.last(self.segments.count()))),
             };
-            rope.angles(self.positions, lengths, past, kind)
+            let before = |(whole, n): (&i64, &i64)| whole - n;
+            let of_part = self.whole_lengths.map(|whole| whole.iter().zip(lengths).map(before).collect::<Vec<_>>());
+            rope.angles(self.positions, lengths, of_part.as_deref().or(past), kind)
         });
         (cos.shallow_clone(), sin.shallow_clone())
     }
 
     /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
     /// the new keys and values to it and attends to the earlier tokens as well. T counts the rows that layers compute.
-    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
+    pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         if self.captured.contains_key(&layer) {
             let (q, k) = (self.real_rows(q), self.real_rows(k));
-            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention }));
+            self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention: attention.clone() }));
         }
         let Some(VirtualPart { row, keys_and_values: Some(all) }) = self.virtual_part else {
             return self.attend_rows(layer, q, k, v, attention);
@@ -193,28 +273,33 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// Computes the attention of all rows, those of virtual tokens included.
-    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Tensor {
+    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
         let lengths = &self.segments.lengths;
         let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);
         if step_only && let Some(out) = cache.step(layer, q, k, v, attention) {
             return out;
         }
-        let places = self.places.get_or_insert_with(|| cache.table_rows(lengths, k.size()[1]));
-        cache.write(layer, k, v, places);
         // If no sequence that gets tokens has earlier ones, there are none to attend to.
         if cache.last(lengths.len()).iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
+            cache.write(layer, k, v, lengths);
             packed_attention(q, k, v, self.segments, attention)
         } else if step_only && q.device() == Device::Cpu {
-            let longest = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
-            let window = attention.within(longest).window;
-            let new_mask =
-                || decode_mask(&cache.lengths, longest, Attention { window, ..attention }, q.kind(), q.device());
-            let mask = self.masks.entry(window).or_insert_with(new_mask);
+            cache.write(layer, k, v, lengths);
+            let stored = cache.stored_in(layer);
+            let longest = stored.iter().max().copied().unwrap_or(0) + 1;
+            let new_mask = || {
+                let window = attention.within(longest).window;
+                let mask = decode_mask(&stored, longest, window, q.kind(), q.device());
+                with_bias(mask, attention, q, k.size()[1], longest)
+            };
+            let mask = self.masks.entry(attention.window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
         } else {
-            continued_attention(q, cache, layer, self.segments, attention)
+            let out = continued_attention(q, (k, v), cache, layer, self.segments, attention);
+            cache.write(layer, k, v, lengths);
+            out
         }
     }
 }
@@ -222,66 +307,145 @@ impl<'a> ForwardPass<'a> {
 /// Attends from one new token of each cache slot to all tokens of that slot: q (S, H, E) -> (S, H, E). The query
 /// heads that share a key head are passed as several queries of one head, so that keys need not be repeated. No
 /// gradient.
-fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
+fn one_token_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: &Attention) -> Tensor {
     let (slots, heads, size) = (q.size()[0], k.size()[1], q.size()[2]);
     let blocks = q.view([slots, heads, -1, size]); // (S, K, G, E)
-    attend_masked(&blocks, k, v, mask, attention).reshape_as(q)
+    attend_masked(&blocks, k, v, 1, mask, attention).reshape_as(q)
 }
 
-/// Attends by libtorch's kernel, or by plain products if scores are capped: q (S, K, n, E); k, v (S, K, L, E), with a mask to
-/// add to the scores -> (S, K, n, E).
-fn attend_masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, attention: Attention) -> Tensor {
-    if attention.softcap.is_none() {
+/// Attends by libtorch's kernel, or by plain products if scores are capped or there are sinks: q (S, K, G * n, E), n `queries`
+/// of each head; k, v (S, K, L, E), with a mask to add to the scores -> (S, K, G * n, E).
+fn attend_masked(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    queries: i64,
+    mask: Option<&Tensor>,
+    attention: &Attention,
+) -> Tensor {
+    if attention.has_plain_softmax() {
         return Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, false, attention.scale, false);
     }
     let scores = attention.cap(q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) * attention.scale);
     let scores = mask.map_or_else(|| scores.shallow_clone(), |mask| &scores + mask);
-    scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
+    let [slots, kv_heads, _, keys] = scores.size()[..] else { unreachable!("scores of sequences, heads and queries") };
+    let (p, _) = attention.softmax(&scores.view([slots, kv_heads, -1, queries, keys]));
+    p.reshape_as(&scores).to_kind(v.kind()).matmul(v)
+}
+
+/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E).
+fn with_bias(mask: Option<Tensor>, attention: &Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
+    let Some(bias) = attention.bias(q.size()[1], 0, longest, q.device()) else { return mask };
+    let bias = bias.view([1, kv_heads, -1, longest]).to_kind(q.kind());
+    Some(match mask {
+        Some(mask) => mask + bias,
+        None => bias.expand([q.size()[0], -1, -1, -1], false).contiguous(),
+    })
 }
 
 /// Returns the additive mask of a decoding step, (S, 1, 1, longest): 0 for the tokens of a slot that its new token sees,
 /// -inf before and beyond. `None` if all slots have the same length and there is no window.
-fn decode_mask(lengths: &[i64], longest: i64, attention: Attention, kind: Kind, device: Device) -> Option<Tensor> {
-    if attention.window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
+fn decode_mask(lengths: &[i64], longest: i64, window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
+    if window.is_none() && lengths.iter().all(|n| *n == lengths[0]) {
         return None;
     }
     let [held] = upload([Tensor::from_slice(lengths).view([-1, 1, 1, 1])], device);
     let places = Tensor::arange(longest, (Kind::Int64, device)).view([1, 1, 1, -1]);
     let beyond = places.gt_tensor(&held);
-    let hidden = match attention.window {
+    let hidden = match window {
         Some(window) => beyond.logical_or(&places.le_tensor(&(held - window))),
         None => beyond,
     };
     Some(Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY))
 }
 
-/// Attends from new tokens of several sequences to all their tokens, one sequence after the other: q (T, H, E), in packed order ->
-/// (T, H, E). No gradient.
-fn continued_attention(q: &Tensor, cache: &KvCache, layer: usize, segments: &Segments, attention: Attention) -> Tensor {
+/// Attends from new tokens of several sequences to their tokens in the cache and to each other, one sequence after the other:
+/// q (T, H, E); k, v (T, K, E), which are not in the cache yet -> (T, H, E). No gradient.
+fn continued_attention(
+    q: &Tensor,
+    (k, v): (&Tensor, &Tensor),
+    cache: &KvCache,
+    layer: usize,
+    segments: &Segments,
+    attention: &Attention,
+) -> Tensor {
     let mut parts = Vec::with_capacity(segments.lengths.len());
     let mut row = 0;
     let first = cache.lengths.len() - segments.count();
     for (i, &n) in segments.lengths.iter().enumerate().filter(|(_, n)| **n > 0) {
-        let past = cache.lengths[first + i];
-        let (k, v) = cache.read_sequence(layer, first + i, past + n, q.size()[2]);
-        let queries = q.narrow(0, row, n).transpose(0, 1); // (H, n, E)
-        let hidden = attention.within(past + n).hidden(n, past + n, past, q.device());
-        let out = match attention.softcap {
-            None => {
-                let (queries, seen) = (queries.unsqueeze(0), hidden.logical_not());
-                Tensor::scaled_dot_product_attention(&queries, &k, &v, Some(&seen), 0.0, false, attention.scale, true)
-            }
-            Some(_) => {
-                let (kv, size) = (k.size()[1], q.size()[2]);
-                // (1, K, G * n, E): the queries of the heads that share a key head follow each other.
-                let grouped = queries.reshape([1, kv, -1, size]);
-                let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
-                let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / n, 1]);
-                attend_masked(&grouped, &k, &v, Some(&mask), attention).view([1, -1, n, size])
-            }
+        let heads_first = |t: &Tensor| t.narrow(0, row, n).transpose(0, 1).unsqueeze(0); // (1, heads, n, E)
+        let new = [q, k, v].map(heads_first);
+        let out = match cache.earlier(layer, first + i, q.size()[2]) {
+            Some(earlier) => attend_after(&new, &earlier, attention),
+            None => attend_in_bands(&new, 0, attention),
         };
         parts.push(out.squeeze_dim(0).transpose(0, 1));
         row += n;
     }
     Tensor::cat(&parts, 0)
+}
+
+/// Attends from new tokens of one sequence to `earlier` keys and values (1, K, P, E) and to those of the new ones:
+/// `[q (1, H, n, E), k, v (1, K, n, E)]` -> (1, H, n, E).
+fn attend_after(new @ [q, k, v]: &[Tensor; 3], (old_k, old_v): &(Tensor, Tensor), attention: &Attention) -> Tensor {
+    let (past, n) = (old_k.size()[2], q.size()[2]);
+    if q.device() != Device::Cpu || !attention.within(past + n).has_plain_scores() {
+        let joined = [q.shallow_clone(), Tensor::cat(&[old_k, k], 2), Tensor::cat(&[old_v, v], 2)];
+        return attend_in_bands(&joined, past, attention);
+    }
+    // Attention to two sets of keys is the mean of both results, weighted by the sums of the exponentials of their scores.
+    // So no mask over all keys is needed, and half of the scores among the new tokens are not computed.
+    let (out, lse) = flash_attention(new, true, attention.scale);
+    let (old_out, old_lse) = flash_attention(&[q, old_k, old_v].map(Tensor::shallow_clone), false, attention.scale);
+    let share = (&old_lse - &lse).sigmoid().unsqueeze(-1); // (1, H, n, 1) float32
+    let (wide, old_wide) = (out.to_kind(Kind::Float), old_out.to_kind(Kind::Float));
+    let both = &wide + (old_wide - &wide) * share;
+    attention.with_sinks(both, lse.logaddexp(&old_lse)).0.to_kind(q.kind())
+}
+
+/// Computes attention by libtorch's kernel for the CPU: the result (1, H, n, E) and the log-sum-exp of the scores (1, H, n).
+fn flash_attention([q, k, v]: &[Tensor; 3], causal: bool, scale: f64) -> (Tensor, Tensor) {
+    Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, None::<&Tensor>, scale)
+}
+
+/// Largest number of scores of all heads that one band of queries has; limits temporary memory to about 16 bytes each.
+const MAX_BAND_SCORES: i64 = 1 << 24;
+
+/// Attends from the last n of L tokens to all of them, in bands of queries that read only the keys that they see:
+/// `[q (1, H, n, E), k, v (1, K, L, E)]`, the first query at position `past` -> (1, H, n, E).
+fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: &Attention) -> Tensor {
+    let (heads, n, size) = (q.size()[1], q.size()[2], q.size()[3]);
+    let attention = attention.within(past + n);
+    let reach = attention.window.unwrap_or(past + n);
+    let band = (MAX_BAND_SCORES / (heads * reach)).clamp(16, n.max(16));
+    let bands = (0..n).step_by(band as usize).map(|from| {
+        let (count, seen) = (band.min(n - from), attention.first_seen(past + from));
+        let keys = past + from + count - seen;
+        let queries = q.narrow(2, from, count);
+        let (k, v) = (k.narrow(2, seen, keys), v.narrow(2, seen, keys));
+        let hidden = attention.hidden(count, keys, past + from - seen, q.device());
+        if attention.softcap.is_none() && attention.sinks.is_none() {
+            let mask = match attention.bias(heads, seen, keys, q.device()) {
+                Some(bias) => bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0), // (1, H, n, L)
+                None => hidden.logical_not(),
+            };
+            return Tensor::scaled_dot_product_attention(
+                &queries,
+                &k,
+                &v,
+                Some(mask),
+                0.0,
+                false,
+                attention.scale,
+                true,
+            );
+        }
+        assert!(attention.alibi.is_none(), "no family has a bias of scores beside a cap or sinks");
+        // (1, K, G * count, E): the queries of the heads that share a key head follow each other.
+        let grouped = queries.reshape([1, k.size()[1], -1, size]);
+        let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));
+        let mask = mask.masked_fill(&hidden, f64::NEG_INFINITY).repeat([grouped.size()[2] / count, 1]);
+        attend_masked(&grouped, &k, &v, count, Some(&mask), &attention).view([1, -1, count, size])
+    });
+    Tensor::cat(&bands.collect::<Vec<_>>(), 2)
 }

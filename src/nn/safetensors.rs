@@ -5,7 +5,7 @@
 //! ([`write_model_in_parts`]).
 
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::fsutil::{self, FileFingerprint, FingerprintWriter};
 pub use ::safetensors::Dtype;
 use ::safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
@@ -71,25 +71,27 @@ pub fn write_file<B: AsRef<[u8]>>(
     entries: &[TensorHeader],
     mut bytes: impl FnMut(&TensorHeader) -> Result<B>,
 ) -> Result<()> {
-    write_file_in_parts(path, entries, |entry, out| out.put(bytes(entry)?.as_ref()))
+    write_file_in_parts(path, entries, false, |entry, out| out.put(bytes(entry)?.as_ref())).map(|_| ())
 }
 
-/// Does the same with tensors that are written in parts: `fill` gives the bytes of a tensor to a sink.
+/// Does the same with tensors that are written in parts: `fill` gives the bytes of a tensor to a sink. With `fingerprint`, the
+/// file's fingerprint is taken and returned.
 fn write_file_in_parts(
     path: &Path,
     entries: &[TensorHeader],
+    fingerprint: bool,
     mut fill: impl FnMut(&TensorHeader, &mut TensorSink) -> Result<()>,
-) -> Result<()> {
+) -> Result<Option<FileFingerprint>> {
     let mut order: Vec<&TensorHeader> = entries.iter().collect();
     order.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let header = header(path, &order)?;
 
-    let mut failed = None;
-    let written = fsutil::write_atomic(path, |out| {
+    let (mut failed, mut taken) = (None, None);
+    let mut write_all = |out: &mut dyn Write| -> std::io::Result<()> {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for entry in &order {
-            let mut sink = TensorSink { out, written: 0, failed: None };
+            let mut sink = TensorSink { out: &mut *out, written: 0, failed: None };
             let made = fill(entry, &mut sink);
             let (found, expected) = (sink.written, entry.bytes());
             if let Some(e) = sink.failed {
@@ -108,10 +110,19 @@ fn write_file_in_parts(
             }
         }
         Ok(())
+    };
+    let written = fsutil::write_atomic(path, |out| {
+        if !fingerprint {
+            return write_all(out);
+        }
+        let mut out = FingerprintWriter::new(out);
+        write_all(&mut out)?;
+        taken = Some(out.finish());
+        Ok(())
     });
     match failed {
         Some(e) => Err(e.context(format!("writing {}", path.display()))),
-        None => written,
+        None => written.map(|()| taken),
     }
 }
 
@@ -125,31 +136,56 @@ pub fn write_model<B: AsRef<[u8]>>(
     shard_bytes: u64,
     mut bytes: impl FnMut(&TensorHeader) -> Result<B>,
 ) -> Result<Vec<PathBuf>> {
-    write_model_in_parts(folder, entries, shard_bytes, |entry, out| out.put(bytes(entry)?.as_ref()))
+    let fill = |entry: &TensorHeader, out: &mut TensorSink| out.put(bytes(entry)?.as_ref());
+    let files = write_shards(folder, entries, shard_bytes, false, fill)?;
+    Ok(files.into_iter().map(|(path, _)| path).collect())
+}
+
+/// A weight file that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What was written into it.
+    pub fingerprint: FileFingerprint,
 }
 
 /// Does the same with tensors that are written in parts: `fill` gives the bytes of a tensor to a sink, so that not even one
-/// tensor has to be in memory.
+/// tensor has to be in memory. Returns the files with their fingerprints.
 pub fn write_model_in_parts(
     folder: &Path,
     entries: &[TensorHeader],
     shard_bytes: u64,
+    fill: impl FnMut(&TensorHeader, &mut TensorSink) -> Result<()>,
+) -> Result<Vec<WrittenFile>> {
+    let files = write_shards(folder, entries, shard_bytes, true, fill)?;
+    Ok(files
+        .into_iter()
+        .filter_map(|(path, fingerprint)| Some(WrittenFile { path, fingerprint: fingerprint? }))
+        .collect())
+}
+
+fn write_shards(
+    folder: &Path,
+    entries: &[TensorHeader],
+    shard_bytes: u64,
+    fingerprint: bool,
     mut fill: impl FnMut(&TensorHeader, &mut TensorSink) -> Result<()>,
-) -> Result<Vec<PathBuf>> {
+) -> Result<Vec<(PathBuf, Option<FileFingerprint>)>> {
     let shards = shards(entries, shard_bytes);
     if let [_] = shards[..] {
         let path = folder.join("model.safetensors");
-        write_file_in_parts(&path, entries, fill)?;
-        return Ok(vec![path]);
+        let taken = write_file_in_parts(&path, entries, fingerprint, fill)?;
+        return Ok(vec![(path, taken)]);
     }
     let mut files = Vec::new();
     let mut weight_map = BTreeMap::new();
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
         let path = folder.join(&file);
-        write_file_in_parts(&path, shard, &mut fill)?;
+        let taken = write_file_in_parts(&path, shard, fingerprint, &mut fill)?;
         weight_map.extend(shard.iter().map(|e| (e.name.clone(), file.clone())));
-        files.push(path);
+        files.push((path, taken));
     }
     let index = serde_json::json!({
         "metadata": {

@@ -223,6 +223,42 @@ impl Weights {
         Ok(())
     }
 
+    /// Replaces a tensor (n, …) by its n parts, which get the names that `name_of` returns. If `transpose` is true, each part is a
+    /// matrix that is used transposed. Fails if there is no such tensor, or if it has another number of dimensions than `rank`
+    /// or of parts than `count`.
+    pub fn split(
+        &mut self,
+        name: &str,
+        (rank, count): (usize, i64),
+        transpose: bool,
+        name_of: impl Fn(i64) -> String,
+    ) -> Result<()> {
+        let origin = self.origin.display().to_string();
+        let fits = |e: &TensorLocation| e.shape.len() == rank && e.shape[0] == count && e.layout == LayoutChange::None;
+        let Some(e) = self.entries.get(name).filter(|e| fits(e)).cloned() else {
+            let found = self.shape(name).map_or("is missing".into(), |shape| format!("has shape {shape:?}"));
+            return Err(Error::user(format!(
+                "{origin}: `{name}` {found}, expected {rank} dimensions, the first of {count}"
+            ))
+            .hint("is config.json that of another checkpoint?"));
+        };
+        self.entries.remove(name);
+        let bytes = e.bytes / count as usize;
+        for i in 0..count {
+            let mut part = TensorLocation { bytes, offset: e.offset + i as usize * bytes, ..e.clone() };
+            part.shape.remove(0);
+            if transpose {
+                part.shape.reverse();
+                part.layout = LayoutChange::Transpose;
+            }
+            if self.entries.insert(name_of(i), part).is_some() {
+                return Err(Error::user(format!("{origin}: two tensors for `{}`", name_of(i)))
+                    .hint("the file holds two checkpoints: keep one"));
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a tensor out of the checkpoint: a view of the mapped file; `None` if there is none of this name.
     pub fn take(&mut self, name: &str) -> Option<Tensor> {
         let tensor = self.get(name)?;
@@ -325,24 +361,63 @@ impl Weights {
         self.entries.get(name).map(|e| self.paths[e.file_index].as_path())
     }
 
-    /// Reads some of a tensor's entries, counted in its row-major order, into allocated memory on the CPU, in its own dtype:
-    /// one dimension. `None` if there is none of this name.
-    pub fn read_entries(&self, name: &str, range: Range<usize>) -> Option<Result<Tensor>> {
+    /// Returns a reader of parts of a tensor, which several threads can use; `None` if there is none of this name. Rows that the
+    /// file has in another order, and tensors that were replaced, are copied into memory.
+    pub fn entry_reader(&self, name: &str) -> Option<EntryReader<'_>> {
         let e = self.entries.get(name)?;
-        if self.replaced.contains_key(name) || e.layout != LayoutChange::None {
-            let whole = self.get(name)?.flatten(0, -1);
-            return Some(Ok(whole.narrow(0, range.start as i64, range.len() as i64).copy()));
-        }
-        let size = e.kind.elt_size_in_bytes();
-        let tensor = Tensor::empty(range.len() as i64, (e.kind, Device::Cpu));
-        let start = (e.offset + range.start * size) as u64;
-        let read = native::fill_bytes(&tensor, |bytes| self.files[e.file_index].read_exact_at(bytes, start));
-        Some(read.map(|()| tensor).map_err(|error| io_error("reading", &self.paths[e.file_index], error)))
+        let source = match self.replaced.contains_key(name) || e.layout != LayoutChange::None {
+            true => EntrySource::Memory(bytes(&self.get(name)?)),
+            false => EntrySource::File(&self.files[e.file_index], e.offset),
+        };
+        let (path, size) = (self.paths[e.file_index].as_path(), e.kind.elt_size_in_bytes());
+        Some(EntryReader { source, kind: e.kind, size, path })
+    }
+
+    /// Returns the name of the tensor in this file that has bytes from this place on, or the next one.
+    pub fn tensor_at(&self, path: &Path, place: u64) -> Option<&str> {
+        let ends_after = |e: &TensorLocation| self.paths[e.file_index] == path && (e.offset + e.bytes) as u64 > place;
+        let found = self.entries.iter().filter(|(_, e)| ends_after(e)).min_by_key(|(_, e)| e.offset);
+        found.map(|(name, _)| name.as_str())
     }
 
     /// Returns all tensors that are not quantised as views of the mapped files.
     pub fn all(&self) -> BTreeMap<String, Tensor> {
         self.entries.keys().map(|n| (n.to_string(), self.get(n).expect("listed"))).collect()
+    }
+}
+
+/// Reads parts of one tensor. Several threads can use it.
+pub struct EntryReader<'w> {
+    source: EntrySource<'w>,
+    kind: Kind,
+    /// Bytes of an entry.
+    size: usize,
+    path: &'w Path,
+}
+
+enum EntrySource<'w> {
+    /// Bytes of a file from this place on.
+    File(&'w File, usize),
+    Memory(Vec<u8>),
+}
+
+impl EntryReader<'_> {
+    /// Returns the dtype of the entries.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Reads entries, counted in row-major order from `first` on, into `bytes`, in the tensor's own dtype.
+    pub fn read(&self, first: usize, bytes: &mut [u8]) -> Result<()> {
+        let start = first * self.size;
+        match &self.source {
+            EntrySource::Memory(all) => bytes.copy_from_slice(&all[start..start + bytes.len()]),
+            EntrySource::File(file, offset) => {
+                let read = file.read_exact_at(bytes, (offset + start) as u64);
+                read.map_err(|e| io_error("reading", self.path, e))?;
+            }
+        }
+        Ok(())
     }
 }
 

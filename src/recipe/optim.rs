@@ -60,6 +60,10 @@ pub struct OptimSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub router_z: Option<f64>,
+    /// Recurrent models: truncated backpropagation through time. Gradients do not flow from token n `truncate` of a sequence to the tokens before it, for every n, so that none flows back over more tokens than this; states do go on. Left out: they flow to the first token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub truncate: Option<u64>,
     /// The number format of the weights that full fine-tuning trains; adapters are always float32.
     pub master: Master,
 }
@@ -84,6 +88,7 @@ impl Default for OptimSection {
             neftune: None,
             router_balance: None,
             router_z: None,
+            truncate: None,
             master: Master::F32,
         }
     }

@@ -303,9 +303,20 @@ pub struct RunSection {
     #[serde(with = "serde_yaml::with::singleton_map")]
     #[schemars(with = "ReplayChoice")]
     pub replay: ReplayChoice,
+    /// Compute the MLP of each layer for this number of tokens of a packed row at a time, and again in the backward pass: what
+    /// is inside an MLP then takes memory for these tokens alone, which matters in long rows. Costs one more forward pass
+    /// through the MLPs; `--fit` chooses it where that is fewer operations than `replay`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub mlp_tile: Option<usize>,
     /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
     pub eval_at_start: bool,
+    /// Recurrent models: measure every N steps, from the first on, how much the loss at a token depends on the states 1, 2, 4, …
+    /// tokens before it (metrics `state_gradient_1`, …, and a chart). Left out: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub reach_every: Option<u64>,
     /// Number of validation prompts (without validation rows, training prompts) that the model answers before the first step,
     /// at every validation and at the end; 0: none.
     #[serde(default = "two")]

@@ -6,6 +6,7 @@
 use super::facts::RecordedAim;
 use crate::error::{Error, Result};
 use crate::fsutil::read_to_string;
+use crate::models::gradient_reach::STATE_GRADIENT;
 use serde_json::Value;
 use std::path::Path;
 
@@ -47,6 +48,23 @@ impl StepPoint {
     /// Returns true if the update was applied; false if the step was skipped because a number was not finite.
     pub fn was_applied(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+impl History {
+    /// Returns, for each step that measured them, how much a loss depends on earlier states: the step, and (distance in
+    /// tokens, norm of the gradient), the nearest first.
+    pub fn state_gradients(&self) -> Vec<(u64, Vec<(f64, f64)>)> {
+        let of_step = |p: &StepPoint| {
+            let found = p
+                .more
+                .iter()
+                .filter_map(|(name, norm)| Some((name.strip_prefix(STATE_GRADIENT)?.parse::<f64>().ok()?, *norm)));
+            let mut found: Vec<(f64, f64)> = found.collect();
+            found.sort_by(|a, b| a.0.total_cmp(&b.0));
+            (!found.is_empty()).then_some((p.step, found))
+        };
+        self.steps.iter().filter_map(of_step).collect()
     }
 }
 

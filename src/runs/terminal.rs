@@ -165,6 +165,16 @@ pub fn page(run: &RunFolder, width: usize) -> String {
     if !curves.is_empty() {
         let _ = writeln!(out, "{}\n", report::table(&curves));
     }
+    let measured = h.state_gradients();
+    let ends: Vec<&(u64, Vec<(f64, f64)>)> = match measured.len() {
+        0 | 1 => measured.iter().collect(),
+        n => vec![&measured[0], &measured[n - 1]],
+    };
+    for (step, norms) in ends {
+        let norms: Vec<String> =
+            norms.iter().map(|(distance, norm)| format!("{distance}: {}", number(*norm))).collect();
+        let _ = writeln!(out, "gradient of states by distance in tokens, step {step}: {}", norms.join(", "));
+    }
     let resumed = run.resumed_steps();
     if !resumed.is_empty() {
         let steps: Vec<String> = resumed.iter().map(u64::to_string).collect();

@@ -6,6 +6,7 @@
 use super::memory::{self, ResourceEstimate};
 use super::prepare::vocabulary::AddedVocabulary;
 use super::prepare::{self, Prepared};
+use super::recurrence::truncation;
 use super::step::router_terms;
 use crate::data::dataset::DatasetSummary;
 use crate::data::encode::Example;
@@ -70,6 +71,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
     let train = rows.train();
     let model = prepared.sketch()?;
     router_terms(plan, &model)?;
+    truncation(plan, &model)?;
     let (trained, parameters) = memory::count(plan, &model);
     let longest_row = rows.longest_row();
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;
@@ -107,7 +109,7 @@ fn problems(c: &PlanCheck) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(free) = c.memory_free.filter(|free| *free < c.needs.memory) {
         found.push(format!(
-            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens and run.replay for that",
+            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens, run.replay and run.mlp_tile",
             report::bytes(c.needs.memory),
             report::bytes(free)
         ));

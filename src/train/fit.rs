@@ -1,12 +1,13 @@
 //! Compares predicted with free memory before a run: refuses a run that does not fit, and chooses settings for `--fit`.
 //!
-//! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, and `batch.tokens` if the length
-//! of a step is given in examples.
+//! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, `run.mlp_tile`, and `batch.tokens` if the
+//! length of a step is given in examples.
 
 use super::memory::{self, ResourceEstimate, free_memory};
 use super::prepare::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
 use crate::report;
@@ -14,7 +15,7 @@ use crate::report;
 /// Share of the free memory that `--fit` plans with. Predictions are accurate to 15 %.
 const SHARE: f64 = 0.87;
 
-/// Predicts the bytes that the prepared run needs under `plan`, which may differ in row length and replay. `model` is
+/// Predicts the bytes that the prepared run needs under `plan`, which may differ in row length and in what is recomputed. `model` is
 /// the sketch of the run's model.
 fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> ResourceEstimate {
     let row = prepared.rows.longest_row().min(plan.recipe.batch.tokens);
@@ -34,12 +35,12 @@ pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
             report::bytes(needs.activations),
             report::bytes(free)
         ))
-        .hint("let --fit choose batch.tokens and run.replay; or lower batch.tokens, set run.replay: all, or model.storage: file")),
+        .hint("let --fit choose batch.tokens, run.replay and run.mlp_tile; or lower batch.tokens, set run.replay: all, or model.storage: file")),
         _ => Ok(()),
     }
 }
 
-/// Returns the plan with the longest packed rows and the fewest replayed layers that fits into `memory` bytes (`None`:
+/// Returns the plan with the longest packed rows and the fewest recomputed operations that fits into `memory` bytes (`None`:
 /// into the free memory), and a sentence that says what was chosen. Fails if nothing fits.
 pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
     let prepared = prepare::prepare(plan)?;
@@ -48,37 +49,34 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
         Error::user("--fit: the system does not report how much memory is free").hint("give it: --fit=8GB")
     })?;
     let room = (free as f64 * SHARE) as u64;
-    let with = |tokens: usize, replay: ReplayChoice| {
+    let with = |tokens: usize, recomputed: Recomputed| {
         let change = |plan: &Plan| {
             let mut changed = plan.clone();
-            (changed.recipe.batch.tokens, changed.recipe.run.replay) = (tokens, replay);
+            (changed.recipe.batch.tokens, changed.recipe.run.replay) = (tokens, recomputed.replay);
+            changed.recipe.run.mlp_tile = recomputed.mlp_tile;
             changed
         };
         (change(plan), needs(&prepared, &model, &change(&prepared.plan)))
     };
-    // Shorter rows cost less time than replay, until matrix products become too small: rows are halved first, then
-    // layers are replayed.
+    // Shorter rows cost less time than what is recomputed, until matrix products become too small: rows are halved first, then
+    // activations are recomputed.
     let (asked, longest) = (plan.recipe.batch.tokens, plan.recipe.batch.max_len);
     let mut tokens = vec![asked];
     if plan.recipe.batch.examples.is_some() {
         tokens.extend(std::iter::successors(Some(asked / 2), |n| Some(n / 2)).take_while(|n| *n >= longest.max(1024)));
     }
     let shortest = *tokens.last().unwrap_or(&asked);
-    let depth = model.depth();
-    let plain = tokens.iter().map(|&n| (n, ReplayChoice::None));
-    let replayed = (1..depth).map(|n| (shortest, ReplayChoice::Layers(n))).chain([(shortest, ReplayChoice::All)]);
+    let row = prepared.rows.longest_row().min(shortest);
+    let choices = Recomputed::choices(plan, &model, row);
+    let plain = tokens.iter().map(|&n| (n, choices[0]));
     let mut least = u64::MAX;
-    for (tokens, replay) in plain.chain(replayed) {
-        let (changed, needs) = with(tokens, replay);
+    for (tokens, recomputed) in plain.chain(choices[1..].iter().map(|choice| (shortest, *choice))) {
+        let (changed, needs) = with(tokens, recomputed);
         least = least.min(needs.memory);
         if needs.memory <= room {
-            let layers = match replay {
-                ReplayChoice::None => "no layer replayed".to_string(),
-                ReplayChoice::Layers(n) => format!("{n} of {depth} layers replayed"),
-                ReplayChoice::All => "every layer replayed".to_string(),
-            };
             let said = format!(
-                "--fit: rows of at most {tokens} tokens, {layers}: about {} of {} free",
+                "--fit: rows of at most {tokens} tokens, {}: about {} of {} free",
+                recomputed.describe(model.depth()),
                 report::bytes(needs.memory),
                 report::bytes(free)
             );
@@ -92,6 +90,66 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
         report::bytes(free)
     ))
     .hint("train an adapter instead of all weights, choose optim.kind: adamw8 or adafactor, or lower batch.max_len"))
+}
+
+/// What the backward pass computes again to save memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Recomputed {
+    replay: ReplayChoice,
+    mlp_tile: Option<usize>,
+}
+
+/// Tokens of which `--fit` has an MLP computed at a time: enough for fast products.
+const TILE: usize = 2048;
+
+impl Recomputed {
+    /// Returns everything that can be recomputed, what costs the fewest operations first; nothing at all is the first. A packed
+    /// row has `row` tokens.
+    fn choices(plan: &Plan, model: &Model, row: usize) -> Vec<Self> {
+        let (c, depth) = (model.config(), model.depth());
+        let given = plan.recipe.run.mlp_tile;
+        let tiles = match given {
+            Some(_) => vec![given],
+            None if row > TILE && plan.recipe.optim.master == Master::F32 => vec![None, Some(TILE)],
+            None => vec![None],
+        };
+        // Products of a token, in one layer: those with weights, and those of queries, keys and values, of which a token sees
+        // half on average.
+        let width: i64 = (0..depth).map(|i| c.feed_forward(i).1).sum::<i64>() / depth as i64;
+        let of_mlp = c.hidden_size * width * if model.has_gates() { 3 } else { 2 };
+        let longest = row.min(plan.recipe.batch.max_len) as i64;
+        let seen: i64 =
+            model.attentions().map(|a| (longest / 2).min(a.window.unwrap_or(longest))).sum::<i64>() / depth as i64;
+        let (queries, keys) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let of_attention = 2 * c.hidden_size * (queries + keys) + 2 * seen * queries;
+        let cost = |choice: &Self| {
+            let layers = match choice.replay {
+                ReplayChoice::None => 0,
+                ReplayChoice::Layers(n) => n,
+                ReplayChoice::All => depth,
+            };
+            let tiled = if choice.mlp_tile.is_some() { depth } else { 0 };
+            layers as i64 * (of_attention + of_mlp) + tiled as i64 * of_mlp
+        };
+        let replays =
+            [ReplayChoice::None].into_iter().chain((1..depth).map(ReplayChoice::Layers)).chain([ReplayChoice::All]);
+        let mut choices: Vec<Self> =
+            replays.flat_map(|replay| tiles.iter().map(move |&mlp_tile| Self { replay, mlp_tile })).collect();
+        choices.sort_by_key(cost);
+        choices
+    }
+
+    fn describe(self, depth: usize) -> String {
+        let layers = match self.replay {
+            ReplayChoice::None => "no layer replayed".to_string(),
+            ReplayChoice::Layers(n) => format!("{n} of {depth} layers replayed"),
+            ReplayChoice::All => "every layer replayed".to_string(),
+        };
+        match self.mlp_tile {
+            None => layers,
+            Some(tile) => format!("{layers}, MLPs in tiles of {tile} tokens"),
+        }
+    }
 }
 
 /// Parses a size such as `8GB`, `512MB` or `123` (bytes). Units are powers of 1000.

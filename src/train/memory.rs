@@ -5,12 +5,12 @@ use super::prepare::Prepared;
 use super::prepare::formats::result_kind;
 use crate::adapters::AdapterSpec;
 use crate::adapters::HEAD;
-use crate::adapters::kind::{AdapterActivations, ModuleMemory};
+use crate::adapters::kind::AdapterActivations;
 use crate::machine;
 use crate::methods::parts::ModelParts;
 use crate::models::{Dtype, Heads, Model, expert_number, layer_number};
 use crate::native;
-use crate::nn::{AttentionMemory, AttentionRow, LayerKind, Param, QuantisedParam, attention, chunked, quantised};
+use crate::nn::{AttentionMemory, AttentionRow, Cell, LayerKind, Param, QuantisedParam, attention, chunked, quantised};
 use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
@@ -74,6 +74,15 @@ impl TrainedBytes {
     }
 }
 
+/// What the adapters of all modules take.
+#[derive(Default)]
+struct MemoryOfModules {
+    /// Numbers per token that are kept for the backward: by those of attention, and by those of the MLP.
+    kept: [u64; 2],
+    /// Float32 numbers that one of them computes for a moment, at most.
+    temporary: u64,
+}
+
 impl RunShape<'_> {
     /// Returns true if weights of the base are trained, all or a part.
     fn full(&self) -> bool {
@@ -127,6 +136,15 @@ impl RunShape<'_> {
         self.model.config().experts.as_ref().map_or(0, |e| (4 * e.count + (4 + 4 * 8) * e.chosen) as u64)
     }
 
+    /// Returns the numbers of the results of a token's experts that are kept: with a bias they are multiplied by their weights
+    /// behind it.
+    fn results_of_experts(&self) -> u64 {
+        let mut params = self.model.params().base();
+        let biased = params.any(|p| expert_number(&p.name).is_some() && p.name.ends_with(".bias"));
+        let config = self.model.config();
+        config.experts.as_ref().filter(|_| biased).map_or(0, |e| (e.chosen * config.hidden_size) as u64)
+    }
+
     fn trained_bytes(&self) -> TrainedBytes {
         let (optim, params) = (&self.plan.recipe.optim, self.model.params());
         let (trained, _) = count(self.plan, self.model);
@@ -158,29 +176,46 @@ impl RunShape<'_> {
         frozen + held * self.parts.base_copies + others
     }
 
-    /// Returns the bytes that all layers keep for their backward pass.
-    fn kept(&self) -> u64 {
-        let (c, recipe) = (self.model.config(), &self.plan.recipe);
+    /// Returns the numbers that a layer keeps for its backward pass, per token, besides attention's: of attention with its
+    /// norms, and of the MLP.
+    fn kept_numbers(&self) -> [u64; 2] {
+        let c = self.model.config();
         let [d, f, _] = self.sizes();
         let q = (c.num_attention_heads * c.head_dim) as u64;
-        let (rows, activations) = (self.layer_rows(), self.adapter());
+        let activations = self.adapter();
         let AdapterActivations { rank, dropout, scaled_outputs, .. } = activations;
         // `readers`: linear layers whose input is the result of a norm. `gates`: inputs of the MLP's activation (gate
         // and up if it is gated).
         let (readers, gates) = if self.model.has_gates() { (5, 2) } else { (2, 1) };
-        // Numbers that a layer keeps for its backward pass besides attention's, per token: the inputs of two norms; the
-        // inputs of the activation; the low-rank activations of the adapters; with dropout, for each adapter the mask
-        // and the masked input; the outputs of linear layers that an adapter scales; what adapters of single modules keep.
+        // The inputs of two norms; the inputs of the activation; the low-rank activations of the adapters; with dropout, for each
+        // adapter the mask and the masked input; the outputs of linear layers that an adapter scales; what adapters of single
+        // modules keep.
         let mlps = self.mlps();
-        let of_mlps = mlps * gates; // layers that read the input of an MLP
-        let dropped = if dropout { 2 * ((readers - gates + of_mlps) * d + q + f) } else { 0 };
+        let dropped = if dropout { [2 * ((readers - gates) * d + q), 2 * (mlps * gates * d + f)] } else { [0; 2] };
         let kv = 2 * (c.num_key_value_heads * c.head_dim) as u64;
-        let scaled = if scaled_outputs { q + kv + gates * f + (1 + mlps) * d } else { 0 };
-        let depth = c.num_hidden_layers as u64;
-        let of_modules = self.module_memory().kept.div_ceil(depth);
-        let low_rank = (4 + 3 * mlps) * rank;
-        let numbers = 2 * d + gates * f + low_rank + dropped + scaled + of_modules;
-        let layer = rows * (self.width() * numbers + self.routing()) + self.attention().kept;
+        let scaled = if scaled_outputs { [q + kv + d, gates * f + mlps * d] } else { [0; 2] };
+        let of_modules = self.module_memory().kept.map(|kept| kept.div_ceil(c.num_hidden_layers as u64));
+        let (plain, low_rank) = ([2 * d, gates * f + self.results_of_experts()], [4 * rank, 3 * mlps * rank]);
+        std::array::from_fn(|i| plain[i] + low_rank[i] + dropped[i] + scaled[i] + of_modules[i])
+    }
+
+    /// Returns the rows of which a layer computes its MLP at a time, if they are not all.
+    fn mlp_tile(&self) -> Option<u64> {
+        self.plan.recipe.run.mlp_tile.map(|tile| tile as u64).filter(|tile| *tile < self.layer_rows())
+    }
+
+    /// Returns the bytes that all layers keep for their backward pass.
+    fn kept(&self) -> u64 {
+        let ([d, ..], rows, recipe) = (self.sizes(), self.layer_rows(), &self.plan.recipe);
+        let depth = self.model.config().num_hidden_layers as u64;
+        let layer = match self.model.recurrence() {
+            Some(cell) => self.recurrent_layer(cell),
+            None => {
+                let [of_attention, of_mlp] = self.kept_numbers();
+                let numbers = of_attention + if self.mlp_tile().is_some() { 0 } else { of_mlp };
+                rows * (self.width() * numbers + self.routing()) + self.attention().kept
+            }
+        };
         let replayed = match recipe.run.replay {
             ReplayChoice::None => 0,
             ReplayChoice::Layers(n) => depth.min(n as u64),
@@ -190,6 +225,35 @@ impl RunShape<'_> {
         // Replayed layers are recomputed one at a time, after the other layers have released their activations.
         let again = if replayed > 0 { layer } else { 0 };
         rows * self.width() * d * replayed + (layer * keeping).max(again)
+    }
+
+    /// Returns the bytes that a recurrent layer keeps for its backward pass: its input, with what adapters keep of it, and in
+    /// float32 states and gates; and the matrix of an adapted layer of states.
+    fn recurrent_layer(&self, cell: Cell) -> u64 {
+        let ([d, ..], AdapterActivations { rank, dropout, .. }) = (self.sizes(), self.adapter());
+        let of_modules = self.module_memory().kept.iter().sum::<u64>().div_ceil(self.model.depth() as u64);
+        let input = d + rank + if dropout { 2 * d } else { 0 } + of_modules;
+        let loop_numbers = (cell.states() + cell.kept()) as u64 * d;
+        let matrix = if self.full() { 0 } else { cell.gates() as u64 * d * d * 4 };
+        self.layer_rows() * (self.width() * input + 4 * loop_numbers) + matrix
+    }
+
+    /// Returns the bytes of the largest temporary tensors of a layer's backward.
+    fn backward_of_layer(&self) -> u64 {
+        let ([d, f, _], width) = (self.sizes(), self.width());
+        if let Some(cell) = self.model.recurrence() {
+            // In float32: the gradients of the gates from both linear layers, in two orders; of the states; states before.
+            return self.layer_rows() * (3 * cell.gates() + 2 * cell.states() + 1) as u64 * d * 4;
+        }
+        // Rows in the order of experts: the layer's inputs or gradients, and both forms of its results.
+        let sorted = if self.model.config().experts.is_some() { 3 * self.mlps() * d } else { 0 };
+        let inner = 3 * f + 2 * d + sorted;
+        let of_mlp = match self.mlp_tile() {
+            None => self.layer_rows() * inner * width,
+            // The layer's result, the gradients of the MLP's result and of its input, and one tile.
+            Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
+        };
+        of_mlp.max(self.attention_backward())
     }
 
     /// Returns what the adapter adds to the activations of a layer.
@@ -210,14 +274,16 @@ impl RunShape<'_> {
     }
 
     /// Returns what the adapters of all modules keep per token, and the most that one of them computes for a moment.
-    fn module_memory(&self) -> ModuleMemory {
-        let Some(spec) = &self.plan.recipe.adapter else { return ModuleMemory::default() };
+    fn module_memory(&self) -> MemoryOfModules {
+        let Some(spec) = &self.plan.recipe.adapter else { return MemoryOfModules::default() };
         let params = self.model.params();
         let adapted: BTreeSet<&str> = params.adapter(0).filter_map(|p| spec.module_of(&p.name)).collect();
         // Modules of one parent read the same input, but for those that end an attention or an MLP.
         let ends = |last: &str| ["o_proj", "down_proj", "c_proj", "w2", "dense", "dense_4h_to_h"].contains(&last);
+        let of_mlp =
+            |module: &str| usize::from([".mlp.", ".block_sparse_moe."].iter().any(|part| module.contains(part)));
         let mut inputs: BTreeMap<(&str, bool), u64> = BTreeMap::new();
-        let mut sum = ModuleMemory::default();
+        let mut sum = MemoryOfModules::default();
         if adapted.contains(HEAD) {
             // It computes the rows of a chunk only, and keeps nothing of them.
             let [d, _, v] = self.sizes();
@@ -235,13 +301,16 @@ impl RunShape<'_> {
             };
             let shape = if p.transposed { [shape[1], shape[0]] } else { shape };
             let m = spec.module_memory(module, shape);
-            (sum.kept, sum.temporary) = (sum.kept + of_token(module, m.kept), sum.temporary.max(m.temporary));
+            sum.kept[of_mlp(module)] += of_token(module, m.kept);
+            sum.temporary = sum.temporary.max(m.temporary);
             if m.input {
                 let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
                 inputs.insert((parent, ends(last)), of_token(module, shape[1]));
             }
         }
-        sum.kept += inputs.values().sum::<u64>();
+        for ((parent, _), numbers) in inputs {
+            sum.kept[of_mlp(&format!("{parent}."))] += numbers;
+        }
         sum
     }
 
@@ -257,9 +326,23 @@ impl RunShape<'_> {
             kv_heads: c.num_key_value_heads as u64,
             head_size: c.head_dim as u64,
         };
-        let memory = |settings| attention::memory(row, settings, self.model.kind(), self.prepared.device);
+        let memory = |settings| attention::memory(row, &settings, self.model.kind(), self.prepared.device);
         let of_layers = self.model.attentions().map(memory);
-        of_layers.reduce(AttentionMemory::larger).expect("a model has layers")
+        of_layers.reduce(AttentionMemory::larger).unwrap_or(AttentionMemory { kept: 0, temporary: 0 })
+    }
+
+    /// Returns the bytes that the backward of a layer's attention takes beyond what the layer keeps. What the MLP kept is free by
+    /// then.
+    fn attention_backward(&self) -> u64 {
+        let (c, [d, ..]) = (self.model.config(), self.sizes());
+        let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| (heads * c.head_dim) as u64);
+        // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values.
+        let gradients = self.layer_rows() * (2 * d + 2 * q + kv) * self.width();
+        let of_mlp = match self.mlp_tile() {
+            None => self.layer_rows() * self.kept_numbers()[1] * self.width(),
+            Some(_) => 0,
+        };
+        (self.attention().temporary + gradients).saturating_sub(of_mlp)
     }
 
     /// Returns the bytes that a frozen head takes for each logit of a chunk.
@@ -315,7 +398,7 @@ impl RunShape<'_> {
     }
 
     fn activations(&self, trained: &TrainedBytes) -> u64 {
-        let ([d, f, v], width) = (self.sizes(), self.width());
+        let ([d, _, v], width) = (self.sizes(), self.width());
         let (kept, head) = (self.kept(), self.head());
         if self.trains_head() && self.prepared.device != Device::Cpu {
             // The same as below, in libtorch's operations. The head's weight is cast for each chunk. While a chunk's
@@ -333,12 +416,11 @@ impl RunShape<'_> {
             // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its
             // weight and one chunk's part of the gradient; the last is the embedding's, in two formats.
             let (first, last) = (d * v * (4 + 2 * width), d * v * (4 + width));
-            return (kept + head + first).saturating_sub(trained.gradients).max(last);
+            // The last layer's backward, while the head's gradient is the only one, takes more in recurrent models.
+            let layer = if self.model.recurrence().is_some() { self.backward_of_layer() + d * v * 4 } else { 0 };
+            return (kept + (head + first).max(layer)).saturating_sub(trained.gradients).max(last);
         }
-        // Rows in the order of experts: the layer's inputs or gradients, and both forms of its results.
-        let sorted = if self.model.config().experts.is_some() { 3 * self.mlps() * d } else { 0 };
-        let backward = (self.layer_rows() * (3 * f + 2 * d + sorted) * width).max(self.attention().temporary);
-        let backward = backward + 4 * self.module_memory().temporary + self.dequantised();
+        let backward = self.backward_of_layer() + 4 * self.module_memory().temporary + self.dequantised();
         kept + head.max(backward)
     }
 

@@ -27,6 +27,7 @@ mod average;
 pub mod checkpoint;
 mod profile;
 mod records;
+mod recurrence;
 mod result;
 pub mod run;
 pub mod start;

@@ -8,14 +8,16 @@
 
 use super::checkpoint::{Checkpoints, MethodState, TrainingState};
 use super::optim::Optimiser;
+use super::recurrence::truncation;
 use super::schedule::LearningRate;
 use crate::adapters::TrainingPart;
 use crate::error::{Error, Result};
 use crate::methods::contract::{Means, Method, TrainingStep};
 use crate::methods::parts::TRAINED_ADAPTER;
+use crate::models::gradient_reach::metric_name;
 use crate::models::loss::MetricNames;
 use crate::models::non_finite::FirstNonFinite;
-use crate::models::{EmbeddingNoise, LayerReplay, Metrics, Model, RouterTerms};
+use crate::models::{EmbeddingNoise, LayerReplay, Metrics, MicroBatch, Model, RouterTerms};
 use crate::native::{self, Download};
 use crate::nn::LayerKind;
 use crate::recipe::plan::Plan;
@@ -145,6 +147,7 @@ impl<'a> Stepper<'a> {
             model.set_loss_scale(optim.loss_scale().map(Tensor::shallow_clone));
         }
         model.set_router_terms(router_terms(plan, model)?);
+        model.set_truncation(truncation(plan, model)?);
         let id = model.adapter_id(TRAINED_ADAPTER);
         let mut adapter = match recipe.adapter.as_ref().zip(id) {
             Some((spec, id)) => spec.training(&mut model.params().adapter(id), total)?,
@@ -197,13 +200,16 @@ impl<'a> Stepper<'a> {
         let recipe = &self.plan.recipe;
         let replay = LayerReplay::from(recipe.run.replay);
         self.draw_layers(method)?;
-        let TrainingStep { items, micro_batches, epoch, means } = method.next_step(self.model)?;
+        let TrainingStep { items, micro_batches, epoch, mut means } = method.next_step(self.model)?;
         self.computed = true;
         let mut metrics = Metrics::default();
         let mut tokens = 0;
         for (i, b) in micro_batches.enumerate() {
             let b = b?;
             tokens += b.tokens().len() as u64;
+            if i == 0 && recipe.run.reach_every.is_some_and(|every| self.state.step.is_multiple_of(every)) {
+                means.extend(self.gradients_by_distance(&*b)?);
+            }
             self.model.set_embedding_noise(recipe.optim.neftune.filter(|alpha| *alpha > 0.0).map(|alpha| {
                 let at = (self.state.step << 20) + i as u64;
                 EmbeddingNoise { alpha, seed: rng::derived_seed(recipe.run.seed, "neftune", at) }
@@ -219,6 +225,15 @@ impl<'a> Stepper<'a> {
             metrics.add(name, &term, 1.0);
         }
         Ok(ComputedStep { began, items, epoch, tokens, means, metrics })
+    }
+
+    /// Measures on a row of the step how much a loss depends on earlier states, as metrics.
+    fn gradients_by_distance(&self, row: &dyn MicroBatch) -> Result<Vec<(String, f64)>> {
+        let found = match row.adapter() {
+            Some(name) => self.model.with_adapter(Some(name), |model| model.gradient_by_distance(row.tokens())),
+            None => self.model.gradient_by_distance(row.tokens()),
+        }?;
+        Ok(found.into_iter().map(|(distance, norm)| (metric_name(distance), norm)).collect())
     }
 
     /// With layers that are trained in turn, lets those of the next step be trained.

@@ -22,4 +22,5 @@ mod runs;
 mod selftest;
 mod setup;
 mod support;
+mod text_metrics;
 mod train;

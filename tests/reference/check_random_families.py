@@ -1,4 +1,4 @@
-"""Compares random tiny models of every dense family, as transformers computes them, with ft reading the same files.
+"""Compares random tiny models of every dense family, and of those with particular layers of experts, as transformers computes them, with ft reading the same files.
 
     python tests/reference/check_random_families.py FT [--seeds FIRST COUNT] [--family NAME]
 
@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore")
 VOCABULARY = 64
 FAMILIES = [
     "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "olmo3", "smollm3",
-    "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon",
+    "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon", "bloom", "mpt", "gpt_oss", "deepseek_v2",
 ]  # fmt: skip
 CENTRED = ["gemma", "gemma2", "gemma3_text"]
 
@@ -124,15 +124,45 @@ def settings_of(r, family):
     if family == "gpt_neox":
         del s["num_key_value_heads"]
         s["attention_bias"] = r.random() < 0.7
+    if family in ["gpt_oss", "deepseek_v2"]:
+        experts = r.choice([2, 4, 6])
+        s |= dict(num_experts_per_tok=r.randrange(1, experts + 1), attention_bias=r.random() < 0.5, hidden_act="silu")
+    if family == "gpt_oss":
+        s |= dict(
+            head_dim=head, hidden_size=heads * r.choice([5, 7, 9]), num_local_experts=experts, sliding_window=window,
+            swiglu_limit=r.choice([0.5, 7.0]), layer_types=r.choice([None, kinds(r, layers)]),
+        )  # fmt: skip
+        rope |= dict(truncate=False) if rope["rope_type"] == "yarn" else {}
+    if family == "deepseek_v2":
+        rotated, plain = r.choice([2, 4, 8]), r.choice([2, 4, 6])  # transformers rotates even strides only
+        rope = rope_of(r, rotated, context)
+        if rope["rope_type"] == "yarn":
+            rope |= dict(mscale=r.choice([0.707, 1.0]), mscale_all_dim=r.choice([0.0, 0.707]))
+        groups = r.choice([n for n in (1, 2, 3) if experts % n == 0])
+        some = next(n for n in range(1, groups + 1) if n * experts // groups >= s["num_experts_per_tok"])
+        s |= dict(
+            rope_parameters=rope, num_key_value_heads=heads, kv_lora_rank=r.choice([6, 10]), q_lora_rank=r.choice([None, 4, 7]),
+            qk_rope_head_dim=rotated, qk_nope_head_dim=plain, v_head_dim=r.randrange(1, plain + rotated + 1), n_routed_experts=experts,
+            n_shared_experts=r.choice([1, 2]), moe_intermediate_size=r.choice([5, 8]), first_k_dense_replace=r.randrange(layers + 1),
+            routed_scaling_factor=r.choice([1.0, 2.5]),
+        )  # fmt: skip
+        s |= r.choice([dict(topk_method="greedy"), dict(topk_method="group_limited_greedy", n_group=groups, topk_group=some)])
     if family == "falcon":
         new = r.random() < 0.5
         s = {k: v for k, v in s.items() if k not in ("num_key_value_heads", "intermediate_size")}
-        s |= dict(new_decoder_architecture=new, bias=r.random() < 0.5, alibi=False)
+        s |= dict(new_decoder_architecture=new, bias=r.random() < 0.5, alibi=r.random() < 0.4)
         s |= dict(num_kv_heads=kv) if new else dict(multi_query=r.random() < 0.5, parallel_attn=r.random() < 0.6)
         if r.random() < 0.5:
             s["ffn_hidden_size"] = 44
         if new and r.random() < 0.3:
             s["num_ln_in_parallel_attn"] = 1
+    common = {k: s[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")}
+    heads = r.choice([1, 3, 4, 5, 6, 8, 12])  # slopes differ where they are no power of two
+    if family == "bloom":
+        s = dict(**common, hidden_size=heads * head, n_layer=layers, n_head=heads)
+    if family == "mpt":
+        attention = dict(clip_qkv=r.choice([None, 1.5]), softmax_scale=r.choice([None, 0.4]))
+        s = dict(**common, d_model=heads * head, n_layers=layers, n_heads=heads, max_seq_len=context, attn_config=attention)
     return s
 
 
@@ -149,10 +179,12 @@ def check(ft, seed, wanted):
     except Exception as e:
         print(f"{title}\n   transformers refuses: {str(e)[-200:]}", flush=True)
         return True
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    attention = "sdpa" if settings.get("alibi") else "eager"  # the eager form adds Falcon's bias twice
+    forms = {"attn_implementation": attention, "experts_implementation": "eager"}
+    model = AutoModelForCausalLM.from_config(config, **forms).float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.dim() == 2:
+            if p.dim() >= 2:
                 p.mul_(20 if "embed" in name else 30 / p.shape[-1] ** 0.5)  # so that attention and windows matter
     shake(model.named_parameters(), 0.3)
     with tempfile.TemporaryDirectory() as folder:

@@ -317,7 +317,7 @@ pub(super) fn read_config(config: &PeftConfig) -> Result<AdaloraSpec> {
         every: config.read("deltaT")?.unwrap_or(1),
         betas: [config.read("beta1")?.unwrap_or(usual.betas[0]), config.read("beta2")?.unwrap_or(usual.betas[1])],
         orthogonality: config.read("orth_reg_weight")?.unwrap_or(usual.orthogonality),
-        modules: config.module_settings(&["q_proj", "v_proj", "c_attn", "query_key_value"])?,
+        modules: config.module_settings(&["q_proj", "v_proj", "c_attn", "query_key_value", "Wqkv"])?,
         ranks,
     })
 }

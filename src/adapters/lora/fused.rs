@@ -2,12 +2,14 @@
 //! on each expert's own layers.
 //!
 //! transformers 5 holds the weights of a layer's experts in memory as two stacks: `experts.gate_up_proj` (E, 2 F, D), in
-//! which up follows gate, and `experts.down_proj` (E, D, F). PEFT's factors of a stack are A (E R, in), in which row
+//! which up follows gate, and `experts.down_proj` (E, D, F). In gpt-oss gate and up alternate, and matrices are transposed. PEFT's factors of a stack are A (E R, in), in which row
 //! `e R + j` is the j-th of expert e, and B (out, R E), in which it is column `j E + e`. The wrapper of the second stack
 //! contains that of the first, whose tensors are therefore called `base_layer`.
 //!
-//! The update of an expert's gate and up has one A and two B: as updates of the two layers, each has a copy of A. Layers
-//! are named as most families name them; Mixtral's names are translated where they are looked up ([`usual_name`]).
+//! The update of an expert's gate and up together is read as one of a layer `gate_up_proj`, which gpt-oss has. For a model
+//! with two layers it becomes two updates, each with a copy of A and its part of B, where it is known that the model has
+//! them ([`for_modules`]). Layers are named as most families name them; Mixtral's names are translated where they are
+//! looked up ([`usual_name`]).
 
 use super::modules::LoraModules;
 use super::spec::LoraSpec;
@@ -24,8 +26,10 @@ pub(super) enum Stack {
 }
 
 /// Names of stacks in `target_parameters` and in patterns, and patterns of the layers that they consist of.
-const STACKS: [(&str, Stack, &str); 2] =
-    [("gate_up_proj", Stack::GateUp, "gate_proj|up_proj|w1|w3"), ("down_proj", Stack::Down, "down_proj|w2")];
+const STACKS: [(&str, Stack, &str); 2] = [
+    ("gate_up_proj", Stack::GateUp, "gate_up_proj|gate_proj|up_proj|w1|w3"),
+    ("down_proj", Stack::Down, "down_proj|w2"),
+];
 
 /// Mixtral's names of what most families call `mlp`, `gate_proj`, `up_proj` and `down_proj`.
 const MIXTRAL: [(&str, &str); 4] =
@@ -87,13 +91,13 @@ pub(in crate::adapters) fn split(
             })
         };
         let (a, b) = (take("A")?, take("B")?);
-        let layers: &[&str] = match stack {
-            Stack::GateUp => &["gate_proj", "up_proj"],
-            Stack::Down => &["down_proj"],
+        let layer = match stack {
+            Stack::GateUp => BOTH,
+            Stack::Down => "down_proj",
         };
-        let rank = rules.rank(&format!("{module}.0.{}", layers[0]));
+        let rank = rules.rank(&format!("{module}.0.{layer}"));
         let fits = a.dim() == 2 && b.dim() == 2 && a.size()[0] == b.size()[1] && a.size()[0] % rank == 0;
-        if !fits || b.size()[0] % layers.len() as i64 != 0 {
+        if !fits || stack == Stack::GateUp && b.size()[0] % 2 != 0 {
             return Err(Error::user(format!(
                 "{}: `{wrapper}` has A of shape {:?} and B of shape {:?}, which are not those of experts with rank {rank}",
                 origin.display(),
@@ -104,15 +108,42 @@ pub(in crate::adapters) fn split(
         }
         let experts = a.size()[0] / rank;
         for e in 0..experts {
-            let own_a = a.narrow(0, e * rank, rank);
-            let own_b = b.slice(1, e, None, experts).chunk(layers.len() as i64, 0);
-            for (layer, own_b) in layers.iter().zip(own_b) {
-                tensors.insert(format!("{module}.{e}.{layer}.lora_A.weight"), own_a.copy());
-                tensors.insert(format!("{module}.{e}.{layer}.lora_B.weight"), own_b.contiguous());
-            }
+            let own_b = b.slice(1, e, None, experts).contiguous();
+            tensors.insert(format!("{module}.{e}.{layer}.lora_A.weight"), a.narrow(0, e * rank, rank).copy());
+            tensors.insert(format!("{module}.{e}.{layer}.lora_B.weight"), own_b);
         }
     }
     Ok(())
+}
+
+/// The layer that is gate and up of an expert.
+const BOTH: &str = "gate_up_proj";
+
+/// Returns an adapter's tensors for a model of which `exists` says whether it has a module: the factors of an expert's gate and
+/// up together become those of two layers, unless they are one in the model.
+pub(in crate::adapters) fn for_modules(
+    tensors: &BTreeMap<String, Tensor>,
+    exists: impl Fn(&str) -> bool,
+) -> BTreeMap<String, Tensor> {
+    let mut found = BTreeMap::new();
+    for (name, t) in tensors {
+        let both = name.rsplit_once(".lora_").filter(|(module, _)| {
+            module.contains(".experts.") && module.ends_with(&format!(".{BOTH}")) && !exists(module)
+        });
+        let Some((module, factor)) = both else {
+            found.insert(name.clone(), t.shallow_clone());
+            continue;
+        };
+        let expert = module.trim_end_matches(BOTH);
+        let parts = match factor {
+            "A.weight" => vec![t.shallow_clone(), t.copy()],
+            _ => t.chunk(2, 0).iter().map(Tensor::contiguous).collect(),
+        };
+        for (layer, part) in ["gate_proj", "up_proj"].iter().zip(parts) {
+            found.insert(format!("{expert}{layer}.lora_{factor}"), part);
+        }
+    }
+    found
 }
 
 /// Returns the wrapper that a tensor of a stack's A belongs to; `None` for other tensors.

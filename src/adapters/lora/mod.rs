@@ -5,7 +5,7 @@
 //!
 //! spec: the settings. attach: how a layer gets its parameters, whose first values are in `initial`. layer, embedding:
 //! how a linear layer and an embedding compute; dora: the same with trained magnitudes. eva: the directions of a layer's
-//! inputs; distribution: ranks by them. peft, target_parameters, fused, tensors: PEFT's files. updates: merging. publish: adapters
+//! inputs; distribution: ranks by them. peft, target_parameters, fused, stacked, tensors: PEFT's files. updates: merging. publish: adapters
 //! whose files differ from what is trained.
 
 mod attach;
@@ -20,6 +20,7 @@ mod modules;
 mod peft;
 mod publish;
 mod spec;
+mod stacked;
 mod target_parameters;
 mod tensors;
 mod updates;
@@ -28,10 +29,12 @@ pub use distribution::distribute;
 pub use eva::{InputRecorder, PrincipalInputs};
 pub use modules::{LoraModules, scale, with_ranks};
 pub use spec::{LoraInit, LoraSpec, MAX_RANK};
+pub use stacked::refusal as stack_refusal;
 pub use tensors::factors;
 
-pub(super) use fused::{split as split_stacks, usual_name};
+pub(super) use fused::{for_modules, split as split_stacks, usual_name};
 pub(super) use peft::read as read_config;
+pub(super) use stacked::stacked;
 pub(super) use target_parameters::KEY as TARGET_PARAMETERS;
 
 use super::kind::{AdapterActivations, AdapterKind};

@@ -93,7 +93,7 @@ pub(in crate::adapters) fn read(config: &PeftConfig) -> Result<LoraSpec> {
     };
     // PEFT's defaults: the first two for llama, mistral and qwen, the last for gpt2. No model has all of them.
     let ModuleSettings { targets, exclude, layers, layers_pattern, mut modules_to_save, from, fan_in_fan_out } =
-        config.module_settings(&["q_proj", "v_proj", "c_attn", "query_key_value"])?;
+        config.module_settings(&["q_proj", "v_proj", "c_attn", "query_key_value", "Wqkv"])?;
     // With `ensure_weight_tying` PEFT names the embedding in full beside the name that it was given.
     let named = modules_to_save.clone();
     modules_to_save.retain(|module| !named.iter().any(|other| module.ends_with(&format!(".{other}"))));

@@ -62,17 +62,19 @@ pub(super) fn read(config: &PeftConfig) -> Result<Option<Targets>> {
     Ok(Some(Targets::Pattern(format!(r"(?:.*\.)?(?:{})", endings.join("|")))))
 }
 
-/// Returns patterns of modules for patterns of weights. Fails for those that match no weight, because PEFT would ignore
-/// them.
+/// Returns patterns of modules for patterns of weights; those for target modules beside them stay. Fails for patterns that
+/// match neither, because PEFT would ignore them.
 pub(super) fn patterns<T: Copy>(
     config: &PeftConfig,
     key: &str,
     list: IndexMap<String, T>,
 ) -> Result<IndexMap<String, T>> {
+    let modules = config.get("target_modules").is_some_and(|v| v.as_array().is_some_and(|list| !list.is_empty()));
     let module = |(pattern, value): (String, T)| match pattern.strip_suffix(WEIGHT) {
         Some(module) => Ok((module.trim_end_matches('\\').to_string(), value)),
         None => match fused::pattern_of_layers(&pattern) {
             Some(layers) => Ok((layers, value)),
+            None if modules => Ok((pattern, value)),
             None => Err(config.unsupported(
                 key,
                 "with target_parameters a pattern must end with `.weight` or name experts: merge it with PEFT",

@@ -4,6 +4,7 @@
 //! the update of its kind, and a module saved in full adds `w · (W - base)`. Methods other than the sum are in
 //! [`crate::merging`].
 
+use super::part_weights::PartWeights;
 use super::plan::{MergePlan, MergeWay};
 use super::tensor_change::{TensorChange, equal_values};
 use super::unfitting::unfitting;
@@ -27,21 +28,25 @@ pub struct WeightedAdapter {
     pub companions: PathBuf,
     /// Its settings and tensors.
     pub file: AdapterFile,
-    /// Its factor in the sum.
-    pub weight: f64,
+    /// The factors of its changes.
+    pub weights: PartWeights,
 }
 
 impl WeightedAdapter {
     /// Reads the adapter in `folder`.
     pub fn read(folder: &Path, weight: f64) -> Result<Self> {
-        Ok(Self { folder: folder.into(), companions: folder.into(), file: file::read(folder)?, weight })
+        Ok(Self { folder: folder.into(), companions: folder.into(), file: file::read(folder)?, weights: weight.into() })
     }
 
     /// Returns the changes to the base, by tensor name. If the adapter's file contains a base weight that differs
     /// from the base's, replacing it is the first change, as in PEFT. Fails for tensors that its kind does not know, and
     /// for those that do not fit together.
     pub(super) fn changes(&self, base: &Weights) -> Result<BTreeMap<String, Vec<TensorChange>>> {
-        let (spec, tensors, weight) = (&self.file.spec, &self.file.tensors, self.weight);
+        let (spec, weights) = (&self.file.spec, &self.weights);
+        let tensors = &lora::for_modules(&self.file.tensors, |module| {
+            let name = format!("{module}.weight");
+            base.shape(&name).is_some() || base.quantised(&name).is_some()
+        });
         let origin = self.folder.join(file::TENSORS);
         let selection = spec.selection().map_err(|e| e.context(self.folder.join(file::CONFIG).display()))?;
         let of_kind = |name: &str| name.contains(&format!(".{}", spec.tensor_prefix()));
@@ -57,7 +62,8 @@ impl WeightedAdapter {
             if update.is_optional() && base.shape(&name).is_none() {
                 continue;
             }
-            changes.entry(name).or_default().push(TensorChange::Update { update, weight });
+            let change = weights.weighted(&name, update);
+            changes.entry(name).or_default().push(change);
         }
         let known = |name: &str| spec.module_of(name).is_some() || spec.is_unselected_tensor(name);
         let shared = |name: &str| spec.shared_tensor_names().contains(&name);
@@ -67,10 +73,12 @@ impl WeightedAdapter {
                 let changed = format!("{module}.weight");
                 // A weight of another shape counts as different, and is refused later together with the updates.
                 if !base.get(&changed).is_some_and(|w| equal_values(&w, &tensor)) {
+                    let weight = weights.factor(&changed);
                     let replacement = TensorChange::BaseReplacement { tensor, weight };
                     changes.entry(changed).or_default().insert(0, replacement);
                 }
             } else if selection.is_saved_whole(name) && !of_kind(name) && !name.contains(".base_layer.") {
+                let weight = weights.factor(name);
                 changes.entry(name.clone()).or_default().push(TensorChange::Replacement { tensor, weight });
             } else {
                 return Err(Error::user(format!(
@@ -92,8 +100,8 @@ pub(super) fn flatten(changes: BTreeMap<String, Vec<TensorChange>>) -> impl Iter
 /// A base's weights with adapters merged into them; tensors are computed one by one on request.
 pub struct MergedWeights<'a> {
     base: &'a Weights,
-    /// Folder and weight of each adapter.
-    parts: Vec<(PathBuf, f64)>,
+    /// Folder and weights of each adapter.
+    parts: Vec<(PathBuf, PartWeights)>,
     plan: MergePlan,
     /// The changes of each tensor, with the position of the adapter.
     changes: BTreeMap<String, Vec<(usize, TensorChange)>>,
@@ -126,7 +134,7 @@ impl<'a> MergedWeights<'a> {
                 changes.entry(name).or_default().push((i, change));
             }
         }
-        let parts = parts.iter().map(|part| (part.folder.clone(), part.weight)).collect();
+        let parts = parts.iter().map(|part| (part.folder.clone(), part.weights.clone())).collect();
         Ok(Self { base, parts, plan, changes })
     }
 
@@ -135,9 +143,41 @@ impl<'a> MergedWeights<'a> {
         self.changes.keys().map(String::as_str)
     }
 
-    /// Returns folder and weight of each adapter.
-    pub fn parts(&self) -> &[(PathBuf, f64)] {
+    /// Returns folder and weights of each adapter.
+    pub fn parts(&self) -> &[(PathBuf, PartWeights)] {
         &self.parts
+    }
+
+    /// Returns the names of the tensors that an adapter changes.
+    pub fn changed_by(&self, part: usize) -> impl Iterator<Item = &str> {
+        let changed = self.changes.iter().filter(move |(_, list)| list.iter().any(|(i, _)| *i == part));
+        changed.map(|(name, _)| name.as_str())
+    }
+
+    /// Returns the number of components `bᵣ aᵣ` of an adapter's change of a tensor. `None` for a table, and if any adapter's
+    /// change of the tensor is not just one product of factors.
+    pub fn components(&self, name: &str, part: usize) -> Option<usize> {
+        let changes = self.changes_of(name);
+        let plain = |factors: &LowRankUpdate| !factors.table;
+        let all_plain = changes.iter().all(|(_, change)| change.low_rank().is_some_and(plain));
+        let each_once = changes.windows(2).all(|two| two[0].0 != two[1].0);
+        let (_, own) = changes.iter().find(|(i, _)| *i == part).filter(|_| all_plain && each_once)?;
+        Some(own.low_rank()?.a.size()[0] as usize)
+    }
+
+    /// Returns the factor of each adapter on its change of a tensor; `None` for one that does not change it.
+    pub fn weights_of(&self, name: &str) -> Vec<Option<f64>> {
+        let changes = |part: usize| self.changes_of(name).iter().any(|(i, _)| *i == part);
+        self.parts.iter().enumerate().map(|(i, (_, weights))| changes(i).then(|| weights.mean(name))).collect()
+    }
+
+    /// Returns the mean factor of an adapter over the tensors that it changes.
+    pub fn mean_weight(&self, part: usize) -> f64 {
+        let weights = &self.parts[part].1;
+        weights.common().unwrap_or_else(|| {
+            let all: Vec<f64> = self.changed_by(part).map(|name| weights.mean(name)).collect();
+            all.iter().sum::<f64>() / all.len().max(1) as f64
+        })
     }
 
     /// Returns how they are merged.
@@ -184,7 +224,7 @@ impl<'a> MergedWeights<'a> {
                 ))
                 .hint("the adapter is damaged, or its training diverged: use an earlier checkpoint"));
             }
-            let (weight, density) = (self.parts[part].1, self.plan.density(part));
+            let (weight, density) = (self.parts[part].1.factor(name), self.plan.density(part));
             deltas.push(WeightedDelta { part, delta, weight, density });
         }
         Ok(deltas)
@@ -213,7 +253,7 @@ impl<'a> MergedWeights<'a> {
                 part: *part,
                 a: a.to_kind(Kind::Float),
                 b: b.to_kind(Kind::Float),
-                weight: scale * self.parts[*part].1,
+                weight: scale * self.parts[*part].1.factor(name),
                 density: self.plan.density(*part),
             });
         }

@@ -17,6 +17,9 @@ use tch::Kind;
 pub struct WeightReport {
     /// Name of the tensor.
     pub name: String,
+    /// The factor on the change of each adapter; `null` for one that does not change the tensor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<Option<f64>>,
     /// How far the adapters' changes agree.
     #[serde(flatten)]
     pub comparison: Comparison,
@@ -34,6 +37,7 @@ pub fn compare(merge: &MergedWeights, mut done: impl FnMut()) -> Result<Vec<Weig
         done();
         Ok(WeightReport {
             name: name.to_string(),
+            weights: merge.weights_of(name),
             comparison: on_one_thread(|| Comparison::between(merge.parts().len(), &deltas, &merged)),
             rank: None,
             energy_kept: 1.0,
@@ -74,7 +78,8 @@ pub fn as_lora(
                 saved.insert(name.rsplit_once('.').map_or(name, |(module, _)| module).to_string());
             }
         }
-        reports.push(WeightReport { name: name.to_string(), comparison, rank, energy_kept });
+        let weights = merge.weights_of(name);
+        reports.push(WeightReport { name: name.to_string(), weights, comparison, rank, energy_kept });
         done();
     }
     if let Some(module) = saved.iter().find(|module| ranks.contains_key(*module)) {

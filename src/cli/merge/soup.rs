@@ -3,7 +3,7 @@
 use super::MergeJob;
 use ft::adapters::merging::WeightedAdapter;
 use ft::adapters::merging::plan::MergeShares;
-use ft::convert::merge::page::{SearchCurve, SearchPicture};
+use ft::convert::merge::search_section::{SearchCurve, SearchPicture};
 use ft::error::{Error, Result};
 use ft::eval::merge_losses::MergeLosses;
 use ft::eval::soup::{GreedySoup, equal_weights, greedy_soup};
@@ -38,8 +38,9 @@ pub(super) fn cook(job: &mut MergeJob, rows: Option<&Path>, sweeps: bool) -> Res
         return Err(Error::user(format!("--sweep cannot be combined with `{name}`: a soup has equal weights"))
             .hint("leave out --sweep, or choose --method linear"));
     }
-    if let Some(part) = job.parts.iter().find(|part| part.weight != 1.0) {
-        return Err(Error::user(format!("{}={}: a soup has equal weights", part.folder.display(), part.weight))
+    let weight = |part: &WeightedAdapter| part.weights.common().filter(|weight| *weight != 1.0);
+    if let Some((part, weight)) = job.parts.iter().find_map(|part| Some((part, weight(part)?))) {
+        return Err(Error::user(format!("{}={weight}: a soup has equal weights", part.folder.display()))
             .hint("leave out the weight, or choose --method linear"));
     }
     let Some(rows) = rows else {
@@ -67,7 +68,7 @@ pub(super) fn cook(job: &mut MergeJob, rows: Option<&Path>, sweeps: bool) -> Res
 
 fn set_weights(parts: &mut [WeightedAdapter], members: &[usize]) {
     let weights = equal_weights(parts.len(), members);
-    parts.iter_mut().zip(weights).for_each(|(part, weight)| part.weight = weight);
+    parts.iter_mut().zip(weights).for_each(|(part, weight)| part.weights = weight.into());
 }
 
 /// Returns the last part of an adapter's folder; of a checkpoint, with the run that it is of.
@@ -99,11 +100,13 @@ impl ChosenSoup {
             title: "of each adapter alone, and of the soup with it".into(),
             over: "adapter",
             curves: vec![
-                SearchCurve { name: "the soup with it".into(), points: with },
-                SearchCurve { name: "alone".into(), points: alone },
+                SearchCurve { name: "the soup with it".into(), points: with, marked: true },
+                SearchCurve { name: "alone".into(), points: alone, marked: false },
             ],
             base_loss: self.soup.base_loss,
-            table: self.table(),
+            table: ("trials", self.table()),
+            best: None,
+            weights: None,
         }
     }
 }

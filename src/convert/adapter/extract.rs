@@ -117,7 +117,7 @@ pub fn extract(base: &Path, tuned: &Path, to: Truncation, others: OtherChanges, 
     let whole: f64 = modules.iter().map(square).sum();
     let kept: f64 = modules.iter().map(|m| m.energy_kept * square(m)).sum();
     let file = combined_adapter(&before, factors, saved, Some(base.to_string_lossy().into_owned()));
-    let parts = [WeightedAdapter { folder: tuned.into(), companions: tuned.into(), file, weight: 1.0 }];
+    let parts = [WeightedAdapter { folder: tuned.into(), companions: tuned.into(), file, weights: 1.0.into() }];
     let export = PreparedMerge::new(base, &parts, MergePlan::default(), MergeForm::Adapter)?.write_adapter(out)?;
     let [from_tuned, base_from_tuned] = distances(base, tuned, out)?;
     Ok(ExtractReport {

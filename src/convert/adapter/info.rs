@@ -108,14 +108,19 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
         dtype: format!("{:?}", t.kind()).to_lowercase(),
     });
     let bytes = |t: &tch::Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
-    let rows = match adapter.base.as_deref().map(Path::new).filter(|base| is_model(base)) {
-        Some(base) => {
-            let config = Config::read(base)?;
-            VocabularyRows::of_adapters(&config, &[(adapter, folder)])?.and_then(|rows| rows.grown(&config))
+    let base = adapter.base.as_deref().map(Path::new).filter(|base| is_model(base));
+    let base = base.map(Config::read).transpose()?;
+    let (rows, stacks) = match &base {
+        Some(config) => {
+            let rows = VocabularyRows::of_adapters(config, &[(adapter, folder)])?.and_then(|rows| rows.grown(config));
+            (rows, config.stacked_experts())
         }
-        None => None,
+        None => (None, None),
     };
-    let mut compatibility = compatibility::of_adapter(adapter, rows);
+    let mut compatibility = compatibility::of_adapter(adapter, rows, stacks);
+    if let Some(config) = &base {
+        compatibility::refuse_own_family(&mut compatibility, config);
+    }
     if let Some(QuantisedBase::Loaded { format, corrected: true }) = quantised_base::recorded(folder)? {
         compatibility::require_quantised_base(&mut compatibility, format);
     }

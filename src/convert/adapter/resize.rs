@@ -5,6 +5,7 @@ use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::update::LowRankUpdate;
 use crate::adapters::{AdapterSpec, file, lora};
 use crate::convert::folder::companions::{TOKENIZER_FILES, copy_companion_files, write_text};
+use crate::convert::verify::report::{ExportVerdict, REPORT, WeightFile, weight_file};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::merging::{Delta, Truncation, on_one_thread, svd};
@@ -13,9 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// What resizing an adapter changed.
+/// What resizing an adapter changed; the contents of export_report.json.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResizeReport {
+    /// Always `passed`: an adapter that differs from what was to be written is not moved into place.
+    pub verdict: ExportVerdict,
+    /// Always `adapter`.
+    pub export: &'static str,
+    /// The folder of the adapter before.
+    pub resized_from: String,
     /// Share of the energy of all changes together that is left.
     pub energy_kept: f64,
     /// Numbers in the tensors of the adapter before and after.
@@ -24,6 +31,12 @@ pub struct ResizeReport {
     pub modules: Vec<ResizedModule>,
     /// The new adapter.
     pub adapter: AdapterInfo,
+    /// Number of tensors that were read back and compared bit for bit with what was to be written.
+    pub tensors: usize,
+    /// Size and SHA-256 of the weight file, by name.
+    pub files: BTreeMap<String, WeightFile>,
+    /// The version of ft that wrote the directory.
+    pub ft_version: &'static str,
 }
 
 /// A module of a resized adapter.
@@ -38,8 +51,8 @@ pub struct ResizedModule {
 }
 
 /// Writes the LoRA in `folder` with other ranks to `out`: the largest singular values of each change, as the scale 1. Modules
-/// saved in full are kept. The files are read back and compared before they are moved into place. Fails for adapters whose
-/// changes are no products of two factors.
+/// saved in full are kept. The files are read back and compared before they are moved into place, with the report in
+/// export_report.json. Fails for adapters whose changes are no products of two factors.
 pub fn resize(folder: &Path, to: Truncation, out: &Path) -> Result<ResizeReport> {
     let _no_grad = tch::no_grad_guard();
     let old = WeightedAdapter::read(folder, 1.0)?.file;
@@ -102,17 +115,24 @@ pub fn resize(folder: &Path, to: Truncation, out: &Path) -> Result<ResizeReport>
             &format!("---\nlibrary_name: peft\nbase_model: {}\n---\n\n{about}", serde_json::Value::from(base.clone())),
         )?;
         check(temp, &tensors)?;
-        made = Some(info::info(temp, None)?);
+        let adapter = AdapterInfo { folder: out.display().to_string(), ..info::info(temp, None)? };
+        let report = ResizeReport {
+            verdict: ExportVerdict::Passed,
+            export: "adapter",
+            resized_from: folder.display().to_string(),
+            energy_kept: if whole > 0.0 { kept / whole } else { 1.0 },
+            parameters,
+            modules: resized,
+            adapter,
+            tensors: tensors.len(),
+            files: BTreeMap::from([weight_file(&temp.join(file::TENSORS))?]),
+            ft_version: env!("CARGO_PKG_VERSION"),
+        };
+        fsutil::write_json(&temp.join(REPORT), &report)?;
+        made = Some(report);
         Ok(())
     })?;
-    let mut adapter = made.ok_or_else(|| Error::bug("a folder was written without a report"))?;
-    adapter.folder = out.display().to_string();
-    Ok(ResizeReport {
-        energy_kept: if whole > 0.0 { kept / whole } else { 1.0 },
-        parameters,
-        modules: resized,
-        adapter,
-    })
+    made.ok_or_else(|| Error::bug("a folder was written without a report"))
 }
 
 /// Fails if the adapter in `folder` does not contain exactly these tensors, bit for bit, or if its settings do not fit them.

@@ -17,9 +17,13 @@ pub(in crate::convert) fn write_adapter_folder<'t>(
     base: &Path,
     tensors: impl Iterator<Item = (&'t str, &'t Tensor)>,
 ) -> Result<()> {
-    file::write(folder, spec, base_name, tensors)?;
+    let config = Config::read(base)?;
+    match config.stacked_experts() {
+        Some(experts) => file::write_for_stacks(folder, spec, base_name, tensors, experts)?,
+        None => file::write(folder, spec, base_name, tensors)?,
+    }
     copy_companion_files(base, folder, TOKENIZER_FILES)?;
-    let (adapter, config) = (file::read(folder)?, Config::read(base)?);
+    let adapter = file::read(folder)?;
     let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?.and_then(|rows| rows.grown(&config));
     let resize = rows.map_or(String::new(), |rows| {
         format!(

@@ -19,13 +19,14 @@ use super::verify::{verify, verify_adapter};
 use crate::adapters::AdapterSpec;
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{Heads, Model, QuantisedBase};
+use crate::models::{FileTensor, Heads, Model, QuantisedBase, file_tensors};
 use crate::nn::Param;
 use crate::nn::safetensors::{SHARD_BYTES, TensorHeader, write_model};
 use crate::nn::weight::cast;
 use crate::nn::weights;
 use adapter_folder::{with_named_targets, write_adapter_folder};
 use publish::{publish, tensor_entry};
+use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Kind;
 
@@ -68,10 +69,16 @@ pub fn save_adapter(
 /// Writes the base weights of `model`, without adapters, as a Hugging Face directory in `dtype` and verifies it.
 pub fn save_model(model: &Model, folder: &Path, dtype: Kind) -> Result<ExportReport> {
     let tensors = written_tensors(model);
-    let entries = tensors.iter().map(|(n, t)| tensor_entry(n, &t.size(), dtype)).collect::<Result<Vec<_>>>()?;
+    let files: BTreeMap<String, FileTensor> =
+        file_tensors(model.config(), tensors.iter().map(|(name, t)| (*name, t.size())))
+            .into_iter()
+            .map(|tensor| (tensor.name.clone(), tensor))
+            .collect();
+    let entries = files.values().map(|t| tensor_entry(&t.name, &t.shape, dtype)).collect::<Result<Vec<_>>>()?;
+    let values = |name: &str| files[name].values(|part| Ok(cast(tensors[part], dtype)));
     publish(folder, |temp| {
         check_disk_space(temp, entries.iter().map(TensorHeader::bytes).sum())?;
-        write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&cast(tensors[e.name.as_str()], dtype))))?;
+        write_model(temp, &entries, SHARD_BYTES, |e| Ok(weights::bytes(&values(&e.name)?)))?;
         copy_companion_files(model.folder(), temp, MODEL_FILES)?;
         if model.heads() == Heads::Score {
             let pad = reward_folder::complete_folder(model, temp)?;

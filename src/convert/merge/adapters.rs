@@ -1,8 +1,9 @@
 //! Merges adapters into their base model, or several adapters into one (`ft merge`), and verifies the result.
 
 use super::inputs::refuse_unmergeable;
-use super::page::{self, SearchPicture};
+use super::page;
 use super::report::MergeReport;
+use super::search_section::SearchPicture;
 use crate::adapters::merging::combine::{are_low_rank, combine, in_full};
 use crate::adapters::merging::plan::{MergeForm, MergePlan};
 use crate::adapters::merging::reduce::{as_lora, compare};
@@ -20,11 +21,13 @@ use crate::convert::verify::kind::ExportKind;
 use crate::convert::verify::report::{ExportReport, ExportVerdict};
 use crate::convert::verify::thresholds::WeightChange;
 use crate::error::{Error, Result};
-use crate::models::{self, Config, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows};
+use crate::models::{
+    self, Config, FileTensor, Heads, LoadOptions, Model, QuantisedBase, Storage, VocabularyRows, file_tensors,
+};
 use crate::nn::weight::cast;
 use crate::nn::{AdapterPlan, Weights, safetensors, weights};
 use crate::report;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -112,7 +115,8 @@ impl<'a> PreparedMerge<'a> {
         let (lora, reports) = match reduces {
             true => {
                 let (file, reports) = as_lora(&merge, parts, || bar.inc(1))?;
-                (Some(WeightedAdapter { folder: MERGED.into(), companions: MERGED.into(), file, weight: 1.0 }), reports)
+                let (folder, companions) = (MERGED.into(), MERGED.into());
+                (Some(WeightedAdapter { folder, companions, file, weights: 1.0.into() }), reports)
             }
             false => (None, compare(&merge, || bar.inc(1))?),
         };
@@ -136,7 +140,7 @@ impl<'a> PreparedMerge<'a> {
             _ if self.plan.is_sum() && are_low_rank(&self.weights, self.parts)? => {
                 Some(combine(&self.weights, self.parts)?)
             }
-            [part] if self.plan.is_sum() && part.weight == 1.0 => None,
+            [part] if self.plan.is_sum() && part.weights.common() == Some(1.0) => None,
             _ => Some(in_full(&self.weights, merge)?),
         })
     }
@@ -158,9 +162,13 @@ impl<'a> PreparedMerge<'a> {
             let own = weights.kind(name).unwrap_or(Kind::Float);
             if is_float(own) { dtype.unwrap_or(own) } else { own }
         };
-        let entries = names
-            .iter()
-            .map(|n| tensor_entry(n, weights.shape(n).unwrap_or_default(), kind_of(n)))
+        let parameters = names.iter().map(|n| (*n, weights.shape(n).unwrap_or_default().to_vec()));
+        let files: BTreeMap<String, FileTensor> =
+            file_tensors(&self.config, parameters).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        let kind_of_file = |tensor: &FileTensor| kind_of(&tensor.parts[0]);
+        let entries = files
+            .values()
+            .map(|tensor| tensor_entry(&tensor.name, &tensor.shape, kind_of_file(tensor)))
             .collect::<Result<Vec<_>>>()?;
         check_disk_space(out, entries.iter().map(safetensors::TensorHeader::bytes).sum())?;
 
@@ -179,7 +187,8 @@ impl<'a> PreparedMerge<'a> {
         let reference = load_with_sum(base, parts, sum, computed, Storage::File)?;
         publish(out, |temp| {
             safetensors::write_model(temp, &entries, shard_bytes, |e| {
-                Ok(weights::bytes(&cast(&merge.tensor(&e.name)?, kind_of(&e.name))))
+                let (tensor, kind) = (&files[&e.name], kind_of_file(&files[&e.name]));
+                Ok(weights::bytes(&tensor.values(|part| Ok(cast(&merge.tensor(part)?, kind)))?))
             })?;
             write_config(&self.config, temp, dtype)?;
             copy_companion_files(base, temp, MODEL_FILES)?;

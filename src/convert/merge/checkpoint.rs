@@ -54,7 +54,7 @@ pub(super) fn read(folder: &Path, run: &Path, weight: f64) -> Result<WeightedAda
     check_names(folder, &spec, &tensors, &result)?;
     let base = Some(recipe.model.path.to_string_lossy().into_owned());
     let file = AdapterFile { spec, base, tensors, tables: result.tables };
-    Ok(WeightedAdapter { folder: folder.into(), companions: run.into(), file, weight })
+    Ok(WeightedAdapter { folder: folder.into(), companions: run.into(), file, weights: weight.into() })
 }
 
 /// Fails if a checkpoint lacks tensors that the run's result has: some are saved with the result alone.

@@ -1,6 +1,7 @@
 //! Writes `merge.html`: the report on a merge as a self-contained page, in the style of the pages of runs.
 
 use super::report::{GroupReport, MergeReport, MergedParts};
+use super::search_section::SearchPicture;
 use crate::error::Result;
 use crate::fsutil::write_atomic;
 use crate::merging::comparison::pairs;
@@ -14,30 +15,6 @@ use std::path::Path;
 
 /// Name of the page in the folder that a merge writes.
 pub const PAGE: &str = "merge.html";
-
-/// A curve of a search for weights: a loss over values in order.
-#[derive(Clone)]
-pub struct SearchCurve {
-    /// Its name.
-    pub name: String,
-    /// (place, loss)
-    pub points: Vec<(f64, f64)>,
-}
-
-/// The losses that a search for weights found.
-#[derive(Clone)]
-pub struct SearchPicture {
-    /// What was found.
-    pub title: String,
-    /// What the horizontal axis counts.
-    pub over: &'static str,
-    /// The curves.
-    pub curves: Vec<SearchCurve>,
-    /// The loss of the base alone.
-    pub base_loss: f64,
-    /// All trials, under a row of titles.
-    pub table: Vec<Vec<String>>,
-}
 
 /// Writes the page. `search`: the search that found the weights, if there was one.
 pub fn write(report: &MergeReport, search: Option<&SearchPicture>, path: &Path) -> Result<()> {
@@ -62,7 +39,7 @@ pub fn render(report: &MergeReport, search: Option<&SearchPicture>) -> String {
         (tiles(report))
         section { h2 { @if noun == "model" { "Models" } @else { "Adapters" } } (parts(report)) }
         @if let Some(search) = search {
-            section { h2 { "Search for weights" } div class="charts" { (search.chart().figure()) } (trials(search)) }
+            section { h2 { "Search for weights" } (search.section()) }
         }
         section { h2 { "By layer" } div class="charts" { @for chart in charts(report) { (chart.figure()) } } }
         section { h2 { "Tensors" } (weights(report)) }
@@ -119,7 +96,7 @@ fn parts(report: &MergeReport) -> Markup {
             @for (i, part) in list.iter().enumerate() {
                 tr {
                     td class="path" { (named(&part.folder)) }
-                    td class="number" { (part.weight.map_or("-".into(), |weight| weight.to_string())) }
+                    td class="number" { (part.weight.map_or("-".into(), |weight| ((1e4 * weight).round() / 1e4).to_string())) }
                     td class="number" { (part.density) }
                     td class="number" { (short(total.norms[i])) }
                     td class="number" { (total.with_merged[i].map_or("-".into(), cosine)) }
@@ -196,40 +173,6 @@ fn charts(report: &MergeReport) -> Vec<Chart<'static>> {
         charts.push(chart("Rank", "mean of the layer's products", vec![merged("rank", &|g| g.rank)], short));
     }
     charts
-}
-
-impl SearchPicture {
-    fn chart(&self) -> Chart<'_> {
-        let series = self.curves.iter().enumerate().map(|(i, curve)| Series {
-            name: curve.name.clone(),
-            colour: ["train", "valid", "other"][i % 3],
-            look: if i < 3 { SeriesStyle::Dots } else { SeriesStyle::Faint },
-            points: curve.points.clone(),
-        });
-        Chart {
-            title: "Held-out loss".into(),
-            note: self.title.clone(),
-            series: series.collect(),
-            over: self.over,
-            format: |x| format!("{x:.4}"),
-            guide: Some((self.base_loss, "the base alone")),
-            resumed: &[],
-            skipped: &[],
-            log_above: f64::INFINITY,
-            from_zero: false,
-        }
-    }
-}
-
-fn trials(search: &SearchPicture) -> Markup {
-    let [titles, trials @ ..] = &search.table[..] else { return Markup::default() };
-    html! {
-        details { summary { (trials.len()) " trials" }
-        div class="card scroll" { table {
-            tr { @for title in titles { th { (plain(title)) } } }
-            @for trial in trials { tr { @for cell in trial { td { (named(cell)) } } } }
-        } } }
-    }
 }
 
 fn weights(report: &MergeReport) -> Markup {

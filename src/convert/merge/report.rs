@@ -1,7 +1,7 @@
 //! What a merge does to the base, before anything is written: by tensor, by layer and as a whole.
 
-use crate::adapters::merging::MergedWeights;
 use crate::adapters::merging::reduce::WeightReport;
+use crate::adapters::merging::{MergedWeights, PartWeights};
 use crate::merging::comparison::pairs;
 use crate::models::layer_number;
 use crate::report;
@@ -91,9 +91,9 @@ pub struct GroupReport {
 impl MergeReport {
     /// Sums up the reports on the tensors of a merge of adapters.
     pub fn new(merge: &MergedWeights, weights: Vec<WeightReport>) -> Self {
-        let part = |(i, (folder, weight)): (usize, &(std::path::PathBuf, f64))| MergedPart {
+        let part = |(i, (folder, _)): (usize, &(std::path::PathBuf, PartWeights))| MergedPart {
             folder: folder.display().to_string(),
-            weight: Some(*weight),
+            weight: Some(merge.mean_weight(i)),
             density: merge.plan().density(i),
         };
         let parts = MergedParts::Adapters(merge.parts().iter().enumerate().map(part).collect());

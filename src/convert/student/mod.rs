@@ -100,6 +100,7 @@ pub fn cut_student(
     device: Device,
 ) -> Result<StudentSummary> {
     let config = Config::read(from)?;
+    models::refuse_stacks(&config, "no student is cut out of")?;
     let depth = config.num_hidden_layers as usize;
     let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
     check_cut(cut, &config)?;
@@ -205,8 +206,20 @@ pub fn cut_student_if_missing(
 
 /// Fails if the model cannot be cut to these sizes.
 fn check_cut(cut: &StudentCut, config: &Config) -> Result<()> {
+    if cut.heads.is_some() && config.has_latent_attention() {
+        return Err(config
+            .refuse(format!(
+                "the heads of a {} model share the vector that keys and values are made of",
+                config.model_type
+            ))
+            .hint("leave --heads out"));
+    }
     let depth = config.num_hidden_layers as usize;
     let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
+    if !config.has_attention() && (cut.mlp.is_some() || cut.heads.is_some()) {
+        return Err(Error::user(format!("a {} model has neither MLPs nor heads", config.model_type))
+            .hint("leave out --mlp and --heads; --layers cuts layers"));
+    }
     let most = |what: &str, n: i64, most: i64| match (1..=most).contains(&n) {
         true => Ok(()),
         false => Err(Error::user(format!("{what} {n}: the model has {most}")).hint(format!("from 1 to {most}"))),

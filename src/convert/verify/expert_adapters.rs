@@ -5,16 +5,22 @@
 //! not at all, was found by reading such files with it (tests/reference/check_expert_adapters.py).
 
 use crate::adapters::LoraSpec;
-use crate::adapters::lora::LoraModules;
+use crate::adapters::lora::{LoraModules, stack_refusal};
 use crate::models::expert_number;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Returns the reasons; none if no expert is adapted, or if PEFT converts the factors.
-pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>) -> Vec<&'static str> {
+/// Returns the reasons; none if no expert is adapted, if PEFT converts the factors, or if the file has those of `stacks` of so
+/// many experts.
+pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>, stacks: Option<i64>) -> Vec<&'static str> {
     let last = |module: &&str| module.rsplit('.').next().unwrap_or_default().to_string();
     let (of_experts, others): (Vec<&str>, Vec<&str>) = modules.iter().partition(|m| expert_number(m).is_some());
     if of_experts.is_empty() {
         return Vec::new();
+    }
+    const DROPOUT: &str = "it allows no dropout on experts: set lora_dropout to 0 in adapter_config.json";
+    if let Some(experts) = stacks {
+        let dropout = (spec.dropout > 0.0).then_some(DROPOUT);
+        return dropout.into_iter().chain(stack_refusal(spec, modules, experts)).collect();
     }
     let names: BTreeSet<String> = of_experts.iter().map(last).collect();
     let down_alone = names.len() == 1 && (names.contains("down_proj") || names.contains("w2"));
@@ -30,7 +36,7 @@ pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>) -> Vec<&'
     }
     let equal = counts.values().collect::<BTreeSet<_>>().len() == 1;
     let reasons = [
-        (spec.dropout > 0.0, "it allows no dropout on experts: set lora_dropout to 0 in adapter_config.json"),
+        (spec.dropout > 0.0, DROPOUT),
         (spec.dora || spec.bias, "it has no DoRA and no bias behind B on experts: ft merge makes a model it reads"),
         (
             !down_alone && names.len() != 3,
@@ -51,7 +57,7 @@ mod tests {
     use super::*;
 
     fn found(modules: &[&str], spec: LoraSpec) -> usize {
-        peft_refusals(&spec, &modules.iter().copied().collect()).len()
+        peft_refusals(&spec, &modules.iter().copied().collect(), None).len()
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::compatibility::{self, Compatibility};
 use crate::adapters::file;
 use crate::error::Result;
 use crate::fsutil;
+use crate::model_files;
 use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, VocabularyRows};
 use crate::nn::weights::Weights;
 use serde_json::Value;
@@ -46,7 +47,11 @@ impl ExportKind<'_> {
     pub(super) fn read_tensors(self, folder: &Path) -> Result<BTreeMap<String, Tensor>> {
         Ok(match self {
             ExportKind::Adapter { .. } => file::read(folder)?.tensors,
-            ExportKind::Model => Weights::open(folder)?.all(),
+            ExportKind::Model => {
+                let mut weights = Weights::open(folder)?;
+                models::split_stacks(&mut weights, &Config::read_file(&folder.join(model_files::CONFIG))?)?;
+                weights.all()
+            }
         })
     }
 
@@ -89,15 +94,18 @@ impl ExportKind<'_> {
 
     /// Returns which programs can read a directory. `scores`: it is a reward model's.
     pub(super) fn compatibility(self, folder: &Path, scores: bool) -> Result<Vec<Compatibility>> {
-        Ok(match self {
+        let (mut answers, config) = match self {
             ExportKind::Adapter { base } => {
                 let (adapter, config) = (file::read(folder)?, Config::read(base)?);
                 let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?;
-                compatibility::of_adapter(&adapter, rows.and_then(|rows| rows.grown(&config)))
+                let rows = rows.and_then(|rows| rows.grown(&config));
+                (compatibility::of_adapter(&adapter, rows, config.stacked_experts()), config)
             }
-            ExportKind::Model if scores => compatibility::of_scorer(folder),
-            ExportKind::Model => compatibility::of_model(folder),
-        })
+            ExportKind::Model if scores => (compatibility::of_scorer(folder), Config::read(folder)?),
+            ExportKind::Model => (compatibility::of_model(folder), Config::read(folder)?),
+        };
+        compatibility::refuse_own_family(&mut answers, &config);
+        Ok(answers)
     }
 }
 

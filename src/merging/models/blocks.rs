@@ -1,12 +1,16 @@
 //! Tensors of several models that are read block by block.
 
+use super::in_order::in_order;
 use crate::error::Result;
-use crate::merging::prune::random_numbers;
-use std::ops::Range;
-use tch::{Kind, Tensor};
+use crate::native::merging::{MergeKernels, best};
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut, Range};
 
-/// Largest number of entries in a block, unless one row has more: 4 MiB in float32.
-const ENTRIES: i64 = 1 << 20;
+/// Largest number of entries in a block, unless one row has more: 128 KiB in float32, so that a block of each of some models fits
+/// the cache of a core.
+const ENTRIES: i64 = 1 << 15;
+/// Largest number of blocks that a thread takes at a time.
+const BLOCKS_AT_A_TIME: usize = 16;
 
 /// How a tensor is divided: into blocks of whole rows. A tensor with one dimension is one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +34,60 @@ impl TensorBlocks {
         self.rows * self.columns
     }
 
-    /// Returns the rows of each block, in order.
-    pub fn blocks(&self) -> impl Iterator<Item = Range<i64>> + use<> {
-        let (rows, step) = (self.rows, (ENTRIES / self.columns.max(1)).max(1));
-        (0..rows).step_by(step as usize).map(move |start| start..(start + step).min(rows))
+    /// Returns the number of rows in every block but the last.
+    fn step(&self) -> i64 {
+        (ENTRIES / self.columns.max(1)).max(1)
+    }
+
+    /// Returns the number of blocks.
+    pub fn count(&self) -> usize {
+        (self.rows as usize).div_ceil(self.step() as usize)
+    }
+
+    /// Returns the rows of the block with this number.
+    pub fn rows_of(&self, block: usize) -> Range<i64> {
+        let start = block as i64 * self.step();
+        start..(start + self.step()).min(self.rows)
+    }
+
+    /// Returns the number of the block that begins with this row.
+    pub(super) fn number_of(&self, first_row: i64) -> usize {
+        (first_row / self.step()) as usize
+    }
+
+    /// Returns the number of entries of these rows.
+    pub fn length(&self, rows: &Range<i64>) -> usize {
+        ((rows.end - rows.start) * self.columns) as usize
+    }
+
+    /// Calls `work` with the rows of every block, on several threads, each with a state of its own, and hands the results to `take`
+    /// in the order of the blocks. Returns the states.
+    pub fn each<S: Send, T: Send>(
+        &self,
+        threads: usize,
+        state: impl Fn() -> S + Sync,
+        work: impl Fn(&mut S, &Range<i64>) -> Result<T> + Sync,
+        mut take: impl FnMut(T) -> Result<()>,
+    ) -> Result<Vec<S>> {
+        let count = self.count();
+        let together = (count / (4 * threads.max(1))).clamp(1, BLOCKS_AT_A_TIME);
+        let several = |state: &mut S, group: usize| -> Result<Vec<T>> {
+            let blocks = group * together..((group + 1) * together).min(count);
+            blocks.map(|block| work(state, &self.rows_of(block))).collect()
+        };
+        in_order(count.div_ceil(together), threads, state, several, |results| {
+            results.into_iter().try_for_each(&mut take)
+        })
     }
 }
 
+/// Writes rows of a part, given by its position, into a slice. Called on several threads.
+pub type ReadRows<'a> = dyn Fn(usize, Range<i64>, &mut [f32]) -> Result<()> + Sync + 'a;
+/// Writes random numbers from 0 to 1 for entries of rows of a part into a slice. Called on several threads.
+pub type DrawRows<'a> = dyn Fn(usize, Range<i64>, &mut [f64]) + Sync + 'a;
+
 /// The tensor of one name in several models.
+#[derive(Clone, Copy)]
 pub struct TensorParts<'a> {
     /// Name of the merged tensor, for messages.
     pub name: &'a str,
@@ -47,11 +97,12 @@ pub struct TensorParts<'a> {
     pub base: Option<usize>,
     /// Number of parts.
     pub count: usize,
-    /// Draws a random number from 0 to 1 for every entry of rows of a part: (rows, columns) in float64. A number depends on the
-    /// part and its place alone.
-    pub draw: &'a dyn Fn(usize, Range<i64>) -> Tensor,
-    /// Reads rows of a part in float32: (rows, columns).
-    pub read: &'a dyn Fn(usize, Range<i64>) -> Result<Tensor>,
+    /// Draws a random number for every entry of rows of a part. A number depends on the part and its place alone.
+    pub draw: &'a DrawRows<'a>,
+    /// Reads rows of a part in float32.
+    pub read: &'a ReadRows<'a>,
+    /// Number of threads that read and compute.
+    pub threads: usize,
 }
 
 impl TensorParts<'_> {
@@ -61,48 +112,117 @@ impl TensorParts<'_> {
     }
 
     /// Reads rows of every part.
-    pub fn read_all(&self, rows: &Range<i64>) -> Result<Vec<Tensor>> {
-        (0..self.count).map(|part| (self.read)(part, rows.clone())).collect()
-    }
-
-    /// Reads rows of every part but the base, without the base's.
-    pub fn read_changes(&self, rows: &Range<i64>) -> Result<Vec<Tensor>> {
-        Ok(self.changes(&self.read_all(rows)?))
-    }
-
-    /// Returns the parts but the base, without the base's entries. Without a base, the parts themselves.
-    pub fn changes(&self, parts: &[Tensor]) -> Vec<Tensor> {
-        let change = |part: usize| match self.base {
-            Some(base) => &parts[part] - &parts[base],
-            None => parts[part].shallow_clone(),
+    pub fn read_all(&self, rows: &Range<i64>) -> Result<Vec<Buffer>> {
+        let read = |part: usize| {
+            let mut block = Buffer::of(self.blocks.length(rows));
+            (self.read)(part, rows.clone(), &mut block)?;
+            Ok(block)
         };
-        self.others().into_iter().map(change).collect()
+        (0..self.count).map(read).collect()
+    }
+
+    /// Reads rows of every part but the base, without the base's entries. Without a base, the parts themselves.
+    pub(super) fn read_changes(&self, rows: &Range<i64>) -> Result<Vec<Buffer>> {
+        let mut parts = self.read_all(rows)?;
+        let Some(base) = self.base else { return Ok(parts) };
+        let base = parts.remove(base);
+        Ok(parts.iter().map(|part| Buffer::change(part, &base)).collect())
     }
 }
 
-/// Returns random numbers from 0 to 1 for rows of a tensor: (rows, columns) in float64. A number depends on the seed, the name of
-/// the stream and the position of its entry alone.
-pub fn seeded_numbers(seed: u64, stream: &str, columns: i64, rows: Range<i64>) -> Tensor {
-    let entries = (rows.start * columns) as usize..(rows.end * columns) as usize;
-    Tensor::from_slice(&random_numbers(entries, seed, stream)).view([rows.end - rows.start, columns])
+/// Numbers of a block. Memory is kept by the thread for the next block.
+pub struct Buffer(Vec<f32>);
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Returns the sum of a block in float64. The order of the sum does not depend on the number of threads.
-pub(super) fn sum(block: &Tensor) -> f64 {
-    super::super::on_one_thread(|| block.sum(Kind::Double).double_value(&[]))
+impl Buffer {
+    /// Returns a buffer of this length. What it contains is left from an earlier use.
+    pub fn of(length: usize) -> Self {
+        let mut numbers = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        numbers.resize(length, 0.0);
+        Self(numbers)
+    }
+
+    /// Returns `part` - `base`.
+    pub fn change(part: &[f32], base: &[f32]) -> Self {
+        let mut change = Self::of(part.len());
+        kernels().subtract(part, base, &mut change);
+        change
+    }
+
+    /// Returns a copy of numbers.
+    pub fn copy(numbers: &[f32]) -> Self {
+        let mut copy = Self::of(numbers.len());
+        copy.copy_from_slice(numbers);
+        copy
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let numbers = std::mem::take(&mut self.0);
+        SPARE.with_borrow_mut(|spare| spare.push(numbers));
+    }
+}
+
+/// Returns slices of the buffers.
+pub fn slices(buffers: &[Buffer]) -> Vec<&[f32]> {
+    buffers.iter().map(|buffer| &**buffer).collect()
+}
+
+/// Returns the loops over blocks, of the best build for this processor.
+pub(super) fn kernels() -> &'static MergeKernels {
+    best()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Returns rows of a tensor in memory, for a function that reads them.
+    pub fn rows_in<'a>(numbers: &'a [f32], blocks: TensorBlocks, rows: &Range<i64>) -> &'a [f32] {
+        &numbers[(rows.start * blocks.columns) as usize..(rows.end * blocks.columns) as usize]
+    }
 
     #[test]
     fn blocks_have_whole_rows_and_cover_the_tensor() {
-        let blocks = TensorBlocks::of(&[5, 3 * ENTRIES / 4]);
-        assert_eq!(blocks.blocks().collect::<Vec<_>>(), [0..1, 1..2, 2..3, 3..4, 4..5]);
-        let matrix = TensorBlocks::of(&[2050, 1024]);
-        assert_eq!(matrix.blocks().collect::<Vec<_>>(), [0..1024, 1024..2048, 2048..2050]);
+        let rows = |blocks: TensorBlocks| (0..blocks.count()).map(|i| blocks.rows_of(i)).collect::<Vec<_>>();
+        assert_eq!(rows(TensorBlocks::of(&[5, 3 * ENTRIES / 4])), [0..1, 1..2, 2..3, 3..4, 4..5]);
+        let matrix = TensorBlocks::of(&[66, 1024]);
+        assert_eq!(rows(matrix), [0..32, 32..64, 64..66]);
+        assert_eq!((matrix.number_of(64), matrix.length(&(64..66))), (2, 2048));
         assert_eq!(TensorBlocks::of(&[7]), TensorBlocks { rows: 1, columns: 7 });
         assert_eq!(TensorBlocks::of(&[2, 3, 4]), TensorBlocks { rows: 6, columns: 4 });
+        assert_eq!(rows(TensorBlocks::of(&[0, 4])), []);
+    }
+
+    #[test]
+    fn blocks_are_handed_over_in_order() {
+        let blocks = TensorBlocks::of(&[1000, 1000]);
+        for threads in [1, 3] {
+            let mut rows = 0;
+            let take = |range: Range<i64>| {
+                assert_eq!(range.start, rows);
+                rows = range.end;
+                Ok(())
+            };
+            blocks.each(threads, || (), |(), rows| Ok(rows.clone()), take).unwrap();
+            assert_eq!(rows, 1000);
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Inner products between the parts of a tensor: of the whole tensor, of each row or of each column.
 
-use super::blocks::TensorParts;
+use super::blocks::{TensorBlocks, TensorParts, kernels, slices};
+use super::combination::Terms;
 use crate::error::Result;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
 
 /// What is taken as one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,17 @@ pub(super) struct InnerProducts {
 }
 
 impl InnerProducts {
+    /// Makes the table of all pairs of its upper triangle with the diagonal, row by row.
+    fn of_triangle(count: usize, triangle: &[f64]) -> Self {
+        let mut products = vec![0.0; count * count];
+        let pairs = (0..count).flat_map(|i| (i..count).map(move |j| (i, j)));
+        for ((i, j), product) in pairs.zip(triangle) {
+            products[i * count + j] = *product;
+            products[j * count + i] = *product;
+        }
+        Self { count, products }
+    }
+
     /// Returns the number of vectors.
     pub fn count(&self) -> usize {
         self.count
@@ -57,88 +68,87 @@ impl InnerProducts {
     }
 }
 
-/// Reads a tensor once and returns the inner products of its parts: one set for the whole, or one for each row or column.
-/// `vectors` makes the vectors of a block of the parts.
-pub(super) fn measure(
-    parts: &TensorParts,
-    along: Vectors,
-    vectors: impl Fn(&[Tensor]) -> Vec<Tensor>,
-) -> Result<Vec<InnerProducts>> {
-    let mut sums: Vec<Tensor> = Vec::new(); // by block for rows, else one: (count · count, groups) float64
-    let mut count = 0;
-    for rows in parts.blocks.blocks() {
-        let block = vectors(&parts.read_all(&rows)?);
-        count = block.len();
-        let found = super::super::on_one_thread(|| of_block(&block, along));
-        match sums.first_mut().filter(|_| along != Vectors::Rows) {
-            Some(sum) => *sum += found,
-            None => sums.push(found),
-        }
-    }
-    let groups: Vec<Vec<f64>> = sums
-        .iter()
-        .flat_map(|sum| {
-            let groups = sum.size()[1];
-            (0..groups).map(move |g| Vec::<f64>::try_from(sum.select(1, g).contiguous()).expect("a vector"))
-        })
-        .collect();
-    Ok(groups.into_iter().map(|products| InnerProducts { count, products }).collect())
+/// Reads a tensor once and returns the inner products of its terms: one set for the whole, or one for each row or column.
+pub(super) fn measure(parts: &TensorParts, along: Vectors, terms: &Terms) -> Result<Vec<InnerProducts>> {
+    let count = terms.count();
+    let pairs = count * (count + 1) / 2;
+    let mut sums: Vec<f64> = Vec::new(); // by group, then by pair
+    let measure = |(): &mut (), rows: &Range<i64>| {
+        let read = parts.read_all(rows)?;
+        Ok(terms.of(&slices(&read), |terms| of_block(terms, along, parts.blocks)))
+    };
+    parts.blocks.each(
+        parts.threads,
+        || (),
+        measure,
+        |found: Vec<f64>| {
+            match along {
+                Vectors::Rows => sums.extend(found),
+                _ if sums.is_empty() => sums = found,
+                _ => sums.iter_mut().zip(found).for_each(|(sum, product)| *sum += product),
+            }
+            Ok(())
+        },
+    )?;
+    Ok(sums.chunks(pairs.max(1)).map(|triangle| InnerProducts::of_triangle(count, triangle)).collect())
 }
 
-/// Returns the inner products of the vectors of a block: (count · count, groups) in float64.
-fn of_block(block: &[Tensor], along: Vectors) -> Tensor {
-    let wide: Vec<Tensor> = block.iter().map(|vector| vector.to_kind(Kind::Double)).collect();
-    let mut products: Vec<Tensor> = Vec::new();
-    for (i, one) in wide.iter().enumerate() {
-        for (j, two) in wide.iter().enumerate() {
-            // The table is symmetric.
-            products.push(match j < i {
-                true => products[j * wide.len() + i].shallow_clone(),
-                false => {
-                    let product = one * two;
-                    match along {
-                        Vectors::Whole => product.sum(Kind::Double).view([1]),
-                        Vectors::Rows => product.sum_dim_intlist([1i64].as_slice(), false, Kind::Double),
-                        Vectors::Columns => product.sum_dim_intlist([0i64].as_slice(), false, Kind::Double),
+/// Returns the inner products of the vectors of a block, group by group: the upper triangle of each.
+fn of_block(vectors: &[&[f32]], along: Vectors, blocks: TensorBlocks) -> Vec<f64> {
+    let (count, columns) = (vectors.len(), blocks.columns as usize);
+    let pairs = count * (count + 1) / 2;
+    match along {
+        Vectors::Whole => {
+            let mut sums = vec![0.0; pairs];
+            kernels().products(vectors, &mut sums);
+            sums
+        }
+        Vectors::Rows => {
+            let rows = vectors[0].len() / columns;
+            let mut sums = vec![0.0; rows * pairs];
+            for (row, sums) in sums.chunks_mut(pairs).enumerate() {
+                let of_row: Vec<&[f32]> = vectors.iter().map(|v| &v[row * columns..(row + 1) * columns]).collect();
+                kernels().products(&of_row, sums);
+            }
+            sums
+        }
+        Vectors::Columns => {
+            let mut sums = vec![0.0; columns * pairs];
+            let each = (0..count).flat_map(|i| (i..count).map(move |j| (i, j))).enumerate();
+            for (pair, (i, j)) in each {
+                for (one, two) in vectors[i].chunks(columns).zip(vectors[j].chunks(columns)) {
+                    for (column, (a, b)) in one.iter().zip(two).enumerate() {
+                        sums[column * pairs + pair] += f64::from(*a) * f64::from(*b);
                     }
                 }
-            });
+            }
+            sums
         }
     }
-    Tensor::stack(&products, 0)
 }
 
 /// Factors of parts, for the whole tensor or for each of its rows or columns.
 pub(super) enum PartFactors {
     /// One factor for each part.
-    Whole(Vec<f64>),
-    /// By part: (rows) float32.
-    Rows(Vec<Tensor>),
-    /// By part: (columns) float32.
-    Columns(Vec<Tensor>),
+    Whole(Vec<f32>),
+    /// By row: the factor of each part.
+    Rows(Vec<Vec<f32>>),
+    /// By part: the factor of each column.
+    Columns(Vec<Vec<f32>>),
 }
 
 impl PartFactors {
-    /// Arranges the factors of each group of vectors by part.
+    /// Arranges the factors of each group of vectors.
     pub fn new(along: Vectors, mut groups: Vec<Vec<f64>>) -> Self {
-        if along == Vectors::Whole {
-            return Self::Whole(groups.pop().unwrap_or_default());
-        }
-        let parts = groups.first().map_or(0, Vec::len);
-        let of = |part: usize| {
-            let factors: Vec<f32> = groups.iter().map(|factors| factors[part] as f32).collect();
-            Tensor::from_slice(&factors).to_device(Device::Cpu)
-        };
-        let factors = (0..parts).map(of).collect();
-        if along == Vectors::Rows { Self::Rows(factors) } else { Self::Columns(factors) }
-    }
-
-    /// Returns the block of a part times its factors.
-    pub fn times(&self, part: usize, rows: &Range<i64>, block: &Tensor) -> Tensor {
-        match self {
-            Self::Whole(factors) => block * factors[part],
-            Self::Rows(factors) => block * factors[part].narrow(0, rows.start, rows.end - rows.start).unsqueeze(1),
-            Self::Columns(factors) => block * factors[part].unsqueeze(0),
+        let narrow = |factors: Vec<f64>| -> Vec<f32> { factors.into_iter().map(|factor| factor as f32).collect() };
+        match along {
+            Vectors::Whole => Self::Whole(narrow(groups.pop().unwrap_or_default())),
+            Vectors::Rows => Self::Rows(groups.into_iter().map(narrow).collect()),
+            Vectors::Columns => {
+                let parts = groups.first().map_or(0, Vec::len);
+                let of = |part: usize| groups.iter().map(|factors| factors[part] as f32).collect();
+                Self::Columns((0..parts).map(of).collect())
+            }
         }
     }
 }

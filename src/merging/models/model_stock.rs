@@ -11,7 +11,7 @@ use crate::merging::comparison::pairs;
 
 /// Prepares `t · mean + (1 - t) · base` with `t = N cos θ / (1 + (N - 1) cos θ)`, for the whole tensor or for each row
 /// (`filter_wise`). Where the denominator is zero, the base stays.
-pub(super) fn model_stock(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
+pub(super) fn model_stock<'a>(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks + 'a>> {
     let base = parts.base.ok_or_else(|| Error::bug("model_stock without a base"))?;
     let along = if values.is("filter_wise") { Vectors::Rows } else { Vectors::Whole };
     combination(parts, Terms::Changes { base, others: parts.others() }, along, |products| {

@@ -5,13 +5,12 @@ use super::spec::{ModelMethod, ParameterValues};
 use super::{linear, model_stock, sce, spherical, task_arithmetic};
 use crate::error::Result;
 use std::ops::Range;
-use tch::Tensor;
 
-/// A merged tensor that is computed block by block.
-pub trait MergedBlocks {
-    /// Merges rows of the parts, each (rows, columns) in float32. The blocks must be those of the tensor's
-    /// [`TensorBlocks`](super::TensorBlocks).
-    fn block(&self, rows: &Range<i64>, parts: &[Tensor]) -> Tensor;
+/// A merged tensor that is computed block by block, by several threads.
+pub trait MergedBlocks: Sync {
+    /// Merges rows of the parts into `merged`; all have their entries in row-major order. The rows must be those of a block of
+    /// the tensor's [`TensorBlocks`](super::TensorBlocks).
+    fn block(&self, rows: &Range<i64>, parts: &[&[f32]], merged: &mut [f32]);
 }
 
 /// Prepares the merge of a tensor. Reads it as often as the method needs. Fails if reading does, or if the method has no result
@@ -23,7 +22,7 @@ pub fn prepare<'a>(
 ) -> Result<Box<dyn MergedBlocks + 'a>> {
     match method {
         ModelMethod::Linear => Ok(linear::weighted_mean(parts, values)),
-        ModelMethod::Passthrough => Ok(linear::passthrough(values)),
+        ModelMethod::Passthrough => Ok(linear::passthrough(parts, values)),
         ModelMethod::Slerp => spherical::slerp(parts, values),
         ModelMethod::Nuslerp => spherical::nuslerp(parts, values),
         ModelMethod::Multislerp => spherical::multislerp(parts, values),

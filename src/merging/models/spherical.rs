@@ -17,7 +17,7 @@ const PARALLEL: f64 = 0.9995;
 const SMALLEST_NORM: f64 = 1e-8;
 
 /// Prepares spherical interpolation from the base (`t` = 0) to the other part (`t` = 1); linear if they are nearly parallel.
-pub(super) fn slerp(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
+pub(super) fn slerp<'a>(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks + 'a>> {
     let base = parts.base.ok_or_else(|| Error::bug("slerp without a base"))?;
     let t = values.number("t");
     combination(parts, Terms::Parts(vec![base, 1 - base]), Vectors::Whole, |products| {
@@ -30,7 +30,7 @@ pub(super) fn slerp(parts: &TensorParts, values: &ParameterValues) -> Result<Box
 /// Prepares spherical interpolation between two parts, or between their changes of a base. The place between them is the share
 /// of the second weight. Vectors are the whole tensors, or with `nuslerp_flatten: false` its rows, or its columns with
 /// `nuslerp_row_wise: true`: the names are mergekit's.
-pub(super) fn nuslerp(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
+pub(super) fn nuslerp<'a>(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks + 'a>> {
     let others = parts.others();
     let weight = |i: usize| values.of(others[i], "weight").unwrap_or(0.0);
     let sum = weight(0) + weight(1);
@@ -69,7 +69,7 @@ fn terms(parts: &TensorParts) -> Terms {
 /// mean of the tangents there, which is zero but for rounding: the tangents add up to the mean without its part along itself.
 ///
 /// Fails if directions cancel each other.
-pub(super) fn multislerp(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
+pub(super) fn multislerp<'a>(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks + 'a>> {
     let (terms, others) = (terms(parts), parts.others());
     // One part is returned as it is, with or without a base.
     if terms.count() == 1 {
@@ -104,7 +104,7 @@ pub(super) fn multislerp(parts: &TensorParts, values: &ParameterValues) -> Resul
 /// Prepares the Karcher mean of the directions of all parts, with equal weights, and with the mean of their norms: the point on
 /// the sphere whose tangents to all directions add up to zero, found by moving along them (`max_iter` times at most, until their
 /// sum is below `tol`).
-pub(super) fn karcher(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks>> {
+pub(super) fn karcher<'a>(parts: &TensorParts, values: &ParameterValues) -> Result<Box<dyn MergedBlocks + 'a>> {
     let order: Vec<usize> = (0..parts.count).collect();
     let (steps, tolerance) = (values.number("max_iter") as usize, values.number("tol"));
     combination(parts, Terms::Parts(order), Vectors::Whole, |products| Ok(karcher_factors(products, steps, tolerance)))

@@ -1,20 +1,20 @@
 //! The weighted sum of the changes of a base (task arithmetic, Ilharco et al. 2022, arXiv 2212.04089), of some of their entries
 //! alone (`sparsify`), and of those alone that have an elected sign (TIES, arXiv 2306.01708).
 
-use super::blocks::TensorParts;
+use super::blocks::{Buffer, TensorParts, kernels, slices};
 use super::prepare::MergedBlocks;
 use super::sparsify::Sparse;
 use super::spec::{ModelMethod, ParameterValues};
 use crate::error::{Error, Result};
-use crate::merging::ties::{MajoritySign, elected_sign};
+use crate::native::merging::ElectedMean;
 use std::ops::Range;
-use tch::{Kind, Tensor};
 
 /// A sum of changes.
 struct ChangeSum<'a> {
+    parts: TensorParts<'a>,
     base: usize,
     /// Position, entries that are kept, and weight of each part but the base.
-    changes: Vec<(usize, Sparse<'a>, f64)>,
+    changes: Vec<(usize, Sparse, f64)>,
     elects: bool,
     normalize: bool,
     lambda: f64,
@@ -27,15 +27,13 @@ pub(super) fn task_arithmetic<'a>(
     values: &ParameterValues,
 ) -> Result<Box<dyn MergedBlocks + 'a>> {
     let base = parts.base.ok_or_else(|| Error::bug(format!("{} without a base", method.name())))?;
-    let mut changes = Vec::new();
-    for part in parts.others() {
-        let read = |rows: Range<i64>| Ok((parts.read)(part, rows.clone())? - (parts.read)(base, rows)?);
-        let sparse = Sparse::new(method, parts, part, values, &read)?;
-        changes.push((part, sparse, values.of(part, "weight").unwrap_or(0.0)));
-    }
+    let sparse = Sparse::of_changes(method, parts, values)?;
+    let weight = |part: usize| values.of(part, "weight").unwrap_or(0.0);
+    let changes = parts.others().into_iter().zip(sparse).map(|(part, sparse)| (part, sparse, weight(part)));
     Ok(Box::new(ChangeSum {
+        parts: *parts,
         base,
-        changes,
+        changes: changes.collect(),
         elects: method.elects_signs(),
         normalize: values.is("normalize"),
         lambda: values.number("lambda"),
@@ -43,44 +41,30 @@ pub(super) fn task_arithmetic<'a>(
 }
 
 impl MergedBlocks for ChangeSum<'_> {
-    fn block(&self, rows: &Range<i64>, parts: &[Tensor]) -> Tensor {
-        let base = &parts[self.base];
+    fn block(&self, rows: &Range<i64>, parts: &[&[f32]], merged: &mut [f32]) {
+        let base = parts[self.base];
         if self.changes.is_empty() {
-            return base.shallow_clone();
+            merged.copy_from_slice(base);
+            return;
         }
-        let weighted: Vec<Tensor> = self
-            .changes
-            .iter()
-            .map(|(part, sparse, weight)| sparse.of(rows, &(&parts[*part] - base)) * *weight)
-            .collect();
-        let sign = self.elects.then(|| elected_sign(&weighted, MajoritySign::Total));
-        let mut sum = base.zeros_like();
-        let mut divisor = base.zeros_like();
-        for (change, (.., weight)) in weighted.iter().zip(&self.changes) {
-            match &sign {
-                Some(sign) => {
-                    let agrees = change.sign().eq_tensor(sign);
-                    sum += change * &agrees;
-                    divisor += agrees.to_kind(Kind::Float) * *weight;
-                }
-                None => sum += change,
-            }
+        // An election is one of weighted changes; a sum is weighted as it is added up.
+        let own_weight = |weight: f64| if self.elects { weight } else { 1.0 };
+        let change = |(part, sparse, weight): &(usize, Sparse, f64)| {
+            let mut change = Buffer::change(parts[*part], base);
+            sparse.apply(&self.parts, rows, &mut change, own_weight(*weight));
+            change
+        };
+        let changes: Vec<Buffer> = self.changes.iter().map(change).collect();
+        let weights = self.changes.iter().map(|(.., weight)| *weight);
+        if self.elects {
+            let weights: Vec<f32> = weights.map(|weight| weight as f32).collect();
+            let mean = ElectedMean { normalise: self.normalize, least: f32::NEG_INFINITY, lambda: self.lambda as f32 };
+            kernels().elect(&slices(&changes), &vec![1.0; changes.len()], &weights, mean, base, merged);
+            return;
         }
-        if self.normalize {
-            sum = match &sign {
-                Some(_) => {
-                    let nothing = divisor.eq(0.0).to_kind(Kind::Float);
-                    sum / (divisor + nothing)
-                }
-                None => {
-                    let weights: f64 = self.changes.iter().map(|(.., weight)| weight).sum();
-                    if weights.abs() < 1e-8 { sum } else { sum / weights }
-                }
-            };
-        }
-        if self.lambda != 1.0 {
-            sum *= self.lambda;
-        }
-        sum + base
+        let sum: f64 = weights.clone().sum();
+        let divisor = if self.normalize && sum.abs() >= 1e-8 { sum } else { 1.0 };
+        let factors: Vec<f32> = weights.map(|weight| (weight * self.lambda / divisor) as f32).collect();
+        kernels().combine(&slices(&changes), &factors, Some(base), merged);
     }
 }

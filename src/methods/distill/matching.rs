@@ -52,6 +52,15 @@ impl LayerMatching {
     pub fn new(spec: &MatchSpec, student: &Model, teacher: &Model, seed: u64) -> Result<Self> {
         let (s, t) = (student.config(), teacher.config());
         let depths = (student.depth(), teacher.depth());
+        if spec.attention.is_some()
+            && let Some(config) = [s, t].into_iter().find(|config| !config.has_attention())
+        {
+            return Err(Error::user(format!(
+                "method.distill.match.attention: a {} model has no attention",
+                config.model_type
+            ))
+            .hint("match hidden states, or logits alone"));
+        }
         let pairs = |what: &str, layers: &[[usize; 2]], sizes: (i64, i64)| -> Result<Vec<LayerPair>> {
             let layers = layer_pairs(layers, depths, &format!("method.distill.match.{what}.layers"))?;
             Ok(projected_pairs(what, &layers, sizes, seed, student.device()))
@@ -205,8 +214,8 @@ pub fn attention_loss(
     answers: &SupervisedBatch,
 ) -> Tensor {
     sum_of_parts(&[&student.q, &student.k, projection], parts(answers), |leaves, part| {
-        let ours = map(&leaves[0], &leaves[1], student.attention, &part); // (H_s, n, L)
-        let theirs = map(&teacher.q, &teacher.k, teacher.attention, &part); // (H_t, n, L)
+        let ours = map(&leaves[0], &leaves[1], &student.attention, &part); // (H_s, n, L)
+        let theirs = map(&teacher.q, &teacher.k, &teacher.attention, &part); // (H_t, n, L)
         let heads = theirs.size()[0];
         let mixed = leaves[2].matmul(&ours.flatten(1, 2)).view_as(&theirs);
         (mixed - theirs).square().sum(Kind::Float) / heads as f64
@@ -237,7 +246,7 @@ fn parts(answers: &SupervisedBatch) -> Vec<QueryChunk> {
 }
 
 /// Computes the attention probabilities of some rows over their segment: (H, n, L), float32.
-fn map(q: &Tensor, k: &Tensor, attention: Attention, part: &QueryChunk) -> Tensor {
+fn map(q: &Tensor, k: &Tensor, attention: &Attention, part: &QueryChunk) -> Tensor {
     let (start, length) = part.keys;
     let q = q.index_select(0, &part.queries).to_kind(Kind::Float).transpose(0, 1); // (H, n, E)
     let k = k.narrow(0, start, length).to_kind(Kind::Float).transpose(0, 1); // (K, L, E)
@@ -250,5 +259,9 @@ fn map(q: &Tensor, k: &Tensor, attention: Attention, part: &QueryChunk) -> Tenso
         None => later,
     };
     let scores = attention.cap(q.matmul(&k.transpose(1, 2)) * attention.scale);
-    scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float)
+    let scores = match attention.bias(scores.size()[0], 0, scores.size()[2], scores.device()) {
+        Some(bias) => scores + bias,
+        None => scores,
+    };
+    attention.softmax(&scores.masked_fill(&hidden, f64::NEG_INFINITY)).0
 }

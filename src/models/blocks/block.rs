@@ -2,8 +2,8 @@
 
 use super::design::{Design, NormKind};
 use super::feed_forward::FeedForward;
+use super::layer_attention::LayerAttention;
 use super::norm::Norm;
-use super::self_attention::SelfAttention;
 use crate::models::family::Config;
 use crate::nn::{ForwardPass, LayerInput, ModuleScope, Rope};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use tch::Tensor;
 /// One layer of a decoder.
 pub struct Block {
     before_attention: Option<Norm>,
-    pub attention: SelfAttention,
+    pub attention: LayerAttention,
     after_attention: Option<Norm>,
     before_mlp: Option<Norm>,
     feed_forward: FeedForward,
@@ -31,7 +31,7 @@ impl Block {
         };
         Self {
             before_attention: norm(wiring.before_attention),
-            attention: SelfAttention::build(c, &(scope / design.attention.module), design, i, rope),
+            attention: LayerAttention::build(c, &(scope / design.attention.module), design, i, rope),
             after_attention: norm(wiring.after_attention),
             before_mlp: norm(wiring.before_mlp),
             feed_forward: FeedForward::build(c, scope, design, i),

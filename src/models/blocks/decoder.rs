@@ -3,6 +3,7 @@
 use super::block::Block;
 use super::design::{Design, FeedForwardLayers};
 use super::norm::Norm;
+use super::positions::SinusoidalPositions;
 use crate::error::Result;
 use crate::models::family::{Config, Decoder};
 use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, Rope, Tokens};
@@ -11,7 +12,9 @@ use tch::{Kind, Tensor};
 
 struct BlockDecoder {
     embed: Embedding,
+    embedding_norm: Option<Norm>,
     embedding_scale: f64,
+    positions: Option<SinusoidalPositions>,
     layers: Vec<Block>,
     norm: Norm,
     head: Rc<Linear>,
@@ -20,13 +23,17 @@ struct BlockDecoder {
 
 /// Builds a decoder of this design. Fails for heads of an odd size.
 pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Decoder>> {
-    if c.rotary_size < 2 || c.rotary_size % 2 != 0 {
+    let rotates = design.attention.rotates.contains(&true);
+    if rotates && (c.rotary_size < 2 || c.rotary_size % 2 != 0) {
         return Err(c
             .refuse(format!("a head size of {}, but rotary embedding needs an even one", c.rotary_size))
             .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
     }
     let root = b.root() / design.names.trunk;
     let embed = (&root / design.names.embedding).embedding(c.vocab_size, c.hidden_size);
+    let embedding_norm = design.names.embedding_norm;
+    let embedding_norm =
+        embedding_norm.map(|name| Norm::build(design.norm, &(&root / name), c.hidden_size, c.norm_eps));
     let rope = Rc::new(Rope::new(c.rotary_size, c.rope_theta, &c.rope_scaling, b.device()));
     let local = match &c.local_rope {
         Some((theta, scaling)) => Rc::new(Rope::new(c.rotary_size, *theta, scaling, b.device())),
@@ -43,7 +50,9 @@ pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Dec
         if c.tie_word_embeddings { scope.tied_head(&embed) } else { scope.output_head(c.hidden_size, c.vocab_size) };
     Ok(Box::new(BlockDecoder {
         embed,
+        embedding_norm,
         embedding_scale: design.embedding_scale,
+        positions: design.sinusoidal_positions.then(|| SinusoidalPositions::new(c.hidden_size, b.device())),
         layers,
         norm,
         head: Rc::new(head.with_logits(design.logits)),
@@ -57,10 +66,18 @@ impl Decoder for BlockDecoder {
     }
     fn embed(&self, tokens: &Tokens) -> Tensor {
         let x = self.embed.forward(&tokens.ids);
-        match self.embedding_scale {
+        let x = self.embedding_norm.as_ref().map_or(x.shallow_clone(), |norm| norm.forward(&x).x);
+        let x = match self.embedding_scale {
             1.0 => x,
             scale => &x * rounded(scale, x.kind()),
+        };
+        match &self.positions {
+            Some(vectors) => &x + vectors.of(&tokens.positions, x.kind()),
+            None => x,
         }
+    }
+    fn embed_positions(&self, positions: &Tensor) -> Option<Tensor> {
+        Some(self.positions.as_ref()?.of(positions, Kind::Float))
     }
     fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
         self.layers[i].forward(i, x, pass)
@@ -71,8 +88,8 @@ impl Decoder for BlockDecoder {
     fn head(&self) -> &Rc<Linear> {
         &self.head
     }
-    fn attention(&self, i: usize) -> Attention {
-        self.layers[i].attention.attention
+    fn attention(&self, i: usize) -> Option<Attention> {
+        Some(self.layers[i].attention.settings())
     }
     fn rotation_switch(&self) -> Option<i64> {
         self.layers.iter().find_map(|layer| layer.attention.rotation_switch())

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::family::Config;
-use crate::nn::{GATED_MLP_NAMES, LogitChange};
+use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LogitChange};
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
 pub struct Design {
@@ -11,9 +11,11 @@ pub struct Design {
     pub wiring: Wiring,
     pub attention: AttentionDesign,
     pub feed_forward: FeedForwardDesign,
-    pub experts: ExpertNames,
+    pub experts: ExpertDesign,
     /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
     pub embedding_scale: f64,
+    /// Sinusoidal vectors of positions are added to those of tokens.
+    pub sinusoidal_positions: bool,
     /// Factor on what attention and MLP add to the residual stream.
     pub residual_scale: f64,
     pub logits: LogitChange,
@@ -25,6 +27,8 @@ pub struct Names {
     /// What embedding, layers and final norm are in.
     pub trunk: &'static str,
     pub embedding: &'static str,
+    /// Norm of the embedded tokens, before the first layer.
+    pub embedding_norm: Option<&'static str>,
     pub layers: &'static str,
     pub final_norm: &'static str,
 }
@@ -73,8 +77,12 @@ pub struct AttentionDesign {
     pub scale: f64,
     /// Bound of the scores.
     pub softcap: Option<f64>,
+    /// Bias of the scores by distance.
+    pub alibi: Option<Alibi>,
     /// Queries, keys and values are limited to this magnitude.
     pub clip_qkv: Option<f64>,
+    /// Each head has a learned logit ([`Attention::sinks`](crate::nn::Attention::sinks)).
+    pub sinks: bool,
 }
 
 /// The linear layers that make queries, keys and values.
@@ -86,6 +94,23 @@ pub enum Projections {
     ByKind(&'static str),
     /// One of this name: for each key head its queries, its key and its value.
     ByGroup(&'static str),
+    /// Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1).
+    Latent(LatentSizes),
+}
+
+/// The sizes of multi-head latent attention, in which keys and values are made of one vector of a few numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentSizes {
+    /// The width of the vector that queries are made of; `None`: of the layer's input itself.
+    pub query_rank: Option<i64>,
+    /// The width of the vector that keys and values are made of.
+    pub key_value_rank: i64,
+    /// The numbers of a head's query and key that are not rotated.
+    pub plain: i64,
+    /// Those that are; all heads share those of the key.
+    pub rotated: i64,
+    /// The numbers of a head's value, at most those of its key.
+    pub value: i64,
 }
 
 /// Norms of queries and keys before they are rotated, of the model's kind.
@@ -100,18 +125,34 @@ pub enum QkNorm {
     Whole,
 }
 
-/// Where checkpoints have the experts of a layer, in models with experts.
+/// The experts of a layer, in models with experts.
 #[derive(Debug, Clone, Copy)]
-pub struct ExpertNames {
+pub struct ExpertDesign {
     /// The module within the layer.
     pub module: &'static str,
-    /// The names of gate, up and down within an expert.
-    pub layers: [&'static str; 3],
+    /// The router's name within that module.
+    pub router: &'static str,
+    /// The router and the layers of experts have a bias.
+    pub bias: bool,
+    /// The layers within an expert.
+    pub mlp: GatedMlpForm,
+    pub shared: SharedExpertNames,
+}
+
+/// Where checkpoints have the expert that computes every token, in models with one.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedExpertNames {
+    /// Its name within the module of experts.
+    pub module: &'static str,
+    /// The name of the layer whose sigmoid is a factor on its result, if there is one.
+    pub gate: Option<&'static str>,
 }
 
 /// The linear layers of the MLP, and what lies between them.
 #[derive(Debug, Clone, Copy)]
 pub struct FeedForwardDesign {
+    /// The module's name.
+    pub module: &'static str,
     pub layers: FeedForwardLayers,
     pub bias: bool,
     pub activation: Activation,
@@ -159,7 +200,13 @@ impl Design {
     /// Returns the layers of llama, from which families differ. Fails for an unsupported activation.
     pub fn llama(c: &Config) -> Result<Self> {
         Ok(Self {
-            names: Names { trunk: "model", embedding: "embed_tokens", layers: "layers", final_norm: "norm" },
+            names: Names {
+                trunk: "model",
+                embedding: "embed_tokens",
+                embedding_norm: None,
+                layers: "layers",
+                final_norm: "norm",
+            },
             norm: NormKind::Rms,
             wiring: Wiring {
                 before_attention: Some("input_layernorm"),
@@ -179,15 +226,25 @@ impl Design {
                 rotates: vec![true; c.num_hidden_layers as usize],
                 scale: (c.head_dim as f64).powf(-0.5),
                 softcap: None,
+                alibi: None,
                 clip_qkv: None,
+                sinks: false,
             },
             feed_forward: FeedForwardDesign {
+                module: "mlp",
                 layers: FeedForwardLayers::Gated,
                 bias: c.mlp_bias,
                 activation: Activation::named(c, &c.hidden_act)?,
             },
-            experts: ExpertNames { module: "mlp", layers: GATED_MLP_NAMES },
+            experts: ExpertDesign {
+                module: "mlp",
+                router: "gate",
+                bias: false,
+                mlp: GatedMlpForm::Separate(GATED_MLP_NAMES),
+                shared: SharedExpertNames { module: "shared_expert", gate: Some("shared_expert_gate") },
+            },
             embedding_scale: 1.0,
+            sinusoidal_positions: false,
             residual_scale: 1.0,
             logits: LogitChange::NONE,
         })

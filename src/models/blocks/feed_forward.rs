@@ -3,13 +3,14 @@
 use super::design::{Activation, Design, FeedForwardDesign, FeedForwardLayers};
 use super::experts::Experts;
 use crate::models::family::Config;
-use crate::nn::{ForwardPass, LayerInput, Linear, ModuleScope, ops};
+use crate::nn::{ForwardPass, LayerInput, Linear, ModuleScope, by_tiles, ops};
+use std::rc::Rc;
 use tch::Tensor;
 
 /// What follows attention in a layer.
 pub enum FeedForward {
     /// One MLP for every token.
-    Mlp(Mlp),
+    Mlp(Rc<Mlp>),
     Experts(Experts),
 }
 
@@ -31,14 +32,17 @@ impl FeedForward {
     pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize) -> Self {
         match c.experts.as_ref().filter(|sizes| sizes.sparse[i]) {
             Some(sizes) => Self::Experts(Experts::build(c, sizes, &(scope / design.experts.module), design.experts)),
-            None => Self::Mlp(Mlp::build(c, &(scope / "mlp"), design.feed_forward)),
+            None => Self::Mlp(Rc::new(Mlp::build(c, &(scope / design.feed_forward.module), design.feed_forward))),
         }
     }
 
     /// Computes it for the tokens of `input`, in layer `i`: (T, D) -> (T, D).
     pub fn forward(&self, i: usize, input: LayerInput, pass: &mut ForwardPass) -> Tensor {
         match self {
-            Self::Mlp(mlp) => mlp.forward(input),
+            Self::Mlp(mlp) => {
+                let mlp = mlp.clone();
+                by_tiles(input, &[], pass.mlp_tile(), move |input, _| mlp.forward(input))
+            }
             Self::Experts(experts) => experts.forward(i, input, pass),
         }
     }
@@ -47,7 +51,7 @@ impl FeedForward {
 impl Mlp {
     /// Builds the MLP at `scope`.
     fn build(c: &Config, scope: &ModuleScope, design: FeedForwardDesign) -> Self {
-        let FeedForwardDesign { layers, bias, activation } = design;
+        let FeedForwardDesign { layers, bias, activation, .. } = design;
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (layers, down) = match layers {
             FeedForwardLayers::Gated => {

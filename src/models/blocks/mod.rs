@@ -2,18 +2,21 @@
 //!
 //! design: what families differ in. decoder: embedding, layers, final norm and head. block: norms and residual additions
 //! around attention and MLP. self_attention: projections, rotation, attention. feed_forward: the MLP, or (experts) a layer of experts. norm: the kinds of
-//! norms.
+//! norms. positions: sinusoidal vectors of positions.
 
 mod block;
 mod decoder;
 mod design;
 mod experts;
 mod feed_forward;
+mod latent_attention;
+mod layer_attention;
 mod norm;
+mod positions;
 mod self_attention;
 
 pub(super) use decoder::build;
 pub(super) use design::{
-    AttentionDesign, Design, ExpertNames, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, QkNorm,
-    Wiring,
+    Activation, AttentionDesign, Design, ExpertDesign, FeedForwardDesign, FeedForwardLayers, LatentSizes, Names,
+    NormKind, Projections, QkNorm, SharedExpertNames, Wiring,
 };

@@ -49,8 +49,10 @@ impl SelfAttention {
             },
             Projections::ByKind(name) => ProjectionLayers::ByKind(projection(name, heads + 2 * kv_heads)),
             Projections::ByGroup(name) => ProjectionLayers::ByGroup(projection(name, heads + 2 * kv_heads)),
+            Projections::Latent(_) => unreachable!("`LayerAttention` builds latent attention"),
         };
-        let (softcap, scale) = (design.attention.softcap, design.attention.scale);
+        let AttentionDesign { softcap, scale, alibi, .. } = design.attention;
+        let sinks = design.attention.sinks.then(|| Rc::new(scope.vector("sinks", heads)));
         Self {
             projections,
             output: (scope / output).linear(heads * e, d, output_bias),
@@ -61,7 +63,7 @@ impl SelfAttention {
             heads,
             kv_heads,
             head_dim: e,
-            attention: Attention { scale, window: c.windows[i], softcap },
+            attention: Attention { scale, window: c.windows[i], softcap, alibi, sinks },
         }
     }
 
@@ -73,7 +75,7 @@ impl SelfAttention {
             Some(rope) => pass.rotate(rope, q, k),
             None => (q, k),
         };
-        let y = pass.attend(i, &q, &k, &v, self.attention);
+        let y = pass.attend(i, &q, &k, &v, &self.attention);
         self.output.forward(&y.view([-1, self.heads * self.head_dim]))
     }
 
@@ -138,7 +140,7 @@ impl QkNorms {
 
 /// Moves the pairs (2i, 2i + 1) of each head to (i, i + E/2), which rotation turns. Queries and keys are moved alike, so their
 /// products stay the same.
-fn halves(t: &Tensor) -> Tensor {
+pub(super) fn halves(t: &Tensor) -> Tensor {
     let s = t.size();
     t.view([s[0], s[1], s[2] / 2, 2]).transpose(2, 3).reshape(s)
 }

@@ -24,6 +24,8 @@ const POSITIVE: &[&str] = &[
     "residual_multiplier",
     "logits_scaling",
     "logit_scale",
+    "swiglu_alpha",
+    "swiglu_limit",
     "factor",
     "low_freq_factor",
     "high_freq_factor",

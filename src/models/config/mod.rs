@@ -104,10 +104,13 @@ impl Config {
         }
         let head_dim = r.int_or("head_dim", hidden / heads)?;
         let context = r.get("max_position_embeddings").and_then(Value::as_i64);
-        let ropes = rope::read(&r, head_dim, context)?;
+        const ROTATED: &str = "qk_rope_head_dim";
+        let rotated = family.extra_keys.contains(&ROTATED).then(|| r.int(ROTATED)).transpose()?;
+        let ropes = rope::read(&r, head_dim, rotated, context)?;
         let stored = stored::read(&raw, file)?;
         let has_experts = family.extra_keys.contains(&"num_experts");
-        let experts = if has_experts { experts::read(&r, layers)? } else { None };
+        let grouped = family.extra_keys.contains(&"topk_method");
+        let experts = if has_experts { experts::read(&r, layers, grouped)? } else { None };
         Ok(Self {
             hidden_size: hidden,
             intermediate_size: r.int("intermediate_size")?,

@@ -22,17 +22,18 @@ pub(super) struct Ropes {
     pub local: Option<RopeSettings>,
 }
 
-/// Reads the rotary embeddings of a model. `context` is `max_position_embeddings`. Fails for unsupported kinds of scaling.
-pub(super) fn read(r: &ConfigReader, head_dim: i64, context: Option<i64>) -> Result<Ropes> {
+/// Reads the rotary embeddings of a model. `rotated`: how many numbers of a head are rotated if that is a size of its own;
+/// `context` is `max_position_embeddings`. Fails for unsupported kinds of scaling.
+pub(super) fn read(r: &ConfigReader, head_dim: i64, rotated: Option<i64>, context: Option<i64>) -> Result<Ropes> {
     let newer = section(r, "rope_parameters");
     let of_kind = |kind: &str| newer.and_then(|map| map.get(kind)).and_then(Value::as_object);
     // transformers 5 writes a section for each kind of layer where they differ.
     if let Some(global) = of_kind("full_attention") {
-        let size = rotary_size(r, Some(global), head_dim)?;
+        let size = rotated.map_or_else(|| rotary_size(r, Some(global), head_dim), Ok)?;
         let local = of_kind("sliding_attention").map(|local| one(r, Some(local), None, size, context));
         return Ok(Ropes { size, global: one(r, Some(global), None, size, context)?, local: local.transpose()? });
     }
-    let size = rotary_size(r, newer, head_dim)?;
+    let size = rotated.map_or_else(|| rotary_size(r, newer, head_dim), Ok)?;
     let global = one(r, newer, section(r, "rope_scaling"), size, context)?;
     let local = match r.get("rope_local_base_freq") {
         Some(_) => Some(RopeSettings { theta: r.float("rope_local_base_freq")?, scaling: RopeScaling::None }),

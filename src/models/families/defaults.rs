@@ -9,6 +9,18 @@ pub(super) const WINDOWS: &[&str] = &["sliding_window", "use_sliding_window", "m
 pub(super) const WINDOWS_AND_HEAD_SIZE: &[&str] =
     &["sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "head_dim"];
 
+/// Keys of families with a choice of MLPs, windows and contexts, for those without.
+pub(super) const CHOICES: &[&str] = &[
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "head_dim",
+    "hidden_act",
+    "intermediate_size",
+    "max_position_embeddings",
+];
+
 /// Sets keys that are missing.
 pub(super) fn fill<const N: usize>(config: &mut Map<String, Value>, defaults: [(&str, Value); N]) {
     for (key, value) in defaults {

@@ -1,5 +1,5 @@
 //! Falcon (Almazrouei et al. 2023, arXiv 2311.16867): parallel layers with layer norms, one product for queries, keys and
-//! values, few or one key head. (Falcon 3 is a llama.)
+//! values, few or one key head, rotary embedding or ALiBi. (Falcon 3 is a llama.)
 
 use super::defaults::{WINDOWS_AND_HEAD_SIZE, fill, fill_null};
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::models::blocks::{
     self, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, Wiring,
 };
 use crate::models::family::{Config, Family};
-use crate::nn::ParamMapping;
+use crate::nn::{Alibi, ParamMapping};
 use serde_json::{Map, Value, json};
 
 pub(super) const FAMILY: Family = Family {
@@ -22,9 +22,10 @@ pub(super) const FAMILY: Family = Family {
     ],
     foreign_keys: WINDOWS_AND_HEAD_SIZE,
     defaults,
-    extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "multi_query", "parallel_attn", NEW],
+    extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "multi_query", "parallel_attn", "alibi", NEW],
     embedding: "transformer.word_embeddings.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 
@@ -42,6 +43,7 @@ fn defaults(config: &mut Map<String, Value>) {
             ("bias", json!(false)),
             ("multi_query", json!(true)),
             ("parallel_attn", json!(true)),
+            ("alibi", json!(false)),
             (NEW, json!(false)),
             ("tie_word_embeddings", json!(true)),
         ],
@@ -56,15 +58,23 @@ fn defaults(config: &mut Map<String, Value>) {
 }
 
 fn design(c: &Config) -> Result<Design> {
-    if c.flag("alibi", false) {
-        return Err(c.refuse("`alibi` is true: only rotary embedding is supported in this family"));
-    }
+    // transformers adds the bias before it scales the scores.
+    let factor = (c.head_dim as f64).powf(-0.5);
+    let alibi = c.flag("alibi", false).then_some(Alibi { factor, rounded: true });
     let llama = Design::llama(c)?;
-    let names = Names { trunk: "transformer", embedding: "word_embeddings", layers: "h", final_norm: "ln_f" };
+    let names = Names {
+        trunk: "transformer",
+        embedding: "word_embeddings",
+        embedding_norm: None,
+        layers: "h",
+        final_norm: "ln_f",
+    };
     let attention = AttentionDesign {
         module: "self_attention",
         projections: Projections::ByGroup("query_key_value"),
         output: "dense",
+        alibi,
+        rotates: vec![alibi.is_none(); c.num_hidden_layers as usize],
         ..llama.attention
     };
     let layers = FeedForwardLayers::Plain(["dense_h_to_4h", "dense_4h_to_h"]);

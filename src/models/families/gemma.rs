@@ -24,6 +24,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim"],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 

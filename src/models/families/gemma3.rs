@@ -42,6 +42,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let gemma2 = gemma2::design(c)?;
         let attention = AttentionDesign { qk_norm: QkNorm::PerHead, ..gemma2.attention };

@@ -6,7 +6,8 @@
 use crate::error::{Error, Result};
 use crate::models::family::{Config, Decoder, Family};
 use crate::nn::{
-    Attention, Embedding, ForwardPass, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens, ops,
+    Attention, Embedding, ForwardPass, LayerInput, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens,
+    by_tiles, ops,
 };
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
@@ -36,6 +37,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &[],
     embedding: "transformer.wte.weight",
     map_param,
+    stacked_experts: false,
     build,
 };
 
@@ -116,8 +118,8 @@ impl Decoder for Gpt2 {
     fn head(&self) -> &Rc<Linear> {
         &self.head
     }
-    fn attention(&self, i: usize) -> Attention {
-        self.layers[i].attention
+    fn attention(&self, i: usize) -> Option<Attention> {
+        Some(self.layers[i].attention.clone())
     }
     fn has_gates(&self) -> bool {
         false
@@ -132,10 +134,20 @@ struct Gpt2Block {
     c_attn: Linear,
     attn_c_proj: Linear,
     ln_2: LayerNorm,
-    c_fc: Linear,
-    mlp_c_proj: Linear,
+    mlp: Rc<Gpt2Mlp>,
     heads: i64,
     attention: Attention,
+}
+
+struct Gpt2Mlp {
+    c_fc: Linear,
+    c_proj: Linear,
+}
+
+impl Gpt2Mlp {
+    fn forward(&self, input: LayerInput) -> Tensor {
+        self.c_proj.forward(ops::gelu(&self.c_fc.forward(input)))
+    }
 }
 
 impl Gpt2Block {
@@ -153,8 +165,10 @@ impl Gpt2Block {
             c_attn: (&attn / "c_attn").linear(d, 3 * d, true),
             attn_c_proj: (&attn / "c_proj").scale_std(residual).linear(d, d, true),
             ln_2: (s / "ln_2").layer_norm(d, c.norm_eps),
-            c_fc: (&mlp / "c_fc").linear(d, f, true),
-            mlp_c_proj: (&mlp / "c_proj").scale_std(residual).linear(f, d, true),
+            mlp: Rc::new(Gpt2Mlp {
+                c_fc: (&mlp / "c_fc").linear(d, f, true),
+                c_proj: (&mlp / "c_proj").scale_std(residual).linear(f, d, true),
+            }),
             heads: c.num_attention_heads,
             attention: Attention::causal(scale),
         }
@@ -164,9 +178,9 @@ impl Gpt2Block {
         let (rows, width) = x.size2().expect("a row of vectors");
         let qkv = self.c_attn.forward(self.ln_1.forward(x)).chunk(3, -1); // (T, D) each
         let split = |t: &Tensor| t.view([rows, self.heads, width / self.heads]); // (T, H, E)
-        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), self.attention);
+        let y = pass.attend(i, &split(&qkv[0]), &split(&qkv[1]), &split(&qkv[2]), &self.attention);
         let x = x + self.attn_c_proj.forward(&y.view([rows, width]));
-        let h = self.c_fc.forward(self.ln_2.forward(&x));
-        &x + self.mlp_c_proj.forward(ops::gelu(&h))
+        let mlp = self.mlp.clone();
+        &x + by_tiles(self.ln_2.forward(&x), &[], pass.mlp_tile(), move |input, _| mlp.forward(input))
     }
 }

@@ -36,6 +36,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["rope_theta", "partial_rotary_factor", "attention_bias", "use_parallel_residual"],
     embedding: "gpt_neox.embed_in.weight",
     map_param,
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, design(c)?),
 };
 
@@ -49,7 +50,13 @@ fn map_param(name: &str) -> Option<ParamMapping> {
 
 fn design(c: &Config) -> Result<Design> {
     let llama = Design::llama(c)?;
-    let names = Names { trunk: "gpt_neox", embedding: "embed_in", layers: "layers", final_norm: "final_layer_norm" };
+    let names = Names {
+        trunk: "gpt_neox",
+        embedding: "embed_in",
+        embedding_norm: None,
+        layers: "layers",
+        final_norm: "final_layer_norm",
+    };
     let attention = AttentionDesign {
         module: "attention",
         projections: Projections::ByGroup("query_key_value"),

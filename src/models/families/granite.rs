@@ -36,6 +36,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { scale: c.number("attention_multiplier", 1.0), ..llama.attention };

@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias", "head_dim", "mlp_bias"],
     embedding: "model.embed_tokens.weight",
     map_param,
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, Design::llama(c)?),
 };
 

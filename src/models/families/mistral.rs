@@ -19,5 +19,6 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta", "head_dim", "sliding_window"],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| blocks::build(c, b, Design::llama(c)?),
 };

@@ -2,8 +2,9 @@
 
 use super::defaults::fill;
 use super::llama;
-use crate::models::blocks::{self, Design, ExpertNames};
+use crate::models::blocks::{self, Design, ExpertDesign};
 use crate::models::family::Family;
+use crate::nn::GatedMlpForm;
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -38,8 +39,11 @@ pub(super) const FAMILY: Family = Family {
     ],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
-        let experts = ExpertNames { module: "block_sparse_moe", layers: ["w1", "w3", "w2"] };
-        blocks::build(c, b, Design { experts, ..Design::llama(c)? })
+        let llama = Design::llama(c)?;
+        let mlp = GatedMlpForm::Separate(["w1", "w3", "w2"]);
+        let experts = ExpertDesign { module: "block_sparse_moe", mlp, ..llama.experts };
+        blocks::build(c, b, Design { experts, ..llama })
     },
 };

@@ -29,6 +29,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta", "attention_bias"],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { qk_norm: QkNorm::Whole, ..llama.attention };

@@ -36,6 +36,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let (llama, clip_qkv) = (Design::llama(c)?, clip_qkv(c)?);
         let attention = AttentionDesign { qk_norm: QkNorm::Whole, clip_qkv, ..llama.attention };

@@ -25,6 +25,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta", "original_max_position_embeddings", "sliding_window"],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { projections: Projections::ByKind("qkv_proj"), ..llama.attention };

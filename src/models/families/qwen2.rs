@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     extra_keys: &["num_key_value_heads", "rope_theta"],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { qkv_bias: true, ..llama.attention };

@@ -40,6 +40,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let llama = Design::llama(c)?;
         let qkv_bias = c.settings.get("qkv_bias").and_then(Value::as_bool).unwrap_or(true);

@@ -45,6 +45,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
+    stacked_experts: false,
     build: |c, b| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { qk_norm: QkNorm::PerHead, ..llama.attention };

@@ -1,11 +1,12 @@
 //! Checkpoints whose matrices are stored quantised, in the layouts that the Hub's checkpoints have: bitsandbytes (4 and 8
-//! bits), GPTQ and AWQ. They stay quantised in memory and are frozen bases of adapters.
+//! bits), GPTQ and AWQ, and MXFP4 for experts. They stay quantised in memory and are frozen bases of adapters.
 //!
 //! `settings` reads what config.json says. A matrix is several tensors of the checkpoint; [`collect`] replaces them by one
 //! entry under the name of the layer's weight, and checks names, dtypes and shapes. The numbers are read when a model is
 //! built.
 
 mod bitsandbytes;
+mod mxfp4;
 mod packed;
 mod settings;
 mod tensors;
@@ -20,7 +21,8 @@ use tch::Kind;
 use tensors::MatrixTensors;
 
 /// Endings of tensors that only quantised checkpoints have.
-const QUANTISED: [&str; 6] = [".qweight", ".qzeros", ".absmax", ".SCB", "bitsandbytes__nf4", "bitsandbytes__fp4"];
+const QUANTISED: [&str; 8] =
+    [".qweight", ".qzeros", ".absmax", ".SCB", "bitsandbytes__nf4", "bitsandbytes__fp4", mxfp4::BLOCKS, mxfp4::SCALES];
 
 /// Replaces the tensors of quantised matrices by one entry for each matrix. `format` is what config.json (`config`) says.
 /// Fails if it contradicts the tensors, or if tensors of a matrix are missing or have other shapes than the others.
@@ -30,6 +32,7 @@ pub(super) fn collect(weights: &mut Weights, format: Option<StoredFormat>, confi
         StoredFormat::FourBits { .. } => bitsandbytes::STATE,
         StoredFormat::Int8 => ".SCB",
         StoredFormat::Gptq { .. } | StoredFormat::Awq { .. } => ".qweight",
+        StoredFormat::Mxfp4 => mxfp4::BLOCKS,
     };
     let module = |name: &str| Some(name[..name.find(ending)?].to_string());
     let modules: Vec<String> = weights.names().filter_map(module).collect();
@@ -53,6 +56,10 @@ pub(super) fn collect(weights: &mut Weights, format: Option<StoredFormat>, confi
                 packed::gptq(&mut tensors, bits, group, zeros_less_one, format.describe())?
             }
             StoredFormat::Awq { group } => packed::awq(&mut tensors, group, format.describe())?,
+            StoredFormat::Mxfp4 => {
+                mxfp4::experts(weights, &module)?;
+                continue;
+            }
         };
         weights.add_quantised(format!("{module}.weight"), matrix);
     }
@@ -101,6 +108,7 @@ impl StoredFormat {
             Self::Int8 => "bitsandbytes int8".into(),
             Self::Gptq { bits, group, .. } => format!("GPTQ int{bits}, {}", groups(group)),
             Self::Awq { group } => format!("AWQ int4, {}", groups(group)),
+            Self::Mxfp4 => "MXFP4".into(),
         }
     }
 }

@@ -31,13 +31,15 @@ pub enum StoredFormat {
         /// Inputs of a group; `None`: all of a row's.
         group: Option<i64>,
     },
+    /// Numbers of 4 bits in groups of 32 inputs that share a power of two, of experts only.
+    Mxfp4,
 }
 
 /// Name of the section of config.json.
 pub(in crate::models) const SECTION: &str = "quantization_config";
 
 /// What to do with a checkpoint in a format that is not read.
-const OTHER_FORMATS: &str = "use the model's unquantised weights, or a checkpoint of it in bitsandbytes, GPTQ (2, 3, 4 or 8 bits) or AWQ (gemm, 4 bits), or a GGUF file";
+const OTHER_FORMATS: &str = "use the model's unquantised weights, or a checkpoint of it in bitsandbytes, GPTQ (2, 3, 4 or 8 bits), AWQ (gemm, 4 bits) or, of gpt-oss, MXFP4, or a GGUF file";
 
 /// Reads the section of a config.json; `None` if it has none. Fails for formats and settings that ft does not read.
 pub(in crate::models) fn read(config: &Value, file: &Path) -> Result<Option<StoredFormat>> {
@@ -53,6 +55,7 @@ pub(in crate::models) fn read(config: &Value, file: &Path) -> Result<Option<Stor
         "bitsandbytes" => bitsandbytes(&reader)?,
         "gptq" => gptq(&reader)?,
         "awq" => awq(&reader)?,
+        "mxfp4" => StoredFormat::Mxfp4,
         _ => return Err(reader.refused("quant_method", "is not read")),
     }))
 }

@@ -1,7 +1,7 @@
 //! Attention composed of plain products, in bands of queries: with a window, a band only reads the keys that its queries
 //! see; the scores of the whole sequence never exist. The backward computes the scores of each band again.
 
-use super::{Attention, SegmentGroup, merge_heads};
+use super::{Attention, Gradients, SegmentGroup, merge_heads};
 use crate::nn::cuda_attention::{AttentionMemory, AttentionRow};
 use tch::{Kind, Tensor};
 
@@ -32,6 +32,8 @@ struct Band {
 /// What the scores of a band become: (n*K, G*B, J) each, in float32.
 struct Probabilities {
     p: Tensor,
+    /// (n*K, G*B, 1) the share of the sinks, if there are any.
+    of_sinks: Option<Tensor>,
     /// The hyperbolic tangents of the scores, if there is a cap.
     tanh: Option<Tensor>,
 }
@@ -58,8 +60,13 @@ impl BandedBlock {
         self.k.size()[0] / self.group.count
     }
 
+    fn heads(&self) -> i64 {
+        self.kv_heads() * self.q.size()[1]
+    }
+
     fn bands(&self) -> impl Iterator<Item = Band> + use<> {
-        let (longest, heads, attention) = (self.group.longest, self.q.size()[0] * self.q.size()[1], self.attention);
+        let (longest, heads) = (self.group.longest, self.q.size()[0] * self.q.size()[1]);
+        let attention = self.attention.clone();
         let reach = attention.window.unwrap_or(longest).min(longest);
         let size = (MAX_BAND_SCORES / (heads * reach).max(1)).clamp(MIN_BAND, longest.max(MIN_BAND));
         (0..longest).step_by(size as usize).map(move |from| {
@@ -69,37 +76,53 @@ impl BandedBlock {
     }
 
     fn probabilities(&self, band: &Band) -> Probabilities {
-        let Attention { scale, softcap, .. } = self.attention;
+        let Attention { scale, softcap, .. } = &self.attention;
         let (q, k) = (band.queries_of(&self.q), band.keys_of(&self.k));
         let (batch, (_, queries), (first, keys)) = (k.size()[0], band.queries, band.keys);
-        let raw = q.bmm(&k.transpose(1, 2)).to_kind(Kind::Float) * scale; // (n*K, G*B, J)
+        let raw = q.bmm(&k.transpose(1, 2)).to_kind(Kind::Float) * *scale; // (n*K, G*B, J)
         let tanh = softcap.map(|cap| (&raw / cap).tanh());
         let scores = match (&tanh, softcap) {
-            (Some(tanh), Some(cap)) => tanh * cap,
+            (Some(tanh), Some(cap)) => tanh * *cap,
             _ => raw,
         };
+        let scores = match self.attention.bias(self.heads(), first, keys, q.device()) {
+            // (n, K, G, B, J): the heads that share a key head follow each other.
+            Some(bias) => {
+                let shape = [self.group.count, self.kv_heads(), -1, queries, keys];
+                scores.view(shape) + bias.view([1, self.kv_heads(), -1, 1, keys])
+            }
+            None => scores,
+        };
         let hidden = self.attention.hidden(queries, keys, band.queries.0 - first, q.device());
-        let scores = scores.view([batch, -1, queries, keys]).masked_fill(&hidden, f64::NEG_INFINITY);
-        Probabilities { p: scores.softmax(-1, Kind::Float).view([batch, -1, keys]), tanh }
+        let by_head = [self.group.count, self.kv_heads(), -1, queries, keys];
+        let scores = scores.view(by_head).masked_fill(&hidden, f64::NEG_INFINITY);
+        let (p, of_sinks) = self.attention.softmax(&scores);
+        let of_sinks = of_sinks.map(|share| share.reshape([batch, -1, 1]));
+        Probabilities { p: p.reshape([batch, -1, keys]), of_sinks, tanh }
     }
 
-    /// Returns the gradients of q (n, H, L, E), k and v (n, K, L, E), given the gradient `g` of the result
-    /// (n, H, L, E).
-    pub fn backward(&self, g: &Tensor) -> [Tensor; 3] {
+    /// Returns the gradients, given that of the result (n, H, L, E).
+    pub fn backward(&self, g: &Tensor) -> Gradients {
         let kind = self.q.kind();
         let g = g.reshape(self.q.size());
         // Sums over bands are in float32: in bfloat16 each addition would round.
         let sums = || Tensor::zeros(self.k.size(), (Kind::Float, self.k.device()));
         let (g_k, g_v) = (sums(), sums());
         let mut g_q = Vec::new();
+        let mut g_sinks: Option<Tensor> = None;
         for band in self.bands() {
-            let Probabilities { p, tanh } = self.probabilities(&band);
+            let Probabilities { p, of_sinks, tanh } = self.probabilities(&band);
             let (q, k, v) = (band.queries_of(&self.q), band.keys_of(&self.k), band.keys_of(&self.v));
             let g = band.queries_of(&g);
             let mut g_v = band.keys_of(&g_v);
             g_v += p.to_kind(kind).transpose(1, 2).bmm(&g).to_kind(Kind::Float);
             let g_p = g.bmm(&v.transpose(1, 2)).to_kind(Kind::Float);
             let along = (&g_p * &p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+            if let Some(share) = of_sinks {
+                let lost = (share * &along).view([self.group.count, -1, band.queries.1]); // (n, H, B)
+                let lost = lost.sum_dim_intlist([0i64, 2].as_slice(), false, Kind::Float);
+                g_sinks = Some(g_sinks.map_or_else(|| lost.neg(), |sum| sum - &lost));
+            }
             let mut g_s = (g_p - along) * p * self.attention.scale;
             if let Some(tanh) = tanh {
                 g_s *= tanh.square().neg() + 1.0;
@@ -111,7 +134,9 @@ impl BandedBlock {
         }
         let kv = [self.group.count, self.kv_heads(), self.group.longest, self.k.size()[2]];
         let of_kv = |t: Tensor| t.to_kind(kind).view(kv);
-        [Tensor::cat(&g_q, 2).view(self.out.size().as_slice()), of_kv(g_k), of_kv(g_v)]
+        let of_inputs = [Tensor::cat(&g_q, 2).view(self.out.size().as_slice()), of_kv(g_k), of_kv(g_v)];
+        let of_sinks = g_sinks.zip(self.attention.sinks.as_ref()).map(|(g, sinks)| g.to_kind(sinks.kind()));
+        Gradients { of_inputs, of_sinks }
     }
 }
 

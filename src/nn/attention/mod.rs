@@ -2,12 +2,15 @@
 //!
 //! On the CPU the forward is libtorch's flash kernel and the backward recomputes the probabilities from the saved
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
-//! products and is slower at the lengths fine-tuning sees. CUDA's kernels are called by `cuda_attention`. What these
-//! kernels do not compute (a window on the CPU, capped scores) is composed in `bands`. rules: which keys a query sees.
+//! products and is slower at the lengths fine-tuning sees. Sinks multiply what it returns by a factor for each query. CUDA's
+//! kernels are called by `cuda_attention`. What these kernels do not compute (a window on the CPU, sinks on CUDA, capped or
+//! biased scores) is composed in `bands`. rules: which keys a query sees. alibi: biases by distance.
 
+mod alibi;
 mod bands;
 mod rules;
 
+pub use alibi::Alibi;
 pub use rules::Attention;
 
 use super::autograd::differentiable;
@@ -21,71 +24,85 @@ use tch::{Device, Kind, Tensor};
 const RECOMPUTE_MAX_LENGTH: i64 = 1024;
 
 /// Returns the memory of one layer's attention in training, for a row of this shape computed in `kind` on `device`.
-pub fn memory(row: AttentionRow, attention: Attention, kind: Kind, device: Device) -> AttentionMemory {
+pub fn memory(row: AttentionRow, attention: &Attention, kind: Kind, device: Device) -> AttentionMemory {
     let attention = attention.within(row.longest as i64);
     match device {
-        Device::Cuda(_) if attention.softcap.is_some() => return bands::memory(row, kind),
+        Device::Cuda(_) if !attention.has_plain_softmax() => return bands::memory(row, kind),
         Device::Cuda(index) => return CudaKernel::of(index, kind, row.head_size as i64).memory(row, kind),
-        _ if attention.is_plain() => {}
+        _ if attention.has_plain_scores() => {}
         _ => return bands::memory(row, kind),
     }
     let width = kind.elt_size_in_bytes() as u64;
     // q, k, v and result, padded; the gathered result.
     let kept = row.tokens * row.head_size * (3 * row.heads + 2 * row.kv_heads) * width;
-    // Probabilities and their gradient.
-    let recomputed = row.longest <= RECOMPUTE_MAX_LENGTH as u64;
-    let temporary = if recomputed { 2 * row.tokens * row.longest * row.heads * width } else { 0 };
+    let temporary = match row.longest <= RECOMPUTE_MAX_LENGTH as u64 {
+        // Probabilities and their gradient.
+        true => 2 * row.tokens * row.longest * row.heads * width,
+        // Keys and values of each query head, their gradients and those of the queries, and sums over query heads.
+        false => row.tokens * row.head_size * (5 * row.heads + 2 * row.kv_heads) * width,
+    };
     AttentionMemory { kept, temporary }
 }
 
 /// Computes attention within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
-pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: Attention) -> Tensor {
+pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: &Attention) -> Tensor {
     let attention = attention.within(segments.longest);
     match q.device() {
-        Device::Cuda(index) if attention.softcap.is_none() => {
-            return CudaKernel::of(index, q.kind(), q.size()[2]).attend(q, k, v, segments, attention);
+        Device::Cuda(index) if attention.has_plain_softmax() => {
+            return CudaKernel::of(index, q.kind(), q.size()[2]).attend(q, k, v, segments, &attention);
         }
         _ => {}
     }
     let (groups, shape) = (segments.groups().iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
+    let inputs: Vec<&Tensor> = [q, k, v].into_iter().chain(attention.sinks.as_deref()).collect();
     differentiable(
-        &[q, k, v],
+        &inputs,
         || {
             let blocks: Vec<AttendedGroup> =
-                groups.into_iter().map(|g| AttendedGroup::new(g, q, k, v, attention)).collect();
+                groups.into_iter().map(|g| AttendedGroup::new(g, q, k, v, &attention)).collect();
             let out = scatter(blocks.iter().map(|b| (b.group(), b.out())), &shape, q);
             (out, blocks)
         },
         |blocks, g| {
-            let parts: Vec<[Tensor; 3]> = blocks.iter().map(|b| b.backward(&b.group().gather(g))).collect();
+            let parts: Vec<Gradients> = blocks.iter().map(|b| b.backward(&b.group().gather(g))).collect();
             let join = |i: usize, like: [i64; 3]| {
-                Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (b.group(), &p[i])), &like, g))
+                Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (b.group(), &p.of_inputs[i])), &like, g))
             };
             let kv = [g.size()[0], blocks[0].kv_heads(), g.size()[2]];
             let full = [g.size()[0], g.size()[1], g.size()[2]];
-            vec![join(0, full), join(1, kv), join(2, kv)]
+            let of_sinks = parts.iter().filter_map(|p| Some(p.of_sinks.as_ref()?.shallow_clone()));
+            let of_sinks = of_sinks.reduce(|sum, g| sum + g).map(Some);
+            [join(0, full), join(1, kv), join(2, kv)].into_iter().chain(of_sinks).collect()
         },
     )
 }
 
+/// The gradients of one group of segments.
+struct Gradients {
+    /// Of q (n, H, L, E), k and v (n, K, L, E).
+    of_inputs: [Tensor; 3],
+    /// (H) of the sinks, in their dtype, if there are any.
+    of_sinks: Option<Tensor>,
+}
+
 /// One group of segments with its result: computed by libtorch's kernel, or composed.
 enum AttendedGroup {
-    Kernel(PaddedBlock, f64),
+    Kernel(PaddedBlock),
     Bands(bands::BandedBlock),
 }
 
 impl AttendedGroup {
-    fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Self {
+    fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Self {
         let own = attention.within(group.longest);
-        match own.is_plain() && q.device() == Device::Cpu {
-            true => Self::Kernel(PaddedBlock::new(group, q, k, v, own.scale), own.scale),
+        match own.has_plain_scores() && q.device() == Device::Cpu {
+            true => Self::Kernel(PaddedBlock::new(group, q, k, v, own)),
             false => Self::Bands(bands::BandedBlock::new(group, q, k, v, own)),
         }
     }
 
     fn group(&self) -> &SegmentGroup {
         match self {
-            Self::Kernel(block, _) => &block.group,
+            Self::Kernel(block) => &block.group,
             Self::Bands(block) => &block.group,
         }
     }
@@ -93,22 +110,22 @@ impl AttendedGroup {
     /// Returns the result (n, H, L, E).
     fn out(&self) -> &Tensor {
         match self {
-            Self::Kernel(block, _) => &block.out,
+            Self::Kernel(block) => &block.out,
             Self::Bands(block) => &block.out,
         }
     }
 
     fn kv_heads(&self) -> i64 {
         match self {
-            Self::Kernel(block, _) => block.k.size()[1],
+            Self::Kernel(block) => block.k.size()[1],
             Self::Bands(block) => block.kv_heads(),
         }
     }
 
-    /// Returns the gradients of q (n, H, L, E), k and v (n, K, L, E), given the gradient of the result.
-    fn backward(&self, g: &Tensor) -> [Tensor; 3] {
+    /// Returns the gradients, given that of the result (n, H, L, E).
+    fn backward(&self, g: &Tensor) -> Gradients {
         match self {
-            Self::Kernel(block, scale) => block.backward(g, *scale),
+            Self::Kernel(block) => Gradients { of_inputs: block.backward(g), of_sinks: block.gradient_of_sinks(g) },
             Self::Bands(block) => block.backward(g),
         }
     }
@@ -121,21 +138,38 @@ struct PaddedBlock {
     k: Tensor,   // (n, K, L, E)
     v: Tensor,   // (n, K, L, E)
     out: Tensor, // (n, H, L, E)
-    lse: Tensor, // (n, H, L) log-sum-exp of the scores
+    lse: Tensor, // (n, H, L) log-sum-exp of the scores, sinks included
+    attention: Attention,
 }
 
 impl PaddedBlock {
-    fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Self {
-        let (q, k, v) = (group.gather(q), group.gather(k), group.gather(v));
+    fn new(group: SegmentGroup, q: &Tensor, k: &Tensor, v: &Tensor, attention: Attention) -> Self {
+        let (q, k, v, scale) = (group.gather(q), group.gather(k), group.gather(v), attention.scale);
         let (out, lse) =
             Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, true, None::<&Tensor>, scale);
-        Self { group, q, k, v, out, lse }
+        let (out, lse) = attention.with_sinks(out, lse);
+        Self { group, q, k, v, out, lse, attention }
     }
 
-    /// Returns the gradients of q (n, H, L, E), k and v (n, K, L, E), given the gradient `g` of the output
-    /// (n, H, L, E).
-    fn backward(&self, g: &Tensor, scale: f64) -> [Tensor; 3] {
+    /// Returns the gradient of the sinks, given the gradient `g` of the output (n, H, L, E): the share of a sink times what
+    /// the mean of the values loses by it, summed over the queries.
+    fn gradient_of_sinks(&self, g: &Tensor) -> Option<Tensor> {
+        let sinks = self.attention.sinks.as_deref()?;
+        let along = (g.to_kind(Kind::Float) * self.out.to_kind(Kind::Float)).sum_dim_intlist(
+            [-1i64].as_slice(),
+            false,
+            Kind::Float,
+        ); // (n, H, L)
+        let shares = (sinks.to_kind(Kind::Float).view([1, -1, 1]) - &self.lse).exp();
+        let sum = (shares * along).sum_dim_intlist([0i64, 2].as_slice(), false, Kind::Float);
+        Some((-sum).to_kind(sinks.kind()))
+    }
+
+    /// Returns the gradients of q (n, H, L, E), k and v (n, K, L, E), given the gradient `g` of the output (n, H, L, E). The
+    /// share of the sinks, which have no value, is in the log-sum-exp and in the output.
+    fn backward(&self, g: &Tensor) -> [Tensor; 3] {
         let Self { q, k, v, out, lse, .. } = self;
+        let scale = self.attention.scale;
         let (size, heads) = (k.size(), q.size()[1]);
         if self.group.longest > RECOMPUTE_MAX_LENGTH {
             let (rk, rv) = (repeat_kv(k, heads), repeat_kv(v, heads));
@@ -258,7 +292,7 @@ mod tests {
     use super::*;
 
     /// Computes attention by the formula, one segment at a time.
-    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: Attention) -> Tensor {
+    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: &Attention) -> Tensor {
         let groups = q.size()[1] / k.size()[1];
         let mut at = 0;
         let mut parts = Vec::new();
@@ -268,26 +302,39 @@ mod tests {
             let back = attention.window.unwrap_or(n);
             let seen = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).tril(0).triu(1 - back);
             let s = attention.cap(pick(q).matmul(&wide(k).transpose(1, 2)) * attention.scale);
+            let s = match attention.alibi {
+                Some(alibi @ Alibi { factor, .. }) => {
+                    let slopes = Tensor::from_slice(&alibi.slopes(q.size()[1])).to_kind(Kind::Float).view([-1, 1, 1]);
+                    s + slopes * factor * Tensor::arange(n, (Kind::Float, Device::Cpu))
+                }
+                None => s,
+            };
             let s = s.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
-            parts.push(s.softmax(-1, Kind::Float).matmul(&wide(v)).transpose(0, 1));
+            let sinks = attention.sinks.as_deref().map(|sinks| sinks.view([-1, 1, 1]).expand([-1, n, 1], false));
+            let all: Vec<Tensor> = std::iter::once(s).chain(sinks).collect();
+            let p = Tensor::cat(&all, -1).softmax(-1, Kind::Float).narrow(-1, 0, n);
+            parts.push(p.matmul(&wide(v)).transpose(0, 1));
             at += n;
         }
         Tensor::cat(&parts, 0)
     }
 
-    fn compare(lengths: &[i64], heads: i64, kv: i64, attention: Attention) -> f64 {
+    fn compare(lengths: &[i64], heads: i64, kv: i64, attention: &Attention) -> f64 {
         tch::manual_seed(5);
         let total: i64 = lengths.iter().sum();
         let leaf = |h: i64| Tensor::randn([total, h, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let (q, k, v) = (leaf(heads), leaf(kv), leaf(kv));
         let weights = Tensor::randn([total, heads, 8], (Kind::Float, Device::Cpu));
-        let grads = |y: &Tensor| {
+        let grads = |y: &Tensor| -> Vec<Tensor> {
             (y * &weights).sum(Kind::Float).backward();
-            [&q, &k, &v].map(|t| {
-                let g = t.grad().copy();
-                t.shallow_clone().zero_grad();
-                g
-            })
+            let leaves = [&q, &k, &v].into_iter().chain(attention.sinks.as_deref());
+            leaves
+                .map(|t| {
+                    let g = t.grad().copy();
+                    t.shallow_clone().zero_grad();
+                    g
+                })
+                .collect()
         };
         let ours = packed_attention(&q, &k, &v, &Segments::new(lengths.to_vec(), Device::Cpu), attention);
         let theirs = plain(&q, &k, &v, lengths, attention);
@@ -300,8 +347,8 @@ mod tests {
     #[test]
     fn scores_are_counted_where_they_are_made() {
         let row = |longest| AttentionRow { tokens: 8192, segments: 8, longest, heads: 4, kv_heads: 2, head_size: 16 };
-        let bytes = |longest| memory(row(longest), Attention::causal(1.0), Kind::Float, Device::Cpu).temporary;
-        assert_eq!([64, 8192].map(bytes), [2 * 8192 * 64 * 4 * 4, 0]);
+        let bytes = |longest| memory(row(longest), &Attention::causal(1.0), Kind::Float, Device::Cpu).temporary;
+        assert_eq!([64, 8192].map(bytes), [2 * 8192 * 64 * 4 * 4, 8192 * 16 * (5 * 4 + 2 * 2) * 4]);
     }
 
     #[test]
@@ -316,10 +363,19 @@ mod tests {
             let causal = Attention::causal(0.3);
             // Windows shorter than some, than all and than no segment, of one token, and longer than a band of queries.
             for window in [None, Some(1), Some(4), Some(39), Some(300), Some(2000)] {
-                for softcap in [None, Some(1.5)] {
-                    let attention = Attention { window, softcap, ..causal };
-                    let gap = compare(&lengths, heads, kv, attention);
-                    assert!(gap < 2e-5, "{lengths:?}, {attention:?}: {gap}");
+                for (softcap, sinks) in [(None, false), (Some(1.5), false), (None, true), (Some(1.5), true)] {
+                    // Some sinks take nearly all of the sum, some next to nothing.
+                    let new =
+                        || (Tensor::arange(heads, (Kind::Float, Device::Cpu)) * 2.0 - 3.0).set_requires_grad(true);
+                    let attention = Attention { window, softcap, sinks: sinks.then(|| new().into()), ..causal.clone() };
+                    let gap = compare(&lengths, heads, kv, &attention);
+                    assert!(gap < 3e-5, "{lengths:?}, {attention:?}: {gap}");
+                    if window.is_none_or(|window| window == 39) {
+                        let alibi = Some(Alibi { factor: 0.7, rounded: false });
+                        let attention = Attention { alibi, ..attention };
+                        let gap = compare(&lengths, heads, kv, &attention);
+                        assert!(gap < 5e-5, "{lengths:?}, {attention:?}: {gap}");
+                    }
                 }
             }
         }

@@ -138,7 +138,11 @@ impl ModuleScope<'_> {
         };
         b.used.borrow_mut().insert(full.clone());
         let tensor = match found {
-            Ok(Some(t)) if t.size() == shape && t.is_floating_point() => t,
+            // A matrix that lies transposed in its file without being used so is copied, unless only its shape matters.
+            Ok(Some(t)) if t.size() == shape && t.is_floating_point() => match transposed || b.outline {
+                true => t,
+                false => t.contiguous(),
+            },
             other => {
                 b.problems.borrow_mut().push(match other {
                     Err(e) => format!("`{full}` could not be read: {e}"),

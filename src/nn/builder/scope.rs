@@ -46,9 +46,15 @@ impl ModuleScope<'_> {
         self.linear_layer(LayerKind::Linear, inputs, outputs, bias)
     }
 
-    /// Builds the router of a layer of experts, without bias.
-    pub fn router(&self, inputs: i64, experts: i64) -> Linear {
-        self.linear_layer(LayerKind::Router, inputs, experts, false)
+    /// Builds the router of a layer of experts.
+    pub fn router(&self, inputs: i64, experts: i64, bias: bool) -> Linear {
+        self.linear_layer(LayerKind::Router, inputs, experts, bias)
+    }
+
+    /// Reads the parameter `name` (count) of this module itself, which belongs to no layer within it, such as the sinks of
+    /// attention.
+    pub fn vector(&self, name: &str, count: i64) -> Tensor {
+        self.param(name, LayerKind::Linear, &[count])
     }
 
     /// Builds an output head with its own weight.

@@ -17,18 +17,16 @@ pub(super) struct Dispatch {
     places: Tensor,
     /// Experts that have tokens, each with their number, in ascending order.
     groups: Vec<(usize, i64)>,
-    /// How many of the pairs each expert has.
-    counts: Vec<i64>,
     /// k
     chosen: i64,
 }
 
 impl Dispatch {
-    /// Sorts the pairs of `choices` (T, k): the numbers of the experts of each token, int64, below `experts`. Waits for the
-    /// device, because the host launches one product for each expert.
-    pub fn new(choices: &Tensor, experts: usize) -> Self {
+    /// Sorts the pairs of `choices` (T, k) on the CPU: the numbers of the experts of each token, int64, below `experts`. The
+    /// rows that are to be sorted are on `device`.
+    pub fn new(choices: &Tensor, experts: usize, device: Device) -> Self {
         let (count, chosen) = choices.size2().expect("experts of each token");
-        let ids = choices.to_device(Device::Cpu).contiguous().view([-1]);
+        let ids = choices.reshape([-1]);
         let ids = Vec::<i64>::try_from(&ids).expect("a row of whole numbers");
         let mut counts = vec![0i64; experts];
         ids.iter().for_each(|&e| counts[e as usize] += 1);
@@ -43,19 +41,14 @@ impl Dispatch {
             tokens[place as usize] = pair as i64 / chosen;
         }
         let [tokens, pairs, places] =
-            native::upload([tokens, order, places].map(|list| Tensor::from_slice(&list)), choices.device());
-        let groups = counts.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
-        Self { tokens, pairs, places, groups, counts, chosen }
+            native::upload([tokens, order, places].map(|list| Tensor::from_slice(&list)), device);
+        let groups = counts.into_iter().enumerate().filter(|(_, n)| *n > 0).collect();
+        Self { tokens, pairs, places, groups, chosen }
     }
 
     /// Returns the experts that have tokens, with the number of their tokens; their rows follow each other in this order.
     pub fn groups(&self) -> &[(usize, i64)] {
         &self.groups
-    }
-
-    /// Returns how many tokens each expert has.
-    pub fn counts(&self) -> &[i64] {
-        &self.counts
     }
 
     /// Returns the tokens of each expert, in the order of [`groups`](Self::groups): (n) indices of rows.
@@ -127,9 +120,8 @@ mod tests {
 
     #[test]
     fn pairs_are_sorted_by_expert_and_then_by_token() {
-        let d = Dispatch::new(&choices(), 6);
+        let d = Dispatch::new(&choices(), 6, Device::Cpu);
         assert_eq!(d.groups(), [(0, 2), (2, 3), (4, 2), (5, 1)]);
-        assert_eq!(d.counts(), [2, 0, 3, 0, 2, 1]);
         let list = |t: &Tensor| Vec::<i64>::try_from(t).unwrap();
         assert_eq!(list(&d.tokens), [0, 2, 0, 1, 2, 1, 3, 3]);
         assert_eq!(list(&d.pairs), [1, 4, 0, 3, 5, 2, 6, 7]);
@@ -141,7 +133,8 @@ mod tests {
     #[test]
     fn rows_go_to_their_experts_and_back() {
         tch::manual_seed(4);
-        let (d, x, sorted, numbers) = (Dispatch::new(&choices(), 6), leaf(&[4, 3]), leaf(&[8, 3]), leaf(&[4, 2]));
+        let (d, x, sorted, numbers) =
+            (Dispatch::new(&choices(), 6, Device::Cpu), leaf(&[4, 3]), leaf(&[8, 3]), leaf(&[4, 2]));
         let learn = |y: Tensor, leaf: &Tensor| {
             (&y * Tensor::arange(y.numel() as i64, (Kind::Float, Device::Cpu)).view_as(&y)).sum(Kind::Float).backward();
             let g = leaf.grad().copy();

@@ -5,18 +5,20 @@ use super::router::Router;
 use crate::nn::gated_mlp::GatedMlp;
 use crate::nn::layer_input::LayerInput;
 use crate::nn::pass::ForwardPass;
-use tch::Tensor;
+use crate::nn::tiled::by_tiles;
+use std::rc::Rc;
+use tch::{Device, Tensor};
 
 /// A router and its experts, in the place of a layer's MLP.
 pub struct ExpertLayer {
     router: Router,
-    experts: Vec<GatedMlp>,
+    experts: Rc<[GatedMlp]>,
 }
 
 impl ExpertLayer {
     /// Returns the layer of these experts, of which the router chooses some for each token.
     pub fn new(router: Router, experts: Vec<GatedMlp>) -> Self {
-        Self { router, experts }
+        Self { router, experts: experts.into() }
     }
 
     /// Computes layer `layer` of the model: `sum_j w_j expert_j(x)` over the chosen experts of each token, (T, D) ->
@@ -26,15 +28,25 @@ impl ExpertLayer {
             return input.x.zeros_like(); // a decoding step in which no sequence goes on
         }
         let routing = self.router.route(&input, pass.watches_routing());
-        let dispatch = Dispatch::new(&routing.choices, self.experts.len());
-        pass.record_routing(layer, || routing.statistics(dispatch.counts()));
-        let rows = dispatch.split(&dispatch.gather(&input.x));
-        let weights = dispatch.split(&dispatch.sort_pairs(&routing.weights));
-        let tokens = dispatch.tokens_of_groups();
-        let outputs = dispatch.groups().iter().zip(rows).zip(weights).zip(tokens);
-        let outputs: Vec<Tensor> = outputs
-            .map(|((((e, _), x), w), tokens)| self.experts[*e].forward_scaled(input.selected(x, tokens), &w))
-            .collect();
-        dispatch.sum(&Tensor::cat(&outputs, 0))
+        // Waits for the device, because the host launches one product for each expert.
+        let choices = routing.choices.to_device(Device::Cpu);
+        pass.record_routing(layer, || routing.statistics(&choices, self.experts.len()));
+        let experts = self.experts.clone();
+        by_tiles(input, &[&routing.weights, &choices], pass.mlp_tile(), move |input, routing| {
+            sum_of_experts(&experts, input, &routing[0], &routing[1])
+        })
     }
+}
+
+/// Computes `sum_j w_j expert_j(x)` over the chosen experts of each token of `input` (T, D): `weights` and
+/// `choices` are (T, k), the choices on the CPU.
+fn sum_of_experts(experts: &[GatedMlp], input: LayerInput, weights: &Tensor, choices: &Tensor) -> Tensor {
+    let dispatch = Dispatch::new(choices, experts.len(), input.x.device());
+    let rows = dispatch.split(&dispatch.gather(&input.x));
+    let weights = dispatch.split(&dispatch.sort_pairs(weights));
+    let tokens = dispatch.tokens_of_groups();
+    let outputs = dispatch.groups().iter().zip(rows).zip(weights).zip(tokens);
+    let outputs: Vec<Tensor> =
+        outputs.map(|((((e, _), x), w), tokens)| experts[*e].forward_scaled(input.selected(x, tokens), &w)).collect();
+    dispatch.sum(&Tensor::cat(&outputs, 0))
 }

@@ -17,4 +17,4 @@ mod layer;
 mod router;
 
 pub use layer::ExpertLayer;
-pub use router::{Router, RouterStatistics};
+pub use router::{Router, RouterStatistics, RoutingRule};

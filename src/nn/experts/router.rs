@@ -1,7 +1,6 @@
 //! The router of a layer of experts: which experts compute a token, and with which weights.
 
 use crate::nn::autograd::differentiable_many;
-use crate::nn::builder::ModuleScope;
 use crate::nn::layer_input::LayerInput;
 use crate::nn::linear::Linear;
 use tch::{Kind, Tensor};
@@ -10,8 +9,33 @@ use tch::{Kind, Tensor};
 /// a rounded logit may choose another expert.
 pub struct Router {
     gate: Linear,
-    chosen: i64,
-    renormalise: bool,
+    rule: RoutingRule,
+}
+
+/// How experts are chosen by their probabilities, and which weights they get.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RoutingRule {
+    /// k, the number of experts of a token: the most probable ones.
+    pub chosen: i64,
+    /// The groups of neighbouring experts, and from how many of them a token's experts are taken: those with the most probable
+    /// expert (DeepSeek-AI 2024, arXiv 2405.04434, section 2.2.2). `None`: from all experts.
+    pub groups: Option<(i64, i64)>,
+    /// The weights of a token's experts are divided by their sum: they are the softmax of their logits alone.
+    pub renormalise: bool,
+    /// Factor on the weights.
+    pub scale: f64,
+}
+
+impl RoutingRule {
+    /// Returns the probabilities (T, E) with 0 for the experts that a token's groups leave out.
+    fn candidates(&self, probabilities: &Tensor) -> Tensor {
+        let Some((count, chosen)) = self.groups else { return probabilities.shallow_clone() };
+        let size = probabilities.size();
+        let by_group = probabilities.view([size[0], count, -1]);
+        let (_, best) = by_group.amax([-1i64].as_slice(), false).topk(chosen, -1, true, true);
+        let left_out = Tensor::ones([size[0], count], (Kind::Bool, probabilities.device())).scatter_value(-1, &best, 0);
+        by_group.masked_fill(&left_out.unsqueeze(-1), 0.0).view(size.as_slice())
+    }
 }
 
 /// The experts of each token of a row, and their weights.
@@ -29,7 +53,9 @@ struct SavedRouting {
     /// (T, E) the softmax of the logits.
     probabilities: Tensor,
     choices: Tensor,
-    /// The weights (T, k), and the sums (T, 1) that they were divided by, if they were.
+    /// Factor on the weights.
+    scale: f64,
+    /// The weights (T, k) without that factor, and the sums (T, 1) that they were divided by, if they were.
     renormalised: Option<[Tensor; 2]>,
     /// (T) logarithms of the sums of the exponentials, if the sums were asked for.
     log_sums: Option<Tensor>,
@@ -58,10 +84,9 @@ impl RouterStatistics {
 }
 
 impl Router {
-    /// Builds the router at `scope`, whose `weight` is (experts, width): the `chosen` most probable experts compute a
-    /// token. With `renormalise`, their probabilities are divided by their sum.
-    pub fn build(scope: &ModuleScope, width: i64, experts: i64, chosen: i64, renormalise: bool) -> Self {
-        Self { gate: scope.router(width, experts), chosen, renormalise }
+    /// Returns the router of this layer, whose `weight` is (experts, width).
+    pub fn new(gate: Linear, rule: RoutingRule) -> Self {
+        Self { gate, rule }
     }
 
     /// Routes the tokens of `input` (T, D). With `watched`, their statistics can be asked for.
@@ -70,10 +95,12 @@ impl Router {
         let mut choices = None;
         let forward = || {
             let probabilities = logits.softmax(-1, Kind::Float);
-            let (picked, chosen) = probabilities.topk(self.chosen, -1, true, true);
-            let total = self.renormalise.then(|| sum_along(&picked));
+            let (picked, chosen) = self.rule.candidates(&probabilities).topk(self.rule.chosen, -1, true, true);
+            let total = self.rule.renormalise.then(|| sum_along(&picked));
             let weights = total.as_ref().map_or_else(|| picked.shallow_clone(), |total| &picked / total);
             let renormalised = total.map(|total| [weights.detach(), total]);
+            let scale = self.rule.scale;
+            let weights = if scale == 1.0 { weights } else { weights * scale };
             let log_sums = watched.then(|| logits.logsumexp([-1i64].as_slice(), false));
             let mut results = vec![weights];
             if let Some(log_sums) = &log_sums {
@@ -81,7 +108,7 @@ impl Router {
                 results.extend([of_experts, log_sums.square().sum(Kind::Float)]);
             }
             choices = Some(chosen.shallow_clone());
-            (results, SavedRouting { probabilities, choices: chosen, renormalised, log_sums })
+            (results, SavedRouting { probabilities, choices: chosen, scale, renormalised, log_sums })
         };
         let mut results = differentiable_many(&[&logits], forward, |saved, grads| vec![Some(saved.backward(grads))]);
         let sums = watched.then(|| results.split_off(1).try_into().expect("two sums"));
@@ -95,6 +122,7 @@ impl SavedRouting {
         let p = &self.probabilities;
         let mut g_p = p.zeros_like();
         if let Some(g) = &grads[0] {
+            let g = &(g * self.scale);
             let g = match &self.renormalised {
                 Some([weights, total]) => (g - sum_along(&(g * weights))) / total,
                 None => g.shallow_clone(),
@@ -118,13 +146,15 @@ fn sum_along(t: &Tensor) -> Tensor {
 }
 
 impl Routing {
-    /// Returns the statistics of the routing; `counts` are the numbers of tokens of the experts.
+    /// Returns the statistics of the routing among `experts` experts; `choices` are those of the tokens, on the CPU.
     ///
     /// # Panics
     /// If the routing was not watched.
-    pub fn statistics(&self, counts: &[i64]) -> RouterStatistics {
+    pub fn statistics(&self, choices: &Tensor, experts: usize) -> RouterStatistics {
+        let counts = choices.reshape([-1]).bincount(None::<&Tensor>, experts as i64);
+        let counts = Vec::try_from(counts).expect("a row of whole numbers");
         let [probabilities, squares] =
             self.sums.as_ref().expect("a watched routing").each_ref().map(Tensor::shallow_clone);
-        RouterStatistics { probabilities, squares, counts: counts.to_vec(), tokens: self.choices.size()[0] }
+        RouterStatistics { probabilities, squares, counts, tokens: self.choices.size()[0] }
     }
 }

@@ -3,7 +3,7 @@
 //! A layer's weight is dequantised, some rows at a time, while it is multiplied; the backward does so again. Decoding
 //! reads the codes themselves (`native::quantised`). The formats are those of bitsandbytes, bit for bit: `blocks` (NF4,
 //! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and, of weights that are stored so
-//! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`). A new format is a file of its own and a variant
+//! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`), and `mxfp4`. A new format is a file of its own and a variant
 //! of [`Numbers`].
 
 mod blocks;
@@ -11,11 +11,13 @@ mod code_book;
 mod ggml;
 mod int8;
 mod integer_groups;
+mod mxfp4;
 mod scales;
 mod settings;
 mod stored;
 
 pub use integer_groups::GroupedCodes;
+pub use mxfp4::GROUP as MXFP4_GROUP;
 pub use settings::{Quantisation, QuantisedFormat};
 pub use stored::{BlockScales, four_bit_values, scale_values};
 
@@ -28,6 +30,7 @@ use blocks::FourBitBlocks;
 use ggml::GgmlBlocks;
 use int8::Int8Rows;
 use integer_groups::{InputOrder, IntegerGroups};
+use mxfp4::Mxfp4Groups;
 use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -60,6 +63,7 @@ enum Numbers {
     Int8(Int8Rows),
     Ggml(GgmlBlocks),
     Groups(IntegerGroups),
+    Mxfp4(Mxfp4Groups),
 }
 
 impl QuantisedWeight {
@@ -136,6 +140,7 @@ impl QuantisedWeight {
             Numbers::Int8(rows) => rows.tensors(),
             Numbers::Ggml(blocks) => blocks.tensors(),
             Numbers::Groups(groups) => groups.tensors(),
+            Numbers::Mxfp4(groups) => groups.tensors(),
         }
     }
 
@@ -170,6 +175,7 @@ impl QuantisedWeight {
             Numbers::Int8(numbers) => numbers.rows_on_device(rows, kind),
             Numbers::Ggml(blocks) => blocks.rows_on_device(rows, kind),
             Numbers::Groups(groups) => groups.rows_on_device(rows, self.shape[1], kind),
+            Numbers::Mxfp4(groups) => groups.rows_on_device(rows, kind),
         }
     }
 
@@ -180,6 +186,7 @@ impl QuantisedWeight {
             Numbers::Int8(rows) => rows.matrix(self.shape),
             Numbers::Ggml(blocks) => blocks.matrix(self.shape),
             Numbers::Groups(groups) => groups.matrix(self.shape),
+            Numbers::Mxfp4(groups) => groups.matrix(self.shape),
         })
     }
 

@@ -1,9 +1,10 @@
-//! Weights that a checkpoint contains in the formats of bitsandbytes, or as whole numbers in groups.
+//! Weights that a checkpoint contains in the formats of bitsandbytes, as whole numbers in groups, or in MXFP4.
 
 use super::blocks::FourBitBlocks;
 use super::code_book::{FourBitCode, dynamic_values};
 use super::int8::Int8Rows;
 use super::integer_groups::{GroupedCodes, IntegerGroups};
+use super::mxfp4::Mxfp4Groups;
 use super::scales::Scales;
 use super::{Format, Numbers, Quantisation, QuantisedFormat, QuantisedWeight};
 use crate::error::Result;
@@ -24,6 +25,9 @@ pub enum BlockScales {
         offset: f32,
     },
 }
+
+/// The name of the format for people.
+const MXFP4: &str = "MXFP4";
 
 /// Returns the 16 values that the codes of a 4-bit format stand for.
 ///
@@ -76,6 +80,20 @@ impl QuantisedWeight {
         let (outputs, inputs) = parts.codes.size2()?;
         let numbers = Numbers::Groups(IntegerGroups::new(parts, device)?);
         Ok(Self { shape: [outputs, inputs], format: Format::Stored(name), numbers: Rc::new(numbers) })
+    }
+
+    /// Takes a matrix (out, in) in MXFP4: `codes` (out, in / 2) uint8, of two numbers the first in the lower half, and
+    /// `exponents` (out, in / 32) uint8. Fails if an exponent stands for NaN.
+    pub fn of_mxfp4(codes: &Tensor, exponents: &Tensor, device: Device) -> Result<Self> {
+        let (outputs, half) = codes.size2()?;
+        let numbers = Numbers::Mxfp4(Mxfp4Groups::stored(codes, exponents, device)?);
+        Ok(Self { shape: [outputs, 2 * half], format: Format::Stored(MXFP4.into()), numbers: Rc::new(numbers) })
+    }
+
+    /// Makes a weight with the shape and the sizes of one that [`of_mxfp4`](Self::of_mxfp4) takes, without its numbers.
+    pub fn outline_of_mxfp4(shape: [i64; 2]) -> Self {
+        let numbers = Numbers::Mxfp4(Mxfp4Groups::outline(shape));
+        Self { shape, format: Format::Stored(MXFP4.into()), numbers: Rc::new(numbers) }
     }
 
     /// Makes a weight with the shape and the sizes of one that [`of_groups`](Self::of_groups) takes, without its numbers: for

@@ -81,6 +81,8 @@ pub fn masters(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
     let reason = if w.given("adapter") {
         "adapters are small and stay float32"
+    } else if w.given("run.mlp_tile") {
+        "`run.mlp_tile` sums gradients over the tiles of a row, in bfloat16"
     } else if w.is("model.dtype", "f32") {
         "`model.dtype: f32` asks for exact weights"
     } else {

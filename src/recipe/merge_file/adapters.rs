@@ -1,6 +1,7 @@
 //! Reads the file of a merge of adapters: the arguments of `ft merge` as YAML.
 
 use super::node_reader::NodeReader;
+use super::sweep::{SweepBy, SweepSettings};
 use crate::adapters::merging::plan::{METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod};
 use crate::merging::MajoritySign;
 use crate::recipe::tree::{Node, NodeKind};
@@ -17,15 +18,34 @@ pub struct AdapterMergeFile {
     pub out: Option<PathBuf>,
     /// How the adapters are merged.
     pub plan: MergePlan,
+    /// The search for their weights, if there is one.
+    pub sweep: Option<SweepSettings>,
     /// What is written.
     pub form: MergeForm,
     /// The number format of a merged model.
     pub dtype: MergeDtype,
 }
 
-const KEYS: [&str; 12] =
-    ["base", "adapters", "out", "method", "density", "majority_sign", "rank", "energy", "knots", "seed", "as", "dtype"];
+const KEYS: [&str; 16] = [
+    "base",
+    "adapters",
+    "out",
+    "method",
+    "density",
+    "majority_sign",
+    "rank",
+    "energy",
+    "knots",
+    "seed",
+    "sweep",
+    "sweep_by",
+    "sweep_rows",
+    "sweep_steps",
+    "as",
+    "dtype",
+];
 const ADAPTER_KEYS: [&str; 3] = ["path", "weight", "density"];
+
 /// Reads the whole file; `None` if something is missing. Mistakes are noted as they are met.
 pub(super) fn file(reader: &mut NodeReader, root: &Node) -> Option<AdapterMergeFile> {
     reader.check_keys(root, &KEYS, "the file of a merge");
@@ -34,6 +54,8 @@ pub(super) fn file(reader: &mut NodeReader, root: &Node) -> Option<AdapterMergeF
         Some(node) => adapters(reader, node),
         None => Default::default(),
     };
+    let seed = root.get("seed").and_then(|n| reader.whole("seed", n)).and_then(|seed| u64::try_from(seed).ok());
+    let sweep = sweep(reader, root, seed);
     let settings = MergeSettings {
         method: root.get("method").and_then(|n| method(reader, n)).unwrap_or_default(),
         densities: densities(reader, root, own),
@@ -41,7 +63,8 @@ pub(super) fn file(reader: &mut NodeReader, root: &Node) -> Option<AdapterMergeF
         rank: root.get("rank").and_then(|n| reader.whole("rank", n)),
         energy: root.get("energy").and_then(|n| reader.number("energy", n)),
         knots: root.get("knots").and_then(|n| reader.truth("knots", n)).unwrap_or_default(),
-        seed: root.get("seed").and_then(|n| reader.whole("seed", n)).and_then(|seed| u64::try_from(seed).ok()),
+        // Of weights that are trained it determines the order of rows.
+        seed: seed.filter(|_| !sweep.as_ref().is_some_and(|sweep| sweep.by.is_trained())),
     };
     let form = reader.named(root, "as", &["model", "adapter"], |name| match name {
         "model" => Some(MergeForm::Model),
@@ -59,24 +82,41 @@ pub(super) fn file(reader: &mut NodeReader, root: &Node) -> Option<AdapterMergeF
         reader.wrong::<()>(dtype.at, why, "leave it out: adapters are written in float32, as PEFT writes them");
     }
     let out = root.get("out").and_then(|node| reader.path("out", node, "models/merged"));
-    let plan = match settings.plan(adapters.len()) {
-        Ok(plan) => Some(plan),
-        Err(found) => {
-            for m in found {
-                let at = root.get(m.key).map_or(root.nearest("adapters"), |node| node.at);
-                reader.wrong::<()>(at, format!("`{}`: {}", m.key, m.message), m.hint);
-            }
-            None
-        }
-    };
+    let plan = settings.plan(adapters.len());
+    let of_sweep = plan.as_ref().ok().and_then(|plan| sweep.as_ref()?.mistake(plan));
+    for m in plan.as_ref().err().into_iter().flatten().chain(&of_sweep) {
+        let at = root.get(m.key).map_or(root.nearest("adapters"), |node| node.at);
+        reader.wrong::<()>(at, format!("`{}`: {}", m.key, m.message), m.hint);
+    }
     Some(AdapterMergeFile {
         base: base?,
         adapters,
         out,
-        plan: plan?,
+        plan: plan.ok()?,
+        sweep,
         form: form.unwrap_or_default(),
         dtype: dtype.unwrap_or_default(),
     })
+}
+
+/// Reads the search for weights.
+fn sweep(reader: &mut NodeReader, root: &Node, seed: Option<u64>) -> Option<SweepSettings> {
+    let mut whole = |key: &str| root.get(key).and_then(|n| reader.whole(key, n)).map(|n| n as usize);
+    let (limit, steps) = (whole("sweep_rows"), whole("sweep_steps"));
+    let by = reader.named(root, "sweep_by", &SweepBy::NAMES, SweepBy::named);
+    if limit == Some(0) {
+        reader.wrong::<()>(root.nearest("sweep_rows"), "`sweep_rows`: a search needs rows".into(), "at least 1");
+    }
+    let Some(rows) = root.get("sweep") else {
+        for key in ["sweep_by", "sweep_rows", "sweep_steps"] {
+            if let Some(node) = root.get(key) {
+                reader.wrong::<()>(node.at, format!("`{key}` without `sweep`"), "e.g. `sweep: datasets/valid.jsonl`");
+            }
+        }
+        return None;
+    };
+    let rows = reader.path("sweep", rows, "datasets/valid.jsonl")?;
+    Some(SweepSettings { rows, limit, by: by.unwrap_or_default(), steps, seed: seed.unwrap_or_default() })
 }
 
 /// Reads the list of adapters, and the densities of those that have one.

@@ -1,18 +1,24 @@
 //! Reads the file of a merge. All mistakes are reported together, with their places.
 //!
-//! There are two kinds, told apart by their keys: `ft merge`'s own file of a merge of adapters (`adapters`), and the file of a
-//! merge of whole models, which is mergekit's (`mergekit`, read into `models`). `node_reader` has what reading both needs.
+//! There are three kinds, told apart by their keys: `ft merge`'s own file of a merge of adapters (`adapters`), the file of a
+//! merge of whole models, which is mergekit's (`mergekit`, read into `models`), and that of a mixture of experts made of dense
+//! models, which is mergekit-moe's (`experts`). `node_reader` has what reading them needs, `sweep` the settings of a search for the
+//! weights of adapters.
 
 mod adapters;
+mod experts;
 mod mergekit;
 mod models;
 mod node_reader;
+mod sweep;
 
 pub use adapters::AdapterMergeFile;
+pub use experts::{ExpertArchitecture, ExpertMergeFile, ExpertSource, GateMode};
 pub use models::{
     ChatTemplateChoice, MergeFormat, ModelMergeFile, OutputSlice, SliceSource, TokenChoice, TokenRowSource,
     TokenizerSource, VocabularyPlan,
 };
+pub use sweep::{SweepBy, SweepSettings};
 
 use super::mistakes::{SourceSpan, SourceTexts};
 use super::tree::{self, Node};
@@ -23,6 +29,8 @@ use std::path::Path;
 
 /// Maximum size of the file in bytes, so that a weights file given by mistake is not read.
 const LARGEST: u64 = 1 << 20;
+/// Keys that only the file of a mixture of experts has.
+const OF_EXPERTS: [&str; 3] = ["experts", "gate_mode", "experts_per_token"];
 /// Keys that only the file of a merge of models has.
 const OF_MODELS: [&str; 5] = ["merge_method", "models", "slices", "modules", "base_model"];
 
@@ -33,6 +41,8 @@ pub enum MergeFile {
     Adapters(AdapterMergeFile),
     /// Whole models are merged.
     Models(ModelMergeFile),
+    /// Dense models become the experts of one model.
+    Experts(ExpertMergeFile),
 }
 
 /// Reads the file of a merge. If there are mistakes, the error lists all of them.
@@ -53,9 +63,11 @@ pub fn parse(name: &str, text: &str) -> Result<MergeFile> {
         tree::parse(0, content, &mut mistakes).or_else(|| mistakes.is_empty().then(|| Node::map(SourceSpan::start(0))));
     let found = root.and_then(|root| {
         let mut reader = NodeReader { mistakes: &mut mistakes };
-        match OF_MODELS.iter().any(|key| root.get(key).is_some()) {
-            true => mergekit::file(&mut reader, &root).map(MergeFile::Models),
-            false => adapters::file(&mut reader, &root).map(MergeFile::Adapters),
+        let has = |keys: &[&str]| keys.iter().any(|key| root.get(key).is_some());
+        match () {
+            () if has(&OF_EXPERTS) => experts::file(&mut reader, &root).map(MergeFile::Experts),
+            () if has(&OF_MODELS) => mergekit::file(&mut reader, &root).map(MergeFile::Models),
+            () => adapters::file(&mut reader, &root).map(MergeFile::Adapters),
         }
     });
     match found {

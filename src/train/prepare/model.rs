@@ -88,6 +88,7 @@ pub fn load(
     if recipe.optim.master == Master::StochasticRounding {
         model.use_bf16_masters();
     }
+    model.set_mlp_tile(recipe.run.mlp_tile.map(|tokens| tokens as i64));
     warn_of_too_few_positions(recipe, &model);
     Ok(model)
 }

@@ -209,6 +209,21 @@ fn every_parameter_learns_the_same_packed_alone_and_replayed() {
     });
 }
 
+/// The adapters of a tile of rows compute what those of all rows do, and their gradients add up.
+#[test]
+fn every_parameter_learns_the_same_with_mlps_in_tiles() {
+    every(|what, spec, base| {
+        let model = trained(spec, base, Kind::Float);
+        let rows = [vec![sequence(23, 1), sequence(9, 2), sequence(14, 3)]];
+        let whole = step(&model, &rows, LayerReplay::None);
+        model.set_mlp_tile(Some(10));
+        let tiled = step(&model, &rows, LayerReplay::None);
+        assert_all_close(&tiled, &whole, 2e-5);
+        let replayed = step(&model, &rows, LayerReplay::All);
+        tiled.iter().for_each(|(name, g)| assert_same(&format!("{what}: {name}"), &replayed[name], g));
+    });
+}
+
 #[test]
 fn bfloat16_is_near_float32() {
     // Other tests would draw from the generator that adapters begin with, and few of all values are ill-conditioned.

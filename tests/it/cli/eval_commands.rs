@@ -50,6 +50,35 @@ fn several_adapters_are_evaluated_as_each_is_alone() {
             [&found["mean"], &found["interval"][0], &found["interval"][1]].map(|v| v.as_f64().unwrap());
         assert!((mean - wanted).abs() < 1e-9 && low <= mean && mean <= high && low < high, "{name}: {found}");
     }
+    // Neither adapter is tested against the other; Holm's correction at most doubles both.
+    for i in [1, 2] {
+        let test = &results[i]["difference"]["test"];
+        let [p, corrected] = ["p", "p_corrected"].map(|key| test[key].as_f64().unwrap());
+        assert!(p <= corrected && corrected <= 1.0, "{test}");
+        let gained = test["only_this"].as_f64().unwrap() - test["only_base"].as_f64().unwrap();
+        let mean = results[i]["difference"]["exact_match"]["mean"].as_f64().unwrap();
+        assert!((gained / results[i]["asked"].as_f64().unwrap() - mean).abs() < 1e-12, "{test}");
+    }
     let table = stdout(&space.ft(&[&common[..], &named].concat()));
     assert!(table.contains("exact match - base") && table.contains("none"), "{table}");
+}
+
+#[test]
+fn further_metrics_are_printed_with_intervals_and_unknown_ones_refused() {
+    let space = Workspace::new();
+    let common = ["eval", "--model", "models/smollm2-135m-instruct", "--data", "datasets/icd10/test.jsonl"];
+    let text = stdout(&space.ft(&[&common[..], &["--metrics", "f1,rougeL,chrf++,macro_f1", "--json"]].concat()));
+    let found: Value = serde_json::from_str(&text).unwrap();
+    for name in ["f1", "rougeL", "chrf++", "macro_f1"] {
+        let value = found["metrics"][name]["value"].as_f64().unwrap_or_else(|| panic!("{name}: {found}"));
+        let interval = &found["metrics"][name]["interval"];
+        assert!(interval[0].as_f64().unwrap() <= value && value <= interval[1].as_f64().unwrap(), "{name}: {found}");
+    }
+    assert_eq!(found["metrics"].as_object().unwrap().len(), 4);
+    let table = stdout(&space.ft(&[&common[..], &["--metrics", "bleu"]].concat()));
+    assert!(table.contains("bleu"), "{table}");
+    let refused = space.command(&[&common[..], &["--metrics", "rouge3"]].concat()).output().unwrap();
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(message.contains("rouge3") && message.contains("rougeLsum"), "{message}");
 }

@@ -523,6 +523,12 @@ fn dense_families_generate_what_whole_passes_say() {
         ("dense/gemma2", "dense/gemma2"),
         ("dense/gemma3", "dense/gemma3"),
         ("dense/cohere2", "dense/cohere2"),
+        ("dense/falcon-alibi", "dense/falcon-alibi"),
+        ("dense/bloom", "dense/bloom"),
+        ("dense/mpt", "dense/mpt"),
+        ("own/gru", "own/gru"),
+        ("own/lstm", "own/lstm"),
+        ("own/sinusoidal", "own/sinusoidal"),
     ] {
         let folder = with_weights(name, weights);
         let model = frozen(folder.path(), Kind::Float);

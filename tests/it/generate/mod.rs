@@ -2,4 +2,5 @@
 
 mod adapters_by_row;
 mod decoding;
+mod long;
 mod on_device;

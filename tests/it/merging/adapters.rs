@@ -88,6 +88,11 @@ fn an_adapter_is_resized() {
     // The energy that is lost is the square of the distance.
     let far = diff(&adapter("one"), &small, None).unwrap().total.unwrap().distance;
     assert_number("energy", 1.0 - report.energy_kept, far * far, 1e-3);
+    // The report is written into the folder, as for other results.
+    let written: serde_json::Value = ft::fsutil::read_json(&small.join("export_report.json")).unwrap();
+    assert_eq!(written, serde_json::to_value(&report).unwrap());
+    assert_eq!((&written["verdict"], &written["export"]), (&"passed".into(), &"adapter".into()));
+    assert_eq!(written["files"]["adapter_model.safetensors"]["sha256"].as_str().unwrap().len(), 64);
     // Ranks by energy differ from module to module, and are written as exceptions.
     let some = out.path().join("some");
     let report = resize(&adapter("one"), Truncation::Energy(0.8), &some).unwrap();

@@ -2,9 +2,11 @@
 
 mod adapters;
 mod commands;
+mod experts;
 mod interrupted;
 mod model_commands;
 mod models;
 mod peft;
 mod results;
 mod soups;
+mod trained_weights;

@@ -106,6 +106,60 @@ fn threads_and_shards_change_no_bytes_and_dry_runs_write_nothing() {
     assert_ne!(bytes("a"), bytes("d"));
 }
 
+/// Tensors of many blocks: files and reports have the same bits on one thread and on three, whatever a method measures first.
+#[test]
+fn blocks_on_several_threads_give_the_same_bits() {
+    let project = project();
+    let folder = project.path();
+    for (from, to) in [("base", "large"), ("one", "large1"), ("two", "large2")] {
+        copy(folder, from, to, |tensors| {
+            for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+                // Rounded, so that many changes are equal.
+                let table = (Tensor::randn([20_000, 16], (tch::Kind::Float, tch::Device::Cpu)) * 64.0).round() / 64.0;
+                tensors.insert(name.into(), table);
+            }
+        });
+        let config = std::fs::read_to_string(folder.join(to).join("config.json")).unwrap();
+        let changed = config.replace("\"vocab_size\": 24", "\"vocab_size\": 20000");
+        assert_ne!(config, changed);
+        write(folder, &format!("{to}/config.json"), &changed);
+    }
+    let ties = "parameters: {density: 0.4, rescale: true}";
+    for (method, parameters) in [
+        ("linear", ""),
+        ("slerp", "parameters: {t: 0.3}"),
+        ("nuslerp", "parameters: {nuslerp_flatten: false}"),
+        ("nuslerp", "parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}"),
+        ("karcher", ""),
+        ("task_arithmetic", ""),
+        ("ties", ties),
+        ("breadcrumbs_ties", "parameters: {density: 0.4, gamma: 0.1}"),
+        ("dare_ties", ties),
+        ("della", ties),
+        ("sce", "parameters: {select_topk: 0.4}"),
+        ("model_stock", "parameters: {filter_wise: true}"),
+    ] {
+        let two = match method {
+            "slerp" | "karcher" => "base_model: large\nmodels: [{model: large}, {model: large1}]",
+            _ => {
+                "base_model: large\nmodels: [{model: large1, parameters: {weight: 0.6}}, \
+                 {model: large2, parameters: {weight: 0.4}}]"
+            }
+        };
+        let two = if method == "linear" { two.replace("base_model: large\n", "") } else { two.to_string() };
+        write(folder, "merge.yaml", &format!("merge_method: {method}\n{two}\n{parameters}\ndtype: bfloat16\n"));
+        let run = |out: &str, threads: &str| {
+            let mut command = ft(folder, &["merge", "merge.yaml", "--json", "--force", "--out", out]);
+            let told = succeed(command.env("OMP_NUM_THREADS", threads));
+            let report: Value = serde_json::from_str(&stdout(&told)).unwrap();
+            (std::fs::read(folder.join(out).join("model.safetensors")).unwrap(), report["merge"].clone())
+        };
+        let (one, three) = (run("a", "1"), run("b", "3"));
+        assert!(one.0 == three.0, "{method} {parameters}: the files differ");
+        assert_eq!(one.1, three.1, "{method} {parameters}");
+    }
+}
+
 /// The layers of a stacked model are those of its sources, bit for bit, and config.json has their number.
 #[test]
 fn slices_are_stacked_unchanged() {

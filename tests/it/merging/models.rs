@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use ft::convert::merge::models::ModelMerge;
-use ft::merging::models::{TensorBlocks, TensorParts, prepare};
+use ft::merging::models::{TensorBlocks, TensorParts, prepare, slices};
 use ft::nn::Weights;
 use ft::recipe::merge_file::{self, MergeFile, ModelMergeFile};
 use serde::Deserialize;
@@ -28,7 +28,7 @@ impl Case {
         let text = self.text.replace("DIR", fixture("model-merges").to_str().unwrap());
         match merge_file::parse(&self.name, &text).unwrap() {
             MergeFile::Models(file) => file,
-            MergeFile::Adapters(_) => panic!("{}: a merge of adapters", self.name),
+            _ => panic!("{}: another kind of merge", self.name),
         }
     }
 
@@ -121,20 +121,29 @@ fn random_methods_give_mergekits_tensors_with_its_masks() {
         let base = slice.sources.iter().position(|s| Some(s.model) == slice.base);
         for (name, theirs) in &case.expected(&expected) {
             let blocks = TensorBlocks::of(&theirs.size());
-            let rows = |t: &Tensor, rows: &Range<i64>| {
-                t.view([blocks.rows, blocks.columns]).narrow(0, rows.start, rows.end - rows.start)
+            let place =
+                |rows: &Range<i64>| (rows.start * blocks.columns) as usize..(rows.end * blocks.columns) as usize;
+            let numbers = |t: &Tensor| Vec::<f32>::try_from(t.to_kind(Kind::Float).flatten(0, -1)).unwrap();
+            let inputs: Vec<Vec<f32>> = models.iter().map(|model| numbers(&model[name])).collect();
+            let mask = |part: usize| numbers(&expected[&format!("{}/mask/{part}/{name}", case.name)]);
+            let masks: Vec<Vec<f32>> =
+                (0..models.len()).map(|part| if Some(part) == base { Vec::new() } else { mask(part) }).collect();
+            let read = |part: usize, rows: Range<i64>, to: &mut [f32]| {
+                to.copy_from_slice(&inputs[part][place(&rows)]);
+                Ok(())
             };
-            let read = |part: usize, range: Range<i64>| Ok(rows(&models[part][name], &range));
             // An entry is kept if its number is below the probability.
-            let draw = |part: usize, range: Range<i64>| {
-                let mask = rows(&expected[&format!("{}/mask/{part}/{name}", case.name)], &range);
-                mask.ones_like().to_kind(Kind::Double) - mask.to_kind(Kind::Double)
+            let draw = |part: usize, rows: Range<i64>, to: &mut [f64]| {
+                to.iter_mut().zip(&masks[part][place(&rows)]).for_each(|(to, mask)| *to = 1.0 - f64::from(*mask));
             };
-            let parts = TensorParts { name, blocks, base, count: models.len(), draw: &draw, read: &read };
+            let (count, threads) = (models.len(), 1);
+            let parts = TensorParts { name, blocks, base, count, draw: &draw, read: &read, threads };
             let values = file.values(slice, name, &vec![name.clone(); models.len()], 0.0).unwrap();
             let merged = prepare(file.method, &parts, &values).unwrap();
             let all = 0..blocks.rows;
-            let ours = merged.block(&all, &parts.read_all(&all).unwrap()).view_as(theirs);
+            let mut ours = vec![0.0; blocks.entries() as usize];
+            merged.block(&all, &slices(&parts.read_all(&all).unwrap()), &mut ours);
+            let ours = Tensor::from_slice(&ours).view_as(theirs);
             assert_close(&format!("{} {name}", case.name), &ours, theirs, 1e-6);
         }
     }

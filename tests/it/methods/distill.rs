@@ -83,7 +83,7 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
         rows: Vec::try_from(at).unwrap(),
     };
     let attention = Attention::causal(8f64.powf(-0.5));
-    let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), attention };
+    let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), attention: attention.clone() };
     let teacher = QueriesAndKeys { q: t["q.teacher"].copy(), k: t["k.teacher"].copy(), attention };
     let heads = leaf("heads");
     let value = matching::attention_loss(&student, &teacher, &heads, &answers);

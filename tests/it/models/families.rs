@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const FAMILIES: [&str; 22] = [
+pub(super) const FAMILIES: [&str; 32] = [
     "tiny-llama",
     "tiny-qwen2",
     "tiny-qwen3",
@@ -23,6 +23,9 @@ const FAMILIES: [&str; 22] = [
     "tiny-qwen2-moe",
     "tiny-qwen3-moe",
     "tiny-olmoe",
+    "tiny-gpt-oss",
+    "tiny-deepseek-v2",
+    "deepseek-v2-groups",
     "dense/gemma",
     "dense/gemma2",
     "dense/gemma3",
@@ -37,6 +40,13 @@ const FAMILIES: [&str; 22] = [
     "dense/gpt-neox",
     "dense/falcon",
     "dense/falcon-new",
+    "dense/falcon-alibi",
+    "dense/bloom",
+    "dense/mpt",
+    "own/rnn",
+    "own/gru",
+    "own/lstm",
+    "own/sinusoidal",
 ];
 
 /// Folders of PEFT's directories over the families, with what is expected of them.
@@ -52,7 +62,7 @@ fn all_linear() -> ModulePlan {
     ModulePlan::new(&LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() }).unwrap()
 }
 
-fn with_lora(base: &str, kind: Kind) -> Model {
+pub(super) fn with_lora(base: &str, kind: Kind) -> Model {
     let model = adapted(&fixture(base), kind, &all_linear());
     fill_adapter(&model, 0.3);
     model
@@ -196,6 +206,7 @@ fn a_config_without_targets_selects_the_familys_default_modules() {
         ("families", "qwen2-default"),
         ("dense/adapters", "gpt-neox-default"),
         ("dense/adapters", "falcon-default"),
+        ("dense/adapters", "mpt-default"),
     ] {
         let temp = tempfile::tempdir().unwrap();
         let folder = fixture(format!("{place}/{name}"));
@@ -211,7 +222,7 @@ fn a_config_without_targets_selects_the_familys_default_modules() {
 }
 
 /// Returns the mean loss and the gradients of one step over micro-batches.
-fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
+pub(super) fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
     let items = batches.iter().flatten().map(Sequence::items).sum();
     let mut metrics = Metrics::default();
     for b in batches {
@@ -221,7 +232,7 @@ fn step(model: &Model, batches: &[Vec<Sequence>], replay: LayerReplay) -> (f64, 
     (metrics.means()["loss"], take_gradients(model))
 }
 
-fn sequences() -> Vec<Sequence> {
+pub(super) fn sequences() -> Vec<Sequence> {
     [23, 5, 40, 2, 11, 37].iter().enumerate().map(|(i, &n)| Sequence::random(n, 64, i as u64)).collect()
 }
 

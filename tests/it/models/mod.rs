@@ -1,12 +1,16 @@
 //! Tests of src/models: families, weights, number formats.
 
+mod deepseek;
 mod experts;
 mod families;
 mod gguf_base;
+mod gpt_oss;
 mod hostile;
 mod new_models;
 mod number_formats;
 mod parity;
 mod properties;
 mod quantised;
+mod recurrent;
 mod stored;
+mod tiled;

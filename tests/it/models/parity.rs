@@ -19,7 +19,7 @@ struct Case {
     grad_norm: BTreeMap<String, f64>,
 }
 
-const MODELS: [&str; 17] = [
+const MODELS: [&str; 20] = [
     "tiny-llama",
     "biased-llama",
     "wide-head-llama",
@@ -37,10 +37,13 @@ const MODELS: [&str; 17] = [
     "tiny-qwen2-moe",
     "tiny-qwen3-moe",
     "tiny-olmoe",
+    "tiny-gpt-oss",
+    "tiny-deepseek-v2",
+    "deepseek-v2-groups",
 ];
 
 /// The models of tests/fixtures/dense, each with rows longer than its windows.
-const DENSE: [&str; 21] = [
+const DENSE: [&str; 24] = [
     "dense/gemma",
     "dense/gemma2",
     "dense/gemma3",
@@ -60,12 +63,19 @@ const DENSE: [&str; 21] = [
     "dense/gpt-neox-sequential",
     "dense/falcon",
     "dense/falcon-new",
+    "dense/falcon-alibi",
+    "dense/bloom",
+    "dense/mpt",
     "dense/ministral",
     "dense/qwen2-window",
 ];
 
+/// The models of ft's own families (tests/fixtures/own.py), compared with torch.nn.RNN, GRU and LSTM, and with layers of
+/// transformers.
+const OWN: [&str; 4] = ["own/rnn", "own/gru", "own/lstm", "own/sinusoidal"];
+
 fn models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(DENSE)
+    MODELS.into_iter().chain(DENSE).chain(OWN)
 }
 
 fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {

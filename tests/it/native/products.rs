@@ -155,8 +155,12 @@ fn every_build_of_decoding_attention_equals_composed_operations() {
                     random(&[slots, shared, e], kind),
                     random(&[slots, shared, e], kind),
                 );
-                for window in [None, Some(1), Some(20)] {
-                    let found = build.decode_attention(&q, (&k, &v), (&keys, &values), &held, window, 0.2).unwrap();
+                let sinks = Tensor::arange(heads, (Kind::Float, Device::Cpu)) * 1.5 - 2.0;
+                for (window, sinks) in
+                    [(None, None), (Some(1), None), (Some(20), None), (None, Some(&sinks)), (Some(20), Some(&sinks))]
+                {
+                    let scores = (0.2, sinks);
+                    let found = build.decode_attention(&q, (&k, &v), (&keys, &values), &held, window, scores).unwrap();
                     for (s, n) in held.iter().enumerate() {
                         let (s, n) = (s as i64, n + 1);
                         let seen = n.min(window.unwrap_or(n));
@@ -166,7 +170,11 @@ fn every_build_of_decoding_attention_equals_composed_operations() {
                                 && values.get(s).select(1, n - 1).equal(&v.get(s))
                         );
                         let q = q.get(s).to_kind(Kind::Double).view([shared, heads / shared, e]);
-                        let p = (q.matmul(&live(&keys).transpose(1, 2)) * 0.2).softmax(-1, Kind::Double);
+                        let mut scores = q.matmul(&live(&keys).transpose(1, 2)) * 0.2; // (K, G, n)
+                        if let Some(sinks) = sinks {
+                            scores = Tensor::cat(&[scores, sinks.view([shared, -1, 1]).to_kind(Kind::Double)], -1);
+                        }
+                        let p = scores.softmax(-1, Kind::Double).narrow(-1, 0, seen);
                         let expected = p.matmul(&live(&values)).view([heads, e]);
                         let gap = gap(&found.get(s), &expected);
                         assert!(gap < tolerance(kind), "{build:?} {kind:?} {n} {e} {window:?}: {gap}");

@@ -39,7 +39,7 @@ fn gaps(kind: Kind, heads: i64, kv: i64, size: i64, lengths: &[i64]) -> [Gap; 4]
     };
     let ours = [&q, &k, &v].map(|t| t.to_device(device()).copy().set_requires_grad(true));
     let segments = Segments::new(lengths.to_vec(), device());
-    let out = packed_attention(&ours[0], &ours[1], &ours[2], &segments, Attention::causal(scale));
+    let out = packed_attention(&ours[0], &ours[1], &ours[2], &segments, &Attention::causal(scale));
     let ours = with_gradients(&ours, out, &g.to_device(device()));
     let theirs = [&q, &k, &v].map(|t| t.to_kind(Kind::Double).set_requires_grad(true));
     let out = formula(&theirs[0], &theirs[1], &theirs[2], lengths, scale);

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 const GPU: Device = Device::Cuda(0);
 
 /// Computes attention by the formula in float64 on the CPU, one segment at a time: q (T, H, E); k, v (T, K, E).
-fn formula(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: Attention) -> Tensor {
+fn formula(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: &Attention) -> Tensor {
     let mut at = 0;
     let mut parts = Vec::new();
     for &n in lengths {
@@ -19,7 +19,13 @@ fn formula(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], attention: Atten
         let seen = Tensor::ones([n, n], (Kind::Bool, Device::Cpu)).tril(0).triu(1 - attention.window.unwrap_or(n));
         let scores = attention.cap(pick(q).matmul(&wide(k).transpose(1, 2)) * attention.scale);
         let scores = scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
-        parts.push(scores.softmax(-1, Kind::Double).matmul(&wide(v)).transpose(0, 1));
+        let sinks = attention
+            .sinks
+            .as_deref()
+            .map(|sinks| sinks.to_device(Device::Cpu).to_kind(Kind::Double).view([-1, 1, 1]).expand([-1, n, 1], false));
+        let all: Vec<Tensor> = std::iter::once(scores).chain(sinks).collect();
+        let p = Tensor::cat(&all, -1).softmax(-1, Kind::Double).narrow(-1, 0, n);
+        parts.push(p.matmul(&wide(v)).transpose(0, 1));
         at += n;
     }
     Tensor::cat(&parts, 0)
@@ -42,12 +48,14 @@ fn compare(kind: Kind, bound: f64) {
     for (window, softcap) in
         [(None, None), (Some(1), None), (Some(6), None), (Some(64), None), (Some(6), Some(2.0)), (None, Some(2.0))]
     {
-        compare_with(kind, bound, Attention { window, softcap, ..causal });
+        compare_with(kind, bound, Attention { window, softcap, ..causal.clone() }, false);
     }
+    compare_with(kind, bound, causal.clone(), true);
+    compare_with(kind, bound, Attention { window: Some(6), ..causal }, true);
 }
 
-/// Does the same with these settings of attention.
-fn compare_with(kind: Kind, bound: f64, attention: Attention) {
+/// Does the same with these settings of attention, with sinks or without.
+fn compare_with(kind: Kind, bound: f64, attention: Attention, sinks: bool) {
     let mixed = [&[300i64][..], &[5; 40], &[300], &[3; 40]].concat();
     for (lengths, heads, kv, size) in [
         (vec![7], 4, 2, 8),
@@ -56,6 +64,8 @@ fn compare_with(kind: Kind, bound: f64, attention: Attention) {
         (vec![30, 20], 4, 1, 10), // heads are padded
         (mixed, 2, 1, 8),         // several runs of the memory-efficient kernel
     ] {
+        let own = || noise(&[heads], "sinks").to_kind(kind).to_device(GPU);
+        let attention = &Attention { sinks: sinks.then(|| own().into()), ..attention.clone() };
         let total: i64 = lengths.iter().sum();
         let input = |heads: i64, name: &str| noise(&[total, heads, size], name).to_kind(kind);
         let inputs = [input(heads, "q"), input(kv, "k"), input(kv, "v")];

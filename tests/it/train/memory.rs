@@ -186,3 +186,15 @@ fn predictions_for_quantised_bases_are_near_to_what_a_run_takes() {
         assert_predicted(&space, &[settings]);
     }
 }
+
+#[test]
+fn predictions_with_mlps_in_tiles_are_near_to_what_a_run_takes() {
+    let space = wide_space();
+    write_wide("plain", &space.path("models/smollm2-135m-instruct"));
+    for adapter in ["lora: {rank: 16}", "lora: {rank: 16, dropout: 0.1}", "ia3: {}", "oft: {block: 32}"] {
+        for replay in ["none", "all"] {
+            let (adapter, replay) = (format!("adapter={{{adapter}}}"), format!("run.replay={replay}"));
+            assert_predicted(&space, &[&adapter, &replay, "run.mlp_tile=128"]);
+        }
+    }
+}

@@ -13,6 +13,7 @@ mod on_cuda;
 mod optimisers;
 mod profile;
 mod quantised;
+mod recurrent;
 mod resume;
 mod stored;
 mod suggest;

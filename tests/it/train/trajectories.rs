@@ -184,17 +184,17 @@ fn qwen3_trains_as_in_peft() {
 /// Windows, capped scores and logits, fused projections, parallel layers.
 #[test]
 fn dense_families_train_as_in_peft_and_transformers() {
-    for name in ["gemma2", "phi3", "cohere2"] {
+    for name in ["gemma2", "phi3", "cohere2", "bloom"] {
         with_lora(&format!("dense/training/lora-{name}"));
     }
-    for name in ["gemma3", "gpt-neox"] {
+    for name in ["gemma3", "gpt-neox", "falcon-alibi"] {
         in_full(&format!("dense/training/full-{name}"));
     }
 }
 
 #[test]
 fn models_with_experts_train_as_in_peft_and_transformers() {
-    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe"] {
+    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "gpt-oss", "deepseek-v2"] {
         with_lora(&format!("training/lora-{name}"));
         in_full(&format!("training/full-{name}"));
     }

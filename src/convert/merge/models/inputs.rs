@@ -1,52 +1,14 @@
 //! Opens the models of a merge, and refuses those that do not belong together.
 
+use crate::convert::merge::model_input::ModelInput;
 use crate::error::{Error, Result};
-use crate::models::{self, Config};
-use crate::nn::Weights;
+use crate::models;
 use crate::recipe::merge_file::ModelMergeFile;
-use std::path::PathBuf;
-use tch::Kind;
-
-/// A model that is merged.
-pub(super) struct ModelInput {
-    /// Its folder, or GGUF file.
-    pub folder: PathBuf,
-    /// Its config.json.
-    pub config: Config,
-    /// Its tensors in their files.
-    pub weights: Weights,
-}
-
-impl ModelInput {
-    /// Returns the three names of its tensors that are most similar to `name`.
-    pub fn nearest_names(&self, name: &str) -> String {
-        let mut names: Vec<(usize, &str)> =
-            self.weights.names().map(|n| (strsim::damerau_levenshtein(name, n), n)).collect();
-        names.sort_unstable();
-        names.into_iter().take(3).map(|(_, n)| format!("`{n}`")).collect::<Vec<_>>().join(", ")
-    }
-}
 
 /// Opens the models. Fails if one cannot be merged, or if they have unlike architectures. If only some of them share one weight
 /// between embedding and output head, the others' get a head of their own, with equal values.
 pub(super) fn open(file: &ModelMergeFile) -> Result<Vec<ModelInput>> {
-    let mut inputs = Vec::new();
-    for folder in &file.models {
-        let config = Config::read(folder)?;
-        let weights = models::weights(folder, &config)?;
-        let hint = "name a directory with the model's full-precision weights";
-        models::refuse_quantised(&weights, "merging would round every weight once more", hint)?;
-        let no_number = weights.names().find(|name| {
-            let kind = weights.kind(name);
-            !matches!(kind, Some(Kind::Float | Kind::BFloat16 | Kind::Half))
-        });
-        if let Some(name) = no_number {
-            let place = weights.file_of(name).unwrap_or(folder).display();
-            return Err(Error::user(format!("{place}: `{name}` is in {:?}", weights.kind(name)))
-                .hint("weights are merged from float32, bfloat16 and float16: save the model in one of them"));
-        }
-        inputs.push(ModelInput { folder: folder.clone(), config, weights });
-    }
+    let mut inputs = file.models.iter().map(|folder| ModelInput::open(folder)).collect::<Result<Vec<_>>>()?;
     let first = &inputs[0];
     if let Some(other) = inputs.iter().find(|input| input.config.model_type != first.config.model_type) {
         return Err(Error::user(format!(
@@ -92,7 +54,7 @@ pub(super) fn unlike(file: &ModelMergeFile, inputs: &[ModelInput], aligned: bool
         }
     }
     if !aligned {
-        notes.extend(super::vocabulary::unlike_tokens(inputs, &first.folder));
+        notes.extend(super::tokenizer::unlike_tokens(inputs, &first.folder));
     }
     notes
 }

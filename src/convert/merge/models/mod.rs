@@ -2,21 +2,26 @@
 //! a model directory.
 //!
 //! inputs: opens the models and refuses those that do not belong together. tensors: which tensors the result has, and what each is
-//! merged from. merged_tensor: one tensor of the result, and the report on it. vocabulary: tokenizers and rows of tokens. config:
-//! config.json of the result. written: what is written is read back and compared.
+//! merged from. merged_tensor: one tensor of the result, and the report on it; reading: its rows in the models. vocabulary: which
+//! tokens there are, and from which rows they come; aligned_rows: these rows; tokenizer: its files. config: config.json of the
+//! result. written: what is written is read back and compared.
 //!
 //! Tensors are read, merged and written in blocks; a method that has to know a whole tensor reads it more than once. So the memory
-//! depends neither on the size of a tensor nor on that of a model.
+//! depends neither on the size of a tensor nor on that of a model. Several threads merge blocks; one writes them in order.
 
+mod aligned_rows;
 mod config;
 mod inputs;
 mod merged_tensor;
+mod reading;
 mod tensors;
+mod tokenizer;
 mod vocabulary;
 mod written;
 
 pub use written::ModelMergeReport;
 
+use super::model_input::ModelInput;
 use super::page;
 use super::report::{MergeReport, MergedPart, MergedParts};
 use crate::adapters::merging::reduce::WeightReport;
@@ -25,17 +30,14 @@ use crate::convert::folder::disk_space::check_disk_space;
 use crate::error::Result;
 use crate::fsutil;
 use crate::nn::safetensors::{TensorHeader, write_model_in_parts};
-use crate::nn::weights;
 use crate::recipe::merge_file::{MergeFormat, ModelMergeFile};
 use crate::report;
-use inputs::ModelInput;
 use merged_tensor::MergedTensor;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 use tensors::OutputTensor;
 use vocabulary::Vocabulary;
-use written::BlockHash;
 
 /// A merge of whole models that is planned in full: which tensors it has, and with which parameters each is merged.
 pub struct ModelMerge {
@@ -95,28 +97,22 @@ impl ModelMerge {
         let mut done = None;
         fsutil::replace_dir(&folder, |temp| {
             let bar = report::bar(self.tensors.len() as u64, "merging");
-            let (mut reports, mut hashes) = (BTreeMap::new(), BTreeMap::new());
-            write_model_in_parts(temp, &entries, shard_bytes, |entry, out| {
+            let mut reports = BTreeMap::new();
+            let files = write_model_in_parts(temp, &entries, shard_bytes, |entry, out| {
                 let tensor = MergedTensor::new(self, by_name[entry.name.as_str()])?;
-                let mut hash = BlockHash::default();
-                let compared = tensor.compute(|block| {
-                    let bytes = weights::bytes(block);
-                    hash.add(&bytes);
-                    out.put(&bytes)
-                })?;
+                let compared = tensor.compute(|bytes| out.put(bytes))?;
                 reports.extend(compared.map(|report| (entry.name.clone(), report)));
-                hashes.insert(entry.name.clone(), hash.finish());
                 bar.inc(1);
                 Ok(())
             })?;
             bar.finish_and_clear();
             config::write(self, temp)?;
-            let notes = vocabulary::write(self, temp)?;
+            let notes = tokenizer::write(self, temp)?;
             let merge = self.summary(reports.into_values().collect());
             if !merge.weights.is_empty() {
                 page::write(&merge, None, &temp.join(page::PAGE))?;
             }
-            let report = written::check(self, temp, &hashes, merge, notes)?;
+            let report = written::check(self, temp, &files, merge, notes)?;
             fsutil::write_json(&temp.join(crate::convert::verify::report::REPORT), &report)?;
             done = Some(report);
             Ok(())

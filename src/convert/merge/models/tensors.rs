@@ -1,7 +1,7 @@
 //! Plans which tensors a merged model has, and what each of them is merged from.
 
-use super::inputs::ModelInput;
 use super::vocabulary::Vocabulary;
+use crate::convert::merge::model_input::ModelInput;
 use crate::error::{Error, Result};
 use crate::merging::models::ParameterValues;
 use crate::models::{layer_number, with_layer_number};

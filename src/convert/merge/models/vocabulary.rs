@@ -3,32 +3,26 @@
 //! has it, or the base's, or the mean of all models that have it.
 
 use super::ModelMerge;
-use super::inputs::ModelInput;
-use super::merged_tensor::read_rows;
+use super::aligned_rows::{AlignedRows, RowMean};
 use super::tensors::OutputTensor;
-use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files, write_companion};
-use crate::convert::folder::new_tokens::write_new_tokens;
-use crate::convert::folder::template::write_template;
+use crate::convert::merge::model_input::ModelInput;
 use crate::data::chat::{ChatTokenizer, NewToken};
 use crate::error::{Error, Result};
-use crate::model_files::ModelFiles;
-use crate::recipe::merge_file::{
-    ChatTemplateChoice, ModelMergeFile, TokenChoice, TokenRowSource, TokenizerSource, VocabularyPlan,
-};
+use crate::recipe::merge_file::{ModelMergeFile, TokenChoice, TokenRowSource, TokenizerSource, VocabularyPlan};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use tch::{Device, Kind, Tensor};
+use std::sync::Arc;
 
 /// The tokens of a merged model, and where their rows are in each model.
 pub(super) struct Vocabulary {
     /// Number of rows of the result.
     pub rows: usize,
     /// The folder whose tokenizer is completed.
-    folder: PathBuf,
-    tokenizer: ChatTokenizer,
-    added: Vec<NewToken>,
+    pub folder: PathBuf,
+    /// The tokenizer with the new tokens.
+    pub tokenizer: ChatTokenizer,
+    /// The new tokens.
+    pub added: Vec<NewToken>,
     /// Number of tokens; rows after them have no token.
     count: usize,
     /// By model and token: the row of the token in the model.
@@ -87,30 +81,28 @@ impl Vocabulary {
         Ok(Some(Self { rows: count.div_ceil(multiple) * multiple, folder, tokenizer, added, count, own, chosen }))
     }
 
-    /// Returns, for each part of a tensor, how its rows are read.
+    /// Returns, for each part of a tensor, its rows in the order of the tokens.
     pub fn rows_of<'a>(
         &'a self,
         merge: &'a ModelMerge,
         tensor: &'a OutputTensor,
         models: &[usize],
-    ) -> Result<Vec<Option<TokenRows<'a>>>> {
+    ) -> Result<Vec<AlignedRows<'a>>> {
         let base = merge.file.slices[tensor.slice].base.filter(|base| models.contains(base));
-        let substitutes: Rc<Vec<RowMean>> =
-            Rc::new((0..self.count).map(|id| self.substitute(id, models, base)).collect());
-        let mut rows = Vec::new();
-        for (part, model) in models.iter().enumerate() {
-            let of_part = TokenRows {
-                merge,
-                name: &tensor.inputs[part],
-                model: *model,
-                vocabulary: self,
-                substitutes: substitutes.clone(),
-                padding: None,
-            };
-            let padding = if self.rows > self.count { Some(of_part.mean(self.count, tensor.shape[1])?) } else { None };
-            rows.push(Some(TokenRows { padding, ..of_part }));
-        }
-        Ok(rows)
+        let substitutes: Arc<Vec<RowMean>> =
+            Arc::new((0..self.count).map(|id| self.substitute(id, models, base)).collect());
+        let columns = tensor.shape[1] as usize;
+        let part = |(part, model): (usize, &usize)| {
+            let own = (0..self.count).map(|id| self.own[*model][id].filter(|_| !self.is_forced(id))).collect();
+            let padded = self.rows > self.count;
+            AlignedRows::new(merge, &tensor.inputs[part], *model, own, substitutes.clone(), padded.then_some(columns))
+        };
+        models.iter().enumerate().map(part).collect()
+    }
+
+    /// Returns whether a row was chosen for a token that is used in models with a row of their own, too.
+    fn is_forced(&self, id: usize) -> bool {
+        self.chosen.get(&id).is_some_and(|(_, force)| *force)
     }
 
     /// Returns the row of a token for models that have none, among models that are merged.
@@ -127,75 +119,6 @@ impl Vocabulary {
             Some(of_base) => vec![of_base],
             None => found,
         }
-    }
-}
-
-/// Rows of models whose mean is used; zeros if there are none.
-type RowMean = Vec<(usize, usize)>;
-
-/// Reads the rows of one model in the order of the result's tokens.
-pub(super) struct TokenRows<'a> {
-    merge: &'a ModelMerge,
-    name: &'a str,
-    model: usize,
-    vocabulary: &'a Vocabulary,
-    /// The rows of tokens that the model lacks.
-    substitutes: Rc<Vec<RowMean>>,
-    /// The row after all tokens: (1, columns).
-    padding: Option<Tensor>,
-}
-
-impl TokenRows<'_> {
-    /// Reads rows in float32: (rows, columns).
-    pub fn read(&self, rows: Range<i64>, columns: i64) -> Result<Tensor> {
-        let mut parts: Vec<Tensor> = Vec::new();
-        let mut id = rows.start as usize;
-        let end = rows.end as usize;
-        while id < end.min(self.vocabulary.count) {
-            let Some(first) = self.own(id) else {
-                parts.push(self.mean_of(&self.substitutes[id], columns)?);
-                id += 1;
-                continue;
-            };
-            // Rows that lie one after another are read at once.
-            let length = (1..).take_while(|n| id + n < end && self.own(id + n) == Some(first + n)).count() + 1;
-            parts.push(self.rows(self.model, first, length, columns)?);
-            id += length;
-        }
-        if id < end {
-            let padding = self.padding.as_ref().ok_or_else(|| Error::bug("merge: rows without a token"))?;
-            parts.push(padding.expand([(end - id) as i64, columns], true));
-        }
-        Ok(Tensor::cat(&parts, 0))
-    }
-
-    /// Returns the row of a token in the model, unless another is used in any case.
-    fn own(&self, id: usize) -> Option<usize> {
-        let own = self.vocabulary.own.get(self.model)?.get(id).copied().flatten();
-        own.filter(|_| !self.vocabulary.chosen.get(&id).is_some_and(|(_, force)| *force))
-    }
-
-    fn rows(&self, model: usize, first: usize, count: usize, columns: i64) -> Result<Tensor> {
-        read_rows(self.merge, model, self.name, first as i64..(first + count) as i64, columns)
-    }
-
-    fn mean_of(&self, sources: &[(usize, usize)], columns: i64) -> Result<Tensor> {
-        let mut sum = Tensor::zeros([1, columns], (Kind::Float, Device::Cpu));
-        for (model, row) in sources {
-            sum += self.rows(*model, *row, 1, columns)?;
-        }
-        Ok(sum / sources.len().max(1) as f64)
-    }
-
-    /// Returns the mean of the first `count` rows: (1, columns).
-    fn mean(&self, count: usize, columns: i64) -> Result<Tensor> {
-        const ROWS: usize = 256;
-        let mut sum = Tensor::zeros([1, columns], (Kind::Double, Device::Cpu));
-        for start in (0..count).step_by(ROWS) {
-            let rows = self.read(start as i64..(start + ROWS).min(count) as i64, columns)?;
-            sum += crate::merging::on_one_thread(|| rows.sum_dim_intlist([0i64].as_slice(), true, Kind::Double));
-        }
-        Ok((sum / count as f64).to_kind(Kind::Float))
     }
 }
 
@@ -289,77 +212,4 @@ fn chosen_rows(
         chosen.insert(there[token] as usize, (found, *force));
     }
     Ok(chosen)
-}
-
-/// Returns what is suspicious about merging models by the numbers of their rows: unlike tokens.
-pub(super) fn unlike_tokens(inputs: &[ModelInput], first: &Path) -> Vec<String> {
-    let read = |folder: &Path| {
-        let there = ChatTokenizer::in_directory(folder);
-        there.then(|| ChatTokenizer::load(folder, None).ok()).flatten().map(|tokenizer| tokenizer.vocabulary())
-    };
-    let Some(of_first) = read(first) else { return Vec::new() };
-    let others = inputs.iter().filter(|input| input.folder != first);
-    let differs = |input: &ModelInput| {
-        let tokens = read(&input.folder)?;
-        let unlike = tokens.iter().filter(|(text, id)| of_first.get(*text) != Some(*id)).count();
-        (unlike > 0).then(|| {
-            format!(
-                "{} and {} have unlike tokens ({unlike} of {}), and rows of embeddings are merged by their numbers: \
-                 `tokenizer_source: base` or `union` aligns them",
-                first.display(),
-                input.folder.display(),
-                tokens.len()
-            )
-        })
-    };
-    others.filter_map(differs).collect()
-}
-
-/// Writes the files of the tokenizer, the chat template and the model's other files into `folder`. Returns notes for the user.
-pub(super) fn write(merge: &ModelMerge, folder: &Path) -> Result<Vec<String>> {
-    let leading = &merge.inputs[merge.leading()].folder;
-    let mut notes = Vec::new();
-    match &merge.vocabulary {
-        Some(vocabulary) if vocabulary.folder != *leading => {
-            copy_companion_files(&vocabulary.folder, folder, &[])?;
-            let files = ModelFiles::open(leading)?;
-            MODEL_FILES.iter().try_for_each(|name| write_companion(&files, folder, name))?;
-            notes.push(format!(
-                "config.json has the ids of bos, eos and pad tokens of {}, the tokenizer is that of {}: compare them",
-                leading.display(),
-                vocabulary.folder.display()
-            ));
-        }
-        _ => copy_companion_files(leading, folder, MODEL_FILES)?,
-    }
-    if let Some(vocabulary) = &merge.vocabulary {
-        write_new_tokens(folder, &vocabulary.added, &vocabulary.tokenizer)?;
-    }
-    match &merge.file.chat_template {
-        None => {}
-        Some(ChatTemplateChoice::Text(text)) => write_template(folder, text)?,
-        Some(ChatTemplateChoice::Auto) => match most_common_template(&merge.inputs) {
-            Some(text) => write_template(folder, &text)?,
-            None => notes.push("`chat_template: auto`: no model has a chat template".into()),
-        },
-    }
-    Ok(notes)
-}
-
-/// Returns the chat template that most models have; of equally many, the first.
-fn most_common_template(inputs: &[ModelInput]) -> Option<String> {
-    let template = |input: &ModelInput| {
-        let tokenizer =
-            ChatTokenizer::in_directory(&input.folder).then(|| ChatTokenizer::load(&input.folder, None).ok());
-        tokenizer.flatten()?.template().map(|template| template.source().trim().to_string())
-    };
-    let mut counts: Vec<(String, usize)> = Vec::new();
-    for text in inputs.iter().filter_map(template) {
-        match counts.iter_mut().find(|(known, _)| *known == text) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((text, 1)),
-        }
-    }
-    let most = counts.iter().map(|(_, count)| *count).max()?;
-    counts.into_iter().find(|(_, count)| *count == most).map(|(text, _)| text)
 }

@@ -1,18 +1,15 @@
-//! Reads a merged model back and compares it with what was to be written, one tensor at a time.
+//! The report on a merged model that was written, read back and compared.
 
 use super::ModelMerge;
 use crate::convert::merge::report::MergeReport;
+use crate::convert::merge::streaming::{PlannedTensor, check_written, weight_files};
 use crate::convert::verify::compatibility::{Compatibility, of_model};
-use crate::convert::verify::report::{ExportVerdict, WeightFile, weight_file};
-use crate::error::{Error, Result};
-use crate::merging::models::TensorBlocks;
-use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
-use crate::nn::weights;
+use crate::convert::verify::report::{ExportVerdict, WeightFile};
+use crate::error::Result;
+use crate::nn::safetensors::WrittenFile;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hasher};
-use std::path::{Path, PathBuf};
-use tch::{Device, Kind};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The result of a merge of models; the contents of export_report.json.
 #[derive(Debug, Clone, Serialize)]
@@ -41,81 +38,27 @@ pub struct ModelMergeReport {
     pub ft_version: &'static str,
 }
 
-/// The hash of a tensor's bytes, block by block, by which written bytes are compared with what was to be written.
-#[derive(Default)]
-pub(super) struct BlockHash(DefaultHasher);
-
-impl BlockHash {
-    /// Adds the bytes of the next block.
-    pub fn add(&mut self, bytes: &[u8]) {
-        self.0.write(bytes);
-    }
-
-    /// Returns the hash of all blocks.
-    pub fn finish(self) -> u64 {
-        self.0.finish()
-    }
-}
-
-/// Reads the folder back: every tensor must have the bytes that were written, and a model of this config must consist of exactly
-/// these tensors. Its weights stay in their files.
+/// Reads the folder back, compares it with what was to be written, and returns the report on it.
 pub(super) fn check(
     merge: &ModelMerge,
     folder: &Path,
-    hashes: &BTreeMap<String, u64>,
+    files: &[WrittenFile],
     report: MergeReport,
     notes: Vec<String>,
 ) -> Result<ModelMergeReport> {
-    let back = |e: Error| e.context("reading back what was just written");
-    let config = Config::read(folder).map_err(back)?;
-    let read = models::weights(folder, &config).map_err(back)?;
-    let differs = |name: &str| {
-        Error::user(format!("`{name}` in the written files differs from what was merged"))
-            .hint("the disk or the memory of this machine is faulty, or another program changed the files")
-    };
-    let (found, wanted): (BTreeSet<&str>, BTreeSet<&str>) =
-        (read.names().collect(), hashes.keys().map(String::as_str).collect());
-    if let Some(name) = found.symmetric_difference(&wanted).next() {
-        return Err(differs(name));
-    }
-    for (name, wanted) in hashes {
-        let blocks = TensorBlocks::of(read.shape(name).unwrap_or_default());
-        let mut hash = BlockHash::default();
-        for rows in blocks.blocks() {
-            let entries = (rows.start * blocks.columns) as usize..(rows.end * blocks.columns) as usize;
-            let block = read.read_entries(name, entries).ok_or_else(|| differs(name))?.map_err(back)?;
-            hash.add(&weights::bytes(&block));
-        }
-        if hash.finish() != *wanted {
-            return Err(differs(name));
-        }
-    }
-    let options = LoadOptions {
-        device: Device::Cpu,
-        kind: Kind::Float,
-        storage: Storage::File,
-        train_base: None,
-        adapters: Vec::new(),
-        vocabulary: None,
-        heads: Heads::Tokens,
-    };
-    Model::load(folder, options).map_err(back)?;
-    let mut files = BTreeMap::new();
-    let paths: BTreeSet<PathBuf> = read.names().filter_map(|name| read.file_of(name).map(PathBuf::from)).collect();
-    for path in paths {
-        let (name, file) = weight_file(&path)?;
-        files.insert(name, file);
-    }
+    let planned: Vec<PlannedTensor> =
+        merge.tensors.iter().map(|t| PlannedTensor { name: &t.name, shape: &t.shape, kind: t.kind }).collect();
+    let config = check_written(folder, files, &planned)?;
     Ok(ModelMergeReport {
         verdict: ExportVerdict::Passed,
         export: "model",
         merge: report,
         notes,
-        tensors: hashes.len(),
+        tensors: merge.tensors.len(),
         parameters: merge.tensors.iter().map(|tensor| tensor.shape.iter().product::<i64>()).sum(),
         layers: config.num_hidden_layers,
         tied: config.tie_word_embeddings,
-        files,
+        files: weight_files(files),
         compatibility: of_model(folder),
         ft_version: env!("CARGO_PKG_VERSION"),
     })

@@ -1,6 +1,7 @@
 //! The curves of a run over its steps.
 
 use super::format::{FEW, short, window};
+use crate::models::gradient_reach::STATE_GRADIENT;
 use crate::models::router_terms::SHARE as EXPERT_SHARE;
 use crate::report;
 use crate::runs::folder::RunFolder;
@@ -24,8 +25,10 @@ pub fn curves(run: &RunFolder) -> Markup {
     let names = h.steps.first().map_or(&[][..], |p| &p.more);
     let (shares, names): (Vec<&str>, Vec<&str>) =
         names.iter().map(|(name, _)| name.as_str()).partition(|name| name.starts_with(EXPERT_SHARE));
-    charts.extend(names.into_iter().map(|name| method_mean(h, &marks, name)));
+    let names = names.into_iter().filter(|name| !name.starts_with(STATE_GRADIENT));
+    charts.extend(names.map(|name| method_mean(h, &marks, name)));
     charts.extend((!shares.is_empty()).then(|| expert_shares(h, &marks, &shares)));
+    charts.extend(state_gradients(h));
     charts.extend([speed(h, &marks), memory(h, &marks)]);
     html! {
         section { h2 { "Curves" } div class="charts" { @for chart in &charts { (chart.figure()) } } }
@@ -116,6 +119,30 @@ fn expert_shares<'a>(h: &History, marks: &'a StepMarks, names: &[&str]) -> Chart
     let guide = Some((1.0 / names.len() as f64, "equal shares"));
     let note = "of the tokens of all layers; a line for each expert, by its number";
     Chart { guide, from_zero: true, ..marks.chart("Shares of experts", note, names.iter().map(of_expert).collect()) }
+}
+
+/// Returns the chart of how much a loss depends on earlier states, by distance; `None` if it was not measured.
+fn state_gradients<'a>(h: &History) -> Option<Chart<'a>> {
+    let measured = h.state_gradients();
+    let last = measured.len().checked_sub(1)?;
+    let shown: BTreeSet<usize> = BTreeSet::from([0, last / 2, last]);
+    let colours = ["other", "valid", "train"];
+    let series = |(at, colour): (&usize, &&'static str)| {
+        let (step, points) = &measured[*at];
+        Series { name: format!("step {step}"), colour, look: SeriesStyle::Dots, points: points.clone() }
+    };
+    Some(Chart {
+        title: "Gradient of earlier states".into(),
+        note: "norm of d loss / d state, by the distance of the state in tokens".into(),
+        series: shown.iter().zip(colours.iter().skip(3 - shown.len())).map(series).collect(),
+        over: "distance",
+        format: short,
+        guide: None,
+        resumed: &[],
+        skipped: &[],
+        log_above: 20.0,
+        from_zero: false,
+    })
 }
 
 fn speed<'a>(h: &History, marks: &'a StepMarks) -> Chart<'a> {

@@ -1,6 +1,7 @@
 //! Decoding with a cache equals full passes, alone, in a batch and in a conversation.
 
 use super::*;
+use ft::generate::prefill::prefill;
 
 #[test]
 fn cached_steps_equal_the_full_forward() {
@@ -74,6 +75,48 @@ fn answers_are_the_same_in_a_batch_alone_and_in_a_session() {
             let fresh = complete(&model, std::slice::from_ref(prompt), &settings, &mut |_, _| ()).unwrap();
             let again = session.answer(prompt, &settings, &mut |_| ControlFlow::Continue(())).unwrap();
             assert_eq!(again, fresh[0], "{name}");
+        }
+    }
+}
+
+/// A prompt that is run in parts gets its virtual tokens once, before the first part.
+#[test]
+fn prompts_in_parts_equal_prompts_in_one_piece() {
+    for name in CASES {
+        let (_, model) = opened(name, Kind::Float);
+        let prompts: Vec<Vec<u32>> =
+            [23u32, 2, 9].iter().map(|n| (0..*n).map(|t| (t * 5 + n) % 60).collect()).collect();
+        let [whole, parts] = [4096, 4].map(|most| {
+            let mut cache = model.cache(3);
+            let first = prefill(&model, &prompts, &mut cache, most).unwrap();
+            let ids = Tensor::from_slice(&[5i64, 6, 7]).to_device(device());
+            Tensor::cat(&[first, model.next_logits(&ids, &mut cache).unwrap()], 0)
+        });
+        assert_close(name, &parts, &whole, 2e-5);
+    }
+}
+
+/// Virtual tokens are tokens like others to a window, which leaves them behind.
+#[test]
+fn windows_leave_virtual_tokens_behind() {
+    for kind in ["prompt_tuning", "prefix_tuning"] {
+        for (config, weights) in [("mistral-window", "wide-head-llama"), ("dense/cohere2", "dense/cohere2")] {
+            let spec: AdapterSpec = serde_json::from_value(json!({ kind: { "virtual_tokens": 5 } })).unwrap();
+            let folder = with_weights(config, weights);
+            let model = adapted(folder.path(), Kind::Float, &*spec.plan().unwrap());
+            fill_adapter(&model, 0.5);
+            let mut sequences: Vec<Vec<u32>> =
+                [1u32, 12, 30].iter().map(|n| (0..*n).map(|t| t % 60).collect()).collect();
+            let mut cache = model.cache(3);
+            let mut found = prefill(&model, &sequences, &mut cache, 7).unwrap();
+            for step in 0..20 {
+                let row = Tokens::pack(&sequences, device());
+                let full = model.infer(&row, |out| out.logits(&row.segments.last_rows())).unwrap();
+                assert_close(&format!("{kind} on {config}, step {step}"), &found, &full, 2e-5);
+                sequences.iter_mut().for_each(|s| s.push(step * 3 % 60));
+                let last: Vec<&[u32]> = sequences.iter().map(|s| &s[s.len() - 1..]).collect();
+                found = prefill(&model, &last, &mut cache, 7).unwrap();
+            }
         }
     }
 }

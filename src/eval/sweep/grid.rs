@@ -1,8 +1,8 @@
-//! Searches the weights of a merge by the loss on held-out rows.
+//! Searches one weight of each adapter by trials.
 
-use super::merge_losses::MergeLosses;
 use crate::adapters::merging::WeightedAdapter;
 use crate::error::Result;
+use crate::eval::merge_losses::MergeLosses;
 use crate::report;
 use serde::Serialize;
 

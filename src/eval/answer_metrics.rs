@@ -1,0 +1,204 @@
+//! Metrics of generated answers beside exact match: overlap of words and characters, and scores of classes.
+
+use crate::stats::bootstrap::{Bootstrap, Estimate};
+use crate::stats::classification::Confusion;
+use crate::text_metrics::bleu::BleuCounts;
+use crate::text_metrics::chrf::{Chrf, ChrfCounts};
+use crate::text_metrics::edit_distance::relative_edit_distance;
+use crate::text_metrics::numbers::{last_number, within};
+use crate::text_metrics::question_answering;
+use crate::text_metrics::rouge::Rouge;
+use std::collections::BTreeMap;
+
+/// A metric of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerMetric {
+    /// F1 of words as SQuAD normalizes them; the mean over rows.
+    F1,
+    /// F1 of ROUGE; the mean over rows.
+    Rouge(Rouge),
+    /// BLEU of all answers, 0 to 100.
+    Bleu,
+    /// chrF or chrF++ of all answers, 0 to 100.
+    Chrf(Chrf),
+    /// The edit distance of characters divided by the longer length; the mean over rows.
+    EditDistance,
+    /// The share of answers whose last number is that of the expected answer, within a relative 1e-6.
+    Number,
+    /// A score of the expected answers as classes.
+    Classes(ClassScore),
+}
+
+/// A score of a classification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClassScore {
+    /// The mean of F1 over the classes.
+    MacroF1,
+    /// The mean of F1, weighted by how often each class is expected.
+    WeightedF1,
+    /// Matthews' correlation.
+    Matthews,
+}
+
+impl AnswerMetric {
+    /// All metrics by their names.
+    pub const ALL: [(&str, Self); 13] = [
+        ("f1", Self::F1),
+        ("rouge1", Self::Rouge(Rouge::Ngrams(1))),
+        ("rouge2", Self::Rouge(Rouge::Ngrams(2))),
+        ("rougeL", Self::Rouge(Rouge::Longest)),
+        ("rougeLsum", Self::Rouge(Rouge::LongestBySentence)),
+        ("bleu", Self::Bleu),
+        ("chrf", Self::Chrf(Chrf::Characters)),
+        ("chrf++", Self::Chrf(Chrf::CharactersAndWords)),
+        ("edit_distance", Self::EditDistance),
+        ("number", Self::Number),
+        ("macro_f1", Self::Classes(ClassScore::MacroF1)),
+        ("weighted_f1", Self::Classes(ClassScore::WeightedF1)),
+        ("mcc", Self::Classes(ClassScore::Matthews)),
+    ];
+
+    /// Returns the metric of this name, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, metric)| metric)
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
+    }
+
+    /// Computes the metric of pairs of (generated, expected) answers, with its 95 % bootstrap interval over rows. `None` if
+    /// it has no value, as without rows.
+    pub fn measure(self, answers: &[(&str, &str)]) -> Option<Estimate> {
+        if answers.is_empty() {
+            return None;
+        }
+        let counted = self.count(answers);
+        let rows: Vec<usize> = (0..answers.len()).collect();
+        Bootstrap::default().estimate(self.name(), &rows, answers.len(), |drawn| counted.value(drawn))
+    }
+
+    fn count(self, answers: &[(&str, &str)]) -> Counted {
+        let each =
+            |score: &dyn Fn(&str, &str) -> f64| Counted::Mean(answers.iter().map(|(a, e)| score(a, e)).collect());
+        match self {
+            Self::F1 => each(&|answer, expected| question_answering::f1(answer, &[expected])),
+            Self::Rouge(kind) => each(&|answer, expected| kind.score(answer, expected).f1),
+            Self::EditDistance => each(&|answer, expected| relative_edit_distance(answer.trim(), expected.trim())),
+            Self::Number => each(&|answer, expected| f64::from(u8::from(same_number(answer, expected)))),
+            Self::Bleu => Counted::Bleu(answers.iter().map(|(a, e)| BleuCounts::of(a, &[e])).collect()),
+            Self::Chrf(kind) => Counted::Chrf(kind, answers.iter().map(|(a, e)| kind.count(a, &[e])).collect()),
+            Self::Classes(score) => Counted::classes(score, answers),
+        }
+    }
+}
+
+/// Returns true if both texts have a number, and their last ones are equal. Twelve digits that differ in the last are
+/// not.
+fn same_number(answer: &str, expected: &str) -> bool {
+    const RELATIVE: f64 = 1e-6;
+    matches!((last_number(answer), last_number(expected)), (Some(a), Some(b)) if within(a, b, RELATIVE, 0.0))
+}
+
+/// What a metric of any resampled rows is computed from.
+enum Counted {
+    /// A score of each row.
+    Mean(Vec<f64>),
+    Bleu(Vec<BleuCounts>),
+    Chrf(Chrf, Vec<ChrfCounts>),
+    /// (expected, predicted) class of each row, and the number of classes.
+    Classes(ClassScore, Vec<(usize, usize)>, usize),
+}
+
+impl Counted {
+    /// Makes a class of each distinct expected answer, and one more of all other answers. Whitespace around
+    /// them and case do not count.
+    fn classes(score: ClassScore, answers: &[(&str, &str)]) -> Self {
+        let key = |text: &str| text.trim().to_lowercase();
+        let mut numbers: BTreeMap<String, usize> = answers.iter().map(|(_, expected)| (key(expected), 0)).collect();
+        numbers.values_mut().enumerate().for_each(|(i, number)| *number = i);
+        let number = |text: &str| numbers.get(&key(text)).copied().unwrap_or(numbers.len());
+        let pairs = answers.iter().map(|(answer, expected)| (number(expected), number(answer))).collect();
+        Self::Classes(score, pairs, numbers.len() + 1)
+    }
+
+    /// Computes the metric where row i was drawn `drawn[i]` times.
+    fn value(&self, drawn: &[f64]) -> Option<f64> {
+        let rows = || drawn.iter().enumerate().flat_map(|(row, times)| std::iter::repeat_n(row, *times as usize));
+        match self {
+            Self::Mean(scores) => {
+                let sum: f64 = drawn.iter().zip(scores).map(|(times, score)| times * score).sum();
+                Some(sum / drawn.iter().sum::<f64>())
+            }
+            Self::Bleu(counts) => {
+                let mut sum = BleuCounts::default();
+                rows().for_each(|row| sum.add(&counts[row]));
+                Some(sum.score(false))
+            }
+            Self::Chrf(kind, counts) => {
+                let mut sum = kind.zero();
+                rows().for_each(|row| sum.add(&counts[row]));
+                Some(sum.score())
+            }
+            Self::Classes(score, pairs, classes) => {
+                let confusion = Confusion::of(rows().map(|row| pairs[row]), *classes);
+                match score {
+                    ClassScore::MacroF1 => confusion.macro_f1(),
+                    ClassScore::WeightedF1 => confusion.weighted_f1(),
+                    ClassScore::Matthews => Some(confusion.matthews()),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measure(name: &str, answers: &[(&str, &str)]) -> f64 {
+        AnswerMetric::named(name).unwrap().measure(answers).unwrap().value
+    }
+
+    #[test]
+    fn every_metric_has_its_best_value_for_right_answers() {
+        let right =
+            [("A long answer of words, 17", "A long answer of words, 17"), ("one two three 4", "one two three 4")];
+        for (name, metric) in AnswerMetric::ALL {
+            assert_eq!(metric.name(), name);
+            let found = metric.measure(&right).unwrap();
+            let best = if matches!(metric, AnswerMetric::Bleu | AnswerMetric::Chrf(_)) { 100.0 } else { 1.0 };
+            let best = if metric == AnswerMetric::EditDistance { 0.0 } else { best };
+            assert!((found.value - best).abs() < 1e-9, "{name}: {found:?}");
+            assert!(metric.measure(&[]).is_none());
+        }
+    }
+
+    #[test]
+    fn answers_that_are_no_class_count_as_wrong() {
+        let answers = [("yes", "yes"), ("Yes ", "yes"), ("perhaps", "no"), ("no", "no")];
+        // F1: yes 1, no 2/3, everything else 0.
+        assert!((measure("macro_f1", &answers) - (1.0 + 2.0 / 3.0) / 3.0).abs() < 1e-12);
+        assert!((measure("weighted_f1", &answers) - (1.0 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn intervals_hold_the_value() {
+        const RIGHT: &str = "one two three four five 1";
+        const WRONG: &str = "one two three four and 2";
+        let answers: Vec<(&str, &str)> = (0..40)
+            .map(|i| match i % 4 {
+                0 => (WRONG, RIGHT),
+                1 => (WRONG, WRONG),
+                _ => (RIGHT, RIGHT),
+            })
+            .collect();
+        for (name, metric) in AnswerMetric::ALL {
+            let found = metric.measure(&answers).unwrap();
+            let [low, high] = found.interval.unwrap();
+            assert!(low <= found.value && found.value <= high && low < high, "{name}: {found:?}");
+        }
+        assert_eq!(measure("number", &answers), 0.75);
+    }
+}

@@ -1,0 +1,13 @@
+//! Compares texts: an answer with one or several references. Pure functions over strings, no model, no file.
+//!
+//! `words`: how texts become words, and counts of their n-grams. `rouge`, `bleu`, `chrf`: the three families of overlap,
+//! as `rouge-score` and `sacrebleu` compute them. `question_answering`: SQuAD's exact match and F1. `edit_distance`: changes
+//! of characters. `numbers`: the number that an answer says.
+
+pub mod bleu;
+pub mod chrf;
+pub mod edit_distance;
+pub mod numbers;
+pub mod question_answering;
+pub mod rouge;
+pub mod words;
