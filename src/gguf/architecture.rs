@@ -102,6 +102,11 @@ pub fn context_length(gguf: &Gguf, arch: &str) -> Result<u64> {
 /// Reads the sizes and settings of a model. Whether the head is the embedding is not known yet.
 fn read_shape(s: &TensorMapper, family: &'static Family, tokens: &TokenIds) -> Result<Shape> {
     let layers = s.number("block_count")?;
+    let tensors = s.gguf.tensors().len() as u64;
+    if layers > tensors {
+        // Lists of the tensors that such a file should have would fill the memory.
+        return Err(s.unsupported(format!("metadata {}: {layers} layers of {tensors} tensors", s.key("block_count"))));
+    }
     let hidden = s.number("embedding_length")?;
     let inner = match family.rope {
         RopeUse::Learnt => s.number_or("feed_forward_length", 4 * hidden)?,
@@ -223,7 +228,7 @@ fn read_windows(s: &TensorMapper, family: &Family, layers: u64) -> Result<Option
 fn read_experts(s: &TensorMapper, family: &Family, inner: u64) -> Result<Option<ExpertShape>> {
     let ExpertUse::Experts { own_width, shared, .. } = family.experts else { return Ok(None) };
     let (count, chosen) = (s.number("expert_count")?, s.number("expert_used_count")?);
-    if chosen > count || count > 65_536 {
+    if chosen > count || count > 4096 {
         return Err(s.unsupported(format!("{chosen} of {count} experts for each token do not fit together")));
     }
     let width = if own_width { s.number("expert_feed_forward_length")? } else { inner };

@@ -76,8 +76,9 @@ impl Keys {
             self.float("rope.freq_base_swa", theta);
         }
         match &rope.scaling {
-            // llama.cpp recognises Llama 3's scaling by its tensor of divisors.
-            Scaling::None | Scaling::Llama3 { .. } => {}
+            Scaling::None => {}
+            // llama.cpp recognises Llama 3's scaling by its tensor of divisors, from which the original context alone cannot be told.
+            Scaling::Llama3 { original, .. } => self.number("rope.scaling.original_context_length", *original),
             Scaling::Linear { factor } => {
                 self.add("rope.scaling.type", "linear".into());
                 self.float("rope.scaling.factor", *factor);

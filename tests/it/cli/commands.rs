@@ -29,6 +29,7 @@ fn promised(words: &[String]) -> &'static [&'static str] {
         ["generate" | "chat", ..] => &["arithmetic in float32"],
         ["runs", "show", ..] => &["finished", "validation loss", "learning rate"],
         ["runs", "list", ..] => &["best eval", "adapters/second"],
+        ["export", ..] => &["read back", "second.gguf"],
         ["merge", ..] => &["logits differ by", "top-1 agreement 100.0 %"],
         ["recipe", "list", ..] => &["recipes/lora-medical.yaml", "expect: "],
         ["recipe", "explain", ..] => &["Peak learning rate", "default:"],

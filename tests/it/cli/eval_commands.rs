@@ -77,8 +77,6 @@ fn further_metrics_are_printed_with_intervals_and_unknown_ones_refused() {
     assert_eq!(found["metrics"].as_object().unwrap().len(), 4);
     let table = stdout(&space.ft(&[&common[..], &["--metrics", "bleu"]].concat()));
     assert!(table.contains("bleu"), "{table}");
-    let refused = space.command(&[&common[..], &["--metrics", "rouge3"]].concat()).output().unwrap();
-    let message = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(2));
+    let message = space.refused(&[&common[..], &["--metrics", "rouge3"]].concat());
     assert!(message.contains("rouge3") && message.contains("rougeLsum"), "{message}");
 }

@@ -57,7 +57,9 @@ pub fn config(model_type: &str, more: Value) -> Map<String, Value> {
         }),
         "mistral" => json!({"sliding_window": 64, "head_dim": 32}),
         "ministral" => json!({"sliding_window": null, "head_dim": 32}),
-        "olmo3" | "cohere2" => json!({"sliding_window": 16, "logit_scale": 0.25}),
+        // llama.cpp has one base for both kinds of layers.
+        "olmo3" => json!({"sliding_window": 16, "rope_local_base_freq": 5000.0}),
+        "cohere2" => json!({"sliding_window": 16, "logit_scale": 0.25}),
         "cohere" => json!({"use_qk_norm": false, "logit_scale": 0.25}),
         "granite" => json!({
             "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.7, "logits_scaling": 2.5,
