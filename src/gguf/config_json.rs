@@ -26,7 +26,7 @@ pub fn of(shape: &Shape, tokens: &TokenIds) -> Map<String, Value> {
         if family.partial_rotary {
             usual.insert("partial_rotary_factor".into(), json!(rope.rotary as f64 / shape.head_dim as f64));
         }
-        if let (RopeUse::Local, Some(theta)) = (family.rope, rope.local_theta) {
+        if let (RopeUse::Local | RopeUse::LocalUnscaled, Some(theta)) = (family.rope, rope.local_theta) {
             usual.insert("rope_local_base_freq".into(), json!(theta));
         }
     }
