@@ -102,7 +102,11 @@ fn stored_head_dim(head_dim: i64, device: Device) -> i64 {
 impl KvCache {
     /// Returns an empty cache for `sequences` sequences.
     pub fn new(layout: CacheLayout, sequences: usize) -> Self {
-        let windows: BTreeSet<Option<i64>> = layout.windows.iter().copied().collect();
+        let mut windows: BTreeSet<Option<i64>> = layout.windows.iter().copied().collect();
+        if windows.is_empty() {
+            // Recurrent models have no tables, but the positions of their tokens are asked for as well.
+            windows.insert(None);
+        }
         let windows: Vec<Option<i64>> = windows.into_iter().collect();
         let number =
             |window: &Option<i64>| windows.iter().position(|w| w == window).expect("one of the layers' windows");
