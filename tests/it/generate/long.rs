@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use tch::{Kind, Tensor};
 
 /// Models whose layers have windows of 8 or 9 tokens, all or some of them, and whose weights they get.
-const WINDOWED: [(&str, &str); 10] = [
+const WINDOWED: [(&str, &str); 11] = [
     ("mistral-window", "wide-head-llama"),
     ("dense/cohere2", "dense/cohere2"),
     ("dense/gemma2", "dense/gemma2"),
@@ -25,6 +25,7 @@ const WINDOWED: [(&str, &str); 10] = [
     ("dense/phi3", "dense/phi3"),
     ("dense/qwen2-window", "tiny-qwen2"),
     ("dense/smollm3-window", "dense/smollm3"),
+    ("tiny-gpt-oss", "tiny-gpt-oss"),
 ];
 
 fn model((config, weights): (&str, &str), kind: Kind) -> Model {
@@ -105,6 +106,12 @@ fn prompts_in_parts_equal_prompts_in_one_piece() {
         ("dynamic-rope", "wide-head-llama"),
         ("yarn-rope", "wide-head-llama"),
         ("dense/phi3-long", "dense/phi3"),
+        ("tiny-deepseek-v2", "tiny-deepseek-v2"),
+        ("dense/falcon-alibi", "dense/falcon-alibi"),
+        ("dense/bloom", "dense/bloom"),
+        ("dense/mpt", "dense/mpt"),
+        ("own/gru", "own/gru"),
+        ("own/lstm", "own/lstm"),
     ];
     for case in WINDOWED.into_iter().chain(others) {
         let model = model(case, Kind::Float);
