@@ -6,7 +6,7 @@ use super::config_json;
 use super::families::{self, FAMILIES, Family};
 use super::file::Gguf;
 use super::header::GgufValue;
-use super::layout::{ExpertUse, RopeUse, SettingKind, WindowUse};
+use super::layout::{ExpertUse, FamilyKeyType, RopeUse, WindowUse};
 use super::rope_scaling::{self, RopeKeys};
 use super::shape::{ExpertShape, Shape};
 use super::tensor_map::{MappedTensor, TensorMapper};
@@ -241,12 +241,12 @@ fn read_settings(s: &TensorMapper, family: &Family, shape: &Shape) -> Result<Map
     let mut settings = Map::new();
     for setting in family.settings {
         let value = match setting.kind {
-            SettingKind::Float => json!(s.float(setting.gguf)?),
+            FamilyKeyType::Float => json!(s.float(setting.gguf)?),
             // Tensors decide it where layers may lack the norm.
-            SettingKind::Flag if family.variable_parts().contains("ffn_norm") => {
+            FamilyKeyType::Flag if family.variable_parts().contains("ffn_norm") => {
                 json!(!shape.present.contains("ffn_norm"))
             }
-            SettingKind::Flag => match s.gguf.bool(&s.key(setting.gguf))? {
+            FamilyKeyType::Flag => match s.gguf.bool(&s.key(setting.gguf))? {
                 Some(flag) => json!(flag),
                 None => return Err(s.unsupported(format!("metadata {} is missing", s.key(setting.gguf)))),
             },

@@ -34,7 +34,7 @@ pub struct Family {
     /// Keys of config.json with another name than llama's: (llama's name, this family's).
     pub config_names: &'static [(&'static str, &'static str)],
     /// Keys of config.json that only some families have, and where GGUF files have them.
-    pub settings: &'static [Setting],
+    pub settings: &'static [FamilyKey],
     /// Metadata that every file of this architecture has.
     pub constants: &'static [(&'static str, &'static str)],
     /// Tensors before the layers, with whole names.
@@ -167,18 +167,18 @@ pub enum HeadUse {
 
 /// A key of config.json that one family alone has, and its metadata key after the architecture's name.
 #[derive(Debug, Clone, Copy)]
-pub struct Setting {
+pub struct FamilyKey {
     /// The metadata key.
     pub gguf: &'static str,
     /// The key of config.json.
     pub config: &'static str,
     /// Its type.
-    pub kind: SettingKind,
+    pub kind: FamilyKeyType,
 }
 
 /// The type of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SettingKind {
+pub enum FamilyKeyType {
     /// A number.
     Float,
     /// A truth value.

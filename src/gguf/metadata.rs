@@ -1,6 +1,6 @@
 //! Writes the sizes and settings of a model ([`Shape`]) as metadata, the reverse of [`super::architecture`].
 
-use super::layout::{ExpertUse, RopeUse, SettingKind, WindowUse};
+use super::layout::{ExpertUse, FamilyKeyType, RopeUse, WindowUse};
 use super::rope_scaling::{RopeKeys, Scaling, YARN_BETAS};
 use super::shape::Shape;
 use super::writer::MetaValue;
@@ -41,8 +41,8 @@ pub fn of(shape: &Shape) -> Vec<(String, MetaValue)> {
     for setting in family.settings {
         let value = shape.settings.get(setting.config).unwrap_or(&Value::Null);
         match setting.kind {
-            SettingKind::Float => keys.float(setting.gguf, value.as_f64().unwrap_or(1.0)),
-            SettingKind::Flag => keys.add(setting.gguf, MetaValue::Flag(value.as_bool().unwrap_or(true))),
+            FamilyKeyType::Float => keys.float(setting.gguf, value.as_f64().unwrap_or(1.0)),
+            FamilyKeyType::Flag => keys.add(setting.gguf, MetaValue::Flag(value.as_bool().unwrap_or(true))),
         }
     }
     for (key, text) in family.constants {

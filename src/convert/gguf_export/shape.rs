@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::gguf::config_json::{attention_scalar, rotated_layers};
 use crate::gguf::families;
-use crate::gguf::layout::{BiasUse, ExpertUse, Family, HeadUse, Presence, RopeUse, SettingKind, WindowUse};
+use crate::gguf::layout::{BiasUse, ExpertUse, Family, FamilyKeyType, HeadUse, Presence, RopeUse, WindowUse};
 use crate::gguf::metadata::window_period;
 use crate::gguf::rope_scaling::{RopeKeys, Scaling};
 use crate::gguf::shape::{ExpertShape, Shape};
@@ -52,13 +52,13 @@ impl ShapeReader<'_> {
         let settings = family.settings.iter().map(|setting| {
             let value = c.settings.get(setting.config).cloned().unwrap_or(Value::Null);
             let fits = match setting.kind {
-                SettingKind::Float => value.is_number(),
-                SettingKind::Flag => value.is_boolean(),
+                FamilyKeyType::Float => value.is_number(),
+                FamilyKeyType::Flag => value.is_boolean(),
             };
             let value = match (setting.kind, fits) {
                 (_, true) => value,
                 // transformers' default of the families that have it.
-                (SettingKind::Flag, false) => Value::Bool(family.model_type == "gpt_neox"),
+                (FamilyKeyType::Flag, false) => Value::Bool(family.model_type == "gpt_neox"),
                 _ => return Err(self.refuse(format!("`{}` is {value}, and llama.cpp needs a number", setting.config))),
             };
             Ok((setting.config.to_string(), value))

@@ -1,59 +1,38 @@
 //! Command R (Cohere) and Command R7B (Cohere 2): one norm for attention and MLP. Pairs of neighbours are rotated in
 //! directories too, so nothing is reordered.
 
-use super::{ATTENTION, EMBEDDING, FINAL_NORM, LAYERS, MLP};
+use super::{ATTENTION, MLP, USUAL};
 use crate::gguf::layout::{
-    BiasOf, Biases, Dim, ExpertUse, Family, HeadUse, NormKind, Presence, RopeUse, Setting, SettingKind, TensorRule,
-    WindowUse, norm, norm_of, only,
+    BiasOf, Dim, Family, FamilyKey, FamilyKeyType, HeadUse, NormKind, Presence, TensorRule, WindowUse, norm, norm_of,
+    only,
 };
 
 pub static COHERE: Family = Family {
     arch: "command-r",
     model_type: "cohere",
-    relatives: &[],
     class: "CohereForCausalLM",
     norm: NormKind::Layer { bias: false },
-    biases: Biases::NONE,
-    rope: RopeUse::Plain,
-    partial_rotary: false,
-    free_head_size: false,
-    windows: WindowUse::None,
-    experts: ExpertUse::None,
-    activations: &["silu"],
     head: HeadUse::Embedding,
     config_names: &[("rms_norm_eps", "layer_norm_eps")],
     settings: &[LOGIT_SCALE],
-    constants: &[],
-    before: EMBEDDING,
-    layers: LAYERS,
     layer: &[INPUT_NORM, ATTENTION, EACH_HEAD_NORMS, MLP],
-    after: FINAL_NORM,
+    ..USUAL
 };
 
 pub static COHERE2: Family = Family {
     arch: "cohere2",
     model_type: "cohere2",
-    relatives: &[],
     class: "Cohere2ForCausalLM",
     norm: NormKind::Layer { bias: false },
-    biases: Biases::NONE,
-    rope: RopeUse::Plain,
-    partial_rotary: false,
-    free_head_size: false,
     windows: WindowUse::Period { period: 4, always: true },
-    experts: ExpertUse::None,
-    activations: &["silu"],
     head: HeadUse::Embedding,
     config_names: &[("rms_norm_eps", "layer_norm_eps")],
     settings: &[LOGIT_SCALE],
-    constants: &[],
-    before: EMBEDDING,
-    layers: LAYERS,
     layer: &[INPUT_NORM, ATTENTION, MLP],
-    after: FINAL_NORM,
+    ..USUAL
 };
 
-const LOGIT_SCALE: Setting = Setting { gguf: "logit_scale", config: "logit_scale", kind: SettingKind::Float };
+const LOGIT_SCALE: FamilyKey = FamilyKey { gguf: "logit_scale", config: "logit_scale", kind: FamilyKeyType::Float };
 
 const INPUT_NORM: &[TensorRule] = &[norm("attn_norm", "input_layernorm")];
 

@@ -1,31 +1,18 @@
 //! Families with one matrix for queries, keys and values: Phi-3, GPT-NeoX, Falcon.
 
 use super::llama::PARALLEL;
-use super::{EMBEDDING, FINAL_NORM, LAYERS, MLP, NORMS};
+use super::{MLP, NORMS, USUAL};
 use crate::gguf::layout::{
-    BiasOf, Biases, Dim, ExpertUse, Family, HeadUse, Layout, NormKind, Presence, RopeUse, TensorRule, WindowUse, norm,
-    only, same,
+    BiasOf, Biases, Dim, Family, HeadUse, Layout, NormKind, Presence, RopeUse, TensorRule, WindowUse, norm, only, same,
 };
 
 pub static PHI3: Family = Family {
     arch: "phi3",
     model_type: "phi3",
-    relatives: &[],
     class: "Phi3ForCausalLM",
-    norm: NormKind::Rms,
-    biases: Biases::NONE,
     rope: RopeUse::Long,
     partial_rotary: true,
-    free_head_size: false,
     windows: WindowUse::Ignored,
-    experts: ExpertUse::None,
-    activations: &["silu"],
-    head: HeadUse::Optional,
-    config_names: &[],
-    settings: &[],
-    constants: &[],
-    before: EMBEDDING,
-    layers: LAYERS,
     layer: &[
         NORMS,
         &[
@@ -35,21 +22,16 @@ pub static PHI3: Family = Family {
             MLP[2],
         ],
     ],
-    after: FINAL_NORM,
+    ..USUAL
 };
 
 pub static GPT_NEOX: Family = Family {
     arch: "gptneox",
     model_type: "gpt_neox",
-    relatives: &[],
     class: "GPTNeoXForCausalLM",
     norm: NormKind::Layer { bias: true },
     biases: Biases::ALWAYS,
-    rope: RopeUse::Plain,
     partial_rotary: true,
-    free_head_size: false,
-    windows: WindowUse::None,
-    experts: ExpertUse::None,
     activations: GELU,
     head: HeadUse::Required,
     config_names: &[
@@ -58,7 +40,6 @@ pub static GPT_NEOX: Family = Family {
         ("rope_theta", "rotary_emb_base"),
     ],
     settings: &[PARALLEL],
-    constants: &[],
     before: &[same("token_embd", "gpt_neox.embed_in", &[Dim::Vocab, Dim::Hidden], BiasOf::None)],
     layers: "gpt_neox.layers",
     layer: &[
@@ -73,22 +54,15 @@ pub static GPT_NEOX: Family = Family {
         TWO_LAYERS,
     ],
     after: &[norm("output_norm", "gpt_neox.final_layer_norm")],
+    ..USUAL
 };
 
 pub static FALCON: Family = Family {
     arch: "falcon",
     model_type: "falcon",
-    relatives: &[],
     class: "FalconForCausalLM",
     norm: NormKind::Layer { bias: true },
-    biases: Biases::NONE,
-    rope: RopeUse::Plain,
-    partial_rotary: false,
-    free_head_size: false,
-    windows: WindowUse::None,
-    experts: ExpertUse::None,
     activations: GELU,
-    head: HeadUse::Optional,
     config_names: &[
         ("rms_norm_eps", "layer_norm_epsilon"),
         ("hidden_act", "activation"),
@@ -96,7 +70,6 @@ pub static FALCON: Family = Family {
         ("attention_bias", "bias"),
         ("num_key_value_heads", "num_kv_heads"),
     ],
-    settings: &[],
     constants: &[("tensor_data_layout", "jploski")],
     before: &[same("token_embd", "transformer.word_embeddings", &[Dim::Vocab, Dim::Hidden], BiasOf::None)],
     layers: "transformer.h",
@@ -117,6 +90,7 @@ pub static FALCON: Family = Family {
         TWO_LAYERS,
     ],
     after: &[norm("output_norm", "transformer.ln_f")],
+    ..USUAL
 };
 
 /// llama.cpp computes the tanh form for both.

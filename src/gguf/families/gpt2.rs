@@ -1,23 +1,16 @@
 //! GPT-2. Directories have the weights of its linear layers as (in, out).
 
-use crate::gguf::layout::{
-    BiasOf, Biases, Dim, ExpertUse, Family, HeadUse, Layout, NormKind, RopeUse, TensorRule, WindowUse, norm, same,
-};
+use super::USUAL;
+use crate::gguf::layout::{BiasOf, Biases, Dim, Family, Layout, NormKind, RopeUse, TensorRule, norm, same};
 
 pub static GPT2: Family = Family {
     arch: "gpt2",
     model_type: "gpt2",
-    relatives: &[],
     class: "GPT2LMHeadModel",
     norm: NormKind::Layer { bias: true },
     biases: Biases::ALWAYS,
     rope: RopeUse::Learnt,
-    partial_rotary: false,
-    free_head_size: false,
-    windows: WindowUse::None,
-    experts: ExpertUse::None,
     activations: &["gelu_new", "gelu_fast", "gelu_pytorch_tanh"],
-    head: HeadUse::Optional,
     config_names: &[
         ("hidden_size", "n_embd"),
         ("intermediate_size", "n_inner"),
@@ -27,8 +20,6 @@ pub static GPT2: Family = Family {
         ("rms_norm_eps", "layer_norm_epsilon"),
         ("hidden_act", "activation_function"),
     ],
-    settings: &[],
-    constants: &[],
     before: &[
         same("token_embd", "transformer.wte", &[Dim::Vocab, Dim::Hidden], BiasOf::None),
         same("position_embd", "transformer.wpe", &[Dim::Positions, Dim::Hidden], BiasOf::None),
@@ -43,6 +34,7 @@ pub static GPT2: Family = Family {
         transposed("ffn_down", "mlp.c_proj", &[Dim::Inner, Dim::Hidden], BiasOf::Mlp),
     ]],
     after: &[norm("output_norm", "transformer.ln_f")],
+    ..USUAL
 };
 
 const fn transposed(gguf: &'static str, hf: &'static str, shape: &'static [Dim], bias: BiasOf) -> TensorRule {

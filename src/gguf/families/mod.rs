@@ -11,7 +11,9 @@ mod olmo;
 mod qwen;
 
 pub use super::layout::Family;
-use super::layout::{BiasOf, Dim, Layout, NormKind, TensorRule, norm, same};
+use super::layout::{
+    BiasOf, Biases, Dim, ExpertUse, HeadUse, Layout, NormKind, RopeUse, TensorRule, WindowUse, norm, same,
+};
 
 /// Every family. Where several share the name of an architecture, those with experts come after the one without.
 pub static FAMILIES: &[&Family] = &[
@@ -40,11 +42,8 @@ pub static FAMILIES: &[&Family] = &[
 
 /// Returns the names of all architectures in GGUF files, each once.
 pub fn architectures() -> Vec<&'static str> {
-    let mut names: Vec<&str> = FAMILIES.iter().map(|family| family.arch).collect();
-    names.dedup();
     let mut seen = std::collections::HashSet::new();
-    names.retain(|name| seen.insert(*name));
-    names
+    FAMILIES.iter().map(|family| family.arch).filter(|arch| seen.insert(*arch)).collect()
 }
 
 /// Returns the family that models of this `model_type` are written as; `None` if there is none.
@@ -52,6 +51,30 @@ pub fn of_model_type(model_type: &str) -> Option<&'static Family> {
     let is = |family: &&&Family| family.model_type == model_type || family.relatives.contains(&model_type);
     FAMILIES.iter().find(is).copied()
 }
+
+/// What most families have in common; each table says what is its own, names included.
+const USUAL: Family = Family {
+    arch: "",
+    model_type: "",
+    relatives: &[],
+    class: "",
+    norm: NormKind::Rms,
+    biases: Biases::NONE,
+    rope: RopeUse::Plain,
+    partial_rotary: false,
+    free_head_size: false,
+    windows: WindowUse::None,
+    experts: ExpertUse::None,
+    activations: &["silu"],
+    head: HeadUse::Optional,
+    config_names: &[],
+    settings: &[],
+    constants: &[],
+    before: EMBEDDING,
+    layers: LAYERS,
+    layer: &[NORMS, ATTENTION, MLP],
+    after: FINAL_NORM,
+};
 
 /// The embedding of most families.
 const EMBEDDING: &[TensorRule] = &[same("token_embd", "model.embed_tokens", &[Dim::Vocab, Dim::Hidden], BiasOf::None)];

@@ -1,7 +1,7 @@
 //! Methods that merge whole models, tensor by tensor and block by block, so that a tensor need not be in memory.
 //!
 //! The names and parameters of the methods, and what they compute, are those of mergekit 0.1; everything is computed in
-//! float32, sums over entries in float64. [`spec`] has the table of methods, `setting` the values of parameters over layers
+//! float32, sums over entries in float64. [`spec`] has the table of methods, `layered_value` the values of parameters over layers
 //! and tensor names. [`prepare`](prepare::prepare) measures what a method has to know of a whole tensor (inner products,
 //! thresholds) by reading it once or a few times; what it returns merges any block of the tensor.
 //!
@@ -15,12 +15,12 @@ pub mod blocks;
 mod combination;
 mod in_order;
 mod inner_products;
+pub mod layered_value;
 mod linear;
 mod model_stock;
 pub mod prepare;
 mod sce;
 mod select;
-pub mod setting;
 mod sparsify;
 pub mod spec;
 mod spherical;
@@ -28,6 +28,6 @@ mod task_arithmetic;
 
 pub use blocks::{Buffer, TensorBlocks, TensorParts, slices};
 pub use in_order::in_order;
+pub use layered_value::{Case, LayeredValue};
 pub use prepare::{MergedBlocks, prepare};
-pub use setting::{Case, Setting};
 pub use spec::{BasePolicy, ModelMethod, ParameterKind, ParameterScope, ParameterSpec, ParameterValues};

@@ -1,11 +1,11 @@
 //! A merge of whole models as its file describes it.
 
-use crate::merging::models::{ModelMethod, ParameterScope, ParameterSpec, ParameterValues, Setting};
+use crate::merging::models::{LayeredValue, ModelMethod, ParameterScope, ParameterSpec, ParameterValues};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Parameters by name.
-pub type Settings = BTreeMap<String, Setting>;
+pub type Settings = BTreeMap<String, LayeredValue>;
 
 /// A merge of whole models. Models are named by their position in `models`.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
 //! Values of a method's parameters: numbers, gradients over layers, and cases by tensor names.
 
 use super::FileReader;
-use crate::merging::models::{Case, ModelMethod, ParameterKind, ParameterSpec, Setting};
+use crate::merging::models::{Case, LayeredValue, ModelMethod, ParameterKind, ParameterSpec};
 use crate::recipe::merge_file::models::Settings;
 use crate::recipe::repair::describe_value;
 use crate::recipe::suggest::suggest_choice;
@@ -43,10 +43,10 @@ impl FileReader<'_, '_> {
     }
 
     /// Reads a value, a gradient or a list of cases.
-    fn setting(&mut self, parameter: &ParameterSpec, node: &Node) -> Option<Setting> {
+    fn setting(&mut self, parameter: &ParameterSpec, node: &Node) -> Option<LayeredValue> {
         match &node.kind {
-            NodeKind::Scalar { .. } => self.value(parameter, node).map(Setting::Value),
-            NodeKind::Map(_) => Some(Setting::Cases(vec![self.case(parameter, node)?])),
+            NodeKind::Scalar { .. } => self.value(parameter, node).map(LayeredValue::Value),
+            NodeKind::Map(_) => Some(LayeredValue::Cases(vec![self.case(parameter, node)?])),
             NodeKind::List(items) if items.is_empty() => {
                 self.reader.wrong(node.at, format!("`{}` is an empty list", parameter.name), "give at least one number")
             }
@@ -55,11 +55,11 @@ impl FileReader<'_, '_> {
                 if parameter.kind == ParameterKind::Whole && items.len() > 1 {
                     return self.reader.expected(parameter.name, node, "one whole number", "10");
                 }
-                values.map(Setting::Gradient)
+                values.map(LayeredValue::Gradient)
             }
             NodeKind::List(items) => {
                 let cases: Vec<Option<Case>> = items.iter().map(|item| self.case(parameter, item)).collect();
-                Some(Setting::Cases(cases.into_iter().collect::<Option<_>>()?))
+                Some(LayeredValue::Cases(cases.into_iter().collect::<Option<_>>()?))
             }
         }
     }

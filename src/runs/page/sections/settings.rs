@@ -9,13 +9,13 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 /// A key of the resolved recipe.
-struct Setting {
+struct ShownSetting {
     path: String,
     value: Value,
     default: Option<Value>,
 }
 
-impl Setting {
+impl ShownSetting {
     /// Returns true if the value is not the default.
     fn differs(&self) -> bool {
         self.default.as_ref().is_none_or(|d| !same(d, &self.value))
@@ -23,11 +23,11 @@ impl Setting {
 }
 
 /// Returns every key of the resolved recipe in its order.
-fn all_settings(plan: &Plan) -> Vec<Setting> {
+fn all_settings(plan: &Plan) -> Vec<ShownSetting> {
     let mut values = Vec::new();
     flatten(String::new(), serde_json::to_value(&plan.recipe).unwrap_or_default(), &mut values);
     let default = |path: &str| schema::keys().iter().find(|k| k.path == path).and_then(|k| k.default.clone());
-    values.into_iter().map(|(path, value)| Setting { default: default(&path), path, value }).collect()
+    values.into_iter().map(|(path, value)| ShownSetting { default: default(&path), path, value }).collect()
 }
 
 /// Collects the values below a key: (dotted path, value).
@@ -53,7 +53,8 @@ fn same(a: &Value, b: &Value) -> bool {
 /// Renders the section of settings.
 pub fn settings(run: &RunFolder) -> Markup {
     let plan = &run.plan;
-    let (set, rest): (Vec<Setting>, Vec<Setting>) = all_settings(plan).into_iter().partition(Setting::differs);
+    let (set, rest): (Vec<ShownSetting>, Vec<ShownSetting>) =
+        all_settings(plan).into_iter().partition(ShownSetting::differs);
     let arguments: Vec<String> = plan.sets.iter().map(|s| format!("--set {s}")).collect();
     html! {
         section {
@@ -71,7 +72,7 @@ pub fn settings(run: &RunFolder) -> Markup {
     }
 }
 
-fn table(settings: &[Setting]) -> Markup {
+fn table(settings: &[ShownSetting]) -> Markup {
     html! {
         div class="scroll" {
             table class="settings" {

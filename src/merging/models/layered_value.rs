@@ -2,7 +2,7 @@
 
 /// A parameter as a file gives it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Setting {
+pub enum LayeredValue {
     /// One number for all.
     Value(f64),
     /// Numbers at equal distances from the first layer to the last; between two of them it is interpolated.
@@ -17,10 +17,10 @@ pub struct Case {
     /// Part of the tensor's name; `None` or `*`: every tensor.
     pub filter: Option<String>,
     /// The value.
-    pub value: Setting,
+    pub value: LayeredValue,
 }
 
-impl Setting {
+impl LayeredValue {
     /// Returns the value for a tensor; `None` if no case fits. `depth`: 0 for the first layer, 1 for the last. A `discrete`
     /// value is not interpolated: the last number that was reached counts.
     pub fn at(&self, name: &str, depth: f64, discrete: bool) -> Option<f64> {
@@ -59,16 +59,16 @@ mod tests {
 
     #[test]
     fn values_are_interpolated_over_layers_and_chosen_by_name() {
-        let gradient = Setting::Gradient(vec![0.0, 1.0, 0.0]);
+        let gradient = LayeredValue::Gradient(vec![0.0, 1.0, 0.0]);
         let at = |depth| gradient.at("x", depth, false).unwrap();
         assert_eq!([at(0.0), at(0.25), at(0.5), at(0.75), at(1.0)], [0.0, 0.5, 1.0, 0.5, 0.0]);
         assert_eq!(gradient.at("x", 0.75, true), Some(1.0));
         let case = |filter: &str, value| Case { filter: Some(filter.into()), value };
-        let cases = Setting::Cases(vec![case("mlp", gradient), case("attn", Setting::Value(0.3))]);
+        let cases = LayeredValue::Cases(vec![case("mlp", gradient), case("attn", LayeredValue::Value(0.3))]);
         assert_eq!(cases.at("model.layers.0.mlp.up_proj.weight", 0.5, false), Some(1.0));
         assert_eq!(cases.at("model.layers.0.self_attn.q_proj.weight", 0.5, false), Some(0.3));
         assert_eq!(cases.at("model.norm.weight", 0.5, false), None);
-        let all = Setting::Cases(vec![Case { filter: None, value: Setting::Value(2.0) }]);
+        let all = LayeredValue::Cases(vec![Case { filter: None, value: LayeredValue::Value(2.0) }]);
         assert_eq!((all.at("x", 0.0, false), all.numbers()), (Some(2.0), vec![2.0]));
     }
 }
