@@ -6,9 +6,9 @@ use crate::data::dataset::{PromptRow, PromptSet};
 use crate::error::{Error, Result};
 use crate::fsutil::excerpt;
 use crate::models::Model;
+use crate::text_metrics::words::FScore;
 use fancy_regex::Regex;
 use serde_json::Value;
-use std::collections::HashMap;
 
 /// Returns the texts of a column to compare an answer with: one, or several if it is a list.
 fn expected_texts(prompt: &PromptRow, column: &str) -> Result<Vec<String>> {
@@ -95,21 +95,6 @@ fn words(text: &str) -> Vec<String> {
     text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
 }
 
-/// `2 · common / (words of a + words of b)`; a word that is repeated counts as often as both have it.
-fn f1(a: &[String], b: &[String]) -> f64 {
-    let mut left: HashMap<&str, usize> = HashMap::new();
-    b.iter().for_each(|w| *left.entry(w).or_default() += 1);
-    let shared = |w: &&String| match left.get_mut(w.as_str()) {
-        Some(n) if *n > 0 => {
-            *n -= 1;
-            true
-        }
-        _ => false,
-    };
-    let common = a.iter().filter(shared).count();
-    if common == 0 { 0.0 } else { 2.0 * common as f64 / (a.len() + b.len()) as f64 }
-}
-
 impl RewardSource for OverlapReward {
     fn check(&self, prompts: &PromptSet) -> Result<()> {
         check_column(prompts, &self.0.column)
@@ -119,7 +104,7 @@ impl RewardSource for OverlapReward {
         let one = |a: &RewardInput| {
             let said = words(a.answer);
             let right = expected_texts(a.prompt, &self.0.column)?;
-            Ok(right.iter().map(|r| f1(&said, &words(r))).fold(0.0, f64::max))
+            Ok(right.iter().map(|r| FScore::of_ngrams(&said, &words(r), 1).f1).fold(0.0, f64::max))
         };
         answers.iter().map(one).collect()
     }
@@ -204,7 +189,7 @@ mod tests {
 
     #[test]
     fn words_in_common_are_counted_as_often_as_both_have_them() {
-        let f1 = |a: &str, b: &str| super::f1(&words(a), &words(b));
+        let f1 = |a: &str, b: &str| FScore::of_ngrams(&words(a), &words(b), 1).f1;
         assert_eq!(f1("Diseases of the blood.", "diseases of the BLOOD"), 1.0);
         assert_eq!(f1("the the the the", "the end"), 2.0 / 6.0);
         assert_eq!(f1("", "the end"), 0.0);

@@ -1,6 +1,6 @@
 //! SQuAD's exact match and F1 of words (Rajpurkar et al. 2016, 2018; its evaluation script 2.0).
 
-use super::words::{Counts, FScore, count_common, split_whitespace};
+use super::words::{FScore, split_whitespace};
 
 /// Lower-cases, removes ASCII punctuation and the articles a, an and the, and joins words with single spaces.
 pub fn normalize(text: &str) -> String {
@@ -41,11 +41,6 @@ fn f1_with(answer: &str, reference: &str) -> f64 {
     if answer.is_empty() || reference.is_empty() {
         return f64::from(u8::from(answer == reference));
     }
-    let count = |text: &str| {
-        let mut counts: Counts<String> = Counts::new();
-        split_whitespace(text).for_each(|word| *counts.entry(word.to_string()).or_insert(0) += 1);
-        counts
-    };
-    let (answer, reference) = (count(&answer), count(&reference));
-    FScore::of(count_common(&answer, &reference), answer.values().sum(), reference.values().sum()).f1
+    let words = |text| split_whitespace(text).collect::<Vec<&str>>();
+    FScore::of_ngrams(&words(&answer), &words(&reference), 1).f1
 }

@@ -3,7 +3,7 @@
 //!
 //! Words are lower-cased runs of a to z and 0 to 9; text in other scripts has none and scores 0, as in that package.
 
-use super::words::{Counts, FScore, count_common, count_ngrams};
+use super::words::{Counts, FScore, count_ngrams};
 use std::collections::BTreeSet;
 
 /// Which ROUGE.
@@ -21,7 +21,7 @@ impl Rouge {
     /// Scores an answer against one reference.
     pub fn score(self, answer: &str, reference: &str) -> FScore {
         match self {
-            Self::Ngrams(n) => ngram_score(&words(answer), &words(reference), n),
+            Self::Ngrams(n) => FScore::of_ngrams(&words(answer), &words(reference), n),
             Self::Longest => longest_score(&words(answer), &words(reference)),
             Self::LongestBySentence => sentence_score(&sentences(answer), &sentences(reference)),
         }
@@ -44,11 +44,6 @@ fn words(text: &str) -> Vec<String> {
 /// Splits into lines that are not empty, and these into words.
 fn sentences(text: &str) -> Vec<Vec<String>> {
     text.split('\n').filter(|line| !line.is_empty()).map(words).collect()
-}
-
-fn ngram_score(answer: &[String], reference: &[String], n: usize) -> FScore {
-    let (answer, reference) = (count_ngrams(answer, n), count_ngrams(reference, n));
-    FScore::of(count_common(&answer, &reference), answer.values().sum(), reference.values().sum())
 }
 
 /// Returns the table of lengths of longest common subsequences: entry (i, j), in a row of `b.len() + 1`, is that of the

@@ -47,9 +47,14 @@ impl FScore {
     /// side gives 0.
     pub fn of(common: usize, answer: usize, reference: usize) -> Self {
         let share = |n: usize| if n == 0 { 0.0 } else { common as f64 / n as f64 };
-        let (precision, recall) = (share(answer), share(reference));
-        let f1 = if precision + recall > 0.0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 };
-        Self { precision, recall, f1 }
+        let f1 = if common == 0 { 0.0 } else { 2.0 * common as f64 / (answer + reference) as f64 };
+        Self { precision: share(answer), recall: share(reference), f1 }
+    }
+
+    /// Computes the scores of the n-grams that two lists of words have in common.
+    pub fn of_ngrams<T: Eq + Hash + Clone>(answer: &[T], reference: &[T], n: usize) -> Self {
+        let (answer, reference) = (count_ngrams(answer, n), count_ngrams(reference, n));
+        Self::of(count_common(&answer, &reference), answer.values().sum(), reference.values().sum())
     }
 }
 
