@@ -245,6 +245,12 @@ fn job_of_file(args: &MergeArgs, file: AdapterMergeFile) -> Result<MergeJob> {
     if args.sweep.is_some() && file.sweep.is_some() {
         return Err(beside_file(args, "--sweep").hint("its `sweep` says how weights are searched"));
     }
+    if let Some((folder, weight)) = file.adapters.iter().find(|(_, weight)| args.sweep.is_some() && *weight != 1.0) {
+        return Err(beside_file(args, "--sweep").hint(format!(
+            "its adapter {} has the weight {weight}, and --sweep searches the weights",
+            folder.display()
+        )));
+    }
     let sweep = match file.sweep {
         Some(sweep) => Some(sweep),
         None => sweep_of_arguments(args, &file.plan)?,
@@ -295,6 +301,10 @@ fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
     }
     if args.out.is_none() && !args.dry_run {
         return Err(Error::user("no folder to write").hint("--out DIR, or --dry-run for the report alone"));
+    }
+    if let Some(weighted) = adapters.iter().find(|a| args.sweep.is_some() && split_weight(a).1.is_some()) {
+        return Err(Error::user(format!("{weighted}: a weight beside --sweep, which searches the weights"))
+            .hint(format!("name the adapter alone: {}", split_weight(weighted).0)));
     }
     let folders: Vec<PathBuf> = adapters.iter().map(|a| PathBuf::from(split_weight(a).0)).collect();
     let read = || adapters.iter().map(|text| parse_part(text)).collect::<Result<Vec<_>>>();

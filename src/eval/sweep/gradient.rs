@@ -104,10 +104,11 @@ impl<'a> SumGradient<'a> {
             metrics.merge(model.learn(batch, items.max(1.0), LayerReplay::None)?);
         }
         let mut gradient = vec![vec![0.0; self.size.1]; self.size.0];
-        for direction in &self.directions {
-            let slots = &mut gradient[direction.part][direction.places.clone()];
-            slots.iter_mut().zip(direction.slopes()).for_each(|(slot, slope)| *slot += slope);
-        }
+        // All of them come from the device in one transfer.
+        let slopes: Vec<Tensor> = self.directions.iter().map(Direction::slopes).collect();
+        let slopes = if slopes.is_empty() { Vec::new() } else { numbers(&Tensor::cat(&slopes, 0)) };
+        let places = self.directions.iter().flat_map(|d| d.places.clone().map(move |place| (d.part, place)));
+        places.zip(slopes).for_each(|((part, place), slope)| gradient[part][place] += slope);
         native::drop_gradients(leaves());
         let loss = metrics.means().get("loss").copied().unwrap_or(f64::NAN);
         if !loss.is_finite() || gradient.iter().flatten().any(|g| !g.is_finite()) {
@@ -119,26 +120,24 @@ impl<'a> SumGradient<'a> {
 }
 
 impl Direction {
-    /// Returns the derivatives of the loss with respect to the weights, as far as they are due to this tensor.
-    fn slopes(&self) -> Vec<f64> {
+    /// Returns the derivatives of the loss with respect to the weights, as far as they are due to this tensor: one for each
+    /// place, float64, on the device.
+    fn slopes(&self) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let grad = self.tensor.grad();
+        let (grad, count) = (self.tensor.grad(), self.places.len() as i64);
         if !grad.defined() {
-            return vec![0.0; self.places.len()];
+            return Tensor::zeros([count], (Kind::Double, self.change.device()));
         }
         let products = grad * &self.change;
-        match self.places.len() {
-            1 => vec![products.sum(Kind::Double).double_value(&[])],
-            count => {
-                let rows = products.narrow(0, self.first_row, count as i64).sum_dim_intlist(
-                    [1].as_slice(),
-                    false,
-                    Kind::Double,
-                );
-                Vec::<f64>::try_from(rows).expect("a vector of float64")
-            }
+        match count {
+            1 => products.sum(Kind::Double).view([1]),
+            _ => products.narrow(0, self.first_row, count).sum_dim_intlist([1].as_slice(), false, Kind::Double),
         }
     }
+}
+
+fn numbers(t: &Tensor) -> Vec<f64> {
+    Vec::try_from(t).expect("a vector of float64")
 }
 
 /// Cuts examples into packed rows of at most [`PACK_TOKENS`] tokens, in their order.

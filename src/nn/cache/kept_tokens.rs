@@ -60,8 +60,9 @@ pub(super) struct Shortened {
     pub new: i64,
 }
 
-/// Returns the number of tokens that a table keeps at most beyond a window. While a long sequence is decoded, what stays is
-/// copied once in half as many steps: 9 tokens a step with a window of 512, 17 with one of 4096, whose tokens a step reads all.
+/// Returns the number of tokens that a table keeps at most beyond a window. Each removal makes room for half as many new tokens
+/// and moves all that stay: 9 tokens moved for each new one with a window of 512, 17 with one of 4096. Attention reads the whole window
+/// for each new token, so moving adds little.
 fn slack(window: i64) -> i64 {
     (window / 4).clamp(2, 512)
 }

@@ -51,7 +51,7 @@ pub(super) fn file(reader: &mut NodeReader, root: &Node) -> Option<AdapterMergeF
     reader.check_keys(root, &KEYS, "the file of a merge");
     let base = reader.required(root, "base", "models/base").and_then(|node| reader.path("base", node, "models/base"));
     let (adapters, own) = match reader.required(root, "adapters", "[adapters/a, adapters/b]") {
-        Some(node) => adapters(reader, node),
+        Some(node) => adapters(reader, node, root.get("sweep").is_some()),
         None => Default::default(),
     };
     let seed = root.get("seed").and_then(|n| reader.whole("seed", n)).and_then(|seed| u64::try_from(seed).ok());
@@ -119,8 +119,8 @@ fn sweep(reader: &mut NodeReader, root: &Node, seed: Option<u64>) -> Option<Swee
     Some(SweepSettings { rows, limit, by: by.unwrap_or_default(), steps, seed: seed.unwrap_or_default() })
 }
 
-/// Reads the list of adapters, and the densities of those that have one.
-fn adapters(reader: &mut NodeReader, node: &Node) -> (Vec<(PathBuf, f64)>, Vec<Option<f64>>) {
+/// Reads the list of adapters, and the densities of those that have one. If weights are searched, adapters may have none.
+fn adapters(reader: &mut NodeReader, node: &Node, searched: bool) -> (Vec<(PathBuf, f64)>, Vec<Option<f64>>) {
     let NodeKind::List(items) = &node.kind else {
         reader.expected::<()>("adapters", node, "a list", "[adapters/a, adapters/b]");
         return Default::default();
@@ -139,6 +139,10 @@ fn adapters(reader: &mut NodeReader, node: &Node) -> (Vec<(PathBuf, f64)>, Vec<O
                     None => reader.wrong(item.at, "an adapter without `path`".into(), "e.g. `path: adapters/a`"),
                 };
                 let weight = item.get("weight").and_then(|n| reader.number("weight", n));
+                if let Some(node) = item.get("weight").filter(|_| searched) {
+                    let hint = "leave out `weight`, or `sweep`";
+                    reader.wrong::<()>(node.at, "`weight` beside `sweep`, which searches the weights".into(), hint);
+                }
                 let density = item.get("density").and_then(|n| reader.number("density", n));
                 (path, weight.unwrap_or(1.0), density)
             }

@@ -229,6 +229,15 @@ fn settings_of_a_search_that_contradict_each_other_are_refused() {
     std::fs::write(space.path("good.yaml"), format!("base: {MODEL}\nadapters: [one, two]\nsweep: {rows}\n")).unwrap();
     let e = space.refused(&["merge", "good.yaml", "--out", "x", "--sweep", rows]);
     assert!(e.contains("--sweep cannot be combined with good.yaml"), "{e}");
+    let e = space.refused(&["merge", MODEL, "one=0.7", "two", "--out", "x", "--sweep", rows]);
+    assert!(e.contains("one=0.7: a weight beside --sweep") && e.contains("name the adapter alone: one"), "{e}");
+    let weighted = format!("base: {MODEL}\nadapters:\n- one\n- path: two\n  weight: 0.5\n");
+    std::fs::write(space.path("weighted.yaml"), format!("{weighted}sweep: {rows}\n")).unwrap();
+    let e = space.refused(&["merge", "weighted.yaml", "--out", "x"]);
+    assert!(e.contains("weighted.yaml:5:11: `weight` beside `sweep`"), "{e}");
+    std::fs::write(space.path("weighted.yaml"), weighted).unwrap();
+    let e = space.refused(&["merge", "weighted.yaml", "--out", "x", "--sweep", rows]);
+    assert!(e.contains("its adapter two has the weight 0.5"), "{e}");
     assert!(!space.path("x").exists());
 }
 
