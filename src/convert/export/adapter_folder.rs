@@ -1,7 +1,7 @@
 //! Writes the directory of an adapter in PEFT's format.
 
 use crate::adapters::{AdapterSpec, file, targets};
-use crate::convert::folder::companions::{TOKENIZER_FILES, copy_companion_files, write_text};
+use crate::convert::folder::companions::{LICENCE_FILES, copy_companion_files, write_text};
 use crate::convert::verify::report::REPORT;
 use crate::error::Result;
 use crate::models::{Config, VocabularyRows};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use tch::Tensor;
 
-/// Writes an adapter directory, with tokenizer, chat template and a README.md (model card).
+/// Writes an adapter directory, with tokenizer, chat template, the base's licence and a README.md (model card).
 pub(in crate::convert) fn write_adapter_folder<'t>(
     folder: &Path,
     spec: &AdapterSpec,
@@ -22,7 +22,7 @@ pub(in crate::convert) fn write_adapter_folder<'t>(
         Some(experts) => file::write_for_stacks(folder, spec, base_name, tensors, experts)?,
         None => file::write(folder, spec, base_name, tensors)?,
     }
-    copy_companion_files(base, folder, TOKENIZER_FILES)?;
+    copy_companion_files(base, folder, LICENCE_FILES)?;
     let adapter = file::read(folder)?;
     let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?.and_then(|rows| rows.grown(&config));
     let resize = rows.map_or(String::new(), |rows| {

@@ -23,6 +23,9 @@ pub(in crate::convert) const TOKENIZER_FILES: &[&str] = &[
 pub(in crate::convert) const MODEL_FILES: &[&str] =
     &["generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE"];
 
+/// Those of them that say on which terms a model may be used. An adapter takes its base's along.
+pub(in crate::convert) const LICENCE_FILES: &[&str] = MODEL_FILES.split_at(1).1;
+
 /// Copies the tokenizer's files and `more` of the model `from` byte for byte. Files that do not exist are skipped; those of
 /// a GGUF file are made from it.
 pub(in crate::convert) fn copy_companion_files(from: &Path, to: &Path, more: &[&str]) -> Result<()> {

@@ -4,18 +4,19 @@
 //! with the model, and only then moved into place.
 //!
 //! shape: what a file says of a model. source: its tensors. formats: the format of each. tokenizer: its tokenizer. name: the
-//! file's name. check: the comparison. adapter: LoRA files.
+//! file's name. check: the comparison. modelfile: the Modelfile beside it. adapter: LoRA files.
 
 pub mod adapter;
 mod check;
 mod formats;
+pub mod modelfile;
 mod name;
 mod shape;
 mod source;
 mod tokenizer;
 
 use crate::adapters::merging::WeightedAdapter;
-use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
+use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files, write_text};
 use crate::convert::folder::config_file::write_config;
 use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::merge::adapters::{inherit_training, open_base};
@@ -26,6 +27,7 @@ use crate::gguf::metadata;
 use crate::gguf::quant::GgmlType;
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::writer::{self, MetaValue, TensorEntry};
+use crate::model_files::ModelFiles;
 use crate::models::{self, Config};
 use crate::nn::Weights;
 use check::ReadBack;
@@ -49,6 +51,8 @@ pub struct GgufExportOptions<'a> {
     pub format: Option<FileFormat>,
     /// Replace an existing file.
     pub force: bool,
+    /// Write a Modelfile for Ollama beside the file.
+    pub modelfile: bool,
 }
 
 /// Describes a written file; printed as JSON by `ft export --json`.
@@ -60,6 +64,8 @@ pub struct GgufExportSummary {
     pub adapter: Option<PathBuf>,
     /// The file.
     pub out: PathBuf,
+    /// The Modelfile beside it, if one was asked for.
+    pub modelfile: Option<PathBuf>,
     /// The architecture's name in the file.
     pub architecture: String,
     /// The format of matrices.
@@ -117,6 +123,15 @@ pub fn export(
     let name = ModelName::of(&folder_name(named), name::size_label(&shape));
     let out = out_file(options.out, &name.file(format.name, false))?;
     check_out(&out, options)?;
+    let modelfile = options.modelfile.then(|| folder_of(&out).join(modelfile::FILE));
+    let modelfile = modelfile.map(|path| -> Result<_> {
+        check_modelfile(&path, options)?;
+        let file = out.file_name().unwrap_or_default().to_string_lossy();
+        let files = ModelFiles::open(companions)?;
+        let text = modelfile::text(&file, &tokenizer, tokenizer::adds_bos(&tokenizer)?, shape.context, &files)?;
+        Ok((path, text))
+    });
+    let modelfile = modelfile.transpose()?;
     let plan = WritePlan::new(&shape, format);
     check_nothing_left_out(&source, &plan, &shape)?;
     notes.extend(plan.note(format));
@@ -137,6 +152,9 @@ pub fn export(
         plan.write(temp, &metadata, &source, &shape, &mut step)?;
         check::check(temp, &source, &shape, &tokenizer, &mut step)
     })?;
+    if let Some((path, text)) = &modelfile {
+        write_text(path, text)?;
+    }
     let mut tensors = BTreeMap::new();
     for entry in &plan.entries {
         *tensors.entry(entry.kind.name()).or_default() += 1;
@@ -145,6 +163,7 @@ pub fn export(
         model: options.model.to_path_buf(),
         adapter: parts.first().map(|part| part.folder.clone()),
         out,
+        modelfile: modelfile.map(|(path, _)| path),
         architecture: shape.family.arch.into(),
         format: format.name.into(),
         parameters: plan.placed.iter().map(|placed| placed.stored.iter().product::<u64>()).sum(),
@@ -309,6 +328,15 @@ fn check_out(out: &Path, options: &GgufExportOptions) -> Result<()> {
     match (out.canonicalize(), options.model.canonicalize()) {
         (Ok(one), Ok(other)) if one == other => Err(named("is the model that is exported").hint("choose another name")),
         _ => Ok(()),
+    }
+}
+
+/// Fails if the Modelfile exists and must not be replaced.
+fn check_modelfile(path: &Path, options: &GgufExportOptions) -> Result<()> {
+    match path.exists() && !options.force {
+        true => Err(Error::user(format!("{}: the file exists", path.display()))
+            .hint("choose another folder with --out, or replace both files with --force")),
+        false => Ok(()),
     }
 }
 

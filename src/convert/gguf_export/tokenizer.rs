@@ -36,6 +36,11 @@ pub fn keys(folder: &Path, tokenizer: &ChatTokenizer, rows: u64) -> Result<Token
     tokenizer_keys::of(&parts).map_err(|e| e.context(folder.display()))
 }
 
+/// Returns true if the tokenizer puts the beginning token before a text.
+pub fn adds_bos(tokenizer: &ChatTokenizer) -> Result<bool> {
+    Ok(added_around(tokenizer)?.0)
+}
+
 /// Returns whether the tokenizer puts the beginning token before a text and the ending token behind it. Fails if it adds
 /// other tokens.
 fn added_around(tokenizer: &ChatTokenizer) -> Result<(bool, bool)> {

@@ -6,7 +6,7 @@ use crate::runs::{self, folder, tensorboard};
 use std::path::Path;
 
 /// Record files that are deleted with an earlier run.
-const RECORD_FILES: [&str; 9] = [
+const RECORD_FILES: [&str; 10] = [
     folder::METRICS,
     folder::SAMPLES,
     folder::SUMMARY,
@@ -15,6 +15,7 @@ const RECORD_FILES: [&str; 9] = [
     runs::facts::FACTS,
     runs::trainer_state::FILE,
     runs::page::FILE,
+    runs::model_card::FILE,
     runs::lock::FILE,
 ];
 

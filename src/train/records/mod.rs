@@ -27,7 +27,7 @@ use crate::runs::facts::{
 use crate::runs::history::{History, StepPoint, Validation};
 use crate::runs::lock::RunLock;
 use crate::runs::tensorboard::{self, EventFile};
-use crate::runs::{folder, page, terminal, trainer_state};
+use crate::runs::{folder, model_card, page, terminal, trainer_state};
 use log::{StepRecord, TrainingLog};
 use movement::MovementProbe;
 use sample::SampleRecorder;
@@ -272,6 +272,9 @@ impl<'a> RunRecorder<'a> {
         match self.lock.write(&self.out).and_then(|()| self.update()) {
             Err(e) => report::warn(format!("the run's records are incomplete: {}", e.message())),
             Ok(()) if outcome == SessionOutcome::Finished => {
+                if let Err(e) = folder::RunFolder::open(&self.out).and_then(|run| model_card::write(&run)) {
+                    report::warn(format!("{}: {}", model_card::FILE, e.message()));
+                }
                 report::info(format!("report of the run: {}", self.out.join(page::FILE).display()));
             }
             Ok(()) => {}

@@ -45,7 +45,10 @@ impl Exported {
 
     fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
         let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
-        export(&GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true }, |_, _| Ok(()))
+        export(
+            &GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false },
+            |_, _| Ok(()),
+        )
     }
 
     /// Exports and returns the error's text. No file may be left.
@@ -212,7 +215,8 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
         [("q4_k_m", GgmlType::Q4_K, 0.08), ("q5_k_m", GgmlType::Q5_K, 0.04), ("q6_k", GgmlType::Q6_K, 0.02)]
     {
         let format = FileFormat::named(name);
-        let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true };
+        let options =
+            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false };
         let summary = export(&options, |_, _| Ok(())).unwrap();
         assert!(summary.notes.is_empty(), "{:?}", summary.notes);
         let found = summary.read_back.relative_error[&main.name()];
@@ -230,7 +234,7 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
     // Rows of 64 numbers fill no block of 256.
     let made = Exported::of("llama", json!({}));
     let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_k_m"));
-    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true };
+    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false };
     let summary = export(&options, |_, _| Ok(())).unwrap();
     assert!(summary.notes[0].contains("in Q5_0") && summary.notes[0].contains("in Q8_0"), "{:?}", summary.notes);
 }
@@ -286,7 +290,14 @@ fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
         merge_into_model(&made.model(), &[part()], &merged, None, 1 << 30).unwrap();
         let (model, out) = (made.model(), made.file());
         let format = Some(FORMATS[0]);
-        let options = GgufExportOptions { model: &model, adapter: Some(part()), out: &out, format, force: false };
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: Some(part()),
+            out: &out,
+            format,
+            force: false,
+            modelfile: false,
+        };
         export(&options, |_, _| Ok(())).unwrap();
         let (expected, found) = (opened(&merged), opened(&made.imported()));
         for (name, tensor) in expected {
@@ -317,8 +328,14 @@ fn a_lora_adds_to_the_base_in_the_file_what_merging_adds() {
         made.export(GgmlType::F32).unwrap();
         let (model, lora_file, merged) =
             (made.model(), made.folder.path().join("lora.gguf"), made.folder.path().join("merged.gguf"));
-        let options =
-            |out, adapter| GgufExportOptions { model: &model, adapter, out, format: Some(FORMATS[0]), force: false };
+        let options = |out, adapter| GgufExportOptions {
+            model: &model,
+            adapter,
+            out,
+            format: Some(FORMATS[0]),
+            force: false,
+            modelfile: false,
+        };
         let summary = export_adapter(&options(&lora_file, None), &part).unwrap();
         let rescaled = more.get("rank_pattern").is_some();
         assert_eq!(summary.rescaled > 0, rescaled, "{model_type} {more}");
@@ -361,7 +378,8 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     let (model, out) = (made.model(), made.file());
     let refused = |folder: &Path, format| {
         let part = WeightedAdapter::read(folder, 1.0).unwrap();
-        let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false };
+        let options =
+            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false, modelfile: false };
         let error = export_adapter(&options, &part).expect_err("refused");
         assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
         assert!(!out.exists());
@@ -378,7 +396,8 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
     let part = WeightedAdapter::read(&folder, 1.0).unwrap();
     let model = made.model();
-    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false };
+    let options =
+        GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false, modelfile: false };
     let error = export_adapter(&options, &part).expect_err("refused").to_string();
     assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
 }

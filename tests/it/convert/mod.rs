@@ -2,4 +2,5 @@
 
 mod gguf_export;
 mod gguf_import;
+mod modelfile;
 mod stop_tokens;

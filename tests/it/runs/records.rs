@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tch::Kind;
 
 /// A folder with the tiny model, a few rows and a recipe.
-struct Space(Workspace);
+pub struct Space(Workspace);
 
 impl std::ops::Deref for Space {
     type Target = Workspace;
@@ -42,7 +42,7 @@ run:     { epochs: 5, eval_every: 10, threads: 1, out: run }
 ";
 
 impl Space {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let space = Self(Workspace::bare());
         std::fs::create_dir(space.path("model")).unwrap();
         for (folder, names) in [
@@ -62,7 +62,7 @@ impl Space {
     }
 
     /// Trains with these `--set` settings; the run may fail.
-    fn train(&self, out: &str, sets: &[&str]) -> Output {
+    pub fn train(&self, out: &str, sets: &[&str]) -> Output {
         let out = format!("run.out={out}");
         let sets = sets.iter().copied().chain([out.as_str()]).flat_map(|s| ["--set", s]);
         self.command(&["train", "recipe.yaml"].into_iter().chain(sets).collect::<Vec<_>>()).output().unwrap()
@@ -79,7 +79,7 @@ impl Space {
         found.iter().map(|f| (f["id"].as_str().unwrap().to_string(), f.clone())).collect()
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
 }
