@@ -11,11 +11,34 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/libtorch.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    // Not the folder native/cuda: those files are text in the Rust code.
+    let files = std::fs::read_dir("native").unwrap_or_else(|e| fail(&format!("native: {e}"))).flatten();
+    for file in files.map(|file| file.path()).filter(|path| path.is_file()) {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
     let libtorch = locate();
-    compile_shim(&libtorch);
-    compile_dispatch(&libtorch);
-    compile_kernels();
+    // A library is linked before those whose functions it calls.
+    let mut libraries = vec![shim(&libtorch), dispatch(&libtorch)];
+    libraries.extend(levels().iter().map(kernels));
+    compile(&libraries);
     link(&libtorch);
+}
+
+/// Compiles static libraries (name, files and flags), all at the same time: cargo's job server limits the number of compilers,
+/// and one library alone has a single long file.
+fn compile(libraries: &[(String, cc::Build)]) {
+    std::thread::scope(|scope| {
+        for (name, build) in libraries {
+            scope.spawn(|| build.compile(name));
+        }
+    });
+    println!("cargo:rustc-link-search=native={}", std::env::var("OUT_DIR").expect("cargo sets it"));
+    for (name, _) in libraries {
+        println!("cargo:rustc-link-lib=static={name}");
+    }
+    println!("cargo:rustc-link-lib=stdc++");
+    // The OpenMP that libtorch uses, so that both share one pool of threads.
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
 }
 
 /// Returns the libtorch in `LIBTORCH`: from the environment, else from .cargo/config.toml, which names the one that
@@ -37,18 +60,11 @@ fn locate() -> Libtorch {
     libtorch
 }
 
-fn compile_shim(libtorch: &Libtorch) {
-    // Not the folder native/cuda: those files are text in the Rust code.
-    let files = std::fs::read_dir("native").unwrap_or_else(|e| fail(&format!("native: {e}"))).flatten();
-    for file in files.map(|file| file.path()).filter(|path| path.is_file()) {
-        println!("cargo:rerun-if-changed={}", file.display());
-    }
-    native_build()
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .include(libtorch.root.join("include"))
-        .include(libtorch.root.join("include/torch/csrc/api/include"))
-        .files(["native/shim.cpp", "native/allocator.cpp"])
-        .compile("ftshim");
+/// Returns the build of the bindings of libtorch, and of the allocator.
+fn shim(libtorch: &Libtorch) -> (String, cc::Build) {
+    let mut build = over_libtorch(libtorch);
+    build.files(["native/shim.cpp", "native/allocator.cpp"]);
+    ("ftshim".into(), build)
 }
 
 /// An instruction set: a row of the table in native/isa.h.
@@ -75,38 +91,40 @@ fn levels() -> Vec<Level> {
 
 fn native_build() -> cc::Build {
     let mut build = cc::Build::new();
-    build.cpp(true).pic(true).warnings(false).std("c++17").opt_level(3);
+    build.cpp(true).pic(true).warnings(false).std("c++17").opt_level(3).cargo_metadata(false);
     build
 }
 
-/// Compiles the kernels once per instruction set.
-fn compile_kernels() {
-    for level in levels() {
-        let mut build = native_build();
-        let files = ["kernels", "merge", "product", "quantised", "quantised_product"];
-        build.files(files.map(|file| format!("native/{file}.cpp")));
-        build.define("FT_ISA", level.name.as_str()).define("FT_BYTES", level.vector_bytes.as_str());
-        // Vectors wider than a register are only arguments of functions that are inlined.
-        let all = ["-Wno-psabi", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];
-        for flag in all.into_iter().chain(level.flags.iter().map(String::as_str)) {
-            build.flag(flag);
-        }
-        build.compile(&format!("ftkernels_{}", level.name));
-    }
-}
-
-/// Compiles the code that chooses among the builds of the kernels at run time and calls them on tensors, on libtorch's
-/// own OpenMP threads.
-fn compile_dispatch(libtorch: &Libtorch) {
-    native_build()
+/// Returns a build that includes libtorch's headers.
+fn over_libtorch(libtorch: &Libtorch) -> cc::Build {
+    let mut build = native_build();
+    build
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(libtorch.root.join("include"))
-        .include(libtorch.root.join("include/torch/csrc/api/include"))
-        .flag("-fopenmp")
-        .files(["native/decode.cpp", "native/dispatch.cpp", "native/isa.cpp"])
-        .compile("ftdispatch");
-    // The OpenMP that libtorch uses, so that both share one pool of threads.
-    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
+        .include(libtorch.root.join("include/torch/csrc/api/include"));
+    build
+}
+
+/// Returns the build of the kernels for an instruction set.
+fn kernels(level: &Level) -> (String, cc::Build) {
+    let mut build = native_build();
+    let files = ["kernels", "merge", "product", "quantised", "quantised_product"];
+    build.files(files.map(|file| format!("native/{file}.cpp")));
+    build.define("FT_ISA", level.name.as_str()).define("FT_BYTES", level.vector_bytes.as_str());
+    // Vectors wider than a register are only arguments of functions that are inlined.
+    let all = ["-Wno-psabi", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"];
+    for flag in all.into_iter().chain(level.flags.iter().map(String::as_str)) {
+        build.flag(flag);
+    }
+    (format!("ftkernels_{}", level.name), build)
+}
+
+/// Returns the build of the code that chooses among the builds of the kernels at run time and calls them on tensors, on
+/// libtorch's own OpenMP threads.
+fn dispatch(libtorch: &Libtorch) -> (String, cc::Build) {
+    let mut build = over_libtorch(libtorch);
+    build.flag("-fopenmp").files(["native/decode.cpp", "native/dispatch.cpp", "native/isa.cpp"]);
+    ("ftdispatch".into(), build)
 }
 
 /// Links libtorch, with a runpath. The loader searches a runpath after LD_LIBRARY_PATH, so the user can replace the
