@@ -12,7 +12,7 @@ use crate::fsutil;
 use crate::methods::MethodSpec;
 use crate::nn::QuantisedFormat;
 use crate::recipe::optim::{GroupSpec, OptimKind, OptimSection, Schedule};
-use crate::recipe::sections::{ModelConfig, ModelInit, Recipe};
+use crate::recipe::sections::{ModelConfig, Recipe};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

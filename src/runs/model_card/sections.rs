@@ -64,7 +64,7 @@ pub fn sections(run: &RunFolder) -> String {
 /// Returns the measurements, by the data that they were taken on: of the last validation (of the best, if that is the result) and of every
 /// evaluation in the run's folder.
 pub fn measures(run: &RunFolder) -> Vec<(String, Vec<Measure>)> {
-    let mut all = Vec::new();
+    let mut all: Vec<(String, Vec<Measure>)> = Vec::new();
     let valid = run.facts.as_ref().and_then(|f| f.valid.as_ref());
     if let (Some(valid), Some(result)) = (valid, result_validation(run)) {
         let start = run.history.validations.first().filter(|v| v.step == 0);
