@@ -26,7 +26,7 @@ use crate::gguf::metadata;
 use crate::gguf::quant::GgmlType;
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::writer::{self, MetaValue, TensorEntry};
-use crate::models::{self, Config};
+use crate::models::{self, Config, StoredFormat};
 use crate::nn::Weights;
 use check::ReadBack;
 pub use formats::{FORMATS, FileFormat};
@@ -97,6 +97,7 @@ pub fn export(
             _ => GgmlType::F32,
         })
     });
+    let format = if weights.has_quantised() { format.with_mxfp4() } else { format };
 
     let trained = tempfile::tempdir().map_err(|e| Error::user(format!("creating a temporary folder: {e}")))?;
     let companions = match parts {
@@ -117,7 +118,7 @@ pub fn export(
     let name = ModelName::of(&folder_name(named), name::size_label(&shape));
     let out = out_file(options.out, &name.file(format.name, false))?;
     check_out(&out, options)?;
-    let plan = WritePlan::new(&shape, format);
+    let plan = WritePlan::new(&shape, format, &source);
     check_nothing_left_out(&source, &plan, &shape)?;
     notes.extend(plan.note(format));
     let mut metadata = general(&name, &shape, format, options);
@@ -164,6 +165,9 @@ fn open(model: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec
     }
     let config = Config::read(model)?;
     let weights = models::weights(model, &config)?;
+    if matches!(config.stored, Some(StoredFormat::Mxfp4)) {
+        return Ok((config, weights, Vec::new())); // whose blocks the format has
+    }
     let hint = "name a directory with the model's full-precision weights; ft import makes one of a GGUF file";
     models::refuse_quantised(&weights, "writing them in another format would round them twice", hint)?;
     Ok((config, weights, Vec::new()))
@@ -178,7 +182,7 @@ struct WritePlan {
 }
 
 impl WritePlan {
-    fn new(shape: &Shape, format: FileFormat) -> Self {
+    fn new(shape: &Shape, format: FileFormat, source: &SourceWeights) -> Self {
         let computed = shape.rope.as_ref().map_or(Vec::new(), |rope| rope.scaling.tensors(rope));
         let mut placed = shape.tensors();
         if shape.has_head() {
@@ -189,7 +193,11 @@ impl WritePlan {
             shape: vec![values.len() as u64],
             kind: GgmlType::F32,
         });
-        let entries = own.chain(placed.iter().map(|placed| format.entry(placed, shape))).collect();
+        let entry = |placed: &PlacedTensor| match placed.hf.iter().any(|name| source.is_quantised(name)) {
+            true => TensorEntry { kind: GgmlType::MXFP4, ..format.entry(placed, shape) },
+            false => format.entry(placed, shape),
+        };
+        let entries = own.chain(placed.iter().map(entry)).collect();
         Self { computed, placed, entries }
     }
 

@@ -24,26 +24,30 @@ use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
 /// A folder with a model in `model`, and a file next to it.
-struct Exported {
+pub struct Exported {
     folder: TempDir,
 }
 
 impl Exported {
-    fn of(model_type: &str, more: Value) -> Self {
+    /// Makes a random model of a family.
+    pub fn of(model_type: &str, more: Value) -> Self {
         let made = Self { folder: tempfile::tempdir().unwrap() };
         families::write(model_type, more, Kind::Float, &made.model());
         made
     }
 
-    fn model(&self) -> PathBuf {
+    /// Returns the folder of the model.
+    pub fn model(&self) -> PathBuf {
         self.folder.path().join("model")
     }
 
-    fn file(&self) -> PathBuf {
+    /// Returns the file.
+    pub fn file(&self) -> PathBuf {
         self.folder.path().join("out.gguf")
     }
 
-    fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
+    /// Exports the model to the file.
+    pub fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
         let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
         export(&GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true }, |_, _| Ok(()))
     }
@@ -57,7 +61,8 @@ impl Exported {
         error.to_string()
     }
 
-    fn imported(&self) -> PathBuf {
+    /// Imports the file and returns the folder.
+    pub fn imported(&self) -> PathBuf {
         let out = self.folder.path().join("imported");
         let (file, dtype) = (self.file(), Dtype::F32);
         let options = GgufImportOptions { file: &file, out: &out, dtype, force: true, pre_tokenizer: None };
@@ -71,7 +76,8 @@ fn opened(folder: &Path) -> BTreeMap<String, Tensor> {
     ft::models::weights(folder, &config).unwrap().all().into_iter().collect()
 }
 
-fn logits(model: &Path) -> Tensor {
+/// Returns the logits of some rows.
+pub fn logits(model: &Path) -> Tensor {
     let model = frozen(model, Kind::Float);
     let rows: Vec<Vec<u32>> = (1..5).map(|i| (0..11 * i).map(|t| (t * 7 + i) % 400).collect()).collect();
     let tokens = Tokens::pack(&rows, device());
@@ -142,6 +148,12 @@ fn variants_of_families_come_back_too() {
         ("cohere", json!({"num_hidden_layers": 64, "use_qk_norm": true, "hidden_size": 32, "intermediate_size": 32})),
         ("qwen2_moe", json!({"qkv_bias": false, "tie_word_embeddings": true})),
         ("gpt2", json!({"n_inner": 96, "tie_word_embeddings": false})),
+        ("mpt", json!({"attn_config": {"clip_qkv": 1.5, "alibi_bias_max": 8}, "tie_word_embeddings": false})),
+        ("bloom", json!({"tie_word_embeddings": false, "n_head": 4})),
+        ("gpt_oss", json!({"rope_scaling": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}})),
+        ("deepseek_v2", json!({"first_k_dense_replace": 0, "n_shared_experts": 1, "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.707, "mscale_all_dim": 0.707}})),
+        ("deepseek_v2", json!({"num_hidden_layers": 27, "q_lora_rank": null, "hidden_size": 32})),
     ] {
         let made = Exported::of(model_type, more.clone());
         made.export(GgmlType::F32).unwrap_or_else(|e| panic!("{model_type} {more}: {e}"));
@@ -150,6 +162,53 @@ fn variants_of_families_come_back_too() {
             assert_close(&format!("{model_type} {more}"), &logits(&model), &expected, 1e-5);
         }
     }
+}
+
+/// Experts in MXFP4 keep their bits: in the file, in a directory made of it, and when the file is a model's base.
+#[test]
+fn experts_in_mxfp4_are_written_and_read_as_they_are() {
+    let made = Exported::of("gpt_oss", json!({}));
+    let folder = made.model();
+    let mut tensors = opened(&folder);
+    tensors.retain(|name, _| !(name.contains(".experts.") && name.ends_with(".weight")));
+    let bytes = (Kind::Uint8, tch::Device::Cpu);
+    tch::manual_seed(3);
+    for layer in 0..4 {
+        for (name, outputs, groups) in [("gate_up_proj", 64, 2), ("down_proj", 64, 1)] {
+            let stack = format!("model.layers.{layer}.mlp.experts.{name}");
+            tensors.insert(format!("{stack}_blocks"), Tensor::randint(256, [4, outputs, groups, 16], bytes));
+            tensors.insert(format!("{stack}_scales"), Tensor::randint_low(119, 125, [4, outputs, groups], bytes));
+        }
+    }
+    save_tensors(&folder.join("model.safetensors"), &tensors);
+    let mut config: Value = ft::fsutil::read_json(&folder.join("config.json")).unwrap();
+    config["quantization_config"] = json!({"quant_method": "mxfp4"});
+    ft::fsutil::write_json(&folder.join("config.json"), &config).unwrap();
+    let summary = made.export(GgmlType::F32).unwrap();
+    assert_eq!((summary.format.as_str(), summary.tensors["MXFP4"]), ("MXFP4", 4 * 3));
+    assert_eq!(summary.read_back.relative_error["MXFP4"], 0.0);
+
+    // A block of the file is the exponent and halves of bytes 16 numbers apart.
+    let gguf = Gguf::open(&made.file()).unwrap();
+    assert_eq!(gguf.unsigned("general.file_type").unwrap(), Some(38));
+    let up = gguf.tensors().iter().find(|t| t.name == "blk.1.ffn_up_exps.weight").unwrap();
+    let (expert, row, group) = (2, 5, 1);
+    let found = &gguf.data(up)[((expert * 32 + row) * 2 + group) * 17..][..17];
+    let stored = |ending: &str| {
+        let all = &tensors[&format!("model.layers.1.mlp.experts.gate_up_proj{ending}")];
+        let of_row = all.get(expert as i64).get(2 * row as i64 + 1).get(group as i64);
+        Vec::<u8>::try_from(of_row.view([-1])).unwrap()
+    };
+    let halves: Vec<u8> = stored("_blocks").iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
+    let expected: Vec<u8> = (0..16).map(|i| halves[i] | halves[i + 16] << 4).collect();
+    assert_eq!((found[0], &found[1..]), (stored("_scales")[0], &expected[..]));
+
+    let expected = logits(&folder);
+    for model in [made.file(), made.imported()] {
+        assert_close(&model.display().to_string(), &logits(&model), &expected, 1e-5);
+    }
+    let model = frozen(&made.file(), Kind::Float);
+    assert!(model.describe_quantisation().unwrap().contains("MXFP4"));
 }
 
 #[test]
@@ -412,6 +471,17 @@ fn what_llama_cpp_computes_in_another_way_is_refused_with_the_reason() {
         ("cohere", json!({"use_qk_norm": true}), "64 layers"),
         ("falcon", json!({"parallel_attn": false, "new_decoder_architecture": false}), "parallel_attn"),
         ("falcon", json!({"bias": true}), "biases"),
+        ("falcon", json!({"alibi": true}), "ALiBi"),
+        ("mpt", json!({"attn_config": {"softmax_scale": 0.5}}), "softmax_scale"),
+        ("gpt_oss", json!({"swiglu_limit": 5.0}), "swiglu_limit"),
+        ("gpt_oss", json!({"attention_bias": false}), "without biases"),
+        ("deepseek_v2", json!({"q_lora_rank": null}), "27 layers"),
+        ("deepseek_v2", json!({"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}), "groups of experts"),
+        (
+            "deepseek_v2",
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+            "mscale",
+        ),
         ("qwen3", json!({"attention_bias": true}), "biases"),
         ("qwen3_moe", json!({"norm_topk_prob": false}), "norm_topk_prob"),
         ("qwen3_moe", json!({"mlp_only_layers": [1]}), "layer 1 has no experts"),

@@ -1,5 +1,5 @@
 //! Tests of src/convert: model files in and out.
 
-mod gguf_export;
+pub mod gguf_export;
 mod gguf_import;
 mod stop_tokens;
