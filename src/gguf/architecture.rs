@@ -7,8 +7,8 @@ use super::families::{self, FAMILIES, Family};
 use super::file::Gguf;
 use super::header::GgufValue;
 use super::layout::{ExpertUse, FamilyKeyType, RopeUse, WindowUse};
-use super::rope_scaling::{self, RopeKeys};
 use super::metadata::SOFTMAX;
+use super::rope_scaling::{self, RopeKeys};
 use super::shape::{ExpertShape, LatentShape, Shape};
 use super::tensor_map::{MappedTensor, TensorMapper};
 use crate::error::{Error, Result};
@@ -162,10 +162,9 @@ fn read_latent(s: &TensorMapper) -> Result<(LatentShape, u64)> {
     let query_rank = s.gguf.unsigned(&s.key("attention.q_lora_rank"))?.filter(|rank| *rank > 0);
     let low_rank = s.has("blk.0.attn_q_a.weight");
     if low_rank != query_rank.is_some() {
-        return Err(s.unsupported(format!(
-            "metadata {} contradicts the tensors of queries",
-            s.key("attention.q_lora_rank")
-        )));
+        return Err(
+            s.unsupported(format!("metadata {} contradicts the tensors of queries", s.key("attention.q_lora_rank")))
+        );
     }
     let key_value_rank = s.number("attention.kv_lora_rank")?;
     Ok((LatentShape { query_rank, key_value_rank, rotated, value }, key))

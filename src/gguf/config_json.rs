@@ -130,7 +130,9 @@ fn own_keys(shape: &Shape, usual: &mut Map<String, Value>) {
         "deepseek_v2" => latent(shape),
         "gpt_oss" => json!({"attention_bias": true, "swiglu_limit": 7.0}),
         "bloom" => json!({"apply_residual_connection_post_layernorm": false, "hidden_dropout": 0.0}),
-        "mpt" => json!({"attn_config": {"alibi": true}, "expansion_ratio": shape.inner / shape.hidden, "no_bias": true}),
+        "mpt" => {
+            json!({"attn_config": {"alibi": true}, "expansion_ratio": shape.inner / shape.hidden, "no_bias": true})
+        }
         "phi3" => phi3(shape),
         _ => json!({
             "attn_pdrop": 0.1, "embd_pdrop": 0.1, "n_ctx": shape.context, "resid_pdrop": 0.1, "scale_attn_weights": true,

@@ -116,7 +116,10 @@ pub fn read(gguf: &Gguf, arch: &str, latent: bool, rotary: u64, theta: f64) -> R
             let stated = if latent { gguf.float(&key("yarn_log_multiplier"))? } else { None };
             let log_multiplier = stated.map(|x| shortest(x as f32));
             if latent && log_multiplier.is_none_or(|x| x <= 0.0) {
-                return Err(refuse(format!("{} is missing, which yarn scaling needs here", key("yarn_log_multiplier"))));
+                return Err(refuse(format!(
+                    "{} is missing, which yarn scaling needs here",
+                    key("yarn_log_multiplier")
+                )));
             }
             Ok(Scaling::Yarn { factor, original, fast, slow, log_multiplier })
         }

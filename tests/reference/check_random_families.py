@@ -204,7 +204,7 @@ class Case:
     """A random model in a folder, what transformers computes of it, and what was found."""
 
     def __init__(self, ft, seed, family, folder):
-        self.ft, self.seed, self.folder, self.found, self.good = ft, seed, folder, [], True
+        self.ft, self.seed, self.folder, self.found, self.good, self.noise = ft, seed, folder, [], True, 0.0
         self.r, self.family = random.Random(f"{seed} checks"), family
         self.rows = [[self.r.randrange(VOCABULARY) for _ in range(n)] for n in (9, 1, 31, 50)]
         (folder / "rows.json").write_text(json.dumps({"rows": [{"ids": row} for row in self.rows]}))
@@ -216,7 +216,8 @@ class Case:
     def compare(self, what, bound, expected, *arguments):
         """Compares ft's logits; returns true if ft computed some."""
         gap, error = gap_of(self.ft, [*arguments, "--ids", self.folder / "rows.json"], self.rows, expected)
-        self.note(f"{what} refused: {error[:600]}") if error else self.note(f"{what} {gap:.1e}", gap < bound)
+        # Some models multiply rounding errors: both sides may be as far from the true numbers as transformers is.
+        self.note(f"{what} refused: {error[:600]}") if error else self.note(f"{what} {gap:.1e}", gap < max(bound, 4 * self.noise))
         return error is None
 
     def tool(self, what, *arguments):
@@ -270,6 +271,9 @@ def check_gradients(case):
                 p -= p.grad
     model.save_pretrained(case.folder / "expected")
     before, theirs, ours = (load_file(case.folder / part / "model.safetensors") for part in ("model", "expected", "out"))
+    for saved in (before, theirs):  # the head of GPT-NeoX, which transformers reads by both names
+        if "embed_out.weight" in saved:
+            saved["lm_head.weight"] = saved.pop("embed_out.weight")
     if missing := set(theirs) ^ set(ours):
         case.note(f"tensors {sorted(missing)[:4]}", False)
     worst, name = 0.0, ""
@@ -278,7 +282,8 @@ def check_gradients(case):
         # A step is rounded as the weights are.
         gap = ((found - wanted).abs().max() - 3e-7 * (1 + before[key].abs().max())).item() / max(wanted.abs().max().item(), 1e-9)
         worst, name = max((worst, name), (gap, key))
-    case.note(f"gradients {worst:.1e}" + (f" {name}" if worst >= 1e-4 else ""), worst < 1e-4)
+    bound = max(1e-4, 300 * case.noise)
+    case.note(f"gradients {worst:.1e}" + (f" {name}" if worst >= 1e-4 else ""), worst < bound)
 
 
 def check_selftest(case):
@@ -363,7 +368,13 @@ def check(ft, seed, wanted, checks):
         model.save_pretrained(case.folder / "model")
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(TOKENIZER / file, case.folder / "model")
-        case.expected = case.logits(model)
+        try:
+            case.expected = case.logits(model)
+            exact = case.logits(model.double())
+            case.noise = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(case.expected, exact))
+        except ValueError as e:
+            print(f"{title}\n   transformers refuses: {str(e)[-200:]}", flush=True)
+            return True
         if case.compare("logits", 1e-5, case.expected, "--model", case.folder / "model"):
             for part in checks:
                 if part != "logits":

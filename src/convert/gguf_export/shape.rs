@@ -50,9 +50,13 @@ impl ShapeReader<'_> {
             return Err(self.refuse("`max_position_embeddings`, the context length, is missing"));
         }
         let windows = self.windows(family, &mut context, notes)?;
-        let read_as = family.activations.first().filter(|name| **name != c.hidden_act && family.activations.contains(&"gelu"));
+        let read_as =
+            family.activations.first().filter(|name| **name != c.hidden_act && family.activations.contains(&"gelu"));
         if let Some(name) = read_as.filter(|_| family.activations.contains(&c.hidden_act.as_str())) {
-            notes.push(format!("the file is read as one of a model with `{name}`, not `{}`: it has no place for it", c.hidden_act));
+            notes.push(format!(
+                "the file is read as one of a model with `{name}`, not `{}`: it has no place for it",
+                c.hidden_act
+            ));
         }
         let exact_gelu = c.hidden_act == "gelu" && !family.activations.is_empty();
         if exact_gelu || family.model_type == "mpt" {
@@ -229,7 +233,10 @@ impl ShapeReader<'_> {
         let given = |key: &str| sections.clone().find_map(|section| section.get(key).and_then(Value::as_f64));
         match (given("mscale"), given("mscale_all_dim")) {
             (Some(one), Some(all)) if one == all && one > 0.0 => Ok(0.1 * all),
-            _ => Err(self.refuse("YaRN without `mscale` and `mscale_all_dim` of one value, with which llama.cpp computes")),
+            _ => {
+                Err(self
+                    .refuse("YaRN without `mscale` and `mscale_all_dim` of one value, with which llama.cpp computes"))
+            }
         }
     }
 
@@ -333,14 +340,19 @@ impl ShapeReader<'_> {
                     !c.flag("parallel_attn", true),
                     "`parallel_attn` is false, and llama.cpp computes in parallel".into(),
                 )?;
-                refuse_if(c.flag("alibi", false), "ALiBi, which llama.cpp does not compute in this architecture".into())?;
+                refuse_if(
+                    c.flag("alibi", false),
+                    "ALiBi, which llama.cpp does not compute in this architecture".into(),
+                )?;
                 refuse_if(c.attention_bias, "its linear layers have biases, which llama.cpp does not read".into())
             }
             "gpt_oss" => {
                 let bounds = (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0));
                 refuse_if(
                     bounds != (1.702, 7.0),
-                    format!("`swiglu_alpha` and `swiglu_limit` are {bounds:?}, and llama.cpp computes with 1.702 and 7"),
+                    format!(
+                        "`swiglu_alpha` and `swiglu_limit` are {bounds:?}, and llama.cpp computes with 1.702 and 7"
+                    ),
                 )?;
                 refuse_if(!c.attention_bias, "attention without biases, which llama.cpp expects".into())
             }
@@ -352,8 +364,11 @@ impl ShapeReader<'_> {
                 // llama.cpp knows the models without low-rank queries by their number of layers.
                 refuse_if(
                     (shape.latent.is_some_and(|latent| latent.query_rank.is_none())) != (shape.layers == 27),
-                    format!("{} layers with `q_lora_rank` {}: llama.cpp expects null in 27 layers, and only there",
-                        shape.layers, c.settings.get("q_lora_rank").unwrap_or(&Value::Null)),
+                    format!(
+                        "{} layers with `q_lora_rank` {}: llama.cpp expects null in 27 layers, and only there",
+                        shape.layers,
+                        c.settings.get("q_lora_rank").unwrap_or(&Value::Null)
+                    ),
                 )
             }
             "bloom" => refuse_if(

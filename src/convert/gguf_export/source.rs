@@ -7,8 +7,8 @@ use crate::gguf::quantise::quantise;
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::tensor_map::{LayoutChange, layout_change};
 use crate::gguf::writer::{TensorEntry, TensorSink};
-use crate::nn::{QuantisedWeight, Weights};
 use crate::nn::weights::bytes;
+use crate::nn::{QuantisedWeight, Weights};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 

@@ -143,9 +143,18 @@ pub static DEEPSEEK_V2: Family = Family {
             only(Presence::Sparse, EXPERTS[1]),
             only(Presence::Sparse, EXPERTS[2]),
             only(Presence::Sparse, EXPERTS[3]),
-            only(Presence::Sparse, same("ffn_gate_shexp", "mlp.shared_experts.gate_proj", &[Dim::SharedInner, Dim::Hidden], BiasOf::None)),
-            only(Presence::Sparse, same("ffn_up_shexp", "mlp.shared_experts.up_proj", &[Dim::SharedInner, Dim::Hidden], BiasOf::None)),
-            only(Presence::Sparse, same("ffn_down_shexp", "mlp.shared_experts.down_proj", &[Dim::Hidden, Dim::SharedInner], BiasOf::None)),
+            only(
+                Presence::Sparse,
+                same("ffn_gate_shexp", "mlp.shared_experts.gate_proj", &[Dim::SharedInner, Dim::Hidden], BiasOf::None),
+            ),
+            only(
+                Presence::Sparse,
+                same("ffn_up_shexp", "mlp.shared_experts.up_proj", &[Dim::SharedInner, Dim::Hidden], BiasOf::None),
+            ),
+            only(
+                Presence::Sparse,
+                same("ffn_down_shexp", "mlp.shared_experts.down_proj", &[Dim::Hidden, Dim::SharedInner], BiasOf::None),
+            ),
         ],
     ],
     ..USUAL

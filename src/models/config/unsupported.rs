@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::models::families::FAMILIES;
 use crate::models::family::Family;
 use serde_json::Value;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -35,25 +36,26 @@ fn known() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().flat_map(|f| f.names.iter().copied())
 }
 
-/// Returns the supported name whose family has the largest part of its own keys in a config, and at least three of them.
+/// Returns the supported name whose family has most of its own keys in a config, at least three; of equal ones the family with
+/// the fewest others.
 fn nearest_by_keys(raw: &Value) -> Option<&'static str> {
     const LEAST: usize = 3;
     let of_family = |family: &'static Family| {
         let own = family.key_names.iter().map(|(_, own)| *own).chain(family.extra_keys.iter().copied());
         let own: BTreeSet<&str> = own.collect();
         let found = own.iter().filter(|key| raw.get(**key).is_some()).count();
-        (found >= LEAST).then(|| (found as f64 / own.len() as f64, found, family.names[0]))
+        (found >= LEAST).then(|| ((found, Reverse(own.len())), family.names[0]))
     };
-    let all = FAMILIES.iter().filter_map(of_family);
-    all.max_by(|a, b| (a.0, a.1).partial_cmp(&(b.0, b.1)).expect("shares are numbers")).map(|(.., name)| name)
+    let all = FAMILIES.iter().rev().filter(|family| !family.names[0].starts_with("ft_")).filter_map(of_family);
+    all.max_by_key(|(fit, _)| *fit).map(|(_, name)| name)
 }
 
-/// Returns the supported name that begins like this one, by at least three letters: the one with which it shares the longest
+/// Returns the supported name that begins like this one, by at least three letters and a third of it: the one with which it shares the longest
 /// beginning, then the one of the nearest length.
 fn nearest(model_type: &str) -> Option<&'static str> {
     let shared = |name: &str| name.chars().zip(model_type.chars()).take_while(|(a, b)| a == b).count();
     let found = known().max_by_key(|name| (shared(name), std::cmp::Reverse(name.len().abs_diff(model_type.len()))))?;
-    (shared(found) >= 3).then_some(found)
+    (shared(found) >= 3 && 3 * shared(found) >= model_type.len()).then_some(found)
 }
 
 #[cfg(test)]
@@ -77,6 +79,6 @@ mod tests {
         assert_eq!(nearest("gemma4"), Some("gemma2"));
         assert_eq!(nearest("gemma4_text"), Some("gemma3_text"));
         assert_eq!(nearest("mistral3"), Some("mistral"));
-        assert_eq!(nearest("bert"), None);
+        assert_eq!([nearest("bert"), nearest("minimax_m2")], [None, None]);
     }
 }

@@ -160,7 +160,9 @@ impl BlockParts {
                 let scale = d(208) * float(self.bytes(192, 16).view_dtype(Kind::Int8));
                 scale.unsqueeze(2) * (float(q) - 32.0).view([-1, 16, 16])
             }
-            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::MXFP4 => unreachable!("refused when the weight is made"),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::MXFP4 => {
+                unreachable!("refused when the weight is made")
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Tests of src/convert: model files in and out.
 
+mod gguf_adapters;
 pub mod gguf_export;
 mod gguf_import;
 mod stop_tokens;

@@ -117,7 +117,12 @@ fn logits_equal_transformers_packed_and_one_by_one() {
 }
 
 /// Returns the mean loss and the gradients of one optimiser step; each element of `batches` is a micro-batch.
-pub(super) fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
+pub(super) fn learn(
+    model: &Model,
+    batches: &[&[Sequence]],
+    items: f64,
+    replay: LayerReplay,
+) -> (f64, BTreeMap<String, Tensor>) {
     let mut metrics = ft::models::Metrics::default();
     for sequences in batches {
         let row = Row::pack(sequences);
