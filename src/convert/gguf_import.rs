@@ -11,14 +11,17 @@ use crate::gguf::model_texts::config_text;
 use crate::gguf::quant::dequantise;
 use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
 use crate::gguf::vocabulary;
+use crate::models::{Config, FileTensor, file_tensors};
 use crate::nn::safetensors::{self, Dtype, TensorHeader};
 use half::{bf16, f16};
+use indexmap::IndexMap;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tch::Tensor;
 
 /// Options of an import.
 pub struct GgufImportOptions<'a> {
@@ -80,16 +83,35 @@ pub fn import(
     model.config.insert("torch_dtype".into(), json!(torch_name(options.dtype)));
 
     let (name, license) = (gguf.text("general.name")?, gguf.text("general.license")?);
-    let entries: Vec<TensorHeader> =
-        model.tensors.iter().map(|t| TensorHeader::new(&t.name, options.dtype, t.shape.clone())).collect();
-    let by_name: HashMap<&str, &MappedTensor> = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let config = Config::parse(options.file, &config_text(&model.config))?;
+    let mut parameters: IndexMap<&str, Vec<&MappedTensor>> = IndexMap::new();
+    model.tensors.iter().for_each(|t| parameters.entry(t.name.as_str()).or_default().push(t));
+    let shape_of = |t: &MappedTensor| t.shape.iter().map(|n| *n as i64).collect::<Vec<i64>>();
+    let files = file_tensors(&config, parameters.iter().map(|(name, parts)| (*name, shape_of(parts[0]))));
+    let entries: Vec<TensorHeader> = files
+        .iter()
+        .map(|t| TensorHeader::new(&t.name, options.dtype, t.shape.iter().map(|n| *n as usize).collect::<Vec<usize>>()))
+        .collect();
+    let by_name: HashMap<&str, &FileTensor> = files.iter().map(|t| (t.name.as_str(), t)).collect();
     let total = entries.len() as u64;
     let mut done = 0;
     fsutil::replace_dir(options.out, |folder| {
         safetensors::write_model(folder, &entries, safetensors::SHARD_BYTES, |entry| {
             progress(done, total)?;
             done += 1;
-            encode(&gguf, by_name[entry.name.as_str()], options.dtype)
+            let tensor = by_name[entry.name.as_str()];
+            let first = &parameters[tensor.parts[0].as_str()];
+            let values = match tensor.parts.len() {
+                1 => parameter(&gguf, first),
+                _ => {
+                    let stack = tensor.values(|name| {
+                        let values = Tensor::from_slice(&parameter(&gguf, &parameters[name]));
+                        Ok(values.view(shape_of(parameters[name][0]).as_slice()))
+                    })?;
+                    Vec::try_from(stack.contiguous().view([-1]))?
+                }
+            };
+            encode(&gguf, &first[0].source.name, values, options.dtype)
         })?;
         progress(total, total)?;
         let config = ("config.json".to_string(), config_text(&model.config));
@@ -150,10 +172,26 @@ fn check_out(options: &GgufImportOptions) -> Result<()> {
     Ok(())
 }
 
-/// Returns the bytes of one tensor in Hugging Face's layout and the chosen dtype. Fails if a value is not finite.
-fn encode(gguf: &Gguf, tensor: &MappedTensor, dtype: Dtype) -> Result<Vec<u8>> {
-    let values = arranged(gguf, tensor);
-    let wrong = |what: String| Error::user(format!("{}: tensor {}: {what}", gguf.path().display(), tensor.source.name));
+/// Returns the values of a parameter in Hugging Face's layout, of which the file may have several parts.
+fn parameter(gguf: &Gguf, parts: &[&MappedTensor]) -> Vec<f32> {
+    let rows = parts[0].shape[0];
+    if !parts[0].change.is_part() {
+        return arranged(gguf, parts[0]);
+    }
+    let mut values = vec![0.0; parts[0].shape.iter().product()];
+    let width = values.len() / rows;
+    for part in parts {
+        let places = part.change.file_order(rows).unwrap_or_default();
+        for (line, row) in arranged(gguf, part).chunks_exact(width).zip(places) {
+            values[row as usize * width..][..width].copy_from_slice(line);
+        }
+    }
+    values
+}
+
+/// Returns the bytes of values in the chosen dtype; `name` is that of their tensor in the file. Fails if a value is not finite.
+fn encode(gguf: &Gguf, name: &str, values: Vec<f32>, dtype: Dtype) -> Result<Vec<u8>> {
+    let wrong = |what: String| Error::user(format!("{}: tensor {name}: {what}", gguf.path().display()));
     let bad = values.par_iter().filter(|x| !x.is_finite()).count();
     if bad > 0 {
         return Err(wrong(format!("{bad} of {} values are not finite", values.len()))
@@ -187,20 +225,26 @@ pub(in crate::convert) fn arranged(gguf: &Gguf, tensor: &MappedTensor) -> Vec<f3
     let mut values = dequantise(tensor.source.kind, gguf.data(&tensor.source));
     let rows = tensor.source.shape[0];
     if let Some(order) = tensor.change.row_order(rows) {
-        values = select_rows(&values, &order);
+        values = select_rows(&values, rows, &order);
     }
     match tensor.change {
         LayoutChange::Transpose => values = transpose(&values, rows),
         LayoutChange::Centre => values.par_iter_mut().for_each(|x| *x -= 1.0),
+        LayoutChange::HeadKeys(_) => values = transpose_each(&values, rows, tensor.source.shape[1]),
         _ => {}
     }
     values
 }
 
-/// Returns the rows of a matrix in this order.
-pub(in crate::convert) fn select_rows(values: &[f32], order: &[i64]) -> Vec<f32> {
-    let width = values.len() / order.len();
+/// Returns some rows of a matrix of `rows` rows, in this order.
+pub(in crate::convert) fn select_rows(values: &[f32], rows: usize, order: &[i64]) -> Vec<f32> {
+    let width = values.len() / rows;
     order.iter().flat_map(|&row| &values[row as usize * width..(row as usize + 1) * width]).copied().collect()
+}
+
+/// Transposes each of `count` matrices of `rows` rows.
+pub(in crate::convert) fn transpose_each(values: &[f32], count: usize, rows: usize) -> Vec<f32> {
+    values.chunks_exact(values.len() / count).flat_map(|matrix| transpose(matrix, rows)).collect()
 }
 
 /// Transposes a matrix of `rows` rows.
@@ -231,7 +275,7 @@ mod tests {
     #[test]
     fn unpermute_undoes_llama_cpp_s_interleaving() {
         let unpermute = |values: &[f32], heads: usize| {
-            select_rows(values, &LayoutChange::Unpermute { heads }.row_order(values.len()).unwrap())
+            select_rows(values, values.len(), &LayoutChange::Unpermute { heads }.row_order(values.len()).unwrap())
         };
         // One head of four rows, width one: stored (0, 2, 1, 3) was (0, 1, 2, 3).
         assert_eq!(unpermute(&[0.0, 2.0, 1.0, 3.0], 1), [0.0, 1.0, 2.0, 3.0]);

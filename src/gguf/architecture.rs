@@ -7,8 +7,9 @@ use super::families::{self, FAMILIES, Family};
 use super::file::Gguf;
 use super::header::GgufValue;
 use super::layout::{ExpertUse, FamilyKeyType, RopeUse, WindowUse};
+use super::metadata::SOFTMAX;
 use super::rope_scaling::{self, RopeKeys};
-use super::shape::{ExpertShape, Shape};
+use super::shape::{ExpertShape, LatentShape, Shape};
 use super::tensor_map::{MappedTensor, TensorMapper};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -109,12 +110,16 @@ fn read_shape(s: &TensorMapper, family: &'static Family, tokens: &TokenIds) -> R
     }
     let hidden = s.number("embedding_length")?;
     let inner = match family.rope {
-        RopeUse::Learnt => s.number_or("feed_forward_length", 4 * hidden)?,
+        RopeUse::Learnt | RopeUse::Alibi => s.number_or("feed_forward_length", 4 * hidden)?,
         _ => s.number("feed_forward_length")?,
     };
     let heads = s.number("attention.head_count")?;
-    let kv_heads = s.number_or("attention.head_count_kv", heads)?;
-    let (head_dim, rotary) = head_sizes(s, family, hidden, heads, kv_heads)?;
+    let kv_heads = if family.latent { heads } else { s.number_or("attention.head_count_kv", heads)? };
+    let latent = if family.latent { Some(read_latent(s)?) } else { None };
+    let (head_dim, rotary) = match latent {
+        Some((latent, head_dim)) => (head_dim, latent.rotated),
+        None => head_sizes(s, family, hidden, heads, kv_heads)?,
+    };
     let present = family.variable_parts().into_iter().filter(|name| s.has(&format!("blk.0.{name}.weight"))).collect();
     let in_first = |names: &[&str]| names.iter().any(|name| s.has(&format!("blk.0.{name}.bias")));
     let mut shape = Shape {
@@ -134,7 +139,8 @@ fn read_shape(s: &TensorMapper, family: &'static Family, tokens: &TokenIds) -> R
         output_bias: family.biases.output.with(|| in_first(&["attn_output"])),
         mlp_bias: family.biases.mlp.with(|| in_first(&["ffn_up"])),
         tied: true,
-        experts: read_experts(s, family, inner)?,
+        experts: read_experts(s, family, layers, inner)?,
+        latent: latent.map(|(latent, _)| latent),
         present,
         settings: Map::new(),
     };
@@ -142,11 +148,36 @@ fn read_shape(s: &TensorMapper, family: &'static Family, tokens: &TokenIds) -> R
     Ok(shape)
 }
 
+/// Returns the sizes of latent attention, and the size of a head's key.
+fn read_latent(s: &TensorMapper) -> Result<(LatentShape, u64)> {
+    // Where keys and values are separate tensors, the usual keys have the sizes of the vector that they are made of.
+    let by_head = if s.has("blk.0.attn_k_b.weight") { "_mla" } else { "" };
+    let size = |name: &str| s.number(&format!("attention.{name}_length{by_head}"));
+    let (key, value, rotated) = (size("key")?, size("value")?, s.number("rope.dimension_count")?);
+    if rotated >= key || rotated % 2 != 0 || value > key {
+        return Err(s.unsupported(format!(
+            "keys of {key} numbers, {rotated} of them rotated, and values of {value} do not fit together"
+        )));
+    }
+    let query_rank = s.gguf.unsigned(&s.key("attention.q_lora_rank"))?.filter(|rank| *rank > 0);
+    let low_rank = s.has("blk.0.attn_q_a.weight");
+    if low_rank != query_rank.is_some() {
+        return Err(
+            s.unsupported(format!("metadata {} contradicts the tensors of queries", s.key("attention.q_lora_rank")))
+        );
+    }
+    let key_value_rank = s.number("attention.kv_lora_rank")?;
+    Ok((LatentShape { query_rank, key_value_rank, rotated, value }, key))
+}
+
 /// Returns the size of a head, and how much of it is rotated.
 fn head_sizes(s: &TensorMapper, family: &Family, hidden: u64, heads: u64, kv_heads: u64) -> Result<(u64, u64)> {
-    if family.rope == RopeUse::Learnt {
+    if !family.rope.is_rotary() {
         if hidden % heads != 0 {
             return Err(s.unsupported(format!("embedding_length {hidden} is no multiple of the {heads} heads")));
+        }
+        if family.rope == RopeUse::Alibi && kv_heads != heads {
+            return Err(s.unsupported(format!("{kv_heads} key/value heads, {heads} expected")));
         }
         return Ok((hidden / heads, 0));
     }
@@ -179,7 +210,7 @@ fn head_sizes(s: &TensorMapper, family: &Family, hidden: u64, heads: u64, kv_hea
 }
 
 fn read_rope(s: &TensorMapper, family: &Family, rotary: u64) -> Result<Option<RopeKeys>> {
-    if family.rope == RopeUse::Learnt {
+    if !family.rope.is_rotary() {
         return Ok(None);
     }
     // Old files may lack the key; llama.cpp assumes this default.
@@ -196,7 +227,7 @@ fn read_rope(s: &TensorMapper, family: &Family, rotary: u64) -> Result<Option<Ro
         }
         _ => None,
     };
-    let scaling = rope_scaling::read(s.gguf, s.arch, rotary, theta)?;
+    let scaling = rope_scaling::read(s.gguf, s.arch, family.latent, rotary, theta)?;
     Ok(Some(RopeKeys { rotary, theta, local_theta, scaling }))
 }
 
@@ -225,15 +256,32 @@ fn read_windows(s: &TensorMapper, family: &Family, layers: u64) -> Result<Option
     Ok(window.map(|window| (window, pattern)))
 }
 
-fn read_experts(s: &TensorMapper, family: &Family, inner: u64) -> Result<Option<ExpertShape>> {
-    let ExpertUse::Experts { own_width, shared, .. } = family.experts else { return Ok(None) };
+fn read_experts(s: &TensorMapper, family: &Family, layers: u64, inner: u64) -> Result<Option<ExpertShape>> {
+    let ExpertUse::Experts { own_width, shared, later, .. } = family.experts else { return Ok(None) };
     let (count, chosen) = (s.number("expert_count")?, s.number("expert_used_count")?);
     if chosen > count || count > 4096 {
         return Err(s.unsupported(format!("{chosen} of {count} experts for each token do not fit together")));
     }
     let width = if own_width { s.number("expert_feed_forward_length")? } else { inner };
-    let shared = if shared { Some(s.number("expert_shared_feed_forward_length")?) } else { None };
-    Ok(Some(ExpertShape { count, chosen, width, shared }))
+    let shared = match (shared, later) {
+        (false, _) => None,
+        (true, true) => Some(s.number("expert_shared_count")? * width),
+        (true, false) => Some(s.number("expert_shared_feed_forward_length")?),
+    };
+    let (mut first, mut scale) = (0, 1.0);
+    if later {
+        first = s.gguf.unsigned(&s.key("leading_dense_block_count"))?.unwrap_or(0);
+        scale = s.gguf.float(&s.key("expert_weights_scale"))?.unwrap_or(1.0);
+        let gating = s.number_or("expert_gating_func", SOFTMAX)?;
+        let normed = s.gguf.bool(&s.key("expert_weights_norm"))?.unwrap_or(false);
+        if gating != SOFTMAX || normed || first > layers {
+            return Err(s.unsupported(format!(
+                "experts from layer {first} on, router {gating}, weights divided by their sum: {normed}; only routers of \
+                 kind {SOFTMAX} without division are supported"
+            )));
+        }
+    }
+    Ok(Some(ExpertShape { count, chosen, width, shared, first, scale }))
 }
 
 /// Reads the family's own keys of config.json.
@@ -242,6 +290,14 @@ fn read_settings(s: &TensorMapper, family: &Family, shape: &Shape) -> Result<Map
     for setting in family.settings {
         let value = match setting.kind {
             FamilyKeyType::Float => json!(s.float(setting.gguf)?),
+            FamilyKeyType::Optional => json!(s.gguf.float(&s.key(setting.gguf))?),
+            FamilyKeyType::Fixed(x) => match s.float(setting.gguf)? {
+                found if found == x => json!(x),
+                found => {
+                    let key = s.key(setting.gguf);
+                    return Err(s.unsupported(format!("{key} is {found}: only {x} is supported")));
+                }
+            },
             // Tensors decide it where layers may lack the norm.
             FamilyKeyType::Flag if family.variable_parts().contains("ffn_norm") => {
                 json!(!shape.present.contains("ffn_norm"))

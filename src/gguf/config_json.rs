@@ -11,7 +11,6 @@ pub fn of(shape: &Shape, tokens: &TokenIds) -> Map<String, Value> {
     let family = shape.family;
     let mut usual = object(json!({
         "attention_dropout": 0.0,
-        "hidden_act": family.activations[0],
         "hidden_size": shape.hidden,
         "intermediate_size": shape.inner,
         "max_position_embeddings": shape.context,
@@ -20,17 +19,20 @@ pub fn of(shape: &Shape, tokens: &TokenIds) -> Map<String, Value> {
         "num_key_value_heads": shape.kv_heads,
         "rms_norm_eps": shape.norm_eps,
     }));
+    if let Some(activation) = family.activations.first() {
+        usual.insert("hidden_act".into(), json!(activation));
+    }
     if let Some(rope) = &shape.rope {
         usual.insert("rope_theta".into(), json!(rope.theta));
         usual.insert("rope_scaling".into(), rope.scaling.config(shape.context));
-        if family.partial_rotary {
+        if family.partial_rotary && !family.latent {
             usual.insert("partial_rotary_factor".into(), json!(rope.rotary as f64 / shape.head_dim as f64));
         }
         if let (RopeUse::Local | RopeUse::LocalUnscaled, Some(theta)) = (family.rope, rope.local_theta) {
             usual.insert("rope_local_base_freq".into(), json!(theta));
         }
     }
-    if family.free_head_size {
+    if family.free_head_size && !family.latent {
         usual.insert("head_dim".into(), json!(shape.head_dim));
     }
     if let Some((window, layers)) = &shape.windows {
@@ -42,7 +44,12 @@ pub fn of(shape: &Shape, tokens: &TokenIds) -> Map<String, Value> {
     }
     experts(shape, &mut usual);
     own_keys(shape, &mut usual);
-    usual.extend(shape.settings.clone());
+    for (key, value) in &shape.settings {
+        match key.split_once('.') {
+            Some((section, key)) => usual.entry(section).or_insert_with(|| json!({}))[key] = value.clone(),
+            None => drop(usual.insert(key.clone(), value.clone())),
+        }
+    }
     let mut config = common(shape, tokens);
     config.extend(usual.into_iter().map(|(key, value)| (family.config_key(&key).to_string(), value)));
     config
@@ -69,7 +76,7 @@ fn common(shape: &Shape, tokens: &TokenIds) -> Map<String, Value> {
 }
 
 fn experts(shape: &Shape, usual: &mut Map<String, Value>) {
-    let (ExpertUse::Experts { own_width, renormalised, stated, .. }, Some(experts)) =
+    let (ExpertUse::Experts { own_width, renormalised, stated, later, .. }, Some(experts)) =
         (shape.family.experts, shape.experts)
     else {
         return;
@@ -78,13 +85,19 @@ fn experts(shape: &Shape, usual: &mut Map<String, Value>) {
     usual.insert("num_experts_per_tok".into(), json!(experts.chosen));
     if own_width {
         usual.insert("moe_intermediate_size".into(), json!(experts.width));
+    }
+    if own_width && !later {
         usual.insert("decoder_sparse_step".into(), json!(1));
         usual.insert("mlp_only_layers".into(), json!([]));
     }
     if stated {
         usual.insert("norm_topk_prob".into(), json!(renormalised));
     }
-    if let Some(width) = experts.shared {
+    if later {
+        usual.insert("first_k_dense_replace".into(), json!(experts.first));
+        usual.insert("routed_scaling_factor".into(), json!(experts.scale));
+        usual.insert("n_shared_experts".into(), json!(experts.shared.unwrap_or(0) / experts.width));
+    } else if let Some(width) = experts.shared {
         usual.insert("shared_expert_intermediate_size".into(), json!(width));
     }
 }
@@ -114,6 +127,12 @@ fn own_keys(shape: &Shape, usual: &mut Map<String, Value>) {
         "stablelm" => json!({"attention_bias": shape.qkv_bias, "qk_layernorm": false}),
         "gpt_neox" => json!({"attention_bias": true}),
         "falcon" => falcon(shape),
+        "deepseek_v2" => latent(shape),
+        "gpt_oss" => json!({"attention_bias": true, "swiglu_limit": 7.0}),
+        "bloom" => json!({"apply_residual_connection_post_layernorm": false, "hidden_dropout": 0.0}),
+        "mpt" => {
+            json!({"attn_config": {"alibi": true}, "expansion_ratio": shape.inner / shape.hidden, "no_bias": true})
+        }
         "phi3" => phi3(shape),
         _ => json!({
             "attn_pdrop": 0.1, "embd_pdrop": 0.1, "n_ctx": shape.context, "resid_pdrop": 0.1, "scale_attn_weights": true,
@@ -130,6 +149,16 @@ fn own_keys(shape: &Shape, usual: &mut Map<String, Value>) {
             }
         }
         "gpt_neox" => drop(usual.remove("num_key_value_heads")),
+        "gpt_oss" => {
+            for key in ["decoder_sparse_step", "mlp_only_layers"] {
+                usual.remove(key);
+            }
+            // The files of this architecture do not say it, and every published model has it so.
+            if let Some(rope) = usual.get_mut("rope_scaling").and_then(Value::as_object_mut) {
+                rope.insert("truncate".into(), json!(false));
+            }
+        }
+        "bloom" | "mpt" => ["intermediate_size", "num_key_value_heads"].iter().for_each(|key| drop(usual.remove(*key))),
         _ => {}
     }
 }
@@ -151,6 +180,15 @@ pub fn attention_scalar(shape: &Shape) -> u64 {
 
 fn windowless(shape: &Shape) -> Value {
     json!({"max_window_layers": shape.layers, "sliding_window": null, "use_sliding_window": false})
+}
+
+fn latent(shape: &Shape) -> Value {
+    let Some(latent) = shape.latent else { return json!({}) };
+    json!({
+        "attention_bias": false, "mlp_bias": false, "topk_method": "greedy", "q_lora_rank": latent.query_rank,
+        "kv_lora_rank": latent.key_value_rank, "qk_nope_head_dim": shape.head_dim - latent.rotated,
+        "qk_rope_head_dim": latent.rotated, "v_head_dim": latent.value,
+    })
 }
 
 fn falcon(shape: &Shape) -> Value {

@@ -26,8 +26,10 @@ pub struct Family {
     pub windows: WindowUse,
     /// Layers of experts.
     pub experts: ExpertUse,
+    /// Keys and values of all heads are made of one vector (multi-head latent attention).
+    pub latent: bool,
     /// Activation functions of the MLP that the architecture stands for, by their names in config.json; the first one is
-    /// written to a config.json.
+    /// written to a config.json. Empty: the family has one, which config.json does not name.
     pub activations: &'static [&'static str],
     /// The weight of the output head.
     pub head: HeadUse,
@@ -108,6 +110,8 @@ impl Biases {
 pub enum RopeUse {
     /// A table of trained vectors.
     Learnt,
+    /// Not at all: scores fall with distance (ALiBi).
+    Alibi,
     /// Rotary embedding, scaled linearly or by YaRN or not at all.
     Plain,
     /// The same, or scaled as Llama 3, with a tensor of divisors.
@@ -151,6 +155,8 @@ pub enum ExpertUse {
         renormalised: bool,
         /// config.json says whether it is so; otherwise the family always does it.
         stated: bool,
+        /// The first layers may have one MLP, and the weights of a token's experts a factor.
+        later: bool,
     },
 }
 
@@ -170,17 +176,28 @@ pub enum HeadUse {
 pub struct FamilyKey {
     /// The metadata key.
     pub gguf: &'static str,
-    /// The key of config.json.
+    /// The key of config.json; behind a point, that within the section before it.
     pub config: &'static str,
     /// Its type.
     pub kind: FamilyKeyType,
 }
 
+impl RopeUse {
+    /// Returns true if positions turn queries and keys.
+    pub fn is_rotary(self) -> bool {
+        !matches!(self, Self::Learnt | Self::Alibi)
+    }
+}
+
 /// The type of a setting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FamilyKeyType {
     /// A number.
     Float,
+    /// A number that models may lack.
+    Optional,
+    /// This number in every model.
+    Fixed(f64),
     /// A truth value.
     Flag,
 }
@@ -202,7 +219,7 @@ pub struct TensorRule {
     pub presence: Presence,
 }
 
-/// Whether the layers of a model have a tensor. The names are those of tensors in GGUF files.
+/// Which layers of a model have a tensor. The names are those of tensors in GGUF files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     /// Every model has it.
@@ -211,6 +228,10 @@ pub enum Presence {
     With(&'static str),
     /// If they do not have it.
     Without(&'static str),
+    /// Layers with experts.
+    Sparse,
+    /// Layers with one MLP.
+    Dense,
 }
 
 /// A size that the dimensions of tensors have.
@@ -244,8 +265,20 @@ pub enum Dim {
     Experts,
     /// Width inside an expert.
     ExpertInner,
+    /// Gate and up of an expert together.
+    TwiceExpertInner,
     /// Width inside the expert that computes every token.
     SharedInner,
+    /// The vector that queries are made of.
+    QueryRank,
+    /// The vector that keys and values are made of.
+    KeyValueRank,
+    /// The same, and the rotated part of the key.
+    KeyValueRankAndRotated,
+    /// The parts of keys that are not rotated, and the values, of all heads.
+    PlainKeysAndValues,
+    /// The values of all heads.
+    Values,
 }
 
 /// How the numbers of a tensor are arranged in GGUF files, compared with directories.
@@ -267,6 +300,14 @@ pub enum Layout {
     Flat,
     /// The matrices of all experts in one tensor of three dimensions.
     Stacked,
+    /// The same of every second row, from this one on: directories have gate and up in turn.
+    StackedRows(usize),
+    /// A vector whose name in directories does not end in `.weight`.
+    Bare,
+    /// Of the keys and values of each head, the rows of keys, transposed: (heads, in, rows).
+    HeadKeys,
+    /// The same of values, not transposed: (heads, rows, in).
+    HeadValues,
 }
 
 /// The group whose biases decide whether a tensor has one.
@@ -302,6 +343,22 @@ pub const fn norm(gguf: &'static str, hf: &'static str) -> TensorRule {
 /// Says that layers have a tensor only if they have, or do not have, another one.
 pub const fn only(presence: Presence, rule: TensorRule) -> TensorRule {
     TensorRule { presence, ..rule }
+}
+
+/// Describes a vector whose name in directories does not end in `.weight`.
+pub const fn bare(gguf: &'static str, hf: &'static str, shape: &'static [Dim]) -> TensorRule {
+    TensorRule { layout: Layout::Bare, ..same(gguf, hf, shape, BiasOf::None) }
+}
+
+/// Describes every second row, from row `from` on, of the matrices of all experts of a layer.
+pub const fn stacked_rows(
+    from: usize,
+    gguf: &'static str,
+    hf: &'static str,
+    shape: &'static [Dim],
+    bias: BiasOf,
+) -> TensorRule {
+    TensorRule { layout: Layout::StackedRows(from), bias, ..stacked(gguf, hf, shape) }
 }
 
 /// Describes the matrices of all experts of a layer.

@@ -16,10 +16,17 @@ pub fn of(shape: &Shape) -> Vec<(String, MetaValue)> {
     keys.number("feed_forward_length", shape.inner);
     keys.number("vocab_size", shape.vocab);
     keys.number("attention.head_count", shape.heads);
-    if family.rope != RopeUse::Learnt {
+    if let Some(latent) = shape.latent {
+        // In llama.cpp all heads share one key, the vector that keys are made of, and one value.
+        keys.number("attention.head_count_kv", 1);
+        keys.number("attention.key_length", latent.key_value_rank + latent.rotated);
+        keys.number("attention.value_length", latent.key_value_rank);
+        keys.number("attention.key_length_mla", shape.head_dim);
+        keys.number("attention.value_length_mla", latent.value);
+    } else if family.rope != RopeUse::Learnt {
         keys.number("attention.head_count_kv", shape.kv_heads);
     }
-    if family.free_head_size {
+    if family.free_head_size && !family.latent {
         keys.number("attention.key_length", shape.head_dim);
         keys.number("attention.value_length", shape.head_dim);
     }
@@ -27,21 +34,36 @@ pub fn of(shape: &Shape) -> Vec<(String, MetaValue)> {
     if let Some(rope) = &shape.rope {
         keys.rope(rope);
     }
+    if let Some(latent) = shape.latent {
+        keys.number("attention.kv_lora_rank", latent.key_value_rank);
+        latent.query_rank.into_iter().for_each(|rank| keys.number("attention.q_lora_rank", rank));
+    }
     keys.windows(shape);
-    if let (ExpertUse::Experts { own_width, .. }, Some(experts)) = (family.experts, shape.experts) {
+    if let (ExpertUse::Experts { own_width, later, .. }, Some(experts)) = (family.experts, shape.experts) {
         keys.number("expert_count", experts.count);
         keys.number("expert_used_count", experts.chosen);
         if own_width {
             keys.number("expert_feed_forward_length", experts.width);
         }
-        if let Some(width) = experts.shared {
-            keys.number("expert_shared_feed_forward_length", width);
+        match experts.shared {
+            // Shared experts are as wide as the others.
+            Some(width) if later => keys.number("expert_shared_count", width / experts.width),
+            Some(width) => keys.number("expert_shared_feed_forward_length", width),
+            None => {}
+        }
+        if later {
+            keys.number("leading_dense_block_count", experts.first);
+            keys.float("expert_weights_scale", experts.scale);
+            keys.add("expert_weights_norm", MetaValue::Flag(false));
+            keys.number("expert_gating_func", SOFTMAX);
         }
     }
     for setting in family.settings {
         let value = shape.settings.get(setting.config).unwrap_or(&Value::Null);
         match setting.kind {
             FamilyKeyType::Float => keys.float(setting.gguf, value.as_f64().unwrap_or(1.0)),
+            FamilyKeyType::Optional => value.as_f64().into_iter().for_each(|x| keys.float(setting.gguf, x)),
+            FamilyKeyType::Fixed(x) => keys.float(setting.gguf, x),
             FamilyKeyType::Flag => keys.add(setting.gguf, MetaValue::Flag(value.as_bool().unwrap_or(true))),
         }
     }
@@ -50,6 +72,9 @@ pub fn of(shape: &Shape) -> Vec<(String, MetaValue)> {
     }
     keys.list
 }
+
+/// llama.cpp's number for routers whose probabilities are a softmax.
+pub const SOFTMAX: u64 = 1;
 
 struct Keys {
     arch: &'static str,
@@ -83,13 +108,16 @@ impl Keys {
                 self.add("rope.scaling.type", "linear".into());
                 self.float("rope.scaling.factor", *factor);
             }
-            Scaling::Yarn { factor, original, fast, slow } => {
+            Scaling::Yarn { factor, original, fast, slow, log_multiplier } => {
                 self.add("rope.scaling.type", "yarn".into());
                 self.float("rope.scaling.factor", *factor);
                 self.number("rope.scaling.original_context_length", *original);
                 if (*fast, *slow) != YARN_BETAS {
                     self.float("rope.scaling.yarn_beta_fast", *fast);
                     self.float("rope.scaling.yarn_beta_slow", *slow);
+                }
+                if let Some(x) = log_multiplier {
+                    self.float("rope.scaling.yarn_log_multiplier", *x);
                 }
             }
             Scaling::Long { original, attention, .. } => {

@@ -36,12 +36,14 @@ pub enum GgmlType {
     Q5_K,
     /// 6 bits, 16 groups with scale.
     Q6_K,
+    /// 4 bits with an exponent of their own (e2m1), and a power of two as scale (e8m0).
+    MXFP4,
 }
 
 use GgmlType::*;
 
 /// Each format with ggml's type number, the elements of a block and its bytes.
-const KINDS: [(GgmlType, u32, usize, usize); 13] = [
+const KINDS: [(GgmlType, u32, usize, usize); 14] = [
     (F32, 0, 1, 4),
     (F16, 1, 1, 2),
     (BF16, 30, 1, 2),
@@ -55,10 +57,11 @@ const KINDS: [(GgmlType, u32, usize, usize); 13] = [
     (Q4_K, 12, 256, 144),
     (Q5_K, 13, 256, 176),
     (Q6_K, 14, 256, 210),
+    (MXFP4, 39, 32, 17),
 ];
 
 /// Types of ggml that are not supported here; listed so that an error can name them.
-const UNSUPPORTED: [(u32, &str); 22] = [
+const UNSUPPORTED: [(u32, &str); 21] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
@@ -77,7 +80,6 @@ const UNSUPPORTED: [(u32, &str); 22] = [
     (29, "IQ1_M"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
-    (39, "MXFP4"),
     (40, "NVFP4"),
     (4, "Q4_2 (removed from ggml)"),
     (5, "Q4_3 (removed from ggml)"),
@@ -117,7 +119,7 @@ impl GgmlType {
     /// Returns where in a block its float16 scales and offsets begin; none for formats without blocks.
     pub fn scale_offsets(self) -> &'static [usize] {
         match self {
-            F32 | F16 | BF16 => &[],
+            F32 | F16 | BF16 | MXFP4 => &[],
             Q4_0 | Q5_0 | Q8_0 => &[0],
             Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
             Q2_K => &[80, 82],
@@ -160,6 +162,7 @@ pub fn dequantise(kind: GgmlType, data: &[u8]) -> Vec<f32> {
         Q4_K => q4_k,
         Q5_K => q5_k,
         Q6_K => q6_k,
+        MXFP4 => mxfp4,
     };
     let mut values = vec![0f32; data.len() / bytes * elements];
     // Some thousand elements per task keep rayon's overhead small.
@@ -304,6 +307,21 @@ fn q6_k(b: &[u8], y: &mut [f32]) {
     }
 }
 
+/// y = v[q] 2^(e - 128), with v the doubled values of e2m1.
+fn mxfp4(b: &[u8], y: &mut [f32]) {
+    const DOUBLED: [f32; 16] =
+        [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+    // 2^-128 and 2^-127 are no normal numbers.
+    let scale = match b[0] {
+        255 => f32::NAN,
+        e @ (0 | 1) => f32::from_bits(1 << (21 + u32::from(e))),
+        e => f32::from_bits(u32::from(e - 1) << 23),
+    };
+    for (i, y) in y.iter_mut().enumerate() {
+        *y = DOUBLED[nibble(&b[1..], i) as usize] * scale;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +333,18 @@ mod tests {
         b[2] = 0xF0; // element 0 is 0 - 8, element 16 is 15 - 8
         let y = dequantise(Q4_0, &b);
         assert_eq!((y[0], y[16], y[1]), (-4.0, 3.5, -4.0));
+    }
+
+    #[test]
+    fn a_hand_made_mxfp4_block() {
+        let mut b = vec![0u8; 17];
+        (b[0], b[1], b[16]) = (130, 0xF2, 0x0D); // a scale of 2^3; elements 0, 16 and 15
+        let y = dequantise(MXFP4, &b);
+        assert_eq!((y[0], y[16], y[15], y[1]), (8.0, -48.0, -24.0, 0.0));
+        for (e, power) in [(0, -127), (1, -126), (127, 0), (254, 127)] {
+            (b[0], b[1]) = (e, 2);
+            assert_eq!(f64::from(dequantise(MXFP4, &b)[0]), 2f64.powi(power), "{e}");
+        }
     }
 
     #[test]

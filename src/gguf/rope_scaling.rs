@@ -47,6 +47,8 @@ pub enum Scaling {
         fast: f64,
         /// Rotations below which a frequency is divided.
         slow: f64,
+        /// What the factor on attention grows by with the logarithm of `factor`, where files say it (DeepSeek-V2).
+        log_multiplier: Option<f64>,
     },
     /// Llama 3's.
     Llama3 {
@@ -76,7 +78,7 @@ pub enum Scaling {
 pub const YARN_BETAS: (f64, f64) = (32.0, 1.0);
 
 /// Reads the scaling of a file. Fails for one that config.json cannot express.
-pub fn read(gguf: &Gguf, arch: &str, rotary: u64, theta: f64) -> Result<Scaling> {
+pub fn read(gguf: &Gguf, arch: &str, latent: bool, rotary: u64, theta: f64) -> Result<Scaling> {
     let key = |name: &str| format!("{arch}.rope.scaling.{name}");
     let refuse = |what: String| {
         Error::user(format!("{}: {what}", gguf.path().display()))
@@ -87,7 +89,8 @@ pub fn read(gguf: &Gguf, arch: &str, rotary: u64, theta: f64) -> Result<Scaling>
     }
     for name in ["attn_factor", "yarn_attn_factor", "yarn_log_multiplier"] {
         let neutral = if name == "yarn_log_multiplier" { 0.0 } else { 1.0 };
-        if let Some(x) = gguf.float(&key(name))?.filter(|&x| x != neutral) {
+        let known = latent && name == "yarn_log_multiplier";
+        if let Some(x) = gguf.float(&key(name))?.filter(|&x| x != neutral && !known) {
             return Err(refuse(format!("rotary scaling with {name} {x} cannot be written to config.json")));
         }
     }
@@ -110,7 +113,15 @@ pub fn read(gguf: &Gguf, arch: &str, rotary: u64, theta: f64) -> Result<Scaling>
         ("yarn", Some(original)) => {
             let fast = gguf.float(&key("yarn_beta_fast"))?.unwrap_or(YARN_BETAS.0);
             let slow = gguf.float(&key("yarn_beta_slow"))?.unwrap_or(YARN_BETAS.1);
-            Ok(Scaling::Yarn { factor, original, fast, slow })
+            let stated = if latent { gguf.float(&key("yarn_log_multiplier"))? } else { None };
+            let log_multiplier = stated.map(|x| shortest(x as f32));
+            if latent && log_multiplier.is_none_or(|x| x <= 0.0) {
+                return Err(refuse(format!(
+                    "{} is missing, which yarn scaling needs here",
+                    key("yarn_log_multiplier")
+                )));
+            }
+            Ok(Scaling::Yarn { factor, original, fast, slow, log_multiplier })
         }
         ("yarn", None) => {
             Err(refuse(format!("{} is missing, which yarn scaling needs", key("original_context_length"))))
@@ -163,13 +174,18 @@ impl Scaling {
         match self {
             Self::None => Value::Null,
             Self::Linear { factor } => json!({"factor": factor, "rope_type": "linear", "type": "linear"}),
-            Self::Yarn { factor, original, fast, slow } => {
+            Self::Yarn { factor, original, fast, slow, log_multiplier } => {
                 let mut value = json!({
                     "factor": factor, "original_max_position_embeddings": original, "rope_type": "yarn", "type": "yarn",
                 });
                 if (*fast, *slow) != YARN_BETAS {
                     value["beta_fast"] = json!(fast);
                     value["beta_slow"] = json!(slow);
+                }
+                for key in ["mscale", "mscale_all_dim"] {
+                    if let Some(x) = log_multiplier {
+                        value[key] = json!(shortest((10.0 * x) as f32));
+                    }
                 }
                 value
             }

@@ -43,6 +43,8 @@ pub struct Shape {
     pub tied: bool,
     /// The experts of each layer.
     pub experts: Option<ExpertShape>,
+    /// The vectors that keys, values and perhaps queries are made of.
+    pub latent: Option<LatentShape>,
     /// Names in GGUF files of the tensors of layers that not every model of the family has.
     pub present: BTreeSet<&'static str>,
     /// The family's own keys of config.json.
@@ -50,7 +52,7 @@ pub struct Shape {
 }
 
 /// The sizes of layers of experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertShape {
     /// Number of experts.
     pub count: u64,
@@ -60,6 +62,23 @@ pub struct ExpertShape {
     pub width: u64,
     /// Width inside the expert that computes every token.
     pub shared: Option<u64>,
+    /// Number of layers before the first with experts.
+    pub first: u64,
+    /// Factor on the weights of a token's experts.
+    pub scale: f64,
+}
+
+/// The sizes of multi-head latent attention. A head's key has a plain part and a rotated one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentShape {
+    /// Width of the vector that queries are made of; `None`: of the layer's input.
+    pub query_rank: Option<u64>,
+    /// Width of the vector that keys and values are made of.
+    pub key_value_rank: u64,
+    /// Size of the rotated part of a key.
+    pub rotated: u64,
+    /// Size of a head's value.
+    pub value: u64,
 }
 
 /// A tensor of a model in both kinds of files.
@@ -69,9 +88,9 @@ pub struct PlacedTensor {
     pub gguf: String,
     /// Shape in the GGUF file, outermost dimension first.
     pub stored: Vec<u64>,
-    /// Names in a directory: one, or one for each expert.
+    /// Names of the parameters: one, or one for each expert. Another tensor may have other rows of the same.
     pub hf: Vec<String>,
-    /// Shape of each in a directory.
+    /// Shape of each.
     pub shape: Vec<u64>,
     /// How the file's numbers are arranged.
     pub layout: Layout,
@@ -83,16 +102,16 @@ impl Shape {
         let family = self.family;
         let mut placed = Vec::new();
         for rule in family.before {
-            self.place(rule, "", "", &mut placed);
+            self.place(rule, 0, "", "", &mut placed);
         }
         for i in 0..self.layers {
             let (blk, layer) = (format!("blk.{i}."), format!("{}.{i}.", family.layers));
             for rule in family.layer.iter().flat_map(|group| group.iter()) {
-                self.place(rule, &blk, &layer, &mut placed);
+                self.place(rule, i, &blk, &layer, &mut placed);
             }
         }
         for rule in family.after {
-            self.place(rule, "", "", &mut placed);
+            self.place(rule, 0, "", "", &mut placed);
         }
         placed
     }
@@ -113,29 +132,43 @@ impl Shape {
         }
     }
 
-    fn place(&self, rule: &TensorRule, blk: &str, layer: &str, placed: &mut Vec<PlacedTensor>) {
+    /// Adds a tensor of layer `i`, and its bias.
+    fn place(&self, rule: &TensorRule, i: u64, blk: &str, layer: &str, placed: &mut Vec<PlacedTensor>) {
         let has = |name: &&'static str| self.present.contains(*name);
+        let sparse = self.experts.is_some_and(|experts| i >= experts.first);
         match rule.presence {
+            Presence::Sparse if !sparse => return,
+            Presence::Dense if sparse => return,
             Presence::With(name) if !has(&name) => return,
             Presence::Without(name) if has(&name) => return,
             _ => {}
         }
         let shape: Vec<u64> = rule.shape.iter().map(|dim| self.size(*dim)).collect();
         let experts = self.experts.map_or(0, |experts| experts.count);
-        let (hf, stored): (Vec<String>, Vec<u64>) = match rule.layout {
-            Layout::Stacked => {
-                let names = (0..experts).map(|i| format!("{layer}{}.weight", rule.hf.replace('#', &i.to_string())));
-                (names.collect(), [&[experts][..], &shape[..]].concat())
+        let names = |ending: &str| -> Vec<String> {
+            let name = format!("{layer}{}{ending}", rule.hf);
+            match rule.layout {
+                Layout::Stacked | Layout::StackedRows(_) => {
+                    (0..experts).map(|i| name.replace('#', &i.to_string())).collect()
+                }
+                _ => vec![name],
             }
-            Layout::Flat => (vec![format!("{layer}{}.weight", rule.hf)], vec![shape.iter().product()]),
-            Layout::Transposed => (vec![format!("{layer}{}.weight", rule.hf)], shape.iter().rev().copied().collect()),
-            _ => (vec![format!("{layer}{}.weight", rule.hf)], shape.clone()),
         };
-        let outputs = stored[0];
+        // What the file has of a tensor whose shape is `shape` in a directory.
+        let stored = |shape: &[u64]| match rule.layout {
+            Layout::Stacked => [&[experts], shape].concat(),
+            Layout::StackedRows(_) => [&[experts, shape[0] / 2], &shape[1..]].concat(),
+            Layout::HeadKeys => vec![self.heads, shape[1], self.plain_keys()],
+            Layout::HeadValues => vec![self.heads, shape[0] / self.heads - self.plain_keys(), shape[1]],
+            Layout::Flat => vec![shape.iter().product()],
+            Layout::Transposed => shape.iter().rev().copied().collect(),
+            _ => shape.to_vec(),
+        };
+        let outputs = if rule.layout == Layout::Transposed { shape[shape.len() - 1] } else { shape[0] };
         placed.push(PlacedTensor {
             gguf: format!("{blk}{}.weight", rule.gguf),
-            stored,
-            hf,
+            stored: stored(&shape),
+            hf: names(if rule.layout == Layout::Bare { "" } else { ".weight" }),
             shape,
             layout: rule.layout,
         });
@@ -153,18 +186,31 @@ impl Shape {
             };
             placed.push(PlacedTensor {
                 gguf: format!("{blk}{}.bias", rule.gguf),
-                stored: vec![outputs],
-                hf: vec![format!("{layer}{}.bias", rule.hf)],
+                stored: stored(&[outputs]),
+                hf: names(".bias"),
                 shape: vec![outputs],
                 layout,
             });
         }
     }
 
+    /// Returns the size of the part of a head's key that is not rotated.
+    pub fn plain_keys(&self) -> u64 {
+        self.head_dim - self.latent.map_or(0, |latent| latent.rotated)
+    }
+
     fn size(&self, dim: Dim) -> u64 {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let experts = self.experts.unwrap_or(ExpertShape { count: 0, chosen: 0, width: 0, shared: None });
+        let none = ExpertShape { count: 0, chosen: 0, width: 0, shared: None, first: 0, scale: 1.0 };
+        let experts = self.experts.unwrap_or(none);
+        let none = LatentShape { query_rank: None, key_value_rank: 0, rotated: 0, value: 0 };
+        let latent = self.latent.unwrap_or(none);
         match dim {
+            Dim::QueryRank => latent.query_rank.unwrap_or(0),
+            Dim::KeyValueRank => latent.key_value_rank,
+            Dim::KeyValueRankAndRotated => latent.key_value_rank + latent.rotated,
+            Dim::PlainKeysAndValues => self.heads * (self.plain_keys() + latent.value),
+            Dim::Values => self.heads * latent.value,
             Dim::One => 1,
             Dim::Vocab => self.vocab,
             Dim::Positions => self.context,
@@ -179,6 +225,7 @@ impl Shape {
             Dim::KvHeads => self.kv_heads,
             Dim::Experts => experts.count,
             Dim::ExpertInner => experts.width,
+            Dim::TwiceExpertInner => 2 * experts.width,
             Dim::SharedInner => experts.shared.unwrap_or(0),
         }
     }
@@ -206,7 +253,7 @@ impl Family {
         self.layer_rules()
             .filter_map(|rule| match rule.presence {
                 Presence::With(name) | Presence::Without(name) => Some(name),
-                Presence::Always => None,
+                Presence::Always | Presence::Sparse | Presence::Dense => None,
             })
             .collect()
     }

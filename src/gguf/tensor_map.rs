@@ -31,13 +31,44 @@ pub enum LayoutChange {
     },
     /// Transposes to GPT-2's `Conv1D` layout, (in, out).
     Transpose,
+    /// The tensor has every second row, from this one on; another tensor has the others.
+    EveryOther {
+        /// 0 or 1.
+        from: usize,
+    },
+    /// The tensor has, of the rows of each head, those of its key, transposed; another tensor has those of its value.
+    HeadKeys(HeadRows),
+    /// The tensor has, of the rows of each head, those of its value.
+    HeadValues(HeadRows),
     /// Subtracts 1: the file has a norm's weight, Hugging Face its difference from 1.
     Centre,
 }
 
+/// The rows of a matrix that makes keys and values: for each head those of its key, then those of its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadRows {
+    /// Number of heads.
+    pub heads: usize,
+    /// Rows of a head's key.
+    pub key: usize,
+    /// Rows of a head's value.
+    pub value: usize,
+}
+
+impl HeadRows {
+    fn of_keys(self) -> Vec<i64> {
+        (0..self.heads).flat_map(|h| (0..self.key).map(move |i| (h * (self.key + self.value) + i) as i64)).collect()
+    }
+
+    fn of_values(self) -> Vec<i64> {
+        let first = |h: usize| h * (self.key + self.value) + self.key;
+        (0..self.heads).flat_map(|h| (0..self.value).map(move |i| (first(h) + i) as i64)).collect()
+    }
+}
+
 impl LayoutChange {
     /// Returns, for each of the `rows` rows of a matrix in Hugging Face's layout, the row of the file that it is; `None`
-    /// if the rows stay in their order or are transposed.
+    /// if the rows stay in their order, are transposed, or are some of a matrix.
     pub fn row_order(self, rows: usize) -> Option<Vec<i64>> {
         match self {
             Self::Unpermute { heads } => {
@@ -54,12 +85,23 @@ impl LayoutChange {
                 let parts = (0..kv_heads).flat_map(|group| (0..shared + 2).map(move |part| first(group, part)));
                 Some(parts.flat_map(|at| (at * head..(at + 1) * head).map(|row| row as i64)).collect())
             }
-            Self::None | Self::Transpose | Self::Centre => None,
+            _ => None,
         }
     }
 
-    /// Returns, for each row of the file, the row of the matrix in Hugging Face's layout that it is.
+    /// Returns true if the tensor has some rows of a matrix, and others are in another tensor.
+    pub fn is_part(self) -> bool {
+        matches!(self, Self::EveryOther { .. } | Self::HeadKeys(_) | Self::HeadValues(_))
+    }
+
+    /// Returns, for each row of the file, the row of the matrix of `rows` rows in Hugging Face's layout that it is.
     pub fn file_order(self, rows: usize) -> Option<Vec<i64>> {
+        match self {
+            Self::EveryOther { from } => return Some((from as i64..rows as i64).step_by(2).collect()),
+            Self::HeadKeys(of) => return Some(of.of_keys()),
+            Self::HeadValues(of) => return Some(of.of_values()),
+            _ => {}
+        }
         let order = self.row_order(rows)?;
         let mut back = vec![0; order.len()];
         for (row, at) in order.iter().enumerate() {
@@ -69,14 +111,14 @@ impl LayoutChange {
     }
 }
 
-/// One tensor: where it is in the GGUF file, and its name and shape in the Hugging Face directory.
+/// One tensor: where it is in the GGUF file, and the name and shape of its parameter.
 #[derive(Debug, Clone)]
 pub struct MappedTensor {
     /// The tensor in the GGUF file.
     pub source: TensorInfo,
-    /// Name in the Hugging Face directory.
+    /// Name of the parameter, of which the tensor may be a [part](LayoutChange::is_part).
     pub name: String,
-    /// Shape in the Hugging Face directory.
+    /// Shape of the parameter.
     pub shape: Vec<usize>,
     /// How values are rearranged.
     pub change: LayoutChange,
@@ -184,7 +226,7 @@ impl<'a> TensorMapper<'a> {
         let target: Vec<usize> = placed.shape.iter().map(|&n| n as usize).collect();
         for (i, name) in placed.hf.iter().enumerate() {
             let source = match placed.layout {
-                Layout::Stacked => tensor.matrix(i),
+                Layout::Stacked | Layout::StackedRows(_) => tensor.matrix(i),
                 _ => tensor.clone(),
             };
             self.mapped.push(MappedTensor { source, name: name.clone(), shape: target.clone(), change });
@@ -242,7 +284,10 @@ impl<'a> TensorMapper<'a> {
 pub fn layout_change(layout: Layout, shape: &Shape) -> LayoutChange {
     let (heads, kv_heads) = (shape.heads as usize, shape.kv_heads as usize);
     match layout {
-        Layout::Same | Layout::Flat | Layout::Stacked => LayoutChange::None,
+        Layout::Same | Layout::Flat | Layout::Stacked | Layout::Bare => LayoutChange::None,
+        Layout::StackedRows(from) => LayoutChange::EveryOther { from },
+        Layout::HeadKeys => LayoutChange::HeadKeys(head_rows(shape)),
+        Layout::HeadValues => LayoutChange::HeadValues(head_rows(shape)),
         Layout::TurnedQueries => LayoutChange::Unpermute { heads },
         Layout::TurnedKeys => LayoutChange::Unpermute { heads: kv_heads },
         Layout::Ungrouped => LayoutChange::Group { heads, kv_heads },
@@ -250,4 +295,9 @@ pub fn layout_change(layout: Layout, shape: &Shape) -> LayoutChange {
         Layout::Norm if shape.family.norm_shift() != 0.0 => LayoutChange::Centre,
         Layout::Norm => LayoutChange::None,
     }
+}
+
+fn head_rows(shape: &Shape) -> HeadRows {
+    let value = shape.latent.map_or(0, |latent| latent.value) as usize;
+    HeadRows { heads: shape.heads as usize, key: shape.plain_keys() as usize, value }
 }

@@ -95,6 +95,18 @@ pub struct ExpertSizes {
     pub balance: f64,
 }
 
+/// How files have the weights of a layer's experts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExpertFiles {
+    /// The model's family has no experts.
+    #[default]
+    None,
+    /// Each expert's by themselves. transformers stacks them in memory.
+    Single,
+    /// Those of all experts, of this number, in one tensor.
+    Stacked(i64),
+}
+
 /// The sizes and settings of a model, from its config.json.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -211,6 +223,15 @@ impl Config {
     /// Returns true if keys and values are made of one vector of a few numbers (`models::blocks`).
     pub fn has_latent_attention(&self) -> bool {
         self.family.extra_keys.contains(&"kv_lora_rank")
+    }
+
+    /// Returns how the model's files have the weights of a layer's experts.
+    pub fn expert_files(&self) -> ExpertFiles {
+        match (self.stacked_experts(), &self.experts) {
+            (Some(experts), _) => ExpertFiles::Stacked(experts),
+            (None, Some(_)) => ExpertFiles::Single,
+            (None, None) => ExpertFiles::None,
+        }
     }
 
     /// Returns the number of experts of a layer if the model's files have their weights in one tensor (`models::stacks`).

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::fsutil;
 use crate::merging::{Delta, on_one_thread, svd};
 use crate::model_files::is_model;
-use crate::models::{Config, QuantisedBase, VocabularyRows, layer_number};
+use crate::models::{Config, ExpertFiles, QuantisedBase, VocabularyRows, layer_number};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -110,14 +110,14 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
     let bytes = |t: &tch::Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
     let base = adapter.base.as_deref().map(Path::new).filter(|base| is_model(base));
     let base = base.map(Config::read).transpose()?;
-    let (rows, stacks) = match &base {
+    let (rows, experts) = match &base {
         Some(config) => {
             let rows = VocabularyRows::of_adapters(config, &[(adapter, folder)])?.and_then(|rows| rows.grown(config));
-            (rows, config.stacked_experts())
+            (rows, config.expert_files())
         }
-        None => (None, None),
+        None => (None, ExpertFiles::None),
     };
-    let mut compatibility = compatibility::of_adapter(adapter, rows, stacks);
+    let mut compatibility = compatibility::of_adapter(adapter, rows, experts);
     if let Some(config) = &base {
         compatibility::refuse_own_family(&mut compatibility, config);
     }

@@ -11,6 +11,7 @@ use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use crate::convert::gguf_import::select_rows;
 use crate::error::{Error, Result};
 use crate::gguf::file::Gguf;
+use crate::gguf::layout::Layout;
 use crate::gguf::quant::{GgmlType, dequantise};
 use crate::gguf::quantise::quantise;
 use crate::gguf::shape::PlacedTensor;
@@ -86,6 +87,10 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
                     placed.gguf
                 ),
             ));
+        }
+        if matches!(placed.layout, Layout::HeadKeys | Layout::HeadValues) {
+            let name = &placed.hf[0];
+            return Err(refuse(part, format!("it adapts {name}, which the file has by head, keys and values apart")));
         }
         written.extend(placed.hf.iter().cloned());
         let ratios: Vec<f64> = of_tensor.iter().map(|update| of(update) / alpha).collect();
@@ -202,8 +207,8 @@ fn factors(
     for (update, ratio) in updates.iter().zip(ratios) {
         let (a, mut b) = (update.a.to_kind(Kind::Float), update.b.to_kind(Kind::Float) * *ratio);
         if let Some(order) = change.file_order(b.size()[0] as usize) {
-            let width = b.size()[1];
-            b = Tensor::from_slice(&select_rows(&super::source::floats(&b), &order)).view([-1, width]);
+            let (rows, width) = b.size2()?;
+            b = Tensor::from_slice(&select_rows(&super::source::floats(&b), rows as usize, &order)).view([-1, width]);
         }
         // llama.cpp looks rows of a table's first factor up: it has a row for each token.
         let (a, b) = if placed.gguf == "token_embd.weight" { (b, a.tr()) } else { (a, b) };

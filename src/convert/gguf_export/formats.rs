@@ -42,6 +42,11 @@ impl FileFormat {
         FORMATS.into_iter().find(|format| format.name.eq_ignore_ascii_case(name))
     }
 
+    /// Returns the format of a file with the same matrices, but experts in MXFP4.
+    pub fn with_mxfp4(self) -> Self {
+        Self { name: "MXFP4", number: 38, ..self }
+    }
+
     /// Returns the format in which every matrix is stored as `kind`.
     pub fn of_kind(kind: GgmlType) -> Self {
         FORMATS.into_iter().find(|format| format.main == kind && !format.mixed).unwrap_or(FORMATS[0])

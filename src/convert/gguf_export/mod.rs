@@ -28,7 +28,7 @@ use crate::gguf::quant::GgmlType;
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::writer::{self, MetaValue, TensorEntry};
 use crate::model_files::ModelFiles;
-use crate::models::{self, Config};
+use crate::models::{self, Config, StoredFormat};
 use crate::nn::Weights;
 use check::ReadBack;
 pub use formats::{FORMATS, FileFormat};
@@ -103,6 +103,7 @@ pub fn export(
             _ => GgmlType::F32,
         })
     });
+    let format = if weights.has_quantised() { format.with_mxfp4() } else { format };
 
     let trained = tempfile::tempdir().map_err(|e| Error::user(format!("creating a temporary folder: {e}")))?;
     let companions = match parts {
@@ -132,7 +133,7 @@ pub fn export(
         Ok((path, text))
     });
     let modelfile = modelfile.transpose()?;
-    let plan = WritePlan::new(&shape, format);
+    let plan = WritePlan::new(&shape, format, &source);
     check_nothing_left_out(&source, &plan, &shape)?;
     notes.extend(plan.note(format));
     let mut metadata = general(&name, &shape, format, options);
@@ -183,6 +184,9 @@ fn open(model: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec
     }
     let config = Config::read(model)?;
     let weights = models::weights(model, &config)?;
+    if matches!(config.stored, Some(StoredFormat::Mxfp4)) {
+        return Ok((config, weights, Vec::new())); // whose blocks the format has
+    }
     let hint = "name a directory with the model's full-precision weights; ft import makes one of a GGUF file";
     models::refuse_quantised(&weights, "writing them in another format would round them twice", hint)?;
     Ok((config, weights, Vec::new()))
@@ -197,7 +201,7 @@ struct WritePlan {
 }
 
 impl WritePlan {
-    fn new(shape: &Shape, format: FileFormat) -> Self {
+    fn new(shape: &Shape, format: FileFormat, source: &SourceWeights) -> Self {
         let computed = shape.rope.as_ref().map_or(Vec::new(), |rope| rope.scaling.tensors(rope));
         let mut placed = shape.tensors();
         if shape.has_head() {
@@ -208,7 +212,11 @@ impl WritePlan {
             shape: vec![values.len() as u64],
             kind: GgmlType::F32,
         });
-        let entries = own.chain(placed.iter().map(|placed| format.entry(placed, shape))).collect();
+        let entry = |placed: &PlacedTensor| match placed.hf.iter().any(|name| source.is_quantised(name)) {
+            true => TensorEntry { kind: GgmlType::MXFP4, ..format.entry(placed, shape) },
+            false => format.entry(placed, shape),
+        };
+        let entries = own.chain(placed.iter().map(entry)).collect();
         Self { computed, placed, entries }
     }
 

@@ -7,7 +7,7 @@ use crate::gguf::families;
 use crate::gguf::layout::{BiasUse, ExpertUse, Family, FamilyKeyType, HeadUse, Presence, RopeUse, WindowUse};
 use crate::gguf::metadata::window_period;
 use crate::gguf::rope_scaling::{RopeKeys, Scaling};
-use crate::gguf::shape::{ExpertShape, Shape};
+use crate::gguf::shape::{ExpertShape, LatentShape, Shape};
 use crate::models::Config;
 use crate::nn::RopeScaling;
 use serde_json::{Map, Value};
@@ -24,6 +24,9 @@ pub fn of(config: &Config, has: &dyn Fn(&str) -> bool) -> Result<(Shape, Vec<Str
     Ok((shape, notes))
 }
 
+/// The context length of BLOOM models, in tokens, if config.json does not name it.
+const BLOOM_CONTEXT: f64 = 2048.0;
+
 struct ShapeReader<'a> {
     config: &'a Config,
 }
@@ -37,11 +40,28 @@ impl ShapeReader<'_> {
 
     fn shape(&self, family: &'static Family, has: &dyn Fn(&str) -> bool, notes: &mut Vec<String>) -> Result<Shape> {
         let c = self.config;
-        let mut context = c.max_position_embeddings.unwrap_or(0).max(0) as u64;
+        // BLOOM's files may say how long the texts of its training were; transformers does not read it.
+        let stated = c.max_position_embeddings.or_else(|| match family.model_type {
+            "bloom" => Some(c.number(family.config_key("max_position_embeddings"), BLOOM_CONTEXT) as i64),
+            _ => None,
+        });
+        let mut context = stated.unwrap_or(0).max(0) as u64;
         if context == 0 {
             return Err(self.refuse("`max_position_embeddings`, the context length, is missing"));
         }
         let windows = self.windows(family, &mut context, notes)?;
+        let read_as =
+            family.activations.first().filter(|name| **name != c.hidden_act && family.activations.contains(&"gelu"));
+        if let Some(name) = read_as.filter(|_| family.activations.contains(&c.hidden_act.as_str())) {
+            notes.push(format!(
+                "the file is read as one of a model with `{name}`, not `{}`: it has no place for it",
+                c.hidden_act
+            ));
+        }
+        let exact_gelu = c.hidden_act == "gelu" && !family.activations.is_empty();
+        if exact_gelu || family.model_type == "mpt" {
+            notes.push("llama.cpp computes GELU in its tanh form, and this model by the error function".into());
+        }
         let present = family.variable_parts().into_iter().filter(|part| {
             // Of a tensor that layers may have under one of several names, any.
             let of_part = family
@@ -50,13 +70,22 @@ impl ShapeReader<'_> {
             of_part.into_iter().any(|rule| has(&format!("{}.0.{}.weight", family.layers, rule.hf)))
         });
         let settings = family.settings.iter().map(|setting| {
-            let value = c.settings.get(setting.config).cloned().unwrap_or(Value::Null);
+            let found = match setting.config.split_once('.') {
+                Some((section, key)) => c.settings.get(section).and_then(|section| section.get(key)),
+                None => c.settings.get(setting.config),
+            };
+            let value = found.cloned().unwrap_or(Value::Null);
             let fits = match setting.kind {
                 FamilyKeyType::Float => value.is_number(),
+                FamilyKeyType::Optional => value.is_number() || value.is_null(),
+                FamilyKeyType::Fixed(x) => value.is_null() || value.as_f64() == Some(x),
                 FamilyKeyType::Flag => value.is_boolean(),
             };
             let value = match (setting.kind, fits) {
                 (_, true) => value,
+                (FamilyKeyType::Fixed(x), false) => {
+                    return Err(self.refuse(format!("`{}` is {value}, and ft computes with {x}", setting.config)));
+                }
                 // transformers' default of the families that have it.
                 (FamilyKeyType::Flag, false) => Value::Bool(family.model_type == "gpt_neox"),
                 _ => return Err(self.refuse(format!("`{}` is {value}, and llama.cpp needs a number", setting.config))),
@@ -81,6 +110,7 @@ impl ShapeReader<'_> {
             mlp_bias: family.biases.mlp.with(|| c.mlp_bias),
             tied: c.tie_word_embeddings,
             experts: self.experts(family)?,
+            latent: self.latent(family),
             present: present.collect(),
             settings: settings.collect::<Result<Map<String, Value>>>()?,
         })
@@ -95,7 +125,7 @@ impl ShapeReader<'_> {
 
     fn rope(&self, family: &Family, notes: &mut Vec<String>) -> Result<Option<RopeKeys>> {
         let c = self.config;
-        if family.rope == RopeUse::Learnt {
+        if !family.rope.is_rotary() {
             return Ok(None);
         }
         let whole = |x: f64| x as u64;
@@ -104,11 +134,18 @@ impl ShapeReader<'_> {
             RopeScaling::Linear { factor } => Scaling::Linear { factor: *factor },
             RopeScaling::Yarn { factor, original, attention, fast, slow, truncate } => {
                 let usual = if *factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
-                if (attention - usual).abs() > 1e-6 || !truncate {
+                let oss = family.model_type == "gpt_oss";
+                let log_multiplier = if family.latent { Some(self.log_multiplier()?) } else { None };
+                let usual = if family.latent { 1.0 } else { usual };
+                if (attention - usual).abs() > 1e-6 || *truncate == oss {
                     return Err(self
                         .refuse("YaRN with its own `attention_factor`, `mscale` or `truncate` is not in the format"));
                 }
-                Scaling::Yarn { factor: *factor, original: whole(*original), fast: *fast, slow: *slow }
+                if oss {
+                    notes.push("YaRN: llama.cpp rounds the bounds of its frequencies, as with `truncate: true`".into());
+                }
+                let (factor, original, fast, slow) = (*factor, whole(*original), *fast, *slow);
+                Scaling::Yarn { factor, original, fast, slow, log_multiplier }
             }
             RopeScaling::Llama3 { factor, low, high, original } if family.rope == RopeUse::Llama3 => {
                 Scaling::Llama3 { factor: *factor, low: *low, high: *high, original: whole(*original) }
@@ -180,10 +217,34 @@ impl ShapeReader<'_> {
         }
     }
 
+    fn latent(&self, family: &Family) -> Option<LatentShape> {
+        let size = |key: &str| self.config.settings.get(key).and_then(Value::as_u64);
+        family.latent.then(|| LatentShape {
+            query_rank: size("q_lora_rank"),
+            key_value_rank: size("kv_lora_rank").unwrap_or(0),
+            rotated: self.config.rotary_size as u64,
+            value: size("v_head_dim").unwrap_or(0),
+        })
+    }
+
+    /// Returns what YaRN's factor on attention grows by in DeepSeek-V2. Fails where llama.cpp computes another factor.
+    fn log_multiplier(&self) -> Result<f64> {
+        let sections = ["rope_scaling", "rope_parameters"].iter().filter_map(|key| self.config.settings.get(*key));
+        let given = |key: &str| sections.clone().find_map(|section| section.get(key).and_then(Value::as_f64));
+        match (given("mscale"), given("mscale_all_dim")) {
+            (Some(one), Some(all)) if one == all && one > 0.0 => Ok(0.1 * all),
+            _ => {
+                Err(self
+                    .refuse("YaRN without `mscale` and `mscale_all_dim` of one value, with which llama.cpp computes"))
+            }
+        }
+    }
+
     fn experts(&self, family: &Family) -> Result<Option<ExpertShape>> {
-        let ExpertUse::Experts { own_width, renormalised, .. } = family.experts else { return Ok(None) };
+        let ExpertUse::Experts { own_width, renormalised, later, .. } = family.experts else { return Ok(None) };
         let Some(experts) = &self.config.experts else { return Err(self.refuse("it has no experts")) };
-        if let Some(layer) = experts.sparse.iter().position(|sparse| !sparse) {
+        let first = if later { experts.sparse.iter().take_while(|sparse| !**sparse).count() } else { 0 };
+        if let Some(layer) = experts.sparse.iter().skip(first).position(|sparse| !sparse) {
             return Err(self.refuse(format!("layer {layer} has no experts, and llama.cpp expects them in every layer")));
         }
         if experts.renormalise != renormalised {
@@ -201,6 +262,8 @@ impl ShapeReader<'_> {
             chosen: experts.chosen as u64,
             width: experts.width as u64,
             shared: experts.shared_width.map(|width| width as u64),
+            first: first as u64,
+            scale: experts.scale,
         }))
     }
 
@@ -209,8 +272,8 @@ impl ShapeReader<'_> {
         let (c, family) = (self.config, shape.family);
         let refuse_if = |wrong: bool, what: String| if wrong { Err(self.refuse(what)) } else { Ok(()) };
         refuse_if(
-            !family.activations.contains(&c.hidden_act.as_str()),
-            format!("its activation is `{}`, and llama.cpp computes `{}`", c.hidden_act, family.activations[0]),
+            !family.activations.is_empty() && !family.activations.contains(&c.hidden_act.as_str()),
+            format!("its activation is `{}`, and llama.cpp computes {}", c.hidden_act, family.activations.join(", ")),
         )?;
         let derived = shape.hidden / shape.heads;
         refuse_if(
@@ -277,7 +340,48 @@ impl ShapeReader<'_> {
                     !c.flag("parallel_attn", true),
                     "`parallel_attn` is false, and llama.cpp computes in parallel".into(),
                 )?;
+                refuse_if(
+                    c.flag("alibi", false),
+                    "ALiBi, which llama.cpp does not compute in this architecture".into(),
+                )?;
                 refuse_if(c.attention_bias, "its linear layers have biases, which llama.cpp does not read".into())
+            }
+            "gpt_oss" => {
+                let bounds = (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0));
+                refuse_if(
+                    bounds != (1.702, 7.0),
+                    format!(
+                        "`swiglu_alpha` and `swiglu_limit` are {bounds:?}, and llama.cpp computes with 1.702 and 7"
+                    ),
+                )?;
+                refuse_if(!c.attention_bias, "attention without biases, which llama.cpp expects".into())
+            }
+            "deepseek_v2" => {
+                refuse_if(
+                    c.experts.as_ref().is_some_and(|experts| experts.groups.is_some()),
+                    "groups of experts, which llama.cpp does not know in this architecture".into(),
+                )?;
+                // llama.cpp knows the models without low-rank queries by their number of layers.
+                refuse_if(
+                    (shape.latent.is_some_and(|latent| latent.query_rank.is_none())) != (shape.layers == 27),
+                    format!(
+                        "{} layers with `q_lora_rank` {}: llama.cpp expects null in 27 layers, and only there",
+                        shape.layers,
+                        c.settings.get("q_lora_rank").unwrap_or(&Value::Null)
+                    ),
+                )
+            }
+            "bloom" => refuse_if(
+                c.flag("apply_residual_connection_post_layernorm", false),
+                "`apply_residual_connection_post_layernorm`, which llama.cpp does not compute".into(),
+            ),
+            "mpt" => {
+                let scale = c.settings.get("attn_config").and_then(|section| section.get("softmax_scale"));
+                let usual = (shape.head_dim as f64).powf(-0.5);
+                refuse_if(
+                    scale.and_then(Value::as_f64).is_some_and(|scale| (scale - usual).abs() > 1e-6 * usual),
+                    format!("`attn_config.softmax_scale`, and llama.cpp computes with {usual:.4}"),
+                )
             }
             "gpt2" => {
                 let plain = |key: &str, usual: bool| c.flag(key, usual) == usual;

@@ -1,16 +1,16 @@
 //! The weights that are written: a model's own, or with adapters merged into them, one tensor at a time.
 
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
-use crate::convert::gguf_import::{select_rows, transpose};
+use crate::convert::gguf_import::{select_rows, transpose, transpose_each};
 use crate::error::{Error, Result};
 use crate::gguf::quantise::quantise;
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::tensor_map::{LayoutChange, layout_change};
 use crate::gguf::writer::{TensorEntry, TensorSink};
-use crate::nn::Weights;
 use crate::nn::weights::bytes;
+use crate::nn::{QuantisedWeight, Weights};
 use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The tensors of a model by their names in a directory.
 pub struct SourceWeights<'a> {
@@ -39,7 +39,12 @@ impl<'a> SourceWeights<'a> {
 
     /// Returns true if there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.shape(name).is_some()
+        self.weights.shape(name).is_some() || self.is_quantised(name)
+    }
+
+    /// Returns true for a matrix that is stored quantised, in MXFP4.
+    pub fn is_quantised(&self, name: &str) -> bool {
+        self.weights.quantised(name).is_some()
     }
 
     /// Returns the dtype that most tensors with rows and columns have, which decides the format of a file that is asked for
@@ -64,13 +69,17 @@ impl<'a> SourceWeights<'a> {
             Error::user(format!("{}: tensor {name}: {what}", self.weights.origin().display()))
                 .hint("do config.json and the weights belong together? ft check and ft generate say more")
         };
-        let Some(found) = self.weights.shape(name) else { return Err(wrong("is missing".into())) };
+        let quantised = self.weights.quantised(name);
+        let of_quantised = quantised.map(|matrix| matrix.shape());
+        let found = of_quantised.as_ref().map(|shape| &shape[..]).or_else(|| self.weights.shape(name));
+        let Some(found) = found else { return Err(wrong("is missing".into())) };
         if !found.iter().map(|n| *n as u64).eq(shape.iter().copied()) {
             return Err(wrong(format!("shape {shape:?} expected, found {found:?}")));
         }
-        let tensor = match &self.merge {
-            Some(merge) => merge.tensor(name)?,
-            None => self.weights.get(name).ok_or_else(|| wrong("is missing".into()))?,
+        let tensor = match (&self.merge, quantised) {
+            (_, Some(matrix)) => matrix.read(Device::Cpu)?.dense(Kind::Float),
+            (Some(merge), _) => merge.tensor(name)?,
+            (None, None) => self.weights.get(name).ok_or_else(|| wrong("is missing".into()))?,
         };
         let values = floats(&tensor);
         let bad = values.par_iter().filter(|x| !x.is_finite()).count();
@@ -86,10 +95,11 @@ impl<'a> SourceWeights<'a> {
         let rows = placed.shape.first().copied().unwrap_or(1) as usize;
         let change = layout_change(placed.layout, shape);
         if let Some(order) = change.file_order(rows) {
-            values = select_rows(&values, &order);
+            values = select_rows(&values, rows, &order);
         }
         match change {
             LayoutChange::Transpose => values = transpose(&values, rows),
+            LayoutChange::HeadKeys(of) => values = transpose_each(&values, of.heads, of.key),
             LayoutChange::Centre => values.par_iter_mut().for_each(|x| *x += 1.0),
             _ => {}
         }
@@ -99,6 +109,10 @@ impl<'a> SourceWeights<'a> {
     /// Writes a tensor in the format of its entry, one part in memory at a time.
     pub fn write(&self, shape: &Shape, placed: &PlacedTensor, entry: &TensorEntry, out: &mut TensorSink) -> Result<()> {
         for i in 0..placed.hf.len() {
+            if let Some(matrix) = self.weights.quantised(&placed.hf[i]) {
+                out.put(&blocks(&matrix.read(Device::Cpu)?, placed, shape)?)?;
+                continue;
+            }
             let values = self.in_order_of_file(shape, placed, i)?;
             let data = quantise(entry.kind, &values);
             if entry.kind == crate::gguf::quant::GgmlType::F16
@@ -111,6 +125,15 @@ impl<'a> SourceWeights<'a> {
         }
         Ok(())
     }
+}
+
+/// Returns the bytes of the blocks of a matrix in MXFP4 that are in this tensor of the file.
+fn blocks(matrix: &QuantisedWeight, placed: &PlacedTensor, shape: &Shape) -> Result<Vec<u8>> {
+    let Some(blocks) = matrix.to_ggml_mxfp4() else {
+        return Err(Error::bug(format!("{} is in {}, not in MXFP4", placed.gguf, matrix.describe())));
+    };
+    let order = layout_change(placed.layout, shape).file_order(matrix.shape()[0] as usize);
+    Ok(bytes(&order.map_or(blocks.shallow_clone(), |order| blocks.index_select(0, &Tensor::from_slice(&order)))))
 }
 
 /// Returns the numbers of a tensor in float32.

@@ -9,7 +9,7 @@ use crate::adapters::{AdapterFile, EMBEDDINGS, HEAD};
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::is_gguf;
-use crate::models::{Config, expert_number};
+use crate::models::{Config, ExpertFiles, expert_number};
 use crate::nn::{Quantisation, QuantisedFormat};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -46,9 +46,9 @@ fn answer(consumer: &'static str, reasons: Vec<String>, needs: Option<String>) -
 const VLLM_RANKS: [i64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Returns the answers for an adapter directory. `rows`: the size to which the base's vocabulary has to be enlarged;
-/// `stacks`: the number of experts of a layer whose weights the base's files have in one tensor.
-pub fn of_adapter(adapter: &AdapterFile, rows: Option<i64>, stacks: Option<i64>) -> Vec<Compatibility> {
-    let mut answers = of_adapter_files(adapter, rows, stacks);
+/// `experts`: how the base's files have those of a layer.
+pub fn of_adapter(adapter: &AdapterFile, rows: Option<i64>, experts: ExpertFiles) -> Vec<Compatibility> {
+    let mut answers = of_adapter_files(adapter, rows, experts);
     let Some(original) = adapter.base.as_deref().and_then(|base| original_of_gguf(Path::new(base))) else {
         return answers;
     };
@@ -96,7 +96,7 @@ fn original_of_gguf(base: &Path) -> Option<String> {
     }))
 }
 
-fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>, stacks: Option<i64>) -> Vec<Compatibility> {
+fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>, experts: ExpertFiles) -> Vec<Compatibility> {
     let (spec, lora) = (&adapter.spec, adapter.spec.as_lora());
     let resize = rows.map(|rows| format!("after model.resize_token_embeddings({rows}), as README.md beside it says"));
     if spec.has_scalar_head() {
@@ -111,7 +111,7 @@ fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>, stacks: Option<i64
         ];
     }
     match lora {
-        Some(lora) => of_lora(adapter, lora, resize, stacks),
+        Some(lora) => of_lora(adapter, lora, resize, experts),
         None => {
             let merged = spec.why_not_merged().map_or(": ft merge makes a model it reads", |_| "");
             let other = format!("it reads no {}{merged}", spec.title());
@@ -123,7 +123,7 @@ fn of_adapter_files(adapter: &AdapterFile, rows: Option<i64>, stacks: Option<i64
     }
 }
 
-fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>, stacks: Option<i64>) -> Vec<Compatibility> {
+fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>, experts: ExpertFiles) -> Vec<Compatibility> {
     let modules: BTreeSet<&str> = adapter.tensors.keys().filter_map(|n| adapter.spec.module_of(n)).collect();
     // (rank, alpha, scale)
     let numbers: Vec<(i64, f64, f64)> = match LoraModules::new(spec) {
@@ -147,7 +147,7 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>, stack
         ),
     ];
     let more: Vec<String> = more.into_iter().filter(|(set, _)| *set).map(|(_, why)| why.to_string()).collect();
-    let peft = expert_adapters::peft_refusals(spec, &modules, stacks).into_iter().map(str::to_string).collect();
+    let peft = expert_adapters::peft_refusals(spec, &modules, experts).into_iter().map(str::to_string).collect();
 
     // vLLM scales every module by the config's lora_alpha and r, and ignores rank and alpha patterns.
     let common = lora::scale(spec.alpha, spec.rank, spec.rslora);

@@ -6,19 +6,24 @@
 
 use crate::adapters::LoraSpec;
 use crate::adapters::lora::{LoraModules, stack_refusal};
-use crate::models::expert_number;
+use crate::models::{ExpertFiles, expert_number};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Returns the reasons; none if no expert is adapted, if PEFT converts the factors, or if the file has those of `stacks` of so
-/// many experts.
-pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>, stacks: Option<i64>) -> Vec<&'static str> {
+/// Names of layers that PEFT takes for those of experts in a family with experts, also where they are of another MLP.
+const TAKEN: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+/// Returns the reasons; none if PEFT converts the factors of experts, or if the file has those of stacks.
+pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>, experts: ExpertFiles) -> Vec<&'static str> {
     let last = |module: &&str| module.rsplit('.').next().unwrap_or_default().to_string();
     let (of_experts, others): (Vec<&str>, Vec<&str>) = modules.iter().partition(|m| expert_number(m).is_some());
+    const LOST: &str =
+        "it loses the adapters of layers beside the experts that have their names: ft merge makes a model it reads";
     if of_experts.is_empty() {
-        return Vec::new();
+        let taken = experts == ExpertFiles::Single && others.iter().any(|m| TAKEN.contains(&last(m).as_str()));
+        return taken.then_some(LOST).into_iter().collect();
     }
     const DROPOUT: &str = "it allows no dropout on experts: set lora_dropout to 0 in adapter_config.json";
-    if let Some(experts) = stacks {
+    if let ExpertFiles::Stacked(experts) = experts {
         let dropout = (spec.dropout > 0.0).then_some(DROPOUT);
         return dropout.into_iter().chain(stack_refusal(spec, modules, experts)).collect();
     }
@@ -43,10 +48,7 @@ pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>, stacks: O
             "it loses adapters of experts that leave out some of gate, up and down: ft merge makes a model it reads",
         ),
         (!equal, "it reads adapters of all experts of a layer, not of some: ft merge makes a model it reads"),
-        (
-            others.iter().any(|m| names.contains(&last(m))),
-            "it loses the adapters of layers beside the experts that have their names: ft merge makes a model it reads",
-        ),
+        (others.iter().any(|m| names.contains(&last(m))), LOST),
         (ranks.unwrap_or(true), "it converts no rank or alpha patterns of experts: ft merge makes a model it reads"),
     ];
     reasons.into_iter().filter(|(holds, _)| *holds).map(|(_, reason)| reason).collect()
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     fn found(modules: &[&str], spec: LoraSpec) -> usize {
-        peft_refusals(&spec, &modules.iter().copied().collect(), None).len()
+        peft_refusals(&spec, &modules.iter().copied().collect(), ExpertFiles::Single).len()
     }
 
     #[test]
@@ -67,7 +69,9 @@ mod tests {
         let names: Vec<String> = (0..4).flat_map(whole).collect();
         let all: Vec<&str> = names.iter().map(String::as_str).chain(["m.layers.0.self_attn.q_proj"]).collect();
         assert_eq!(found(&all, plain()), 0);
-        assert_eq!(found(&["m.layers.0.mlp.down_proj"], LoraSpec { dora: true, ..plain() }), 0);
+        // Layers without experts lose theirs even if no expert is adapted.
+        assert_eq!(found(&["m.layers.0.mlp.down_proj"], LoraSpec { dora: true, ..plain() }), 1);
+        assert_eq!(found(&["m.layers.0.self_attn.o_proj"], LoraSpec { dora: true, ..plain() }), 0);
         assert_eq!(found(&all, LoraSpec { dropout: 0.1, ..plain() }), 1);
         assert_eq!(found(&all[1..], plain()), 1); // one expert without gate
         let down: Vec<&str> = all.iter().copied().filter(|m| m.ends_with("down_proj")).collect();

@@ -97,7 +97,7 @@ pub static FALCON: Family = Family {
 const GELU: &[&str] = &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"];
 
 /// An MLP without a gate.
-const TWO_LAYERS: &[TensorRule] = &[
+pub(super) const TWO_LAYERS: &[TensorRule] = &[
     same("ffn_up", "mlp.dense_h_to_4h", &[Dim::Inner, Dim::Hidden], BiasOf::Mlp),
     same("ffn_down", "mlp.dense_4h_to_h", &[Dim::Hidden, Dim::Inner], BiasOf::Mlp),
 ];

@@ -1,6 +1,7 @@
 //! The families that GGUF files can be read and written for, one table each; names and conventions are those of llama.cpp's
 //! `convert_hf_to_gguf.py`. A new family is a new table and an entry of [`FAMILIES`].
 
+mod alibi;
 mod cohere;
 mod experts;
 mod fused;
@@ -24,6 +25,8 @@ pub static FAMILIES: &[&Family] = &[
     &experts::QWEN2_MOE,
     &experts::QWEN3_MOE,
     &experts::OLMOE,
+    &experts::GPT_OSS,
+    &experts::DEEPSEEK_V2,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
@@ -38,6 +41,8 @@ pub static FAMILIES: &[&Family] = &[
     &fused::GPT_NEOX,
     &fused::FALCON,
     &gpt2::GPT2,
+    &alibi::BLOOM,
+    &alibi::MPT,
 ];
 
 /// Returns the names of all architectures in GGUF files, each once.
@@ -65,6 +70,7 @@ const USUAL: Family = Family {
     free_head_size: false,
     windows: WindowUse::None,
     experts: ExpertUse::None,
+    latent: false,
     activations: &["silu"],
     head: HeadUse::Optional,
     config_names: &[],

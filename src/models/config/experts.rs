@@ -15,7 +15,10 @@ const GROUPS: &str = "group_limited_greedy";
 /// may have groups of experts, as DeepSeek has. Fails for impossible sizes and for routers that ft does not compute.
 pub(super) fn read(r: &ConfigReader, layers: i64, grouped: bool) -> Result<Option<ExpertSizes>> {
     if r.get("num_experts").is_none() {
-        return Ok(None);
+        return match r.is_null("num_experts") && !grouped {
+            true => Err(r.wrong_value("num_experts", "a number of experts")),
+            false => Ok(None),
+        };
     }
     // Keys that only these families read.
     let own = |key: &str| r.get(key).filter(|_| grouped);

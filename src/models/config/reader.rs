@@ -27,6 +27,11 @@ impl<'a> ConfigReader<'a> {
         self.raw.get(self.key(key)).filter(|v| !v.is_null())
     }
 
+    /// Returns true if a value is null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.raw.get(self.key(key)).is_some_and(Value::is_null)
+    }
+
     /// Returns the error for a key that is missing or is not `what`.
     pub fn wrong_value(&self, key: &str, what: &str) -> Error {
         let key = self.key(key);

@@ -41,7 +41,10 @@ pub(super) fn read(r: &ConfigReader, layers: i64) -> Result<Vec<Option<i64>>> {
                 "{}: `layer_types` has the attention {kind} in layer {i}, which ft does not compute",
                 r.file.display()
             ))
-            .hint(format!("supported: {FULL}, {SLIDING}"))),
+            .hint(format!(
+                "supported: {FULL}, {SLIDING}; the nearest that ft has is a `{}` with no other kinds",
+                r.raw.get("model_type").and_then(Value::as_str).unwrap_or_default()
+            ))),
         })
         .collect()
 }

@@ -25,6 +25,9 @@ impl GgmlBlocks {
         if elements == 1 {
             return Err(Error::bug(format!("{name} has no blocks: such a weight is a plain tensor")));
         }
+        if kind == GgmlType::MXFP4 {
+            return Err(Error::bug(format!("{name} has a form of its own, `Mxfp4Groups`")));
+        }
         if inputs % elements != 0 || inputs == 0 {
             return Err(damaged(format!(
                 "rows of {inputs} numbers are no whole number of {name} blocks of {elements}"
@@ -157,7 +160,9 @@ impl BlockParts {
                 let scale = d(208) * float(self.bytes(192, 16).view_dtype(Kind::Int8));
                 scale.unsqueeze(2) * (float(q) - 32.0).view([-1, 16, 16])
             }
-            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => unreachable!("refused when the weight is made"),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::MXFP4 => {
+                unreachable!("refused when the weight is made")
+            }
         }
     }
 

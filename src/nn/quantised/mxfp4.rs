@@ -46,6 +46,26 @@ impl Mxfp4Groups {
         Ok(Self { codes, exponents, values })
     }
 
+    /// Takes numbers in blocks of ggml's type to `device`: (out, in / 32, 17) uint8, the exponent and 16 bytes, whose lower halves are
+    /// the first 16 numbers and whose upper halves are the last. Fails if an exponent stands for NaN.
+    pub fn of_ggml(blocks: &Tensor, device: Device) -> Result<Self> {
+        let (outputs, groups, _) = blocks.size3()?;
+        let halves = blocks.narrow(2, 1, GROUP / 2);
+        let upper = halves.bitwise_right_shift_tensor_scalar(4);
+        let numbers = Tensor::cat(&[halves.bitwise_and(15), upper], 2).view([outputs, groups * GROUP / 2, 2]);
+        let codes = numbers.select(2, 0).bitwise_or_tensor(&numbers.select(2, 1).bitwise_left_shift_tensor_scalar(4));
+        Self::stored(&codes, &blocks.select(2, 0), device)
+    }
+
+    /// Returns the numbers in blocks of ggml's type: (out, in / 32, 17) uint8.
+    pub fn to_ggml(&self) -> Tensor {
+        let (outputs, groups) = self.exponents.size2().expect("exponents of groups");
+        let upper = self.codes.bitwise_right_shift_tensor_scalar(4);
+        let numbers = Tensor::stack(&[upper, self.codes.bitwise_and(15)], -1).view([outputs, groups, 2, GROUP / 2]);
+        let bytes = numbers.select(2, 0).bitwise_or_tensor(&numbers.select(2, 1).bitwise_left_shift_tensor_scalar(4));
+        Tensor::cat(&[self.exponents.unsqueeze(-1), bytes], 2)
+    }
+
     /// Makes numbers that take no memory, with the shapes of those of a matrix (out, in) on the CPU.
     pub fn outline([outputs, inputs]: [i64; 2]) -> Self {
         let bytes = |columns| Tensor::zeros([1, 1], (Kind::Uint8, Device::Cpu)).expand([outputs, columns], false);
@@ -82,6 +102,20 @@ impl Mxfp4Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::quant::{GgmlType, dequantise};
+
+    /// Blocks of ggml have the same numbers, and become the same blocks again.
+    #[test]
+    fn blocks_of_ggml_are_the_same_numbers() {
+        tch::manual_seed(8);
+        let bytes = (Kind::Uint8, Device::Cpu);
+        let blocks = Tensor::randint(255, [5, 3, 17], bytes);
+        let groups = Mxfp4Groups::of_ggml(&blocks, Device::Cpu).unwrap();
+        assert!(groups.to_ggml().equal(&blocks));
+        let expected = dequantise(GgmlType::MXFP4, &Vec::<u8>::try_from(blocks.view([-1])).unwrap());
+        let found = groups.rows_on_device(0..5, Kind::Float);
+        assert!(found.equal(&Tensor::from_slice(&expected).view([5, 96])));
+    }
 
     /// Both compute what the definition says, for every code and every exponent.
     #[test]

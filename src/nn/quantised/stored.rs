@@ -90,6 +90,22 @@ impl QuantisedWeight {
         Ok(Self { shape: [outputs, 2 * half], format: Format::Stored(MXFP4.into()), numbers: Rc::new(numbers) })
     }
 
+    /// Takes a matrix in MXFP4 as ggml has it: (out, in / 32, 17) uint8. Fails if an exponent stands for NaN.
+    pub fn of_ggml_mxfp4(blocks: &Tensor, device: Device) -> Result<Self> {
+        let (outputs, groups, _) = blocks.size3()?;
+        let numbers = Numbers::Mxfp4(Mxfp4Groups::of_ggml(blocks, device)?);
+        let shape = [outputs, groups * super::MXFP4_GROUP];
+        Ok(Self { shape, format: Format::Stored(MXFP4.into()), numbers: Rc::new(numbers) })
+    }
+
+    /// Returns a matrix in MXFP4 as ggml has it: (out, in / 32, 17) uint8; `None` for other formats.
+    pub fn to_ggml_mxfp4(&self) -> Option<Tensor> {
+        match &*self.numbers {
+            Numbers::Mxfp4(groups) => Some(groups.to_ggml()),
+            _ => None,
+        }
+    }
+
     /// Makes a weight with the shape and the sizes of one that [`of_mxfp4`](Self::of_mxfp4) takes, without its numbers.
     pub fn outline_of_mxfp4(shape: [i64; 2]) -> Self {
         let numbers = Numbers::Mxfp4(Mxfp4Groups::outline(shape));

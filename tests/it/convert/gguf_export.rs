@@ -4,14 +4,11 @@ use crate::support::command::{ft_binary, stderr};
 use crate::support::families::{self, FAMILIES};
 use crate::support::workspace::Workspace;
 use crate::support::*;
-use ft::adapters::merging::WeightedAdapter;
-use ft::convert::gguf_export::adapter::export_adapter;
 use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, GgufExportSummary, export};
 use ft::convert::gguf_import::{GgufImportOptions, import};
-use ft::convert::merge::adapters::merge_into_model;
 use ft::error::Result;
 use ft::gguf::file::Gguf;
-use ft::gguf::quant::{GgmlType, dequantise};
+use ft::gguf::quant::GgmlType;
 use ft::gguf::quantise::quantise;
 use ft::models::Config;
 use ft::nn::safetensors::Dtype;
@@ -24,26 +21,31 @@ use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
 /// A folder with a model in `model`, and a file next to it.
-struct Exported {
-    folder: TempDir,
+pub struct Exported {
+    /// The folder that both are in.
+    pub folder: TempDir,
 }
 
 impl Exported {
-    fn of(model_type: &str, more: Value) -> Self {
+    /// Makes a random model of a family.
+    pub fn of(model_type: &str, more: Value) -> Self {
         let made = Self { folder: tempfile::tempdir().unwrap() };
         families::write(model_type, more, Kind::Float, &made.model());
         made
     }
 
-    fn model(&self) -> PathBuf {
+    /// Returns the folder of the model.
+    pub fn model(&self) -> PathBuf {
         self.folder.path().join("model")
     }
 
-    fn file(&self) -> PathBuf {
+    /// Returns the file.
+    pub fn file(&self) -> PathBuf {
         self.folder.path().join("out.gguf")
     }
 
-    fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
+    /// Exports the model to the file.
+    pub fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
         let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
         export(
             &GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false },
@@ -60,7 +62,8 @@ impl Exported {
         error.to_string()
     }
 
-    fn imported(&self) -> PathBuf {
+    /// Imports the file and returns the folder.
+    pub fn imported(&self) -> PathBuf {
         let out = self.folder.path().join("imported");
         let (file, dtype) = (self.file(), Dtype::F32);
         let options = GgufImportOptions { file: &file, out: &out, dtype, force: true, pre_tokenizer: None };
@@ -69,12 +72,14 @@ impl Exported {
     }
 }
 
-fn opened(folder: &Path) -> BTreeMap<String, Tensor> {
+/// Returns the parameters of a model by name.
+pub fn opened(folder: &Path) -> BTreeMap<String, Tensor> {
     let config = Config::read(folder).unwrap();
     ft::models::weights(folder, &config).unwrap().all().into_iter().collect()
 }
 
-fn logits(model: &Path) -> Tensor {
+/// Returns the logits of some rows.
+pub fn logits(model: &Path) -> Tensor {
     let model = frozen(model, Kind::Float);
     let rows: Vec<Vec<u32>> = (1..5).map(|i| (0..11 * i).map(|t| (t * 7 + i) % 400).collect()).collect();
     let tokens = Tokens::pack(&rows, device());
@@ -145,6 +150,15 @@ fn variants_of_families_come_back_too() {
         ("cohere", json!({"num_hidden_layers": 64, "use_qk_norm": true, "hidden_size": 32, "intermediate_size": 32})),
         ("qwen2_moe", json!({"qkv_bias": false, "tie_word_embeddings": true})),
         ("gpt2", json!({"n_inner": 96, "tie_word_embeddings": false})),
+        ("mpt", json!({"attn_config": {"clip_qkv": 1.5, "alibi_bias_max": 8}, "tie_word_embeddings": false})),
+        ("bloom", json!({"tie_word_embeddings": false, "n_head": 4})),
+        ("gpt_oss", json!({"rope_scaling": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}})),
+        (
+            "deepseek_v2",
+            json!({"first_k_dense_replace": 0, "n_shared_experts": 1, "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.707, "mscale_all_dim": 0.707}}),
+        ),
+        ("deepseek_v2", json!({"num_hidden_layers": 27, "q_lora_rank": null, "hidden_size": 32})),
     ] {
         let made = Exported::of(model_type, more.clone());
         made.export(GgmlType::F32).unwrap_or_else(|e| panic!("{model_type} {more}: {e}"));
@@ -153,6 +167,53 @@ fn variants_of_families_come_back_too() {
             assert_close(&format!("{model_type} {more}"), &logits(&model), &expected, 1e-5);
         }
     }
+}
+
+/// Experts in MXFP4 keep their bits: in the file, in a directory made of it, and when the file is a model's base.
+#[test]
+fn experts_in_mxfp4_are_written_and_read_as_they_are() {
+    let made = Exported::of("gpt_oss", json!({}));
+    let folder = made.model();
+    let mut tensors = opened(&folder);
+    tensors.retain(|name, _| !(name.contains(".experts.") && name.ends_with(".weight")));
+    let bytes = (Kind::Uint8, tch::Device::Cpu);
+    tch::manual_seed(3);
+    for layer in 0..4 {
+        for (name, outputs, groups) in [("gate_up_proj", 64, 2), ("down_proj", 64, 1)] {
+            let stack = format!("model.layers.{layer}.mlp.experts.{name}");
+            tensors.insert(format!("{stack}_blocks"), Tensor::randint(256, [4, outputs, groups, 16], bytes));
+            tensors.insert(format!("{stack}_scales"), Tensor::randint_low(119, 125, [4, outputs, groups], bytes));
+        }
+    }
+    save_tensors(&folder.join("model.safetensors"), &tensors);
+    let mut config: Value = ft::fsutil::read_json(&folder.join("config.json")).unwrap();
+    config["quantization_config"] = json!({"quant_method": "mxfp4"});
+    ft::fsutil::write_json(&folder.join("config.json"), &config).unwrap();
+    let summary = made.export(GgmlType::F32).unwrap();
+    assert_eq!((summary.format.as_str(), summary.tensors["MXFP4"]), ("MXFP4", 4 * 3));
+    assert_eq!(summary.read_back.relative_error["MXFP4"], 0.0);
+
+    // A block of the file is the exponent and halves of bytes 16 numbers apart.
+    let gguf = Gguf::open(&made.file()).unwrap();
+    assert_eq!(gguf.unsigned("general.file_type").unwrap(), Some(38));
+    let up = gguf.tensors().iter().find(|t| t.name == "blk.1.ffn_up_exps.weight").unwrap();
+    let (expert, row, group) = (2, 5, 1);
+    let found = &gguf.data(up)[((expert * 32 + row) * 2 + group) * 17..][..17];
+    let stored = |ending: &str| {
+        let all = &tensors[&format!("model.layers.1.mlp.experts.gate_up_proj{ending}")];
+        let of_row = all.get(expert as i64).get(2 * row as i64 + 1).get(group as i64);
+        Vec::<u8>::try_from(of_row.view([-1])).unwrap()
+    };
+    let halves: Vec<u8> = stored("_blocks").iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
+    let expected: Vec<u8> = (0..16).map(|i| halves[i] | halves[i + 16] << 4).collect();
+    assert_eq!((found[0], &found[1..]), (stored("_scales")[0], &expected[..]));
+
+    let expected = logits(&folder);
+    for model in [made.file(), made.imported()] {
+        assert_close(&model.display().to_string(), &logits(&model), &expected, 1e-5);
+    }
+    let model = frozen(&made.file(), Kind::Float);
+    assert!(model.describe_quantisation().unwrap().contains("MXFP4"));
 }
 
 #[test]
@@ -239,169 +300,6 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
     assert!(summary.notes[0].contains("in Q5_0") && summary.notes[0].contains("in Q8_0"), "{:?}", summary.notes);
 }
 
-/// Writes a LoRA over the linear layers of a model of this family.
-fn lora(made: &Exported, more: Value) -> PathBuf {
-    let folder = made.folder.path().join("adapter");
-    std::fs::create_dir_all(&folder).unwrap();
-    let mut config = json!({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": made.model(), "r": 4, "lora_alpha": 8,
-        "target_modules": "all-linear", "bias": "none",
-    });
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    let rank = |module: &str| {
-        let pattern =
-            config["rank_pattern"].as_object().and_then(|map| map.iter().find(|(end, _)| module.ends_with(*end)));
-        pattern.map_or(4, |(_, rank)| rank.as_i64().unwrap())
-    };
-    let mut tensors = BTreeMap::new();
-    let weights = opened(&made.model());
-    let base = Config::read(&made.model()).unwrap();
-    let all = ft::models::weights(&made.model(), &base).unwrap();
-    for (name, weight) in &weights {
-        let Some(module) = name.strip_suffix(".weight") else { continue };
-        let linear = weight.dim() == 2
-            && !["embed", "lm_head", "wte", "wpe", "norm", ".gate", "_gate"]
-                .iter()
-                .any(|part| if part.ends_with("gate") { module.ends_with(part) } else { module.contains(part) });
-        if !linear {
-            continue;
-        }
-        let (mut outputs, mut inputs) = weight.size2().unwrap();
-        if all.transposed(name) {
-            (outputs, inputs) = (inputs, outputs);
-        }
-        let prefix = format!("base_model.model.{module}");
-        tensors.insert(format!("{prefix}.lora_A.weight"), noise(&[rank(module), inputs], &format!("{name} a")) * 0.3);
-        tensors.insert(format!("{prefix}.lora_B.weight"), noise(&[outputs, rank(module)], &format!("{name} b")) * 0.3);
-    }
-    assert!(tensors.len() > 20);
-    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
-    save_tensors(&folder.join("adapter_model.safetensors"), &tensors);
-    folder
-}
-
-#[test]
-fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
-    for model_type in ["llama", "gpt2", "gpt_neox", "qwen3_moe"] {
-        let made = Exported::of(model_type, json!({}));
-        let adapter = lora(&made, json!({}));
-        let merged = made.folder.path().join("merged");
-        let part = || WeightedAdapter::read(&adapter, 1.0).unwrap();
-        merge_into_model(&made.model(), &[part()], &merged, None, 1 << 30).unwrap();
-        let (model, out) = (made.model(), made.file());
-        let format = Some(FORMATS[0]);
-        let options = GgufExportOptions {
-            model: &model,
-            adapter: Some(part()),
-            out: &out,
-            format,
-            force: false,
-            modelfile: false,
-        };
-        export(&options, |_, _| Ok(())).unwrap();
-        let (expected, found) = (opened(&merged), opened(&made.imported()));
-        for (name, tensor) in expected {
-            assert!(tensor.equal(&found[&name]), "{model_type} {name}");
-        }
-    }
-}
-
-/// Returns the numbers of a tensor of a file, as (rows, columns).
-fn matrix(gguf: &Gguf, name: &str) -> Tensor {
-    let tensor = gguf.tensors().iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
-    let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
-    Tensor::from_slice(&dequantise(tensor.kind, gguf.data(tensor))).view(&shape[..])
-}
-
-#[test]
-fn a_lora_adds_to_the_base_in_the_file_what_merging_adds() {
-    for (model_type, more) in [
-        ("llama", json!({})),
-        ("llama", json!({"use_rslora": true})),
-        ("llama", json!({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"o_proj": 3}})),
-        ("gpt2", json!({"fan_in_fan_out": true})),
-        ("gpt_neox", json!({})),
-        ("qwen3_moe", json!({})),
-    ] {
-        let made = Exported::of(model_type, json!({}));
-        let part = WeightedAdapter::read(&lora(&made, more.clone()), 1.0).unwrap();
-        made.export(GgmlType::F32).unwrap();
-        let (model, lora_file, merged) =
-            (made.model(), made.folder.path().join("lora.gguf"), made.folder.path().join("merged.gguf"));
-        let options = |out, adapter| GgufExportOptions {
-            model: &model,
-            adapter,
-            out,
-            format: Some(FORMATS[0]),
-            force: false,
-            modelfile: false,
-        };
-        let summary = export_adapter(&options(&lora_file, None), &part).unwrap();
-        let rescaled = more.get("rank_pattern").is_some();
-        assert_eq!(summary.rescaled > 0, rescaled, "{model_type} {more}");
-        export(&options(&merged, Some(part)), |_, _| Ok(())).unwrap();
-        let [base, adapter, merged] = [&made.file(), &lora_file, &merged].map(|file| Gguf::open(file).unwrap());
-        assert_eq!(adapter.text("general.type").unwrap(), Some("adapter"));
-        assert_eq!(adapter.text("adapter.type").unwrap(), Some("lora"));
-        let alpha = adapter.float("adapter.lora.alpha").unwrap().unwrap();
-        let mut adapted = 0;
-        for tensor in base.tensors() {
-            let before = matrix(&base, &tensor.name);
-            let after = matrix(&merged, &tensor.name);
-            if !adapter.tensors().iter().any(|t| t.name == format!("{}.lora_a", tensor.name)) {
-                assert!(before.equal(&after), "{model_type} {}", tensor.name);
-                continue;
-            }
-            let [a, b] = ["lora_a", "lora_b"].map(|end| matrix(&adapter, &format!("{}.{end}", tensor.name)));
-            let rank = *b.size().last().unwrap();
-            let expected = before + b.matmul(&a) * (alpha / rank as f64);
-            assert_close(&format!("{model_type} {more} {}", tensor.name), &after, &expected, 1e-5);
-            adapted += 1;
-        }
-        assert_eq!(adapted, summary.weights);
-        assert!(adapted > 10);
-    }
-}
-
-#[test]
-fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
-    let made = Exported::of("llama", json!({}));
-    let folder = lora(&made, json!({"use_dora": true}));
-    let mut tensors = Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap().all();
-    let magnitudes: Vec<_> = tensors
-        .iter()
-        .filter_map(|(name, b)| Some((name.strip_suffix("lora_B.weight")?.to_string(), b.size()[0])))
-        .map(|(module, rows)| (format!("{module}lora_magnitude_vector"), noise(&[rows], &module) + 2.0))
-        .collect();
-    tensors.extend(magnitudes);
-    save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
-    let (model, out) = (made.model(), made.file());
-    let refused = |folder: &Path, format| {
-        let part = WeightedAdapter::read(folder, 1.0).unwrap();
-        let options =
-            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false, modelfile: false };
-        let error = export_adapter(&options, &part).expect_err("refused");
-        assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
-        assert!(!out.exists());
-        error.to_string()
-    };
-    assert!(refused(&folder, None).contains("DoRA"));
-    let plain = lora(&made, json!({}));
-    assert!(refused(&plain, FileFormat::named("q8_0")).contains("q8_0"));
-    // One expert alone: those of a layer are one tensor.
-    let made = Exported::of("qwen3_moe", json!({}));
-    let folder = lora(&made, json!({}));
-    let mut tensors = Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap().all();
-    tensors.retain(|name, _| !name.contains("layers.1.mlp.experts.2."));
-    save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
-    let part = WeightedAdapter::read(&folder, 1.0).unwrap();
-    let model = made.model();
-    let options =
-        GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false, modelfile: false };
-    let error = export_adapter(&options, &part).expect_err("refused").to_string();
-    assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
-}
-
 #[test]
 fn what_llama_cpp_computes_in_another_way_is_refused_with_the_reason() {
     for (model_type, more, reason) in [
@@ -431,6 +329,21 @@ fn what_llama_cpp_computes_in_another_way_is_refused_with_the_reason() {
         ("cohere", json!({"use_qk_norm": true}), "64 layers"),
         ("falcon", json!({"parallel_attn": false, "new_decoder_architecture": false}), "parallel_attn"),
         ("falcon", json!({"bias": true}), "biases"),
+        ("falcon", json!({"alibi": true}), "ALiBi"),
+        ("mpt", json!({"attn_config": {"softmax_scale": 0.5}}), "softmax_scale"),
+        ("gpt_oss", json!({"swiglu_limit": 5.0}), "swiglu_limit"),
+        ("gpt_oss", json!({"attention_bias": false}), "without biases"),
+        ("deepseek_v2", json!({"q_lora_rank": null}), "27 layers"),
+        (
+            "deepseek_v2",
+            json!({"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}),
+            "groups of experts",
+        ),
+        (
+            "deepseek_v2",
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+            "mscale",
+        ),
         ("qwen3", json!({"attention_bias": true}), "biases"),
         ("qwen3_moe", json!({"norm_topk_prob": false}), "norm_topk_prob"),
         ("qwen3_moe", json!({"mlp_only_layers": [1]}), "layer 1 has no experts"),

@@ -1,6 +1,7 @@
 //! Tests of src/convert: model files in and out.
 
-mod gguf_export;
+mod gguf_adapters;
+pub mod gguf_export;
 mod gguf_import;
 mod modelfile;
 mod stop_tokens;

@@ -270,7 +270,10 @@ fn damaged_settings_of_windows_and_rotary_tables_are_refused() {
     refused(set("sliding_window", json!(0)).path(), &["`sliding_window` must be a whole number from 1 on", "found 0"]);
     refused(set("sliding_window", json!(null)).path(), &["`sliding_window` must be a number of tokens", "layer 0"]);
     let kinds = json!(["sliding_attention", "chunked_attention", "full_attention"]);
-    refused(set("layer_types", kinds).path(), &["\"chunked_attention\" in layer 1", "supported: full_attention"]);
+    refused(
+        set("layer_types", kinds).path(),
+        &["\"chunked_attention\" in layer 1", "supported: full_attention", "nearest", "`gemma3_text`"],
+    );
     refused(set("layer_types", json!(["full_attention"])).path(), &["`layer_types`", "each of the 3 layers"]);
     refused(set("attn_logit_softcapping", json!(-1.0)).path(), &["`attn_logit_softcapping` must be a number above 0"]);
     let ropes = json!({"full_attention": {"rope_theta": -5.0}, "sliding_attention": {"rope_theta": 50.0}});
@@ -283,6 +286,48 @@ fn damaged_settings_of_windows_and_rotary_tables_are_refused() {
     let text = std::fs::read_to_string(&file).unwrap().replace("5000.0", "NaN");
     std::fs::write(&file, text).unwrap();
     refused(folder.path(), &["config.json:"]);
+}
+
+/// A model without some of its experts, or with numbers of them that make no sense.
+#[test]
+fn missing_experts_are_refused_by_name() {
+    let with = |key: &str, value: Value| {
+        let folder = with_weights("tiny-mixtral", "tiny-mixtral");
+        let file = folder.path().join("config.json");
+        let mut config: Map<String, Value> = ft::fsutil::read_json(&file).unwrap();
+        config.insert(key.into(), value);
+        ft::fsutil::write_json(&file, &config).unwrap();
+        folder
+    };
+    refused(with("num_local_experts", json!(6)).path(), &["experts.4.w1.weight` is missing", "expected [6, 24]"]);
+    refused(with("num_local_experts", json!(3)).path(), &["gate.weight` has shape [4, 24], expected [3, 24]"]);
+    refused(with("num_experts_per_tok", json!(5)).path(), &["`num_experts_per_tok` is 5", "has 4 experts"]);
+    refused(with("num_experts_per_tok", json!(0)).path(), &["`num_experts_per_tok`", "found 0"]);
+    refused(
+        with("num_local_experts", json!(null)).path(),
+        &["`num_local_experts` must be a number of experts", "found null"],
+    );
+}
+
+/// Keys of other families change nothing where transformers does not read them.
+#[test]
+fn keys_of_other_families_change_nothing() {
+    let stray = json!({"num_key_value_heads": 3, "head_dim": 5, "sliding_window": 4, "rope_scaling": {"type": "linear", "factor": 2.0}, "layer_types": ["x"]});
+    for name in ["tiny-gpt2", "dense/bloom", "dense/mpt"] {
+        let folder = with_weights(name, name);
+        let logits = || {
+            let model = try_load(folder.path()).unwrap();
+            let tokens = ft::nn::Tokens::pack(&[(3..20).collect::<Vec<u32>>()], Device::Cpu);
+            let rows = Tensor::arange(17, (Kind::Int64, Device::Cpu));
+            model.infer(&tokens, |out| out.logits(&rows)).unwrap()
+        };
+        let expected = logits();
+        let file = folder.path().join("config.json");
+        let mut config: Map<String, Value> = ft::fsutil::read_json(&file).unwrap();
+        config.extend(stray.as_object().unwrap().clone());
+        ft::fsutil::write_json(&file, &config).unwrap();
+        assert!(logits().equal(&expected), "{name}");
+    }
 }
 
 /// The config of a model of text and images names its language model.

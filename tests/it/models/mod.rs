@@ -9,6 +9,7 @@ mod hostile;
 mod new_models;
 mod number_formats;
 mod parity;
+mod parity_table;
 mod properties;
 mod quantised;
 mod recurrent;

@@ -9,13 +9,13 @@ use tch::{Kind, Tensor};
 const RELATIVE: f64 = 1e-4;
 
 #[derive(serde::Deserialize)]
-struct Case {
-    weights: String,
+pub(super) struct Case {
+    pub weights: String,
     tensors: String,
-    sequences: Vec<Sequence>,
+    pub sequences: Vec<Sequence>,
     loss: f64,
-    items: f64,
-    grad_stride: i64,
+    pub items: f64,
+    pub grad_stride: i64,
     grad_norm: BTreeMap<String, f64>,
 }
 
@@ -74,11 +74,11 @@ const DENSE: [&str; 24] = [
 /// transformers.
 const OWN: [&str; 4] = ["own/rnn", "own/gru", "own/lstm", "own/sinusoidal"];
 
-fn models() -> impl Iterator<Item = &'static str> {
+pub(super) fn models() -> impl Iterator<Item = &'static str> {
     MODELS.into_iter().chain(DENSE).chain(OWN)
 }
 
-fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
+pub(super) fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
     let (folder, own) = name.split_once('/').map_or(("logits".to_string(), name), |(a, b)| (format!("{a}/logits"), b));
     let case: Case = json(format!("{folder}/{own}.json"));
     let expected = tensors(format!("{folder}/{}.safetensors", case.tensors));
@@ -87,7 +87,7 @@ fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
     (case, expected, model)
 }
 
-fn logits(model: &Model, sequences: &[Sequence]) -> Tensor {
+pub(super) fn logits(model: &Model, sequences: &[Sequence]) -> Tensor {
     let row = Row::pack(sequences);
     let all = Tensor::arange(row.tokens.len() as i64, (Kind::Int64, crate::support::device()));
     model.infer(&row.tokens, |out| out.logits(&all)).unwrap()
@@ -117,7 +117,12 @@ fn logits_equal_transformers_packed_and_one_by_one() {
 }
 
 /// Returns the mean loss and the gradients of one optimiser step; each element of `batches` is a micro-batch.
-fn learn(model: &Model, batches: &[&[Sequence]], items: f64, replay: LayerReplay) -> (f64, BTreeMap<String, Tensor>) {
+pub(super) fn learn(
+    model: &Model,
+    batches: &[&[Sequence]],
+    items: f64,
+    replay: LayerReplay,
+) -> (f64, BTreeMap<String, Tensor>) {
     let mut metrics = ft::models::Metrics::default();
     for sequences in batches {
         let row = Row::pack(sequences);
@@ -189,43 +194,4 @@ fn a_mistral_without_sliding_window_has_the_default_of_transformers() {
     config.remove("sliding_window").unwrap();
     ft::fsutil::write_json(&file, &config).unwrap();
     assert_eq!(window(), Some(4096));
-}
-
-/// Prints the table of docs/models.md:
-/// `cargo test --release --test all models::parity::table -- --ignored --nocapture`
-#[test]
-#[ignore = "prints the table of docs/models.md; the other tests have bounds for its numbers"]
-fn table() {
-    println!("| model | logits | gradients | decoded | bfloat16 logits |");
-    println!("|---|---|---|---|---|");
-    for name in models().filter(|name| !name.contains("rope")) {
-        let (case, expected, model) = open(name);
-        let (mut of_logits, mut of_decoding, mut of_half) = (0f64, 0f64, 0f64);
-        let folder = with_weights(name, &case.weights);
-        let half = frozen(folder.path(), Kind::BFloat16);
-        for (i, s) in case.sequences.iter().enumerate() {
-            let theirs = &expected[&format!("logits.{i}")];
-            let whole = logits(&model, std::slice::from_ref(s));
-            of_logits = of_logits.max(Gap::between(&whole, theirs).norm);
-            of_half = of_half.max(Gap::between(&logits(&half, std::slice::from_ref(s)), theirs).norm);
-            let mut cache = model.cache(1);
-            let decoded: Vec<Tensor> = (0..s.ids.len())
-                .map(|at| {
-                    let tokens = ft::nn::Tokens::pack_after(&[&s.ids[at..=at]], &[at as i64], crate::support::device());
-                    model.extend(&tokens, &mut cache, |out| out.all_logits()).unwrap()
-                })
-                .collect();
-            of_decoding = of_decoding.max(Gap::between(&Tensor::cat(&decoded, 0), &whole).norm);
-        }
-        let (_, grads) = learn(&model, &[&case.sequences], case.items, LayerReplay::None);
-        let of = |key: &String| {
-            let ours = every(case.grad_stride, &grads[key.strip_prefix("grad.").unwrap()]);
-            Gap::between(&ours, &expected[key]).norm
-        };
-        // A bias on every key has no gradient but rounding.
-        let keys = expected.keys().filter(|key| key.starts_with("grad.") && !key.ends_with("k_proj.bias"));
-        let of_gradients = keys.map(of).fold(0f64, f64::max);
-        let name = name.trim_start_matches("dense/");
-        println!("| {name} | {of_logits:.0e} | {of_gradients:.0e} | {of_decoding:.0e} | {of_half:.0e} |");
-    }
 }

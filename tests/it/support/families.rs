@@ -10,7 +10,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Every `model_type` that can be written to GGUF.
-pub const FAMILIES: [&str; 23] = [
+pub const FAMILIES: [&str; 27] = [
     "llama",
     "mistral",
     "ministral",
@@ -30,10 +30,14 @@ pub const FAMILIES: [&str; 23] = [
     "gpt_neox",
     "falcon",
     "gpt2",
+    "bloom",
+    "mpt",
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
     "olmoe",
+    "gpt_oss",
+    "deepseek_v2",
 ];
 
 /// Returns a small config of a family, to which `more` keys are added.
@@ -47,6 +51,14 @@ pub fn config(model_type: &str, more: Value) -> Map<String, Value> {
         "gpt2" => {
             map = Map::new();
             json!({"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256, "vocab_size": 512})
+        }
+        "bloom" => {
+            map = Map::new();
+            json!({"hidden_size": 48, "n_layer": 4, "n_head": 6, "vocab_size": 512, "seq_length": 256})
+        }
+        "mpt" => {
+            map = Map::new();
+            json!({"d_model": 48, "n_layers": 4, "n_heads": 6, "max_seq_len": 256, "vocab_size": 512})
         }
         "qwen3" | "qwen3_moe" => json!({"head_dim": 32}),
         "gemma" => json!({"head_dim": 32, "num_key_value_heads": 2}),
@@ -73,6 +85,14 @@ pub fn config(model_type: &str, more: Value) -> Map<String, Value> {
         "qwen2_moe" => json!({
             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
             "shared_expert_intermediate_size": 64, "norm_topk_prob": false,
+        }),
+        "gpt_oss" => json!({
+            "head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32, "sliding_window": 16,
+        }),
+        "deepseek_v2" => json!({
+            "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+            "v_head_dim": 32, "routed_scaling_factor": 2.5, "topk_method": "greedy",
         }),
         "olmoe" => json!({
             "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4, "norm_topk_prob": false,

@@ -98,7 +98,9 @@ pub fn train(name: &str, case: &Case, model: &Model, part: &mut Option<Box<dyn T
     println!("{name} {replay:?}: loss {loss_gap:e} apart, gradient norm {norm_gap:e} relative");
 }
 
-fn with_lora(name: &str) {
+/// Compares the steps of a LoRA, with and without replay. Returns how far the trained tensors are apart, absolutely.
+pub fn with_lora(name: &str) -> f64 {
+    let mut gap = 0f64;
     let case: Case = json(format!("{name}/expected.json"));
     let folder = fixture(format!("{name}/initial"));
     for replay in [LayerReplay::None, LayerReplay::All] {
@@ -125,10 +127,14 @@ fn with_lora(name: &str) {
             worst.widen(assert_within(key, t, &expected[key], case.float64_difference.allowed()));
         }
         println!("{name} {replay:?}: final tensors {worst:?}");
+        gap = gap.max(worst.absolute);
     }
+    gap
 }
 
-fn in_full(name: &str) {
+/// Compares steps on all weights; the same as [`with_lora`].
+pub fn in_full(name: &str) -> f64 {
+    let mut gap = 0f64;
     let case: Case = json(format!("{name}/expected.json"));
     let expected = tensors(format!("{name}/final.safetensors"));
     for replay in [LayerReplay::None, LayerReplay::All] {
@@ -147,7 +153,9 @@ fn in_full(name: &str) {
             );
         }
         println!("{name} {replay:?}: final tensors {worst:?}");
+        gap = gap.max(worst.absolute);
     }
+    gap
 }
 
 #[test]

@@ -1,0 +1,179 @@
+//! LoRAs and GGUF files: merged into an exported model, and as GGUF adapters.
+
+use super::gguf_export::{Exported, opened};
+use crate::support::*;
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::gguf_export::adapter::export_adapter;
+use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, export};
+use ft::convert::merge::adapters::merge_into_model;
+use ft::gguf::file::Gguf;
+use ft::gguf::quant::{GgmlType, dequantise};
+use ft::models::Config;
+use ft::nn::Weights;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// Writes a LoRA over the linear layers of a model of this family.
+fn lora(made: &Exported, more: Value) -> PathBuf {
+    let folder = made.folder.path().join("adapter");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut config = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": made.model(), "r": 4, "lora_alpha": 8,
+        "target_modules": "all-linear", "bias": "none",
+    });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let rank = |module: &str| {
+        let pattern =
+            config["rank_pattern"].as_object().and_then(|map| map.iter().find(|(end, _)| module.ends_with(*end)));
+        pattern.map_or(4, |(_, rank)| rank.as_i64().unwrap())
+    };
+    let mut tensors = BTreeMap::new();
+    let weights = opened(&made.model());
+    let base = Config::read(&made.model()).unwrap();
+    let all = ft::models::weights(&made.model(), &base).unwrap();
+    for (name, weight) in &weights {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        let linear = weight.dim() == 2
+            && !["embed", "lm_head", "wte", "wpe", "norm", ".gate", "_gate"]
+                .iter()
+                .any(|part| if part.ends_with("gate") { module.ends_with(part) } else { module.contains(part) });
+        if !linear {
+            continue;
+        }
+        let (mut outputs, mut inputs) = weight.size2().unwrap();
+        if all.transposed(name) {
+            (outputs, inputs) = (inputs, outputs);
+        }
+        let prefix = format!("base_model.model.{module}");
+        tensors.insert(format!("{prefix}.lora_A.weight"), noise(&[rank(module), inputs], &format!("{name} a")) * 0.3);
+        tensors.insert(format!("{prefix}.lora_B.weight"), noise(&[outputs, rank(module)], &format!("{name} b")) * 0.3);
+    }
+    assert!(tensors.len() > 20);
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    save_tensors(&folder.join("adapter_model.safetensors"), &tensors);
+    folder
+}
+
+#[test]
+fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
+    for model_type in ["llama", "gpt2", "gpt_neox", "qwen3_moe"] {
+        let made = Exported::of(model_type, json!({}));
+        let adapter = lora(&made, json!({}));
+        let merged = made.folder.path().join("merged");
+        let part = || WeightedAdapter::read(&adapter, 1.0).unwrap();
+        merge_into_model(&made.model(), &[part()], &merged, None, 1 << 30).unwrap();
+        let (model, out) = (made.model(), made.file());
+        let format = Some(FORMATS[0]);
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: Some(part()),
+            out: &out,
+            format,
+            force: false,
+            modelfile: false,
+        };
+        export(&options, |_, _| Ok(())).unwrap();
+        let (expected, found) = (opened(&merged), opened(&made.imported()));
+        for (name, tensor) in expected {
+            assert!(tensor.equal(&found[&name]), "{model_type} {name}");
+        }
+    }
+}
+
+/// Returns the numbers of a tensor of a file, as (rows, columns).
+fn matrix(gguf: &Gguf, name: &str) -> Tensor {
+    let tensor = gguf.tensors().iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name}"));
+    let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
+    Tensor::from_slice(&dequantise(tensor.kind, gguf.data(tensor))).view(&shape[..])
+}
+
+#[test]
+fn a_lora_adds_to_the_base_in_the_file_what_merging_adds() {
+    for (model_type, more) in [
+        ("llama", json!({})),
+        ("llama", json!({"use_rslora": true})),
+        ("llama", json!({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"o_proj": 3}})),
+        ("gpt2", json!({"fan_in_fan_out": true})),
+        ("gpt_neox", json!({})),
+        ("qwen3_moe", json!({})),
+    ] {
+        let made = Exported::of(model_type, json!({}));
+        let part = WeightedAdapter::read(&lora(&made, more.clone()), 1.0).unwrap();
+        made.export(GgmlType::F32).unwrap();
+        let (model, lora_file, merged) =
+            (made.model(), made.folder.path().join("lora.gguf"), made.folder.path().join("merged.gguf"));
+        let options = |out, adapter| GgufExportOptions {
+            model: &model,
+            adapter,
+            out,
+            format: Some(FORMATS[0]),
+            force: false,
+            modelfile: false,
+        };
+        let summary = export_adapter(&options(&lora_file, None), &part).unwrap();
+        let rescaled = more.get("rank_pattern").is_some();
+        assert_eq!(summary.rescaled > 0, rescaled, "{model_type} {more}");
+        export(&options(&merged, Some(part)), |_, _| Ok(())).unwrap();
+        let [base, adapter, merged] = [&made.file(), &lora_file, &merged].map(|file| Gguf::open(file).unwrap());
+        assert_eq!(adapter.text("general.type").unwrap(), Some("adapter"));
+        assert_eq!(adapter.text("adapter.type").unwrap(), Some("lora"));
+        let alpha = adapter.float("adapter.lora.alpha").unwrap().unwrap();
+        let mut adapted = 0;
+        for tensor in base.tensors() {
+            let before = matrix(&base, &tensor.name);
+            let after = matrix(&merged, &tensor.name);
+            if !adapter.tensors().iter().any(|t| t.name == format!("{}.lora_a", tensor.name)) {
+                assert!(before.equal(&after), "{model_type} {}", tensor.name);
+                continue;
+            }
+            let [a, b] = ["lora_a", "lora_b"].map(|end| matrix(&adapter, &format!("{}.{end}", tensor.name)));
+            let rank = *b.size().last().unwrap();
+            let expected = before + b.matmul(&a) * (alpha / rank as f64);
+            assert_close(&format!("{model_type} {more} {}", tensor.name), &after, &expected, 1e-5);
+            adapted += 1;
+        }
+        assert_eq!(adapted, summary.weights);
+        assert!(adapted > 10);
+    }
+}
+
+#[test]
+fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
+    let made = Exported::of("llama", json!({}));
+    let folder = lora(&made, json!({"use_dora": true}));
+    let mut tensors = Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap().all();
+    let magnitudes: Vec<_> = tensors
+        .iter()
+        .filter_map(|(name, b)| Some((name.strip_suffix("lora_B.weight")?.to_string(), b.size()[0])))
+        .map(|(module, rows)| (format!("{module}lora_magnitude_vector"), noise(&[rows], &module) + 2.0))
+        .collect();
+    tensors.extend(magnitudes);
+    save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
+    let (model, out) = (made.model(), made.file());
+    let refused = |folder: &Path, format| {
+        let part = WeightedAdapter::read(folder, 1.0).unwrap();
+        let options =
+            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false, modelfile: false };
+        let error = export_adapter(&options, &part).expect_err("refused");
+        assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
+        assert!(!out.exists());
+        error.to_string()
+    };
+    assert!(refused(&folder, None).contains("DoRA"));
+    let plain = lora(&made, json!({}));
+    assert!(refused(&plain, FileFormat::named("q8_0")).contains("q8_0"));
+    // One expert alone: those of a layer are one tensor.
+    let made = Exported::of("qwen3_moe", json!({}));
+    let folder = lora(&made, json!({}));
+    let mut tensors = Weights::open_file(&folder.join("adapter_model.safetensors")).unwrap().all();
+    tensors.retain(|name, _| !name.contains("layers.1.mlp.experts.2."));
+    save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
+    let part = WeightedAdapter::read(&folder, 1.0).unwrap();
+    let model = made.model();
+    let options =
+        GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false, modelfile: false };
+    let error = export_adapter(&options, &part).expect_err("refused").to_string();
+    assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
+}
