@@ -9,6 +9,7 @@
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
@@ -137,6 +138,17 @@ int ft_subtract_all(Tensor** t, Tensor** by, int n) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); bump_versions(t, n); return 0;)
 }
 
+// Adds `g` to the gradient of a leaf; without one, `g` becomes it.
+int ft_add_gradient(Tensor* leaf, Tensor* g) {
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    TORCH_CHECK(leaf->is_leaf() && leaf->sizes() == g->sizes() && leaf->scalar_type() == g->scalar_type() &&
+                leaf->device() == g->device(), "a gradient of another shape, dtype or device than its leaf");
+    Tensor& sum = leaf->mutable_grad();
+    if (sum.defined()) sum.add_(*g); else sum = g->detach();
+    return 0;)
+}
+
 // Removes the gradients, so that the next backward stores new ones instead of adding to zeros.
 int ft_drop_gradients(Tensor** p, int n) {
   GUARD(-1, for (int i = 0; i < n; i++) p[i]->mutable_grad() = Tensor(); return 0;)
@@ -146,6 +158,16 @@ int ft_drop_gradients(Tensor** p, int n) {
 // its leaf no longer does.
 int ft_learns(Tensor* t) {
   GUARD(-1, return (t->is_leaf() || !t->is_view() ? t->requires_grad() : t->_base().requires_grad()) ? 1 : 0;)
+}
+
+// ---------------------------------------------------------------- products on CUDA
+// sum = keep sum + factor a b: a float32 matrix, and matrices in float32 or half precision. With keep 0, sum is not read.
+int ft_wide_product(Tensor* sum, Tensor* a, Tensor* b, double keep, double factor) {
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    if (a->scalar_type() == at::kFloat) at::addmm_out(*sum, *sum, *a, *b, keep, factor);
+    else at::addmm_out(*sum, *sum, *a, *b, at::kFloat, keep, factor);
+    return 0;)
 }
 
 // ---------------------------------------------------------------- arithmetic of the whole process
@@ -213,6 +235,74 @@ Tensor* ft_download_wait(Download* d) {
 }
 
 void ft_download_drop(Download* d) { delete d; }
+
+// A contiguous CUDA tensor whose bytes lie in page-locked memory for a while. They are copied on a stream of their own,
+// so that the device goes on computing.
+struct HostCopy {
+  Tensor host, device;  // the device's is undefined while only the host has the bytes
+  c10::Event done{at::kCUDA};
+};
+
+// The stream that copies such tensors of a device.
+static c10::Stream copy_stream(at::Device device) {
+  static std::mutex lock;
+  static std::vector<std::optional<c10::Stream>> streams(64);
+  std::lock_guard<std::mutex> hold(lock);
+  auto& stream = streams.at(device.index());
+  if (!stream) stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStreamFromGlobalPool(device);
+  return *stream;
+}
+
+static c10::Stream current_stream(at::Device device) { return c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device); }
+
+// Copies between the two tensors after what the device was given so far.
+static void copy_aside(HostCopy& c, Tensor& to, const Tensor& from) {
+  const auto device = c.device.device();
+  const auto side = copy_stream(device);
+  c10::Event ready{at::kCUDA};
+  ready.record(current_stream(device));
+  ready.block(side);
+  c10::StreamGuard guard(side);
+  to.copy_(from, /*non_blocking=*/true);
+  c.done.record(side);
+}
+
+// Begins to copy a tensor to the host. It must not be changed later.
+HostCopy* ft_offload(Tensor* t) {
+  GUARD(nullptr,
+    at::NoGradGuard no_grad;
+    auto c = std::make_unique<HostCopy>();
+    c->device = t->detach();
+    c->host = at::empty(t->sizes(), t->options().device(at::kCPU).pinned_memory(true));
+    copy_aside(*c, c->host, c->device);
+    return c.release();)
+}
+
+// Gives the device's memory back: what the device is given from now on waits for the copy.
+int ft_offload_release(HostCopy* c) {
+  GUARD(-1,
+    c->done.block(current_stream(c->device.device()));
+    c->device = Tensor();
+    return 0;)
+}
+
+// Begins to copy it back to a device.
+int ft_offload_fetch(HostCopy* c, int index) {
+  GUARD(-1,
+    at::NoGradGuard no_grad;
+    c->device = at::empty(c->host.sizes(), c->host.options().device(at::Device(at::kCUDA, index)).pinned_memory(false));
+    copy_aside(*c, c->device, c->host);
+    return 0;)
+}
+
+// Returns it: what the device is given from now on waits for the copy.
+Tensor* ft_offload_take(HostCopy* c) {
+  GUARD(nullptr,
+    c->done.block(current_stream(c->device.device()));
+    return new Tensor(std::move(c->device));)
+}
+
+void ft_offload_drop(HostCopy* c) { delete c; }
 
 // ---------------------------------------------------------------- generators
 Tensor* ft_rng_get(int device_type, int index) {

@@ -1,6 +1,6 @@
 // Casts of an adapter's matrices, many at once: the trained factors are float32, the products have the model's format.
 
-constexpr int kCasts = 16;
+constexpr int kCasts = 64;  // of one launch: as many as fit into its arguments (4 KB)
 constexpr int kCastNumbers = 1024;  // of one block
 
 // `count` matrices. Matrix i has size[i] numbers in its result, contiguous, and ends before block end[i]. Column c of
@@ -17,8 +17,11 @@ struct Casts {
 
 template <class From, class To>
 FT_DEVICE void cast_block(const Casts& casts) {
-  int i = 0;
-  while (i + 1 < casts.count && FT_BLOCK >= casts.end[i]) i++;
+  int i = 0;  // the first matrix that ends behind this block
+  for (int last = casts.count - 1; i < last;) {
+    const int middle = (i + last) / 2;
+    if (FT_BLOCK < casts.end[middle]) last = middle; else i = middle + 1;
+  }
   const i64 first = (FT_BLOCK - (i == 0 ? 0 : casts.end[i - 1])) * kCastNumbers, size = casts.size[i];
   const int from_width = casts.from_width[i], to_width = casts.to_width[i], shift = casts.shift[i];
   const From* from = static_cast<const From*>(casts.from[i]);

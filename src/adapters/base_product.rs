@@ -13,7 +13,7 @@ pub(super) fn base_product(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -
     if is_decoding() {
         return weight.product(x, bias.map(|b| cast(b, x.kind())).as_ref());
     }
-    let layer = JointLayer { weight, bias, update: None, joinable: false };
+    let layer = JointLayer { weight, bias, update: None, joinable: false, casts: None };
     joint_linear::products(&LayerInput::kept(x), None, &[layer]).remove(0)
 }
 

@@ -15,8 +15,8 @@ pub struct CheckArgs {
     /// Set a key by its dotted path, such as optim.lr=1e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Choose batch.tokens, run.replay and run.mlp_tile so that the run fits into the free memory, or into SIZE (such as
-    /// 8GB)
+    /// Choose batch.tokens, run.replay, run.mlp_tile and run.offload so that the run fits into the free memory, or into
+    /// SIZE (such as 8GB)
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true)]
     fit: Option<Option<String>>,
     /// Print the result as JSON
@@ -67,13 +67,21 @@ fn print(c: &PlanCheck) {
     println!("{} steps, packed rows of at most {} tokens", n(c.steps), n(c.longest_row as u64));
     let free = |f: Option<u64>| f.map_or("unknown".into(), report::bytes);
     println!(
-        "memory about {} (weights {}, training {}, activations {}); free {}",
+        "memory about {} (weights {}, training {}, activations {}{}); free {}",
         report::bytes(c.needs.memory),
         report::bytes(c.needs.weights),
         report::bytes(c.needs.training),
         report::bytes(c.needs.activations),
+        if c.needs.buffers > 0 {
+            format!(", buffers of products {}", report::bytes(c.needs.buffers))
+        } else {
+            String::new()
+        },
         free(c.memory_free)
     );
+    if c.needs.host > 0 {
+        println!("page-locked memory of the host about {}", report::bytes(c.needs.host));
+    }
     println!("disk about {}; free {}", report::bytes(c.needs.disk), free(c.disk_free));
     if c.problems.is_empty() {
         println!("ok: start the run with ft train");

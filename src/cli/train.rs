@@ -22,8 +22,8 @@ pub struct TrainArgs {
     /// Delete the files of an earlier run in run.out
     #[arg(long)]
     overwrite: bool,
-    /// Choose batch.tokens, run.replay and run.mlp_tile so that the run fits into the free memory, or into SIZE (such as
-    /// 8GB)
+    /// Choose batch.tokens, run.replay, run.mlp_tile and run.offload so that the run fits into the free memory, or into
+    /// SIZE (such as 8GB)
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, conflicts_with = "resume")]
     fit: Option<Option<String>>,
     /// Record the third step (operations, and the GPU's kernels, copies and waits) as a trace for ui.perfetto.dev

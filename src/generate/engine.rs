@@ -69,17 +69,22 @@ impl BatchLimits {
     /// Returns limits under which the cache takes at most `memory` bytes, on a device at any moment. One sequence is
     /// always decoded, even if it alone takes more.
     pub fn within(model: &Model, memory: u64) -> Self {
-        let (rows, tokens) = match model.device() {
+        let layout = model.cache_layout();
+        let token = layout.tables() * layout.row_bytes(model.config().head_dim, model.kind());
+        Self::of_layout(&layout, token, memory)
+    }
+
+    /// Returns the same for a cache of this layout, of which a token takes `token` bytes in all tables.
+    pub fn of_layout(layout: &CacheLayout, token: u64, memory: u64) -> Self {
+        let (rows, tokens) = match layout.device {
             Device::Cuda(_) => (256, 1 << 17),
             _ => (64, 1 << 15),
         };
-        let layout = model.cache_layout();
-        let token = layout.tables() * layout.row_bytes(model.config().head_dim, model.kind());
         Self { rows, tokens: tokens.min((memory / token.max(1)) as usize) }
     }
 
     /// Returns the number of rows that are decoded together if the longest sequence has `longest` tokens; perhaps 0.
-    fn rows_of(&self, longest: usize, layout: &CacheLayout) -> usize {
+    pub fn rows_of(&self, longest: usize, layout: &CacheLayout) -> usize {
         let longest = longest.min(1 << 40) as i64;
         self.rows.max(1).min(self.tokens / layout.kept_tokens(longest) as usize)
     }

@@ -146,8 +146,14 @@ impl MethodSpec {
             Self::Reward(_) => Ok(ModelParts { heads: Heads::Score, ..ModelParts::default() }),
             Self::Dpo(spec) => reference::parts(adapter, spec.reference),
             Self::Kto(spec) => reference::parts(adapter, spec.reference),
-            Self::Grpo(spec) => rollout::reward_models::parts(&spec.rewards, adapter, spec.needs_reference()),
-            Self::Rloo(spec) => rollout::reward_models::parts(&spec.rewards, adapter, spec.needs_reference()),
+            Self::Grpo(spec) => {
+                let parts = rollout::reward_models::parts(&spec.rewards, adapter, spec.needs_reference())?;
+                Ok(ModelParts { sampled: spec.sampling.sampled(spec.answers), ..parts })
+            }
+            Self::Rloo(spec) => {
+                let parts = rollout::reward_models::parts(&spec.rewards, adapter, spec.needs_reference())?;
+                Ok(ModelParts { sampled: spec.sampling.sampled(spec.answers), ..parts })
+            }
             Self::Ppo(spec) => ppo::parts::parts(spec, adapter),
         }
     }

@@ -21,6 +21,17 @@ pub struct ModelParts {
     pub other_models: Vec<(u64, Option<Dtype>)>,
     /// How many float32 tables of logits one chunk of the loss holds at the same time.
     pub tables: u64,
+    /// The answers that the method samples at a time; `None`: it samples none.
+    pub sampled: Option<SampledAnswers>,
+}
+
+/// How many answers a method samples at a time, and how long they may be.
+#[derive(Debug, Clone, Copy)]
+pub struct SampledAnswers {
+    /// Number of answers to all prompts of a round.
+    pub count: u64,
+    /// The most tokens of an answer.
+    pub new_tokens: u64,
 }
 
 /// An adapter next to the trained one, on the same base.

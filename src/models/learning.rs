@@ -5,6 +5,7 @@ use super::adapter_choice::RestoreOnDrop;
 use super::checkpoint::expert_number;
 use super::loss::{Loss, Metrics, Output};
 use super::model::Model;
+use super::replayed_inputs::ReplayedInputs;
 use crate::error::Result;
 use crate::native;
 use crate::nn::{Param, Tokens};
@@ -104,12 +105,12 @@ impl Model {
         let mut row = self.whole_row(tokens);
         let virtual_tokens = row.detach_virtual_tokens();
         let mut pass = self.start_pass(&row, &look);
-        let mut inputs = Vec::with_capacity(layers);
+        let mut inputs = ReplayedInputs::new(layers, self.offloads());
         let top = {
             let _no_grad = tch::no_grad_guard();
             let mut x = self.embed(&row);
             for i in 0..layers {
-                inputs.push((x.shallow_clone(), native::rng_state(self.device())?));
+                inputs.push(&x, native::rng_state(self.device())?)?;
                 x = self.decoder.layer(i, &x, &mut pass);
                 inside.record_leaves(&look, i, &x, &mut pass);
             }
@@ -126,7 +127,7 @@ impl Model {
         drop(sum);
         let after = native::rng_state(self.device())?;
         let mut g = top.grad();
-        while let Some((x, rng)) = inputs.pop() {
+        while let Some((x, rng)) = inputs.pop()? {
             native::set_rng_state(self.device(), &rng)?;
             let x = x.detach().set_requires_grad(true);
             let y = self.decoder.layer(inputs.len(), &x, &mut pass);

@@ -10,7 +10,7 @@
 //!
 //! Next to these: `adapter_choice` (which adapter is active), `sequence_limit`, `storage_summary` (how weights are held),
 //! `trained_part`, `spectrum` and `lisa` (which weights are trained without an adapter), `vocabulary` (rows of new tokens),
-//! `loss` and `activations` (what a loss gets from the model), `router_terms` (terms of the loss for layers of experts), `gradient_reach` (gradients of recurrent models by distance), `dtype` (number formats), `stored` (checkpoints that are
+//! `loss` and `activations` (what a loss gets from the model), `replayed_inputs` (of layers that run again), `router_terms` (terms of the loss for layers of experts), `gradient_reach` (gradients of recurrent models by distance), `dtype` (number formats), `stored` (checkpoints that are
 //! quantised), `quantised_base` (what is recorded about a quantised base), `new_config`
 //! and `noise` (new models; noise on embeddings), `content_hash` (identity of a model's files), `non_finite` (finds the
 //! first NaN or infinity).
@@ -37,6 +37,7 @@ pub mod noise;
 pub mod non_finite;
 pub mod open;
 mod quantised_base;
+mod replayed_inputs;
 pub mod reward;
 pub mod router_terms;
 mod sequence_limit;

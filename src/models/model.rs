@@ -71,6 +71,8 @@ pub struct Model {
     pub(super) loss_scale: RefCell<Option<Tensor>>,
     pub(super) router_terms: Cell<RouterTerms>,
     mlp_tile: Cell<Option<i64>>,
+    /// Inputs of layers that run again are kept in the host's memory.
+    offload: Cell<bool>,
     /// How recurrent layers compute gradients.
     pub(super) recurrence: RefCell<RecurrenceOptions>,
     exposed: RefCell<Rc<ExposedLayers>>,
@@ -187,6 +189,7 @@ impl Model {
             loss_scale: RefCell::default(),
             router_terms: Cell::default(),
             mlp_tile: Cell::default(),
+            offload: Cell::default(),
             recurrence: RefCell::default(),
             exposed: RefCell::default(),
         })
@@ -284,6 +287,16 @@ impl Model {
     /// Returns the number of tokens of which a layer computes its MLP at a time.
     pub fn mlp_tile(&self) -> Option<i64> {
         self.mlp_tile.get()
+    }
+
+    /// Keeps the inputs of layers that run again in the backward in the host's memory, on a GPU.
+    pub fn set_offload(&self, offload: bool) {
+        self.offload.set(offload);
+    }
+
+    /// Returns true if these inputs are kept in the host's memory.
+    pub fn offloads(&self) -> bool {
+        self.offload.get()
     }
 
     /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its

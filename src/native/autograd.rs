@@ -22,6 +22,7 @@ unsafe extern "C" {
         ctx: *mut c_void,
     ) -> c_int;
     fn ft_backward(outs: *mut *mut C_tensor, grads: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_add_gradient(leaf: *mut C_tensor, g: *mut C_tensor) -> c_int;
     fn ft_drop_gradients(p: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_learns(t: *mut C_tensor) -> c_int;
 }
@@ -90,6 +91,13 @@ pub fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<()> {
     let (mut o, mut g) = (pointers(outputs), pointers(grads));
     // SAFETY: live tensors for the duration of the call.
     check(unsafe { ft_backward(o.as_mut_ptr(), g.as_mut_ptr(), o.len() as c_int) })
+}
+
+/// Adds `g` to the gradient of a leaf. If it has none, `g` itself becomes the gradient: nothing is copied.
+pub fn add_gradient(leaf: &Tensor, g: Tensor) {
+    // SAFETY: live tensors for the duration of the call.
+    check(unsafe { ft_add_gradient(leaf.as_ptr() as *mut C_tensor, g.as_ptr() as *mut C_tensor) })
+        .expect("a leaf takes its gradient");
 }
 
 /// Removes the parameters' gradients, so that the next backward stores new ones instead of adding to zeros.

@@ -14,17 +14,21 @@ pub mod products;
 mod profile;
 pub mod quantised;
 mod transfers;
+mod wide_products;
 
 pub use arithmetic::{Arithmetic, arithmetic, set_arithmetic};
 pub use attention::{EfficientAttention, cached_attention, efficient_varlen, efficient_varlen_backward, flash_varlen};
-pub use autograd::{attach_backward, backward, drop_gradients, grad_enabled, learns};
+pub use autograd::{add_gradient, attach_backward, backward, drop_gradients, grad_enabled, learns};
 pub(crate) use devices::current_stream;
 pub use devices::{rng_state, set_rng_state};
 pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scale_all, subtract_all};
 pub use memory::{TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, reset_peak, trim_cpu_memory};
 pub use products::{decode_attention, product, product_rows};
 pub use profile::{end_profile, start_profile};
-pub use transfers::{Download, fetch, numbers, read_scalars, stack_scalars, upload, upload_list, upload_slice};
+pub use transfers::{
+    Download, HostCopy, fetch, numbers, read_scalars, stack_scalars, upload, upload_list, upload_slice,
+};
+pub use wide_products::{add_wide_product, has_wide_products, wide_product};
 
 use std::ffi::{CStr, c_char, c_int};
 use tch::{TchError, Tensor};

@@ -10,6 +10,11 @@ unsafe extern "C" {
     fn ft_download(t: *mut C_tensor) -> *mut c_void;
     fn ft_download_wait(download: *mut c_void) -> *mut C_tensor;
     fn ft_download_drop(download: *mut c_void);
+    fn ft_offload(t: *mut C_tensor) -> *mut c_void;
+    fn ft_offload_release(copy: *mut c_void) -> c_int;
+    fn ft_offload_fetch(copy: *mut c_void, index: c_int) -> c_int;
+    fn ft_offload_take(copy: *mut c_void) -> *mut C_tensor;
+    fn ft_offload_drop(copy: *mut c_void);
 }
 
 /// Copies CPU tensors to a device; for the CPU they are returned themselves. On CUDA they are copied in one transfer,
@@ -72,6 +77,59 @@ impl Drop for Download {
             // SAFETY: owned, and dropped once.
             unsafe { ft_download_drop(copy) }
         }
+    }
+}
+
+/// A CUDA tensor that is kept in page-locked memory of the host until it is needed again. It is copied there and back on a
+/// stream of its own, while the device computes; the program waits for neither.
+pub struct HostCopy {
+    copy: *mut c_void,
+    index: usize,
+    /// True while the device has the tensor, too.
+    on_device: bool,
+}
+
+impl HostCopy {
+    /// Begins to copy a contiguous tensor to the host, after all operations that the device was given so far. It must not be
+    /// changed later.
+    pub fn begin(t: &Tensor) -> Result<Self> {
+        let Device::Cuda(index) = t.device() else { panic!("a tensor on the CPU is in the host's memory already") };
+        assert!(t.is_contiguous(), "the copy has the bytes of the tensor");
+        // SAFETY: `t` lives during the call.
+        let copy = unsafe { ft_offload(t.as_ptr() as *mut C_tensor) };
+        if copy.is_null() { Err(last_error()) } else { Ok(Self { copy, index, on_device: true }) }
+    }
+
+    /// Gives up the tensor on the device. Operations that the device is given later wait for the copy.
+    pub fn release(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.on_device, false) {
+            // SAFETY: the copy is alive until this value is dropped, and has a tensor on the device.
+            check(unsafe { ft_offload_release(self.copy) })?;
+        }
+        Ok(())
+    }
+
+    /// Begins to copy the tensor back, after all operations that the device was given so far.
+    pub fn fetch(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.on_device, true) {
+            // SAFETY: the copy is alive until this value is dropped.
+            check(unsafe { ft_offload_fetch(self.copy, self.index as c_int) })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the tensor on its device. Operations that the device is given later wait for the copy.
+    pub fn take(mut self) -> Result<Tensor> {
+        self.fetch()?;
+        // SAFETY: the copy is alive until this value is dropped, and has a tensor on the device.
+        owned(unsafe { ft_offload_take(self.copy) })
+    }
+}
+
+impl Drop for HostCopy {
+    fn drop(&mut self) {
+        // SAFETY: owned, and dropped once.
+        unsafe { ft_offload_drop(self.copy) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The interfaces through which layers use adapters ([`Adapter`]) and the builder attaches them ([`AdapterPlan`]). The
 //! kinds of adapters are in `crate::adapters`.
 
-use super::joint_linear::LowRank;
+use super::joint_linear::{FactorCasts, LowRank};
 use super::ops::embedding_rows;
 use super::params::LayerKind;
 use super::row_adapters::RowGroup;
@@ -71,6 +71,8 @@ pub struct AdapterSwitches {
     pub groups: RefCell<Option<Rc<[RowGroup]>>>,
     /// True while the model is trained: dropout is on.
     pub train: Cell<bool>,
+    /// The factors of low-rank updates, cast for products on CUDA.
+    pub casts: FactorCasts,
 }
 
 /// The adapters attached to one layer, with their numbers in the model.

@@ -12,7 +12,7 @@
 
 use super::autograd::requiring_grad;
 use super::linear::Linear;
-use super::weight::{Operand, Weight, cast};
+use super::weight::{Operand, Weight, add_weight_gradient, weight_gradient};
 use crate::native;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -54,18 +54,20 @@ impl HeadWeightGradient {
     /// Adds the gradient of one chunk: that of its logits (n, V) times its hidden states (n, D).
     pub(super) fn add(&mut self, g_logits: &Tensor, h: &Tensor) {
         let Some(leaf) = &self.leaf else { return };
-        let part = g_logits.tr().matmul(h); // (V, D)
         match &mut self.sum {
-            Some(sum) => *sum += part,
-            None => self.sum = Some(cast(&part, leaf.kind())),
+            Some(sum) => add_weight_gradient(sum, g_logits, h),
+            None => self.sum = Some(weight_gradient(g_logits, h, leaf.kind())),
         }
     }
 
-    /// Adds the sum, times a scalar, to the gradient of the leaf.
-    pub(super) fn add_to_leaf(&self, factor: Option<&Tensor>) {
-        let (Some(leaf), Some(sum)) = (&self.leaf, &self.sum) else { return };
-        let g = factor.map_or_else(|| sum.shallow_clone(), |factor| sum * factor.to_kind(sum.kind()));
-        native::backward(&[leaf], &[&g]).expect("a leaf takes its gradient");
+    /// Adds the sum, times a scalar, to the gradient of the leaf, which it becomes if there is none. Further calls add
+    /// nothing.
+    pub(super) fn add_to_leaf(&mut self, factor: Option<&Tensor>) {
+        let (Some(leaf), Some(mut sum)) = (&self.leaf, self.sum.take()) else { return };
+        if let Some(factor) = factor {
+            let _ = sum.multiply_(&factor.to_kind(sum.kind()));
+        }
+        native::add_gradient(leaf, sum);
     }
 }
 
@@ -130,7 +132,7 @@ pub fn sum_over_logits<const K: usize>(
         native::backward(&[&numbers[0]], &[&numbers[0].ones_like()]).expect("backward of one chunk of logits");
         (numbers.map(|t| t.detach()), Some(leaf.grad().to_kind(h.kind())))
     };
-    let Reduction { rows, direction, g_weight } =
+    let Reduction { rows, direction, mut g_weight } =
         reduce_in_forward(weight, &weight.operand(h.kind()), h, CHUNK, of_chunk);
     let total = rows[0].sum(Kind::Float);
     if let Some(direction) = direction {
@@ -226,6 +228,6 @@ pub fn sum_of_parts<P>(
 }
 
 /// Concatenates the chunks of each of the K columns.
-fn join_chunks<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
+pub(super) fn join_chunks<const K: usize>(parts: Vec<[Tensor; K]>) -> [Tensor; K] {
     std::array::from_fn(|k| Tensor::cat(&parts.iter().map(|p| &p[k]).collect::<Vec<_>>(), 0))
 }

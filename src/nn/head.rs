@@ -3,15 +3,15 @@
 //! Logits of all rows (T, V) would be the largest tensor of a training step, so they never exist. With a frozen head,
 //! the gradient with respect to the hidden states is computed in the forward: its row i is `W^T (onehot - softmax)`,
 //! and the backward only scales that row. The head's products then run once, and peak memory is one chunk. A trained
-//! head recomputes its chunks in the backward.
+//! head recomputes its chunks in the backward, and sums the gradient of its weight over them.
 //!
 //! Log-probabilities may be taken at a sampling temperature T: `l = log softmax(z / T)` in float32. The entropy is
 //! `H = - sum_i p_i l_i`.
 
-use super::autograd::{differentiable, requiring_grad};
-use super::chunked::{self, HeadWeightGradient, Reduction, RowRange, chunks};
+use super::autograd::{differentiable_many, requiring_grad};
+use super::chunked::{self, HeadWeightGradient, Reduction, RowRange, chunks, join_chunks};
 use super::linear::Linear;
-use super::weight::{Operand, Weight};
+use super::weight::Weight;
 use crate::native::{self, cuda, kernels};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -56,6 +56,15 @@ impl HeadOptions {
         let ones = Tensor::ones([targets.size()[0], 1], (Kind::Float, logits.device()));
         let mut direction = p.neg_().scatter_add_(-1, &targets.unsqueeze(-1), &ones);
         (scores, direction.divide_scalar_(self.temperature).to_kind(logits.kind()))
+    }
+
+    /// Returns the gradient of the entropies with respect to the logits (n, V), float32, given that of a loss with respect
+    /// to the entropies g (n): `- g p (l + H) / T`.
+    fn entropy_gradient(self, logits: &Tensor, g: &Tensor) -> Tensor {
+        let l = tempered_log_softmax(logits, self.temperature);
+        let p = l.exp();
+        let entropy = -(&p * &l).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float); // (n, 1)
+        (l + entropy) * p * (g.unsqueeze(-1) / -self.temperature)
     }
 
     /// Computes the scores by our own loop or kernel; `None` if there is none for these logits. With `direction` it
@@ -104,10 +113,8 @@ pub fn target_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, temperatur
     let reading = HeadOptions { temperature, entropy };
     match head.plain_weight() {
         Some(weight) if weight.trained().is_none() => frozen_head_scores(weight, h, targets, reading),
-        Some(weight) if kernels::supports(&[h]) && temperature == 1.0 && !entropy => {
-            plain_head_scores(weight, h, targets)
-        }
-        _ => recomputed_head_scores(head, h, targets, reading),
+        Some(weight) => trained_head_scores(weight, h, targets, reading),
+        None => recomputed_head_scores(head, h, targets, reading),
     }
 }
 
@@ -138,11 +145,8 @@ fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: He
             let mut sum = grads[0].as_ref().map(|g| &direction * g.unsqueeze(-1).to_kind(kind));
             if let Some(Some(g)) = grads.get(1) {
                 let chunk = |(start, n)| {
-                    let l = tempered_log_softmax(&operand.product(&hidden.narrow(0, start, n)), reading.temperature);
-                    let p = l.exp();
-                    let entropy = -(&p * &l).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float); // (n, 1)
-                    let scale = g.narrow(0, start, n).unsqueeze(-1) / -reading.temperature;
-                    operand.product_back(&((l + entropy) * p * scale).to_kind(kind))
+                    let logits = operand.product(&hidden.narrow(0, start, n));
+                    operand.product_back(&reading.entropy_gradient(&logits, &g.narrow(0, start, n)).to_kind(kind))
                 };
                 let part = Tensor::cat(&chunks(hidden.size()[0], CHUNK).map(chunk).collect::<Vec<_>>(), 0);
                 sum = Some(sum.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
@@ -153,56 +157,65 @@ fn frozen_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: He
     TargetScores { log_probs, hits, entropy }
 }
 
-/// Computes scores under a trained weight (V, D) without bias or adapter, on the CPU. If all rows fit into one chunk,
-/// the gradient with respect to its logits is kept for the backward; otherwise the backward computes each chunk
-/// again.
-fn plain_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor) -> TargetScores {
-    let wanted = native::grad_enabled();
-    let keep = wanted && h.size()[0] <= CHUNK;
-    let chunk = |h: &Tensor, weight: &Operand, targets: &Tensor, (start, n), direction| {
-        let (h, targets) = (h.narrow(0, start, n), targets.narrow(0, start, n));
-        let logits = weight.product(&h);
-        let (value, hit, _) = kernels::best().head(&logits, &targets, 1.0, false, direction);
-        (value, hit, logits)
-    };
-    let (mut hits, leaf) = (Vec::new(), weight.trained().map(Tensor::shallow_clone));
-    let log_probs = differentiable(
+/// Computes scores under a trained weight (V, D) without bias or adapter. If all rows fit into one chunk, the gradient of
+/// the log-probabilities with respect to its logits is kept for the backward; otherwise the backward computes each chunk
+/// again. That of the entropy is computed there if the loss depends on it. The weight's gradient is summed where it stays:
+/// no other tensor of its size exists, but for its copy in the dtype of h.
+fn trained_head_scores(weight: &Weight, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
+    let keep = native::grad_enabled() && h.size()[0] <= CHUNK;
+    let leaf = weight.trained().map(Tensor::shallow_clone);
+    let mut scores = differentiable_many(
         &[&requiring_grad(h)],
         || {
-            let narrow = weight.operand(h.kind());
-            let (mut values, mut kept) = (Vec::new(), None);
-            for rows in chunks(h.size()[0], CHUNK) {
-                let (value, hit, direction) = chunk(h, &narrow, targets, rows, keep);
-                values.push(value);
-                hits.push(hit);
-                kept = keep.then_some(direction);
-            }
-            let saved = (h.detach(), wanted.then_some(narrow), targets.shallow_clone(), kept);
-            (Tensor::cat(&values, 0), saved)
+            let (operand, mut kept) = (weight.operand(h.kind()), None);
+            let of_chunk = |(start, n): RowRange| {
+                let (logits, targets) = (operand.product(&h.narrow(0, start, n)), targets.narrow(0, start, n));
+                if !keep {
+                    return reading.chunk_scores(&logits, &targets);
+                }
+                let (scores, direction) = reading.scores_with_gradient(logits, &targets);
+                kept = Some(direction);
+                scores
+            };
+            let [log_probs, hits, entropy] = join_chunks(chunks(h.size()[0], CHUNK).map(of_chunk).collect());
+            let entropy = Some(entropy).filter(|_| reading.entropy);
+            let saved = (h.detach(), operand, targets.shallow_clone(), kept);
+            ([log_probs, hits].into_iter().chain(entropy).collect(), saved)
         },
-        move |(h, weight, targets, kept), g| {
-            let weight = weight.as_ref().expect("kept where a gradient is wanted");
+        move |(h, operand, targets, kept), grads| {
+            let (of_log_probs, of_entropy) = (&grads[0], grads.get(2).and_then(Option::as_ref));
+            if of_log_probs.is_none() && of_entropy.is_none() {
+                return vec![None];
+            }
             let mut g_weight = HeadWeightGradient::new(leaf.as_ref());
-            let g_h: Vec<Tensor> = chunks(h.size()[0], CHUNK)
-                .map(|(start, n)| {
+            let of_chunk = |(start, n): RowRange| {
+                let h = h.narrow(0, start, n);
+                let mut g_logits = of_entropy
+                    .map(|g| reading.entropy_gradient(&operand.product(&h), &g.narrow(0, start, n)).to_kind(h.kind()));
+                if let Some(g) = of_log_probs {
                     let mut direction = match kept {
-                        Some(d) => d.shallow_clone(),
-                        None => chunk(h, weight, targets, (start, n), true).2,
+                        Some(direction) => direction.shallow_clone(),
+                        None => reading.scores_with_gradient(operand.product(&h), &targets.narrow(0, start, n)).1,
                     };
                     let _ = direction.multiply_(&g.narrow(0, start, n).unsqueeze(-1).to_kind(h.kind()));
-                    g_weight.add(&direction, &h.narrow(0, start, n));
-                    weight.product_back(&direction)
-                })
-                .collect();
+                    g_logits = Some(g_logits.map_or_else(|| direction.shallow_clone(), |g| g + &direction));
+                }
+                let g_logits = g_logits.expect("one of both is given");
+                g_weight.add(&g_logits, &h);
+                operand.product_back(&g_logits)
+            };
+            let g_h: Vec<Tensor> = chunks(h.size()[0], CHUNK).map(of_chunk).collect();
             g_weight.add_to_leaf(None);
             vec![Some(Tensor::cat(&g_h, 0))]
         },
     );
-    TargetScores { log_probs, hits: Tensor::cat(&hits, 0), entropy: None }
+    let entropy = reading.entropy.then(|| scores.remove(2));
+    let hits = scores.remove(1).detach();
+    TargetScores { log_probs: scores.remove(0), hits, entropy }
 }
 
-/// Computes scores under a head with a bias or an adapter, or a trained one at a temperature. Its chunks run again in
-/// the backward, where libtorch's autograd computes the gradients.
+/// Computes scores under a head with a bias, an adapter or a change of its products. Its chunks run again in the
+/// backward, where libtorch's autograd computes the gradients.
 fn recomputed_head_scores(head: &Rc<Linear>, h: &Tensor, targets: &Tensor, reading: HeadOptions) -> TargetScores {
     let targets = targets.shallow_clone();
     let of_rows = move |logits: &Tensor, (start, n): RowRange| {

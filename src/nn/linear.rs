@@ -123,7 +123,8 @@ impl Linear {
         // The bias is not scaled with the outputs, so that it is added after it.
         let bias = bias.filter(|_| form.output_scale.is_none());
         let update = form.update.as_ref().map(LowRank::shallow_clone);
-        JointLayer { weight: &self.dense.weight, bias, update, joinable }
+        let casts = Some(&self.adapters.switches.casts);
+        JointLayer { weight: &self.dense.weight, bias, update, joinable, casts }
     }
 
     /// Returns true if the layer adds the same vector to every row of its output, under the active adapter.

@@ -224,29 +224,61 @@ fn turn_pairs(x: &Tensor, cos: &Tensor, sin: &Tensor, back: bool) -> Tensor {
 /// Computes [`rotate`] of queries (T, H, E) and keys (T, K, E). On CUDA that is one launch, which overwrites q and k,
 /// and so is the backward.
 pub fn rotate_both(q: Tensor, k: Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
-    let Some(kernels) = cuda::kernels_for(&[cos, sin]).filter(|_| q.kind() == cos.kind() && k.kind() == cos.kind())
-    else {
+    let Some(kernels) = rotation_kernels([&q, &k], cos, sin) else {
         return (rotate(&q, cos, sin), rotate(&k, cos, sin));
     };
-    let sizes = (q.size(), k.size());
-    let mut turned = differentiable_many(
+    let sizes = [q.size(), k.size()];
+    let turned = differentiable_many(
         &[&q, &k],
         || {
             kernels.rotate_in_place(&q, &k, cos, sin, 1.0);
             (vec![q.detach(), k.detach()], (cos.shallow_clone(), sin.shallow_clone()))
         },
         move |(cos, sin), grads| {
-            let filled = |g: &Option<Tensor>, size: &[i64]| match g {
-                Some(g) => g.contiguous(),
-                None => Tensor::zeros(size, (cos.kind(), cos.device())),
-            };
-            let (g_q, g_k) = (filled(&grads[0], &sizes.0), filled(&grads[1], &sizes.1));
+            let [g_q, g_k] = std::array::from_fn(|i| filled(&grads[i], &sizes[i], cos));
             let (g_q, g_k) = kernels.rotate(&g_q, &g_k, cos, sin, -1.0);
             vec![Some(g_q), Some(g_k)]
         },
     );
-    let k = turned.pop().expect("two results");
-    (turned.remove(0), k)
+    let [q, k] = turned.try_into().expect("two results");
+    (q, k)
+}
+
+/// Does the same to queries and keys that were computed together with values (T, K, E), which stay as they are. On CUDA
+/// the backward, one launch, returns the three gradients side by side in one matrix, as the layers that computed them
+/// together read them.
+pub fn rotate_beside(q: Tensor, k: Tensor, v: Tensor, cos: &Tensor, sin: &Tensor) -> [Tensor; 3] {
+    let own = rotation_kernels([&q, &k], cos, sin).filter(|_| v.kind() == cos.kind());
+    let Some(kernels) = own.filter(|_| recorded(&[&q, &k, &v])) else {
+        let (q, k) = rotate_both(q, k, cos, sin);
+        return [q, k, v];
+    };
+    let sizes = [q.size(), k.size(), v.size()];
+    let turned = differentiable_many(
+        &[&q, &k, &v],
+        || {
+            kernels.rotate_in_place(&q, &k, cos, sin, 1.0);
+            (vec![q.detach(), k.detach(), v.detach()], (cos.shallow_clone(), sin.shallow_clone()))
+        },
+        move |(cos, sin), grads| {
+            let grads: [Tensor; 3] = std::array::from_fn(|i| filled(&grads[i], &sizes[i], cos));
+            kernels.rotate_beside(grads.each_ref(), cos, sin, -1.0).map(Some).into()
+        },
+    );
+    turned.try_into().expect("three results")
+}
+
+/// Returns the kernels that rotate queries and keys by these angles.
+fn rotation_kernels(parts: [&Tensor; 2], cos: &Tensor, sin: &Tensor) -> Option<&'static cuda::Kernels> {
+    cuda::kernels_for(&[cos, sin]).filter(|_| parts.iter().all(|t| t.kind() == cos.kind()))
+}
+
+/// Returns a contiguous gradient of this size; zeros if there is none.
+fn filled(g: &Option<Tensor>, size: &[i64], like: &Tensor) -> Tensor {
+    match g {
+        Some(g) => g.contiguous(),
+        None => Tensor::zeros(size, (like.kind(), like.device())),
+    }
 }
 
 #[cfg(test)]

@@ -240,6 +240,16 @@ impl<'a> ForwardPass<'a> {
         (Tensor::cat(&[turned_q, rest(&q)], 2), Tensor::cat(&[turned_k, rest(&k)], 2))
     }
 
+    /// Does the same to queries and keys that were computed together with the values v (T, K, E), which stay as they are.
+    pub fn rotate_beside(&mut self, rope: &Rope, q: Tensor, k: Tensor, v: Tensor) -> [Tensor; 3] {
+        if rope.size() == q.size()[2] {
+            let (cos, sin) = self.angles(rope, q.kind());
+            return ops::rotate_beside(q, k, v, &cos, &sin);
+        }
+        let (q, k) = self.rotate(rope, q, k);
+        [q, k, v]
+    }
+
     /// Returns cos and sin of the row's positions, (T, 1, E/2) each. They are computed once per pass.
     pub fn angles(&mut self, rope: &Rope, kind: Kind) -> (Tensor, Tensor) {
         let (cos, sin) = self.angles.entry(std::ptr::from_ref(rope)).or_insert_with(|| {

@@ -250,6 +250,26 @@ pub fn add_product(mut y: Tensor, x: &Tensor, weight: &Tensor) -> Tensor {
     decoded.unwrap_or_else(|| y.addmm_(x, &weight.tr()))
 }
 
+/// Returns the gradient `g^T x` of a weight (out, in) in dtype `kind`, given those of its outputs g (T, out) and its
+/// inputs x (T, in). On a GPU the product of half-precision factors is written in float32 without a second operation.
+pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
+    match kind {
+        Kind::Float if native::has_wide_products(x) => native::wide_product(&g.tr(), x, 1.0),
+        _ => cast(&g.tr().matmul(x), kind),
+    }
+}
+
+/// Adds the gradient `g^T x` to `sum` (out, in). On a GPU it is added as it is computed, without a tensor of its own.
+pub(super) fn add_weight_gradient(sum: &mut Tensor, g: &Tensor, x: &Tensor) {
+    if sum.kind() == Kind::Float && native::has_wide_products(x) {
+        native::add_wide_product(sum, &g.tr(), x);
+    } else if x.device().is_cuda() {
+        let _ = sum.addmm_(&g.tr(), x);
+    } else {
+        *sum += g.tr().matmul(x);
+    }
+}
+
 /// Converts a tensor to dtype `kind`; returns the same tensor if it already has it.
 pub fn cast(t: &Tensor, kind: Kind) -> Tensor {
     if t.kind() == kind { t.shallow_clone() } else { t.to_kind(kind) }

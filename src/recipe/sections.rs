@@ -314,6 +314,10 @@ pub struct RunSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub mlp_tile: Option<usize>,
+    /// On a GPU: keep the inputs of the layers that `replay` recomputes in the host's page-locked memory, where they are copied
+    /// while the GPU computes. The result has the same bits. `--fit` chooses it where recomputing every layer is not enough.
+    #[serde(default)]
+    pub offload: bool,
     /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
     pub eval_at_start: bool,

@@ -90,7 +90,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
         adapted: plan.recipe.adapter.as_ref().map_or_else(Vec::new, |a| memory::count_adapted_modules(&model, a)),
         virtual_tokens: model.virtual_tokens() as u64,
         longest_row,
-        needs: memory::predict(&prepared, plan, &model, longest_row as u64, supervised),
+        needs: memory::predict(&prepared, plan, &model, (longest_row as u64, supervised), memory_free),
         memory_free,
         disk_free,
         problems: Vec::new(),
@@ -109,7 +109,7 @@ fn problems(c: &PlanCheck) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(free) = c.memory_free.filter(|free| *free < c.needs.memory) {
         found.push(format!(
-            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens, run.replay and run.mlp_tile",
+            "memory: about {} are needed, {} are free; `ft train --fit` chooses batch.tokens, run.replay, run.mlp_tile and run.offload",
             report::bytes(c.needs.memory),
             report::bytes(free)
         ));

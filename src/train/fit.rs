@@ -1,7 +1,7 @@
 //! Compares predicted with free memory before a run: refuses a run that does not fit, and chooses settings for `--fit`.
 //!
-//! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, `run.mlp_tile`, and `batch.tokens` if the
-//! length of a step is given in examples.
+//! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, `run.mlp_tile`, `run.offload`, and
+//! `batch.tokens` if the length of a step is given in examples.
 
 use super::memory::{self, ResourceEstimate, free_memory};
 use super::prepare::{self, Prepared};
@@ -11,22 +11,24 @@ use crate::recipe::optim::Master;
 use crate::recipe::plan::Plan;
 use crate::recipe::sections::ReplayChoice;
 use crate::report;
+use tch::Device;
 
 /// Share of the free memory that `--fit` plans with. Predictions are accurate to 15 %.
 const SHARE: f64 = 0.87;
 
 /// Predicts the bytes that the prepared run needs under `plan`, which may differ in row length and in what is recomputed. `model` is
 /// the sketch of the run's model.
-fn needs(prepared: &Prepared, model: &Model, plan: &Plan) -> ResourceEstimate {
+fn needs(prepared: &Prepared, model: &Model, plan: &Plan, free: Option<u64>) -> ResourceEstimate {
     let row = prepared.rows.longest_row().min(plan.recipe.batch.tokens);
     let supervised = (row as f64 * prepared.rows.train().summary.supervised_share()).ceil() as u64;
-    memory::predict(prepared, plan, model, row as u64, supervised)
+    memory::predict(prepared, plan, model, (row as u64, supervised), free)
 }
 
 /// Fails if the run is predicted to need more memory than is free. Called before any of it is allocated.
 pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
-    let needs = needs(prepared, &prepared.sketch()?, &prepared.plan);
-    match free_memory(prepared.device) {
+    let free = free_memory(prepared.device);
+    let needs = needs(prepared, &prepared.sketch()?, &prepared.plan, free);
+    match free {
         Some(free) if free < needs.memory => Err(Error::user(format!(
             "about {} of memory are needed ({} weights, {} training, {} activations), but only {} are free",
             report::bytes(needs.memory),
@@ -35,7 +37,16 @@ pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
             report::bytes(needs.activations),
             report::bytes(free)
         ))
-        .hint("let --fit choose batch.tokens, run.replay and run.mlp_tile; or lower batch.tokens, set run.replay: all, or model.storage: file")),
+        .hint("let --fit choose batch.tokens, run.replay, run.mlp_tile and run.offload; or lower batch.tokens, set run.replay: all, or model.storage: file")),
+        _ => Ok(()),
+    }?;
+    match free_memory(Device::Cpu) {
+        Some(free) if free < needs.host => Err(Error::user(format!(
+            "run.offload: about {} of the host's memory are needed, but only {} are free",
+            report::bytes(needs.host),
+            report::bytes(free)
+        ))
+        .hint("lower batch.tokens, or set run.offload: false")),
         _ => Ok(()),
     }
 }
@@ -49,14 +60,15 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
         Error::user("--fit: the system does not report how much memory is free").hint("give it: --fit=8GB")
     })?;
     let room = (free as f64 * SHARE) as u64;
+    let host = free_memory(Device::Cpu).map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
     let with = |tokens: usize, recomputed: Recomputed| {
         let change = |plan: &Plan| {
             let mut changed = plan.clone();
             (changed.recipe.batch.tokens, changed.recipe.run.replay) = (tokens, recomputed.replay);
-            changed.recipe.run.mlp_tile = recomputed.mlp_tile;
+            (changed.recipe.run.mlp_tile, changed.recipe.run.offload) = (recomputed.mlp_tile, recomputed.offload);
             changed
         };
-        (change(plan), needs(&prepared, &model, &change(&prepared.plan)))
+        (change(plan), needs(&prepared, &model, &change(&prepared.plan), Some(free)))
     };
     // Shorter rows cost less time than what is recomputed, until matrix products become too small: rows are halved first, then
     // activations are recomputed.
@@ -67,13 +79,13 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
     }
     let shortest = *tokens.last().unwrap_or(&asked);
     let row = prepared.rows.longest_row().min(shortest);
-    let choices = Recomputed::choices(plan, &model, row);
+    let choices = Recomputed::choices(plan, &model, row, prepared.device);
     let plain = tokens.iter().map(|&n| (n, choices[0]));
     let mut least = u64::MAX;
     for (tokens, recomputed) in plain.chain(choices[1..].iter().map(|choice| (shortest, *choice))) {
         let (changed, needs) = with(tokens, recomputed);
         least = least.min(needs.memory);
-        if needs.memory <= room {
+        if needs.memory <= room && needs.host <= host {
             let said = format!(
                 "--fit: rows of at most {tokens} tokens, {}: about {} of {} free",
                 recomputed.describe(model.depth()),
@@ -97,15 +109,18 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
 struct Recomputed {
     replay: ReplayChoice,
     mlp_tile: Option<usize>,
+    /// The inputs of these layers are kept in the host's memory.
+    offload: bool,
 }
 
 /// Tokens of which `--fit` has an MLP computed at a time: enough for fast products.
 const TILE: usize = 2048;
 
 impl Recomputed {
-    /// Returns everything that can be recomputed, what costs the fewest operations first; nothing at all is the first. A packed
-    /// row has `row` tokens.
-    fn choices(plan: &Plan, model: &Model, row: usize) -> Vec<Self> {
+    /// Returns everything that can be recomputed, what costs the fewest operations first; nothing at all is the first. On a GPU
+    /// the last ones also keep what they can in the host's memory: how long that takes depends on the machine. A packed row has
+    /// `row` tokens.
+    fn choices(plan: &Plan, model: &Model, row: usize, device: Device) -> Vec<Self> {
         let (c, depth) = (model.config(), model.depth());
         let given = plan.recipe.run.mlp_tile;
         let tiles = match given {
@@ -131,11 +146,18 @@ impl Recomputed {
             let tiled = if choice.mlp_tile.is_some() { depth } else { 0 };
             layers as i64 * (of_attention + of_mlp) + tiled as i64 * of_mlp
         };
+        let offload = plan.recipe.run.offload;
+        let with = |replay, mlp_tile| Self { replay, mlp_tile, offload: offload && replay != ReplayChoice::None };
         let replays =
             [ReplayChoice::None].into_iter().chain((1..depth).map(ReplayChoice::Layers)).chain([ReplayChoice::All]);
         let mut choices: Vec<Self> =
-            replays.flat_map(|replay| tiles.iter().map(move |&mlp_tile| Self { replay, mlp_tile })).collect();
+            replays.flat_map(|replay| tiles.iter().map(move |&mlp_tile| with(replay, mlp_tile))).collect();
         choices.sort_by_key(cost);
+        if device.is_cuda() && !offload {
+            let whole = choices.iter().filter(|choice| choice.replay == ReplayChoice::All);
+            let offloaded: Vec<Self> = whole.map(|choice| Self { offload: true, ..*choice }).collect();
+            choices.extend(offloaded);
+        }
         choices
     }
 
@@ -145,10 +167,9 @@ impl Recomputed {
             ReplayChoice::Layers(n) => format!("{n} of {depth} layers replayed"),
             ReplayChoice::All => "every layer replayed".to_string(),
         };
-        match self.mlp_tile {
-            None => layers,
-            Some(tile) => format!("{layers}, MLPs in tiles of {tile} tokens"),
-        }
+        let tiles = self.mlp_tile.map_or_else(String::new, |tile| format!(", MLPs in tiles of {tile} tokens"));
+        let place = if self.offload { ", their inputs in the host's memory" } else { "" };
+        format!("{layers}{tiles}{place}")
     }
 }
 

@@ -94,6 +94,13 @@ Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t di
   return kernel.views.upload(at::_log_softmax_backward_data(g, y, dim, g.scalar_type()).to(input_dtype));
 }
 
+// A kernel of the library of products, which has a buffer.
+struct Product : Kernel {
+  Product(const char* name, const Tensor& first) : Kernel(name) {
+    if (on_device(first)) need_product_buffer(first.device().index());
+  }
+};
+
 // Products with float32 results of half-precision factors.
 void check_out_dtype(const Tensor& factor, at::ScalarType out) {
   TORCH_CHECK(out == factor.scalar_type() ||
@@ -102,27 +109,38 @@ void check_out_dtype(const Tensor& factor, at::ScalarType out) {
 }
 Tensor mm_dtype(const Tensor& self, const Tensor& mat2, at::ScalarType out) {
   check_out_dtype(self, out);
-  Kernel kernel("mm");
+  Product kernel("mm", self);
   const Tensor a = kernel(self, "self"), b = kernel(mat2, "mat2");
   return kernel.views.upload(a.to(out).mm(b.to(out)));
 }
 Tensor bmm_dtype(const Tensor& self, const Tensor& mat2, at::ScalarType out) {
   check_out_dtype(self, out);
-  Kernel kernel("bmm");
+  Product kernel("bmm", self);
   const Tensor a = kernel(self, "self"), b = kernel(mat2, "mat2");
   return kernel.views.upload(a.to(out).bmm(b.to(out)));
 }
 Tensor addmm_dtype(const Tensor& self, const Tensor& mat1, const Tensor& mat2, at::ScalarType out,
                    const at::Scalar& beta, const at::Scalar& alpha) {
   check_out_dtype(mat1, out);
-  Kernel kernel("addmm");
+  Product kernel("addmm", mat1);
   const Tensor c = kernel(self, "self"), a = kernel(mat1, "mat1"), b = kernel(mat2, "mat2");
   return kernel.views.upload(c.to(out).addmm(a.to(out), b.to(out), beta, alpha));
+}
+Tensor& addmm_dtype_out(const Tensor& self, const Tensor& mat1, const Tensor& mat2, at::ScalarType out_dtype,
+                        const at::Scalar& beta, const at::Scalar& alpha, Tensor& out) {
+  check_out_dtype(mat1, out_dtype);
+  TORCH_CHECK(out.scalar_type() == out_dtype && self.scalar_type() == out_dtype,
+              "self and out must have the dtype of the result");
+  Product kernel("addmm", mat1);
+  const Tensor c = kernel(self, "self"), a = kernel(mat1, "mat1"), b = kernel(mat2, "mat2");
+  Tensor result = kernel(out, "out");
+  at::addmm_out(result, c, a.to(out_dtype), b.to(out_dtype), beta, alpha);
+  return out;
 }
 Tensor baddbmm_dtype(const Tensor& self, const Tensor& batch1, const Tensor& batch2, at::ScalarType out,
                      const at::Scalar& beta, const at::Scalar& alpha) {
   check_out_dtype(batch1, out);
-  Kernel kernel("baddbmm");
+  Product kernel("baddbmm", batch1);
   const Tensor c = kernel(self, "self"), a = kernel(batch1, "batch1"), b = kernel(batch2, "batch2");
   return kernel.views.upload(c.to(out).baddbmm(a.to(out), b.to(out), beta, alpha));
 }
@@ -139,6 +157,7 @@ void register_compute_kernels(torch::Library& aten) {
   aten.impl("mm.dtype", mm_dtype);
   aten.impl("bmm.dtype", bmm_dtype);
   aten.impl("addmm.dtype", addmm_dtype);
+  aten.impl("addmm.dtype_out", addmm_dtype_out);
   aten.impl("baddbmm.dtype", baddbmm_dtype);
 }
 }  // namespace fake

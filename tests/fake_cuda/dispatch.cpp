@@ -45,6 +45,14 @@ int64_t waits_in(const std::string& name) {
   return it == known.end() ? 0 : it->second;
 }
 
+// Whether CUDA's kernel of an operation is the library of products'.
+bool is_product(const std::string& name) {
+  static const std::unordered_set<std::string> known = {"aten::mm",  "aten::addmm",  "aten::addmm_", "aten::bmm",
+                                                        "aten::mv",  "aten::addmv",  "aten::addmv_", "aten::baddbmm",
+                                                        "aten::dot", "aten::baddbmm_"};
+  return known.count(name) > 0;
+}
+
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto& arguments = schema.arguments();
@@ -129,6 +137,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     count_wait(name.substr(name.find("::") + 2), waits);
     finish_current_stream(views.device());
   }
+  if (is_product(name)) need_product_buffer(views.device());
   op.redispatchBoxed(c10::DispatchKeySet(DispatchKey::CPU), stack);
   if (writes) views.settle();
 

@@ -1,5 +1,6 @@
 /* The settings of the fake device, read by the stand-ins for libtorch_cuda.so (C++) and libcuda.so.1 (C). */
 #pragma once
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,16 @@ static inline long long fake_failing_allocation(void) { return fake_number("FAKE
 
 /* Compute capability of each device, e.g. 90 for 9.0. */
 static inline int fake_capability(void) { return (int)fake_number("FAKE_CUDA_CAPABILITY", 90); }
+
+/* Bytes of the buffer that each thread gets for its products, as libtorch reads the variable of cuBLAS: pairs
+   :SIZE:COUNT, sizes in KiB. Without it, libtorch's own choice for the device. */
+static inline long long fake_product_buffer(void) {
+  const char* at = getenv("CUBLAS_WORKSPACE_CONFIG");
+  long long size, count, sum = 0;
+  if (!at) return fake_capability() >= 90 ? 4096LL * 1024 * 8 : 4096LL * 1024 * 2 + 16 * 1024 * 8;
+  for (int length; sscanf(at, ":%lld:%lld%n", &size, &count, &length) == 2; at += length) sum += size * 1024 * count;
+  return sum;
+}
 
 /* Number of devices that the process may use. As CUDA does, CUDA_VISIBLE_DEVICES hides the devices that it does not
    name; the list ends at the first entry that is not a device. */

@@ -31,6 +31,8 @@ inline bool on_device(const Tensor& t) { return t.defined() && t.device().is_cud
 c10::DeviceAllocator& memory();
 // Allocates on a device; throws libtorch's OutOfMemoryError. `memory().allocate` does it on the current device.
 c10::DataPtr allocate(size_t bytes, DeviceIndex device);
+// Gives the calling thread its buffer for products on the current stream, unless it has one.
+void need_product_buffer(DeviceIndex device);
 // Returns where the bytes of a device address are; any other address is returned unchanged.
 void* host(const void* address);
 // Returns the device that an address belongs to, or -1.

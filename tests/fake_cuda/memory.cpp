@@ -278,4 +278,12 @@ void initialise() {
   }();
   (void)once;
 }
+
+void need_product_buffer(DeviceIndex device) {
+  // Buffers by thread, device and stream, kept until the thread ends.
+  thread_local std::map<std::pair<DeviceIndex, c10::StreamId>, c10::DataPtr> buffers;
+  static const size_t bytes = fake_product_buffer();
+  auto& buffer = buffers[{device, current_stream(device).id()}];
+  if (bytes && !buffer.get()) buffer = allocate(bytes, device);
+}
 }  // namespace fake

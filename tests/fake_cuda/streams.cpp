@@ -2,13 +2,15 @@
 // device that the host does not wait for happen as late as CUDA allows:
 // - An upload arrives when its stream is next used or waited for, by the host or (through an event) by another stream.
 // A stream that
-//   uses the data without waiting sees NaN, and pinned memory that is overwritten too early sends the new bytes.
+//   uses the data without waiting sees NaN, and pinned memory that is overwritten too early sends the new bytes. What an
+//   earlier download of the same stream writes to pinned memory is there when the upload reads it.
 // - A download takes its bytes at once but delivers them when the host waits. Host code that reads them earlier sees
 // NaN.
 #include "fake_cuda.h"
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -58,6 +60,20 @@ void arrive(std::deque<Copy>& copies, int64_t number, std::vector<Copy>& done) {
     copies.pop_front();
   }
 }
+// Does the same for a stream's uploads. One that reads what an earlier download of the stream writes comes after it.
+void uploads_arrive(StreamState& state, int64_t number, std::vector<Copy>& done) {
+  for (const Copy& upload : state.uploads) {
+    if (upload.number > number) break;
+    const auto* from = static_cast<const char*>(upload.from);
+    auto read = [&](const Copy& d) {
+      const auto* to = static_cast<const char*>(d.to);
+      return d.number < upload.number && to < from + upload.bytes && from < to + d.bytes;
+    };
+    auto last = std::find_if(state.downloads.rbegin(), state.downloads.rend(), read);
+    if (last != state.downloads.rend()) arrive(state.downloads, last->number, done);
+  }
+  arrive(state.uploads, number, done);
+}
 Clock now(c10::Stream stream) {
   StreamState& state = states()[key(stream)];
   Clock clock = state.before;
@@ -65,7 +81,7 @@ Clock now(c10::Stream stream) {
   return clock;
 }
 void uploads_arrive(const Clock& clock, std::vector<Copy>& done) {
-  for (auto& [stream, number] : clock) arrive(states()[stream].uploads, number, done);
+  for (auto& [stream, number] : clock) uploads_arrive(states()[stream], number, done);
 }
 void host_waits(const Clock& clock) {
   std::vector<Copy> done;
@@ -112,7 +128,7 @@ void begin_operation(DeviceIndex device) {
   std::vector<Copy> done;
   std::lock_guard<std::mutex> hold(lock);
   auto state = states().find(key(current_stream(device)));
-  if (state != states().end()) arrive(state->second.uploads, state->second.number, done);
+  if (state != states().end()) uploads_arrive(state->second, state->second.number, done);
 }
 void finish_current_stream(DeviceIndex device) {
   Clock clock;

@@ -41,7 +41,7 @@ impl Adapter for Adalora {
         let kept = if train { 1.0 - self.dropout } else { 1.0 };
         let mask = (kept < 1.0).then(|| Tensor::empty_like(x).bernoulli_float_(kept)); // zeros and ones
         let a = &self.a * &self.e;
-        let update = LowRank { masters: [a, self.b.shallow_clone()], scale: self.scale / kept };
+        let update = LowRank { masters: [a, self.b.shallow_clone()], scale: self.scale / kept, parameters: false };
         joint_linear::products(&LayerInput::kept(x), mask.as_ref(), &[JointLayer::of(base, Some(update))]).remove(0)
     }
 

@@ -36,7 +36,7 @@ impl Lora {
 
     /// Returns the update, times `scale`.
     pub fn update(&self, scale: f64) -> LowRank {
-        LowRank { masters: self.factors(), scale }
+        LowRank { masters: self.factors(), scale, parameters: self.start.is_none() }
     }
 
     /// Returns the base that the update was trained on: its own, if it has one.

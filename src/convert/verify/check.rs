@@ -2,15 +2,18 @@
 
 use super::kind::{ExportKind, saved_kind, written_tensors};
 use super::logit_distance::{self, LogitDistance};
-use super::report::{self, ExportReport, ExportVerdict};
+use super::report::{ExportReport, ExportVerdict, weight_file};
 use super::thresholds::{LogitThresholds, WeightChange};
 use crate::adapters::file;
 use crate::error::{Error, Result};
 use crate::models::{Heads, Model, QuantisedBase};
+use crate::native::{self, Arithmetic};
+use crate::nn::Param;
 use crate::nn::weight::cast;
+use crate::report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Reads a directory into a fresh model and compares it with the model in memory, its active adapter included.
 /// Differences are reported, not returned as errors; a directory that cannot be read is an error.
@@ -82,6 +85,9 @@ impl ExportCheck<'_> {
         problems.extend(self.changed_tensors(&written, expected)?);
 
         let prompts = logit_distance::prompts(self.reference, self.export.tokenizer_folder(self.folder))?;
+        let device = second_device(self.reference, prompts.iter().map(Vec::len).sum())?;
+        let elsewhere = device != self.reference.device();
+        let _exact = elsewhere.then(ExactProducts::begin).transpose()?;
         let ours = logit_distance::logits(self.reference, &prompts)?;
         let adapter_effect = match self.reference.active_adapter() {
             Some(_) => {
@@ -90,7 +96,7 @@ impl ExportCheck<'_> {
             }
             None => None,
         };
-        let fresh = self.export.open(self.folder, self.reference);
+        let fresh = self.export.open(self.folder, self.reference, device);
         let fresh = fresh.map_err(|e| e.context("reading back what was just written"))?;
         let difference = LogitDistance::between(&ours, &logit_distance::logits(&fresh, &prompts)?);
         let kind = self.reference.kind();
@@ -112,7 +118,7 @@ impl ExportCheck<'_> {
             verdict: if problems.is_empty() { ExportVerdict::Passed } else { ExportVerdict::Failed },
             export: self.export.name(),
             problems,
-            notes: self.notes(&difference, adapter_effect.as_ref()),
+            notes: self.notes(&difference, adapter_effect.as_ref(), elsewhere),
             computed_in: format!("{kind:?}").to_lowercase(),
             prompts: prompts.len(),
             positions: prompts.iter().map(Vec::len).sum(),
@@ -126,7 +132,7 @@ impl ExportCheck<'_> {
             tied,
             missing,
             unexpected,
-            files: files.iter().map(|f| report::weight_file(f)).collect::<Result<_>>()?,
+            files: files.iter().map(|f| weight_file(f)).collect::<Result<_>>()?,
             compatibility: self.export.compatibility(self.folder, scores)?,
             ft_version: env!("CARGO_PKG_VERSION"),
         })
@@ -141,7 +147,7 @@ impl ExportCheck<'_> {
         let mut problems = Vec::new();
         for (name, tensor) in written.iter().filter(|(n, _)| self.names.contains(*n)) {
             let Some(wanted) = expected(name)? else { continue };
-            let wanted = cast(&wanted.to_device(tch::Device::Cpu), tensor.kind());
+            let wanted = cast(&wanted.to_device(Device::Cpu), tensor.kind());
             if wanted.size() != tensor.size() || !wanted.equal(tensor) {
                 problems.push(format!("tensor `{name}` in the folder differs from the value in memory, rounded once"));
             }
@@ -151,8 +157,9 @@ impl ExportCheck<'_> {
 
     /// Returns hints for the user. A merge into a narrow dtype can lose a weak adapter: although every weight is
     /// rounded correctly, the rounding is as large as the update.
-    fn notes(&self, difference: &LogitDistance, effect: Option<&LogitDistance>) -> Vec<String> {
-        match effect {
+    fn notes(&self, difference: &LogitDistance, effect: Option<&LogitDistance>, elsewhere: bool) -> Vec<String> {
+        let place = elsewhere.then(|| "read back on the CPU: the GPU has no room for a second model".to_string());
+        let of_effect = match effect {
             Some(effect)
                 if self.change != WeightChange::None
                     && difference.mean_kl > 0.25 * effect.mean_kl
@@ -167,6 +174,42 @@ impl ExportCheck<'_> {
             }
             Some(effect) if effect.max_abs == 0.0 => vec!["the adapter changes no answer: was it trained?".into()],
             _ => Vec::new(),
-        }
+        };
+        place.into_iter().chain(of_effect).collect()
+    }
+}
+
+/// Returns the device for a second model like `reference`, which is compared with it on `positions` tokens: the same one, or
+/// the CPU if a GPU has no room for it.
+fn second_device(reference: &Model, positions: usize) -> Result<Device> {
+    let Device::Cuda(index) = reference.device() else { return Ok(reference.device()) };
+    let (_, held) = reference.storage_summary_as(reference.storage(), reference.device());
+    let adapters: u64 = reference.params().iter().filter(|p| p.adapter.is_some()).map(|p| 4 * p.count()).sum();
+    // The largest weight while it is read, in both formats, and the logits of all positions.
+    let largest = reference.params().base().map(Param::count).max().unwrap_or(0);
+    let passing = (8 * largest).max(positions as u64 * reference.config().vocab_size as u64 * 8);
+    let (free, _) = native::cuda_capacity(index)?;
+    if held + adapters + passing <= free {
+        return Ok(reference.device());
+    }
+    report::info("the GPU has no room for a second model: the result is read back and compared on the CPU");
+    Ok(Device::Cpu)
+}
+
+/// While a value of this type exists, float32 products on a GPU are not rounded to TF32, so that they can be compared with
+/// those of the CPU.
+struct ExactProducts(Arithmetic);
+
+impl ExactProducts {
+    fn begin() -> Result<Self> {
+        let before = native::arithmetic()?;
+        native::set_arithmetic(Arithmetic { tf32: false, ..before })?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for ExactProducts {
+    fn drop(&mut self) {
+        native::set_arithmetic(self.0).expect("settings that were in use before");
     }
 }

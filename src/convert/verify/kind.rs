@@ -12,7 +12,7 @@ use crate::nn::weights::Weights;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The kind of directory to write or verify.
 #[derive(Debug, Clone, Copy)]
@@ -63,10 +63,10 @@ impl ExportKind<'_> {
         }
     }
 
-    /// Opens a directory as a model that computes as `reference` does. Opening a reward model also compares it with the
-    /// probes in its reward.json.
-    pub(super) fn open(self, folder: &Path, reference: &Model) -> Result<Model> {
-        let (device, kind) = (reference.device(), reference.kind());
+    /// Opens a directory as a model that computes as `reference` does, on `device`. Opening a reward model also compares it
+    /// with the probes in its reward.json.
+    pub(super) fn open(self, folder: &Path, reference: &Model, device: Device) -> Result<Model> {
+        let kind = reference.kind();
         let scores = reference.heads() == Heads::Score;
         match self {
             ExportKind::Adapter { base } if scores => {

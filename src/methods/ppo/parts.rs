@@ -17,7 +17,7 @@ pub const KEYS: &str = "method.ppo";
 /// error if the value function is to be an adapter on a base that is trained itself.
 pub fn parts(spec: &PpoSpec, adapter: Option<&AdapterSpec>) -> Result<ModelParts> {
     let mut parts = reward_models::parts(&spec.rewards, adapter, true)?;
-    parts.heads = Heads::Both;
+    (parts.heads, parts.sampled) = (Heads::Both, spec.sampling.sampled(spec.answers));
     let mut value = match (&spec.value, adapter) {
         (ValueSpec::Head(_), None) => return Ok(parts),
         (ValueSpec::Adapter(_), None) => {

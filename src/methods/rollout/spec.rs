@@ -1,6 +1,7 @@
 //! The recipe's sections for sampling answers, and for alarms.
 
 use crate::error::{Error, Result};
+use crate::methods::parts::SampledAnswers;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,11 @@ impl Default for SamplingSpec {
 }
 
 impl SamplingSpec {
+    /// Returns the answers that are sampled at a time: `answers` to each prompt of a round.
+    pub fn sampled(&self, answers: usize) -> Option<SampledAnswers> {
+        Some(SampledAnswers { count: (self.prompts * answers) as u64, new_tokens: self.max_new_tokens as u64 })
+    }
+
     /// Returns the maximum length of a prompt in tokens, if prompt and answer together may have `max_len`. An error if
     /// no token is left for a prompt.
     pub fn longest_prompt(&self, max_len: usize) -> Result<usize> {

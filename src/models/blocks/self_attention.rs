@@ -70,10 +70,13 @@ impl SelfAttention {
     /// Computes layer `i`'s attention: (T, D) -> (T, D).
     pub fn forward(&self, i: usize, input: LayerInput, pass: &mut ForwardPass) -> Tensor {
         let [q, k, v] = self.project(input);
-        let (q, k) = match &self.rope {
-            Some(rope) if self.interleaved => pass.rotate(rope, halves(&q), halves(&k)),
-            Some(rope) => pass.rotate(rope, q, k),
-            None => (q, k),
+        let [q, k, v] = match &self.rope {
+            Some(rope) if self.interleaved => {
+                let (q, k) = pass.rotate(rope, halves(&q), halves(&k));
+                [q, k, v]
+            }
+            Some(rope) => pass.rotate_beside(rope, q, k, v),
+            None => [q, k, v],
         };
         let y = pass.attend(i, &q, &k, &v, &self.attention);
         self.output.forward(&y.view([-1, self.heads * self.head_dim]))

@@ -49,7 +49,7 @@ pub const NF4_BLOCK: i64 = 64;
 const PACK: i64 = 8;
 
 /// kCasts in native/cuda/adapter.cu.
-const CASTS: usize = 16;
+const CASTS: usize = 64;
 
 /// kCastNumbers in native/cuda/adapter.cu.
 const CAST_NUMBERS: i64 = 1024;
@@ -191,9 +191,8 @@ impl Kernels {
     }
 
     /// Rotates q (T, H, E) and k (T, K, E) by the angles with cos and sin (T, 1, E/2). `turn` is 1, or -1 to rotate
-    /// back. q and k must be contiguous.
+    /// back.
     pub fn rotate(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor, turn: f32) -> (Tensor, Tensor) {
-        assert!(q.is_contiguous() && k.is_contiguous());
         let (y_q, y_k) = (q.empty_like(), k.empty_like());
         self.rotate_into([q, k], [&y_q, &y_k], cos, sin, turn);
         (y_q, y_k)
@@ -204,23 +203,46 @@ impl Kernels {
         self.rotate_into([q, k], [q, k], cos, sin, turn);
     }
 
-    fn rotate_into(&self, from: [&Tensor; 2], to: [&Tensor; 2], cos: &Tensor, sin: &Tensor, turn: f32) {
-        let [q, k] = from;
-        let (size, size_k) = (q.size(), k.size());
+    /// Does the same to q (T, H, E) and k (T, K, E), and copies v (T, K, E): the results are columns of one matrix, q, k and v
+    /// side by side.
+    pub fn rotate_beside(&self, parts: [&Tensor; 3], cos: &Tensor, sin: &Tensor, turn: f32) -> [Tensor; 3] {
+        let [tokens, heads, size] = parts[0].size()[..] else { panic!("queries of tokens, heads and numbers") };
+        let kv = parts[1].size()[1];
+        let all = Tensor::empty([tokens, heads + 2 * kv, size], (self.kind, parts[0].device()));
+        let to = [all.narrow(1, 0, heads), all.narrow(1, heads, kv), all.narrow(1, heads + kv, kv)];
+        self.rotate_into(parts, to.each_ref(), cos, sin, turn);
+        to
+    }
+
+    /// Rotates q and k, and copies v if there is one. The numbers of a token follow each other.
+    fn rotate_into<const N: usize>(&self, from: [&Tensor; N], to: [&Tensor; N], cos: &Tensor, sin: &Tensor, turn: f32) {
+        let (size, kv) = (from[0].size(), from[1].size()[1]);
         let (tokens, half) = (size[0], size[2] / 2);
-        assert!(size[2] % 2 == 0 && size_k[0] == tokens && size_k[2] == size[2] && cos.numel() as i64 == tokens * half);
+        assert!(size[2] % 2 == 0 && cos.numel() as i64 == tokens * half);
         self.check(&[cos, sin]);
-        let strides = from.map(|t| {
-            let (size, stride) = (t.size(), t.stride());
-            assert!(t.kind() == self.kind && stride[2] == 1 && (stride[1] == size[2] || size[1] == 1));
-            stride[0]
+        let strides = [from, to].map(|side| {
+            let of_each = side.iter().enumerate().map(|(i, t)| {
+                let stride = t.stride();
+                assert!(t.kind() == self.kind && t.size() == [tokens, if i == 0 { size[1] } else { kv }, size[2]]);
+                assert!(stride[2] == 1 && (stride[1] == size[2] || t.size()[1] == 1));
+                stride[0]
+            });
+            of_each.collect::<Vec<_>>()
         });
-        let all = [q, k, to[0], to[1], cos, sin];
-        let shape = [size[1], size_k[1], half].map(|n| Argument::Int(n as i32));
-        let packed = self.packed(&all, half | strides[0] | strides[1]);
-        let rest = strides.map(Argument::Long).into_iter().chain(shape).chain([Argument::Float(turn), packed]);
-        let arguments: Vec<Argument> = all.into_iter().map(pointer).chain(rest).collect();
-        self.module.launch(Kernel::Rotate, tokens, q.device(), &arguments);
+        let addresses = |side: [&Tensor; N]| std::array::from_fn::<_, 3, _>(|i| pointer_or_null(side.get(i).copied()));
+        let all: Vec<&Tensor> = from.into_iter().chain(to).chain([cos, sin]).collect();
+        let packed = self.packed(&all, strides.iter().flatten().fold(half, |sum, stride| sum | stride));
+        let strides = strides.iter().flat_map(|side| (0..3).map(|i| Argument::Long(side.get(i).copied().unwrap_or(0))));
+        let shape = [size[1], kv, half].map(|n| Argument::Int(n as i32));
+        let arguments: Vec<Argument> = addresses(from)
+            .into_iter()
+            .chain(addresses(to))
+            .chain([pointer(cos), pointer(sin)])
+            .chain(strides)
+            .chain(shape)
+            .chain([Argument::Float(turn), packed])
+            .collect();
+        self.module.launch(Kernel::Rotate, tokens, from[0].device(), &arguments);
     }
 
     /// Computes RMSNorm of x (…, D), or of x + `residual`, with weight w (D). Returns the sum (x itself without a

@@ -1,6 +1,8 @@
 //! On CUDA: frozen layers whose weights lie side by side in memory, computed as one layer.
 
 use super::JointLayer;
+use super::factor_casts::CastLayout;
+use super::low_rank::{LowRank, cast_factors, factor_gradient};
 use crate::native::cuda::{self, Cast};
 use crate::nn::autograd::differentiable_many;
 use crate::nn::layer_input::LayerInput;
@@ -14,13 +16,15 @@ pub(super) struct Joined {
     kernels: &'static cuda::Kernels,
     /// The weights of all layers (out of all, in), as they are stored.
     weight: Tensor,
-    /// The A of all updates (R of all, in), and B of each, multiplied by its scale, in its own rows and columns (out of
-    /// all, R of all), otherwise zero; `None` without updates.
+    /// The A of all updates (R of all, in), and B of each in its own rows and columns (out of all, R of all), otherwise
+    /// zero; one of them is multiplied by the scales. `None` without updates.
     factors: Option<(Tensor, Tensor)>,
     /// Rows of each layer in `weight` and B: the first, and how many.
     rows: Vec<(i64, i64)>,
     /// Where each update is.
     blocks: Vec<UpdatePlace>,
+    /// All updates have one scale, which A is multiplied by.
+    scale_on_a: bool,
 }
 
 /// The place of an update in the factors of joined layers.
@@ -51,8 +55,11 @@ impl Joined {
             }
             row += outputs;
         }
-        let (options, inputs) = ((kind, weight.device()), weight.size()[1]);
-        let factors = (!blocks.is_empty()).then(|| {
+        // The scale of all updates is applied to A: their gradients of B then need none.
+        let scale_on_a = blocks.iter().all(|block| block.scale == blocks[0].scale);
+        let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
+        let lay_out = || {
+            let (options, inputs) = ((kind, weight.device()), weight.size()[1]);
             let a = Tensor::empty([column, inputs], options);
             let b = match blocks.len() == parts.len() {
                 true => Tensor::empty([row, column], options),
@@ -60,18 +67,17 @@ impl Joined {
             };
             let place = |block: &UpdatePlace| {
                 let ((row, outputs), (column, rank)) = (block.rows, block.columns);
-                (a.narrow(0, column, rank), b.narrow(0, row, outputs))
+                [(a.narrow(0, column, rank), 0), (b.narrow(0, row, outputs), column)]
             };
-            let places: Vec<(Tensor, Tensor)> = blocks.iter().map(place).collect();
-            let updates = parts.iter().filter_map(|p| p.update.as_ref());
-            let casts = updates.zip(&places).zip(&blocks).flat_map(|((u, (a, b)), block)| {
-                let of_a = Cast { from: &u.masters[0], to: a, factor: 1.0, column: 0 };
-                [of_a, Cast { from: &u.masters[1], to: b, factor: block.scale, column: block.columns.0 }]
-            });
-            kernels.narrow_all(&casts.collect::<Vec<_>>());
-            (a, b)
+            let places = blocks.iter().flat_map(place).collect();
+            CastLayout { results: vec![a, b], places }
+        };
+        let factors = (!blocks.is_empty()).then(|| {
+            let scales = |scale: f64| if scale_on_a { [scale, 1.0] } else { [1.0, scale] };
+            cast_factors(&updates, parts[0].casts, kernels, kind, scales, lay_out)
         });
-        Some(Self { kernels, weight, factors, rows, blocks })
+        let factors = factors.map(|cast| <[Tensor; 2]>::try_from(cast).expect("A and B").into());
+        Some(Self { kernels, weight, factors, rows, blocks, scale_on_a })
     }
 
     /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all).
@@ -99,29 +105,40 @@ impl Joined {
         let (Some(low), Some((a, b))) = (low, &self.factors) else { return vec![g_x] };
         let g_low = g.matmul(b); // (T, R of all)
         g_x = g_x.map(|mut g_x| g_x.addmm_(&g_low, a));
-        let g_b = g.tr().matmul(low); // (out of all, R of all)
-        let g_a = x.map(|x| g_low.tr().matmul(&x)); // (R of all, in)
-        let floats = |rows: i64, columns: i64| Tensor::empty([rows, columns], (Kind::Float, g.device()));
-        let wide_a = g_a.as_ref().map(|g_a| floats(g_a.size()[0], g_a.size()[1]));
+        let scale = if self.scale_on_a { self.blocks[0].scale } else { 1.0 };
+        let g_a = x.map(|x| factor_gradient(&g_low, &x, scale)); // (R of all, in)
+        let of_a = |block: &UpdatePlace| g_a.as_ref().map(|g_a| g_a.narrow(0, block.columns.0, block.columns.1));
+        let of_b = self.gradients_of_b(&g, low);
+        let of_factors = self.blocks.iter().zip(of_b).flat_map(|(block, g_b)| [of_a(block), Some(g_b)]);
+        std::iter::once(g_x).chain(of_factors).collect()
+    }
+
+    /// Returns the gradient of each B (out, R), float32, given that of all outputs (T, out of all) and the low-rank results.
+    fn gradients_of_b(&self, g: &Tensor, low: &Tensor) -> Vec<Tensor> {
+        let (first, n) = (&self.blocks[0], self.blocks.len() as i64);
+        let (outputs, rank) = (first.rows.1, first.columns.1);
+        let alike = self.blocks.iter().all(|block| (block.rows.1, block.columns.1) == (outputs, rank));
+        if alike && n == self.rows.len() as i64 && self.scale_on_a {
+            // (n, out, T) x (n, T, R), without the products of one layer's outputs with another's low-rank results.
+            let (t, width, columns) = (g.size()[0], g.stride()[0], low.stride()[0]);
+            let g = g.as_strided([n, outputs, t], [outputs, 1, width], None::<i64>);
+            let low = low.as_strided([n, t, rank], [rank, columns, 1], None::<i64>);
+            return g.bmm_dtype(&low, Kind::Float).unbind(0);
+        }
+        let all = g.tr().matmul(low); // (out of all, R of all)
         let of_block = |block: &UpdatePlace| {
             let ((row, outputs), (_, rank)) = (block.rows, block.columns);
-            (g_b.narrow(0, row, outputs), floats(outputs, rank))
+            (all.narrow(0, row, outputs), Tensor::empty([outputs, rank], (Kind::Float, g.device())))
         };
         let of_b: Vec<(Tensor, Tensor)> = self.blocks.iter().map(of_block).collect();
         let casts = of_b.iter().zip(&self.blocks).map(|((from, to), block)| Cast {
             from,
             to,
-            factor: block.scale,
+            factor: if self.scale_on_a { 1.0 } else { block.scale },
             column: -block.columns.0,
         });
-        let of_a = g_a.iter().zip(&wide_a).map(|(from, to)| Cast { from, to, factor: 1.0, column: 0 });
-        self.kernels.widen_all(&of_a.chain(casts).collect::<Vec<_>>());
-        let mut gradients = vec![g_x];
-        for ((_, g_b), block) in of_b.into_iter().zip(&self.blocks) {
-            let of_a = wide_a.as_ref().map(|wide_a| wide_a.narrow(0, block.columns.0, block.columns.1));
-            gradients.extend([of_a, Some(g_b)]);
-        }
-        gradients
+        self.kernels.widen_all(&casts.collect::<Vec<_>>());
+        of_b.into_iter().map(|(_, g_b)| g_b).collect()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Low-rank updates of layers, and their factors cast for the products.
 
-use crate::native::cuda::{self, Cast};
+use super::factor_casts::{CastLayout, FactorCasts, cast_once};
+use crate::native;
+use crate::native::cuda;
 use crate::nn::weight::cast;
 use tch::{Kind, Tensor};
 
@@ -10,12 +12,14 @@ pub struct LowRank {
     pub masters: [Tensor; 2],
     /// The factor on B A.
     pub scale: f64,
+    /// True if both are parameters, whose casts may be kept; false if they are computed at each call.
+    pub parameters: bool,
 }
 
 impl LowRank {
     /// Returns another handle to the same update.
     pub fn shallow_clone(&self) -> Self {
-        Self { masters: self.masters.each_ref().map(Tensor::shallow_clone), scale: self.scale }
+        Self { masters: self.masters.each_ref().map(Tensor::shallow_clone), ..*self }
     }
 
     /// Returns true if A is trained, so that its gradient needs the layer's input. With a frozen A (LoRA-FA) only the
@@ -47,15 +51,16 @@ pub(super) struct Factors {
 }
 
 impl Factors {
-    /// Casts the factors to dtype `kind`; `None` if there are no updates. They are cast at each call: small tensors
-    /// kept between large ones that are freed would fragment memory. The scale is applied in float32, because it may
-    /// include dropout's 1 / (1 - p): in a bfloat16 mask its rounding would make every update up to 0.4 % too large.
-    pub fn cast(updates: &[&LowRank], kind: Kind) -> Option<Self> {
+    /// Casts the factors to dtype `kind`; `None` if there are no updates. On the CPU they are cast at each call: small tensors
+    /// kept between large ones that are freed would fragment memory; on CUDA `casts` may keep them. The scale is applied in
+    /// float32, because it may include dropout's 1 / (1 - p): in a bfloat16 mask its rounding would make every update up to
+    /// 0.4 % too large.
+    pub fn cast(updates: &[&LowRank], kind: Kind, casts: Option<&FactorCasts>) -> Option<Self> {
         let first = updates.first()?;
         let masters = || updates.iter().flat_map(|u| &u.masters);
         let own = cuda::kernels(first.masters[0].device(), kind);
         if let Some(kernels) = own.filter(|_| masters().all(|t| t.kind() == Kind::Float && t.is_contiguous())) {
-            return Some(Self::cast_at_once(updates, kind, kernels));
+            return Some(Self::cast_at_once(updates, kind, kernels, casts));
         }
         let each = |u: &&LowRank| (cast(&u.masters[0], kind), cast(&(&u.masters[1] * u.scale), kind));
         let (a, b): (Vec<Tensor>, Vec<Tensor>) = updates.iter().map(each).unzip();
@@ -66,35 +71,50 @@ impl Factors {
         Some(Self { a, b })
     }
 
-    /// Does the same by one launch on CUDA.
-    fn cast_at_once(updates: &[&LowRank], kind: Kind, kernels: &cuda::Kernels) -> Self {
-        let [first, _] = &updates[0].masters;
-        let (ranks, options) = (updates.iter().map(|u| u.masters[0].size()[0]), (kind, first.device()));
-        let a = Tensor::empty([ranks.clone().sum(), first.size()[1]], options);
-        let b: Vec<Tensor> = updates.iter().map(|u| Tensor::empty(u.masters[1].size(), options)).collect();
-        let rows: Vec<Tensor> = a.split_with_sizes(ranks.collect::<Vec<_>>(), 0);
-        let plain = |from, to, factor| Cast { from, to, factor, column: 0 };
-        let of_each = updates.iter().zip(&rows).zip(&b);
-        let casts = of_each.flat_map(|((u, a), b)| [plain(&u.masters[0], a, 1.0), plain(&u.masters[1], b, u.scale)]);
-        kernels.narrow_all(&casts.collect::<Vec<_>>());
-        Self { a, b }
+    /// Does the same by one launch on CUDA, or by none if the casts are kept.
+    fn cast_at_once(updates: &[&LowRank], kind: Kind, kernels: &cuda::Kernels, casts: Option<&FactorCasts>) -> Self {
+        let lay_out = || {
+            let [first, _] = &updates[0].masters;
+            let (ranks, options) = (updates.iter().map(|u| u.masters[0].size()[0]), (kind, first.device()));
+            let a = Tensor::empty([ranks.clone().sum(), first.size()[1]], options);
+            let b: Vec<Tensor> = updates.iter().map(|u| Tensor::empty(u.masters[1].size(), options)).collect();
+            let rows = a.split_with_sizes(ranks.collect::<Vec<_>>(), 0);
+            let places = rows.into_iter().zip(&b).flat_map(|(a, b)| [(a, 0), (b.shallow_clone(), 0)]).collect();
+            CastLayout { results: std::iter::once(a).chain(b).collect(), places }
+        };
+        let mut cast = cast_factors(updates, casts, kernels, kind, |scale| [1.0, scale], lay_out);
+        Self { a: cast.remove(0), b: cast }
     }
 }
 
-/// Multiplies tensors by a factor each and converts them to float32.
-pub(super) fn to_float(products: Vec<(Tensor, f64)>) -> Vec<Tensor> {
-    if let Some(kernels) = products.first().and_then(|(t, _)| cuda::kernels(t.device(), t.kind())) {
-        let (device, contiguous) = (products[0].0.device(), |(t, factor): (Tensor, f64)| (t.contiguous(), factor));
-        let products: Vec<(Tensor, f64)> = products.into_iter().map(contiguous).collect();
-        let wide: Vec<Tensor> = products.iter().map(|(t, _)| Tensor::empty(t.size(), (Kind::Float, device))).collect();
-        let casts =
-            products.iter().zip(&wide).map(|((from, factor), to)| Cast { from, to, factor: *factor, column: 0 });
-        kernels.widen_all(&casts.collect::<Vec<_>>());
-        return wide;
-    }
-    let scaled = |(t, factor): (Tensor, f64)| match t.to_kind(Kind::Float) {
-        t if factor == 1.0 => t,
-        t => t * factor,
+/// Casts A and B of all updates, multiplied by what `scales` returns for each update's scale. Casts of parameters are kept in
+/// `casts`.
+pub(super) fn cast_factors(
+    updates: &[&LowRank],
+    casts: Option<&FactorCasts>,
+    kernels: &cuda::Kernels,
+    kind: Kind,
+    scales: impl Fn(f64) -> [f64; 2],
+    lay_out: impl FnOnce() -> CastLayout,
+) -> Vec<Tensor> {
+    let of_update = |u: &&'_ LowRank| {
+        let [of_a, of_b] = scales(u.scale);
+        [(u.masters[0].shallow_clone(), of_a), (u.masters[1].shallow_clone(), of_b)]
     };
-    products.into_iter().map(scaled).collect()
+    let factors: Vec<(Tensor, f64)> = updates.iter().flat_map(of_update).collect();
+    match casts.filter(|_| updates.iter().all(|u| u.parameters)) {
+        Some(casts) => casts.get(kernels, kind, factors, lay_out),
+        None => cast_once(kernels, &factors, lay_out()),
+    }
+}
+
+/// Returns `scale g^T x` in float32: (T, m), (T, n) -> (m, n). A GPU computes it in one launch.
+pub(super) fn factor_gradient(g: &Tensor, x: &Tensor, scale: f64) -> Tensor {
+    if native::has_wide_products(x) {
+        return native::wide_product(&g.tr(), x, scale);
+    }
+    match g.tr().matmul(x).to_kind(Kind::Float) {
+        product if scale == 1.0 => product,
+        product => product * scale,
+    }
 }

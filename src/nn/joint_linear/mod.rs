@@ -7,18 +7,20 @@
 //! save memory, the backward recomputes what is cheap to recompute: the bfloat16 copy of a float32 weight, and an
 //! input that is the result of a norm or an activation.
 //!
-//! low_rank: the updates and their factors in the dtype of the products. joined: frozen layers as one matrix, on CUDA.
+//! low_rank: the updates and their factors in the dtype of the products; factor_casts: kept on CUDA. joined: frozen layers as one matrix, on CUDA.
 
+mod factor_casts;
 mod joined;
 mod low_rank;
 
+pub use factor_casts::FactorCasts;
 pub use low_rank::LowRank;
 
 use super::autograd::differentiable_many;
 use super::layer_input::LayerInput;
-use super::weight::{Dense, Weight, cast};
+use super::weight::{Dense, Weight, cast, weight_gradient};
 use joined::Joined;
-use low_rank::{Factors, to_float};
+use low_rank::{Factors, factor_gradient};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -33,12 +35,14 @@ pub struct JointLayer<'a> {
     /// True if the layer may be joined with others on CUDA. It must not depend on which adapter is active: a policy and
     /// a reference with equal weights must get equal bits.
     pub joinable: bool,
+    /// Keeps cast factors of the model's updates on CUDA; `None`: they are cast at each call.
+    pub casts: Option<&'a FactorCasts>,
 }
 
 impl<'a> JointLayer<'a> {
     /// Returns a layer that is not joined with others, with its bias.
     pub fn of(base: &'a Dense, update: Option<LowRank>) -> Self {
-        Self { weight: &base.weight, bias: base.bias.as_ref(), update, joinable: false }
+        Self { weight: &base.weight, bias: base.bias.as_ref(), update, joinable: false, casts: None }
     }
 
     /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
@@ -87,7 +91,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
     }
     let forward = || {
         let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
-        let (a, b) = Factors::cast(&updates, x.kind()).map(|f| (f.a, f.b)).unzip();
+        let (a, b) = Factors::cast(&updates, x.kind(), parts[0].casts).map(|f| (f.a, f.b)).unzip();
         let mut b = b.into_iter().flatten();
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
@@ -132,7 +136,8 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         }
         // With a mask this is x after dropout; the base is then frozen and does not need x itself.
         let x = read.as_ref().map(|read| read());
-        let mut g_factors = Vec::new(); // that of A (R of all, in) if any is trained, then that of each B (out, R)
+        // That of A (R of all, in) if any is trained, then that of each B (out, R), in float32.
+        let mut g_factors = Vec::new();
         let trains_a = saved.iter().any(|s| s.update.as_ref().is_some_and(|u| u.trains_a));
         if let Some((low, a)) = low {
             let updates = || grads.iter().zip(saved).filter_map(|(g, s)| Some((g, s.update.as_ref()?)));
@@ -141,12 +146,12 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),
             });
-            g_factors.extend(x.as_ref().filter(|_| trains_a).map(|x| (g_low.tr().matmul(x), 1.0)));
+            g_factors.extend(x.as_ref().filter(|_| trains_a).map(|x| factor_gradient(&g_low, x, 1.0)));
             let of_b =
-                |(g, u): (&Tensor, &SavedLowRank)| (g.tr().matmul(&low.narrow(1, u.column, u.b.size()[1])), u.scale);
+                |(g, u): (&Tensor, &SavedLowRank)| factor_gradient(g, &low.narrow(1, u.column, u.b.size()[1]), u.scale);
             g_factors.extend(updates().map(of_b));
         }
-        let mut g_factors = to_float(g_factors).into_iter();
+        let mut g_factors = g_factors.into_iter();
         let g_a = if trains_a { g_factors.next() } else { None };
         let mut gradients = vec![g_x];
         for (g, s) in grads.iter().zip(saved) {
@@ -163,16 +168,6 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         }
         gradients
     })
-}
-
-/// Returns the gradient `g^T x` of a weight (out, in) in dtype `kind`, given those of its outputs g (T, out) and its
-/// inputs x (T, in). On a GPU the product of half-precision factors is written in float32 without a second operation.
-fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
-    let half = matches!(g.kind(), Kind::BFloat16 | Kind::Half);
-    if half && kind == Kind::Float && g.device().is_cuda() {
-        return g.tr().mm_dtype(x, kind);
-    }
-    g.tr().matmul(x).to_kind(kind)
 }
 
 /// Returns the gradient of the low-rank results of all updates, `g_i B_i` side by side: (T, R of all), the shape of

@@ -33,7 +33,7 @@ impl TestLayers {
     fn parts(&self) -> Vec<JointLayer<'_>> {
         let update = |i: usize| {
             let (a, b, scale) = &self.factors[i];
-            Some(LowRank { masters: [a.shallow_clone(), b.shallow_clone()], scale: *scale })
+            Some(LowRank { masters: [a.shallow_clone(), b.shallow_clone()], scale: *scale, parameters: true })
         };
         let updates = [update(0), None, update(1)];
         self.dense.iter().zip(updates).map(|(base, update)| JointLayer::of(base, update)).collect()

@@ -36,6 +36,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         run::validation,
         run::result,
         run::tf32,
+        run::offload,
         rows::overflow,
         rows::weights,
         run::places,

@@ -60,6 +60,21 @@ pub fn tf32(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Checks that there is something to keep in the host's memory, and another memory than that.
+pub fn offload(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if !w.differs_from_default("run.offload") {
+        return;
+    }
+    let (reason, hint) = if w.is("model.device", "cpu") {
+        ("the inputs of layers are in the host's memory already", "remove it")
+    } else if !w.differs_from_default("run.replay") {
+        ("without `run.replay` no layer is recomputed", "set `replay: all`")
+    } else {
+        return;
+    };
+    mistakes.push(w.mistake_at("run.offload", format!("`run.offload` has no effect: {reason}"), hint));
+}
+
 /// Checks that the result does not replace its base.
 pub fn places(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if let (Some(out), Some(model)) = (w.value("run.out"), w.value("model.path"))

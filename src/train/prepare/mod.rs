@@ -21,7 +21,7 @@ use crate::methods::contract::Method;
 use crate::methods::rows::MethodRows;
 use crate::models::{self, Model, Storage, VocabularyRows, dtype};
 use crate::recipe::plan::Plan;
-use crate::recipe::sections::ModelInit;
+use crate::recipe::sections::{ModelInit, RunSection};
 use model::ModelPlacement;
 use std::rc::Rc;
 use tch::Device;
@@ -55,6 +55,7 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     }
     let device = models::device(&plan.recipe.model.device)?;
     arithmetic::apply(&plan.recipe.run, device)?;
+    refuse_needless_offload(&plan.recipe.run, device)?;
     student::ensure_cut_model(plan)?;
     let (mut plan, why) = formats::choose_formats(plan, device)?;
     // Recorded in the plan: on another machine the numbers could rank two matrices the other way round.
@@ -77,6 +78,17 @@ pub fn prepare(plan: &Plan) -> Result<Prepared> {
     }
     average::check_length(&recipe.run, total)?;
     Ok(Prepared { plan: plan.clone(), tokenizer, vocabulary, rows, total_steps: total, device, storage, why })
+}
+
+/// Fails if the run would keep in the host's memory what is there already.
+fn refuse_needless_offload(run: &RunSection, device: Device) -> Result<()> {
+    if run.offload && !device.is_cuda() {
+        return Err(Error::user(
+            "run.offload: the run computes on the CPU, so the inputs of layers are in its memory already",
+        )
+        .hint("remove it; on a machine with a GPU, see what keeps ft from using it: ft doctor"));
+    }
+    Ok(())
 }
 
 impl Prepared {

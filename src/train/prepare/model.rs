@@ -89,6 +89,7 @@ pub fn load(
         model.use_bf16_masters();
     }
     model.set_mlp_tile(recipe.run.mlp_tile.map(|tokens| tokens as i64));
+    model.set_offload(recipe.run.offload);
     warn_of_too_few_positions(recipe, &model);
     Ok(model)
 }

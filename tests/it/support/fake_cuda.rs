@@ -84,9 +84,13 @@ pub fn ft(space: &Workspace, arguments: &[&str], environment: &[(&str, &str)]) -
     FakeRun { output, trace }
 }
 
-/// Makes a command find the fake device.
+/// Makes a command find the fake device. Buffers of products are small, so that measured memory is that of tensors.
 pub fn on_device(command: &mut Command) -> &mut Command {
-    command.env("LD_LIBRARY_PATH", library()).env_remove("CUDA_VISIBLE_DEVICES").env_remove("FT_LIBTORCH")
+    command
+        .env("LD_LIBRARY_PATH", library())
+        .env("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        .env_remove("CUDA_VISIBLE_DEVICES")
+        .env_remove("FT_LIBTORCH")
 }
 
 /// Returns the folder with the fake device and links to the other libraries of libtorch. Builds it if its sources

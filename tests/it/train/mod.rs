@@ -9,6 +9,7 @@ mod gguf_base;
 mod launches;
 mod memory;
 mod new_tokens;
+mod offload;
 mod on_cuda;
 mod optimisers;
 mod profile;

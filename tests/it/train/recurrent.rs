@@ -2,6 +2,7 @@
 //! gradients; predicted memory; refusals. The models themselves are in models/recurrent.rs.
 
 use crate::support::command::stdout;
+use crate::support::fake_cuda;
 use crate::support::resumed::{resumed_equals_straight, train};
 use crate::support::workspace::Workspace;
 use serde_json::{Value, json};
@@ -103,27 +104,34 @@ fn adapters_of_a_recurrent_model_are_trained_resumed_and_merged() {
 #[test]
 fn predicted_memory_is_near_to_what_a_run_takes() {
     let space = Workspace::new();
-    let near = |recipe: &str, sets: &[&str]| {
-        // On a device the prediction is not good enough yet.
-        let more = ["model.device=cpu", "run.steps=2", "run.samples=0", "run.eval_every=0", "run.eval_at_start=false"];
+    let near = |device: &str, recipe: &str, sets: &[&str]| {
+        let device_set = format!("model.device={device}");
+        let more = [&device_set, "run.steps=2", "run.samples=0", "run.eval_every=0", "run.eval_at_start=false"];
         let sets: Vec<&str> = sets.iter().chain(&more).flat_map(|set| ["--set", set]).collect();
-        let check = space.ft(&[&["check", recipe, "--json"][..], &sets].concat());
-        let check: Value = serde_json::from_slice(&check.stdout).unwrap();
-        space.ft(&[&["train", recipe, "--overwrite"][..], &sets].concat());
+        let ft = |arguments: &[&str]| match device {
+            "cuda" => {
+                let run = fake_cuda::ft(&space, arguments, &[]);
+                assert!(run.output.status.success(), "{}", run.stderr());
+                run.output
+            }
+            _ => space.ft(arguments),
+        };
+        let check: Value =
+            serde_json::from_slice(&ft(&[&["check", recipe, "--json"][..], &sets].concat()).stdout).unwrap();
+        ft(&[&["train", recipe, "--overwrite"][..], &sets].concat());
         let out = sets.iter().find_map(|set| set.strip_prefix("run.out=")).unwrap();
         let metrics = std::fs::read_to_string(space.path(&format!("{out}/metrics.jsonl"))).unwrap();
         let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let most = lines.filter_map(|line| line["memory"].as_u64()).max().expect("steps record their memory");
         let ratio = check["needs"]["memory"].as_f64().unwrap() / most as f64;
         println!("{recipe} {sets:?}: {} predicted, {most} measured: {ratio:.3}", check["needs"]["memory"]);
+        let bounds = if device == "cuda" { 0.9..1.1 } else { 0.9..1.2 };
         assert!(
-            (0.9..1.2).contains(&ratio),
+            bounds.contains(&ratio),
             "{recipe} {sets:?}: {} predicted, {most} measured: {ratio:.2}",
             check["needs"]
         );
     };
-    near("recipes/gru-tiny.yaml", &["run.out=gru", "run.reach_every="]);
-    near("recipes/gru-tiny.yaml", &["run.out=replayed", "run.reach_every=", "run.replay=all"]);
     std::fs::write(
         space.path("lora.yaml"),
         "model: { path: gru, dtype: f32 }\nmethod: { sft: {} }\nadapter: { lora: { rank: 16 } }\n\
@@ -131,6 +139,14 @@ fn predicted_memory_is_near_to_what_a_run_takes() {
          run: { out: lora }\n",
     )
     .unwrap();
-    near("lora.yaml", &["run.out=lora"]);
-    near("lora.yaml", &["run.out=lora", "run.replay=all"]);
+    for device in ["cpu", "cuda"] {
+        near(device, "recipes/gru-tiny.yaml", &["run.out=gru", "run.reach_every="]);
+        near(device, "recipes/gru-tiny.yaml", &["run.out=replayed", "run.reach_every=", "run.replay=all"]);
+        near(device, "lora.yaml", &["run.out=lora"]);
+        near(device, "lora.yaml", &["run.out=lora", "run.replay=all"]);
+        for model_type in ["ft_rnn", "ft_lstm"] {
+            let shape = format!("model.config={{model_type: {model_type}, hidden_size: 256, num_hidden_layers: 2}}");
+            near(device, "recipes/gru-tiny.yaml", &["run.out=other", "run.reach_every=", &shape]);
+        }
+    }
 }

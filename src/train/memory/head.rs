@@ -1,0 +1,95 @@
+//! Predicts the memory of the output head, and with it the peak of a step's activations.
+
+use super::{RunShape, TrainedBytes};
+use crate::native;
+use crate::nn::{LayerKind, Param, QuantisedParam, chunked, quantised};
+use tch::Device;
+
+impl RunShape<'_> {
+    /// Returns true if our own CUDA kernels compute what they can.
+    fn has_own_kernels(&self) -> bool {
+        native::cuda::kernels(self.prepared.device, self.model.kind()).is_some()
+    }
+
+    /// Returns the bytes that a head takes for each logit of a chunk.
+    fn logit_bytes(&self) -> u64 {
+        match self.width() {
+            // Our own loop or kernel turns logits into their gradient in place.
+            width if self.prepared.device == Device::Cpu || self.has_own_kernels() => width,
+            // The logits and log-probabilities in float32, and where the head computes in half precision its logits.
+            4 => 8,
+            width => width + 8,
+        }
+    }
+
+    /// Returns the bytes of the output head's largest temporary tensors.
+    fn head(&self) -> u64 {
+        let ([d, _, v], width) = (self.sizes(), self.width());
+        let chunk = match self.parts.tables {
+            0 => self.supervised.min(256) * v * self.logit_bytes(),
+            tables => self.supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
+        };
+        // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary. Of a
+        // quantised head it is a part, whose logits are copied to those of the chunk if it is not all.
+        let (stored, _) = self.model.storage_summary_as(self.prepared.storage, self.prepared.device);
+        let widened = match self.head_is_quantised() {
+            true if tile(d * v) < d * v => (tile(d * v) + self.supervised.min(256) * tile(d * v) / d) * width,
+            true => d * v * width,
+            false if stored != self.model.kind() && !self.full() => d * v * width,
+            false => 0,
+        };
+        chunk + self.supervised * d * width * 2 + widened
+    }
+
+    /// Returns the bytes of the largest part of a quantised weight that is dequantised at a time.
+    fn dequantised(&self) -> u64 {
+        let loaded = self.prepared.storage.quantisation().is_some();
+        let quantised = self.model.params().base().filter(|p| match p.quantised {
+            QuantisedParam::Never => false,
+            QuantisedParam::Possible => loaded,
+            QuantisedParam::Done(_) => true,
+        });
+        quantised.map(|p| tile(p.count())).max().unwrap_or(0) * self.width()
+    }
+
+    /// Returns true if the weight of the output head is stored quantised.
+    fn head_is_quantised(&self) -> bool {
+        let head = self.model.params().base().find(|p| self.is_head(p));
+        head.is_some_and(|p| matches!(p.quantised, QuantisedParam::Done(_)))
+    }
+
+    /// Returns true for the weight of the output head, which may be that of the embedding.
+    pub(super) fn is_head(&self, p: &Param) -> bool {
+        p.layer == LayerKind::Head || self.model.config().tie_word_embeddings && p.layer == LayerKind::Embedding
+    }
+
+    pub(super) fn activations(&self, trained: &TrainedBytes) -> u64 {
+        let ([d, _, v], width) = (self.sizes(), self.width());
+        let (kept, head) = (self.kept(), self.head());
+        if self.trains_head() {
+            // In full fine-tuning the memory of activations is released while gradients are allocated, so only the
+            // excess over the gradients counts. The first gradient is the head's, together with a narrow copy of its
+            // weight and on the CPU one chunk's part of the gradient; the last is the embedding's, on the CPU in two
+            // formats.
+            let (first, last) = match self.prepared.device {
+                Device::Cpu => (d * v * (4 + 2 * width), d * v * (4 + width)),
+                _ => (d * v * (4 + if width == 4 { 0 } else { width }), d * v * 4),
+            };
+            // The last layer's backward, while the head's gradient is the only one, takes more in recurrent models, and in
+            // those with a small vocabulary.
+            let recurrent = self.model.recurrence().is_some();
+            let layer = match self.prepared.device {
+                Device::Cpu if !recurrent => 0,
+                _ => self.backward_of_layer() + d * v * 4,
+            };
+            return (kept + (head + first).max(layer)).saturating_sub(trained.gradients).max(last);
+        }
+        let backward = self.backward_of_layer() + 4 * self.module_memory().temporary + self.dequantised();
+        kept + head.max(backward)
+    }
+}
+
+/// Returns how many of a quantised weight's numbers are dequantised at a time.
+fn tile(numbers: u64) -> u64 {
+    numbers.min(quantised::TILE as u64)
+}
