@@ -1,0 +1,3 @@
+//! Evaluation suites: their files, and the results of running them.
+
+mod suite_files;
