@@ -12,7 +12,7 @@ use crate::generate::engine::BatchLimits;
 use crate::generate::prefill::PREFILL_TOKENS;
 use crate::models::Model;
 use crate::native::upload_slice;
-use crate::nn::{KvCache, RopeScaling, Tokens};
+use crate::nn::{KvCache, Tokens};
 use tch::{Kind, Tensor};
 
 /// Tokens of a context, and of the continuation whose likelihood is asked. Neither is empty.
@@ -197,17 +197,9 @@ fn compute(model: &Model, batch: &[PlannedGroup]) -> Result<Vec<Vec<Likelihood>>
 
 /// Returns true if sequences may be computed in parts, and it saves anything.
 fn shares(model: &Model, longest: usize, batch: &[PlannedGroup]) -> bool {
-    let config = model.config();
-    let scalings = std::iter::once(&config.rope_scaling).chain(config.local_rope.as_ref().map(|(_, scaling)| scaling));
-    let fixed = |scaling: &RopeScaling| match scaling {
-        RopeScaling::Dynamic { original, .. } | RopeScaling::Long { original, .. } => {
-            (longest as i64 + model.virtual_tokens()) as f64 <= *original
-        }
-        _ => true,
-    };
     let alike = batch.iter().any(|group| group.inputs.len() > 1 && group.shared > 0)
         || (batch.len() > 1 && batch.iter().all(|group| group.shared > 0) && head_of(batch) > 0);
-    alike && scalings.into_iter().all(fixed)
+    alike && model.rotates_alike_up_to(longest as i64)
 }
 
 /// Returns the number of tokens that all inputs of a batch begin with.

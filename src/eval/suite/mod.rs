@@ -1,6 +1,7 @@
 //! Runs evaluation suites: every task is asked of every subject, and the answers are scored.
 //!
-//! From a row to a number: `rows` reads the files; `items` makes of each row what is asked (`few_shot`: the examples before it);
+//! From a row to a number: `rows` reads the files; `items` makes of each row what is asked (`few_shot`: the examples before it,
+//! which `python_random` draws as Python does);
 //! `prompts` writes it as text for a tokenizer and encodes it. `likelihood` computes log-likelihoods and `written` generates
 //! answers, both for all items of a task together; `cache` keeps what was answered. `choices`, `texts` and `answers` run the kinds
 //! of tasks, `scores` has what they compute alike. `subject`: a model with its tokenizer.
@@ -15,6 +16,7 @@ mod items;
 pub mod likelihood;
 mod output;
 mod prompts;
+mod python_random;
 mod rows;
 mod scores;
 mod subject;

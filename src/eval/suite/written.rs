@@ -53,7 +53,8 @@ pub fn answer(
     // Long prompts first, so that prompts of similar length share the cache.
     asked.sort_by_key(|(s, i, _)| std::cmp::Reverse(prompts[*s][*i].len()));
     let decode = |ids: &[u32]| subjects[0].tokenizer.decode(ids, true);
-    let mut engine = Engine::new(model, settings.clone(), BatchLimits::of(model)?)?.with_decoder(&decode);
+    let mut engine =
+        Engine::new(model, settings.clone(), BatchLimits::of(model)?)?.with_decoder(&decode).with_shared_beginnings();
     for (s, i, _) in &asked {
         let request = GenerationRequest::new(&prompts[*s][*i], *i as u64);
         engine.add(GenerationRequest { answers, adapter: subjects[*s].adapter, ..request })?;

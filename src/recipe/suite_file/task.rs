@@ -23,7 +23,7 @@ const KEYS: [&str; 15] = [
     "perplexity",
     "cloze",
 ];
-const FEW_SHOT_KEYS: [&str; 7] = ["rows", "data", "seed", "as", "separator", "prompt", "answer"];
+const FEW_SHOT_KEYS: [&str; 8] = ["rows", "data", "seed", "draw", "as", "separator", "prompt", "answer"];
 
 /// Reads a task; `None` if there is a mistake in it, which is noted.
 pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
@@ -118,6 +118,20 @@ fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {
             _ => None,
         })
     });
+    let draw = node.get("draw").map(|n| {
+        reader.choice("draw", n, &["by_row", "lm_eval"], |name| match name {
+            "by_row" => Some(false),
+            "lm_eval" => Some(true),
+            _ => None,
+        })
+    });
+    if let (Some((key, _)), None) = (node.entry("draw"), node.get("seed")) {
+        reader.wrong::<()>(
+            key.at,
+            "`draw` without `seed`".into(),
+            "e.g. `seed: 1234`, the default of lm-evaluation-harness",
+        );
+    }
     let separator = node.get("separator").map(|n| any_text(reader, "separator", n));
     let prompt = node.get("prompt").map(|n| template(reader, "prompt", n));
     let answer = node.get("answer").map(|n| template(reader, "answer", n));
@@ -125,6 +139,7 @@ fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {
         rows: rows?,
         data: flip(data)?,
         seed: flip(seed)?.map(|seed| seed as u64),
+        as_lm_eval: flip(draw)?.unwrap_or(false),
         form: flip(form)?.unwrap_or_default(),
         separator: flip(separator)?.unwrap_or_else(|| FewShot::SEPARATOR.into()),
         prompt: flip(prompt)?,

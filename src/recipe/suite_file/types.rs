@@ -85,6 +85,8 @@ pub struct FewShot {
     pub data: Option<PathBuf>,
     /// Examples are drawn anew for each row under this seed; `None`: the first ones of the file.
     pub seed: Option<u64>,
+    /// Whether they are drawn as lm-evaluation-harness does, whose draws for a row depend on the rows before it.
+    pub as_lm_eval: bool,
     /// How they are written.
     pub form: FewShotForm,
     /// What stands between two examples in text.
