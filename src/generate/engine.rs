@@ -305,7 +305,7 @@ impl<'m> Engine<'m> {
         let shared = if self.share_beginnings { common_beginning(&prompts) } else { 0 };
         if shared > 0 {
             self.cache.add_slots(1);
-            prefill(self.model, &[&prompts[0][..shared]], &mut self.cache, PREFILL_TOKENS)?;
+            let _ = prefill(self.model, &[&prompts[0][..shared]], &mut self.cache, PREFILL_TOKENS)?;
             self.cache.fork_slot(old, counts.len() - 1);
             prompts.iter_mut().for_each(|prompt| *prompt = &prompt[shared..]);
         } else {

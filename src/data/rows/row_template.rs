@@ -59,7 +59,9 @@ impl RowTemplate {
             fault.line().filter(|_| self.text.contains('\n')).map_or(String::new(), |line| format!(", line {line}"));
         let error = Error::user(format!("the template `{}`{line}: {fault}", self.text.trim()));
         match fault.kind() {
-            TemplateErrorKind::Python if fault.to_string().contains("undefined") => {
+            TemplateErrorKind::Python
+                if ["undefined", "no attribute"].iter().any(|w| fault.to_string().contains(w)) =>
+            {
                 let names = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
                 error.hint(format!("the row has the columns {names}"))
             }

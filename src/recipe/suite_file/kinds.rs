@@ -287,11 +287,9 @@ pub(super) fn perplexity(reader: &mut NodeReader, node: &Node) -> Option<Perplex
 
 /// Reads `cloze`, which has no settings.
 pub(super) fn cloze(reader: &mut NodeReader, node: &Node) -> Option<()> {
-    let empty = Node::map(node.at);
-    reader.check_keys(if node.is_null() { &empty } else { node }, &["none"], "`cloze`");
     match &node.kind {
-        NodeKind::Map(entries) if entries.is_empty() => Some(()),
         _ if node.is_null() => Some(()),
+        NodeKind::Map(entries) if entries.is_empty() => Some(()),
         _ => reader.expected("cloze", node, "no settings", "{}"),
     }
 }

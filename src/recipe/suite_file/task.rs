@@ -40,7 +40,7 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     let chat = node.get("chat").map(|n| reader.truth("chat", n));
     let kind = kind(reader, node);
     let main = node.get("main").map(|n| main(reader, n, kind.as_ref()));
-    if let Some(kind) = &kind {
+    if let [kind] = kinds_in(node)[..] {
         check(reader, node, kind);
     }
     Some(SuiteTask {
@@ -147,9 +147,14 @@ fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {
     })
 }
 
+/// Returns the kinds that a task names.
+fn kinds_in(node: &Node) -> Vec<&'static str> {
+    TaskKind::NAMES.into_iter().filter(|kind| node.get(kind).is_some()).collect()
+}
+
 /// Reads what depends on the kind of the task.
 fn kind(reader: &mut NodeReader, node: &Node) -> Option<TaskKind> {
-    let given: Vec<&str> = TaskKind::NAMES.into_iter().filter(|kind| node.get(kind).is_some()).collect();
+    let given = kinds_in(node);
     match given[..] {
         [kind] => {
             let inner = node.get(kind)?;
@@ -181,42 +186,37 @@ fn main(reader: &mut NodeReader, node: &Node, kind: Option<&TaskKind>) -> Option
 }
 
 /// Notes keys that the kind of the task does not read, and those that it lacks.
-fn check(reader: &mut NodeReader, node: &Node, kind: &TaskKind) {
+fn check(reader: &mut NodeReader, node: &Node, kind: &str) {
     let mut unread = |keys: &[&str], why: &str| {
         for key in keys {
             if let Some((key, _)) = node.entry(key) {
-                reader.wrong::<()>(key.at, format!("`{}` beside `{}`", key.text, kind.name()), why);
+                reader.wrong::<()>(key.at, format!("`{}` beside `{kind}`", key.text), why);
             }
         }
     };
+    let has_prompt = node.get("prompt").is_some();
+    let choices_are_prompts = node.get("choice").is_some_and(|choice| choice.get("continuation").is_some());
     match kind {
-        TaskKind::Perplexity(_) => unread(
+        "perplexity" => unread(
             &["prompt", "answer", "separator", "few_shot", "chat", "system"],
             "leave it out: the text of a row is evaluated as it is, `perplexity: { text: \"{{ page }}\" }`",
         ),
-        TaskKind::Choice(choice) => {
+        "choice" => {
             unread(&["answer"], "write it under `choice`");
-            if choice.continuation.is_some() {
+            if choices_are_prompts {
                 unread(&["prompt"], "leave it out: with `continuation`, the choices are the prompts");
             }
         }
-        TaskKind::Generate(_) if node.get("prompt").is_none() => unread(
+        "generate" if !has_prompt => unread(
             &["answer", "separator", "few_shot", "chat", "system"],
             "add `prompt`; without it, a row is a conversation as in training, and its last answer is the expected one",
         ),
-        TaskKind::Generate(_) | TaskKind::Cloze => {}
+        _ => {}
     }
-    let needs_prompt = match kind {
-        TaskKind::Choice(choice) => choice.continuation.is_none(),
-        TaskKind::Cloze => true,
-        _ => false,
-    };
-    if needs_prompt {
+    if kind == "cloze" || (kind == "choice" && !choices_are_prompts) {
         required(reader, node, "prompt", "\"{{ question }}\"");
     }
-    let needs_answer =
-        matches!(kind, TaskKind::Cloze) || (matches!(kind, TaskKind::Generate(_)) && node.get("prompt").is_some());
-    if needs_answer {
+    if kind == "cloze" || (kind == "generate" && has_prompt) {
         required(reader, node, "answer", "\"{{ answer }}\"");
     }
 }

@@ -3,17 +3,21 @@
 use crate::support::{device, fixture, with_weights};
 use ft::eval::suite::likelihood::{Likelihood, PairGroup, TokenPair, likelihoods};
 use ft::generate::engine::BatchLimits;
-use ft::methods::targets::TargetTokens;
 use ft::models::{Model, open};
+use ft::nn::Tokens;
 use ft::rng;
 use rand::RngExt;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
-/// Computes the same by a plain pass over one sequence.
+/// Computes the same by a plain pass over one sequence. The last token is not seen.
 fn one_by_one(model: &Model, pair: &TokenPair) -> Likelihood {
+    let count = pair.continuation.len();
     let all: Vec<u32> = pair.context.iter().chain(&pair.continuation).copied().collect();
-    let wanted = |_: usize, t: usize| t >= pair.context.len();
-    let (tokens, TargetTokens { at, targets, .. }) = TargetTokens::pack(&[&all[..]], wanted, model.device());
+    let tokens = Tokens::pack(&[&all[..all.len() - 1]], model.device());
+    let first = pair.context.len() as i64 - 1;
+    let list = |numbers: Vec<i64>| Tensor::from_slice(&numbers).to_device(model.device());
+    let at = list((first..first + count as i64).collect());
+    let targets = list(pair.continuation.iter().map(|id| i64::from(*id)).collect());
     let of_output = |out: &ft::models::Output| {
         let scores = out.log_probs(&at, &targets);
         let greedy = scores.hits.min().double_value(&[]) == 1.0;

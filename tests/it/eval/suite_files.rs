@@ -120,7 +120,7 @@ tasks:
         "`prompt` beside `perplexity`",
         "`prompt` is missing",
         "`answer` is missing",
-        "unknown key `metrics`",
+        "`cloze`: expected no settings, found a map",
         "the task has no kind",
     ] {
         assert!(told.contains(part), "{part}\n\n{told}");
