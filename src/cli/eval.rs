@@ -1,4 +1,6 @@
-//! `ft eval`: measures exact match and perplexity of a model on a file of rows.
+//! `ft eval`: runs the tasks of a suite, or measures exact match and perplexity of a model on a file of rows.
+
+mod suite;
 
 use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs};
 use super::shared::named_adapters::{AdaptedModel, AdapterArg, NamedAdapters};
@@ -15,15 +17,21 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Measure exact match and perplexity of a model on rows with answers
+/// Run the tasks of a suite, or measure exact match and perplexity of a model on rows with answers
 ///
-/// The model generates an answer greedily where each row has its last one; the two are compared after trimming. Loss
+/// A suite is a YAML file that names tasks: choices by log-likelihood, generated answers, perplexity (docs/evaluation.md). With
+/// --out DIR, every answer is kept there, and an evaluation that was interrupted goes on where it stopped.
+///
+/// With --data, the model generates an answer greedily where each row has its last one; the two are compared after trimming. Loss
 /// and perplexity are over the tokens that `ft train` would train on. Rows of plain text have a perplexity only.
 ///
 /// With --adapter NAME=DIR, the base and all these adapters answer every row, in the same batches; differences from the base are
 /// means over rows, with 95 % paired bootstrap intervals; p is that of McNemar's exact test, corrected for the number of adapters (Holm).
 #[derive(Args)]
 pub struct EvalArgs {
+    /// The file of a suite
+    #[arg(value_name = "SUITE", required_unless_present = "data", conflicts_with_all = ["data", "rows", "max_new_tokens", "metrics"])]
+    suite: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs<NamedAdapters>,
     #[command(flatten)]
@@ -32,7 +40,7 @@ pub struct EvalArgs {
     quantize: QuantizeArgs,
     /// Rows in any format that training reads
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     /// Only the first N rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rows: Option<u32>,
@@ -46,15 +54,25 @@ pub struct EvalArgs {
     /// Print the numbers as one JSON object
     #[arg(long)]
     json: bool,
-    /// Write each row's prompt, expected answer and generated answer, one JSON object per line
-    #[arg(long, value_name = "FILE")]
+    /// Write each row's prompt, expected answer and generated answer, one JSON object per line; of a suite results and answers, into
+    /// a folder
+    #[arg(long, value_name = "FILE|DIR")]
     out: Option<PathBuf>,
 }
 
 /// Runs `ft eval`.
 pub fn run(args: EvalArgs) -> Result<()> {
+    match (&args.suite, &args.data) {
+        (Some(suite), _) => suite::run(&args, suite),
+        (None, Some(data)) => run_on_rows(&args, data),
+        (None, None) => Err(Error::bug("neither a suite nor rows")),
+    }
+}
+
+/// Measures exact match and perplexity on the rows of a file.
+fn run_on_rows(args: &EvalArgs, data: &Path) -> Result<()> {
     let adapted = args.model.open_adapted(&args.template, &args.quantize)?;
-    let read = |tokenizer| EvalRow::read(&args.data, args.rows.map(|n| n as usize), tokenizer);
+    let read = |tokenizer| EvalRow::read(data, args.rows.map(|n| n as usize), tokenizer);
     let mut rows = vec![read(&adapted.tokenizer)?];
     for number in 0..adapted.named.len() {
         rows.push(read(adapted.tokenizer_of(Some(number)))?);
@@ -63,14 +81,14 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if args.out.is_some() && asked == 0 {
         return Err(Error::user(format!(
             "{}: rows of plain text have no answers to compare, so --out would be empty",
-            args.data.display()
+            data.display()
         ))
         .hint("leave out --out; loss and perplexity are printed"));
     }
     if !args.metrics.is_empty() && asked == 0 {
         return Err(Error::user(format!(
             "{}: rows of plain text have no answers, so --metrics has nothing to compare",
-            args.data.display()
+            data.display()
         ))
         .hint("leave out --metrics; loss and perplexity are printed"));
     }

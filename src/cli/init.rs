@@ -29,7 +29,7 @@ use tempfile::TempDir;
 pub struct InitArgs {
     /// Hugging Face model directory, or GGUF file
     model: PathBuf,
-    /// Training rows: a .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted
+    /// Training rows: a .jsonl, .json, .csv, .tsv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted
     /// pattern
     data: PathBuf,
     /// Rows for validation (ft data split makes them)

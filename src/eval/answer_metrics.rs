@@ -10,6 +10,9 @@ use crate::text_metrics::question_answering;
 use crate::text_metrics::rouge::Rouge;
 use std::collections::BTreeMap;
 
+/// A generated answer, and the answers that are right.
+pub type ReferencedAnswer<'a> = (&'a str, Vec<&'a str>);
+
 /// A metric of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerMetric {
@@ -68,9 +71,24 @@ impl AnswerMetric {
         Self::ALL.into_iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
     }
 
+    /// Returns true if a larger value is better.
+    pub fn higher_is_better(self) -> bool {
+        self != Self::EditDistance
+    }
+
+    /// Returns true if it is the mean of a score of each row.
+    pub fn is_mean(self) -> bool {
+        !matches!(self, Self::Bleu | Self::Chrf(_) | Self::Classes(_))
+    }
+
     /// Computes the metric of pairs of (generated, expected) answers, with its 95 % bootstrap interval over rows. `None` if
     /// it has no value, as without rows.
     pub fn measure(self, answers: &[(&str, &str)]) -> Option<Estimate> {
+        self.measure_any(&answers.iter().map(|(answer, expected)| (*answer, vec![*expected])).collect::<Vec<_>>())
+    }
+
+    /// Does the same for answers of which several are right. Classes are the first of them.
+    pub fn measure_any(self, answers: &[ReferencedAnswer]) -> Option<Estimate> {
         if answers.is_empty() {
             return None;
         }
@@ -79,17 +97,35 @@ impl AnswerMetric {
         Bootstrap::default().estimate(self.name(), &rows, answers.len(), |drawn| counted.value(drawn))
     }
 
-    fn count(self, answers: &[(&str, &str)]) -> Counted {
-        let each =
-            |score: &dyn Fn(&str, &str) -> f64| Counted::Mean(answers.iter().map(|(a, e)| score(a, e)).collect());
+    /// Returns the score of each row, if the metric is their mean. Of several right answers the nearest counts.
+    pub fn scores(self, answers: &[ReferencedAnswer]) -> Option<Vec<f64>> {
+        match self.count(answers) {
+            Counted::Mean(scores) => Some(scores),
+            _ => None,
+        }
+    }
+
+    fn count(self, answers: &[ReferencedAnswer]) -> Counted {
+        let each = |score: &dyn Fn(&str, &[&str]) -> f64| {
+            Counted::Mean(answers.iter().map(|(answer, expected)| score(answer, expected)).collect())
+        };
         match self {
-            Self::F1 => each(&|answer, expected| question_answering::f1(answer, &[expected])),
-            Self::Rouge(kind) => each(&|answer, expected| kind.score(answer, expected).f1),
-            Self::EditDistance => each(&|answer, expected| relative_edit_distance(answer.trim(), expected.trim())),
-            Self::Number => each(&|answer, expected| f64::from(u8::from(same_number(answer, expected)))),
-            Self::Bleu => Counted::Bleu(answers.iter().map(|(a, e)| BleuCounts::of(a, &[e])).collect()),
-            Self::Chrf(kind) => Counted::Chrf(kind, answers.iter().map(|(a, e)| kind.count(a, &[e])).collect()),
-            Self::Classes(score) => Counted::classes(score, answers),
+            Self::F1 => each(&|answer, expected| question_answering::f1(answer, expected)),
+            Self::Rouge(kind) => each(&|answer, expected| kind.best(answer, expected).f1),
+            Self::EditDistance => each(&|answer, expected| {
+                let distance = |expected: &&str| relative_edit_distance(answer.trim(), expected.trim());
+                expected.iter().map(distance).fold(1.0, f64::min)
+            }),
+            Self::Number => each(&|answer, expected| {
+                f64::from(u8::from(expected.iter().any(|expected| same_number(answer, expected))))
+            }),
+            Self::Bleu => Counted::Bleu(answers.iter().map(|(a, e)| BleuCounts::of(a, e)).collect()),
+            Self::Chrf(kind) => Counted::Chrf(kind, answers.iter().map(|(a, e)| kind.count(a, e)).collect()),
+            Self::Classes(score) => {
+                let pairs: Vec<(&str, &str)> =
+                    answers.iter().map(|(answer, e)| (*answer, e.first().copied().unwrap_or_default())).collect();
+                Counted::classes(score, &pairs)
+            }
         }
     }
 }

@@ -3,14 +3,16 @@
 //! metrics: pure functions over answers; answer_metrics: overlap of texts and scores of classes; match_test: whether two models
 //! differ in exact match. rows: the prompts and expected answers of a file. run: evaluates a language model on these rows. score:
 //! scores rows with a reward model. merge_losses: losses of merges; sweep (a folder) searches the weights of one by them, soup
-//! chooses its adapters.
+//! chooses its adapters. results: what models answered to a suite, which suite (a folder) runs.
 
 pub mod answer_metrics;
 pub mod match_test;
 pub mod merge_losses;
 pub mod metrics;
+pub mod results;
 pub mod rows;
 pub mod run;
 pub mod score;
 pub mod soup;
+pub mod suite;
 pub mod sweep;

@@ -135,6 +135,7 @@ pub struct Engine<'m> {
     settings: GenerationSettings,
     limits: BatchLimits,
     decode: Option<DecodeFn<'m>>,
+    share_beginnings: bool,
     waiting: VecDeque<WaitingRequest>,
     rows: Vec<DecodingRow>,
     cache: KvCache,
@@ -157,6 +158,7 @@ impl<'m> Engine<'m> {
             row_adapters: None,
             requests_added: 0,
             decode: None,
+            share_beginnings: false,
             model,
             settings,
             limits,
@@ -166,6 +168,13 @@ impl<'m> Engine<'m> {
     /// Sets the function that decodes tokens, which stop texts need.
     pub fn with_decoder(mut self, decode: DecodeFn<'m>) -> Self {
         self.decode = Some(decode);
+        self
+    }
+
+    /// Computes what the prompts of a batch begin with once, such as examples before a question. The last bits of logits then
+    /// depend on which prompts are run together.
+    pub fn with_shared_beginnings(mut self) -> Self {
+        self.share_beginnings = self.model.rotates_alike();
         self
     }
 
@@ -297,8 +306,16 @@ impl<'m> Engine<'m> {
     /// Runs the prompts of the new rows, from row `old` on, each once for all its `counts` answers. Returns logits
     /// (answers, vocabulary).
     fn prefill_rows(&mut self, old: usize, counts: &[usize]) -> Result<Tensor> {
-        self.cache.add_slots(counts.len());
-        let prompts: Vec<&[u32]> = self.rows[old..old + counts.len()].iter().map(|r| &r.sequence.ids[..]).collect();
+        let mut prompts: Vec<&[u32]> = self.rows[old..old + counts.len()].iter().map(|r| &r.sequence.ids[..]).collect();
+        let shared = if self.share_beginnings { common_beginning(&prompts) } else { 0 };
+        if shared > 0 {
+            self.cache.add_slots(1);
+            let _ = prefill(self.model, &[&prompts[0][..shared]], &mut self.cache, PREFILL_TOKENS)?;
+            self.cache.fork_slot(old, counts.len() - 1);
+            prompts.iter_mut().for_each(|prompt| *prompt = &prompt[shared..]);
+        } else {
+            self.cache.add_slots(counts.len());
+        }
         let logits = prefill(self.model, &prompts, &mut self.cache, PREFILL_TOKENS)?;
         let mut source: Vec<i64> = (0..counts.len() as i64).collect();
         for (i, n) in counts.iter().enumerate().filter(|(_, n)| **n > 1) {
@@ -346,6 +363,16 @@ impl<'m> Engine<'m> {
         }
         Ok(step)
     }
+}
+
+/// Returns the number of tokens that several prompts begin with, without the last token of any.
+fn common_beginning(prompts: &[&[u32]]) -> usize {
+    let [first, others @ ..] = prompts else { return 0 };
+    let alike = |other: &&[u32]| {
+        let most = first.len().min(other.len()) - 1;
+        first.iter().zip(*other).take(most).take_while(|(a, b)| a == b).count()
+    };
+    others.iter().map(alike).min().unwrap_or(0)
 }
 
 /// Answers every prompt and returns the answers in the order of the prompts. `on_token` is called with the prompt index

@@ -26,12 +26,13 @@ const OPERATORS: [&str; 26] = [
     ":", "|", ",", ";",
 ];
 
-/// Returns the tokens, each with the 1-based line on which it begins; the last one is `End`.
-pub fn tokenize(source: &str) -> Result<Vec<(usize, TemplateToken)>, TemplateError> {
+/// Returns the tokens, each with the 1-based line on which it begins; the last one is `End`. With `trims`, tags of their own
+/// line leave no line behind (`trim_blocks`, `lstrip_blocks`), and one line end at the end of the source is not part of the
+/// template (`keep_trailing_newline` off).
+pub fn tokenize(source: &str, trims: bool) -> Result<Vec<(usize, TemplateToken)>, TemplateError> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    // As jinja2 (`keep_trailing_newline` off): one line end at the end of the file is not part of the template.
-    let text = source.strip_suffix('\n').unwrap_or(&source);
-    let mut lexer = Lexer { text, at: 0, line: 1, line_starting: true, out: Vec::new() };
+    let text = if trims { source.strip_suffix('\n').unwrap_or(&source) } else { &source };
+    let mut lexer = Lexer { text, at: 0, line: 1, line_starting: true, trims, out: Vec::new() };
     lexer.read_all()?;
     let line = lexer.line;
     lexer.out.push((line, TemplateToken::End));
@@ -44,6 +45,8 @@ struct Lexer<'s> {
     line: usize,
     /// Whether the last character read was a line end.
     line_starting: bool,
+    /// Whether whitespace around tags without a sign is removed.
+    trims: bool,
     out: Vec<(usize, TemplateToken)>,
 }
 
@@ -116,7 +119,7 @@ impl<'s> Lexer<'s> {
         if sign == Some('-') {
             return text.trim_end_matches(is_space);
         }
-        if sign.is_none() && lstrip {
+        if sign.is_none() && lstrip && self.trims {
             let line = text.rfind('\n').map_or(0, |at| at + 1);
             if (line > 0 || self.line_starting) && text[line..].chars().all(is_space) {
                 return &text[..line];
@@ -130,7 +133,7 @@ impl<'s> Lexer<'s> {
     fn skip_after_tag(&mut self, sign: Option<char>, trim: bool) {
         match sign {
             Some('-') => self.advance_spaces(),
-            None if trim && self.rest().starts_with('\n') => self.advance(1),
+            None if trim && self.trims && self.rest().starts_with('\n') => self.advance(1),
             _ => {}
         }
     }

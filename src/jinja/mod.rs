@@ -43,6 +43,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct JinjaTemplate {
     body: Arc<[ast::Stmt]>,
+    /// Whether the use of an undefined value is an error.
+    strict: bool,
 }
 
 impl JinjaTemplate {
@@ -51,16 +53,23 @@ impl JinjaTemplate {
     ///
     /// Errors: a syntax error, or a tag or literal that is not supported.
     pub fn compile(source: &str) -> Result<Self, TemplateError> {
-        let tokens = lexer::tokenize(source)?;
-        Ok(Self { body: parser::parse(tokens)?.into() })
+        Ok(Self { body: parser::parse(lexer::tokenize(source, true)?)?.into(), strict: false })
+    }
+
+    /// Compiles the source of a text of which every character counts: whitespace around tags and at the end stays, and the use
+    /// of a variable that does not exist is an error (`StrictUndefined`), except in `default` and `is defined`.
+    ///
+    /// Errors: a syntax error, or a tag or literal that is not supported.
+    pub fn compile_strict(source: &str) -> Result<Self, TemplateError> {
+        Ok(Self { body: parser::parse(lexer::tokenize(source, false)?)?.into(), strict: true })
     }
 
     /// Renders the template with these variables at this time. Fails where Python would raise, and at a limit.
     pub fn render(&self, variables: &Map<String, Json>, clock: RenderTime) -> Result<String, TemplateError> {
-        match interpreter::render(&self.body, variables, clock, DEFAULT_STACK) {
+        match self.render_within(variables, clock, DEFAULT_STACK) {
             // Deep recursion is rare, so a large stack is allocated only after the small one was used up.
             Err(fault) if fault.kind() == TemplateErrorKind::StackExhausted => std::thread::scope(|scope| {
-                let again = || interpreter::render(&self.body, variables, clock, LARGE_STACK);
+                let again = || self.render_within(variables, clock, LARGE_STACK);
                 let builder = std::thread::Builder::new().name("template".into()).stack_size(LARGE_STACK + (1 << 20));
                 match builder.spawn_scoped(scope, again) {
                     Ok(thread) => thread.join().unwrap_or(Err(fault)),
@@ -69,6 +78,15 @@ impl JinjaTemplate {
             }),
             done => done,
         }
+    }
+
+    fn render_within(
+        &self,
+        variables: &Map<String, Json>,
+        clock: RenderTime,
+        stack: usize,
+    ) -> Result<String, TemplateError> {
+        interpreter::render(&self.body, variables, clock, stack, self.strict)
     }
 }
 

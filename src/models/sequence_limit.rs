@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use crate::error::{Error, Result};
-use crate::nn::Tokens;
+use crate::nn::{RopeScaling, Tokens};
 
 impl Model {
     /// Returns the length of the longest sequence that can be computed, if there is a limit: the number of position
@@ -23,6 +23,23 @@ impl Model {
     pub fn outgrows_cache(&self, before: i64, after: i64) -> bool {
         let switch = self.decoder.rotation_switch();
         switch.is_some_and(|n| before > 0 && (before > n) != (after > n))
+    }
+
+    /// Returns true if a token is rotated alike in sequences of any length, so that a sequence may be computed in parts, each as
+    /// long as what was computed so far.
+    pub fn rotates_alike(&self) -> bool {
+        self.rotates_alike_up_to(i64::MAX)
+    }
+
+    /// Returns true if a token is rotated alike in sequences of up to `length` tokens.
+    pub fn rotates_alike_up_to(&self, length: i64) -> bool {
+        let own = std::iter::once(&self.config.rope_scaling);
+        own.chain(self.config.local_rope.as_ref().map(|(_, scaling)| scaling)).all(|scaling| match scaling {
+            RopeScaling::Dynamic { original, .. } | RopeScaling::Long { original, .. } => {
+                length.saturating_add(self.virtual_tokens()) as f64 <= *original
+            }
+            _ => true,
+        })
     }
 
     /// Fails for a row that would be computed wrongly or fail inside libtorch: empty, with ids outside the

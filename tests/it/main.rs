@@ -6,6 +6,7 @@ mod architecture;
 mod cli;
 mod convert;
 mod data;
+mod eval;
 mod fake_cuda;
 mod fuzz;
 mod generate;

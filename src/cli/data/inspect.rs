@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted pattern.
+    /// A .jsonl, .json, .csv, .tsv, .parquet or .arrow/.ipc/.feather file, a folder of such files, or a quoted pattern.
     file: PathBuf,
     /// Model directory or GGUF file: also show the tokens, which of them are trained on, and the lengths of the rows.
     #[arg(long, value_name = "MODEL")]

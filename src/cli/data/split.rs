@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct SplitArgs {
-    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file.
+    /// A .jsonl, .json, .csv, .tsv, .parquet or .arrow/.ipc/.feather file.
     file: PathBuf,
     /// Share of the rows for validation.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]

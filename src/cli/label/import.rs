@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub struct LabelImportArgs {
     /// The project.
     project: String,
-    /// Files to read: .jsonl, .json, .csv, .parquet, .arrow/.ipc/.feather.
+    /// Files to read: .jsonl, .json, .csv, .tsv, .parquet, .arrow/.ipc/.feather.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Layout of the files; auto detects it.

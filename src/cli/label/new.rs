@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub struct NewArgs {
     /// File to create, or the URL of a PostgreSQL database: postgres://USER:PASSWORD@HOST/DATABASE.
     project: String,
-    /// Rows with a prompt in any format that ft reads (.jsonl, .json, .csv, .parquet, .arrow). A row's `id`
+    /// Rows with a prompt in any format that ft reads (.jsonl, .json, .csv, .tsv, .parquet, .arrow). A row's `id`
     /// identifies its prompt; without one, the content does.
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     prompts: Vec<PathBuf>,

@@ -81,7 +81,7 @@ impl ChatTokenizer {
     }
 
     /// Encodes text that will be continued: as `encode_plain`, but without the EOS that some tokenizers add at the end.
-    pub(in crate::data) fn encode_without_eos(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_without_eos(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode_plain(text)?;
         if self.eos.is_some_and(|eos| ids.last() == Some(&eos)) && self.encode(text)?.last() != ids.last() {
             ids.pop();

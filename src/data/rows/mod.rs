@@ -4,7 +4,7 @@
 //! reads) and then reads every row as a record (`read`). `record_reader` reads single columns by name and type;
 //! `messages`, `answers`, `dialogue`, `verdict` and `json_text` read the parts that several formats share. `record` and
 //! `conversation` have the types of the results. `convert` writes a record as a row of another format. `source_spec`
-//! has the sources of a recipe. Nothing here depends on tokens.
+//! has the sources of a recipe, `row_template` texts made of columns, for evaluation. Nothing here depends on tokens.
 
 mod answers;
 mod conversation;
@@ -18,6 +18,7 @@ mod read;
 mod record;
 mod record_reader;
 mod row_reader;
+mod row_template;
 mod source_spec;
 mod verdict;
 
@@ -28,4 +29,5 @@ pub use format::{RowFormat, unused_columns, used_columns};
 pub use read::read_record;
 pub use record::{AlpacaRow, AnswerContent, JudgedAnswer, Preference, PromptContent, Record, RecordRow};
 pub use row_reader::{RowReader, read_rows};
+pub use row_template::RowTemplate;
 pub use source_spec::{SourceList, SourceSpec};

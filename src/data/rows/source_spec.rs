@@ -65,7 +65,7 @@ impl JsonSchema for SourceList {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceSpec {
-    /// A .jsonl, .json, .csv, .parquet or .arrow/.ipc/.feather file, a folder of such files or one that `save_to_disk` wrote, or a pattern (`data/*.jsonl`, `**` for folders below).
+    /// A .jsonl, .json, .csv, .tsv, .parquet or .arrow/.ipc/.feather file, a folder of such files or one that `save_to_disk` wrote, or a pattern (`data/*.jsonl`, `**` for folders below).
     #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// The format of the rows; `auto` detects it from the columns of each file and reports it.

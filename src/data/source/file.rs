@@ -15,6 +15,8 @@ pub enum FileKind {
     JsonValues,
     /// Comma-separated values with a header.
     Csv,
+    /// Tab-separated values with a header, without quotes.
+    Tsv,
     /// Apache Parquet.
     Parquet,
     /// An Arrow IPC file or stream.
@@ -22,7 +24,7 @@ pub enum FileKind {
 }
 
 /// The extensions of files of rows.
-pub const EXTENSIONS: [&str; 8] = ["jsonl", "ndjson", "json", "csv", "parquet", "arrow", "ipc", "feather"];
+pub const EXTENSIONS: [&str; 9] = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "arrow", "ipc", "feather"];
 
 pub(super) const BOM: &[u8] = b"\xef\xbb\xbf";
 

@@ -20,6 +20,7 @@ mod raw_row;
 mod read;
 mod schema;
 mod segment;
+mod tsv;
 mod values;
 mod write;
 

@@ -3,7 +3,7 @@
 use super::file::{FileKind, extension};
 use super::raw_row::{ChunkSink, ColumnSelection, RawRow, ReadCounts};
 use super::segment::FileSegment;
-use super::{csv, ipc, lines, parquet, values};
+use super::{csv, ipc, lines, parquet, tsv, values};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use std::path::Path;
 pub fn file_kind(path: &Path) -> Result<FileKind> {
     match extension(path).as_str() {
         "csv" => Ok(FileKind::Csv),
+        "tsv" => Ok(FileKind::Tsv),
         "parquet" => Ok(FileKind::Parquet),
         "arrow" | "ipc" | "feather" => Ok(FileKind::Ipc),
         "jsonl" | "ndjson" | "json" => {
@@ -21,7 +22,7 @@ pub fn file_kind(path: &Path) -> Result<FileKind> {
                 .hint("decompress it first"))
         }
         _ => Err(Error::user(format!("{}: unknown kind of file", path.display())).hint(
-            "known: .jsonl, .json, .csv, .parquet, .arrow, .ipc, .feather; the extension must match the content",
+            "known: .jsonl, .json, .csv, .tsv, .parquet, .arrow, .ipc, .feather; the extension must match the content",
         )),
     }
 }
@@ -70,6 +71,7 @@ pub fn read(
         FileKind::JsonLines => lines::read(path, part, limit, take),
         FileKind::JsonValues => values::read(path, limit, take),
         FileKind::Csv => csv::read(path, part, limit, take),
+        FileKind::Tsv => tsv::read(path, limit, take),
         FileKind::Parquet => parquet::read(path, part, wanted, limit, take),
         FileKind::Ipc => ipc::read(path, wanted, limit, take),
     }

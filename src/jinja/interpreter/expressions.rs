@@ -12,7 +12,19 @@ use crate::jinja::value::{DictKey, PyDict, PyValue, VariableScope};
 use crate::jinja::{filters, is_tests, limits};
 use std::rc::Rc;
 
+/// Filters that say what an undefined value becomes.
+const OF_UNDEFINED: [&str; 2] = ["default", "d"];
+
 impl Interpreter {
+    /// Evaluates an expression whose value is printed, compared, tested or iterated over. Fails for an undefined value if the
+    /// template is strict.
+    pub(super) fn evaluate_used(&mut self, expr: &Expr, scope: &Rc<VariableScope>) -> TemplateResult<PyValue> {
+        match self.evaluate(expr, scope)? {
+            PyValue::Undefined(message) if self.strict => Err(TemplateError::python(&*message)),
+            value => Ok(value),
+        }
+    }
+
     /// Evaluates an expression.
     pub(super) fn evaluate(&mut self, expr: &Expr, scope: &Rc<VariableScope>) -> TemplateResult<PyValue> {
         limits::spend_steps(1)?;
@@ -62,7 +74,8 @@ impl Interpreter {
             }
             Expr::Filter(subject, name, arguments) => {
                 let subject = match subject {
-                    Some(subject) => self.evaluate(subject, scope)?,
+                    Some(subject) if OF_UNDEFINED.contains(&&**name) => self.evaluate(subject, scope)?,
+                    Some(subject) => self.evaluate_used(subject, scope)?,
                     None => return Err(TemplateError::python("a filter without a subject")),
                 };
                 let args = self.arguments(arguments, scope)?;
@@ -75,7 +88,7 @@ impl Interpreter {
             }
             Expr::Negative(of) => negative(&self.evaluate(of, scope)?)?,
             Expr::Positive(of) => positive(&self.evaluate(of, scope)?)?,
-            Expr::Not(of) => PyValue::Bool(!self.evaluate(of, scope)?.is_truthy()),
+            Expr::Not(of) => PyValue::Bool(!self.evaluate_used(of, scope)?.is_truthy()),
             Expr::Binary(operator, a, b) => {
                 let a = self.evaluate(a, scope)?;
                 let b = self.evaluate(b, scope)?;
@@ -84,7 +97,7 @@ impl Interpreter {
             Expr::Concat(parts) => {
                 let mut text = String::new();
                 for part in parts {
-                    let value = self.evaluate(part, scope)?;
+                    let value = self.evaluate_used(part, scope)?;
                     match value.as_str() {
                         Some(part) => self.write(part, &mut text)?,
                         None => self.write(&value.py_str()?, &mut text)?,
@@ -93,9 +106,9 @@ impl Interpreter {
                 PyValue::text(text)?
             }
             Expr::Compare(first, rest) => {
-                let mut left = self.evaluate(first, scope)?;
+                let mut left = self.evaluate_used(first, scope)?;
                 for (operator, right) in rest {
-                    let right = self.evaluate(right, scope)?;
+                    let right = self.evaluate_used(right, scope)?;
                     if !compare(*operator, &left, &right)? {
                         return Ok(PyValue::Bool(false));
                     }
@@ -104,14 +117,14 @@ impl Interpreter {
                 PyValue::Bool(true)
             }
             Expr::And(a, b) => {
-                let a = self.evaluate(a, scope)?;
+                let a = self.evaluate_used(a, scope)?;
                 if a.is_truthy() { self.evaluate(b, scope)? } else { a }
             }
             Expr::Or(a, b) => {
-                let a = self.evaluate(a, scope)?;
+                let a = self.evaluate_used(a, scope)?;
                 if a.is_truthy() { a } else { self.evaluate(b, scope)? }
             }
-            Expr::If { test, then, otherwise } => match (self.evaluate(test, scope)?.is_truthy(), otherwise) {
+            Expr::If { test, then, otherwise } => match (self.evaluate_used(test, scope)?.is_truthy(), otherwise) {
                 (true, _) => self.evaluate(then, scope)?,
                 (false, Some(otherwise)) => self.evaluate(otherwise, scope)?,
                 (false, None) => PyValue::undefined("the inline if-expression evaluated to false and has no else"),

@@ -13,11 +13,18 @@ use super::value::{PyValue, VariableScope};
 use serde_json::{Map, Value as Json};
 pub use state::Interpreter;
 
-/// Returns the text that `body` writes, using at most `stack` bytes of this thread's stack.
-pub fn render(body: &[Stmt], variables: &Map<String, Json>, clock: RenderTime, stack: usize) -> TemplateResult<String> {
+/// Returns the text that `body` writes, using at most `stack` bytes of this thread's stack. With `strict`, the use of an
+/// undefined value is an error.
+pub fn render(
+    body: &[Stmt],
+    variables: &Map<String, Json>,
+    clock: RenderTime,
+    stack: usize,
+    strict: bool,
+) -> TemplateResult<String> {
     limits::start_rendering(stack);
     let context = variables.iter().map(|(name, value)| (name.clone(), PyValue::from_json(value))).collect();
-    let mut run = Interpreter { context, clock, line: 0, macro_scopes: Vec::new(), namespaces: Vec::new() };
+    let mut run = Interpreter { context, clock, strict, line: 0, macro_scopes: Vec::new(), namespaces: Vec::new() };
     let root = VariableScope::new(None);
     let mut out = String::new();
     let done = run.run_statements(body, &root, &mut out);

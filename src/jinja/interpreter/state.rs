@@ -22,6 +22,8 @@ pub(super) enum StatementFlow {
 pub struct Interpreter {
     pub(super) context: HashMap<String, PyValue>,
     pub(super) clock: RenderTime,
+    /// Whether the use of an undefined value is an error.
+    pub(super) strict: bool,
     pub(super) line: usize,
     /// Scopes that a macro refers to: emptied at the end, as they may be cycles.
     pub(super) macro_scopes: Vec<Rc<VariableScope>>,

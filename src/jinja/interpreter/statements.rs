@@ -37,7 +37,7 @@ impl Interpreter {
         match &statement.kind {
             StmtKind::Text(text) => self.write(text, out)?,
             StmtKind::Print(expr) => {
-                let value = self.evaluate(expr, scope)?;
+                let value = self.evaluate_used(expr, scope)?;
                 match value.as_str() {
                     Some(text) => self.write(text, out)?,
                     None => self.write(&value.py_str()?, out)?,
@@ -45,14 +45,14 @@ impl Interpreter {
             }
             StmtKind::If { branches, otherwise } => {
                 for (test, body) in branches {
-                    if self.evaluate(test, scope)?.is_truthy() {
+                    if self.evaluate_used(test, scope)?.is_truthy() {
                         return self.run_statements(body, scope, out);
                     }
                 }
                 return self.run_statements(otherwise, scope, out);
             }
             StmtKind::For(each) => {
-                let over = self.evaluate(&each.over, scope)?;
+                let over = self.evaluate_used(&each.over, scope)?;
                 return self.run_loop(each, over, scope, 0, out);
             }
             StmtKind::Set(target, expr) => {

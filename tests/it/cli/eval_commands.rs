@@ -80,3 +80,39 @@ fn further_metrics_are_printed_with_intervals_and_unknown_ones_refused() {
     let message = space.refused(&[&common[..], &["--metrics", "rouge3"]].concat());
     assert!(message.contains("rouge3") && message.contains("rougeLsum"), "{message}");
 }
+
+#[test]
+fn a_suite_is_asked_of_the_base_and_adapters_and_goes_on_where_it_stopped() {
+    let space = Workspace::new();
+    train(&space, "recipes/lora-medical.yaml", "one", &["optim.lr=3e-3"]);
+    std::fs::create_dir_all(space.path("eval")).unwrap();
+    for file in ["chat.yaml", "chat.jsonl"] {
+        std::fs::copy(format!("eval/{file}"), space.path(&format!("eval/{file}"))).unwrap();
+    }
+    let common = ["eval", "eval/chat.yaml", "--model", "models/smollm2-135m-instruct", "--dtype", "f32"];
+    let more = ["--adapter", "tuned=one", "--out", "results"];
+    let table = stdout(&space.ft(&[&common[..], &more].concat()));
+    for part in ["task", "base", "tuned", "preferred", "token_perplexity", "brier_score", "(95 % "] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let results = space.json("results/results.json");
+    assert_eq!(results["subjects"][1]["adapter"], "one");
+    let answered = std::fs::read_to_string(space.path("results/answers/answers.jsonl")).unwrap();
+    assert_eq!(answered.lines().count(), 8);
+    let cache = || std::fs::read_to_string(space.path("results/cache.jsonl")).unwrap();
+    let known = cache();
+    let again: Value = serde_json::from_str(&stdout(&space.ft(&[&common[..], &more, &["--json"]].concat()))).unwrap();
+    assert_eq!(cache(), known, "everything was known");
+    assert_eq!(space.json("results/results.json"), results);
+    for (task, written) in again["tasks"].as_array().unwrap().iter().zip(results["tasks"].as_array().unwrap()) {
+        assert_eq!(task["items"], written["items"].as_array().unwrap().len());
+        assert_eq!(task["estimates"][1], written["results"][1]["estimates"]);
+        // An adapter that was trained differs from its base, and the base alone is the base.
+        assert_ne!(written["results"][0]["answers"], written["results"][1]["answers"], "{}", task["name"]);
+    }
+    let alone: Value = serde_json::from_str(&stdout(&space.ft(&[&common[..], &["--json"]].concat()))).unwrap();
+    let perplexity = |value: &Value| value["tasks"][2]["estimates"][0]["token_perplexity"]["value"].as_f64().unwrap();
+    assert!((perplexity(&alone) / perplexity(&again) - 1.0).abs() < 1e-5);
+    let refused = space.refused(&["eval", "eval/chat.yaml", "--model", "models/medical", "--rows", "3"]);
+    assert!(refused.contains("cannot be used with"), "{refused}");
+}

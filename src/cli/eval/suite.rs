@@ -1,0 +1,122 @@
+//! `ft eval SUITE`: runs the tasks of a suite.
+
+use super::{EvalArgs, estimate};
+use crate::cli::shared::named_adapters::{AdaptedModel, AdapterArg};
+use ft::error::{Error, Result};
+use ft::eval::results::{Subject, SuiteResults};
+use ft::eval::suite::cache::AnswerCache;
+use ft::eval::suite::{SuiteSubject, run_suite, write_results};
+use ft::generate::answering_adapter::AnsweringAdapter;
+use ft::models::content_hash;
+use ft::recipe::suite_file;
+use ft::{fsutil, report};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The file of answers in --out.
+const CACHE: &str = "cache.jsonl";
+
+/// Runs the tasks of a suite, writes the results and prints a table.
+pub fn run(args: &EvalArgs, path: &Path) -> Result<()> {
+    let suite = suite_file::read(path)?;
+    if let Some(gate) = suite.gates.first() {
+        return Err(Error::user(format!("{}: the gate `{gate}`: gates are not checked", path.display()))
+            .hint("leave out `gates`"));
+    }
+    let (mut cache, _lock) = match &args.out {
+        Some(out) => {
+            fsutil::create_dir_all(out)?;
+            let lock = fsutil::lock_folder(out)?;
+            (AnswerCache::open(&out.join(CACHE))?, lock)
+        }
+        None => (AnswerCache::in_memory(), None),
+    };
+    if cache.len() > 0 {
+        report::info(format!("{} answers are known already", report::count(cache.len() as u64)));
+    }
+    let adapted = args.model.open_adapted(&args.template, &args.quantize)?;
+    let subjects = subjects(args, &adapted)?;
+    let results = run_suite(&adapted.model, (&suite, &path.display().to_string()), &subjects, &mut cache)?;
+    if let Some(out) = &args.out {
+        write_results(out, &results)?;
+    }
+    match args.json {
+        true => println!("{}", as_json(&results)),
+        false => println!("{}", report::table(&table(&results))),
+    }
+    Ok(())
+}
+
+/// Returns what is evaluated: the base and the named adapters, or the model as it was opened.
+fn subjects<'a>(args: &EvalArgs, adapted: &'a AdaptedModel) -> Result<Vec<SuiteSubject<'a>>> {
+    let (base, given) = (&args.model.model, args.model.adapters());
+    let last = |path: &Path| {
+        let name = fsutil::absolute(path).file_name().map(|name| name.to_string_lossy().into_owned());
+        name.unwrap_or_else(|| path.display().to_string())
+    };
+    let subject = |name: String, adapter: Option<&PathBuf>, answering, number| {
+        let folders: Vec<&Path> = std::iter::once(base.as_path()).chain(adapter.map(PathBuf::as_path)).collect();
+        // Answers are kept between evaluations only in a file.
+        let hash = if args.out.is_some() { content_hash::hash(&folders)? } else { format!("{folders:?}") };
+        let (kind, storage, device) = (adapted.model.kind(), adapted.model.storage(), adapted.model.device());
+        Ok(SuiteSubject {
+            info: Subject {
+                name,
+                model: base.display().to_string(),
+                adapter: adapter.map(|a| a.display().to_string()),
+            },
+            adapter: answering,
+            tokenizer: adapted.tokenizer_of(number),
+            identity: format!("{hash} {kind:?} {storage:?} {device:?}"),
+        })
+    };
+    if adapted.named.is_empty() {
+        let adapter = given.first().map(|AdapterArg { folder, .. }| folder);
+        let name = last(adapter.unwrap_or(base));
+        return Ok(vec![subject(name, adapter, AnsweringAdapter::Active, None)?]);
+    }
+    let base_alone = subject("base".into(), None, AnsweringAdapter::Chosen(None), None);
+    let named = adapted.named.iter().zip(given).enumerate().map(|(number, (named, AdapterArg { folder, .. }))| {
+        subject(named.name.clone(), Some(folder), AnsweringAdapter::Chosen(Some(number)), Some(number))
+    });
+    std::iter::once(base_alone).chain(named).collect()
+}
+
+/// Returns the numbers without items and answers.
+fn as_json(results: &SuiteResults) -> Value {
+    let task = |task: &ft::eval::results::TaskResults| {
+        let estimates: Vec<Value> = task.results.iter().map(|found| json!(found.estimates)).collect();
+        json!({
+            "name": task.name,
+            "kind": task.kind,
+            "main_metric": task.main_metric,
+            "metrics": task.metrics,
+            "data": task.data,
+            "items": task.items.len(),
+            "estimates": estimates,
+        })
+    };
+    json!({
+        "suite": results.suite,
+        "title": results.title,
+        "subjects": results.subjects,
+        "tasks": results.tasks.iter().map(task).collect::<Vec<_>>(),
+    })
+}
+
+/// Returns a row for each metric of each task, with a column for each subject.
+fn table(results: &SuiteResults) -> Vec<Vec<String>> {
+    let titles = ["task", "items", "metric"].map(String::from).into_iter();
+    let mut table = vec![titles.chain(results.subjects.iter().map(|subject| subject.name.clone())).collect::<Vec<_>>()];
+    for task in &results.tasks {
+        for (i, metric) in task.metrics.iter().enumerate() {
+            let begin = match i {
+                0 => [task.name.clone(), report::count(task.items.len() as u64)],
+                _ => Default::default(),
+            };
+            let found = task.results.iter().map(|found| estimate(found.estimates.get(&metric.name).copied()));
+            table.push(begin.into_iter().chain([metric.name.clone()]).chain(found).collect());
+        }
+    }
+    table
+}

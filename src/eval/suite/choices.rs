@@ -1,0 +1,246 @@
+//! Runs tasks whose answers are continuations that the model finds more or less likely: choices, and single ones (cloze).
+
+use super::cache::AnswerCache;
+use super::items::{AskedItem, ChoiceItem};
+use super::likelihood::{Likelihood, PairGroup, TokenPair};
+use super::prompts::{PromptForm, PromptParts};
+use super::rows::{TaskRow, at};
+use super::scores::{calibration_error, joint_estimate, joint_metric, mean_estimate, mean_metric};
+use super::subject::SuiteSubject;
+use crate::error::{Error, Result};
+use crate::eval::results::{ItemAnswer, MetricInfo, SubjectResults};
+use crate::models::Model;
+use crate::recipe::suite_file::{ChoiceMetric, ChoiceTask, SuiteTask};
+use crate::report;
+use crate::stats::bootstrap::Estimate;
+use std::collections::BTreeMap;
+
+/// What is computed when the choices are shown in another order too.
+const SHUFFLED: [(&str, bool); 2] = [("acc_shuffled", true), ("order_sensitivity", false)];
+
+/// Encodes the pairs of a task for one subject, and counts those whose beginning is left out.
+struct PairEncoder<'a> {
+    task: &'a SuiteTask,
+    form: &'a PromptForm,
+    subject: &'a SuiteSubject<'a>,
+    window: usize,
+    cut: usize,
+}
+
+impl PairEncoder<'_> {
+    /// Encodes the continuations of one written prompt, or of one each.
+    fn group(&mut self, row: &TaskRow, prompts: &[String], continuations: &[String]) -> Result<PairGroup> {
+        let pairs = continuations.iter().enumerate().map(|(i, continuation)| {
+            let prompt = prompts.get(i).or(prompts.first()).map_or("", String::as_str);
+            at(&self.task.data, row.line, self.pair(prompt, continuation))
+        });
+        let pairs = pairs.collect::<Result<Vec<TokenPair>>>()?;
+        self.cut += pairs.iter().filter(|pair| pair.context.len() + pair.continuation.len() > self.window + 1).count();
+        Ok(pairs)
+    }
+
+    fn pair(&self, prompt: &str, continuation: &str) -> Result<TokenPair> {
+        let (context, continuation) = self.form.encode_pair(prompt, continuation, self.subject.tokenizer)?;
+        if context.is_empty() {
+            self.subject.prefix_token()?;
+        }
+        if continuation.is_empty() {
+            return Err(Error::user("a continuation has no token of its own: the tokenizer joins it with the prompt")
+                .hint("does the prompt end in the middle of a word, or is `separator` empty?"));
+        }
+        if continuation.len() > self.window {
+            return Err(Error::user(format!(
+                "a continuation has {} tokens, the model sees {}",
+                continuation.len(),
+                self.window
+            )));
+        }
+        Ok(TokenPair { context, continuation })
+    }
+
+    fn warn(&self) {
+        if self.cut > 0 {
+            report::warn(format!(
+                "task `{}`: {} prompts are longer than the {} tokens that {} sees; their beginning is left out",
+                self.task.name, self.cut, self.window, self.subject.info.name
+            ));
+        }
+    }
+}
+
+fn write_all(form: &PromptForm, parts: &[PromptParts], subject: &SuiteSubject) -> Result<Vec<String>> {
+    parts.iter().map(|parts| form.write(parts, subject.tokenizer)).collect()
+}
+
+/// Returns the metrics of a task of choices.
+pub fn choice_metrics(choice: &ChoiceTask) -> Vec<MetricInfo> {
+    let info = |metric: &ChoiceMetric| match metric {
+        ChoiceMetric::Calibration => joint_metric(metric.name(), false),
+        ChoiceMetric::Brier => mean_metric(metric.name(), false),
+        _ => mean_metric(metric.name(), true),
+    };
+    let shuffled =
+        SHUFFLED.iter().filter(|_| choice.shuffle.is_some()).map(|(name, higher)| mean_metric(name, *higher));
+    choice.metrics.iter().map(info).chain(shuffled).collect()
+}
+
+/// Asks one subject the questions of a task of choices. Returns the results, and the prompts as text.
+pub fn run_choice(
+    model: &Model,
+    (task, choice, form): (&SuiteTask, &ChoiceTask, &PromptForm),
+    rows: &[TaskRow],
+    items: &[ChoiceItem],
+    subject: &SuiteSubject,
+    cache: &mut AnswerCache,
+) -> Result<(SubjectResults, Vec<String>)> {
+    let mut encoder = PairEncoder { task, form, subject, window: subject.window(model), cut: 0 };
+    let follows =
+        |texts: &[String]| texts.iter().map(|text| format!("{}{text}", form.before_answer())).collect::<Vec<_>>();
+    let unconditional = choice.metrics.contains(&ChoiceMetric::MutualInformation);
+    let (mut groups, mut prompts) = (Vec::new(), Vec::new());
+    for (row, item) in rows.iter().zip(items) {
+        for (number, order) in item.orders.iter().enumerate() {
+            let written = at(&task.data, row.line, write_all(form, &order.prompts, subject))?;
+            groups.push(encoder.group(row, &written, &follows(&order.continuations))?);
+            if number == 0 {
+                prompts.push(written.join("\n---\n"));
+            }
+        }
+        if unconditional {
+            groups.push(encoder.group(row, &[String::new()], &follows(&item.orders[0].continuations))?);
+        }
+    }
+    encoder.warn();
+    let found = subject.likelihoods(model, &groups, encoder.window, cache, &task.name)?;
+    let mut found = found.into_iter().map(|group| group.iter().map(|l: &Likelihood| l.log_prob).collect::<Vec<f64>>());
+    let mut next = || found.next().unwrap_or_default();
+    let mut answers = Vec::with_capacity(items.len());
+    let mut confidences = Vec::with_capacity(items.len());
+    for item in items {
+        let orders: Vec<Vec<f64>> = item.orders.iter().map(|_| next()).collect();
+        let alone = unconditional.then(&mut next);
+        let (answer, confidence) = score(choice, item, orders, alone);
+        answers.push(answer);
+        confidences.push(confidence);
+    }
+    let mut estimates = BTreeMap::new();
+    for info in choice_metrics(choice) {
+        let estimate = match info.is_mean {
+            true => mean_of(&info.name, &answers),
+            false => joint_estimate(&info.name, answers.len(), |drawn| calibration_error(&confidences, drawn)),
+        };
+        estimates.extend(estimate.map(|estimate| (info.name, estimate)));
+    }
+    Ok((SubjectResults { estimates, answers }, prompts))
+}
+
+/// Estimates the mean of a score over the answers.
+pub fn mean_of(name: &str, answers: &[ItemAnswer]) -> Option<Estimate> {
+    let scores: Vec<f64> = answers.iter().filter_map(|answer| answer.scores.get(name).copied()).collect();
+    mean_estimate(name, &scores)
+}
+
+/// Scores one question. `orders`: log-likelihoods of the choices in the file's order, for each order shown; `alone`: those without
+/// a prompt. Returns the answer, and the probability of the chosen choice with whether it is right.
+fn score(
+    choice: &ChoiceTask,
+    item: &ChoiceItem,
+    orders: Vec<Vec<f64>>,
+    alone: Option<Vec<f64>>,
+) -> (ItemAnswer, (f64, bool)) {
+    let lls = &orders[0];
+    let divided = |length: &dyn Fn(&str) -> usize| -> usize {
+        let length = |text: &String| if choice.letters { 1.0 } else { length(text) as f64 };
+        largest(&lls.iter().zip(&item.choices).map(|(ll, text)| ll / length(text)).collect::<Vec<_>>())
+    };
+    let probabilities = softmax(lls);
+    let chosen = largest(lls);
+    let right = |number: usize| f64::from(u8::from(item.right.contains(&number)));
+    let mut scores = BTreeMap::new();
+    for metric in &choice.metrics {
+        let score = match metric {
+            ChoiceMetric::Accuracy => right(chosen),
+            ChoiceMetric::PerCharacter => right(divided(&|text| text.chars().count())),
+            ChoiceMetric::PerByte => right(divided(&str::len)),
+            ChoiceMetric::MutualInformation => {
+                let alone = alone.as_deref().unwrap_or_default();
+                right(largest(&lls.iter().zip(alone).map(|(ll, alone)| ll - alone).collect::<Vec<_>>()))
+            }
+            ChoiceMetric::Brier => {
+                let share = 1.0 / item.right.len() as f64;
+                probabilities.iter().enumerate().map(|(i, p)| (p - right(i) * share).powi(2)).sum()
+            }
+            ChoiceMetric::Calibration => continue,
+        };
+        scores.insert(metric.name().to_string(), score);
+    }
+    if let Some(shuffled) = orders.get(1) {
+        let other = largest(shuffled);
+        scores.insert(SHUFFLED[0].0.into(), right(other));
+        scores.insert(SHUFFLED[1].0.into(), f64::from(u8::from(other != chosen)));
+    }
+    let text = item.choices[chosen].clone();
+    let confidence = (probabilities[chosen], item.right.contains(&chosen));
+    (
+        ItemAnswer {
+            text,
+            scores,
+            log_likelihoods: orders.into_iter().next().unwrap_or_default(),
+            ..Default::default()
+        },
+        confidence,
+    )
+}
+
+/// Returns the place of the largest number; of equal ones the first.
+fn largest(numbers: &[f64]) -> usize {
+    (0..numbers.len()).fold(0, |best, i| if numbers[i] > numbers[best] { i } else { best })
+}
+
+fn softmax(numbers: &[f64]) -> Vec<f64> {
+    let most = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = numbers.iter().map(|x| (x - most).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+/// The metrics of a cloze task.
+pub fn cloze_metrics() -> Vec<MetricInfo> {
+    vec![mean_metric("acc", true), joint_metric("perplexity", false)]
+}
+
+/// Asks one subject for the likelihood of the right continuation of each prompt. Returns the results, and the prompts as text.
+pub fn run_cloze(
+    model: &Model,
+    (task, form): (&SuiteTask, &PromptForm),
+    rows: &[TaskRow],
+    items: &[AskedItem],
+    subject: &SuiteSubject,
+    cache: &mut AnswerCache,
+) -> Result<(SubjectResults, Vec<String>)> {
+    let mut encoder = PairEncoder { task, form, subject, window: subject.window(model), cut: 0 };
+    let (mut groups, mut prompts) = (Vec::new(), Vec::new());
+    for (row, item) in rows.iter().zip(items) {
+        let written = at(&task.data, row.line, write_all(form, std::slice::from_ref(&item.prompt), subject))?;
+        groups.push(encoder.group(row, &written, &[format!("{}{}", form.before_answer(), item.expected[0])])?);
+        prompts.extend(written);
+    }
+    encoder.warn();
+    let found = subject.likelihoods(model, &groups, encoder.window, cache, &task.name)?;
+    let answer = |(item, likelihood): (&AskedItem, &Likelihood)| ItemAnswer {
+        text: if likelihood.greedy { item.expected[0].clone() } else { String::new() },
+        scores: [("acc", f64::from(u8::from(likelihood.greedy))), ("log_likelihood", likelihood.log_prob)]
+            .map(|(name, score)| (name.to_string(), score))
+            .into(),
+        ..Default::default()
+    };
+    let likelihoods: Vec<Likelihood> = found.into_iter().flatten().collect();
+    let answers: Vec<ItemAnswer> = items.iter().zip(&likelihoods).map(answer).collect();
+    let perplexity = joint_estimate("perplexity", answers.len(), |drawn| {
+        let sum: f64 = drawn.iter().zip(&likelihoods).map(|(times, likelihood)| times * likelihood.log_prob).sum();
+        Some((-sum / drawn.iter().sum::<f64>()).exp()).filter(|x| x.is_finite())
+    });
+    let estimates = [("acc", mean_of("acc", &answers)), ("perplexity", perplexity)];
+    let estimates = estimates.into_iter().filter_map(|(name, found)| Some((name.to_string(), found?))).collect();
+    Ok((SubjectResults { estimates, answers }, prompts))
+}

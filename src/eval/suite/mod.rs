@@ -1,0 +1,210 @@
+//! Runs evaluation suites: every task is asked of every subject, and the answers are scored.
+//!
+//! From a row to a number: `rows` reads the files; `items` makes of each row what is asked (`few_shot`: the examples before it,
+//! which `python_random` draws as Python does);
+//! `prompts` writes it as text for a tokenizer and encodes it. `likelihood` computes log-likelihoods and `written` generates
+//! answers, both for all items of a task together; `cache` keeps what was answered. `choices`, `texts` and `answers` run the kinds
+//! of tasks, `scores` has what they compute alike. `subject`: a model with its tokenizer.
+//!
+//! Prompts, tokens and scores are those of lm-evaluation-harness 0.4 where it has them, so that numbers can be compared.
+
+mod answers;
+pub mod cache;
+mod choices;
+mod few_shot;
+mod items;
+pub mod likelihood;
+mod output;
+mod prompts;
+mod python_random;
+mod rows;
+mod scores;
+mod subject;
+mod texts;
+mod written;
+
+pub use output::write_results;
+pub use subject::SuiteSubject;
+
+use super::results::{ItemInfo, SubjectResults, SuiteResults, TaskResults};
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::recipe::suite_file::{FewShot, SuiteFile, SuiteTask, TaskKind};
+use answers::EncodedPrompts;
+use cache::AnswerCache;
+use items::{AskedItem, ChoiceItem};
+use prompts::PromptForm;
+use rows::{TaskRow, at};
+
+/// A task whose rows are read.
+struct PreparedTask<'a> {
+    task: &'a SuiteTask,
+    /// The rows; empty for conversations, which each tokenizer reads.
+    rows: Vec<TaskRow>,
+    items: Items,
+}
+
+/// What is asked of the rows, by the kind of the task.
+enum Items {
+    Choices(Vec<ChoiceItem>),
+    Asked(Vec<AskedItem>),
+    Texts(Vec<String>),
+    Conversations,
+}
+
+/// Runs a suite. `name` is its file as named. All files are read before the first question is asked.
+///
+/// Errors: a file cannot be read or has no rows, a template fails, a row has no right answer, a model cannot answer.
+pub fn run_suite(
+    model: &Model,
+    (suite, name): (&SuiteFile, &str),
+    subjects: &[SuiteSubject],
+    cache: &mut AnswerCache,
+) -> Result<SuiteResults> {
+    let prepared = suite.tasks.iter().map(|task| PreparedTask::read(task).map_err(|e| of_task(task, e)));
+    let prepared = prepared.collect::<Result<Vec<_>>>()?;
+    let run = |task: &PreparedTask| task.run(model, subjects, cache).map_err(|e| of_task(task.task, e));
+    Ok(SuiteResults {
+        suite: name.into(),
+        title: suite.title.clone(),
+        subjects: subjects.iter().map(|subject| subject.info.clone()).collect(),
+        tasks: prepared.iter().map(run).collect::<Result<_>>()?,
+    })
+}
+
+/// Names the task in an error that does not.
+fn of_task(task: &SuiteTask, error: Error) -> Error {
+    let named = format!("task `{}`", task.name);
+    if error.message().contains(&named) { error } else { error.context(named) }
+}
+
+impl<'a> PreparedTask<'a> {
+    fn read(task: &'a SuiteTask) -> Result<Self> {
+        if matches!(task.kind, TaskKind::Generate(_)) && task.prompt.is_none() && task.category.is_none() {
+            return Ok(Self { task, rows: Vec::new(), items: Items::Conversations });
+        }
+        let rows = rows::read(&task.data, task.limit)?;
+        let items = match &task.kind {
+            TaskKind::Choice(choice) => Items::Choices(items::choice_items(task, choice, &rows)?),
+            TaskKind::Generate(_) if task.prompt.is_none() => Items::Conversations,
+            TaskKind::Generate(_) | TaskKind::Cloze => Items::Asked(items::asked_items(task, &rows)?),
+            TaskKind::Perplexity(perplexity) => Items::Texts(texts::texts_of(task, perplexity, &rows)?),
+        };
+        let prepared = Self { task, rows, items };
+        prepared.categories()?;
+        Ok(prepared)
+    }
+
+    /// Returns the category of each row.
+    fn categories(&self) -> Result<Vec<Option<String>>> {
+        let Some(category) = &self.task.category else { return Ok(vec![None; self.rows.len()]) };
+        self.rows.iter().map(|row| at(&self.task.data, row.line, category.render(&row.columns)).map(Some)).collect()
+    }
+
+    /// Returns how prompts are written: for all subjects in the same form, that of the first by default.
+    fn form(&self, subjects: &[SuiteSubject]) -> Result<PromptForm> {
+        let task = self.task;
+        let chat = task.chat.unwrap_or_else(|| subjects[0].tokenizer.has_template());
+        if let Some(subject) = subjects.iter().find(|subject| chat && !subject.tokenizer.has_template()) {
+            return Err(Error::user(format!("`chat` is true, and {} has no chat template", subject.info.name))
+                .hint("set `chat: false`, or give a template with --template FILE"));
+        }
+        let shots = task.few_shot.as_ref();
+        Ok(PromptForm {
+            chat,
+            examples: shots.map(|shots| shots.form).unwrap_or_default(),
+            separator: task.separator.clone(),
+            between: shots.map_or_else(|| FewShot::SEPARATOR.into(), |shots| shots.separator.clone()),
+        })
+    }
+
+    fn run(&self, model: &Model, subjects: &[SuiteSubject], cache: &mut AnswerCache) -> Result<TaskResults> {
+        let (task, rows) = (self.task, &self.rows);
+        let mut infos: Vec<ItemInfo> = Vec::new();
+        let mut results: Vec<SubjectResults> = Vec::new();
+        let lines: Vec<usize> = rows.iter().map(|row| row.line).collect();
+        let categories = self.categories()?;
+        let mut tell =
+            |lines: &[usize], prompts: Vec<String>, expected: &dyn Fn(usize) -> (Vec<String>, Vec<String>)| {
+                if infos.is_empty() {
+                    infos = lines
+                        .iter()
+                        .zip(prompts)
+                        .enumerate()
+                        .map(|(i, (line, prompt))| {
+                            let (expected, choices) = expected(i);
+                            ItemInfo {
+                                line: *line,
+                                prompt,
+                                expected,
+                                category: categories.get(i).cloned().flatten(),
+                                choices,
+                            }
+                        })
+                        .collect();
+                }
+            };
+        let metrics = match (&task.kind, &self.items) {
+            (TaskKind::Choice(choice), Items::Choices(items)) => {
+                let form = self.form(subjects)?;
+                for subject in subjects {
+                    let (found, prompts) =
+                        choices::run_choice(model, (task, choice, &form), rows, items, subject, cache)?;
+                    tell(&lines, prompts, &|i| {
+                        let right = items[i].right.iter().map(|right| items[i].choices[*right].clone());
+                        (right.collect(), items[i].choices.clone())
+                    });
+                    results.push(found);
+                }
+                choices::choice_metrics(choice)
+            }
+            (TaskKind::Cloze, Items::Asked(items)) => {
+                let form = self.form(subjects)?;
+                for subject in subjects {
+                    let (found, prompts) = choices::run_cloze(model, (task, &form), rows, items, subject, cache)?;
+                    tell(&lines, prompts, &|i| (items[i].expected.clone(), Vec::new()));
+                    results.push(found);
+                }
+                choices::cloze_metrics()
+            }
+            (TaskKind::Perplexity(perplexity), Items::Texts(texts)) => {
+                for subject in subjects {
+                    results.push(texts::run_perplexity(model, (task, perplexity), rows, texts, subject, cache)?);
+                }
+                tell(&lines, texts.clone(), &|_| Default::default());
+                texts::text_metrics(perplexity)
+            }
+            (TaskKind::Generate(generate), items) => {
+                let (mut encoded, mut own_lines, mut form) = (Vec::<EncodedPrompts>::new(), lines, None);
+                for subject in subjects {
+                    encoded.push(match items {
+                        Items::Asked(items) => {
+                            let form = form.insert(self.form(subjects)?);
+                            answers::encode_prompts(model, (task, generate, form), rows, items, subject)?
+                        }
+                        _ => {
+                            let (prompts, lines) = answers::encode_conversations(task, generate, subject)?;
+                            own_lines = lines;
+                            prompts
+                        }
+                    });
+                }
+                results = answers::run_generate(model, (task, generate, form.as_ref()), &encoded, subjects, cache)?;
+                let first = encoded.swap_remove(0);
+                tell(&own_lines, first.texts, &|i| (first.expected[i].clone(), Vec::new()));
+                answers::written_metrics(generate)
+            }
+            _ => return Err(Error::bug("items of another kind than their task")),
+        };
+        let main = task.main.clone().or_else(|| metrics.first().map(|metric| metric.name.clone()));
+        Ok(TaskResults {
+            name: task.name.clone(),
+            kind: task.kind.name().into(),
+            main_metric: main.unwrap_or_default(),
+            metrics,
+            data: task.data.display().to_string(),
+            items: infos,
+            results,
+        })
+    }
+}

@@ -1,0 +1,295 @@
+//! Reads what depends on the kind of a task.
+
+use super::task::{flip, positive, required};
+use super::types::{
+    AnswerFilter, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask, Normaliser,
+    PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
+};
+use super::{template, texts};
+use crate::data::rows::RowTemplate;
+use crate::recipe::mistakes::SourceSpan;
+use crate::recipe::node_reader::NodeReader;
+use crate::recipe::tree::{Node, NodeKind};
+use fancy_regex::Regex;
+
+const CHOICE_KEYS: [&str; 6] = ["choices", "answer", "continuation", "by", "shuffle", "metrics"];
+const GENERATE_KEYS: [&str; 7] = ["metrics", "max_new_tokens", "stop", "extract", "normalise", "ignore", "samples"];
+/// Metrics of written answers that are no means over items.
+const JOINT_METRICS: [&str; 6] = ["bleu", "chrf", "chrf++", "macro_f1", "weighted_f1", "mcc"];
+const SAMPLES_KEYS: [&str; 5] = ["answers", "temperature", "top_p", "seed", "vote"];
+const REGEX_KEYS: [&str; 3] = ["regex", "pick", "otherwise"];
+const PERPLEXITY_KEYS: [&str; 4] = ["text", "window", "stride", "per"];
+
+/// Returns the names of the metrics that a task of this kind has.
+pub(super) fn metric_names(kind: &TaskKind) -> Vec<String> {
+    match kind {
+        TaskKind::Choice(choice) => choice.metrics.iter().map(|metric| metric.name().to_string()).collect(),
+        TaskKind::Generate(generate) => generate.metrics.clone(),
+        TaskKind::Perplexity(perplexity) => {
+            let names = |unit: &PerplexityUnit| match unit {
+                PerplexityUnit::Token => vec!["token_perplexity"],
+                PerplexityUnit::Word => vec!["word_perplexity"],
+                PerplexityUnit::Byte => vec!["byte_perplexity", "bits_per_byte"],
+            };
+            perplexity.per.iter().flat_map(names).map(str::to_string).collect()
+        }
+        TaskKind::Cloze => ["acc", "perplexity"].map(str::to_string).to_vec(),
+    }
+}
+
+pub(super) fn choice(reader: &mut NodeReader, node: &Node) -> Option<ChoiceTask> {
+    reader.check_keys(node, &CHOICE_KEYS, "`choice`");
+    let NodeKind::Map(_) = node.kind else { return None };
+    let choices = required(reader, node, "choices", "[\"{{ a }}\", \"{{ b }}\"]").and_then(|n| choices(reader, n));
+    let answer = required(reader, node, "answer", "\"{{ label }}\"").and_then(|n| template(reader, "answer", n));
+    let continuation = node.get("continuation").map(|n| template(reader, "continuation", n));
+    let letters = node.get("by").map(|n| {
+        reader.choice("by", n, &["text", "letter"], |name| match name {
+            "text" => Some(false),
+            "letter" => Some(true),
+            _ => None,
+        })
+    });
+    let shuffle = node.get("shuffle").map(|n| reader.whole("shuffle", n));
+    let names = ChoiceMetric::ALL.map(|(name, _)| name);
+    let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &names, ChoiceMetric::named));
+    if let (Some((key, _)), Some(_)) = (node.entry("continuation"), node.get("by")) {
+        let hint = "leave out one of them: with `continuation`, the choices are prompts and have no letters";
+        reader.wrong::<()>(key.at, "`continuation` beside `by`".into(), hint);
+    }
+    if let (Some(_), Some(metrics)) = (node.get("continuation"), node.get("metrics"))
+        && names_in(metrics).any(|name| name == ChoiceMetric::MutualInformation.name())
+    {
+        let hint = "leave it out: with `continuation` the scored text is the same for each choice";
+        reader.wrong::<()>(metrics.at, "`acc_mutual_info` beside `continuation`".into(), hint);
+    }
+    Some(ChoiceTask {
+        choices: choices?,
+        answer: answer?,
+        continuation: flip(continuation)?,
+        letters: flip(letters)?.unwrap_or(false),
+        shuffle: flip(shuffle)?.map(|seed| seed as u64),
+        metrics: flip(metrics)?.unwrap_or_else(|| vec![ChoiceMetric::Accuracy, ChoiceMetric::PerCharacter]),
+    })
+}
+
+fn choices(reader: &mut NodeReader, node: &Node) -> Option<ChoiceTexts> {
+    match &node.kind {
+        NodeKind::List(items) if items.len() < 2 => {
+            reader.wrong(node.at, "`choices`: expected two or more".into(), "e.g. `choices: [\"yes\", \"no\"]`")
+        }
+        NodeKind::List(items) => {
+            let each: Vec<_> = items.iter().map(|item| template(reader, "choices", item)).collect();
+            each.into_iter().collect::<Option<_>>().map(ChoiceTexts::Each)
+        }
+        NodeKind::Scalar { .. } => template(reader, "choices", node).map(ChoiceTexts::List),
+        NodeKind::Map(_) => {
+            reader.expected("choices", node, "a list, or an expression that gives one", "\"{{ options }}\"")
+        }
+    }
+}
+
+/// Reads a list of names, or one name, each once.
+fn names_of<T>(
+    reader: &mut NodeReader,
+    key: &str,
+    node: &Node,
+    names: &[&str],
+    get: impl Fn(&str) -> Option<T>,
+) -> Option<Vec<T>> {
+    let items = match &node.kind {
+        NodeKind::List(_) => reader.list(key, node, &format!("[{}]", names[0]))?,
+        _ => std::slice::from_ref(node),
+    };
+    let mut seen: Vec<&str> = Vec::new();
+    for item in items {
+        if let NodeKind::Scalar { text, .. } = &item.kind {
+            if seen.contains(&text.as_str()) {
+                reader.wrong::<()>(item.at, format!("`{key}` names `{text}` twice"), "name it once");
+            }
+            seen.push(text);
+        }
+    }
+    let found: Vec<Option<T>> = items.iter().map(|item| reader.choice(key, item, names, &get)).collect();
+    found.into_iter().collect()
+}
+
+/// Returns the names in a list, or the one name.
+fn names_in(node: &Node) -> impl Iterator<Item = &str> {
+    let items = match &node.kind {
+        NodeKind::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(node),
+    };
+    items.iter().filter_map(|item| match &item.kind {
+        NodeKind::Scalar { text, .. } => Some(text.as_str()),
+        _ => None,
+    })
+}
+
+pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateTask> {
+    let empty = Node::map(node.at);
+    let node = if node.is_null() { &empty } else { node };
+    reader.check_keys(node, &GENERATE_KEYS, "`generate`");
+    let NodeKind::Map(_) = node.kind else { return None };
+    let known = |name: &str| GENERATE_METRICS.contains(&name).then(|| name.to_string());
+    let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &GENERATE_METRICS, known));
+    let max_new_tokens = node.get("max_new_tokens").map(|n| positive(reader, "max_new_tokens", n));
+    let stop = node.get("stop").map(|n| stop(reader, n));
+    let extract = node.get("extract").map(|n| filters(reader, n));
+    let names = Normaliser::ALL.map(|(name, _)| name);
+    let normalise = node.get("normalise").map(|n| match &n.kind {
+        NodeKind::List(items) if items.is_empty() => Some(Vec::new()),
+        _ => names_of(reader, "normalise", n, &names, Normaliser::named),
+    });
+    let ignore = node.get("ignore").map(|n| ignored(reader, n));
+    let samples = node.get("samples").map(|n| samples(reader, n));
+    if let (Some(Some(samples)), Some(metrics)) = (&samples, node.get("metrics"))
+        && let Some(name) = names_in(metrics).find(|name| !samples.vote && JOINT_METRICS.contains(name))
+    {
+        let why = format!("`{name}` of several answers to each prompt: it has no value for each item");
+        reader.wrong::<()>(metrics.at, why, "set `vote: true` in `samples`, so that one answer is scored");
+    }
+    Some(GenerateTask {
+        metrics: flip(metrics)?.unwrap_or_else(|| vec!["exact_match".into()]),
+        max_new_tokens: flip(max_new_tokens)?,
+        stop: flip(stop)?,
+        extract: flip(extract)?.unwrap_or_default(),
+        normalise: flip(normalise)?.unwrap_or_else(|| vec![Normaliser::Whitespace]),
+        ignore: flip(ignore)?.unwrap_or_default(),
+        samples: flip(samples)?,
+    })
+}
+
+fn stop(reader: &mut NodeReader, node: &Node) -> Option<Vec<String>> {
+    let found = texts(reader, "stop", node, "[\"\\n\"]")?;
+    match found.iter().any(String::is_empty) {
+        true => reader.wrong(node.at, "`stop`: an empty text would end every answer".into(), "remove it"),
+        false => Some(found),
+    }
+}
+
+/// Checks that a text is a regular expression.
+fn regex(reader: &mut NodeReader, key: &str, at: SourceSpan, pattern: String) -> Option<String> {
+    match Regex::new(&pattern) {
+        Ok(_) => Some(pattern),
+        Err(e) => {
+            let hint = "put it in single quotes, in which YAML changes no backslash: 'answer is (.*)'";
+            reader.wrong(at, format!("`{key}`: `{pattern}` is no regular expression: {e}"), hint)
+        }
+    }
+}
+
+fn ignored(reader: &mut NodeReader, node: &Node) -> Option<Vec<String>> {
+    let found = texts(reader, "ignore", node, "[',']")?;
+    let each: Vec<_> = found.into_iter().map(|pattern| regex(reader, "ignore", node.at, pattern)).collect();
+    each.into_iter().collect()
+}
+
+/// Reads one filter, or several in order.
+fn filters(reader: &mut NodeReader, node: &Node) -> Option<Vec<AnswerFilter>> {
+    let items = match &node.kind {
+        NodeKind::List(_) => reader.list("extract", node, "['answer is (.*)']")?,
+        _ => std::slice::from_ref(node),
+    };
+    let found: Vec<_> = items.iter().map(|item| filter(reader, item)).collect();
+    found.into_iter().collect()
+}
+
+fn filter(reader: &mut NodeReader, node: &Node) -> Option<AnswerFilter> {
+    match &node.kind {
+        NodeKind::Scalar { text, plain: true } => match text.as_str() {
+            "lowercase" => return Some(AnswerFilter::Lowercase),
+            "uppercase" => return Some(AnswerFilter::Uppercase),
+            "strip" => return Some(AnswerFilter::Strip),
+            _ => {}
+        },
+        NodeKind::Map(_) => {
+            reader.check_keys(node, &REGEX_KEYS, "a filter");
+            let pattern = required(reader, node, "regex", "'answer is (.*)'")
+                .and_then(|n| reader.text("regex", n, "a regular expression", "'answer is (.*)'"))
+                .and_then(|pattern| regex(reader, "regex", node.at, pattern));
+            let pick = node.get("pick").map(|n| pick(reader, n));
+            let otherwise = node.get("otherwise").map(|n| reader.text("otherwise", n, "text", "none"));
+            return Some(AnswerFilter::Regex(RegexFilter {
+                pattern: pattern?,
+                pick: flip(pick)?.unwrap_or_default(),
+                otherwise: flip(otherwise)?.unwrap_or_else(|| RegexFilter::OTHERWISE.into()),
+            }));
+        }
+        _ => {}
+    }
+    let example = "'answer is (.*)'";
+    let pattern = reader.text("extract", node, "a regular expression, lowercase, uppercase or strip", example)?;
+    regex(reader, "extract", node.at, pattern).map(|pattern| AnswerFilter::Regex(RegexFilter::first(pattern)))
+}
+
+/// Reads a whole number, which may be negative.
+fn pick(reader: &mut NodeReader, node: &Node) -> Option<i64> {
+    match NodeReader::scalar(node) {
+        crate::recipe::tree::Scalar::Int(n) if i64::try_from(n).is_ok() => Some(n as i64),
+        _ => reader.expected("pick", node, "a whole number", "-1"),
+    }
+}
+
+fn samples(reader: &mut NodeReader, node: &Node) -> Option<AnswerSampling> {
+    reader.check_keys(node, &SAMPLES_KEYS, "`samples`");
+    let NodeKind::Map(_) = node.kind else { return None };
+    let answers = required(reader, node, "answers", "8").and_then(|n| positive(reader, "answers", n));
+    let mut number = |key: &str| node.get(key).map(|n| reader.number(key, n).map(|x| (x, n.at)));
+    let (temperature, top_p) = (number("temperature"), number("top_p"));
+    let seed = node.get("seed").map(|n| reader.whole("seed", n));
+    let vote = node.get("vote").map(|n| reader.truth("vote", n));
+    if let Some(Some((x, at))) = temperature
+        && x <= 0.0
+    {
+        let hint = "at 0 all answers would be equal; leave out `samples` for one greedy answer";
+        reader.wrong::<()>(at, format!("`temperature`: expected a number above 0, found {x}"), hint);
+    }
+    if let Some(Some((x, at))) = top_p
+        && !(x > 0.0 && x <= 1.0)
+    {
+        reader.wrong::<()>(at, format!("`top_p`: expected a share above 0 and at most 1, found {x}"), "e.g. 0.95");
+    }
+    Some(AnswerSampling {
+        answers: answers?,
+        temperature: flip(temperature)?.map_or(1.0, |(x, _)| x),
+        top_p: flip(top_p)?.map_or(1.0, |(x, _)| x),
+        seed: flip(seed)?.unwrap_or_default() as u64,
+        vote: flip(vote)?.unwrap_or(true),
+    })
+}
+
+pub(super) fn perplexity(reader: &mut NodeReader, node: &Node) -> Option<PerplexityTask> {
+    let empty = Node::map(node.at);
+    let node = if node.is_null() { &empty } else { node };
+    reader.check_keys(node, &PERPLEXITY_KEYS, "`perplexity`");
+    let NodeKind::Map(_) = node.kind else { return None };
+    let text = node.get("text").map(|n| template(reader, "text", n));
+    let window = node.get("window").map(|n| positive(reader, "window", n));
+    let stride = node.get("stride").map(|n| positive(reader, "stride", n));
+    if let (Some(Some(window)), Some(Some(stride))) = (window, stride)
+        && stride > window
+    {
+        let at = node.nearest("stride");
+        let why = format!("`stride`: {stride} tokens do not fit into a window of {window}");
+        reader.wrong::<()>(at, why, "at most as large as `window`: smaller strides give each token more context");
+    }
+    let names = PerplexityUnit::ALL.map(|(name, _)| name);
+    let per = node.get("per").map(|n| names_of(reader, "per", n, &names, PerplexityUnit::named));
+    let default = || RowTemplate::compile("{{ text }}").ok();
+    Some(PerplexityTask {
+        text: flip(text)?.or_else(default)?,
+        window: flip(window)?,
+        stride: flip(stride)?,
+        per: flip(per)?.unwrap_or_else(|| PerplexityUnit::ALL.map(|(_, unit)| unit).to_vec()),
+    })
+}
+
+/// Reads `cloze`, which has no settings.
+pub(super) fn cloze(reader: &mut NodeReader, node: &Node) -> Option<()> {
+    match &node.kind {
+        _ if node.is_null() => Some(()),
+        NodeKind::Map(entries) if entries.is_empty() => Some(()),
+        _ => reader.expected("cloze", node, "no settings", "{}"),
+    }
+}

@@ -1,0 +1,326 @@
+//! What a suite is: its tasks, and how each is asked and scored.
+
+use crate::data::rows::RowTemplate;
+use std::path::PathBuf;
+
+/// An evaluation suite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SuiteFile {
+    /// What reports call it.
+    pub title: Option<String>,
+    /// The tasks, each with a name of its own.
+    pub tasks: Vec<SuiteTask>,
+    /// Conditions on results, as written.
+    pub gates: Vec<String>,
+}
+
+/// Items of a file that a model is asked, and how its answers are scored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SuiteTask {
+    /// Its name.
+    pub name: String,
+    /// The file of rows.
+    pub data: PathBuf,
+    /// Only this many rows, the first ones.
+    pub limit: Option<usize>,
+    /// The category of a row, for tables by category.
+    pub category: Option<RowTemplate>,
+    /// The text that is asked; `None`: the row is a conversation (kind `generate`), or the kind needs none.
+    pub prompt: Option<RowTemplate>,
+    /// The expected answer, or a list of several that are right. Kind `choice` has its own.
+    pub answer: Option<RowTemplate>,
+    /// What stands between a prompt and its answer in plain text.
+    pub separator: String,
+    /// Answered examples before the prompt.
+    pub few_shot: Option<FewShot>,
+    /// Whether the chat template is used; `None`: if the model has one.
+    pub chat: Option<bool>,
+    /// The system prompt; in plain text, what everything begins with.
+    pub system: Option<RowTemplate>,
+    /// The metric that comparisons use; `None`: the first.
+    pub main: Option<String>,
+    /// How it is asked and scored.
+    pub kind: TaskKind,
+}
+
+impl SuiteTask {
+    /// The default of `separator`, that of lm-evaluation-harness.
+    pub const SEPARATOR: &'static str = " ";
+}
+
+/// How a task is asked and scored.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskKind {
+    /// The most likely of several choices is the answer.
+    Choice(ChoiceTask),
+    /// The model writes an answer.
+    Generate(GenerateTask),
+    /// How likely the model finds a text.
+    Perplexity(PerplexityTask),
+    /// How likely the model finds the one right continuation, and whether it would write it (LAMBADA).
+    Cloze,
+}
+
+impl TaskKind {
+    /// The names in files.
+    pub const NAMES: [&'static str; 4] = ["choice", "generate", "perplexity", "cloze"];
+
+    /// Returns the name in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Choice(_) => "choice",
+            Self::Generate(_) => "generate",
+            Self::Perplexity(_) => "perplexity",
+            Self::Cloze => "cloze",
+        }
+    }
+}
+
+/// Answered examples that stand before a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FewShot {
+    /// How many.
+    pub rows: usize,
+    /// The file that they are taken from; `None`: that of the task, without the row that is asked.
+    pub data: Option<PathBuf>,
+    /// Examples are drawn anew for each row under this seed; `None`: the first ones of the file.
+    pub seed: Option<u64>,
+    /// Whether they are drawn as lm-evaluation-harness does, whose draws for a row depend on the rows before it.
+    pub as_lm_eval: bool,
+    /// How they are written.
+    pub form: FewShotForm,
+    /// What stands between two examples in text.
+    pub separator: String,
+    /// The prompt of an example, if it is not that of the task.
+    pub prompt: Option<RowTemplate>,
+    /// The answer of an example, if it is not that of the task.
+    pub answer: Option<RowTemplate>,
+}
+
+impl FewShot {
+    /// The default of `separator`, that of lm-evaluation-harness.
+    pub const SEPARATOR: &'static str = "\n\n";
+}
+
+/// How examples are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FewShotForm {
+    /// As one text with the prompt, which is one turn of a chat.
+    #[default]
+    Text,
+    /// Each as a turn of the user and a turn of the assistant; in plain text the same as `Text`.
+    Turns,
+}
+
+/// Choices among which the most likely one is the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChoiceTask {
+    /// The choices.
+    pub choices: ChoiceTexts,
+    /// The right one: its number from 0, its text, its letter, or a list of these.
+    pub answer: RowTemplate,
+    /// If there is one, the choices are prompts, and the likelihood of this text after each is compared (WinoGrande).
+    pub continuation: Option<RowTemplate>,
+    /// Whether the model is to answer with the letter of a choice; its text is shown by the prompt, from the variable `options`.
+    pub letters: bool,
+    /// Each question is asked a second time with the choices in an order drawn under this seed.
+    pub shuffle: Option<u64>,
+    /// What is computed.
+    pub metrics: Vec<ChoiceMetric>,
+}
+
+/// The choices of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ChoiceTexts {
+    /// A template for each.
+    Each(Vec<RowTemplate>),
+    /// An expression whose value is the list.
+    List(RowTemplate),
+}
+
+/// A metric of choices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChoiceMetric {
+    /// Share of rows whose right choice is the most likely.
+    Accuracy,
+    /// The same by the log-likelihood divided by the number of characters.
+    PerCharacter,
+    /// The same by the log-likelihood divided by the number of UTF-8 bytes.
+    PerByte,
+    /// The same by the log-likelihood less that without a prompt.
+    MutualInformation,
+    /// Mean squared distance of the choices' probabilities from the right answer (Brier 1950), 0 to 2.
+    Brier,
+    /// Expected calibration error of the chosen choice's probability, 10 bins of equal width (Guo et al. 2017).
+    Calibration,
+}
+
+impl ChoiceMetric {
+    /// All metrics by their names; those of lm-evaluation-harness where it has them.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("acc", Self::Accuracy),
+        ("acc_norm", Self::PerCharacter),
+        ("acc_bytes", Self::PerByte),
+        ("acc_mutual_info", Self::MutualInformation),
+        ("brier_score", Self::Brier),
+        ("ece", Self::Calibration),
+    ];
+
+    /// Returns the metric of this name, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, metric)| metric)
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(_, metric)| *metric == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// Metrics of written answers, by name. `eval::suite` computes them.
+pub const GENERATE_METRICS: [&str; 14] = [
+    "exact_match",
+    "f1",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "chrf",
+    "chrf++",
+    "edit_distance",
+    "number",
+    "macro_f1",
+    "weighted_f1",
+    "mcc",
+];
+
+/// Answers that the model writes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateTask {
+    /// Names out of [`GENERATE_METRICS`].
+    pub metrics: Vec<String>,
+    /// Most tokens of an answer; `None`: 256, or for conversations the longest expected answer and 16 more.
+    pub max_new_tokens: Option<usize>,
+    /// Texts that end an answer; `None`: the separator of examples in plain text, none in a chat.
+    pub stop: Option<Vec<String>>,
+    /// What is taken of an answer, in order.
+    pub extract: Vec<AnswerFilter>,
+    /// What exact match ignores.
+    pub normalise: Vec<Normaliser>,
+    /// Regular expressions whose matches exact match ignores.
+    pub ignore: Vec<String>,
+    /// Several sampled answers; `None`: one, greedily.
+    pub samples: Option<AnswerSampling>,
+}
+
+/// Takes a part of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AnswerFilter {
+    /// What a regular expression finds.
+    Regex(RegexFilter),
+    /// In small letters.
+    Lowercase,
+    /// In capitals.
+    Uppercase,
+    /// Without whitespace around it.
+    Strip,
+}
+
+/// Takes what a regular expression finds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RegexFilter {
+    /// The expression. If it has groups, the first one that is not empty is taken.
+    pub pattern: String,
+    /// Which of its matches, from 0; negative numbers count from the last, -1.
+    pub pick: i64,
+    /// The answer if nothing is found.
+    pub otherwise: String,
+}
+
+impl RegexFilter {
+    /// The default of `otherwise`, that of lm-evaluation-harness.
+    pub const OTHERWISE: &'static str = "[invalid]";
+
+    /// Returns the filter that takes the first match.
+    pub fn first(pattern: impl Into<String>) -> Self {
+        Self { pattern: pattern.into(), pick: 0, otherwise: Self::OTHERWISE.into() }
+    }
+}
+
+/// What exact match ignores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Normaliser {
+    /// Capital letters.
+    Case,
+    /// ASCII punctuation.
+    Punctuation,
+    /// Digits.
+    Numbers,
+    /// Whitespace around the text.
+    Whitespace,
+}
+
+impl Normaliser {
+    /// All by their names.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("case", Self::Case),
+        ("punctuation", Self::Punctuation),
+        ("numbers", Self::Numbers),
+        ("whitespace", Self::Whitespace),
+    ];
+
+    /// Returns the one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, found)| found)
+    }
+}
+
+/// Several answers to each prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerSampling {
+    /// How many.
+    pub answers: usize,
+    /// The sampling temperature.
+    pub temperature: f64,
+    /// Answers are sampled from the most likely tokens with this share of the probability.
+    pub top_p: f64,
+    /// Random seed.
+    pub seed: u64,
+    /// Whether the most frequent one is scored (self-consistency, Wang et al. 2022); otherwise scores are means.
+    pub vote: bool,
+}
+
+/// How likely a model finds a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PerplexityTask {
+    /// The text of a row.
+    pub text: RowTemplate,
+    /// Most tokens that the model sees; `None`: its context.
+    pub window: Option<usize>,
+    /// Tokens that each window predicts; `None`: all of it, so that windows do not overlap.
+    pub stride: Option<usize>,
+    /// What the likelihood is divided by.
+    pub per: Vec<PerplexityUnit>,
+}
+
+/// What the likelihood of a text is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PerplexityUnit {
+    /// Tokens, which differ between models.
+    Token,
+    /// Words: pieces between runs of whitespace.
+    Word,
+    /// UTF-8 bytes.
+    Byte,
+}
+
+impl PerplexityUnit {
+    /// All by their names.
+    pub const ALL: [(&'static str, Self); 3] = [("token", Self::Token), ("word", Self::Word), ("byte", Self::Byte)];
+
+    /// Returns the one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, found)| found)
+    }
+}

@@ -1,0 +1,130 @@
+//! The file of a suite: what it means, and all its mistakes in one report.
+
+use ft::recipe::suite_file::{
+    AnswerFilter, ChoiceMetric, ChoiceTexts, FewShotForm, Normaliser, PerplexityUnit, TaskKind, parse,
+};
+
+#[test]
+fn a_suite_says_what_is_asked_and_how_it_is_scored() {
+    let text = r#"
+title: Three kinds
+tasks:
+- name: icd10
+  data: rows.csv
+  limit: 20
+  category: "{{ chapter }}"
+  prompt: "Question: {{ question }}\nAnswer:"
+  answer: "{{ answer }}"
+  few_shot: { rows: 4, data: train.jsonl, seed: 7, as: turns }
+  chat: false
+  system: Be brief.
+  generate:
+    metrics: [exact_match, f1]
+    max_new_tokens: 32
+    stop: "\n"
+    extract: ['answer is (.*)', strip, { regex: '\d+', pick: -1, otherwise: none }]
+    normalise: [case, whitespace]
+    samples: { answers: 5, temperature: 0.7 }
+- name: arc
+  data: arc.jsonl
+  prompt: "{{ question }}"
+  main: acc_bytes
+  choice: { choices: "{{ options }}", answer: "{{ label }}", shuffle: 7, metrics: [acc, acc_bytes] }
+- name: wiki
+  data: wiki.txt
+  perplexity: { stride: 512, window: 1024, per: [token, byte] }
+- { name: end, data: end.jsonl, prompt: "{{ a }}", answer: "{{ b }}", cloze: }
+gates:
+- icd10.exact_match >= baseline - 0.02
+"#;
+    let suite = parse("suite.yaml", text).unwrap();
+    assert_eq!(suite.gates, ["icd10.exact_match >= baseline - 0.02"]);
+    let [icd10, arc, wiki, end] = &suite.tasks[..] else { panic!("four tasks") };
+    let shots = icd10.few_shot.as_ref().unwrap();
+    assert_eq!(
+        (shots.rows, shots.seed, shots.form, shots.separator.as_str()),
+        (4, Some(7), FewShotForm::Turns, "\n\n")
+    );
+    assert_eq!((icd10.limit, icd10.chat, icd10.separator.as_str()), (Some(20), Some(false), " "));
+    let TaskKind::Generate(generate) = &icd10.kind else { panic!("generate") };
+    assert_eq!(generate.stop, Some(vec!["\n".to_string()]));
+    let [AnswerFilter::Regex(first), AnswerFilter::Strip, AnswerFilter::Regex(last)] = &generate.extract[..] else {
+        panic!("three filters")
+    };
+    assert_eq!((first.pattern.as_str(), first.pick, first.otherwise.as_str()), ("answer is (.*)", 0, "[invalid]"));
+    assert_eq!((last.pattern.as_str(), last.pick, last.otherwise.as_str()), (r"\d+", -1, "none"));
+    assert_eq!(generate.normalise, [Normaliser::Case, Normaliser::Whitespace]);
+    let samples = generate.samples.as_ref().unwrap();
+    assert_eq!((samples.answers, samples.temperature, samples.top_p, samples.vote), (5, 0.7, 1.0, true));
+    let TaskKind::Choice(choice) = &arc.kind else { panic!("choice") };
+    assert!(matches!(choice.choices, ChoiceTexts::List(_)) && choice.shuffle == Some(7) && !choice.letters);
+    assert_eq!(choice.metrics, [ChoiceMetric::Accuracy, ChoiceMetric::PerByte]);
+    assert_eq!(arc.main.as_deref(), Some("acc_bytes"));
+    let TaskKind::Perplexity(perplexity) = &wiki.kind else { panic!("perplexity") };
+    assert_eq!((perplexity.window, perplexity.stride), (Some(1024), Some(512)));
+    assert_eq!(perplexity.per, [PerplexityUnit::Token, PerplexityUnit::Byte]);
+    assert_eq!(end.kind, TaskKind::Cloze);
+}
+
+#[test]
+fn all_mistakes_are_reported_with_their_places() {
+    let text = r#"titel: x
+tasks:
+- name: a b
+  data: rows.csv
+  promt: "{{ q }}"
+  generate: { metrics: [exact_mach, f1, f1], stop: "", extract: '(', samples: { answers: 0, temperature: 0 } }
+- name: c
+  data: rows.csv
+  prompt: "{{ q"
+  answer: "{{ a }}"
+  main: acc_byte
+  few_shot: 4
+  choice: { choices: [one], answer: "{{ l }}", by: leter, shuffle: many }
+- name: c
+  perplexity: { window: 8, stride: 16, per: [tokens] }
+  generate: { normalise: [cases] }
+  chat: perhaps
+- { name: d, data: x.jsonl, generate: { metrics: f1 }, answer: "{{ a }}", limit: 0 }
+- { name: e, data: x.jsonl, perplexity: , prompt: "{{ a }}" }
+- { name: f, data: x.jsonl, cloze: { metrics: acc } }
+- name: g
+  data: x.jsonl
+"#;
+    let told = parse("suite.yaml", text).unwrap_err().to_string();
+    for part in [
+        "suite.yaml:1:1: unknown key `titel`\n",
+        "did you mean `title`?",
+        "suite.yaml:3:9: `a b` is no name of a task",
+        "suite.yaml:5:3: unknown key `promt`",
+        "did you mean `prompt`?",
+        "suite.yaml:6:25: unknown choice `exact_mach` for `metrics`",
+        "did you mean `exact_match`?",
+        "suite.yaml:6:41: `metrics` names `f1` twice",
+        "`stop`: an empty text would end every answer",
+        "`(` is no regular expression",
+        "`answers`: expected 1 or more, found 0",
+        "`temperature`: expected a number above 0, found 0",
+        "suite.yaml:9:11: `prompt`: ",
+        "suite.yaml:12:13: `few_shot`: expected keys and values",
+        "`choices`: expected two or more",
+        "unknown choice `leter` for `by`",
+        "`shuffle`: expected a whole number, found the text `many`",
+        "`answer` beside `choice`",
+        "a second task is called `c`",
+        "`data` is missing",
+        "a task has one kind, found generate and perplexity",
+        "`chat`: expected true or false, found the text `perhaps`",
+        "`answer` beside `generate`",
+        "`limit`: expected 1 or more, found 0",
+        "`prompt` beside `perplexity`",
+        "`prompt` is missing",
+        "`answer` is missing",
+        "`cloze`: expected no settings, found a map",
+        "the task has no kind",
+    ] {
+        assert!(told.contains(part), "{part}\n\n{told}");
+    }
+    assert!(parse("suite.yaml", "").unwrap_err().to_string().contains("`tasks` is missing"));
+    assert!(parse("suite.yaml", "- a").unwrap_err().to_string().contains("expected keys and values, found a list"));
+}
