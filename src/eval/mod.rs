@@ -4,11 +4,21 @@
 //! differ in exact match. rows: the prompts and expected answers of a file. run: evaluates a language model on these rows. score:
 //! scores rows with a reward model. merge_losses: losses of merges; sweep (a folder) searches the weights of one by them, soup
 //! chooses its adapters.
+//!
+//! results: what models answered to a suite. comparison (a folder): what the results say, tests and gates. baselines (a
+//! folder): rules without a model, an n-gram model. report (a folder): page, Markdown and summary.
+//! contamination: items that training rows contain. exposure: canaries that were memorised.
 
 pub mod answer_metrics;
+pub mod baselines;
+pub mod comparison;
+pub mod contamination;
+pub mod exposure;
 pub mod match_test;
 pub mod merge_losses;
 pub mod metrics;
+pub mod report;
+pub mod results;
 pub mod rows;
 pub mod run;
 pub mod score;

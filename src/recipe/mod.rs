@@ -3,10 +3,12 @@
 //! The steps: parse YAML into a tree with positions, apply `--set` overrides, check the tree against the schema, check
 //! settings against each other, fill in defaults. All mistakes are collected and reported together. The structs in
 //! `sections` and `optim` are the single source: the schema, the check, suggestions and the reference are made from
-//! them. `merge_file` reads the file of a merge, which is no recipe, with the same tree and the same reports.
+//! them. `merge_file` reads the file of a merge, which is no recipe, with the same tree and the same reports. `gate` reads
+//! conditions on an evaluation's results.
 
 mod check;
 mod conflicts;
+pub mod gate;
 pub mod merge_file;
 mod mistakes;
 pub mod neutral;

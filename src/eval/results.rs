@@ -1,0 +1,99 @@
+//! The results of a suite: what every model answered to every item of every task, with the scores. Serialised as results.json.
+
+use crate::stats::bootstrap::Estimate;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The results of a suite for one or several models.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct SuiteResults {
+    /// The suite's file as named.
+    pub suite: String,
+    /// What reports call the suite.
+    pub title: Option<String>,
+    /// The models. The first is the baseline if there are several.
+    pub subjects: Vec<Subject>,
+    /// The tasks, in the suite's order.
+    pub tasks: Vec<TaskResults>,
+}
+
+/// A model, or a base with an adapter.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Subject {
+    /// What reports call it.
+    pub name: String,
+    /// The model's folder or file as named.
+    pub model: String,
+    /// The adapter's folder as named.
+    pub adapter: Option<String>,
+}
+
+/// The results of one task.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct TaskResults {
+    /// The task's name.
+    pub name: String,
+    /// `choice`, `generate`, `perplexity` or `cloze`.
+    pub kind: String,
+    /// Name of the metric that comparisons use.
+    pub main_metric: String,
+    /// The metrics.
+    pub metrics: Vec<MetricInfo>,
+    /// The file of rows as named.
+    pub data: String,
+    /// The items.
+    pub items: Vec<ItemInfo>,
+    /// The answers, one entry for each subject.
+    pub results: Vec<SubjectResults>,
+}
+
+/// What a metric's numbers mean.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct MetricInfo {
+    /// Its name, a key of `SubjectResults::estimates`.
+    pub name: String,
+    /// Whether a larger value is better.
+    pub higher_is_better: bool,
+    /// Whether the estimate is the mean of a score of each item (`ItemAnswer::scores`), so that paired tests apply.
+    pub is_mean: bool,
+}
+
+/// One item of a task: what was asked, and what is right.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct ItemInfo {
+    /// The row in the file, from 1.
+    pub line: usize,
+    /// The prompt as text, as the first subject got it.
+    pub prompt: String,
+    /// The right answers.
+    pub expected: Vec<String>,
+    /// The category, if the task has one.
+    pub category: Option<String>,
+    /// The choices (kind `choice`).
+    pub choices: Vec<String>,
+}
+
+/// What one model answered to one task.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct SubjectResults {
+    /// Value and interval of each metric. A metric without a value is left out.
+    pub estimates: BTreeMap<String, Estimate>,
+    /// The answers, one for each item.
+    pub answers: Vec<ItemAnswer>,
+}
+
+/// The answer to one item.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+pub struct ItemAnswer {
+    /// The written answer after extraction, or the chosen choice.
+    pub text: String,
+    /// Metrics of this item, and what those of all items are computed from (log-likelihood, tokens, words, bytes).
+    pub scores: BTreeMap<String, f64>,
+    /// Log-likelihoods of the choices (kind `choice`), else empty.
+    pub log_likelihoods: Vec<f64>,
+    /// Why a written answer ended.
+    pub finish_reason: Option<String>,
+    /// The answers as written, before extraction (kind `generate`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<String>,
+}
