@@ -10,6 +10,7 @@ mod compare;
 mod data;
 mod doctor;
 mod eval;
+mod eval_report;
 mod export;
 mod generate;
 mod import;
@@ -70,6 +71,7 @@ enum RootCommand {
     Runs(runs::RunsCommand),
     Replay(replay::ReplayArgs),
     Eval(eval::EvalArgs),
+    EvalReport(eval_report::EvalReportArgs),
     Compare(compare::CompareArgs),
     Score(score::ScoreArgs),
     /// Make preference data: people and models judge pairs of answers
@@ -139,6 +141,7 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Runs(verb) => runs::run(verb),
         RootCommand::Replay(args) => replay::run(&args),
         RootCommand::Eval(args) => eval::run(args),
+        RootCommand::EvalReport(args) => eval_report::run(&args),
         RootCommand::Compare(args) => compare::run(&args),
         RootCommand::Score(args) => score::run(args),
         RootCommand::Label(verb) => label::run(verb),

@@ -3,12 +3,21 @@
 //! metrics: pure functions over answers; answer_metrics: overlap of texts and scores of classes; match_test: whether two models
 //! differ in exact match. rows: the prompts and expected answers of a file. run: evaluates a language model on these rows. score:
 //! scores rows with a reward model. merge_losses: losses of merges; sweep (a folder) searches the weights of one by them, soup
-//! chooses its adapters. results: what models answered to a suite, which suite (a folder) runs.
+//! chooses its adapters.
+//!
+//! suite (a folder): runs the tasks of a suite. results: what models answered to it. comparison (a folder): what the results say, tests and gates. baselines (a
+//! folder): rules without a model, an n-gram model. report (a folder): page, Markdown and summary.
+//! contamination: items that training rows contain. exposure: canaries that were memorised.
 
 pub mod answer_metrics;
+pub mod baselines;
+pub mod comparison;
+pub mod contamination;
+pub mod exposure;
 pub mod match_test;
 pub mod merge_losses;
 pub mod metrics;
+pub mod report;
 pub mod results;
 pub mod rows;
 pub mod run;

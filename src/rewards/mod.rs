@@ -6,7 +6,7 @@
 
 mod command;
 mod http;
-mod json;
+pub mod json;
 pub mod model;
 pub mod program;
 pub mod source;

@@ -1,5 +1,8 @@
-//! Tests of two models on the same rows: McNemar's, Holm's correction for several of them, and the difference that a
-//! number of rows can show.
+//! Tests of two models on the same rows: McNemar's, a randomisation test of graded scores, Holm's correction for several of them, and
+//! the difference that a number of rows can show.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 
 /// The normal quantile of a two-sided test at 5 %.
 const Z_TEST: f64 = 1.959963984540054;
@@ -21,6 +24,32 @@ pub fn mcnemar(only_a: usize, only_b: usize) -> f64 {
         tail += coefficient.exp();
     }
     (2.0 * tail).min(1.0)
+}
+
+/// Computes the two-sided p-value of a randomisation test of paired differences (Fisher 1935): the probability that their sum is at
+/// least as far from 0 if each sign is random, as it is between two equally good models. All signs are tried if they are
+/// no more than `draws`; otherwise that many are drawn, and the observed ones count as one more. 1 if all are 0.
+pub fn sign_flip(differences: &[f64], draws: usize, rng: &mut ChaCha8Rng) -> f64 {
+    let differences: Vec<f64> = differences.iter().copied().filter(|d| *d != 0.0).collect();
+    let total: f64 = differences.iter().map(|d| d.abs()).sum();
+    // Sums of the same numbers in another order differ in their last bits.
+    let observed = differences.iter().sum::<f64>().abs() - 1e-12 * total;
+    let far = |sum: f64| usize::from(sum.abs() >= observed);
+    let n = differences.len();
+    if n < usize::BITS as usize && 1usize << n <= draws {
+        let sum =
+            |signs: usize| differences.iter().enumerate().map(|(i, d)| if signs >> i & 1 == 1 { -d } else { *d }).sum();
+        let count = 1usize << n;
+        return (0..count).map(|signs| far(sum(signs))).sum::<usize>() as f64 / count as f64;
+    }
+    let mut drawn = || -> f64 {
+        let part = |part: &[f64], bits: u64| -> f64 {
+            part.iter().enumerate().map(|(i, d)| if bits >> i & 1 == 1 { -d } else { *d }).sum()
+        };
+        differences.chunks(64).map(|chunk| part(chunk, rng.next_u64())).sum()
+    };
+    let reached: usize = (0..draws).map(|_| far(drawn())).sum();
+    (reached + 1) as f64 / (draws + 1) as f64
 }
 
 /// Corrects p-values for their number (Holm 1979): each is multiplied by the number of those that are at least as large, and is at
@@ -60,6 +89,21 @@ mod tests {
             assert!((found - p).abs() <= 1e-4 * p, "{a} {b}: {found}");
             assert_eq!(found, mcnemar(b, a));
         }
+    }
+
+    #[test]
+    fn signs_of_graded_differences_are_tried_or_drawn() {
+        let mut rng = crate::rng::stream(1, "test", 0);
+        // scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf): 6 of 32 signs.
+        let exact = sign_flip(&[0.5, 0.25, 0.0, 0.75, -0.25, 0.5], 9999, &mut rng);
+        assert_eq!(exact, 6.0 / 32.0);
+        assert_eq!(sign_flip(&[0.0, 0.0], 9999, &mut rng), 1.0);
+        // As many ones as McNemar's test counts: the two agree.
+        let ones: Vec<f64> = [vec![1.0; 15], vec![-1.0; 5]].concat();
+        let drawn = sign_flip(&ones, 99_999, &mut rng);
+        assert!((drawn - mcnemar(5, 15)).abs() < 0.003, "{drawn}");
+        let far: Vec<f64> = (0..300).map(|i| 1.0 + f64::from(i % 7)).collect();
+        assert_eq!(sign_flip(&far, 999, &mut rng), 0.001);
     }
 
     #[test]

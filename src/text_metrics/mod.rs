@@ -2,12 +2,16 @@
 //!
 //! `words`: how texts become words, and counts of their n-grams. `rouge`, `bleu`, `chrf`: the three families of overlap,
 //! as `rouge-score` and `sacrebleu` compute them. `question_answering`: SQuAD's exact match and F1. `edit_distance`: changes
-//! of characters. `numbers`: the number that an answer says.
+//! of characters. `numbers`: the number that an answer says. `instructions` (a folder): instructions whose observance a program can
+//! verify. `json_answer`, `tool_calls`: answers that are JSON, calls of tools.
 
 pub mod bleu;
 pub mod chrf;
 pub mod edit_distance;
+pub mod instructions;
+pub mod json_answer;
 pub mod numbers;
 pub mod question_answering;
 pub mod rouge;
+pub mod tool_calls;
 pub mod words;

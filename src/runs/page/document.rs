@@ -11,12 +11,17 @@ const SCRIPT: &str = include_str!("hover.js");
 
 /// Returns a whole page in the style of reports around an HTML body. `title` is escaped, `body` is not.
 pub fn document(title: &str, body: &str) -> String {
+    styled_document(title, "", body)
+}
+
+/// Returns a whole page like [`document`], with more rules of style, which are not escaped.
+pub fn styled_document(title: &str, style: &str, body: &str) -> String {
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
     let page = html! {
         (PreEscaped(HEAD.replace("SCRIPT_HASH", &hash)))
         title { (plain(title)) " · ft" }
         "\n"
-        style { (PreEscaped(STYLE)) }
+        style { (PreEscaped(STYLE)) (PreEscaped(style)) }
         (PreEscaped("\n</head>\n<body>\n"))
         main { "\n" (PreEscaped(body)) "\n" }
         "\n"

@@ -2,5 +2,6 @@
 
 mod commands;
 mod eval_commands;
+mod eval_report_commands;
 mod generate_commands;
 mod help;

@@ -1,0 +1,147 @@
+//! Renders answers side by side: items that changed, the largest change first, and the worst answers.
+
+use crate::eval::comparison::{SubjectComparison, main_metric};
+use crate::eval::report::EvaluationReport;
+use crate::eval::report::calibration::probabilities;
+use crate::eval::report::format::NumberFormat;
+use crate::eval::results::{ItemAnswer, TaskResults};
+use crate::runs::page::escape::named;
+use crate::runs::page::markdown::text_with_formulas;
+use maud::{Markup, html};
+
+/// Number of items that a list shows.
+const SHOWN: usize = 40;
+/// Characters of a text that a page shows from its beginning and from its end.
+const SHOWN_CHARACTERS: [usize; 2] = [1500, 1500];
+
+/// Renders the lists of one model that is compared with the baseline.
+pub fn changed(report: &EvaluationReport, task: &TaskResults, found: &SubjectComparison) -> Markup {
+    let Some(changes) = &found.changes else { return Markup::default() };
+    let Some(subject) = report.results.subjects.iter().position(|s| s.name == found.subject) else {
+        return Markup::default();
+    };
+    let (worse, better) = match changes.flips {
+        true => ("became wrong", "became right"),
+        false => ("got a worse score", "got a better score"),
+    };
+    let columns = [0, subject];
+    html! {
+        (list(report, task, &columns, &changes.worse, &format!("{} with {}", worse, found.subject), true))
+        (list(report, task, &columns, &changes.better, &format!("{} with {}", better, found.subject), false))
+    }
+}
+
+/// Renders the worst answers of a model. With choices, those that are wrong with the highest confidence come first.
+pub fn worst(report: &EvaluationReport, task: &TaskResults, subject: usize) -> Markup {
+    let items = worst_items(task, subject);
+    let name = &report.results.subjects[subject].name;
+    let columns: Vec<usize> = if subject == 0 { vec![0] } else { vec![0, subject] };
+    list(report, task, &columns, &items, &format!("answered worst by {name}"), false)
+}
+
+/// Returns the items with the worst scores, or all that are wrong if answers are right or wrong, the worst first.
+fn worst_items(task: &TaskResults, subject: usize) -> Vec<usize> {
+    let metric = main_metric(task);
+    if !metric.is_mean {
+        return Vec::new();
+    }
+    let answers = &task.results[subject].answers;
+    let sign = if metric.higher_is_better { 1.0 } else { -1.0 };
+    let score = |i: usize| answers[i].scores.get(&metric.name).map_or(0.0, |score| sign * score);
+    let confidence = |i: usize| probabilities(&answers[i].log_likelihoods).into_iter().fold(0.0, f64::max);
+    let best = (0..answers.len()).map(score).fold(f64::NEG_INFINITY, f64::max);
+    let mut items: Vec<usize> = (0..answers.len()).filter(|i| score(*i) < best).collect();
+    items.sort_by(|a, b| score(*a).total_cmp(&score(*b)).then(confidence(*b).total_cmp(&confidence(*a))));
+    items
+}
+
+fn list(
+    report: &EvaluationReport,
+    task: &TaskResults,
+    columns: &[usize],
+    items: &[usize],
+    title: &str,
+    open: bool,
+) -> Markup {
+    let count = items.len();
+    html! {
+        @if count > 0 {
+            details class="list" open[open] {
+                summary {
+                    (count) @if count == 1 { " item " } @else { " items " } (named(title))
+                    @if count > SHOWN { span class="note" { "the first " (SHOWN) " are shown" } }
+                }
+                @for item in items.iter().take(SHOWN) { (example(report, task, columns, *item)) }
+            }
+        }
+    }
+}
+
+fn example(report: &EvaluationReport, task: &TaskResults, columns: &[usize], item: usize) -> Markup {
+    let info = &task.items[item];
+    html! {
+        div class="example" {
+            div class="place" {
+                "line " (info.line)
+                @if let Some(category) = &info.category { " · " (named(category)) }
+            }
+            div class="prompt" { (text(&info.prompt)) }
+            div class="answers" {
+                @for subject in columns {
+                    (answer(task, &task.results[*subject].answers[item], &report.results.subjects[*subject].name))
+                }
+                div class="answer expected" {
+                    h4 { "Expected" }
+                    @for expected in &info.expected { div class="text" dir="auto" { (text(expected)) } }
+                }
+            }
+        }
+    }
+}
+
+fn answer(task: &TaskResults, found: &ItemAnswer, name: &str) -> Markup {
+    let metric = main_metric(task);
+    let score = found.scores.get(&metric.name).copied();
+    let class = match score {
+        Some(1.0) if metric.higher_is_better => "right",
+        Some(0.0) if metric.higher_is_better => "wrong",
+        _ => "",
+    };
+    let format = NumberFormat::of(task, metric);
+    let confidence = probabilities(&found.log_likelihoods).into_iter().fold(0.0, f64::max);
+    let as_written: Vec<&String> = found.written.iter().filter(|w| w.trim() != found.text.trim()).collect();
+    html! {
+        div class={ "answer " (class) } {
+            h4 {
+                (named(name))
+                @match class {
+                    "right" => { " · right" }
+                    "wrong" => { " · wrong" }
+                    _ => { @if let Some(score) = score { " · " (format.value(score)) } }
+                }
+                @if confidence > 0.0 { " · " (format!("{:.0} %", 100.0 * confidence)) " sure" }
+                @if found.finish_reason.as_deref() == Some("length") { " · cut off" }
+            }
+            div class="text" dir="auto" { @if found.text.trim().is_empty() { em { "(nothing)" } } @else { (text(&found.text)) } }
+            @for written in as_written {
+                details { summary { "as written" } div class="text" dir="auto" { (text(written)) } }
+            }
+        }
+    }
+}
+
+/// Renders a text of a person or a model; the middle of a long one is left out.
+fn text(said: &str) -> Markup {
+    let said = said.trim();
+    let count = said.chars().count();
+    let [front, back] = SHOWN_CHARACTERS;
+    if count <= front + back {
+        return text_with_formulas(said);
+    }
+    let cut = |n: usize| said.char_indices().nth(n).map_or(said.len(), |(at, _)| at);
+    html! {
+        (text_with_formulas(&said[..cut(front)]))
+        em { " … " (crate::report::count((count - front - back) as u64)) " characters left out … " }
+        (text_with_formulas(&said[cut(count - back)..]))
+    }
+}
