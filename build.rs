@@ -24,12 +24,17 @@ fn main() {
     link(&libtorch);
 }
 
-/// Compiles static libraries (name, files and flags), all at the same time: cargo's job server limits the number of compilers,
-/// and one library alone has a single long file.
+/// Compiles static libraries (name, files and flags), as many at a time as cargo runs jobs: each has a single long file.
 fn compile(libraries: &[(String, cc::Build)]) {
+    let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for (name, build) in libraries {
-            scope.spawn(|| build.compile(name));
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some((name, build)) = libraries.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                    build.compile(name);
+                }
+            });
         }
     });
     println!("cargo:rustc-link-search=native={}", std::env::var("OUT_DIR").expect("cargo sets it"));
