@@ -8,13 +8,14 @@
 use serde_json::Value;
 
 /// Keys that cannot change a result: places of files, what is kept and shown, and how the machine is used.
-const NEUTRAL_KEYS: [(&str, &str); 10] = [
+const NEUTRAL_KEYS: [(&str, &str); 11] = [
     ("run", "out"),
     ("run", "keep"),
     ("run", "save_every"),
     ("run", "samples"),
     ("run", "threads"),
     ("run", "eval_at_start"),
+    ("run", "evaluate"),
     ("run", "reach_every"),
     ("model", "device"),
     ("model", "storage"),
