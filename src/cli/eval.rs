@@ -4,6 +4,7 @@ mod suite;
 
 use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs};
 use super::shared::named_adapters::{AdaptedModel, AdapterArg, NamedAdapters};
+use super::shared::suite::estimate;
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::eval::answer_metrics::AnswerMetric;
@@ -236,11 +237,6 @@ fn as_json(result: &Evaluation) -> Result<Value> {
 
 fn share(x: Option<f64>) -> String {
     x.map_or("-".to_string(), |x| format!("{x:.4}"))
-}
-
-fn estimate(found: Option<Estimate>) -> String {
-    let Some(Estimate { value, interval }) = found else { return "-".to_string() };
-    format!("{value:.4}") + &interval.map_or(String::new(), |[a, b]| format!("  (95 % {a:.4} to {b:.4})"))
 }
 
 fn exact_match(e: &Evaluation) -> String {

@@ -1,7 +1,8 @@
 //! `ft resume`: continues a run from its folder, or repeats a part of it and compares (`--verify`).
 
 use super::shared::interrupt::stop_on_signal;
-use super::shared::training::{print_summary, software};
+use super::shared::suite;
+use super::shared::training::{evaluate, print_summary, software};
 use clap::Args;
 use ft::error::{Error, Result};
 use ft::recipe::plan::Plan;
@@ -39,7 +40,11 @@ pub fn run(args: &ResumeArgs) -> Result<()> {
         plan.recipe.run.out = here;
     }
     match args.verify {
-        None => print_summary(&run::run(&plan, StartMode::Resume, &software(), None, stop_on_signal())?, args.json),
+        None => {
+            let suite = suite::of_plan(&plan)?;
+            print_summary(&run::run(&plan, StartMode::Resume, &software(), None, stop_on_signal())?, args.json)?;
+            evaluate(&plan, suite)
+        }
         Some(steps) => print_verdict(&verify::verify(&plan, steps)?, args),
     }
 }

@@ -1,8 +1,11 @@
 //! `ft runs`: lists, shows and compares run folders, and writes their report pages and model cards.
 
+use super::shared::suite;
 use clap::Subcommand;
 use console::style;
 use ft::error::{Error, Result};
+use ft::eval::results::SuiteResults;
+use ft::fsutil;
 use ft::report;
 use ft::runs::diagnose::diagnose;
 use ft::runs::diagnose::finding::DiagnosisInput;
@@ -143,9 +146,13 @@ fn run_summary(path: &Path, run: &RunFolder) -> Value {
 
 fn show(path: &Path, json: bool) -> Result<()> {
     let run = RunFolder::open(path)?;
+    let evaluation = evaluation(path)?;
     if !json {
         let width = console::Term::stdout().size_checked().map_or(100, |(_, columns)| columns as usize);
         print!("{}", page(&run, width));
+        if let Some(results) = evaluation {
+            println!("\nevaluation by {}\n{}", results.suite, report::table(&suite::table(&results)));
+        }
         return Ok(());
     }
     let mut value = run_summary(path, &run);
@@ -155,7 +162,14 @@ fn show(path: &Path, json: bool) -> Result<()> {
     value["recipe"] = json!(run.plan.recipe);
     value["resumed_at"] = json!(run.resumed_steps());
     value["samples"] = json!(run.samples);
+    value["evaluation"] = json!(evaluation.as_ref().map(suite::as_json));
     print(&value)
+}
+
+/// Reads the results of `run.evaluate`, if there are any.
+fn evaluation(run: &Path) -> Result<Option<SuiteResults>> {
+    let file = run.join(suite::OF_RUN).join("results.json");
+    if file.is_file() { fsutil::read_json(&file).map(Some) } else { Ok(None) }
 }
 
 fn compare(a: &Path, b: &Path, json: bool) -> Result<()> {

@@ -1,7 +1,8 @@
 //! `ft train`: trains a model from a recipe.
 
 use super::shared::interrupt::stop_on_signal;
-use super::shared::training::{fit_plan, print_summary, software};
+use super::shared::suite;
+use super::shared::training::{evaluate, fit_plan, print_summary, software};
 use clap::Args;
 use ft::error::Result;
 use ft::recipe;
@@ -43,5 +44,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         _ => StartMode::Fresh,
     };
     let profile = args.profile.as_deref();
-    print_summary(&run::run(&plan, start, &software(), profile, stop_on_signal())?, args.json)
+    let suite = suite::of_plan(&plan)?;
+    print_summary(&run::run(&plan, start, &software(), profile, stop_on_signal())?, args.json)?;
+    evaluate(&plan, suite)
 }

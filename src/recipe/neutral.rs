@@ -16,6 +16,7 @@ const NEUTRAL_KEYS: [(&str, &str); 11] = [
     ("run", "threads"),
     ("run", "offload"),
     ("run", "eval_at_start"),
+    ("run", "evaluate"),
     ("run", "reach_every"),
     ("model", "device"),
     ("model", "storage"),

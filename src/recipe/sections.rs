@@ -321,6 +321,11 @@ pub struct RunSection {
     /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
     pub eval_at_start: bool,
+    /// A suite (as for `ft eval SUITE`) that is asked when the run has ended: of the model as it was before the training, and of the
+    /// result. Both results are in the folder `evaluation` of the run. Left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub evaluate: Option<PathBuf>,
     /// Recurrent models: measure every N steps, from the first on, how much the loss at a token depends on the states 1, 2, 4, …
     /// tokens before it (metrics `state_gradient_1`, …, and a chart). Left out: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]

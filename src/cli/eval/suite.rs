@@ -1,28 +1,20 @@
 //! `ft eval SUITE`: runs the tasks of a suite.
 
-use super::{EvalArgs, estimate};
+use super::EvalArgs;
 use crate::cli::shared::named_adapters::{AdaptedModel, AdapterArg};
-use ft::error::{Error, Result};
-use ft::eval::results::{Subject, SuiteResults};
+use crate::cli::shared::suite::{CACHE, as_json, read, table};
+use ft::error::Result;
+use ft::eval::results::Subject;
 use ft::eval::suite::cache::AnswerCache;
 use ft::eval::suite::{SuiteSubject, run_suite, write_results};
 use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::content_hash;
-use ft::recipe::suite_file;
 use ft::{fsutil, report};
-use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-
-/// The file of answers in --out.
-const CACHE: &str = "cache.jsonl";
 
 /// Runs the tasks of a suite, writes the results and prints a table.
 pub fn run(args: &EvalArgs, path: &Path) -> Result<()> {
-    let suite = suite_file::read(path)?;
-    if let Some(gate) = suite.gates.first() {
-        return Err(Error::user(format!("{}: the gate `{gate}`: gates are not checked", path.display()))
-            .hint("leave out `gates`"));
-    }
+    let suite = read(path)?;
     let (mut cache, _lock) = match &args.out {
         Some(out) => {
             fsutil::create_dir_all(out)?;
@@ -80,43 +72,4 @@ fn subjects<'a>(args: &EvalArgs, adapted: &'a AdaptedModel) -> Result<Vec<SuiteS
         subject(named.name.clone(), Some(folder), AnsweringAdapter::Chosen(Some(number)), Some(number))
     });
     std::iter::once(base_alone).chain(named).collect()
-}
-
-/// Returns the numbers without items and answers.
-fn as_json(results: &SuiteResults) -> Value {
-    let task = |task: &ft::eval::results::TaskResults| {
-        let estimates: Vec<Value> = task.results.iter().map(|found| json!(found.estimates)).collect();
-        json!({
-            "name": task.name,
-            "kind": task.kind,
-            "main_metric": task.main_metric,
-            "metrics": task.metrics,
-            "data": task.data,
-            "items": task.items.len(),
-            "estimates": estimates,
-        })
-    };
-    json!({
-        "suite": results.suite,
-        "title": results.title,
-        "subjects": results.subjects,
-        "tasks": results.tasks.iter().map(task).collect::<Vec<_>>(),
-    })
-}
-
-/// Returns a row for each metric of each task, with a column for each subject.
-fn table(results: &SuiteResults) -> Vec<Vec<String>> {
-    let titles = ["task", "items", "metric"].map(String::from).into_iter();
-    let mut table = vec![titles.chain(results.subjects.iter().map(|subject| subject.name.clone())).collect::<Vec<_>>()];
-    for task in &results.tasks {
-        for (i, metric) in task.metrics.iter().enumerate() {
-            let begin = match i {
-                0 => [task.name.clone(), report::count(task.items.len() as u64)],
-                _ => Default::default(),
-            };
-            let found = task.results.iter().map(|found| estimate(found.estimates.get(&metric.name).copied()));
-            table.push(begin.into_iter().chain([metric.name.clone()]).chain(found).collect());
-        }
-    }
-    table
 }

@@ -10,4 +10,5 @@ pub mod model_files;
 pub mod named_adapters;
 pub mod sampling;
 pub mod stdout;
+pub mod suite;
 pub mod training;

@@ -1,7 +1,9 @@
 //! Steps that the commands which train share: `ft train`, `check`, `resume` and `replay`.
 
+use super::suite;
 use ft::error::Result;
 use ft::recipe::plan::Plan;
+use ft::recipe::suite_file::SuiteFile;
 use ft::runs::facts::Software;
 use ft::{report, runtime, train};
 use std::time::Duration;
@@ -29,6 +31,14 @@ pub fn print_summary(summary: &train::summary::RunSummary, json: bool) -> Result
         report::duration(Duration::from_secs_f64(summary.seconds)),
         report::bytes(summary.memory),
     ));
+    Ok(())
+}
+
+/// Asks the suite that the recipe names of the model before and after the run, and reports the numbers.
+pub fn evaluate(plan: &Plan, suite: Option<SuiteFile>) -> Result<()> {
+    let Some(file) = suite else { return Ok(()) };
+    let results = suite::evaluate_run(plan, &file)?;
+    report::info(report::table(&suite::table(&results)));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use super::rows::{TaskRow, at};
 use super::scores::{ExactMatch, Extraction, joint_metric, mean_metric, vote};
 use super::subject::SuiteSubject;
 use super::written::{self, WrittenAnswers};
+use crate::data::source;
 use crate::error::{Error, Result};
 use crate::eval::answer_metrics::{AnswerMetric, ReferencedAnswer};
 use crate::eval::results::{ItemAnswer, MetricInfo, SubjectResults};
@@ -94,7 +95,13 @@ pub fn encode_conversations(
     generate: &GenerateTask,
     subject: &SuiteSubject,
 ) -> Result<(EncodedPrompts, Vec<usize>)> {
-    let rows = EvalRow::read(&task.data, task.limit, subject.tokenizer)?;
+    let mut rows = Vec::new();
+    for file in source::files(&task.data)? {
+        let room = task.limit.map(|limit| limit - rows.len());
+        if room != Some(0) {
+            rows.extend(EvalRow::read(&file, room, subject.tokenizer)?);
+        }
+    }
     let mut lines = Vec::new();
     let mut prompts = EncodedPrompts { ids: Vec::new(), texts: Vec::new(), expected: Vec::new(), max_new_tokens: 0 };
     for row in rows {

@@ -35,6 +35,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         run::length,
         run::validation,
         run::result,
+        run::evaluation,
         run::tf32,
         run::offload,
         rows::overflow,

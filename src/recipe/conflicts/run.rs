@@ -29,6 +29,14 @@ pub fn validation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// Checks that the result answers, so that a suite can be asked.
+pub fn evaluation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if w.given("run.evaluate") && w.given("method.reward") {
+        let message = "`run.evaluate` asks a suite, and a reward model answers nothing";
+        mistakes.push(w.mistake_at("run.evaluate", message, "remove it; `ft score` measures a reward model"));
+    }
+}
+
 /// Checks that there are checkpoints of plain weights whose mean can be the result.
 pub fn result(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if w.value("run.result.average").is_none() {

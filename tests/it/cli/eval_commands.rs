@@ -116,3 +116,42 @@ fn a_suite_is_asked_of_the_base_and_adapters_and_goes_on_where_it_stopped() {
     let refused = space.refused(&["eval", "eval/chat.yaml", "--model", "models/medical", "--rows", "3"]);
     assert!(refused.contains("cannot be used with"), "{refused}");
 }
+
+#[test]
+fn a_run_is_evaluated_before_and_after() {
+    let space = Workspace::new();
+    std::fs::create_dir_all(space.path("eval")).unwrap();
+    for file in ["chat.yaml", "chat.jsonl"] {
+        std::fs::copy(format!("eval/{file}"), space.path(&format!("eval/{file}"))).unwrap();
+    }
+    let settings = ["run.evaluate=eval/chat.yaml", "run.steps=3", "optim.lr=3e-3", "model.dtype=f32"];
+    train(&space, "recipes/lora-medical.yaml", "adapted", &settings);
+    train(&space, "recipes/full-medical.yaml", "whole", &settings);
+    for (run, adapter) in [("adapted", true), ("whole", false)] {
+        let results = space.json(&format!("{run}/evaluation/results.json"));
+        let names: Vec<&str> =
+            results["subjects"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["before", "after"]);
+        assert_eq!(results["subjects"][1]["adapter"].is_string(), adapter, "{run}");
+        let value = |subject: usize| &results["tasks"][2]["results"][subject]["estimates"]["token_perplexity"]["value"];
+        assert_ne!(value(0), value(1), "{run}: the training changed the model");
+        assert_eq!(results["tasks"][2]["results"].as_array().unwrap().len(), 2);
+        let shown = stdout(&space.ft(&["runs", "show", run]));
+        assert!(shown.contains("token_perplexity") && shown.contains("before"), "{shown}");
+        let json: Value = serde_json::from_str(&stdout(&space.ft(&["runs", "show", run, "--json"]))).unwrap();
+        assert_eq!(&json["evaluation"]["tasks"][2]["estimates"][1]["token_perplexity"]["value"], value(1));
+    }
+    // Both runs began with the same model.
+    let before = |run: &str| space.json(&format!("{run}/evaluation/results.json"))["tasks"][1]["results"][0].clone();
+    assert_eq!(before("adapted"), before("whole"));
+    let refused = space.refused(&[
+        "train",
+        "recipes/lora-medical.yaml",
+        "--set",
+        "run.evaluate=nowhere.yaml",
+        "--set",
+        "run.out=x",
+    ]);
+    assert!(refused.contains("nowhere.yaml"), "{refused}");
+    assert!(!space.path("x").exists(), "nothing was trained");
+}

@@ -50,8 +50,11 @@ fn questions(vocabulary: u32, shared: usize, longest: usize) -> Vec<PairGroup> {
 }
 
 fn compute(model: &Model, groups: &[PairGroup], limits: BatchLimits) -> Vec<Vec<Likelihood>> {
+    compute_in(model, groups, model.longest_sequence().unwrap_or(1 << 20) as usize, limits)
+}
+
+fn compute_in(model: &Model, groups: &[PairGroup], window: usize, limits: BatchLimits) -> Vec<Vec<Likelihood>> {
     let mut found = vec![Vec::new(); groups.len()];
-    let window = model.longest_sequence().unwrap_or(1 << 20) as usize;
     likelihoods(model, groups, window, limits, &mut |i, of_group| {
         assert!(found[i].is_empty(), "group {i} twice");
         found[i] = of_group;
@@ -95,7 +98,9 @@ fn windows_and_rotations_by_length_change_nothing() {
         let folder = with_weights(name, "wide-head-llama");
         let model = open(folder.path(), &[], device(), Kind::Float).unwrap();
         let groups = questions(model.config().vocab_size as u32, 20, 40);
-        for (pairs, found) in groups.iter().zip(compute(&model, &groups, BatchLimits { rows: 64, tokens: 1 << 15 })) {
+        for (pairs, found) in
+            groups.iter().zip(compute_in(&model, &groups, 1 << 20, BatchLimits { rows: 64, tokens: 1 << 15 }))
+        {
             for (pair, found) in pairs.iter().zip(found) {
                 let alone = one_by_one(&model, pair);
                 assert!((alone.log_prob - found.log_prob).abs() < 1e-4, "{name}: {alone:?} and {found:?}");
