@@ -1,10 +1,11 @@
 //! `ft eval-report`: compares evaluated models and writes the report.
 
 use super::shared::stdout::{print, print_json};
+use super::shared::suite::refuse_failed;
 use clap::Args;
 use ft::data::rows::{RowFormat, read_rows};
 use ft::error::{Error, Result};
-use ft::eval::comparison::{Evaluated, GateOutcome, join};
+use ft::eval::comparison::{Evaluated, join};
 use ft::eval::report::{EvaluationReport, MARKDOWN, PAGE};
 use ft::fsutil::{create_dir_all, read_json};
 use ft::recipe::gate::Gate;
@@ -71,19 +72,6 @@ pub fn run(args: &EvalReportArgs) -> Result<()> {
     }
     report::info(format!("the report as a page: {}", out.join(PAGE).display()));
     refuse_failed(&found.gates, args.certain)
-}
-
-/// Fails if a gate does not hold, or not with certainty although that is asked for.
-fn refuse_failed(outcomes: &[GateOutcome], certain: bool) -> Result<()> {
-    let failed: Vec<&GateOutcome> = outcomes.iter().filter(|gate| !gate.holds || (certain && !gate.certain)).collect();
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let named: Vec<String> = failed.iter().map(|gate| format!("`{}` for {}", gate.gate, gate.subject)).collect();
-    let verb = if failed.len() == 1 { "does" } else { "do" };
-    let how = if failed.iter().all(|gate| gate.holds) { " with certainty" } else { "" };
-    Err(Error::user(format!("{} of {} gates {verb} not hold{how}: {}", failed.len(), outcomes.len(), named.join(", ")))
-        .hint(format!("{PAGE} shows the items that became worse")))
 }
 
 fn read_gate(text: &str) -> Result<Gate> {

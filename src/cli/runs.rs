@@ -4,7 +4,7 @@ use super::shared::suite;
 use clap::Subcommand;
 use console::style;
 use ft::error::{Error, Result};
-use ft::eval::results::SuiteResults;
+use ft::eval::report::EvaluationReport;
 use ft::fsutil;
 use ft::report;
 use ft::runs::diagnose::diagnose;
@@ -150,8 +150,8 @@ fn show(path: &Path, json: bool) -> Result<()> {
     if !json {
         let width = console::Term::stdout().size_checked().map_or(100, |(_, columns)| columns as usize);
         print!("{}", page(&run, width));
-        if let Some(results) = evaluation {
-            println!("\nevaluation by {}\n{}", results.suite, report::table(&suite::table(&results)));
+        if let Some(found) = evaluation {
+            println!("\nevaluation by {}\n{}", found.results.suite, suite::summary(&found));
         }
         return Ok(());
     }
@@ -166,10 +166,13 @@ fn show(path: &Path, json: bool) -> Result<()> {
     print(&value)
 }
 
-/// Reads the results of `run.evaluate`, if there are any.
-fn evaluation(run: &Path) -> Result<Option<SuiteResults>> {
+/// Reads the results of `run.evaluate`, if there are any, and compares them.
+fn evaluation(run: &Path) -> Result<Option<EvaluationReport>> {
     let file = run.join(suite::OF_RUN).join("results.json");
-    if file.is_file() { fsutil::read_json(&file).map(Some) } else { Ok(None) }
+    match file.is_file() {
+        true => EvaluationReport::of(fsutil::read_json(&file)?, &[]).map(Some),
+        false => Ok(None),
+    }
 }
 
 fn compare(a: &Path, b: &Path, json: bool) -> Result<()> {

@@ -2,19 +2,25 @@
 
 use super::EvalArgs;
 use crate::cli::shared::named_adapters::{AdaptedModel, AdapterArg};
-use crate::cli::shared::suite::{CACHE, as_json, read, table};
-use ft::error::Result;
+use crate::cli::shared::suite::{CACHE, as_json, concluded, refuse_failed, summary};
+use ft::error::{Error, Result};
 use ft::eval::results::Subject;
 use ft::eval::suite::cache::AnswerCache;
 use ft::eval::suite::{SuiteSubject, run_suite, write_results};
 use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::content_hash;
+use ft::recipe::suite_file;
 use ft::{fsutil, report};
 use std::path::{Path, PathBuf};
 
-/// Runs the tasks of a suite, writes the results and prints a table.
+/// Runs the tasks of a suite, writes results and report, and prints them. Fails if a gate does not hold.
 pub fn run(args: &EvalArgs, path: &Path) -> Result<()> {
-    let suite = read(path)?;
+    let suite = suite_file::read(path)?;
+    let alone = args.model.adapters().iter().all(|adapter| adapter.name.is_none());
+    if let Some(gate) = suite.gates.iter().find(|gate| gate.bound.is_relative() && alone) {
+        return Err(Error::user(format!("{}: the gate `{}` needs a baseline", path.display(), gate.text))
+            .hint("name what is compared with the base: --adapter NAME=DIR"));
+    }
     let (mut cache, _lock) = match &args.out {
         Some(out) => {
             fsutil::create_dir_all(out)?;
@@ -32,11 +38,12 @@ pub fn run(args: &EvalArgs, path: &Path) -> Result<()> {
     if let Some(out) = &args.out {
         write_results(out, &results)?;
     }
+    let found = concluded(results, &suite.gates, args.out.as_deref())?;
     match args.json {
-        true => println!("{}", as_json(&results)),
-        false => println!("{}", report::table(&table(&results))),
+        true => println!("{}", as_json(&found)),
+        false => println!("{}", summary(&found)),
     }
-    Ok(())
+    refuse_failed(&found.gates, false)
 }
 
 /// Returns what is evaluated: the base and the named adapters, or the model as it was opened.

@@ -1,14 +1,16 @@
-//! Suites of `ft eval` and of runs (`run.evaluate`): reading the file, asking a run's result, and showing results.
+//! Suites of `ft eval` and of runs (`run.evaluate`): asking a run's result, gates, and showing results.
 
 use ft::data::chat::ChatTokenizer;
 use ft::error::{Error, Result};
+use ft::eval::comparison::GateOutcome;
+use ft::eval::report::{EvaluationReport, PAGE};
 use ft::eval::results::{Subject, SuiteResults, TaskResults};
 use ft::eval::suite::cache::AnswerCache;
 use ft::eval::suite::{SuiteSubject, run_suite, write_results};
 use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::{self, content_hash};
+use ft::recipe::gate::Gate;
 use ft::recipe::plan::Plan;
-use ft::recipe::sections::ModelInit;
 use ft::recipe::suite_file::{self, SuiteFile};
 use ft::stats::bootstrap::Estimate;
 use ft::train::prepare::formats;
@@ -21,30 +23,20 @@ pub const CACHE: &str = "cache.jsonl";
 /// The folder of a run in which the results of `run.evaluate` are.
 pub const OF_RUN: &str = "evaluation";
 
-/// Reads the file of a suite.
-pub fn read(path: &Path) -> Result<SuiteFile> {
-    let suite = suite_file::read(path)?;
-    match suite.gates.first() {
-        Some(gate) => Err(Error::user(format!("{}: the gate `{gate}`: gates are not checked", path.display()))
-            .hint("leave out `gates`")),
-        None => Ok(suite),
-    }
-}
-
 /// Reads the suite that a run is asked, if its recipe names one: before the training, so that a mistake is told then.
 pub fn of_plan(plan: &Plan) -> Result<Option<SuiteFile>> {
-    plan.recipe.run.evaluate.as_deref().map(read).transpose()
+    plan.recipe.run.evaluate.as_deref().map(suite_file::read).transpose()
 }
 
-/// Asks a suite of the model as it was before a run and of the run's result, and writes the results into the run's folder.
-pub fn evaluate_run(plan: &Plan, suite: &SuiteFile) -> Result<SuiteResults> {
+/// Asks a suite of the model as it was before a run and of the run's result, and writes results and report into the run's folder.
+pub fn evaluate_run(plan: &Plan, suite: &SuiteFile) -> Result<EvaluationReport> {
     let (recipe, out) = (&plan.recipe, plan.recipe.run.out.as_path());
     let folder = out.join(OF_RUN);
     fsutil::create_dir_all(&folder)?;
     let mut cache = AnswerCache::open(&folder.join(CACHE))?;
     let base = recipe.model.path.as_path();
     let mut asked: Vec<(&str, &Path, Option<&Path>)> = Vec::new();
-    if recipe.model.init == ModelInit::Pretrained {
+    if !recipe.model.is_random() {
         let continued = recipe.adapter.as_ref().and_then(|adapter| adapter.continues());
         asked.push(("before", base, continued));
     }
@@ -63,7 +55,7 @@ pub fn evaluate_run(plan: &Plan, suite: &SuiteFile) -> Result<SuiteResults> {
     }
     let results = results.ok_or_else(|| Error::bug("a run without a result"))?;
     write_results(&folder, &results)?;
-    Ok(results)
+    concluded(results, &suite.gates, Some(&folder))
 }
 
 /// Asks a suite of one model with the settings of a run.
@@ -96,14 +88,38 @@ fn evaluate(
     run_suite(&model, suite, &[subject], cache)
 }
 
+/// Compares the models of an evaluation and checks the gates. Writes report.html and report.md if there is a folder for them.
+pub fn concluded(results: SuiteResults, gates: &[Gate], out: Option<&Path>) -> Result<EvaluationReport> {
+    let found = EvaluationReport::of(results, gates)?;
+    if let Some(out) = out {
+        found.write(out)?;
+        report::info(format!("the report as a page: {}", out.join(PAGE).display()));
+    }
+    Ok(found)
+}
+
+/// Fails if a gate does not hold, or, if `certain`, not with its whole interval.
+pub fn refuse_failed(outcomes: &[GateOutcome], certain: bool) -> Result<()> {
+    let failed: Vec<&GateOutcome> = outcomes.iter().filter(|gate| !gate.holds || (certain && !gate.certain)).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = failed.iter().map(|gate| format!("`{}` for {}", gate.gate, gate.subject)).collect();
+    let verb = if failed.len() == 1 { "does" } else { "do" };
+    let how = if failed.iter().all(|gate| gate.holds) { " with certainty" } else { "" };
+    Err(Error::user(format!("{} of {} gates {verb} not hold{how}: {}", failed.len(), outcomes.len(), named.join(", ")))
+        .hint(format!("{PAGE} shows the items that became worse")))
+}
+
 /// Returns a number with its interval.
 pub fn estimate(found: Option<Estimate>) -> String {
     let Some(Estimate { value, interval }) = found else { return "-".to_string() };
     format!("{value:.4}") + &interval.map_or(String::new(), |[a, b]| format!("  (95 % {a:.4} to {b:.4})"))
 }
 
-/// Returns the numbers without items and answers.
-pub fn as_json(results: &SuiteResults) -> Value {
+/// Returns the numbers without items and answers, and what they say.
+pub fn as_json(found: &EvaluationReport) -> Value {
+    let results = &found.results;
     let task = |task: &TaskResults| {
         let estimates: Vec<Value> = task.results.iter().map(|found| json!(found.estimates)).collect();
         json!({
@@ -121,11 +137,23 @@ pub fn as_json(results: &SuiteResults) -> Value {
         "title": results.title,
         "subjects": results.subjects,
         "tasks": results.tasks.iter().map(task).collect::<Vec<_>>(),
+        "verdicts": found.verdicts(),
+        "comparison": found.comparison,
+        "gates": found.gates,
     })
 }
 
+/// Returns the numbers for a terminal, and what they say if several models were asked or the suite has gates.
+pub fn summary(found: &EvaluationReport) -> String {
+    let numbers = report::table(&table(&found.results));
+    match found.results.subjects.len() > 1 || !found.gates.is_empty() {
+        true => format!("{numbers}\n\n{}", report::for_stdout(&found.summary())),
+        false => numbers,
+    }
+}
+
 /// Returns a row for each metric of each task, with a column for each subject.
-pub fn table(results: &SuiteResults) -> Vec<Vec<String>> {
+fn table(results: &SuiteResults) -> Vec<Vec<String>> {
     let titles = ["task", "items", "metric"].map(String::from).into_iter();
     let mut table = vec![titles.chain(results.subjects.iter().map(|subject| subject.name.clone())).collect::<Vec<_>>()];
     for task in &results.tasks {

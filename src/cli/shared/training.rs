@@ -34,12 +34,13 @@ pub fn print_summary(summary: &train::summary::RunSummary, json: bool) -> Result
     Ok(())
 }
 
-/// Asks the suite that the recipe names of the model before and after the run, and reports the numbers.
+/// Asks the suite that the recipe names of the model before and after the run, and reports the numbers. Fails if one of its gates
+/// does not hold; the run's result is kept.
 pub fn evaluate(plan: &Plan, suite: Option<SuiteFile>) -> Result<()> {
     let Some(file) = suite else { return Ok(()) };
-    let results = suite::evaluate_run(plan, &file)?;
-    report::info(report::table(&suite::table(&results)));
-    Ok(())
+    let found = suite::evaluate_run(plan, &file)?;
+    report::info(suite::summary(&found));
+    suite::refuse_failed(&found.gates, false)
 }
 
 /// Returns the versions of ft and libtorch, which the run records.

@@ -12,8 +12,10 @@ pub use types::{
     GenerateTask, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, SuiteFile, SuiteTask, TaskKind,
 };
 
+use super::gate::Gate;
 use super::mistakes::{SourceSpan, SourceTexts};
 use super::node_reader::NodeReader;
+use super::suggest::suggest_choice;
 use super::tree::{self, Node, NodeKind};
 use crate::data::rows::RowTemplate;
 use crate::error::{Error, Result};
@@ -54,7 +56,7 @@ fn file(reader: &mut NodeReader, root: &Node) -> Option<SuiteFile> {
     reader.check_keys(root, &KEYS, "a suite");
     let NodeKind::Map(_) = root.kind else { return None };
     let title = root.get("title").and_then(|node| reader.text("title", node, "text", "The medical task"));
-    let gates = root.get("gates").and_then(|node| texts(reader, "gates", node, "[\"icd10.exact_match >= 0.5\"]"));
+    let gates = root.get("gates").map_or_else(Vec::new, |node| gates(reader, node));
     let tasks = reader.required(root, "tasks", TASKS_EXAMPLE);
     let tasks = tasks.and_then(|node| reader.list("tasks", node, TASKS_EXAMPLE))?;
     let (mut found, mut names) = (Vec::new(), BTreeSet::new());
@@ -71,7 +73,38 @@ fn file(reader: &mut NodeReader, root: &Node) -> Option<SuiteFile> {
         }
         found.push(task);
     }
-    Some(SuiteFile { title, tasks: found.into_iter().collect::<Option<_>>()?, gates: gates.unwrap_or_default() })
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (gate, at) in &gates {
+        if !names.contains(&gate.task) {
+            let hint = match suggest_choice(&known, &gate.task) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("its tasks are {}", known.join(", ")),
+            };
+            reader.wrong::<()>(*at, format!("`gates`: the suite has no task `{}`", gate.task), hint);
+        }
+    }
+    let gates = gates.into_iter().map(|(gate, _)| gate).collect();
+    Some(SuiteFile { title, tasks: found.into_iter().collect::<Option<_>>()?, gates })
+}
+
+/// Reads a list of gates, or one, with their places.
+fn gates(reader: &mut NodeReader, node: &Node) -> Vec<(Gate, SourceSpan)> {
+    const EXAMPLE: &str = "[\"icd10.exact_match >= baseline - 0.02\"]";
+    let nodes = match &node.kind {
+        NodeKind::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(node),
+    };
+    let mut gate = |node: &Node| {
+        let text = reader.text("gates", node, "text or a list of texts", EXAMPLE)?;
+        match Gate::parse(&text) {
+            Ok(gate) => Some((gate, node.at)),
+            Err(mistake) => {
+                let message = format!("`gates`: {text:?}, character {}: {}", mistake.column, mistake.message);
+                reader.wrong(node.at, message, mistake.hint)
+            }
+        }
+    };
+    nodes.iter().filter_map(&mut gate).collect()
 }
 
 /// Reads a list of texts, or one text.

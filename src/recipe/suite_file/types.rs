@@ -1,6 +1,7 @@
 //! What a suite is: its tasks, and how each is asked and scored.
 
 use crate::data::rows::RowTemplate;
+use crate::recipe::gate::Gate;
 use std::path::PathBuf;
 
 /// An evaluation suite.
@@ -10,8 +11,8 @@ pub struct SuiteFile {
     pub title: Option<String>,
     /// The tasks, each with a name of its own.
     pub tasks: Vec<SuiteTask>,
-    /// Conditions on results, as written.
-    pub gates: Vec<String>,
+    /// Conditions on results.
+    pub gates: Vec<Gate>,
 }
 
 /// Items of a file that a model is asked, and how its answers are scored.

@@ -1,6 +1,6 @@
 //! `ft eval` of several adapters at once.
 
-use crate::support::command::stdout;
+use crate::support::command::{stderr, stdout};
 use crate::support::resumed::train;
 use crate::support::workspace::Workspace;
 use serde_json::{Value, json};
@@ -115,6 +115,28 @@ fn a_suite_is_asked_of_the_base_and_adapters_and_goes_on_where_it_stopped() {
     assert!((perplexity(&alone) / perplexity(&again) - 1.0).abs() < 1e-5);
     let refused = space.refused(&["eval", "eval/chat.yaml", "--model", "models/medical", "--rows", "3"]);
     assert!(refused.contains("cannot be used with"), "{refused}");
+    assert!(std::fs::read_to_string(space.path("results/report.html")).unwrap().contains("</html>"));
+    assert!(space.path("results/report.md").is_file());
+
+    // Gates: placed mistakes, a baseline that is missing, one that holds and one that does not.
+    let suite = std::fs::read_to_string(space.path("eval/chat.yaml")).unwrap();
+    let gated =
+        |gate: &str| std::fs::write(space.path("eval/gated.yaml"), format!("{suite}gates: [\"{gate}\"]\n")).unwrap();
+    let ask = |more: &[&str]| {
+        space.ft(&[&["eval", "eval/gated.yaml", "--model", "models/medical", "--out", "results"], more].concat())
+    };
+    let adapter = &more[..2];
+    gated("english.token_perplexity <= 1e9");
+    assert!(ask(adapter).status.success(), "{}", stderr(&ask(adapter)));
+    gated("english.token_perplexity <= 0.001 * baseline");
+    let failed = ask(adapter);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(stderr(&failed).contains("1 of 1 gates does not hold"), "{}", stderr(&failed));
+    assert!(stderr(&ask(&[])).contains("needs a baseline"), "{}", stderr(&ask(&[])));
+    gated("englsh.token_perplexity <= 1");
+    assert!(stderr(&ask(adapter)).contains("did you mean `english`?"), "{}", stderr(&ask(adapter)));
+    gated("english.token_perplexity = 1");
+    assert!(stderr(&ask(adapter)).contains("eval/gated.yaml:"), "{}", stderr(&ask(adapter)));
 }
 
 #[test]

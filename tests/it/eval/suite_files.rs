@@ -38,7 +38,7 @@ gates:
 - icd10.exact_match >= baseline - 0.02
 "#;
     let suite = parse("suite.yaml", text).unwrap();
-    assert_eq!(suite.gates, ["icd10.exact_match >= baseline - 0.02"]);
+    assert_eq!(suite.gates[0].text, "icd10.exact_match >= baseline - 0.02");
     let [icd10, arc, wiki, end] = &suite.tasks[..] else { panic!("four tasks") };
     let shots = icd10.few_shot.as_ref().unwrap();
     assert_eq!(
