@@ -20,12 +20,21 @@ fn main() {
     // A library is linked before those whose functions it calls.
     let mut libraries = vec![shim(&libtorch), dispatch(&libtorch)];
     libraries.extend(levels().iter().map(kernels));
-    compile(&libraries);
+    compile(&mut libraries);
     link(&libtorch);
 }
 
+/// Returns the folder of a library and of its object files, whose names do not depend on its flags.
+fn folder_of(library: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join(library)
+}
+
 /// Compiles static libraries (name, files and flags), as many at a time as cargo runs jobs: each has a single long file.
-fn compile(libraries: &[(String, cc::Build)]) {
+fn compile(libraries: &mut [(String, cc::Build)]) {
+    for (name, build) in &mut *libraries {
+        build.out_dir(folder_of(name));
+    }
+    let libraries = &*libraries;
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -37,8 +46,8 @@ fn compile(libraries: &[(String, cc::Build)]) {
             });
         }
     });
-    println!("cargo:rustc-link-search=native={}", std::env::var("OUT_DIR").expect("cargo sets it"));
     for (name, _) in libraries {
+        println!("cargo:rustc-link-search=native={}", folder_of(name).display());
         println!("cargo:rustc-link-lib=static={name}");
     }
     println!("cargo:rustc-link-lib=stdc++");
