@@ -24,6 +24,7 @@ fn promised(words: &[String]) -> &'static [&'static str] {
         ["init", ..] => &["first.yaml", "ft check"],
         ["check", ..] => &["as the model sees it", "lengths in tokens"],
         ["train", ..] => &["step 1/", "trained ("],
+        ["eval", suite, ..] if suite.ends_with(".yaml") => &["token_perplexity", "verdict", "report.html"],
         ["eval", ..] => &["exact match", "perplexity"],
         ["generate", .., "--json"] => &["\"text\":", "\"finish_reason\":"],
         ["generate" | "chat", ..] => &["arithmetic in float32"],

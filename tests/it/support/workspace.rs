@@ -22,7 +22,7 @@ impl Workspace {
     /// Makes a folder with the recipes, models and data that README's commands use.
     pub fn new() -> Self {
         let space = Self { cpu_only: false, ..Self::bare() };
-        for folder in ["recipes", "datasets", "datasets/stories", "datasets/stories/tokenizer"] {
+        for folder in ["recipes", "eval", "datasets", "datasets/stories", "datasets/stories/tokenizer"] {
             let kept = |name: &str| [".yaml", ".jsonl", ".json"].iter().any(|e| name.ends_with(e));
             copy_files(Path::new(folder), &space.path(folder), kept);
         }
