@@ -91,7 +91,7 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
     }
     let forward = || {
         let updates: Vec<&LowRank> = parts.iter().filter_map(|p| p.update.as_ref()).collect();
-        let (a, b) = Factors::cast(&updates, x.kind(), parts[0].casts).map(|f| (f.a, f.b)).unzip();
+        let (a, b) = Factors::cast(&updates, x.kind(), parts.first().and_then(|p| p.casts)).map(|f| (f.a, f.b)).unzip();
         let mut b = b.into_iter().flatten();
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)

@@ -71,7 +71,7 @@ fn fit_offloads_last() {
     let space = space();
     let memory = |settings: &[&str]| needs(&space, settings)["memory"].as_f64().unwrap();
     let (replayed, offloaded) = (memory(&[LORA]), memory(&[LORA, "run.offload=true"]));
-    assert!(offloaded < 0.95 * replayed, "{offloaded} {replayed}");
+    assert!(offloaded < 0.97 * replayed, "{offloaded} {replayed}");
     let fit = |bytes: f64| {
         // The examples are longer than half of a row, so that no shorter row is tried.
         let fit = format!("--fit={}", (bytes / 0.87) as u64);
@@ -97,6 +97,6 @@ fn there_is_nothing_to_offload_on_a_cpu_or_without_replay() {
     assert!(said.contains("`run.offload` has no effect") && said.contains("the host's memory already"), "{said}");
     let said = refused(&["run.offload=true", "model.device=auto"]);
     assert!(said.contains("run.offload") && said.contains("ft doctor"), "{said}");
-    let said = refused(&["run.offload=true", "run.replay=none"]);
+    let said = refused(&["run.offload=true", "model.device=auto", "run.replay=none"]);
     assert!(said.contains("without `run.replay`"), "{said}");
 }
