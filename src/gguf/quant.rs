@@ -307,10 +307,10 @@ fn q6_k(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// y = v[q] 2^(e - 128), with v the doubled values of e2m1.
+/// y = v[q] 2^(e - 128), with v the doubled values of e2m1. ggml has no negative zero.
 fn mxfp4(b: &[u8], y: &mut [f32]) {
     const DOUBLED: [f32; 16] =
-        [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+        [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
     // 2^-128 and 2^-127 are no normal numbers.
     let scale = match b[0] {
         255 => f32::NAN,

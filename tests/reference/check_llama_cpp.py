@@ -35,6 +35,8 @@ EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 LOCAL = dict(sliding_attention=dict(rope_type="default", rope_theta=1000.0), full_attention=dict(rope_type="default", rope_theta=5000.0))
 SCALED = dict(rope_type="llama3", rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 YARN = dict(rope_type="yarn", rope_theta=5000.0, factor=4.0, original_max_position_embeddings=64)
+LATENT = dict(n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=2, moe_intermediate_size=32, first_k_dense_replace=1, q_lora_rank=32,
+              kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, num_key_value_heads=4, routed_scaling_factor=2.5, topk_method="greedy")
 # Title of each case, family, and what its config has besides the sizes above.
 CASES = [
     ("llama", "llama", dict(head_dim=32)),
@@ -65,6 +67,15 @@ CASES = [
     ("falcon", "falcon", dict(multi_query=True)),
     ("falcon, new decoder", "falcon", dict(new_decoder_architecture=True, num_kv_heads=2)),
     ("gpt2", "gpt2", dict(n_embd=64, n_layer=4, n_head=4, n_positions=256, tie_word_embeddings=True)),
+    ("bloom", "bloom", {}),
+    ("mpt", "mpt", {}),
+    ("mpt, limited", "mpt", dict(attn_config=dict(clip_qkv=1.0))),
+    ("gpt_oss", "gpt_oss", dict(num_local_experts=4, num_experts_per_tok=2, head_dim=64, intermediate_size=32, sliding_window=16)),
+    ("gpt_oss, yarn", "gpt_oss", dict(num_local_experts=4, num_experts_per_tok=2, head_dim=64, intermediate_size=32, sliding_window=16,
+                                      rope_parameters=dict(**YARN, truncate=False))),
+    ("deepseek_v2", "deepseek_v2", LATENT),
+    ("deepseek_v2, yarn", "deepseek_v2", dict(**LATENT, rope_parameters=dict(**YARN, mscale=0.707, mscale_all_dim=0.707))),
+    ("deepseek_v2, lite", "deepseek_v2", {**LATENT, "q_lora_rank": None, "num_hidden_layers": 27}),
     ("mixtral", "mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
     ("qwen2_moe", "qwen2_moe", dict(**EXPERTS, shared_expert_intermediate_size=64, norm_topk_prob=False)),
     ("qwen3_moe", "qwen3_moe", dict(**EXPERTS, head_dim=32, norm_topk_prob=True)),
@@ -80,6 +91,11 @@ def make(family, more, folder):
         settings = {k: v for k, v in settings.items() if k not in ("hidden_size", "intermediate_size", "num_key_value_heads", "rope_parameters")}
     if family in ("gpt_neox",):
         del settings["num_key_value_heads"]
+    small = {k: settings[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    if family == "bloom":
+        settings = dict(**small, hidden_size=48, n_layer=4, n_head=6, **more)
+    if family == "mpt":
+        settings = dict(**small, d_model=48, n_layers=4, n_heads=6, max_seq_len=256, **more)
     if family == "falcon":
         settings = {k: v for k, v in settings.items() if k not in ("num_key_value_heads", "intermediate_size")}
     config = AutoConfig.for_model(family, **settings)

@@ -50,12 +50,12 @@ fn nearest_by_keys(raw: &Value) -> Option<&'static str> {
     all.max_by_key(|(fit, _)| *fit).map(|(_, name)| name)
 }
 
-/// Returns the supported name that begins like this one, by at least three letters and a third of it: the one with which it shares the longest
+/// Returns the supported name that begins like this one, by at least three letters and more than two fifths of it: the one with which it shares the longest
 /// beginning, then the one of the nearest length.
 fn nearest(model_type: &str) -> Option<&'static str> {
     let shared = |name: &str| name.chars().zip(model_type.chars()).take_while(|(a, b)| a == b).count();
     let found = known().max_by_key(|name| (shared(name), std::cmp::Reverse(name.len().abs_diff(model_type.len()))))?;
-    (shared(found) >= 3 && 3 * shared(found) >= model_type.len()).then_some(found)
+    (shared(found) >= 3 && 5 * shared(found) > 2 * model_type.len()).then_some(found)
 }
 
 #[cfg(test)]
