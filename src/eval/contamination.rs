@@ -3,9 +3,9 @@
 //! Two texts overlap if they share a run of words (Brown et al. 2020, arXiv 2005.14165, appendix C): letters and digits only, without
 //! case. A run that is in more than ten training rows or items is a phrase or a prompt's template and counts for nothing.
 
-use super::comparison::{PairedScores, main_metric};
+use super::comparison::{PairedMetric, main_metric};
 use super::results::TaskResults;
-use crate::stats::bootstrap::{Bootstrap, Estimate};
+use crate::stats::bootstrap::Estimate;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -46,11 +46,11 @@ pub struct Contamination {
     pub run: usize,
     /// The overlap of each item.
     pub items: Vec<Overlap>,
-    /// The mean score of each subject; empty if the main metric is no mean over items.
+    /// The main metric of each subject; empty if it is no mean over items or likelihood of texts.
     pub scores: Vec<ContaminatedScores>,
 }
 
-/// The mean score of a subject on all items, on those that are not known to overlap, and on those that do.
+/// The main metric of a subject on all items, on those that are not known to overlap, and on those that do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ContaminatedScores {
     /// On all items.
@@ -139,28 +139,20 @@ impl Contamination {
 }
 
 impl ContaminatedScores {
-    fn of(task: &TaskResults, subject: usize, items: &[Overlap]) -> Option<Self> {
-        let metric = main_metric(task);
-        let paired = PairedScores::of(task, metric, subject)?;
-        let sign = if metric.higher_is_better { 1.0 } else { -1.0 };
-        let mean = |scores: &[f64], keep: &dyn Fn(Overlap) -> bool| {
-            let kept: Vec<f64> =
-                scores.iter().zip(items).filter(|(_, item)| keep(**item)).map(|(s, _)| sign * s).collect();
-            let rows: Vec<usize> = (0..kept.len()).collect();
-            let mean = |drawn: &[f64]| {
-                let sum: f64 = drawn.iter().zip(&kept).map(|(times, score)| times * score).sum();
-                (!kept.is_empty()).then(|| sum / kept.len() as f64)
-            };
-            Bootstrap::default().estimate("contamination", &rows, kept.len(), mean)
+    fn of(task: &TaskResults, subject: usize, overlaps: &[Overlap]) -> Option<Self> {
+        let paired = PairedMetric::of(task, main_metric(task), subject)?;
+        let items = |keep: &dyn Fn(Overlap) -> bool| -> Vec<usize> {
+            (0..overlaps.len()).filter(|i| keep(overlaps[*i])).collect()
         };
-        let not_known_to_overlap = |item| item != Overlap::Overlapping;
+        let own = |items: &[usize]| paired.estimate("contamination", items, |_, subject| subject);
+        let without = items(&|item| item != Overlap::Overlapping);
         Some(Self {
-            all: mean(&paired.subject, &|_| true),
-            without: mean(&paired.subject, &not_known_to_overlap),
-            overlapping: mean(&paired.subject, &|item| item == Overlap::Overlapping),
+            all: own(&items(&|_| true)),
+            without: own(&without),
+            overlapping: own(&items(&|item| item == Overlap::Overlapping)),
             difference_without: match subject {
                 0 => None,
-                _ => mean(&paired.differences(), &not_known_to_overlap),
+                _ => paired.estimate("contamination", &without, |base, subject| subject - base),
             },
         })
     }

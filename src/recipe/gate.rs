@@ -216,7 +216,10 @@ impl BoundReader<'_> {
         }
         let mut end = rest.find(|c: char| c.is_whitespace() || ['+', '-', '*'].contains(&c)).unwrap_or(rest.len());
         // The sign of an exponent belongs to its number: 1e-3.
-        if rest[..end].ends_with(['e', 'E']) && first.is_ascii_digit() && rest[end..].starts_with(['+', '-']) {
+        if rest[..end].ends_with(['e', 'E'])
+            && (first.is_ascii_digit() || first == '.')
+            && rest[end..].starts_with(['+', '-'])
+        {
             let after = &rest[end + 1..];
             end += 1 + after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
         }
@@ -290,6 +293,24 @@ mod tests {
             assert_eq!(mistake.column, column, "{text}: {mistake:?}");
             assert!(mistake.message.contains(words) && !mistake.hint.is_empty(), "{text}: {mistake:?}");
         }
+    }
+
+    #[test]
+    fn any_words_are_a_gate_or_a_mistake_with_a_column_in_the_text() {
+        const WORDS: [&str; 9] = ["ä.b", " >= ", "=", "baseline", " - ", "*", "1e+", ".5e-3", "%"];
+        let mut gates = 0;
+        for number in 0..WORDS.len().pow(5) {
+            let word = |place: u32| WORDS[number / WORDS.len().pow(place) % WORDS.len()];
+            let text: String = (0..5).map(word).collect();
+            match Gate::parse(&text) {
+                Ok(gate) => gates += usize::from(gate.bound.offset.is_finite() && gate.bound.factor.is_finite()),
+                Err(mistake) => {
+                    assert!((1..=text.chars().count() + 1).contains(&mistake.column), "{text}: {mistake:?}")
+                }
+            }
+        }
+        assert!(gates > 5, "{gates}");
+        assert_eq!(Gate::parse("a.b >= .5e-3").unwrap().bound.offset, 0.0005);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Checks gates against results.
 
-use super::main_metric;
-use super::paired::mean_estimate;
+use super::{PairedMetric, main_metric};
 use crate::error::{Error, Result};
 use crate::eval::results::{MetricInfo, SuiteResults, TaskResults};
 use crate::recipe::gate::Gate;
@@ -24,7 +23,7 @@ pub struct GateOutcome {
     /// What the value had to reach, or not to exceed.
     pub bound: f64,
     /// The value minus the bound, with its 95 % interval. Paired over items if the bound depends on the baseline; without an
-    /// interval if the metric is then no mean over items.
+    /// interval if the metric is then no mean over items or likelihood of texts.
     pub margin: Estimate,
     /// Whether the value meets the gate.
     pub holds: bool,
@@ -102,10 +101,9 @@ fn outcome(task: &TaskResults, metric: &MetricInfo, gate: &Gate, i: usize, subje
     })
 }
 
-/// Returns the interval of the value minus the bound, resampling items; `None` if the metric is no mean over items.
+/// Returns the interval of the value minus the bound, resampling items; `None` if the metric is no mean over items or likelihood.
 fn paired_interval(task: &TaskResults, metric: &MetricInfo, gate: &Gate, i: usize) -> Option<[f64; 2]> {
-    let score = |i: usize, item: usize| task.results[i].answers[item].scores.get(&metric.name).copied();
-    let margin = |item| Some(score(i, item)? - gate.bound.factor * score(0, item)? - gate.bound.offset);
-    let margins: Option<Vec<f64>> = (0..task.items.len()).map(margin).collect();
-    mean_estimate(&gate.text, &margins.filter(|_| metric.is_mean)?)?.interval
+    let all: Vec<usize> = (0..task.items.len()).collect();
+    let margin = |base: f64, subject: f64| subject - gate.bound.factor * base - gate.bound.offset;
+    PairedMetric::of(task, metric, i)?.estimate(&gate.text, &all, margin)?.interval
 }

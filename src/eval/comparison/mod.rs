@@ -1,18 +1,19 @@
 //! Compares the models of an evaluation with the first of them, the baseline, on the same items.
 //!
-//! `paired`: differences, tests and tables by category. `changes`: which items became better or worse. `gates`: conditions that have to
+//! `paired_metric`: a metric of two models on any of the items, and which items changed. `paired`: differences, tests and tables by
+//! category. `gates`: conditions that have to
 //! hold. `join`: several evaluations as one. `check`: whether results fit together. Pure functions of results; no file, no model.
 
-mod changes;
 mod check;
 mod gates;
 mod join;
 mod paired;
+mod paired_metric;
 
-pub use changes::{ChangedItems, PairedScores};
 pub use gates::{GateOutcome, check_gates};
 pub use join::{Evaluated, join};
 pub use paired::{CategoryComparison, PairedTest, SubjectComparison, TestKind, Verdict};
+pub use paired_metric::{ChangedItems, PairedMetric};
 
 use super::results::{MetricInfo, SuiteResults, TaskResults};
 use crate::error::Result;

@@ -1,11 +1,11 @@
 //! Compares one model with the baseline on one task: the difference with its interval, a test, the smallest difference that the
 //! items can show, and the same by category.
 
-use super::{ChangedItems, MetricInfo, PairedScores};
+use super::{ChangedItems, MetricInfo, PairedMetric};
 use crate::eval::results::TaskResults;
 use crate::rng;
-use crate::stats::bootstrap::{Bootstrap, Estimate};
-use crate::stats::moments::{mean, sample_deviation};
+use crate::stats::bootstrap::Estimate;
+use crate::stats::moments::sample_deviation;
 use crate::stats::paired::{detectable_difference, mcnemar, sign_flip};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub struct SubjectComparison {
     pub value: Option<f64>,
     /// Their difference.
     pub difference: Option<f64>,
-    /// Its 95 % interval by paired bootstrap over items; `None` if the metric is not a mean over items.
+    /// Its 95 % interval by paired bootstrap over items; `None` if the metric is no mean over items or likelihood of texts.
     pub interval: Option<[f64; 2]>,
     /// The test of the difference; `None` as for the interval.
     pub test: Option<PairedTest>,
@@ -73,7 +73,7 @@ pub enum Verdict {
     Worse,
     /// No difference was shown. That does not say that there is none.
     NotShown,
-    /// The metric is not a mean over items, so that no paired test applies.
+    /// The metric is no mean over items or likelihood of texts, so that no paired test applies.
     NotTested,
 }
 
@@ -84,9 +84,9 @@ pub struct CategoryComparison {
     pub category: String,
     /// Number of its items.
     pub rows: usize,
-    /// Mean score of the baseline.
+    /// The metric of the baseline.
     pub baseline_value: f64,
-    /// Mean score of the model.
+    /// The metric of the model.
     pub value: f64,
     /// Their difference, with its 95 % interval from five items on. Not corrected for the number of categories.
     pub difference: Estimate,
@@ -98,12 +98,9 @@ impl SubjectComparison {
     pub(super) fn of(task: &TaskResults, metric: &MetricInfo, i: usize, name: &str) -> Self {
         let value = |i: usize| task.results[i].estimates.get(&metric.name).map(|estimate| estimate.value);
         let (baseline_value, value) = (value(0), value(i));
-        let paired = PairedScores::of(task, metric, i);
-        let sign = if metric.higher_is_better { 1.0 } else { -1.0 };
-        // As the metric is written: a loss that falls has a negative difference.
-        let differences = paired.as_ref().map(|p| p.differences().iter().map(|d| sign * d).collect::<Vec<f64>>());
-        let estimate = differences.as_ref().and_then(|d| mean_estimate(&task.name, d));
-        let deviation = differences.as_ref().map(|d| sample_deviation(d)).filter(|deviation| *deviation > 0.0);
+        let paired = PairedMetric::of(task, metric, i);
+        let all: Vec<usize> = (0..task.items.len()).collect();
+        let estimate = paired.as_ref().and_then(|p| p.estimate(&task.name, &all, |base, subject| subject - base));
         Self {
             subject: name.to_string(),
             baseline_value,
@@ -111,10 +108,10 @@ impl SubjectComparison {
             difference: estimate.map(|e| e.value).or_else(|| Some(value? - baseline_value?)),
             interval: estimate.and_then(|e| e.interval),
             test: paired.as_ref().map(|paired| PairedTest::of(paired, &format!("{} {name}", task.name))),
-            detectable: deviation.and_then(|deviation| detectable_difference(deviation, task.items.len())),
+            detectable: paired.as_ref().and_then(|paired| detectable(paired, estimate?)),
             verdict: Verdict::NotTested,
-            changes: paired.as_ref().map(PairedScores::changes),
-            categories: paired.map_or(Vec::new(), |paired| categories(task, &paired, sign)),
+            changes: paired.as_ref().map(PairedMetric::changes),
+            categories: paired.map_or(Vec::new(), |paired| categories(task, &paired)),
         }
     }
 
@@ -134,45 +131,48 @@ impl SubjectComparison {
 }
 
 impl PairedTest {
-    fn of(paired: &PairedScores, purpose: &str) -> Self {
-        let differences = paired.differences();
-        let (kind, p) = match paired.are_right_or_wrong() {
+    fn of(paired: &PairedMetric, purpose: &str) -> Self {
+        let improvements = paired.improvements();
+        let (kind, p) = match paired.is_share() {
             true => {
-                let count = |sign: f64| differences.iter().filter(|d| sign * **d > 0.0).count();
+                let count = |sign: f64| improvements.iter().filter(|d| sign * **d > 0.0).count();
                 (TestKind::Mcnemar, mcnemar(count(1.0), count(-1.0)))
             }
-            false => (TestKind::SignFlip, sign_flip(&differences, SIGN_FLIPS, &mut rng::stream(7, purpose, 0))),
+            false => (TestKind::SignFlip, sign_flip(&improvements, SIGN_FLIPS, &mut rng::stream(7, purpose, 0))),
         };
         Self { kind, p, p_corrected: p }
     }
 }
 
-/// Returns the mean of scores of items with its bootstrap interval; `None` without items.
-pub(super) fn mean_estimate(purpose: &str, scores: &[f64]) -> Option<Estimate> {
-    let rows: Vec<usize> = (0..scores.len()).collect();
-    let mean_of = |drawn: &[f64]| {
-        let sum: f64 = drawn.iter().zip(scores).map(|(times, score)| times * score).sum();
-        (!scores.is_empty()).then(|| sum / scores.len() as f64)
+/// Returns the smallest difference that the items show in 80 % of all cases; `None` if no item changed, or without items.
+fn detectable(paired: &PairedMetric, difference: Estimate) -> Option<f64> {
+    let improvements = paired.improvements();
+    let rows = improvements.len();
+    let deviation = match paired.is_mean() {
+        true => sample_deviation(&improvements),
+        // The interval is 2 * 1.96 standard errors wide.
+        false => difference.interval.map(|[low, high]| (high - low) / 3.92 * (rows as f64).sqrt())?,
     };
-    Bootstrap::default().estimate(purpose, &rows, scores.len(), mean_of)
+    detectable_difference(deviation, rows).filter(|_| deviation > 0.0)
 }
 
-fn categories(task: &TaskResults, paired: &PairedScores, sign: f64) -> Vec<CategoryComparison> {
+fn categories(task: &TaskResults, paired: &PairedMetric) -> Vec<CategoryComparison> {
     let mut items: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (i, category) in task.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.category.as_deref()?))) {
         items.entry(category).or_default().push(i);
     }
     let compare = |(category, items): (&str, Vec<usize>)| {
-        let pick = |scores: &[f64]| items.iter().map(|i| sign * scores[*i]).collect::<Vec<f64>>();
-        let (baseline, subject) = (pick(&paired.baseline), pick(&paired.subject));
-        let differences: Vec<f64> = subject.iter().zip(&baseline).map(|(a, b)| a - b).collect();
-        let estimate = mean_estimate(category, &differences)?;
+        let difference = paired.estimate(category, &items, |base, subject| subject - base)?;
+        let [baseline_value, value] = paired.values(&items)?;
         Some(CategoryComparison {
             category: category.to_string(),
             rows: items.len(),
-            baseline_value: mean(&baseline),
-            value: mean(&subject),
-            difference: Estimate { interval: estimate.interval.filter(|_| items.len() >= FEWEST_ITEMS), ..estimate },
+            baseline_value,
+            value,
+            difference: Estimate {
+                interval: difference.interval.filter(|_| items.len() >= FEWEST_ITEMS),
+                ..difference
+            },
         })
     };
     items.into_iter().filter_map(compare).collect()

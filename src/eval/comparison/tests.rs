@@ -3,6 +3,7 @@
 use super::*;
 use crate::eval::results::{ItemAnswer, ItemInfo, Subject, SubjectResults};
 use crate::recipe::gate::Gate;
+use crate::stats::bootstrap::Bootstrap;
 use std::collections::BTreeMap;
 
 /// Makes a task with one metric from the scores of each model.
@@ -21,8 +22,15 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
         finish_reason: Some("stop".into()),
         written: Vec::new(),
     };
+    let estimate = |scores: &Vec<f64>| {
+        let rows: Vec<usize> = (0..scores.len()).collect();
+        let mean = |drawn: &[f64]| {
+            Some(drawn.iter().zip(scores).map(|(times, score)| times * score).sum::<f64>() / scores.len() as f64)
+        };
+        Bootstrap::default().estimate("test", &rows, scores.len(), mean).unwrap()
+    };
     let subject = |scores: &Vec<f64>| SubjectResults {
-        estimates: BTreeMap::from([(metric.name.clone(), paired::mean_estimate("test", scores).unwrap())]),
+        estimates: BTreeMap::from([(metric.name.clone(), estimate(scores))]),
         answers: scores.iter().map(answer).collect(),
     };
     TaskResults {
@@ -70,7 +78,8 @@ fn better_worse_and_not_shown_are_told_apart_after_correction() {
     assert_eq!((found.baseline.as_str(), found.subjects()), ("base", vec!["tuned"]));
     let [gained, same, loss] = [0, 1, 2].map(|i| &found.tasks[i].subjects[0]);
     assert_eq!([gained.verdict, same.verdict, loss.verdict], [Verdict::Better, Verdict::NotShown, Verdict::Worse]);
-    assert_eq!((gained.difference, same.difference), (Some(0.5), Some(0.05)));
+    assert_eq!(gained.difference, Some(0.5));
+    assert!((same.difference.unwrap() - 0.05).abs() < 1e-12);
     assert!((loss.difference.unwrap() - 0.2).abs() < 1e-12, "a loss is shown as it is written");
     let [low, high] = gained.interval.unwrap();
     // The standard error is sqrt(0.25 / 40) = 0.079.
@@ -119,6 +128,49 @@ fn a_metric_that_is_no_mean_is_compared_but_not_tested() {
     let subject = &found.tasks[0].subjects[0];
     assert_eq!((subject.verdict, subject.difference, subject.test), (Verdict::NotTested, Some(0.5), None));
     assert!(subject.interval.is_none() && subject.changes.is_none() && subject.categories.is_empty());
+}
+
+/// A task of texts with these log-likelihoods of each model, of 10 words each, and one token for each in `tokens`.
+fn texts(name: &str, log_likelihoods: &[Vec<f64>], tokens: &[f64]) -> TaskResults {
+    let metric = MetricInfo { name: name.into(), higher_is_better: false, is_mean: false };
+    let mut made = task("wiki", metric, log_likelihoods);
+    made.kind = "perplexity".into();
+    for ((result, log_likelihoods), tokens) in made.results.iter_mut().zip(log_likelihoods).zip(tokens) {
+        let n = log_likelihoods.len() as f64;
+        let value = (-log_likelihoods.iter().sum::<f64>() / (10.0 * n)).exp();
+        result.estimates.get_mut(name).unwrap().value = value;
+        for (answer, log_likelihood) in result.answers.iter_mut().zip(log_likelihoods) {
+            let scores = [("log_likelihood", *log_likelihood), ("words", 10.0), ("tokens", *tokens)];
+            answer.scores.extend(scores.map(|(name, score)| (name.to_string(), score)));
+        }
+    }
+    made
+}
+
+#[test]
+fn perplexities_are_compared_by_the_likelihoods_of_the_same_texts() {
+    let likelihoods = |more: f64| (0..40).map(|i| -20.0 - f64::from(i % 7) - more).collect::<Vec<f64>>();
+    let both = [likelihoods(0.0), likelihoods(1.0)];
+    let all = results(vec![texts("word_perplexity", &both, &[12.0, 12.0])]);
+    let found = Comparison::of(&all).unwrap();
+    let subject = &found.tasks[0].subjects[0];
+    // The mean log-likelihood of a word falls by 0.1.
+    let [base, tuned] = [subject.baseline_value.unwrap(), subject.value.unwrap()];
+    assert!((tuned / base - 0.1f64.exp()).abs() < 1e-12);
+    assert!((subject.difference.unwrap() - (tuned - base)).abs() < 1e-9, "{subject:?}");
+    let [low, high] = subject.interval.unwrap();
+    assert!(low > 0.0 && low < subject.difference.unwrap() && subject.difference.unwrap() < high);
+    assert_eq!((subject.verdict, subject.test.unwrap().kind), (Verdict::Worse, TestKind::SignFlip));
+    assert_eq!((subject.changes.as_ref().unwrap().worse.len(), subject.categories.len()), (40, 3));
+    assert!(subject.detectable.unwrap() > 0.0);
+    let gate = |text: &str| check_gates(&all, &[Gate::parse(text).unwrap()]).unwrap().remove(0);
+    assert_eq!([gate("wiki.word_perplexity <= 1.2 * baseline")].map(|o| (o.holds, o.certain)), [(true, true)]);
+    assert_eq!([gate("wiki.word_perplexity <= 1.02 * baseline")].map(|o| (o.holds, o.certain)), [(false, true)]);
+    // Models with other tokens are not compared by token.
+    let other = results(vec![texts("token_perplexity", &both, &[12.0, 13.0])]);
+    assert_eq!(Comparison::of(&other).unwrap().tasks[0].subjects[0].verdict, Verdict::NotTested);
+    let same = results(vec![texts("token_perplexity", &both, &[10.0, 10.0])]);
+    assert_eq!(Comparison::of(&same).unwrap().tasks[0].subjects[0].verdict, Verdict::Worse);
 }
 
 #[test]

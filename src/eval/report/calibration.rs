@@ -21,7 +21,7 @@ pub struct ConfidenceBin {
 /// Confidence and how often it was justified.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChoiceCalibration {
-    /// Expected calibration error (Naeini et al. 2015): the mean over items of |confidence - share of right ones| of their bin.
+    /// Expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3): the mean over items of |confidence - share of right ones| of their bin.
     pub error: f64,
     /// Mean confidence minus the share of right answers; above 0 the model is overconfident.
     pub overconfidence: f64,
@@ -48,7 +48,9 @@ impl ChoiceCalibration {
                 continue;
             }
             let best = (0..p.len()).rev().max_by(|a, b| p[*a].total_cmp(&p[*b])).unwrap_or(0);
-            bins[((p[best] * BINS as f64) as usize).min(BINS - 1)].push((p[best], right.contains(&best)));
+            // Open below and closed above.
+            let bin = ((p[best] * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
+            bins[bin].push((p[best], right.contains(&best)));
         }
         let all: Vec<(f64, bool)> = bins.iter().flatten().copied().collect();
         let bins: Vec<ConfidenceBin> = bins.iter().filter_map(|bin| ConfidenceBin::of(bin)).collect();
@@ -90,7 +92,7 @@ mod tests {
     #[test]
     fn confidence_is_compared_with_how_often_it_was_right() {
         let items = [asked("a"), asked("a"), asked("b"), asked("c")];
-        let answers = [[0.9, 0.05, 0.05], [0.92, 0.04, 0.04], [0.94, 0.03, 0.03], [0.2, 0.2, 0.6]].map(answered);
+        let answers = [[0.91, 0.045, 0.045], [0.92, 0.04, 0.04], [0.93, 0.035, 0.035], [0.2, 0.2, 0.6]].map(answered);
         let found = ChoiceCalibration::of(&items, &answers).unwrap();
         assert_eq!(found.bins.iter().map(|b| b.items).collect::<Vec<_>>(), [1, 3]);
         assert!((found.bins[1].confidence - 0.92).abs() < 1e-9 && (found.bins[1].right.share - 2.0 / 3.0).abs() < 1e-9);

@@ -1,5 +1,6 @@
 //! Formats values of metrics for people.
 
+use crate::eval::baselines::RuleResult;
 use crate::eval::results::{MetricInfo, TaskResults};
 use crate::runs::number::number;
 use crate::stats::bootstrap::Estimate;
@@ -23,6 +24,12 @@ impl NumberFormat {
         // A correlation is no share even if it is positive.
         let is_share = metric.higher_is_better && metric.name != "mcc" && all.iter().all(|v| (0.0..=1.0).contains(*v));
         if is_share && !all.is_empty() { Self::Share } else { Self::Plain }
+    }
+
+    /// Returns the format of what a rule without a model reaches: that of the task's main metric, or of a share of right answers.
+    pub fn of_rule(task: &TaskResults, rule: &RuleResult) -> Self {
+        let metric = task.metrics.iter().find(|metric| metric.name == rule.metric);
+        metric.map_or(Self::Share, |metric| Self::of(task, metric))
     }
 
     /// Formats a value.

@@ -110,7 +110,7 @@ fn rules(report: &EvaluationReport) -> String {
     let mut out = String::from("\n| task | rule without a model | metric | value |\n|---|---|---|---|\n");
     for (task, rules) in report.results.tasks.iter().zip(&report.rules) {
         for rule in rules {
-            let format = NumberFormat::of(task, main_metric(task));
+            let format = NumberFormat::of_rule(task, rule);
             let _ = writeln!(
                 out,
                 "| {} | {} | {} | {} |",

@@ -63,8 +63,8 @@ fn powers(report: &EvaluationReport) -> Vec<String> {
 fn rules(report: &EvaluationReport) -> Vec<Vec<String>> {
     let mut rows = vec![["task", "rule without a model", "value"].map(String::from).to_vec()];
     for (task, rules) in report.results.tasks.iter().zip(&report.rules) {
-        let format = NumberFormat::of(task, main_metric(task));
         for (i, rule) in rules.iter().enumerate() {
+            let format = NumberFormat::of_rule(task, rule);
             let name = if i == 0 { task.name.clone() } else { String::new() };
             rows.push(vec![name, rule.rule.clone(), format!("{} {}", format.value(rule.value), words(&rule.metric))]);
         }

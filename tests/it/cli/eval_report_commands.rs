@@ -108,7 +108,7 @@ fn a_gate_that_does_not_hold_fails_after_the_report_is_written() {
     let message = space.refused(&[&loose[..], &["--certain"]].concat());
     assert!(message.contains("1 of 1 gates does not hold with certainty"), "{message}");
     let message = space.refused(&["eval-report", "out", "--gate", "icd10.exact_match >= baseline - 2%"]);
-    assert!(message.contains("column 34: `2%`") && message.contains("hint: write 0.02"), "{message}");
+    assert!(message.contains("column 33: `2%`") && message.contains("hint: write 0.02"), "{message}");
 }
 
 #[test]

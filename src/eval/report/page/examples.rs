@@ -26,8 +26,8 @@ pub fn changed(report: &EvaluationReport, task: &TaskResults, found: &SubjectCom
     };
     let columns = [0, subject];
     html! {
-        (list(report, task, &columns, &changes.worse, &format!("{} with {}", worse, found.subject), true))
-        (list(report, task, &columns, &changes.better, &format!("{} with {}", better, found.subject), false))
+        (list(report, task, &columns, &changes.worse, &format!("{} with {}", worse, found.subject)))
+        (list(report, task, &columns, &changes.better, &format!("{} with {}", better, found.subject)))
     }
 }
 
@@ -36,16 +36,16 @@ pub fn worst(report: &EvaluationReport, task: &TaskResults, subject: usize) -> M
     let items = worst_items(task, subject);
     let name = &report.results.subjects[subject].name;
     let columns: Vec<usize> = if subject == 0 { vec![0] } else { vec![0, subject] };
-    list(report, task, &columns, &items, &format!("answered worst by {name}"), false)
+    list(report, task, &columns, &items, &format!("with the worst scores of {name}"))
 }
 
 /// Returns the items with the worst scores, or all that are wrong if answers are right or wrong, the worst first.
 fn worst_items(task: &TaskResults, subject: usize) -> Vec<usize> {
     let metric = main_metric(task);
-    if !metric.is_mean {
+    let answers = &task.results[subject].answers;
+    if !answers.iter().all(|answer| answer.scores.contains_key(&metric.name)) {
         return Vec::new();
     }
-    let answers = &task.results[subject].answers;
     let sign = if metric.higher_is_better { 1.0 } else { -1.0 };
     let score = |i: usize| answers[i].scores.get(&metric.name).map_or(0.0, |score| sign * score);
     let confidence = |i: usize| probabilities(&answers[i].log_likelihoods).into_iter().fold(0.0, f64::max);
@@ -55,18 +55,11 @@ fn worst_items(task: &TaskResults, subject: usize) -> Vec<usize> {
     items
 }
 
-fn list(
-    report: &EvaluationReport,
-    task: &TaskResults,
-    columns: &[usize],
-    items: &[usize],
-    title: &str,
-    open: bool,
-) -> Markup {
+fn list(report: &EvaluationReport, task: &TaskResults, columns: &[usize], items: &[usize], title: &str) -> Markup {
     let count = items.len();
     html! {
         @if count > 0 {
-            details class="list" open[open] {
+            details class="list" {
                 summary {
                     (count) @if count == 1 { " item " } @else { " items " } (named(title))
                     @if count > SHOWN { span class="note" { "the first " (SHOWN) " are shown" } }

@@ -84,12 +84,12 @@ fn gates(report: &EvaluationReport) -> Markup {
         };
         html! {
             tr {
+                td { span class={ "badge " (class) } { (gate_words(outcome)) } }
                 td { code { (plain(&outcome.gate)) } }
-                td { (named(&outcome.subject)) }
+                td class="model" { (named(&outcome.subject)) }
                 td class="number" { (format.value(outcome.value)) }
                 td class="number" { (format.value(outcome.bound)) }
                 td class="number" { (format.difference_estimate(outcome.margin.value, outcome.margin.interval)) }
-                td { span class={ "badge " (class) } { (gate_words(outcome)) } }
             }
         }
     };
@@ -97,12 +97,12 @@ fn gates(report: &EvaluationReport) -> Markup {
         div class="card scroll" {
             table {
                 tr {
+                    th { "result" }
                     th { "gate" }
                     th { "model" }
                     th class="number" { "value" }
                     th class="number" { "bound" }
                     th class="number" { "value − bound (95 %)" }
-                    th { "result" }
                 }
                 @for outcome in &report.gates { (row(outcome)) }
             }
@@ -119,11 +119,11 @@ fn overview(report: &EvaluationReport) -> Markup {
                 tr {
                     th { "task" }
                     th { "model" }
+                    @if compared { th { "verdict" } }
                     th class="number" { "value (95 %)" }
                     @if compared {
                         th class="number" { "difference (95 %)" }
                         th class="number" { "p" }
-                        th { "verdict" }
                     }
                 }
                 @for (task, results) in report.comparison.tasks.iter().zip(&report.results.tasks) {
@@ -138,11 +138,13 @@ fn overview_rows(report: &EvaluationReport, task: &TaskComparison, results: &Tas
     let format = NumberFormat::of(results, main_metric(results));
     let value = |i: usize| results.results[i].estimates.get(&task.metric).map_or("-".into(), |e| format.estimate(*e));
     let last = report.results.subjects.len() - 1;
+    let is_last = report.comparison.tasks.last().is_some_and(|other| other.task == task.task);
     html! {
         @for (i, subject) in report.results.subjects.iter().enumerate() {
+            @let found = i.checked_sub(1).and_then(|i| task.subjects.get(i));
             tr class=[(i < last).then_some("joined")] {
-                td {
-                    @if i == 0 {
+                @if i == 0 {
+                    td class={ "of-task" @if is_last { " last" } } rowspan=(last + 1) {
                         a href={ "#" (task::anchor(report, &task.task)) } { (named(&task.task)) }
                         div class="note" {
                             (plain(&words(&task.metric))) ", " (crate::report::count(task.rows as u64)) " items"
@@ -150,18 +152,19 @@ fn overview_rows(report: &EvaluationReport, task: &TaskComparison, results: &Tas
                         }
                     }
                 }
-                td { (named(&subject.name)) }
+                td class="model" { (named(&subject.name)) }
+                @if compared {
+                    td { @if let Some(found) = found { (badge(found)) } @else { span class="note" { "baseline" } } }
+                }
                 td class="number" { (value(i)) }
                 @if compared {
-                    @match i.checked_sub(1).and_then(|i| task.subjects.get(i)) {
-                        Some(found) => {
-                            td class="number" {
-                                (found.difference.map_or("-".into(), |d| format.difference_estimate(d, found.interval)))
-                            }
-                            td class="number" { (found.test.map_or("-".into(), |test| p_value(test.p_corrected))) }
-                            td { (badge(found)) }
+                    td class="number" {
+                        @if let Some(found) = found {
+                            (found.difference.map_or("-".into(), |d| format.difference_estimate(d, found.interval)))
                         }
-                        None => { td {} td {} td { span class="note" { "baseline" } } }
+                    }
+                    td class="number" {
+                        @if let Some(found) = found { (found.test.map_or("-".into(), |test| p_value(test.p_corrected))) }
                     }
                 }
             }

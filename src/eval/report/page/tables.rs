@@ -91,38 +91,45 @@ pub fn categories(baseline: &str, found: &SubjectComparison, format: NumberForma
     }
 }
 
-/// Renders how many items share text with training rows, and the scores with and without them.
-pub fn contamination(report: &EvaluationReport, found: &Contamination, format: NumberFormat) -> Markup {
-    let (overlapping, short, all) =
-        (found.count(Overlap::Overlapping), found.count(Overlap::TooShort), found.items.len());
-    let value = |e: Option<Estimate>| e.map_or("-".into(), |e| format.estimate(e));
-    let difference = |e: Option<Estimate>| e.map_or(String::new(), |e| format.difference_estimate(e.value, e.interval));
+/// Renders how many items share text with training rows by each rule, and the scores with and without them.
+pub fn contamination(report: &EvaluationReport, found: &[Contamination], format: NumberFormat) -> Markup {
     html! {
         div class="card" {
             h3 { "Overlap with training rows" }
-            p {
-                (overlapping) " of " (all) " items share a run of " (found.run) " words with a training row"
-                @if short > 0 { "; " (short) " are too short to tell" }
-                "."
-            }
-            @if overlapping > 0 {
-                div class="scroll" {
-                    table {
+            @for found in found { (overlap(report, found, format)) }
+            p class="note" { "A run that is in more than ten rows or items is a phrase or a template and does not count." }
+        }
+    }
+}
+
+fn overlap(report: &EvaluationReport, found: &Contamination, format: NumberFormat) -> Markup {
+    let count = |state| found.count(state);
+    let (overlapping, short) = (count(Overlap::Overlapping), count(Overlap::TooShort));
+    let value = |e: Option<Estimate>| e.map_or("-".into(), |e| format.estimate(e));
+    let difference = |e: Option<Estimate>| e.map_or(String::new(), |e| format.difference_estimate(e.value, e.interval));
+    html! {
+        p {
+            (overlapping) " of " (found.items.len()) " items share a run of " (found.run) " words with a training row"
+            @if short > 0 { "; " (short) " are too short to tell" }
+            "."
+        }
+        @if overlapping > 0 && !found.scores.is_empty() {
+            div class="scroll" {
+                table {
+                    tr {
+                        th { "model" }
+                        th class="number" { "all items" }
+                        th class="number" { "without overlapping items" }
+                        th class="number" { "overlapping items" }
+                        th class="number" { "difference without them (95 %)" }
+                    }
+                    @for (subject, scores) in report.results.subjects.iter().zip(&found.scores) {
                         tr {
-                            th { "model" }
-                            th class="number" { "all items" }
-                            th class="number" { "without overlapping items" }
-                            th class="number" { "overlapping items" }
-                            th class="number" { "difference without them (95 %)" }
-                        }
-                        @for (subject, scores) in report.results.subjects.iter().zip(&found.scores) {
-                            tr {
-                                td { (named(&subject.name)) }
-                                td class="number" { (value(scores.all)) }
-                                td class="number" { (value(scores.without)) }
-                                td class="number" { (value(scores.overlapping)) }
-                                td class="number" { (difference(scores.difference_without)) }
-                            }
+                            td class="model" { (named(&subject.name)) }
+                            td class="number" { (value(scores.all)) }
+                            td class="number" { (value(scores.without)) }
+                            td class="number" { (value(scores.overlapping)) }
+                            td class="number" { (difference(scores.difference_without)) }
                         }
                     }
                 }

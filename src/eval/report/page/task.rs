@@ -45,7 +45,7 @@ pub fn section(report: &EvaluationReport, i: usize, task: &TaskResults) -> Marku
             @for found in comparison.subjects.iter().filter(|found| !found.categories.is_empty()) {
                 (tables::categories(&report.comparison.baseline, found, format, metric.higher_is_better))
             }
-            @for found in report.contamination.get(i).into_iter().flatten() { (tables::contamination(report, found, format)) }
+            @if let Some(found) = report.contamination.get(i) { (tables::contamination(report, found, format)) }
             (calibration(report, task))
             (classes(report, task))
             @for found in &comparison.subjects { (examples::changed(report, task, found)) }
@@ -62,12 +62,11 @@ fn rows(report: &EvaluationReport, i: usize, task: &TaskResults, metric: &Metric
         let class = if several && k == 0 { "base" } else { "" };
         Some(Bar { name: subject.name.clone(), class, value: found.value, interval: found.interval })
     });
-    let rules = report.rules[i].iter().map(|rule| Bar {
-        name: rule.rule.clone(),
-        class: "rule",
-        value: rule.value,
-        interval: None,
-    });
+    // Shares of right answers are compared with every metric that is such a share.
+    let scores = || task.results.iter().flat_map(|r| r.answers.iter().filter_map(|a| a.scores.get(&metric.name)));
+    let is_share = metric.higher_is_better && scores().all(|score| *score == 0.0 || *score == 1.0);
+    let rules = report.rules[i].iter().filter(|rule| rule.metric == metric.name || is_share);
+    let rules = rules.map(|rule| Bar { name: rule.rule.clone(), class: "rule", value: rule.value, interval: None });
     models.chain(rules).collect()
 }
 
