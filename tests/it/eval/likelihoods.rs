@@ -65,17 +65,20 @@ fn compute_in(model: &Model, groups: &[PairGroup], window: usize, limits: BatchL
 }
 
 fn compare(name: &str) {
-    let model = open(&fixture(name), &[], device(), Kind::Float).unwrap();
+    compare_model(name, &open(&fixture(name), &[], device(), Kind::Float).unwrap());
+}
+
+fn compare_model(name: &str, model: &Model) {
     let vocabulary = model.config().vocab_size as u32;
     for (shared, longest) in [(0, 20), (11, 30)] {
         let groups = questions(vocabulary, shared, longest);
         let all = BatchLimits { rows: 64, tokens: 1 << 15 };
         for limits in [all, BatchLimits { tokens: 130, ..all }, BatchLimits { tokens: 1, ..all }] {
-            let found = compute(&model, &groups, limits);
+            let found = compute(model, &groups, limits);
             for (pairs, found) in groups.iter().zip(&found) {
                 assert_eq!(pairs.len(), found.len());
                 for (pair, found) in pairs.iter().zip(found) {
-                    let alone = one_by_one(&model, pair);
+                    let alone = one_by_one(model, pair);
                     let difference = (alone.log_prob - found.log_prob).abs();
                     assert!(difference < 1e-4, "{name}: {} and {}", alone.log_prob, found.log_prob);
                     assert_eq!(alone.greedy, found.greedy, "{name}");
@@ -89,6 +92,19 @@ fn compare(name: &str) {
 fn choices_that_share_a_cache_have_the_likelihoods_of_plain_passes() {
     for name in ["tiny-llama", "tiny-gpt2", "tiny-qwen3", "tiny-mixtral", "tiny-gpt-oss", "tiny-deepseek-v2"] {
         compare(name);
+    }
+}
+
+#[test]
+fn virtual_tokens_and_states_are_shared_too() {
+    for (base, adapter) in
+        [("tiny-llama", "prompt_tuning"), ("tiny-llama", "prefix_tuning"), ("tiny-qwen3", "prefix_tuning-qwen3")]
+    {
+        let folder = fixture(format!("virtual-tokens/{adapter}/initial"));
+        compare_model(adapter, &open(&fixture(base), &[folder], device(), Kind::Float).unwrap());
+    }
+    for name in ["gru", "lstm"] {
+        compare(&format!("own/{name}"));
     }
 }
 
