@@ -85,7 +85,7 @@ impl ExportCheck<'_> {
         problems.extend(self.changed_tensors(&written, expected)?);
 
         let prompts = logit_distance::prompts(self.reference, self.export.tokenizer_folder(self.folder))?;
-        let device = second_device(self.reference, prompts.iter().map(Vec::len).sum())?;
+        let device = second_device(self.reference)?;
         let elsewhere = device != self.reference.device();
         let _exact = elsewhere.then(ExactProducts::begin).transpose()?;
         let ours = logit_distance::logits(self.reference, &prompts)?;
@@ -179,15 +179,15 @@ impl ExportCheck<'_> {
     }
 }
 
-/// Returns the device for a second model like `reference`, which is compared with it on `positions` tokens: the same one, or
-/// the CPU if a GPU has no room for it.
-fn second_device(reference: &Model, positions: usize) -> Result<Device> {
+/// Returns the device for a second model like `reference`, which is compared with it: the same one, or the CPU if a GPU has no
+/// room for it.
+fn second_device(reference: &Model) -> Result<Device> {
     let Device::Cuda(index) = reference.device() else { return Ok(reference.device()) };
     let (_, held) = reference.storage_summary_as(reference.storage(), reference.device());
     let adapters: u64 = reference.params().iter().filter(|p| p.adapter.is_some()).map(|p| 4 * p.count()).sum();
-    // The largest weight while it is read, in both formats, and the logits of all positions.
+    // The largest weight while it is read, in both formats, or logits.
     let largest = reference.params().base().map(Param::count).max().unwrap_or(0);
-    let passing = (8 * largest).max(positions as u64 * reference.config().vocab_size as u64 * 8);
+    let passing = (8 * largest).max(logit_distance::DEVICE_ROWS as u64 * reference.config().vocab_size as u64 * 8);
     let (free, _) = native::cuda_capacity(index)?;
     if held + adapters + passing <= free {
         return Ok(reference.device());

@@ -70,8 +70,17 @@ pub fn logits(model: &Model, prompts: &[Vec<u32>]) -> Result<Tensor> {
     }
     let tokens = Tokens::pack(prompts, model.device());
     let rows = Tensor::arange(tokens.len() as i64, (Kind::Int64, model.device()));
-    model.infer(&tokens, |out| out.logits(&rows).to_device(Device::Cpu))
+    // On a GPU, logits of all rows could take more memory than a step of training.
+    let at_a_time = if model.device().is_cuda() { DEVICE_ROWS } else { rows.size()[0].max(1) };
+    model.infer(&tokens, |out| {
+        let parts = rows.split(at_a_time, 0);
+        let parts: Vec<Tensor> = parts.iter().map(|rows| out.logits(rows).to_device(Device::Cpu)).collect();
+        Tensor::cat(&parts, 0)
+    })
 }
+
+/// Rows whose logits exist on a GPU at a time.
+pub(super) const DEVICE_ROWS: i64 = 32;
 
 /// The distance of a model's logits from those of a reference.
 #[derive(Debug, Clone, Copy, Serialize)]

@@ -75,7 +75,7 @@ pub fn offload(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     }
     let (reason, hint) = if w.is("model.device", "cpu") {
         ("the inputs of layers are in the host's memory already", "remove it")
-    } else if !w.differs_from_default("run.replay") {
+    } else if w.value("run.replay").is_none() || w.is("run.replay", "none") {
         ("without `run.replay` no layer is recomputed", "set `replay: all`")
     } else {
         return;
