@@ -8,7 +8,7 @@
 use serde_json::Value;
 
 /// Keys that cannot change a result: places of files, what is kept and shown, and how the machine is used.
-const NEUTRAL_KEYS: [(&str, &str); 11] = [
+const NEUTRAL_KEYS: [(&str, &str); 12] = [
     ("run", "out"),
     ("run", "keep"),
     ("run", "save_every"),
