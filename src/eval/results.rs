@@ -17,6 +17,17 @@ pub struct SuiteResults {
     pub tasks: Vec<TaskResults>,
 }
 
+impl SuiteResults {
+    /// Adds the results of other models on the same suite.
+    pub fn joined(mut self, others: Self) -> Self {
+        self.subjects.extend(others.subjects);
+        for (task, other) in self.tasks.iter_mut().zip(others.tasks) {
+            task.results.extend(other.results);
+        }
+        self
+    }
+}
+
 /// A model, or a base with an adapter.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Subject {
