@@ -115,7 +115,7 @@ void transfer(const Tensor& to, const Tensor& from, bool non_blocking) {
   if (non_blocking && is_pinned(on_host.const_data_ptr())) {
     const auto stream = current_stream(device);
     return upload ? upload_later(stream, target, source, bytes, {to, from})
-                  : download_later(stream, target, source, bytes, {to, from});
+                  : download_later(stream, target, source, bytes, {to});  // its bytes are taken at once
   }
   count_wait(upload ? "copy to the device" : "copy to the host");
   finish_current_stream(device);
