@@ -316,7 +316,7 @@ pub struct RunSection {
     pub mlp_tile: Option<usize>,
     /// On a GPU: keep the inputs of the layers that `replay` recomputes in the host's page-locked memory, where they are copied
     /// while the GPU computes. The result has the same bits. `--fit` chooses it where recomputing every layer is not enough.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub offload: bool,
     /// Also measure the validation rows before the first step.
     #[serde(default = "yes")]
