@@ -103,6 +103,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native/memory.rs", ""),
     ("src/native/profile.rs", ""),
     ("src/native/transfers.rs", ""),
+    ("src/native/wide_products.rs", ""),
     ("src/native/kernels.rs", ""),      // our own loops over tensor memory
     ("src/native/cuda/library.rs", ""), // functions of the CUDA driver and NVRTC
     ("src/native/cuda/compiler.rs", ""),

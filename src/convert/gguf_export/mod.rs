@@ -133,6 +133,9 @@ pub fn export(
         Ok((path, text))
     });
     let modelfile = modelfile.transpose()?;
+    if modelfile.is_some() && tokenizer.template().is_some_and(|template| template.uses_date()) {
+        notes.push("the chat template writes the date; in the Modelfile it is today's".into());
+    }
     let plan = WritePlan::new(&shape, format, &source);
     check_nothing_left_out(&source, &plan, &shape)?;
     notes.extend(plan.note(format));

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model_files::ModelFiles;
 use serde_json::{Map, Value};
 use std::fmt::Write;
-use turns::{ChatTurns, TurnText};
+use turns::{ChatTurns, SystemText, TurnText};
 
 /// The file's name.
 pub const FILE: &str = "Modelfile";
@@ -54,15 +54,27 @@ pub fn text(gguf: &str, tokenizer: &ChatTokenizer, adds_bos: bool, context: u64,
     Ok(text)
 }
 
-/// Writes the turns as a Go template.
+/// Writes the turns as a Go template. `.System` is the system message, which is also the first of `.Messages`.
 fn template(turns: &ChatTurns) -> String {
-    let turn = |t: &TurnText| format!("{}{{{{ .Content }}}}{}", literal(&t.before), literal(&t.after));
+    let around = |t: &TurnText, content: &str| format!("{}{content}{}", literal(&t.before), literal(&t.after));
     let mut text = literal(&turns.opening);
-    text += "{{ range .Messages }}";
-    let roles = [("user", Some(&turns.user)), ("assistant", Some(&turns.assistant)), ("system", turns.system.as_ref())];
-    for (i, (role, around)) in roles.iter().filter_map(|(role, t)| Some((role, (*t)?))).enumerate() {
-        let either = if i == 0 { "if" } else { "else if" };
-        let _ = write!(text, "{{{{ {either} eq .Role \"{role}\" }}}}{}", turn(around));
+    if !turns.without_system.is_empty() {
+        text += &format!("{{{{ if not .System }}}}{}{{{{ end }}}}", literal(&turns.without_system));
+    }
+    let user = match &turns.system {
+        Some(SystemText::InQuestion(inside)) => format!(
+            "{{{{ if and $.System (eq $i 1) }}}}{}{{{{ else }}}}{}{{{{ end }}}}{{{{ .Content }}}}{}",
+            around(inside, "{{ $.System }}"),
+            literal(&turns.user.before),
+            literal(&turns.user.after)
+        ),
+        _ => around(&turns.user, "{{ .Content }}"),
+    };
+    text += "{{ range $i, $message := .Messages }}";
+    let _ = write!(text, "{{{{ if eq .Role \"user\" }}}}{user}");
+    let _ = write!(text, "{{{{ else if eq .Role \"assistant\" }}}}{}", around(&turns.assistant, "{{ .Content }}"));
+    if let Some(SystemText::Turn(system)) = &turns.system {
+        let _ = write!(text, "{{{{ else if eq .Role \"system\" }}}}{}", around(system, "{{ .Content }}"));
     }
     text += "{{ end }}{{ end }}";
     text + &literal(&turns.prompt)
@@ -102,16 +114,21 @@ mod tests {
         let around = |before: &str, after: &str| TurnText { before: before.into(), after: after.into() };
         let turns = ChatTurns {
             opening: "{{".into(),
-            system: Some(around("<S>", "\n")),
+            without_system: String::new(),
+            system: Some(SystemText::Turn(around("<S>", "\n"))),
             default_system: None,
             user: around("<U>", "\n"),
             assistant: around("<A>", "\n"),
             prompt: "<A>".into(),
         };
-        let expected = "{{ \"{{\" }}{{ range .Messages }}{{ if eq .Role \"user\" }}<U>{{ .Content }}\n\
+        let expected = "{{ \"{{\" }}{{ range $i, $message := .Messages }}{{ if eq .Role \"user\" }}<U>{{ .Content }}\n\
             {{ else if eq .Role \"assistant\" }}<A>{{ .Content }}\n{{ else if eq .Role \"system\" }}<S>{{ .Content }}\n\
             {{ end }}{{ end }}<A>";
         assert_eq!(template(&turns), expected);
+        let inside = SystemText::InQuestion(around("<U><S>", "</S>"));
+        let text = template(&ChatTurns { system: Some(inside), ..turns });
+        let expected = "{{ if and $.System (eq $i 1) }}<U><S>{{ $.System }}</S>{{ else }}<U>{{ end }}{{ .Content }}\n";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

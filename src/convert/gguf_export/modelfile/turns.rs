@@ -15,13 +15,24 @@ pub struct TurnText {
     pub after: String,
 }
 
+/// How a system message is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemText {
+    /// As a turn of its own.
+    Turn(TurnText),
+    /// Inside the first question: the text before it, and the text between it and the question.
+    InQuestion(TurnText),
+}
+
 /// What a chat template writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatTurns {
     /// At the very beginning.
     pub opening: String,
+    /// At the very beginning of conversations without a system message.
+    pub without_system: String,
     /// Around a system message; `None` if the template has none.
-    pub system: Option<TurnText>,
+    pub system: Option<SystemText>,
     /// The system message of conversations without one.
     pub default_system: Option<String>,
     /// Around a user's message.
@@ -38,13 +49,9 @@ const CONTENTS: [&str; 6] = ["Xa1q.", "Xb2r?", "Xc3s!", "Xd4t;", "Xe5u:", "Xf6v,
 /// Finds the texts of a template. `render` writes a conversation, with or without the beginning of an answer; `bos` is the text of the
 /// token that the tokenizer puts before each prompt, which is then left out of the opening.
 pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option<&str>) -> Result<ChatTurns> {
-    let talk = |roles: &[&str]| -> Vec<ChatMessage> {
-        roles.iter().zip(CONTENTS).map(|(role, content)| ChatMessage::new(*role, content)).collect()
-    };
-    // The texts around the contents: one more than there are messages.
-    let pieces = |roles: &[&str]| -> Result<Vec<String>> {
-        let text = render(&talk(roles), false)?;
-        let mut rest = text.as_str();
+    let pieces = |roles: &[&str], prompt: bool| -> Result<Vec<String>> {
+        let text = render(&talk(roles), prompt)?;
+        let mut rest = bos.and_then(|bos| text.strip_prefix(bos)).unwrap_or(&text);
         let mut found = Vec::new();
         for content in &CONTENTS[..roles.len()] {
             let (before, after) =
@@ -55,45 +62,41 @@ pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option
         found.push(rest.to_string());
         Ok(found)
     };
-    let [first, after_user] = array(pieces(&["user"])?)?;
-    let [_, _, after_answer] = array(pieces(&["user", "assistant"])?)?;
-    let [_, to_answer, to_user, _] = array(pieces(&["user", "assistant", "user"])?)?;
-    let prompt = render(&talk(&["user"]), true)?;
-    let unfinished = render(&talk(&["user"]), false)?;
-    let prompt = strip_start(&prompt, &unfinished, "a prompt does not begin like the conversation")?.to_string();
-    let user = TurnText {
-        before: strip_start(&to_user, &after_answer, "an answer ends otherwise if a question follows")?.into(),
-        after: after_user,
+    let [first, to_prompt] = array(pieces(&["user"], true)?)?;
+    let [_, to_answer, to_user, _] = array(pieces(&["user", "assistant", "user"], true)?)?;
+    // What ends a turn is what a conversation ends with there, unless the template writes more at its end.
+    let end_of = |roles: &[&str], next: &[&str]| -> Result<String> {
+        let end = pieces(roles, false)?.pop().unwrap_or_default();
+        let shared =
+            |a: &str, b: &str| a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map(|((at, _), _)| at);
+        Ok(match next.iter().all(|next| next.starts_with(&end)) {
+            true => end,
+            false => next[0]
+                [..shared(next[0], next[next.len() - 1]).unwrap_or(next[0].len().min(next[next.len() - 1].len()))]
+                .into(),
+        })
     };
-    let assistant = TurnText {
-        before: strip_start(&to_answer, &user.after, "a question ends otherwise if an answer follows")?.into(),
-        after: after_answer,
+    let after_user = end_of(&["user"], &[&to_answer, &to_prompt])?;
+    let before_user = shared_ending(&first, &to_user);
+    let after_answer = to_user.strip_suffix(before_user).unwrap_or_default();
+    let user = TurnText { before: before_user.into(), after: after_user };
+    let assistant = TurnText { before: to_answer[user.after.len()..].into(), after: after_answer.into() };
+    let prompt = to_prompt[user.after.len()..].to_string();
+    let start = first.strip_suffix(before_user).unwrap_or_default();
+    let mut turns = ChatTurns {
+        opening: start.into(),
+        without_system: String::new(),
+        system: None,
+        default_system: None,
+        user,
+        assistant,
+        prompt,
     };
-    let start = strip_end(&first, &user.before, "the first question begins otherwise than later ones")?;
-    let stripped = |text: &str| bos.and_then(|bos| text.strip_prefix(bos)).unwrap_or(text).to_string();
     // A template without system messages refuses them or leaves them out.
-    let system = match pieces(&["system", "user"]) {
-        Ok(found) => {
-            let [before, between, _] = array(found)?;
-            let after = strip_end(&between, &user.before, "a system message is part of the first question")?;
-            Some(TurnText { before: stripped(&before), after: after.into() })
-        }
-        Err(_) => None,
-    };
-    let start = stripped(start);
-    let written = system.as_ref().and_then(|s| start.strip_prefix(&s.before)?.strip_suffix(&s.after));
-    let (opening, default_system) = match written {
-        Some(text) if !text.is_empty() => (String::new(), Some(text.to_string())),
-        _ => (start, None),
-    };
-    let system = match system {
-        Some(s) => Some(TurnText {
-            before: strip_start(&s.before, &opening, "a system message replaces the beginning")?.into(),
-            after: s.after,
-        }),
-        None => None,
-    };
-    let turns = ChatTurns { opening, system, default_system, user, assistant, prompt };
+    if let Ok(found) = pieces(&["system", "user"], true) {
+        let [before, between, _] = array(found)?;
+        turns.set_system(&before, &between);
+    }
     for roles in [
         &["user"][..],
         &["system", "user"],
@@ -104,45 +107,83 @@ pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option
         if roles[0] == "system" && turns.system.is_none() {
             continue;
         }
-        let talk = talk(roles);
-        if turns.write(&talk) != stripped(&render(&talk, true)?) {
+        let (talk, whole) = (talk(roles), render(&talk(roles), true)?);
+        if turns.write(&talk) != bos.and_then(|bos| whole.strip_prefix(bos)).unwrap_or(&whole) {
             return Err(irregular(&format!("a conversation of {} is written otherwise", roles.join(", "))));
         }
     }
     Ok(turns)
 }
 
+/// Returns a conversation with these roles.
+fn talk(roles: &[&str]) -> Vec<ChatMessage> {
+    roles.iter().zip(CONTENTS).map(|(role, content)| ChatMessage::new(*role, content)).collect()
+}
+
+/// Returns the longest text that both end with.
+fn shared_ending<'t>(a: &'t str, b: &str) -> &'t str {
+    let same =
+        a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum::<usize>();
+    &a[a.len() - same..]
+}
+
 impl ChatTurns {
+    /// Understands the texts before a system message, and between it and the first question, of a conversation that
+    /// begins with `self.opening` if it has none.
+    fn set_system(&mut self, before: &str, between: &str) {
+        match between.strip_suffix(self.user.before.as_str()) {
+            Some(after) => {
+                let turn = TurnText { before: before.into(), after: after.into() };
+                let opening = std::mem::take(&mut self.opening);
+                let content = opening.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+                match content.filter(|text| !text.is_empty()) {
+                    Some(text) => self.default_system = Some(text.into()),
+                    None => self.without_system = opening,
+                }
+                self.system = Some(SystemText::Turn(turn));
+            }
+            None => {
+                let Some(inside) = before.strip_prefix(self.opening.as_str()) else { return };
+                let turn = TurnText { before: inside.into(), after: between.into() };
+                self.system = Some(SystemText::InQuestion(turn));
+            }
+        }
+    }
+
     /// Writes a prompt as [`find`] understood the template.
     pub fn write(&self, talk: &[ChatMessage]) -> String {
+        let system = talk.first().filter(|m| m.role == "system").map(|m| m.content.as_str());
         let mut text = self.opening.clone();
-        let default = self.default_system.as_ref().filter(|_| talk.first().is_none_or(|m| m.role != "system"));
-        let default = default.map(|content| ChatMessage::new("system", content));
-        for message in default.iter().chain(talk) {
-            let around = match message.role.as_str() {
-                "system" => self.system.as_ref(),
-                "assistant" => Some(&self.assistant),
-                _ => Some(&self.user),
-            };
-            let Some(around) = around else { continue };
-            text += &around.before;
+        if system.is_none() && self.default_system.is_none() {
+            text += &self.without_system;
+        }
+        let mut inside = None;
+        match (&self.system, system.or(self.default_system.as_deref())) {
+            (Some(SystemText::Turn(around)), Some(content)) => text += &around.around(content),
+            (Some(SystemText::InQuestion(around)), Some(content)) => inside = Some(around.around(content)),
+            _ => {}
+        }
+        for message in talk.iter().filter(|m| m.role != "system") {
+            if message.role == "assistant" {
+                text += &self.assistant.around(&message.content);
+                continue;
+            }
+            text += &inside.take().unwrap_or_else(|| self.user.before.clone());
             text += &message.content;
-            text += &around.after;
+            text += &self.user.after;
         }
         text + &self.prompt
     }
 }
 
+impl TurnText {
+    fn around(&self, content: &str) -> String {
+        format!("{}{content}{}", self.before, self.after)
+    }
+}
+
 fn array<const N: usize>(pieces: Vec<String>) -> Result<[String; N]> {
     pieces.try_into().map_err(|_| Error::bug("as many texts as messages, and one more"))
-}
-
-fn strip_start<'t>(text: &'t str, start: &str, otherwise: &str) -> Result<&'t str> {
-    text.strip_prefix(start).ok_or_else(|| irregular(otherwise))
-}
-
-fn strip_end<'t>(text: &'t str, end: &str, otherwise: &str) -> Result<&'t str> {
-    text.strip_suffix(end).ok_or_else(|| irregular(otherwise))
 }
 
 fn irregular(why: &str) -> Error {
@@ -172,7 +213,8 @@ mod tests {
         assert_eq!((found.opening.as_str(), found.default_system), ("", None));
         let found = find(&chatml(Some("Be kind.")), None).unwrap();
         assert_eq!(found.default_system.as_deref(), Some("Be kind."));
-        assert_eq!(found.system.unwrap().before, "<|im_start|>system\n");
+        let Some(SystemText::Turn(system)) = found.system else { panic!("a turn of its own") };
+        assert_eq!(system.before, "<|im_start|>system\n");
     }
 
     #[test]
@@ -184,6 +226,49 @@ mod tests {
     }
 
     #[test]
+    fn a_system_message_may_be_inside_the_first_question() {
+        // As in Llama 2.
+        let render = |talk: &[ChatMessage], _: bool| {
+            let (system, rest) = match talk[0].role.as_str() {
+                "system" => (format!("<<SYS>>{}<</SYS>>", talk[0].content), &talk[1..]),
+                _ => (String::new(), talk),
+            };
+            let turn = |(i, m): (usize, &ChatMessage)| match m.role.as_str() {
+                "user" => format!("[INST] {}{} [/INST]", if i == 0 { system.as_str() } else { "" }, m.content),
+                _ => format!(" {} </s>", m.content),
+            };
+            Ok(rest.iter().enumerate().map(turn).collect())
+        };
+        let found = find(&render, None).unwrap();
+        let expected = TurnText { before: "[INST] <<SYS>>".into(), after: "<</SYS>>".into() };
+        assert_eq!(found.system, Some(SystemText::InQuestion(expected)));
+    }
+
+    #[test]
+    fn what_ends_a_conversation_only_is_left_out() {
+        // As in Phi-3: a conversation that is over ends with a token.
+        let inner = chatml(None);
+        let render =
+            |talk: &[ChatMessage], prompt: bool| Ok(inner(talk, prompt)? + if prompt { "" } else { "<|endoftext|>" });
+        let found = find(&render, None).unwrap();
+        assert_eq!(found.user.after.clone() + &found.prompt, "<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn a_beginning_may_depend_on_the_system_message() {
+        // As in Llama 3.1: without a system message its turn has the date alone.
+        let render = |talk: &[ChatMessage], prompt: bool| {
+            let system = talk.first().filter(|m| m.role == "system").map_or("", |m| m.content.as_str());
+            let rest = talk.iter().filter(|m| m.role != "system").map(|m| format!("[{}]{};", m.role, m.content));
+            let text = format!("[system]date\n{system};{}", rest.collect::<String>());
+            Ok(if prompt { text + "[assistant]" } else { text })
+        };
+        let found = find(&render, None).unwrap();
+        assert_eq!(found.without_system, "[system]date\n;");
+        assert_eq!(found.default_system, None);
+    }
+
+    #[test]
     fn a_template_without_system_messages_has_none_and_irregular_ones_are_refused() {
         let inner = chatml(None);
         let render = |talk: &[ChatMessage], prompt: bool| match talk[0].role.as_str() {
@@ -191,24 +276,6 @@ mod tests {
             _ => inner(talk, prompt),
         };
         assert_eq!(find(&render, None).unwrap().system, None);
-        // As in Llama 2: the system message is inside the first question.
-        let render = |talk: &[ChatMessage], prompt: bool| {
-            let (system, rest) = match talk[0].role.as_str() {
-                "system" => (format!("<<SYS>>{}<</SYS>>", talk[0].content), &talk[1..]),
-                _ => (String::new(), talk),
-            };
-            let mut text = String::new();
-            for (i, m) in rest.iter().enumerate() {
-                let inside = if i == 0 { system.as_str() } else { "" };
-                text += &match m.role.as_str() {
-                    "user" => format!("[INST] {inside}{} [/INST]", m.content),
-                    _ => format!(" {} </s>", m.content),
-                };
-            }
-            Ok(if prompt { text } else { text })
-        };
-        let e = find(&render, None).unwrap_err();
-        assert!(e.message().contains("system message"), "{e}");
         // Numbers its questions.
         let render = |talk: &[ChatMessage], prompt: bool| {
             let turn = |(i, m): (usize, &ChatMessage)| format!("[{i} {}]{};", m.role, m.content);
