@@ -64,19 +64,12 @@ pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option
     };
     let [first, to_prompt] = array(pieces(&["user"], true)?)?;
     let [_, to_answer, to_user, _] = array(pieces(&["user", "assistant", "user"], true)?)?;
-    // What ends a turn is what a conversation ends with there, unless the template writes more at its end.
-    let end_of = |roles: &[&str], next: &[&str]| -> Result<String> {
-        let end = pieces(roles, false)?.pop().unwrap_or_default();
-        let shared =
-            |a: &str, b: &str| a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map(|((at, _), _)| at);
-        Ok(match next.iter().all(|next| next.starts_with(&end)) {
-            true => end,
-            false => next[0]
-                [..shared(next[0], next[next.len() - 1]).unwrap_or(next[0].len().min(next[next.len() - 1].len()))]
-                .into(),
-        })
+    // A turn ends as a conversation does that ends with it, unless the template writes more at the end of a conversation.
+    let [_, end] = array(pieces(&["user"], false)?)?;
+    let after_user = match to_answer.starts_with(&end) && to_prompt.starts_with(&end) {
+        true => end,
+        false => shared_beginning(&to_answer, &to_prompt).to_string(),
     };
-    let after_user = end_of(&["user"], &[&to_answer, &to_prompt])?;
     let before_user = shared_ending(&first, &to_user);
     let after_answer = to_user.strip_suffix(before_user).unwrap_or_default();
     let user = TurnText { before: before_user.into(), after: after_user };
@@ -118,6 +111,12 @@ pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option
 /// Returns a conversation with these roles.
 fn talk(roles: &[&str]) -> Vec<ChatMessage> {
     roles.iter().zip(CONTENTS).map(|(role, content)| ChatMessage::new(*role, content)).collect()
+}
+
+/// Returns the longest text that both begin with.
+fn shared_beginning<'t>(a: &'t str, b: &str) -> &'t str {
+    let same = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum::<usize>();
+    &a[..same]
 }
 
 /// Returns the longest text that both end with.
