@@ -88,7 +88,7 @@ pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option
     // A template without system messages refuses them or leaves them out.
     if let Ok(found) = pieces(&["system", "user"], true) {
         let [before, between, _] = array(found)?;
-        turns.set_system(&before, &between);
+        turns.set_system(&before, &between)?;
     }
     for roles in [
         &["user"][..],
@@ -128,8 +128,8 @@ fn shared_ending<'t>(a: &'t str, b: &str) -> &'t str {
 
 impl ChatTurns {
     /// Understands the texts before a system message, and between it and the first question, of a conversation that
-    /// begins with `self.opening` if it has none.
-    fn set_system(&mut self, before: &str, between: &str) {
+    /// begins with `self.opening` if it has none. Fails if they do not fit together.
+    fn set_system(&mut self, before: &str, between: &str) -> Result<()> {
         match between.strip_suffix(self.user.before.as_str()) {
             Some(after) => {
                 let turn = TurnText { before: before.into(), after: after.into() };
@@ -142,11 +142,13 @@ impl ChatTurns {
                 self.system = Some(SystemText::Turn(turn));
             }
             None => {
-                let Some(inside) = before.strip_prefix(self.opening.as_str()) else { return };
+                let inside = before.strip_prefix(self.opening.as_str());
+                let inside = inside.ok_or_else(|| irregular("a system message replaces the beginning"))?;
                 let turn = TurnText { before: inside.into(), after: between.into() };
                 self.system = Some(SystemText::InQuestion(turn));
             }
         }
+        Ok(())
     }
 
     /// Writes a prompt as [`find`] understood the template.
