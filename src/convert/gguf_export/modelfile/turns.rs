@@ -70,7 +70,11 @@ pub fn find(render: &dyn Fn(&[ChatMessage], bool) -> Result<String>, bos: Option
         true => end,
         false => shared_beginning(&to_answer, &to_prompt).to_string(),
     };
-    let before_user = shared_ending(&first, &to_user);
+    let [_, _, end] = array(pieces(&["user", "assistant"], false)?)?;
+    let before_user = match to_user.strip_prefix(&end).filter(|before| first.ends_with(before)) {
+        Some(before) => before,
+        None => shared_ending(&first, &to_user),
+    };
     let after_answer = to_user.strip_suffix(before_user).unwrap_or_default();
     let user = TurnText { before: before_user.into(), after: after_user };
     let assistant = TurnText { before: to_answer[user.after.len()..].into(), after: after_answer.into() };
@@ -132,14 +136,18 @@ impl ChatTurns {
     fn set_system(&mut self, before: &str, between: &str) -> Result<()> {
         match between.strip_suffix(self.user.before.as_str()) {
             Some(after) => {
-                let turn = TurnText { before: before.into(), after: after.into() };
+                let around = |before: &str| SystemText::Turn(TurnText { before: before.into(), after: after.into() });
+                if let Some(own) = before.strip_prefix(self.opening.as_str()) {
+                    self.system = Some(around(own));
+                    return Ok(());
+                }
                 let opening = std::mem::take(&mut self.opening);
                 let content = opening.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
                 match content.filter(|text| !text.is_empty()) {
                     Some(text) => self.default_system = Some(text.into()),
                     None => self.without_system = opening,
                 }
-                self.system = Some(SystemText::Turn(turn));
+                self.system = Some(around(before));
             }
             None => {
                 let inside = before.strip_prefix(self.opening.as_str());
