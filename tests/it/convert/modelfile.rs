@@ -3,9 +3,9 @@
 use crate::support::command::{ft_binary, stderr};
 use crate::support::families;
 use crate::support::fixture;
-use crate::support::rows::with_template;
 use crate::support::snapshot::assert_snapshot;
 use ft::convert::gguf_export::modelfile;
+use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::model_files::ModelFiles;
 use serde_json::json;
 use std::path::Path;
@@ -24,8 +24,10 @@ fn every_template_is_written_as_turns_or_refused() {
     let files = ModelFiles::open(&fixture("tiny-tokenizer")).unwrap();
     let mut found = String::new();
     for name in names {
-        let made =
-            with_template(&name).and_then(|tokenizer| modelfile::text("model.gguf", &tokenizer, true, 4096, &files));
+        let template = Some(fixture("templates").join(&name));
+        let options = TemplateOptions { template, date: "2026-01-15".parse().ok(), ..TemplateOptions::default() };
+        let made = ChatTokenizer::load_with(&fixture("tiny-tokenizer"), &options)
+            .and_then(|tokenizer| modelfile::text("model.gguf", &tokenizer, true, 4096, &files));
         let text = made.unwrap_or_else(|e| format!("{e}\n"));
         found += &format!("== {name}\n{text}");
     }
