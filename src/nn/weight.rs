@@ -263,7 +263,7 @@ pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, kind: Kind) -> Tensor {
 pub(super) fn add_weight_gradient(sum: &mut Tensor, g: &Tensor, x: &Tensor) {
     if sum.kind() == Kind::Float && native::has_wide_products(x) {
         native::add_wide_product(sum, &g.tr(), x);
-    } else if x.device().is_cuda() {
+    } else if x.device().is_cuda() && sum.kind() == x.kind() {
         let _ = sum.addmm_(&g.tr(), x);
     } else {
         *sum += g.tr().matmul(x);
