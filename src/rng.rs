@@ -3,6 +3,8 @@
 //! Every use of randomness has a stream of its own, determined by seed, purpose and index. So a new use never changes
 //! the random numbers of another, and any place of a run can be repeated without what preceded it.
 
+pub mod mersenne_twister;
+
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};

@@ -1,4 +1,12 @@
-//! Scores of a classification: accuracy, F1 by class, Matthews' correlation.
+//! Scores of a classification: accuracy, F1 by class, Matthews' correlation; probabilities of classes.
+
+/// Returns the probabilities of classes: the softmax of their log-likelihoods.
+pub fn softmax(log_likelihoods: &[f64]) -> Vec<f64> {
+    let most = log_likelihoods.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = log_likelihoods.iter().map(|l| (l - most).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|w| w / sum).collect()
+}
 
 /// How often each class was predicted for rows of each class.
 #[derive(Debug, Clone, PartialEq, Eq)]

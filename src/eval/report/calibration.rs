@@ -2,6 +2,7 @@
 
 use crate::eval::baselines::right_choices;
 use crate::eval::results::{ItemAnswer, ItemInfo};
+use crate::stats::classification::softmax;
 use crate::stats::proportion::Proportion;
 
 /// Number of bins of the confidence, from 0 to 1.
@@ -21,20 +22,13 @@ pub struct ConfidenceBin {
 /// Confidence and how often it was justified.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChoiceCalibration {
-    /// Expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3): the mean over items of |confidence - share of right ones| of their bin.
+    /// Expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3): the mean over items of
+    /// |confidence - share of right ones| of their bin.
     pub error: f64,
     /// Mean confidence minus the share of right answers; above 0 the model is overconfident.
     pub overconfidence: f64,
     /// The bins that contain items, in ascending order.
     pub bins: Vec<ConfidenceBin>,
-}
-
-/// Returns the probabilities of choices: the softmax of their log-likelihoods.
-pub fn probabilities(log_likelihoods: &[f64]) -> Vec<f64> {
-    let most = log_likelihoods.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = log_likelihoods.iter().map(|l| (l - most).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    weights.into_iter().map(|w| w / sum).collect()
 }
 
 impl ChoiceCalibration {
@@ -43,7 +37,7 @@ impl ChoiceCalibration {
     pub fn of(items: &[ItemInfo], answers: &[ItemAnswer]) -> Option<Self> {
         let mut bins: Vec<Vec<(f64, bool)>> = vec![Vec::new(); BINS];
         for (item, answer) in items.iter().zip(answers) {
-            let (right, p) = (right_choices(item), probabilities(&answer.log_likelihoods));
+            let (right, p) = (right_choices(item), softmax(&answer.log_likelihoods));
             if right.is_empty() || p.is_empty() || p.iter().any(|p| !p.is_finite()) {
                 continue;
             }
@@ -106,7 +100,7 @@ mod tests {
 
     #[test]
     fn probabilities_of_very_unlikely_choices_do_not_vanish() {
-        assert_eq!(probabilities(&[-2000.0, -2000.0]), [0.5, 0.5]);
-        assert!(probabilities(&[]).is_empty());
+        assert_eq!(softmax(&[-2000.0, -2000.0]), [0.5, 0.5]);
+        assert!(softmax(&[]).is_empty());
     }
 }

@@ -13,6 +13,7 @@ use crate::models::Model;
 use crate::recipe::suite_file::{ChoiceMetric, ChoiceTask, SuiteTask};
 use crate::report;
 use crate::stats::bootstrap::Estimate;
+use crate::stats::classification::softmax;
 use std::collections::BTreeMap;
 
 /// What is computed when the choices are shown in another order too.
@@ -195,13 +196,6 @@ fn score(
 /// Returns the place of the largest number; of equal ones the first.
 fn largest(numbers: &[f64]) -> usize {
     (0..numbers.len()).fold(0, |best, i| if numbers[i] > numbers[best] { i } else { best })
-}
-
-fn softmax(numbers: &[f64]) -> Vec<f64> {
-    let most = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let powers: Vec<f64> = numbers.iter().map(|x| (x - most).exp()).collect();
-    let sum: f64 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
 }
 
 /// The metrics of a cloze task.

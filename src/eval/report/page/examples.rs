@@ -2,11 +2,11 @@
 
 use crate::eval::comparison::{SubjectComparison, main_metric};
 use crate::eval::report::EvaluationReport;
-use crate::eval::report::calibration::probabilities;
 use crate::eval::report::format::NumberFormat;
 use crate::eval::results::{ItemAnswer, TaskResults};
 use crate::runs::page::escape::named;
 use crate::runs::page::markdown::text_with_formulas;
+use crate::stats::classification::softmax;
 use maud::{Markup, html};
 
 /// Number of items that a list shows.
@@ -48,7 +48,7 @@ fn worst_items(task: &TaskResults, subject: usize) -> Vec<usize> {
     }
     let sign = if metric.higher_is_better { 1.0 } else { -1.0 };
     let score = |i: usize| answers[i].scores.get(&metric.name).map_or(0.0, |score| sign * score);
-    let confidence = |i: usize| probabilities(&answers[i].log_likelihoods).into_iter().fold(0.0, f64::max);
+    let confidence = |i: usize| softmax(&answers[i].log_likelihoods).into_iter().fold(0.0, f64::max);
     let best = (0..answers.len()).map(score).fold(f64::NEG_INFINITY, f64::max);
     let mut items: Vec<usize> = (0..answers.len()).filter(|i| score(*i) < best).collect();
     items.sort_by(|a, b| score(*a).total_cmp(&score(*b)).then(confidence(*b).total_cmp(&confidence(*a))));
@@ -101,7 +101,7 @@ fn answer(task: &TaskResults, found: &ItemAnswer, name: &str) -> Markup {
         _ => "",
     };
     let format = NumberFormat::of(task, metric);
-    let confidence = probabilities(&found.log_likelihoods).into_iter().fold(0.0, f64::max);
+    let confidence = softmax(&found.log_likelihoods).into_iter().fold(0.0, f64::max);
     let as_written: Vec<&String> = found.written.iter().filter(|w| w.trim() != found.text.trim()).collect();
     html! {
         div class={ "answer " (class) } {
