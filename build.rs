@@ -19,7 +19,8 @@ fn main() {
     let libtorch = locate();
     // A library is linked before those whose functions it calls.
     let mut libraries = vec![shim(&libtorch), dispatch(&libtorch)];
-    libraries.extend(levels().iter().map(kernels));
+    // A level may call functions of a lower one.
+    libraries.extend(levels().iter().rev().map(kernels));
     compile(&mut libraries);
     link(&libtorch);
 }

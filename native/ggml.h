@@ -70,6 +70,17 @@ struct Q4_0 : Of32 {
   static inline void codes(const uint8_t* b, int8_t* q) { nibbles(b + 2, 8, q); }
   static inline void scales(const uint8_t* b, float* scale, float*) { *scale = float_at(b); }
 };
+struct IQ4_NL : Of32 {
+  static constexpr int bytes = 18;
+  static constexpr bool offset = false;
+  static inline void codes(const uint8_t* b, int8_t* q) {
+    typedef int8_t Levels __attribute__((vector_size(16)));
+    const Bytes16 levels = (Bytes16)Levels{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    const Bytes16 v = load<Bytes16>(b + 2);
+    store(q, __builtin_shuffle(levels, v & 15)), store(q + 16, __builtin_shuffle(levels, v >> 4));
+  }
+  static inline void scales(const uint8_t* b, float* scale, float*) { *scale = float_at(b); }
+};
 struct Q4_1 : Of32 {
   static constexpr int bytes = 20, first_code = 4, zero = 0, plane = 16;
   static constexpr bool offset = true;
@@ -231,6 +242,7 @@ template <class F> inline bool with_type(int number, F f) {
     case 10: f(Q2_K()); return true;
     case 11: f(Q3_K()); return true;
     case 13: f(Q5_K()); return true;
+    case 20: f(IQ4_NL()); return true;
     default: return with_common_type(number, f);
   }
 }

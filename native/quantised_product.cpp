@@ -13,6 +13,14 @@
 
 namespace {
 
+// Whether few rows of x are multiplied while the codes are read. Not in the portable build where others exist: there it is
+// for processors that hardly anybody has, and tiles for every format take half a minute to compile.
+#if FT_BYTES == 16 && defined(__x86_64__)
+constexpr bool kReadsCodes = false;
+#else
+constexpr bool kReadsCodes = true;
+#endif
+
 // Numbers of a quantised weight that are dequantised at a time: few enough to stay in the first-level cache.
 constexpr int64_t kPanel = 6 << 10;
 // Returns how many rows of k numbers are dequantised at a time; a multiple of the rows that are multiplied together.
@@ -241,19 +249,21 @@ void product_of_quantised(const FtQuantised& w, const X* x, int64_t rows, int64_
   typedef typename To::Out T;
   constexpr int64_t block = 64;  // rows of x that stay in the cache
   int64_t k = w.columns, most = panel_rows(k);
-  if (rows <= kMostOfGgml && w.ggml) {
-    // The other types are dequantised first.
-    ggml::with_common_type(w.ggml, [&](auto type) {
-      from = quantised_strips<kMostOfGgml, OfGgml<Arithmetic, decltype(type), O>::template Tile>(w, x, rows, from, to, end, out, ld);
-    });
-  } else if (rows <= C && !w.ggml && k % kBlock == 0) {
-    typedef OfBlocks<Arithmetic, typename Arithmetic::FourBits, O> FourBits;
-    typedef OfBlocks<Arithmetic, typename Arithmetic::Int8, O> Int8;
-    typedef OfBlocks<Arithmetic, typename Arithmetic::Groups, O> Groups;
-    const bool groups = w.zeros && !w.bytes && w.group % kBlock == 0 && k % w.group == 0;
-    if (w.values && !w.group) from = quantised_strips<C, FourBits::template Tile>(w, x, rows, from, to, end, out, ld);
-    else if (groups) from = quantised_strips<C, Groups::template Tile>(w, x, rows, from, to, end, out, ld);
-    else if (!w.group) from = quantised_strips<C, Int8::template Tile>(w, x, rows, from, to, end, out, ld);
+  if constexpr (kReadsCodes) {
+    if (rows <= kMostOfGgml && w.ggml) {
+      // The other types are dequantised first.
+      ggml::with_common_type(w.ggml, [&](auto type) {
+        from = quantised_strips<kMostOfGgml, OfGgml<Arithmetic, decltype(type), O>::template Tile>(w, x, rows, from, to, end, out, ld);
+      });
+    } else if (rows <= C && !w.ggml && k % kBlock == 0) {
+      typedef OfBlocks<Arithmetic, typename Arithmetic::FourBits, O> FourBits;
+      typedef OfBlocks<Arithmetic, typename Arithmetic::Int8, O> Int8;
+      typedef OfBlocks<Arithmetic, typename Arithmetic::Groups, O> Groups;
+      const bool groups = w.zeros && !w.bytes && w.group % kBlock == 0 && k % w.group == 0;
+      if (w.values && !w.group) from = quantised_strips<C, FourBits::template Tile>(w, x, rows, from, to, end, out, ld);
+      else if (groups) from = quantised_strips<C, Groups::template Tile>(w, x, rows, from, to, end, out, ld);
+      else if (!w.group) from = quantised_strips<C, Int8::template Tile>(w, x, rows, from, to, end, out, ld);
+    }
   }
   for (int64_t j = from; j < to; j += most) {
     int64_t n = to - j < most ? to - j : most;
@@ -282,10 +292,18 @@ extern "C" {
 // instruction for it, `_bf16`, in the others, which get x converted to float32, `_rounded_to_bf16`. `room` must have space
 // for ft_quantised_room(k) float32 numbers, and with AMX `tiles` as the products of product.cpp.
 #define QUANTISED(X) const FtQuantised *w, const X *x, int64_t rows, int64_t from, int64_t to, const float *bias, bool onto
-int64_t NAME(ft_quantised_room)(int64_t k) { return panel_rows(k) * k; }
+int64_t NAME(ft_quantised_room)(int64_t k) { return panel_rows(k) * k > kPanel ? panel_rows(k) * k : kPanel; }
+#ifdef __AVX512BF16__
+// These builds add instructions for bfloat16 only, so float32 has the code of avx512, whose panels fit into `room` too.
+void ft_product_quantised_f32_avx512(QUANTISED(float), float* room, float*, float* out, int64_t ld);
+void NAME(ft_product_quantised_f32)(QUANTISED(float), float* room, float* tiles, float* out, int64_t ld) {
+  ft_product_quantised_f32_avx512(w, x, rows, from, to, bias, onto, room, tiles, out, ld);
+}
+#else
 void NAME(ft_product_quantised_f32)(QUANTISED(float), float* room, float*, float* out, int64_t ld) {
   product_of_quantised<Quantised::Float, InFloats<false>>(*w, x, rows, from, to, {bias, 1.0f, onto}, room, out, ld);
 }
+#endif
 void NAME(ft_product_quantised_bf16)(QUANTISED(uint16_t), float* room, float* tiles, uint16_t* out, int64_t ld) {
 #ifdef __AMX_BF16__
   int64_t k = w->columns, most = panel_rows(k);

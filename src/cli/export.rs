@@ -41,6 +41,9 @@ pub struct ExportArgs {
         value_parser = PossibleValuesParser::new(FORMATS.map(|format| format.name))
     )]
     format: Option<String>,
+    /// Rows to measure an importance matrix with: rounding errors then count by the size of the inputs that they are multiplied with
+    #[arg(long, value_name = "ROWS")]
+    imatrix: Option<PathBuf>,
     /// Also write a Modelfile for Ollama beside the file: its template, stop words and settings
     #[arg(long)]
     modelfile: bool,
@@ -66,6 +69,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         adapter,
         out: &args.out,
         format,
+        imatrix: args.imatrix.as_deref(),
         force: args.force,
         modelfile: args.modelfile,
     };
@@ -77,6 +81,10 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         if args.modelfile {
             return Err(Error::user("--modelfile: an adapter alone has no template of its own")
                 .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --modelfile"));
+        }
+        if args.imatrix.is_some() {
+            return Err(Error::user("--imatrix: an adapter alone is not rounded to fewer bits")
+                .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --type q4_k_m --imatrix ROWS"));
         }
         let part = read_part(&args.source, 1.0)?;
         let base = match &args.base {
@@ -134,6 +142,7 @@ fn print(s: &GgufExportSummary) -> Result<()> {
     rows.push(row("parameters", report::count(s.parameters)));
     rows.push(row("tensors", kinds.join(", ")));
     rows.push(row("size", report::bytes(s.bytes)));
+    rows.extend(s.calibration_tokens.map(|n| row("importance", format!("measured with {} tokens", report::count(n as u64)))));
     rows.push(row("tokenizer", format!("{}, pre-tokenizer {}", s.tokenizer[0], s.tokenizer[1])));
     rows.push(row("chat template", if s.chat_template { "yes".into() } else { "the model has none".into() }));
     rows.push(row(

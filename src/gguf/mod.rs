@@ -1,6 +1,6 @@
 //! Reads and writes GGUF files, the model files of llama.cpp.
 //!
-//! quant, quantise, quantise_k: number formats. header, file: what a file contains. layout, families: one table for each family, with the
+//! quant, quantise, quantise_k: number formats; quantise_search: searches for scales; importance: which errors count more. header, file: what a file contains. layout, families: one table for each family, with the
 //! names of its tensors and settings in GGUF files and in directories. shape: sizes and settings of one model, and the
 //! tensors that follow from them. architecture, tensor_map, config_json: a file's model as config.json and tensors; metadata:
 //! the reverse. rope_scaling: scaling of rotary positions. pretokenizer, vocabulary: the tokenizer's files; tokenizer_keys:
@@ -11,6 +11,7 @@ pub mod config_json;
 pub mod families;
 pub mod file;
 mod header;
+mod importance;
 pub mod layout;
 pub mod metadata;
 pub mod model_texts;
@@ -18,6 +19,7 @@ pub mod pretokenizer;
 pub mod quant;
 pub mod quantise;
 mod quantise_k;
+mod quantise_search;
 pub mod rope_scaling;
 pub mod shape;
 pub mod tensor_map;

@@ -36,6 +36,8 @@ pub enum GgmlType {
     Q5_K,
     /// 6 bits, 16 groups with scale.
     Q6_K,
+    /// 4 bits, which choose among 16 levels that lie closer near zero, and scale.
+    IQ4_NL,
     /// 4 bits with an exponent of their own (e2m1), and a power of two as scale (e8m0).
     MXFP4,
 }
@@ -43,7 +45,7 @@ pub enum GgmlType {
 use GgmlType::*;
 
 /// Each format with ggml's type number, the elements of a block and its bytes.
-const KINDS: [(GgmlType, u32, usize, usize); 14] = [
+const KINDS: [(GgmlType, u32, usize, usize); 15] = [
     (F32, 0, 1, 4),
     (F16, 1, 1, 2),
     (BF16, 30, 1, 2),
@@ -57,18 +59,18 @@ const KINDS: [(GgmlType, u32, usize, usize); 14] = [
     (Q4_K, 12, 256, 144),
     (Q5_K, 13, 256, 176),
     (Q6_K, 14, 256, 210),
+    (IQ4_NL, 20, 32, 18),
     (MXFP4, 39, 32, 17),
 ];
 
 /// Types of ggml that are not supported here; listed so that an error can name them.
-const UNSUPPORTED: [(u32, &str); 21] = [
+const UNSUPPORTED: [(u32, &str); 20] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
     (23, "IQ4_XS"),
@@ -120,7 +122,7 @@ impl GgmlType {
     pub fn scale_offsets(self) -> &'static [usize] {
         match self {
             F32 | F16 | BF16 | MXFP4 => &[],
-            Q4_0 | Q5_0 | Q8_0 => &[0],
+            Q4_0 | Q5_0 | Q8_0 | IQ4_NL => &[0],
             Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
             Q2_K => &[80, 82],
             Q3_K => &[108],
@@ -131,6 +133,11 @@ impl GgmlType {
     /// Returns ggml's number of the format.
     pub fn id(self) -> u32 {
         self.row().1
+    }
+
+    /// Returns the format with the name that llama.cpp prints; `None` if there is none.
+    pub fn named(name: &str) -> Option<Self> {
+        KINDS.iter().map(|k| k.0).find(|kind| kind.name() == name)
     }
 
     /// Returns the name as llama.cpp prints it.
@@ -162,6 +169,7 @@ pub fn dequantise(kind: GgmlType, data: &[u8]) -> Vec<f32> {
         Q4_K => q4_k,
         Q5_K => q5_k,
         Q6_K => q6_k,
+        IQ4_NL => iq4_nl,
         MXFP4 => mxfp4,
     };
     let mut values = vec![0f32; data.len() / bytes * elements];
@@ -304,6 +312,17 @@ fn q6_k(b: &[u8], y: &mut [f32]) {
         let low = ql[i / 128 * 64 + i % 64] >> (4 * (i % 128 / 64)) & 0x0F;
         let q = (low | two_bits(qh, i) << 4) as i8 - 32;
         *y = d * (scales[i / 16] as i8) as f32 * q as f32;
+    }
+}
+
+/// The levels of IQ4_NL.
+pub(crate) const FOUR_BIT_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// y = d v(q)
+fn iq4_nl(b: &[u8], y: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (i, y) in y.iter_mut().enumerate() {
+        *y = d * f32::from(FOUR_BIT_LEVELS[usize::from(nibble(&b[2..], i))]);
     }
 }
 

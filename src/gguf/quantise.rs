@@ -3,38 +3,69 @@
 //!
 //! Notation as in [`super::quant`]: `d` is the block's scale, `m` its offset, `q` the stored small integer.
 
-use super::quant::GgmlType;
+use super::importance::{Importance, for_blocks};
+use super::quant::{FOUR_BIT_LEVELS, GgmlType};
 use super::quantise_k;
+use super::quantise_search::{BY_IMPORTANCE, LEAST, largest, symmetric as symmetric_scale, with_minimum};
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+/// Writes the numbers of a block, whose errors may be weighted by importance.
+type QuantiseBlock = fn(&[f32], Option<Importance>, &mut [u8]);
 
 /// Returns `values` in a format. Panics if they are no whole number of blocks, and for formats that are only read.
 pub fn quantise(kind: GgmlType, values: &[f32]) -> Vec<u8> {
     let (elements, bytes) = (kind.block_elements(), kind.block_bytes());
     assert!(values.len().is_multiple_of(elements), "{} numbers are no whole number of blocks", values.len());
-    let block = match kind {
-        GgmlType::F32 => |x: &[f32], b: &mut [u8]| b.copy_from_slice(&x[0].to_le_bytes()),
-        GgmlType::F16 => |x: &[f32], b: &mut [u8]| b.copy_from_slice(&f16::from_f32(x[0]).to_le_bytes()),
-        GgmlType::BF16 => |x: &[f32], b: &mut [u8]| b.copy_from_slice(&bf16::from_f32(x[0]).to_le_bytes()),
-        GgmlType::Q8_0 => q8_0,
-        GgmlType::Q4_0 => |x: &[f32], b: &mut [u8]| symmetric(x, b, 4),
-        GgmlType::Q5_0 => |x: &[f32], b: &mut [u8]| symmetric(x, b, 5),
-        GgmlType::Q4_1 => |x: &[f32], b: &mut [u8]| with_offset(x, b, 4),
-        GgmlType::Q5_1 => |x: &[f32], b: &mut [u8]| with_offset(x, b, 5),
-        GgmlType::Q4_K => quantise_k::q4_k,
-        GgmlType::Q5_K => quantise_k::q5_k,
-        GgmlType::Q6_K => quantise_k::q6_k,
-        other => panic!("{} is not written", other.name()),
-    };
+    let block = quantiser(kind);
     let mut out = vec![0u8; values.len() / elements * bytes];
     // Some thousand elements per task keep rayon's overhead small.
     let run = (1 << 14) / elements;
     out.par_chunks_mut(run * bytes).zip(values.par_chunks(run * elements)).for_each(|(y, x)| {
         for (y, x) in y.chunks_exact_mut(bytes).zip(x.chunks_exact(elements)) {
-            block(x, y);
+            block(x, None, y);
         }
     });
     out
+}
+
+/// Returns `values` in a format: rows of as many numbers as `importance` has, which says how much the errors of each column count.
+/// Formats that round each number by itself, and Q8_0, do not regard it. Panics if rows are no whole number of blocks.
+pub fn quantise_by_importance(kind: GgmlType, values: &[f32], importance: &[f32]) -> Vec<u8> {
+    let (elements, bytes, columns) = (kind.block_elements(), kind.block_bytes(), importance.len());
+    assert!(columns.is_multiple_of(elements), "rows of {columns} numbers are no whole number of blocks");
+    assert!(values.len().is_multiple_of(columns), "{} numbers are no whole number of rows of {columns}", values.len());
+    let block = quantiser(kind);
+    let mut out = vec![0u8; values.len() / elements * bytes];
+    let rows = (1 << 14) / columns + 1;
+    let of_row = columns / elements * bytes;
+    out.par_chunks_mut(rows * of_row).zip(values.par_chunks(rows * columns)).for_each(|(y, x)| {
+        let mut y = y.chunks_exact_mut(bytes);
+        for_blocks(x, importance, elements, |x, importance| {
+            block(x, Some(importance), y.next().expect("as many blocks as there are bytes for"));
+        });
+    });
+    out
+}
+
+fn quantiser(kind: GgmlType) -> QuantiseBlock {
+    match kind {
+        GgmlType::F32 => |x, _, b| b.copy_from_slice(&x[0].to_le_bytes()),
+        GgmlType::F16 => |x, _, b| b.copy_from_slice(&f16::from_f32(x[0]).to_le_bytes()),
+        GgmlType::BF16 => |x, _, b| b.copy_from_slice(&bf16::from_f32(x[0]).to_le_bytes()),
+        GgmlType::Q8_0 => |x, _, b| q8_0(x, b),
+        GgmlType::Q4_0 => |x, importance, b| symmetric(x, importance, b, 4),
+        GgmlType::Q5_0 => |x, importance, b| symmetric(x, importance, b, 5),
+        GgmlType::Q4_1 => |x, importance, b| with_offset(x, importance, b, 4),
+        GgmlType::Q5_1 => |x, importance, b| with_offset(x, importance, b, 5),
+        GgmlType::IQ4_NL => iq4_nl,
+        GgmlType::Q2_K => quantise_k::q2_k,
+        GgmlType::Q3_K => quantise_k::q3_k,
+        GgmlType::Q4_K => quantise_k::q4_k,
+        GgmlType::Q5_K => quantise_k::q5_k,
+        GgmlType::Q6_K => quantise_k::q6_k,
+        GgmlType::MXFP4 => panic!("{} is not written", kind.name()),
+    }
 }
 
 /// Returns 1 / d, or 0 for a block of zeros.
@@ -57,40 +88,95 @@ fn q8_0(x: &[f32], b: &mut [u8]) {
     }
 }
 
-/// d = −x / 2^(bits − 1) for the x of the largest magnitude, the first of equal ones; q = trunc(x / d + 2^(bits − 1) + 1/2).
-fn symmetric(x: &[f32], b: &mut [u8], bits: u32) {
-    let mut most = x[0];
-    for x in &x[1..] {
-        if x.abs() > most.abs() {
-            most = *x;
-        }
+/// d = −x / 2^(bits − 1) for the x of the largest magnitude, the first of equal ones; q = trunc(x / d + 2^(bits − 1) + 1/2). With
+/// importance, d is searched for.
+fn symmetric(x: &[f32], importance: Option<Importance>, b: &mut [u8], bits: u32) {
+    let half = 1 << (bits - 1);
+    if let Some(importance) = importance {
+        let (weights, mut codes) = (importance.weights::<32>(x, importance.row), [0i8; 32]);
+        let d = symmetric_scale(x, half, &weights, &mut codes);
+        put_half(b, 0, d);
+        return pack(&codes, &mut b[2..], bits, |code| (i32::from(*code) + half) as u8);
     }
-    let half = (1 << (bits - 1)) as f32;
-    let d = most / -half;
+    let half = half as f32;
+    let d = largest(x) / -half;
     let id = inverse(d);
     put_half(b, 0, d);
-    let code = |x: f32| (x * id + (half + 0.5)).trunc().clamp(0.0, 2.0 * half - 1.0) as u8;
-    pack(x, &mut b[2..], bits, code);
+    pack(x, &mut b[2..], bits, |x| (x * id + (half + 0.5)).trunc().clamp(0.0, 2.0 * half - 1.0) as u8);
 }
 
-/// d = (max − min) / (2^bits − 1), m = min, q = trunc((x − m) / d + 1/2).
-fn with_offset(x: &[f32], b: &mut [u8], bits: u32) {
+/// d = (max − min) / (2^bits − 1), m = min, q = trunc((x − m) / d + 1/2). With importance, d and m are searched for.
+fn with_offset(x: &[f32], importance: Option<Importance>, b: &mut [u8], bits: u32) {
+    let most = (1 << bits) - 1;
+    if let Some(importance) = importance {
+        let (weights, mut codes) = (importance.weights::<32>(x, importance.row), [0u8; 32]);
+        let (d, least) = with_minimum(x, most, &weights, BY_IMPORTANCE, &mut codes);
+        put_half(b, 0, d);
+        put_half(b, 2, -least);
+        return pack(&codes, &mut b[4..], bits, |code| *code);
+    }
     let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| (min.min(*x), max.max(*x)));
-    let most = ((1 << bits) - 1) as f32;
+    let most = most as f32;
     let d = (max - min) / most;
     let id = inverse(d);
     put_half(b, 0, d);
     put_half(b, 2, min);
-    let code = |x: f32| ((x - min) * id + 0.5).trunc().clamp(0.0, most) as u8;
-    pack(x, &mut b[4..], bits, code);
+    pack(x, &mut b[4..], bits, |x| ((x - min) * id + 0.5).trunc().clamp(0.0, most) as u8);
+}
+
+/// y = d v, with the levels v of [`FOUR_BIT_LEVELS`]: d is the best of 16, with which the levels that are nearest to x / d have the
+/// least squared error, weighted by x² or importance (`quantize_row_iq4_nl_impl`).
+fn iq4_nl(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
+    let weights: [f32; 32] = match importance {
+        Some(importance) => importance.weights(x, 2.0 * (x.iter().map(|x| x * x).sum::<f32>() / 32.0)),
+        None => std::array::from_fn(|i| x[i] * x[i]),
+    };
+    b.fill(0);
+    let most = largest(x);
+    if most.abs() < LEAST {
+        return b[2..].fill(nearest_level(0.0) as u8 * 0x11);
+    }
+    let first = f32::from(FOUR_BIT_LEVELS[0]);
+    let sums = |inverse: f32| {
+        let (mut qx, mut qq) = (0f32, 0f32);
+        for (x, w) in x.iter().zip(&weights) {
+            let q = f32::from(FOUR_BIT_LEVELS[nearest_level(inverse * x)]);
+            qx += w * q * x;
+            qq += w * q * q;
+        }
+        (qx, qq)
+    };
+    let (qx, qq) = sums(1.0 / (-most / first));
+    let mut d = qx / qq;
+    let mut best = d * qx;
+    for step in -7..=7 {
+        let (qx, qq) = sums((step as f32 + first) / most);
+        if qq > 0.0 && qx * qx > best * qq {
+            d = qx / qq;
+            best = d * qx;
+        }
+    }
+    put_half(b, 0, d);
+    let id = inverse(d);
+    pack(x, &mut b[2..], 4, |x| nearest_level(id * x) as u8);
+}
+
+/// Returns the index of the level that is nearest to x, of two equally near ones the upper.
+fn nearest_level(x: f32) -> usize {
+    let upper = FOUR_BIT_LEVELS.partition_point(|level| f32::from(*level) <= x);
+    if upper == 0 || upper == FOUR_BIT_LEVELS.len() {
+        return upper.min(FOUR_BIT_LEVELS.len() - 1);
+    }
+    let (low, high) = (f32::from(FOUR_BIT_LEVELS[upper - 1]), f32::from(FOUR_BIT_LEVELS[upper]));
+    if x - low < high - x { upper - 1 } else { upper }
 }
 
 /// Packs 32 codes: with five bits, first the fifth bits of all; then low nibbles of the first 16 codes and high nibbles of the
 /// last 16.
-fn pack(x: &[f32], b: &mut [u8], bits: u32, code: impl Fn(f32) -> u8) {
+fn pack<T>(x: &[T], b: &mut [u8], bits: u32, code: impl Fn(&T) -> u8) {
     let (fifth, nibbles) = b.split_at_mut(if bits == 5 { 4 } else { 0 });
     for (i, x) in x.iter().enumerate() {
-        let q = code(*x);
+        let q = code(x);
         nibbles[i % 16] |= (q & 0x0F) << (4 * (i / 16));
         if bits == 5 {
             fifth[i / 8] |= (q >> 4) << (i % 8);
@@ -101,6 +187,7 @@ fn pack(x: &[f32], b: &mut [u8], bits: u32, code: impl Fn(f32) -> u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::importance::tests::error_by_columns;
     use crate::gguf::quant::dequantise;
 
     #[test]
@@ -113,8 +200,22 @@ mod tests {
 
     #[test]
     fn a_block_of_zeros_stays_zero() {
-        for kind in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1, GgmlType::Q8_0] {
-            assert_eq!(dequantise(kind, &quantise(kind, &[0.0; 64])), [0.0; 64], "{}", kind.name());
+        for kind in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1, GgmlType::Q8_0, GgmlType::IQ4_NL] {
+            for data in [quantise(kind, &[0.0; 64]), quantise_by_importance(kind, &[0.0; 64], &[1.0; 32])] {
+                assert_eq!(dequantise(kind, &data), [0.0; 64], "{}", kind.name());
+            }
+        }
+    }
+
+    #[test]
+    fn importance_moves_the_error_to_columns_that_count_less() {
+        let x: Vec<f32> = (0..2048u64).map(|i| ((i * 2654435761 % 65536) as f32 / 32768.0 - 1.0).powi(3)).collect();
+        let importance: Vec<f32> = (0..64).map(|i| if i % 4 == 0 { 9.0 } else { 0.1 }).collect();
+        for kind in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1, GgmlType::IQ4_NL] {
+            let plain = error_by_columns(&x, &dequantise(kind, &quantise(kind, &x)), &importance);
+            let weighted = dequantise(kind, &quantise_by_importance(kind, &x, &importance));
+            let weighted = error_by_columns(&x, &weighted, &importance);
+            assert!(weighted < 0.97 * plain, "{}: {weighted} after {plain}", kind.name());
         }
     }
 }

@@ -9,7 +9,6 @@ use crate::data::rows::ChatMessage;
 use crate::error::{Error, Result};
 use crate::gguf::file::Gguf;
 use crate::gguf::quant::{GgmlType, dequantise};
-use crate::gguf::quantise::quantise;
 use crate::gguf::shape::Shape;
 use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
 use crate::gguf::{architecture, vocabulary};
@@ -73,7 +72,7 @@ fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result
     let sum = |list: &mut dyn Iterator<Item = f64>| list.map(|x| x * x).sum::<f64>();
     let error = sum(&mut values.iter().zip(&found).map(|(x, y)| f64::from(*x) - f64::from(*y)));
     let norm = sum(&mut values.iter().map(|x| f64::from(*x)));
-    let expected = expected(tensor, &values);
+    let expected = expected(tensor, &values, source);
     if let Some(at) = expected.iter().zip(&found).position(|(x, y)| x.to_bits() != y.to_bits()) {
         return Err(Error::bug(format!(
             "tensor {name}: number {at} is {} in the written file, {} expected",
@@ -85,27 +84,30 @@ fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result
 
 /// Returns what the format of a tensor makes of the model's numbers. Blocks do not cross rows, so the order of rows in the file
 /// changes nothing; only GPT-2's matrices lie the other way round.
-fn expected(tensor: &MappedTensor, values: &[f32]) -> Vec<f32> {
+fn expected(tensor: &MappedTensor, values: &[f32], source: &SourceWeights) -> Vec<f32> {
     let kind = tensor.source.kind;
     if kind == GgmlType::MXFP4 {
         return values.iter().map(|x| x + 0.0).collect(); // written as it was; ggml has no negative zero
     }
-    let through = |values: &[f32]| dequantise(kind, &quantise(kind, values));
+    let through = |values: &[f32], columns: usize| {
+        dequantise(kind, &source.in_format(kind, &tensor.name, values, columns))
+    };
+    let columns = tensor.shape.last().copied().unwrap_or(1);
     match tensor.change {
         LayoutChange::Centre => {
             let stored: Vec<f32> = values.iter().map(|x| x + 1.0).collect();
-            through(&stored).into_iter().map(|x| x - 1.0).collect()
+            through(&stored, columns).into_iter().map(|x| x - 1.0).collect()
         }
         LayoutChange::HeadKeys(of) => {
             let stored = transpose_each(values, of.heads, of.key);
-            transpose_each(&through(&stored), of.heads, values.len() / of.heads / of.key)
+            transpose_each(&through(&stored, of.key), of.heads, values.len() / of.heads / of.key)
         }
         LayoutChange::Transpose if kind != GgmlType::F32 => {
             let rows = tensor.shape[0];
             let stored = crate::convert::gguf_import::transpose(values, rows);
-            crate::convert::gguf_import::transpose(&through(&stored), tensor.shape[1])
+            crate::convert::gguf_import::transpose(&through(&stored, rows), tensor.shape[1])
         }
-        _ => through(values),
+        _ => through(values, columns),
     }
 }
 

@@ -13,16 +13,28 @@ pub struct FileFormat {
     pub number: u32,
     /// The format of most matrices.
     pub main: GgmlType,
-    /// Some matrices, whose errors matter more, have more bits (llama.cpp's "M" mixes).
-    mixed: bool,
+    /// Some matrices, whose errors matter more, have more bits.
+    mix: Option<Mix>,
+}
+
+/// How many of the matrices whose errors matter more have more bits, in llama.cpp's letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mix {
+    Small,
+    Medium,
+    Large,
 }
 
 const fn plain(name: &'static str, number: u32, main: GgmlType) -> FileFormat {
-    FileFormat { name, number, main, mixed: false }
+    FileFormat { name, number, main, mix: None }
+}
+
+const fn mixed(name: &'static str, number: u32, main: GgmlType, mix: Mix) -> FileFormat {
+    FileFormat { name, number, main, mix: Some(mix) }
 }
 
 /// Every format.
-pub const FORMATS: [FileFormat; 11] = [
+pub const FORMATS: [FileFormat; 17] = [
     plain("F32", 0, GgmlType::F32),
     plain("F16", 1, GgmlType::F16),
     plain("BF16", 32, GgmlType::BF16),
@@ -31,8 +43,14 @@ pub const FORMATS: [FileFormat; 11] = [
     plain("Q4_1", 3, GgmlType::Q4_1),
     plain("Q5_0", 8, GgmlType::Q5_0),
     plain("Q5_1", 9, GgmlType::Q5_1),
-    FileFormat { name: "Q4_K_M", number: 15, main: GgmlType::Q4_K, mixed: true },
-    FileFormat { name: "Q5_K_M", number: 17, main: GgmlType::Q5_K, mixed: true },
+    mixed("Q2_K", 10, GgmlType::Q2_K, Mix::Medium),
+    mixed("Q3_K_S", 11, GgmlType::Q3_K, Mix::Small),
+    mixed("Q3_K_M", 12, GgmlType::Q3_K, Mix::Medium),
+    mixed("Q3_K_L", 13, GgmlType::Q3_K, Mix::Large),
+    mixed("Q4_K_S", 14, GgmlType::Q4_K, Mix::Small),
+    mixed("Q4_K_M", 15, GgmlType::Q4_K, Mix::Medium),
+    mixed("Q5_K_S", 16, GgmlType::Q5_K, Mix::Small),
+    mixed("Q5_K_M", 17, GgmlType::Q5_K, Mix::Medium),
     plain("Q6_K", 18, GgmlType::Q6_K),
 ];
 
@@ -49,7 +67,7 @@ impl FileFormat {
 
     /// Returns the format in which every matrix is stored as `kind`.
     pub fn of_kind(kind: GgmlType) -> Self {
-        FORMATS.into_iter().find(|format| format.main == kind && !format.mixed).unwrap_or(FORMATS[0])
+        FORMATS.into_iter().find(|format| format.main == kind && format.mix.is_none()).unwrap_or(FORMATS[0])
     }
 
     /// Returns the entry of a tensor of a model. As in llama.cpp, vectors, norms, routers and tables of positions stay in
@@ -67,8 +85,9 @@ impl FileFormat {
 
     fn of_matrix(self, placed: &PlacedTensor, shape: &Shape) -> GgmlType {
         let columns = placed.stored.last().copied().unwrap_or(1) as usize;
-        let wanted = if self.mixed { self.of_mix(placed, shape) } else { self.main };
+        let wanted = self.mix.map_or(self.main, |mix| self.of_mix(mix, placed, shape));
         let smaller = match wanted {
+            GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::IQ4_NL,
             GgmlType::Q4_K => GgmlType::Q5_0,
             GgmlType::Q5_K => GgmlType::Q5_1,
             GgmlType::Q6_K => GgmlType::Q8_0,
@@ -78,24 +97,46 @@ impl FileFormat {
         [wanted, smaller].into_iter().find(fits).unwrap_or(GgmlType::F16)
     }
 
-    /// Returns the format of a matrix in a mix, as `llama-quantize` chooses it: the head, and values and the MLP's last layer in
-    /// the first, the last and every third other layer, have six bits.
-    fn of_mix(self, placed: &PlacedTensor, shape: &Shape) -> GgmlType {
+    /// Returns the format of a matrix in a mix, as `llama-quantize` chooses it.
+    fn of_mix(self, mix: Mix, placed: &PlacedTensor, shape: &Shape) -> GgmlType {
         let name = placed.gguf.as_str();
-        let layer = || name.split('.').nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        let layers = shape.layers;
-        let more = || {
-            let i = layer();
-            i < layers / 8 || i >= 7 * layers / 8 || (i - layers / 8) % 3 == 2
-        };
+        let (layers, falcon) = (shape.layers, shape.family.arch == "falcon");
+        let layer = name.split('.').nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        // The first and the last eighth of the layers, and every third one between them.
+        let more = layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
+        let first = layer < layers / 16;
+        let eight_experts = shape.experts.is_some_and(|experts| experts.count == 8);
         let is = |part: &str| name.contains(part);
-        match () {
-            () if name == "output.weight" || (name == "token_embd.weight" && !shape.has_head()) => GgmlType::Q6_K,
-            () if is("attn_v.") && more() => GgmlType::Q6_K,
-            () if is("ffn_down") && more() => GgmlType::Q6_K,
-            () if is("attn_qkv.") && self.main == GgmlType::Q4_K => GgmlType::Q5_K,
-            () if is("attn_qkv.") => GgmlType::Q6_K,
-            () => self.main,
+        use GgmlType::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0};
+        use Mix::{Large, Medium, Small};
+        if name == "output.weight" || (name == "token_embd.weight" && !shape.has_head()) {
+            // Falcon's head has many rows for its width.
+            return if falcon { Q8_0 } else { Q6_K };
+        }
+        match (self.main, mix) {
+            _ if eight_experts && (is("attn_v.") || is("attn_k.")) => Q8_0,
+            (Q2_K | Q3_K | Q4_K, Small | Medium) if eight_experts && is("attn_output.") => Q5_K,
+            (Q2_K, _) if is("attn_v.") => if shape.heads / shape.kv_heads.max(1) >= 4 { Q4_K } else { Q3_K },
+            (Q2_K, _) if is("ffn_down") => Q3_K,
+            (Q2_K, _) if is("attn_output.") && !falcon => Q3_K,
+            (Q3_K, Medium) if is("attn_v.") => if layer < 2 { Q5_K } else { Q4_K },
+            (Q3_K, Large) if is("attn_v.") => Q5_K,
+            (Q3_K, Medium) if is("ffn_down") && first => Q5_K,
+            (Q3_K, Medium) if is("ffn_down") => if falcon && !more { Q3_K } else { Q4_K },
+            (Q3_K, Large) if is("ffn_down") => if falcon { Q4_K } else { Q5_K },
+            (Q3_K, Medium) if is("attn_output.") && !falcon => Q4_K,
+            (Q3_K, Large) if is("attn_output.") && !falcon => Q5_K,
+            (Q3_K, Medium | Large) if is("attn_qkv.") => Q4_K,
+            (Q4_K, Small) if is("attn_v.") && layer < 4 => Q5_K,
+            (Q4_K | Q5_K, Medium) if is("attn_v.") && more => Q6_K,
+            (Q4_K, Small) if is("ffn_down") && layer < layers / 8 && !falcon => Q5_K,
+            (Q4_K, Medium) if is("ffn_down") && falcon => {
+                if first { Q6_K } else if more { Q5_K } else { Q4_K }
+            }
+            (Q4_K | Q5_K, Medium) if is("ffn_down") && more => Q6_K,
+            (Q4_K, Medium) if is("attn_qkv.") => Q5_K,
+            (Q5_K, Medium) if is("attn_qkv.") => Q6_K,
+            _ => self.main,
         }
     }
 }

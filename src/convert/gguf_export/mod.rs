@@ -3,10 +3,11 @@
 //! Tensors are computed, arranged and written one at a time. The file is written under a temporary name, read back, compared
 //! with the model, and only then moved into place.
 //!
-//! shape: what a file says of a model. source: its tensors. formats: the format of each. tokenizer: its tokenizer. name: the
+//! shape: what a file says of a model. source: its tensors. formats: the format of each. calibration: an importance matrix. tokenizer: its tokenizer. name: the
 //! file's name. check: the comparison. modelfile: the Modelfile beside it. adapter: LoRA files.
 
 pub mod adapter;
+mod calibration;
 mod check;
 mod formats;
 pub mod modelfile;
@@ -30,6 +31,7 @@ use crate::gguf::writer::{self, MetaValue, TensorEntry};
 use crate::model_files::ModelFiles;
 use crate::models::{self, Config, StoredFormat};
 use crate::nn::Weights;
+use calibration::ImportanceMatrix;
 use check::ReadBack;
 pub use formats::{FORMATS, FileFormat};
 use name::ModelName;
@@ -49,6 +51,8 @@ pub struct GgufExportOptions<'a> {
     pub out: &'a Path,
     /// The format of matrices; `None`: that of the model, if it is F32, F16 or BF16.
     pub format: Option<FileFormat>,
+    /// Rows to measure an importance matrix with, by which rounding errors count.
+    pub imatrix: Option<&'a Path>,
     /// Replace an existing file.
     pub force: bool,
     /// Write a Modelfile for Ollama beside the file.
@@ -80,6 +84,8 @@ pub struct GgufExportSummary {
     pub tokenizer: [String; 2],
     /// Whether the file has a chat template.
     pub chat_template: bool,
+    /// Number of tokens that the importance matrix was measured with.
+    pub calibration_tokens: Option<usize>,
     /// What reading back found.
     pub read_back: ReadBack,
     /// What the user should know.
@@ -94,7 +100,7 @@ pub fn export(
 ) -> Result<GgufExportSummary> {
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = open(options.model, parts)?;
-    let source = SourceWeights::new(&weights, &shared, parts, config.family().embedding)?;
+    let mut source = SourceWeights::new(&weights, &shared, parts, config.family().embedding)?;
     let (shape, mut notes) = shape::of(&config, &|name| source.has(name))?;
     let format = options.format.unwrap_or_else(|| {
         FileFormat::of_kind(match source.main_kind() {
@@ -104,6 +110,7 @@ pub fn export(
         })
     });
     let format = if weights.has_quantised() { format.with_mxfp4() } else { format };
+    check_importance(options, format)?;
 
     let trained = tempfile::tempdir().map_err(|e| Error::user(format!("creating a temporary folder: {e}")))?;
     let companions = match parts {
@@ -136,10 +143,16 @@ pub fn export(
     if modelfile.is_some() && tokenizer.template().is_some_and(|template| template.uses_date()) {
         notes.push("the chat template writes the date; in the Modelfile it is today's".into());
     }
+    if let Some(rows) = options.imatrix {
+        let measured = calibration::measure(options.model, parts.first(), &tokenizer, rows, || progress(0, 1))?;
+        notes.extend(unseen(&measured));
+        source.weigh_errors(measured);
+    }
     let plan = WritePlan::new(&shape, format, &source);
     check_nothing_left_out(&source, &plan, &shape)?;
     notes.extend(plan.note(format));
     let mut metadata = general(&name, &shape, format, options);
+    metadata.extend(source.importance().map(of_importance).unwrap_or_default());
     metadata.extend(metadata::of(&shape));
     metadata.extend(keys.metadata);
     let bytes = writer::file_size(&metadata, &plan.entries);
@@ -175,6 +188,7 @@ pub fn export(
         bytes,
         tokenizer: [keys.model.into(), keys.pre.into()],
         chat_template: tokenizer.has_template(),
+        calibration_tokens: source.importance().map(|measured| measured.tokens),
         read_back,
         notes,
     })
@@ -273,6 +287,38 @@ fn check_nothing_left_out(source: &SourceWeights, plan: &WritePlan, shape: &Shap
         Some(name) => Err(Error::user(format!("tensor {name} has no place in a GGUF file of this architecture"))
             .hint("is it part of the model? ft reads and writes the tensors that transformers has for its family")),
     }
+}
+
+/// Fails if an importance matrix is asked for where it would change nothing.
+fn check_importance(options: &GgufExportOptions, format: FileFormat) -> Result<()> {
+    match options.imatrix {
+        Some(rows) if format.main.is_float() || format.main == GgmlType::Q8_0 => {
+            Err(Error::user(format!("--imatrix {}: rounding to {} does not regard it", rows.display(), format.name))
+                .hint("leave it out, or choose a --type with fewer bits: q4_k_m, for example"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says which layers have no importance.
+fn unseen(measured: &ImportanceMatrix) -> Option<String> {
+    let first = measured.unseen.first()?;
+    Some(format!(
+        "{} layers, {first} for example, saw no token of {}: the errors of their columns count alike",
+        measured.unseen.len(),
+        measured.rows.display()
+    ))
+}
+
+/// Returns the metadata about an importance matrix, by llama.cpp's names.
+fn of_importance(measured: &ImportanceMatrix) -> Vec<(String, MetaValue)> {
+    let rows = measured.rows.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let key = |name: &str| format!("quantize.imatrix.{name}");
+    vec![
+        (key("dataset"), MetaValue::Text(rows)),
+        (key("entries_count"), MetaValue::Unsigned(measured.layers() as u32)),
+        (key("chunks_count"), MetaValue::Unsigned(measured.windows as u32)),
+    ]
 }
 
 /// Returns the metadata of every file.

@@ -3,7 +3,9 @@
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::convert::gguf_import::{select_rows, transpose, transpose_each};
 use crate::error::{Error, Result};
-use crate::gguf::quantise::quantise;
+use super::calibration::ImportanceMatrix;
+use crate::gguf::quant::GgmlType;
+use crate::gguf::quantise::{quantise, quantise_by_importance};
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::tensor_map::{LayoutChange, layout_change};
 use crate::gguf::writer::{TensorEntry, TensorSink};
@@ -17,6 +19,7 @@ pub struct SourceWeights<'a> {
     weights: &'a Weights,
     merge: Option<MergedWeights<'a>>,
     embedding: &'static str,
+    importance: Option<ImportanceMatrix>,
 }
 
 impl<'a> SourceWeights<'a> {
@@ -29,7 +32,27 @@ impl<'a> SourceWeights<'a> {
         embedding: &'static str,
     ) -> Result<Self> {
         let merge = if parts.is_empty() { None } else { Some(MergedWeights::new(weights, shared, parts)?) };
-        Ok(Self { weights, merge, embedding })
+        Ok(Self { weights, merge, embedding, importance: None })
+    }
+
+    /// Lets the errors of columns count by their importance when numbers are rounded.
+    pub fn weigh_errors(&mut self, importance: ImportanceMatrix) {
+        self.importance = Some(importance);
+    }
+
+    /// Returns the importance matrix, if there is one.
+    pub fn importance(&self) -> Option<&ImportanceMatrix> {
+        self.importance.as_ref()
+    }
+
+    /// Returns numbers of a tensor, whole rows of a file with `columns` numbers each, in a format.
+    pub fn in_format(&self, kind: GgmlType, name: &str, values: &[f32], columns: usize) -> Vec<u8> {
+        let importance = self.importance.as_ref().and_then(|matrix| matrix.of(name));
+        // Columns of another length are no inputs: keys by head, of which each column is a row of the model's matrix.
+        match importance.filter(|importance| importance.len() == columns && !kind.is_float()) {
+            Some(importance) => quantise_by_importance(kind, values, importance),
+            None => quantise(kind, values),
+        }
     }
 
     /// Returns the name of the tensor that has the numbers of `name`: its own, or the embedding for a head that shares them.
@@ -114,8 +137,9 @@ impl<'a> SourceWeights<'a> {
                 continue;
             }
             let values = self.in_order_of_file(shape, placed, i)?;
-            let data = quantise(entry.kind, &values);
-            if entry.kind == crate::gguf::quant::GgmlType::F16
+            let columns = entry.shape.last().copied().unwrap_or(1) as usize;
+            let data = self.in_format(entry.kind, &placed.hf[i], &values, columns);
+            if entry.kind == GgmlType::F16
                 && let Some(x) = values.iter().find(|x| half::f16::from_f32(**x).is_infinite())
             {
                 return Err(Error::user(format!("tensor {}: the value {x} does not fit into float16", placed.hf[i]))

@@ -4,7 +4,7 @@
 //! A row is a whole number of blocks, so that rows can be looked up and reordered without dequantising them.
 
 use crate::error::{Error, Result};
-use crate::gguf::quant::GgmlType;
+use crate::gguf::quant::{FOUR_BIT_LEVELS, GgmlType};
 use crate::native::quantised::QuantisedMatrix;
 use std::ops::Range;
 use tch::{Kind, Tensor};
@@ -133,6 +133,11 @@ impl BlockParts {
         let with = |low: Tensor, high: Tensor| low.bitwise_or_tensor(&high.bitwise_left_shift_tensor_scalar(4));
         match kind {
             GgmlType::Q4_0 => d(0) * (float(nibbles(2, 16)) - 8.0),
+            GgmlType::IQ4_NL => {
+                let levels = Tensor::from_slice(&FOUR_BIT_LEVELS.map(f32::from)).to_device(self.0.device());
+                let codes = nibbles(2, 16).to_kind(Kind::Int64);
+                d(0) * levels.index_select(0, &codes.view([-1])).view_as(&codes)
+            }
             GgmlType::Q4_1 => d(0) * float(nibbles(4, 16)) + d(2),
             GgmlType::Q5_0 => d(0) * (float(with(nibbles(6, 16), planes(&self.bytes(2, 4), 1, 1))) - 16.0),
             GgmlType::Q5_1 => d(0) * float(with(nibbles(8, 16), planes(&self.bytes(4, 4), 1, 1))) + d(2),

@@ -72,6 +72,7 @@ fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
             out: &out,
             format,
             force: false,
+            imatrix: None,
             modelfile: false,
         };
         export(&options, |_, _| Ok(())).unwrap();
@@ -110,6 +111,7 @@ fn a_lora_adds_to_the_base_in_the_file_what_merging_adds() {
             out,
             format: Some(FORMATS[0]),
             force: false,
+            imatrix: None,
             modelfile: false,
         };
         let summary = export_adapter(&options(&lora_file, None), &part).unwrap();
@@ -155,7 +157,7 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     let refused = |folder: &Path, format| {
         let part = WeightedAdapter::read(folder, 1.0).unwrap();
         let options =
-            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false, modelfile: false };
+            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false, imatrix: None, modelfile: false };
         let error = export_adapter(&options, &part).expect_err("refused");
         assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
         assert!(!out.exists());
@@ -173,7 +175,7 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     let part = WeightedAdapter::read(&folder, 1.0).unwrap();
     let model = made.model();
     let options =
-        GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false, modelfile: false };
+        GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false, imatrix: None, modelfile: false };
     let error = export_adapter(&options, &part).expect_err("refused").to_string();
     assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
 }

@@ -6,10 +6,13 @@ use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, GgufExportSummary, export};
 use ft::convert::gguf_import::{GgufImportOptions, import};
+use ft::data::chat::ChatTokenizer;
+use ft::data::encode::{Supervise, encode_row};
+use ft::data::rows::{RowFormat, read_rows};
 use ft::error::Result;
 use ft::gguf::file::Gguf;
 use ft::gguf::quant::GgmlType;
-use ft::gguf::quantise::quantise;
+use ft::gguf::quantise::{quantise, quantise_by_importance};
 use ft::models::Config;
 use ft::nn::safetensors::Dtype;
 use ft::nn::{Tokens, Weights};
@@ -48,7 +51,7 @@ impl Exported {
     pub fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
         let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
         export(
-            &GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false },
+            &GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, imatrix: None, modelfile: false },
             |_, _| Ok(()),
         )
     }
@@ -240,6 +243,96 @@ fn every_type_stores_what_the_gguf_package_would() {
 }
 
 #[test]
+fn every_type_has_the_bytes_of_ggmls_quantiser_with_and_without_importance() {
+    let file = Weights::open_file(&fixture("gguf/quantisers.safetensors")).unwrap();
+    let floats = |name: &str| Vec::<f32>::try_from(file.get(name).unwrap().view([-1])).unwrap();
+    let (values, importance) = (floats("values"), floats("importance"));
+    let mut compared = 0;
+    for name in file.names() {
+        let (kind, weighted) = name.strip_suffix(".weighted").map_or((name, false), |kind| (kind, true));
+        let Some(kind) = GgmlType::named(kind) else { continue };
+        let expected: Vec<u8> = Vec::try_from(file.get(name).unwrap()).unwrap();
+        let found = if weighted { quantise_by_importance(kind, &values, &importance) } else { quantise(kind, &values) };
+        let block = kind.block_bytes();
+        let unequal = found.chunks(block).zip(expected.chunks(block)).filter(|(a, b)| a != b).count();
+        assert_eq!((found.len(), unequal), (expected.len(), 0), "{name}: blocks that differ");
+        compared += 1;
+    }
+    assert_eq!(compared, 21);
+}
+
+#[test]
+fn an_importance_matrix_is_the_mean_square_of_each_layers_inputs() {
+    let made = Exported::of("llama", json!({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}));
+    let rows = made.folder.path().join("rows.jsonl");
+    std::fs::write(&rows, "{\"text\": \"The patient sleeps. The doctor reads a letter.\"}\n{\"text\": \"Two more.\"}\n").unwrap();
+    let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_0"));
+    let options = |imatrix| GgufExportOptions {
+        model: &model,
+        adapter: None,
+        out: &out,
+        format,
+        force: true,
+        imatrix,
+        modelfile: false,
+    };
+    let summary = export(&options(Some(rows.as_path())), |_, _| Ok(())).unwrap();
+    let gguf = Gguf::open(&out).unwrap();
+    assert_eq!(gguf.text("quantize.imatrix.dataset").unwrap(), Some("rows.jsonl"));
+    assert_eq!(gguf.unsigned("quantize.imatrix.entries_count").unwrap(), Some(2 * 7));
+
+    // The values of the first layer read what its norm makes of the embedded tokens.
+    let source = Weights::open(&model).unwrap();
+    let of = |name: &str| source.get(&format!("model.{name}.weight")).unwrap().to_kind(Kind::Float);
+    let tokenizer = ChatTokenizer::load(&model, None).unwrap();
+    let ids: Vec<i64> = read_rows(&rows, RowFormat::Auto, None)
+        .unwrap()
+        .1
+        .iter()
+        .flat_map(|row| encode_row(row, &rows, &tokenizer, Supervise::Assistant).unwrap().examples.remove(0).ids)
+        .map(i64::from)
+        .collect();
+    assert_eq!(summary.calibration_tokens, Some(ids.len()));
+    let x = of("embed_tokens").index_select(0, &Tensor::from_slice(&ids));
+    let root = (x.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + 1e-5).sqrt();
+    let inputs = x / root * of("layers.0.input_layernorm");
+    let importance = inputs.square().mean_dim([0i64].as_slice(), false, Kind::Float);
+    let importance: Vec<f32> = Vec::try_from(importance).unwrap();
+    let values: Vec<f32> = Vec::try_from(of("layers.0.self_attn.v_proj").view([-1])).unwrap();
+    let tensor = gguf.tensors().iter().find(|tensor| tensor.name == "blk.0.attn_v.weight").unwrap();
+    let found = gguf.data(tensor);
+    let equal = |expected: &[u8]| {
+        let pairs = found.chunks(18).zip(expected.chunks(18));
+        pairs.filter(|(a, b)| a == b).count() as f64 / (found.len() / 18) as f64
+    };
+    // Sums in another order may change the last bit of a number, and that a choice between two scales.
+    assert!(equal(&quantise_by_importance(GgmlType::Q4_0, &values, &importance)) > 0.98);
+    assert!(equal(&quantise(GgmlType::Q4_0, &values)) < 0.5);
+}
+
+#[test]
+fn an_importance_matrix_that_would_change_nothing_is_refused() {
+    let made = Exported::of("llama", json!({}));
+    let rows = made.folder.path().join("rows.jsonl");
+    std::fs::write(&rows, "").unwrap();
+    let (model, out) = (made.model(), made.file());
+    for (format, told) in [("q8_0", "does not regard it"), ("f16", "does not regard it"), ("q4_k_m", "no")] {
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: None,
+            out: &out,
+            format: FileFormat::named(format),
+            force: false,
+            imatrix: Some(&rows),
+            modelfile: false,
+        };
+        let error = export(&options, |_, _| Ok(())).expect_err(format);
+        assert!(error.to_string().contains(told) && !error.hints().is_empty(), "{error}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
 fn vectors_norms_and_routers_stay_in_float32() {
     for (model_type, unquantised) in
         [("qwen2_moe", &["ffn_gate_inp", "norm", "bias"][..]), ("gpt2", &["norm", "bias", "position_embd"])]
@@ -277,7 +370,7 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
     {
         let format = FileFormat::named(name);
         let options =
-            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false };
+            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, imatrix: None, modelfile: false };
         let summary = export(&options, |_, _| Ok(())).unwrap();
         assert!(summary.notes.is_empty(), "{:?}", summary.notes);
         let found = summary.read_back.relative_error[&main.name()];
@@ -292,10 +385,32 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
         );
         assert_eq!((of("blk.3.attn_v.weight"), of("blk.3.attn_q.weight")), (GgmlType::Q6_K, main), "{name}");
     }
+    for (name, head, down, values, query) in [
+        ("q2_k", GgmlType::Q6_K, GgmlType::Q3_K, GgmlType::Q3_K, GgmlType::Q2_K),
+        ("q3_k_s", GgmlType::Q6_K, GgmlType::Q3_K, GgmlType::Q3_K, GgmlType::Q3_K),
+        ("q3_k_m", GgmlType::Q6_K, GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q3_K),
+        ("q3_k_l", GgmlType::Q6_K, GgmlType::Q5_K, GgmlType::Q5_K, GgmlType::Q3_K),
+        ("q4_k_s", GgmlType::Q6_K, GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q4_K),
+    ] {
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: None,
+            out: &out,
+            format: FileFormat::named(name),
+            force: true,
+            imatrix: None,
+            modelfile: false,
+        };
+        export(&options, |_, _| Ok(())).unwrap();
+        let gguf = Gguf::open(&out).unwrap();
+        let of = |name: &str| gguf.tensors().iter().find(|t| t.name == name).unwrap().kind;
+        let found = ["output.weight", "blk.4.ffn_down.weight", "blk.4.attn_v.weight", "blk.4.attn_q.weight"].map(of);
+        assert_eq!(found, [head, down, values, query], "{name}");
+    }
     // Rows of 64 numbers fill no block of 256.
     let made = Exported::of("llama", json!({}));
     let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_k_m"));
-    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, modelfile: false };
+    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, imatrix: None, modelfile: false };
     let summary = export(&options, |_, _| Ok(())).unwrap();
     assert!(summary.notes[0].contains("in Q5_0") && summary.notes[0].contains("in Q8_0"), "{:?}", summary.notes);
 }

@@ -44,7 +44,7 @@ fn every_format_is_dequantised_bit_for_bit() {
         assert_eq!(bits(&found), bits(&expected), "{}", kind.name());
         seen += 1;
     }
-    assert_eq!((seen, tensors.len()), (14, 28));
+    assert_eq!((seen, tensors.len()), (15, 30));
 }
 
 #[test]

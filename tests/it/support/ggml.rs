@@ -6,7 +6,7 @@ use rand::{Rng, RngExt};
 use tch::Tensor;
 
 /// The types whose numbers are in blocks.
-pub const TYPES: [GgmlType; 10] = [
+pub const TYPES: [GgmlType; 11] = [
     GgmlType::Q4_0,
     GgmlType::Q4_1,
     GgmlType::Q5_0,
@@ -17,6 +17,7 @@ pub const TYPES: [GgmlType; 10] = [
     GgmlType::Q4_K,
     GgmlType::Q5_K,
     GgmlType::Q6_K,
+    GgmlType::IQ4_NL,
 ];
 
 /// Returns the bytes of a matrix (rows, columns) with random codes and finite scales, zeros, subnormal numbers and the
