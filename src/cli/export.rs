@@ -142,7 +142,9 @@ fn print(s: &GgufExportSummary) -> Result<()> {
     rows.push(row("parameters", report::count(s.parameters)));
     rows.push(row("tensors", kinds.join(", ")));
     rows.push(row("size", report::bytes(s.bytes)));
-    rows.extend(s.calibration_tokens.map(|n| row("importance", format!("measured with {} tokens", report::count(n as u64)))));
+    rows.extend(
+        s.calibration_tokens.map(|n| row("importance", format!("measured with {} tokens", report::count(n as u64)))),
+    );
     rows.push(row("tokenizer", format!("{}, pre-tokenizer {}", s.tokenizer[0], s.tokenizer[1])));
     rows.push(row("chat template", if s.chat_template { "yes".into() } else { "the model has none".into() }));
     rows.push(row(

@@ -18,7 +18,12 @@ impl Importance<'_> {
 }
 
 /// Calls `f` with each block of rows of as many numbers as there are columns, and with its importance.
-pub(super) fn for_blocks<'a>(values: &'a [f32], columns: &'a [f32], elements: usize, mut f: impl FnMut(&'a [f32], Importance<'a>)) {
+pub(super) fn for_blocks<'a>(
+    values: &'a [f32],
+    columns: &'a [f32],
+    elements: usize,
+    mut f: impl FnMut(&'a [f32], Importance<'a>),
+) {
     for row in values.chunks_exact(columns.len()) {
         let mean = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
         for (x, columns) in row.chunks_exact(elements).zip(columns.chunks_exact(elements)) {

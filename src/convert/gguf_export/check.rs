@@ -89,9 +89,8 @@ fn expected(tensor: &MappedTensor, values: &[f32], source: &SourceWeights) -> Ve
     if kind == GgmlType::MXFP4 {
         return values.iter().map(|x| x + 0.0).collect(); // written as it was; ggml has no negative zero
     }
-    let through = |values: &[f32], columns: usize| {
-        dequantise(kind, &source.in_format(kind, &tensor.name, values, columns))
-    };
+    let through =
+        |values: &[f32], columns: usize| dequantise(kind, &source.in_format(kind, &tensor.name, values, columns));
     let columns = tensor.shape.last().copied().unwrap_or(1);
     match tensor.change {
         LayoutChange::Centre => {

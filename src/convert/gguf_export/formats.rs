@@ -116,14 +116,38 @@ impl FileFormat {
         match (self.main, mix) {
             _ if eight_experts && (is("attn_v.") || is("attn_k.")) => Q8_0,
             (Q2_K | Q3_K | Q4_K, Small | Medium) if eight_experts && is("attn_output.") => Q5_K,
-            (Q2_K, _) if is("attn_v.") => if shape.heads / shape.kv_heads.max(1) >= 4 { Q4_K } else { Q3_K },
+            (Q2_K, _) if is("attn_v.") => {
+                if shape.heads / shape.kv_heads.max(1) >= 4 {
+                    Q4_K
+                } else {
+                    Q3_K
+                }
+            }
             (Q2_K, _) if is("ffn_down") => Q3_K,
             (Q2_K, _) if is("attn_output.") && !falcon => Q3_K,
-            (Q3_K, Medium) if is("attn_v.") => if layer < 2 { Q5_K } else { Q4_K },
+            (Q3_K, Medium) if is("attn_v.") => {
+                if layer < 2 {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
+            }
             (Q3_K, Large) if is("attn_v.") => Q5_K,
             (Q3_K, Medium) if is("ffn_down") && first => Q5_K,
-            (Q3_K, Medium) if is("ffn_down") => if falcon && !more { Q3_K } else { Q4_K },
-            (Q3_K, Large) if is("ffn_down") => if falcon { Q4_K } else { Q5_K },
+            (Q3_K, Medium) if is("ffn_down") => {
+                if falcon && !more {
+                    Q3_K
+                } else {
+                    Q4_K
+                }
+            }
+            (Q3_K, Large) if is("ffn_down") => {
+                if falcon {
+                    Q4_K
+                } else {
+                    Q5_K
+                }
+            }
             (Q3_K, Medium) if is("attn_output.") && !falcon => Q4_K,
             (Q3_K, Large) if is("attn_output.") && !falcon => Q5_K,
             (Q3_K, Medium | Large) if is("attn_qkv.") => Q4_K,
@@ -131,7 +155,13 @@ impl FileFormat {
             (Q4_K | Q5_K, Medium) if is("attn_v.") && more => Q6_K,
             (Q4_K, Small) if is("ffn_down") && layer < layers / 8 && !falcon => Q5_K,
             (Q4_K, Medium) if is("ffn_down") && falcon => {
-                if first { Q6_K } else if more { Q5_K } else { Q4_K }
+                if first {
+                    Q6_K
+                } else if more {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
             }
             (Q4_K | Q5_K, Medium) if is("ffn_down") && more => Q6_K,
             (Q4_K, Medium) if is("attn_qkv.") => Q5_K,

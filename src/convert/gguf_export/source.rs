@@ -1,9 +1,9 @@
 //! The weights that are written: a model's own, or with adapters merged into them, one tensor at a time.
 
+use super::calibration::ImportanceMatrix;
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::convert::gguf_import::{select_rows, transpose, transpose_each};
 use crate::error::{Error, Result};
-use super::calibration::ImportanceMatrix;
 use crate::gguf::quant::GgmlType;
 use crate::gguf::quantise::{quantise, quantise_by_importance};
 use crate::gguf::shape::{PlacedTensor, Shape};

@@ -156,8 +156,15 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     let (model, out) = (made.model(), made.file());
     let refused = |folder: &Path, format| {
         let part = WeightedAdapter::read(folder, 1.0).unwrap();
-        let options =
-            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: false, imatrix: None, modelfile: false };
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: None,
+            out: &out,
+            format,
+            force: false,
+            imatrix: None,
+            modelfile: false,
+        };
         let error = export_adapter(&options, &part).expect_err("refused");
         assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
         assert!(!out.exists());
@@ -174,8 +181,15 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     save_tensors(&folder.join("adapter_model.safetensors"), &tensors.into_iter().collect());
     let part = WeightedAdapter::read(&folder, 1.0).unwrap();
     let model = made.model();
-    let options =
-        GgufExportOptions { model: &model, adapter: None, out: &out, format: None, force: false, imatrix: None, modelfile: false };
+    let options = GgufExportOptions {
+        model: &model,
+        adapter: None,
+        out: &out,
+        format: None,
+        force: false,
+        imatrix: None,
+        modelfile: false,
+    };
     let error = export_adapter(&options, &part).expect_err("refused").to_string();
     assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
 }

@@ -51,7 +51,15 @@ impl Exported {
     pub fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
         let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
         export(
-            &GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, imatrix: None, modelfile: false },
+            &GgufExportOptions {
+                model: &model,
+                adapter: None,
+                out: &out,
+                format,
+                force: true,
+                imatrix: None,
+                modelfile: false,
+            },
             |_, _| Ok(()),
         )
     }
@@ -265,7 +273,11 @@ fn every_type_has_the_bytes_of_ggmls_quantiser_with_and_without_importance() {
 fn an_importance_matrix_is_the_mean_square_of_each_layers_inputs() {
     let made = Exported::of("llama", json!({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}));
     let rows = made.folder.path().join("rows.jsonl");
-    std::fs::write(&rows, "{\"text\": \"The patient sleeps. The doctor reads a letter.\"}\n{\"text\": \"Two more.\"}\n").unwrap();
+    std::fs::write(
+        &rows,
+        "{\"text\": \"The patient sleeps. The doctor reads a letter.\"}\n{\"text\": \"Two more.\"}\n",
+    )
+    .unwrap();
     let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_0"));
     let options = |imatrix| GgufExportOptions {
         model: &model,
@@ -369,8 +381,15 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
         [("q4_k_m", GgmlType::Q4_K, 0.08), ("q5_k_m", GgmlType::Q5_K, 0.04), ("q6_k", GgmlType::Q6_K, 0.02)]
     {
         let format = FileFormat::named(name);
-        let options =
-            GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, imatrix: None, modelfile: false };
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: None,
+            out: &out,
+            format,
+            force: true,
+            imatrix: None,
+            modelfile: false,
+        };
         let summary = export(&options, |_, _| Ok(())).unwrap();
         assert!(summary.notes.is_empty(), "{:?}", summary.notes);
         let found = summary.read_back.relative_error[&main.name()];
@@ -410,7 +429,15 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
     // Rows of 64 numbers fill no block of 256.
     let made = Exported::of("llama", json!({}));
     let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_k_m"));
-    let options = GgufExportOptions { model: &model, adapter: None, out: &out, format, force: true, imatrix: None, modelfile: false };
+    let options = GgufExportOptions {
+        model: &model,
+        adapter: None,
+        out: &out,
+        format,
+        force: true,
+        imatrix: None,
+        modelfile: false,
+    };
     let summary = export(&options, |_, _| Ok(())).unwrap();
     assert!(summary.notes[0].contains("in Q5_0") && summary.notes[0].contains("in Q8_0"), "{:?}", summary.notes);
 }
