@@ -1,9 +1,9 @@
 //! Families without positions, whose scores fall with distance (ALiBi): BLOOM and MPT.
 
-use super::fused::TWO_LAYERS;
+use super::fused::{SELF_ATTENTION, TWO_LAYERS};
 use super::{NORMS, USUAL};
 use crate::gguf::layout::{
-    BiasOf, Biases, Dim, Family, FamilyKey, FamilyKeyType, HeadUse, Layout, NormKind, RopeUse, TensorRule, norm, same,
+    BiasOf, Biases, Dim, Family, FamilyKey, FamilyKeyType, HeadUse, NormKind, RopeUse, norm, same,
 };
 
 /// Its biases are in llama.cpp's code; a file says nothing about them.
@@ -27,17 +27,7 @@ pub static BLOOM: Family = Family {
         norm("token_embd_norm", "transformer.word_embeddings_layernorm"),
     ],
     layers: "transformer.h",
-    layer: &[
-        NORMS,
-        &[
-            TensorRule {
-                layout: Layout::Ungrouped,
-                ..same("attn_qkv", "self_attention.query_key_value", &[Dim::Qkv, Dim::Hidden], BiasOf::Qkv)
-            },
-            same("attn_output", "self_attention.dense", &[Dim::Hidden, Dim::Queries], BiasOf::Output),
-        ],
-        TWO_LAYERS,
-    ],
+    layer: &[NORMS, SELF_ATTENTION, TWO_LAYERS],
     after: &[norm("output_norm", "transformer.ln_f")],
     ..USUAL
 };

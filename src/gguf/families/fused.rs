@@ -80,13 +80,7 @@ pub static FALCON: Family = Family {
             only(Presence::With("attn_norm_2"), norm("attn_norm", "ln_mlp")),
             only(Presence::With("attn_norm_2"), norm("attn_norm_2", "ln_attn")),
         ],
-        &[
-            TensorRule {
-                layout: Layout::Ungrouped,
-                ..same("attn_qkv", "self_attention.query_key_value", &[Dim::Qkv, Dim::Hidden], BiasOf::Qkv)
-            },
-            same("attn_output", "self_attention.dense", &[Dim::Hidden, Dim::Queries], BiasOf::Output),
-        ],
+        SELF_ATTENTION,
         TWO_LAYERS,
     ],
     after: &[norm("output_norm", "transformer.ln_f")],
@@ -95,6 +89,15 @@ pub static FALCON: Family = Family {
 
 /// llama.cpp computes the tanh form for both.
 const GELU: &[&str] = &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"];
+
+/// Attention of Falcon and BLOOM.
+pub(super) const SELF_ATTENTION: &[TensorRule] = &[
+    TensorRule {
+        layout: Layout::Ungrouped,
+        ..same("attn_qkv", "self_attention.query_key_value", &[Dim::Qkv, Dim::Hidden], BiasOf::Qkv)
+    },
+    same("attn_output", "self_attention.dense", &[Dim::Hidden, Dim::Queries], BiasOf::Output),
+];
 
 /// An MLP without a gate.
 pub(super) const TWO_LAYERS: &[TensorRule] = &[
