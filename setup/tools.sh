@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Reports which build tools are missing and how to install them. With --tests it also checks for tools that single tests need (a
-# browser with its driver, PostgreSQL, axe-core, venv) and, as root on a Debian-like system, installs whatever is missing. A
+# browser with its driver, PostgreSQL, axe-core, llama.cpp, venv) and, as root on a Debian-like system, installs whatever is missing. A
 # test whose tool cannot be installed is skipped by name (tests/it/support/needs.rs); only a missing build tool is an error.
 set -u
 [ "${1:-}" = --tests ] && tests=yes || tests=
 axe="$(dirname "$0" 2>/dev/null)/../target/axe"
+llama="$(dirname "$0" 2>/dev/null)/../target/llama-cpp"
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # Sets the lists of missing packages: `missing` for building, `wanted` for single tests.
@@ -18,7 +19,7 @@ look() {
     have chromium || have google-chrome || wanted+=(chromium)
     have chromedriver || wanted+=(chromium-driver)
     have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || wanted+=(postgresql)
-    [ -f "$axe/package/axe.min.js" ] || have npm || wanted+=(npm)
+    { [ -f "$axe/package/axe.min.js" ] && [ -d "$llama" ]; } || have npm || wanted+=(npm)
     # Debian's python3 does not contain ensurepip.
     python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted+=(python3-venv)
 }
@@ -65,6 +66,16 @@ fetch_axe() {
 }
 if [ ! -f "$axe/package/axe.min.js" ] && have npm && ! (fetch_axe); then
     echo "note: $pin cannot be fetched from npm, so tests of accessibility will be skipped" >&2
+fi
+# Packages that carry a compiled llama.cpp.
+node_llama=3.22.1
+[ "$(uname -m)" = aarch64 ] && arch=arm64 || arch=x64
+fetch_llama() {
+    rm -rf "$llama.part" && npm install --prefix "$llama.part" --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error --fetch-retries=1 \
+        "node-llama-cpp@$node_llama" "@node-llama-cpp/linux-$arch@$node_llama" >&2 && mv "$llama.part" "$llama"
+}
+if [ ! -d "$llama" ] && have npm && ! (fetch_llama); then
+    echo "note: node-llama-cpp@$node_llama cannot be fetched from npm, so the tests that run files in llama.cpp will be skipped" >&2
 fi
 if ! python3 "$(dirname "$0")/wheels.py" nvrtc >&2; then
     echo "note: NVRTC cannot be fetched, so the test that compiles the CUDA kernels for GPUs will be skipped" >&2

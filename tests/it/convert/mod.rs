@@ -3,5 +3,6 @@
 mod gguf_adapters;
 pub mod gguf_export;
 mod gguf_import;
+mod llama_cpp;
 mod modelfile;
 mod stop_tokens;

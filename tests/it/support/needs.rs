@@ -55,6 +55,17 @@ pub const NVRTC: Tool = Tool {
     there: || nvrtc().iter().any(|path| path.is_file()),
 };
 
+pub const LLAMA_CPP: Tool = Tool {
+    lacks: "llama.cpp (node-llama-cpp) is missing",
+    get: "apt-get install npm && bash setup/tools.sh --tests",
+    there: || on_path("node") && llama_cpp().join("node-llama-cpp/package.json").is_file(),
+};
+
+/// Returns the folder in which set-up puts llama.cpp as a package of Node.
+pub fn llama_cpp() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/llama-cpp/node_modules")
+}
+
 /// Returns the places where set-up puts NVRTC: for tests, and as a part of CUDA's libraries.
 pub fn nvrtc() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
