@@ -26,7 +26,7 @@ from check_llama_cpp import make  # noqa: E402
 
 # Formats: llama.cpp's number, and whether every matrix has the same.
 FORMATS = {
-    "q4_0": (2, True), "q4_1": (3, True), "q5_0": (8, True), "q5_1": (9, True), "q8_0": (7, True), "q6_k": (18, True),
+    "q4_0": (2, True), "q4_1": (3, True), "iq4_nl": (25, True), "q5_0": (8, True), "q5_1": (9, True), "q8_0": (7, True), "q6_k": (18, True),
     "q2_k": (10, False), "q3_k_s": (11, False), "q3_k_m": (12, False), "q3_k_l": (13, False), "q4_k_s": (14, False), "q4_k_m": (15, False),
     "q5_k_s": (16, False), "q5_k_m": (17, False),
 }  # fmt: skip

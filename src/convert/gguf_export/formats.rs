@@ -34,13 +34,14 @@ const fn mixed(name: &'static str, number: u32, main: GgmlType, mix: Mix) -> Fil
 }
 
 /// Every format.
-pub const FORMATS: [FileFormat; 17] = [
+pub const FORMATS: [FileFormat; 18] = [
     plain("F32", 0, GgmlType::F32),
     plain("F16", 1, GgmlType::F16),
     plain("BF16", 32, GgmlType::BF16),
     plain("Q8_0", 7, GgmlType::Q8_0),
     plain("Q4_0", 2, GgmlType::Q4_0),
     plain("Q4_1", 3, GgmlType::Q4_1),
+    plain("IQ4_NL", 25, GgmlType::IQ4_NL),
     plain("Q5_0", 8, GgmlType::Q5_0),
     plain("Q5_1", 9, GgmlType::Q5_1),
     mixed("Q2_K", 10, GgmlType::Q2_K, Mix::Medium),
@@ -87,7 +88,7 @@ impl FileFormat {
         let columns = placed.stored.last().copied().unwrap_or(1) as usize;
         let wanted = self.mix.map_or(self.main, |mix| self.of_mix(mix, placed, shape));
         let smaller = match wanted {
-            GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::IQ4_NL,
+            GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::Q4_0,
             GgmlType::Q4_K => GgmlType::Q5_0,
             GgmlType::Q5_K => GgmlType::Q5_1,
             GgmlType::Q6_K => GgmlType::Q8_0,
@@ -107,6 +108,7 @@ impl FileFormat {
         let first = layer < layers / 16;
         let eight_experts = shape.experts.is_some_and(|experts| experts.count == 8);
         let is = |part: &str| name.contains(part);
+        let values = is("attn_v.") || is("attn_qkv.");
         use GgmlType::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0};
         use Mix::{Large, Medium, Small};
         if name == "output.weight" || (name == "token_embd.weight" && !shape.has_head()) {
@@ -116,7 +118,7 @@ impl FileFormat {
         match (self.main, mix) {
             _ if eight_experts && (is("attn_v.") || is("attn_k.")) => Q8_0,
             (Q2_K | Q3_K | Q4_K, Small | Medium) if eight_experts && is("attn_output.") => Q5_K,
-            (Q2_K, _) if is("attn_v.") => {
+            (Q2_K, _) if values => {
                 if shape.heads / shape.kv_heads.max(1) >= 4 {
                     Q4_K
                 } else {
@@ -125,14 +127,14 @@ impl FileFormat {
             }
             (Q2_K, _) if is("ffn_down") => Q3_K,
             (Q2_K, _) if is("attn_output.") && !falcon => Q3_K,
-            (Q3_K, Medium) if is("attn_v.") => {
+            (Q3_K, Medium) if values => {
                 if layer < 2 {
                     Q5_K
                 } else {
                     Q4_K
                 }
             }
-            (Q3_K, Large) if is("attn_v.") => Q5_K,
+            (Q3_K, Large) if values => Q5_K,
             (Q3_K, Medium) if is("ffn_down") && first => Q5_K,
             (Q3_K, Medium) if is("ffn_down") => {
                 if falcon && !more {
@@ -149,10 +151,15 @@ impl FileFormat {
                 }
             }
             (Q3_K, Medium) if is("attn_output.") && !falcon => Q4_K,
-            (Q3_K, Large) if is("attn_output.") && !falcon => Q5_K,
-            (Q3_K, Medium | Large) if is("attn_qkv.") => Q4_K,
-            (Q4_K, Small) if is("attn_v.") && layer < 4 => Q5_K,
-            (Q4_K | Q5_K, Medium) if is("attn_v.") && more => Q6_K,
+            (Q3_K, Large) if is("attn_output.") => {
+                if falcon {
+                    Q4_K
+                } else {
+                    Q5_K
+                }
+            }
+            (Q4_K, Small) if values && layer < 4 => Q5_K,
+            (Q4_K | Q5_K, Medium) if values && more => Q6_K,
             (Q4_K, Small) if is("ffn_down") && layer < layers / 8 && !falcon => Q5_K,
             (Q4_K, Medium) if is("ffn_down") && falcon => {
                 if first {
@@ -164,8 +171,6 @@ impl FileFormat {
                 }
             }
             (Q4_K | Q5_K, Medium) if is("ffn_down") && more => Q6_K,
-            (Q4_K, Medium) if is("attn_qkv.") => Q5_K,
-            (Q5_K, Medium) if is("attn_qkv.") => Q6_K,
             _ => self.main,
         }
     }

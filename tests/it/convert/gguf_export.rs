@@ -240,7 +240,8 @@ fn every_type_stores_what_the_gguf_package_would() {
     let fixture = Weights::open_file(&fixture("gguf/quantised.safetensors")).unwrap();
     let values: Vec<f32> = Vec::try_from(fixture.get("values").unwrap()).unwrap();
     assert!(values.len() > 2000);
-    for format in FORMATS.iter().filter(|format| format.main.block_elements() <= 32) {
+    // The package does not write IQ4_NL.
+    for format in FORMATS.iter().filter(|f| f.main.block_elements() <= 32 && f.main != GgmlType::IQ4_NL) {
         let kind = format.main;
         let expected: Vec<u8> = Vec::try_from(fixture.get(&kind.name()).unwrap()).unwrap();
         let found = quantise(kind, &values);
