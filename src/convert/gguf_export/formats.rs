@@ -115,62 +115,26 @@ impl FileFormat {
             // Falcon's head has many rows for its width.
             return if falcon { Q8_0 } else { Q6_K };
         }
+        let down = is("ffn_down");
+        let result = is("attn_output.");
         match (self.main, mix) {
             _ if eight_experts && (is("attn_v.") || is("attn_k.")) => Q8_0,
-            (Q2_K | Q3_K | Q4_K, Small | Medium) if eight_experts && is("attn_output.") => Q5_K,
-            (Q2_K, _) if values => {
-                if shape.heads / shape.kv_heads.max(1) >= 4 {
-                    Q4_K
-                } else {
-                    Q3_K
-                }
-            }
-            (Q2_K, _) if is("ffn_down") => Q3_K,
-            (Q2_K, _) if is("attn_output.") && !falcon => Q3_K,
-            (Q3_K, Medium) if values => {
-                if layer < 2 {
-                    Q5_K
-                } else {
-                    Q4_K
-                }
-            }
-            (Q3_K, Large) if values => Q5_K,
-            (Q3_K, Medium) if is("ffn_down") && first => Q5_K,
-            (Q3_K, Medium) if is("ffn_down") => {
-                if falcon && !more {
-                    Q3_K
-                } else {
-                    Q4_K
-                }
-            }
-            (Q3_K, Large) if is("ffn_down") => {
-                if falcon {
-                    Q4_K
-                } else {
-                    Q5_K
-                }
-            }
-            (Q3_K, Medium) if is("attn_output.") && !falcon => Q4_K,
-            (Q3_K, Large) if is("attn_output.") => {
-                if falcon {
-                    Q4_K
-                } else {
-                    Q5_K
-                }
-            }
+            (Q2_K | Q3_K | Q4_K, Small | Medium) if eight_experts && result => Q5_K,
+            (Q2_K, _) if values && shape.heads / shape.kv_heads.max(1) >= 4 => Q4_K,
+            (Q2_K, _) if values || down || (result && !falcon) => Q3_K,
+            (Q3_K, Medium) if values && layer < 2 => Q5_K,
+            (Q3_K, Medium) if values => Q4_K,
+            (Q3_K, Medium) if down && first => Q5_K,
+            (Q3_K, Medium) if down && (!falcon || more) => Q4_K,
+            (Q3_K, Medium) if result && !falcon => Q4_K,
+            (Q3_K, Large) if falcon && (down || result) => Q4_K,
+            (Q3_K, Large) if values || down || result => Q5_K,
             (Q4_K, Small) if values && layer < 4 => Q5_K,
-            (Q4_K | Q5_K, Medium) if values && more => Q6_K,
-            (Q4_K, Small) if is("ffn_down") && layer < layers / 8 && !falcon => Q5_K,
-            (Q4_K, Medium) if is("ffn_down") && falcon => {
-                if first {
-                    Q6_K
-                } else if more {
-                    Q5_K
-                } else {
-                    Q4_K
-                }
-            }
-            (Q4_K | Q5_K, Medium) if is("ffn_down") && more => Q6_K,
+            (Q4_K, Small) if down && layer < layers / 8 && !falcon => Q5_K,
+            (Q4_K, Medium) if down && falcon && first => Q6_K,
+            (Q4_K, Medium) if down && falcon && more => Q5_K,
+            (Q4_K, Medium) if down && falcon => Q4_K,
+            (Q4_K | Q5_K, Medium) if (values || down) && more => Q6_K,
             _ => self.main,
         }
     }
