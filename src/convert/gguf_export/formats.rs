@@ -128,7 +128,7 @@ impl FileFormat {
             (Q3_K, Medium) if down && (!falcon || more) => Q4_K,
             (Q3_K, Medium) if result && !falcon => Q4_K,
             (Q3_K, Large) if falcon && (down || result) => Q4_K,
-            (Q3_K, Large) if values || down || result => Q5_K,
+            (Q3_K, Large) if values || down || (result && !eight_experts) => Q5_K,
             (Q4_K, Small) if values && layer < 4 => Q5_K,
             (Q4_K, Small) if down && layer < layers / 8 && !falcon => Q5_K,
             (Q4_K, Medium) if down && falcon && first => Q6_K,
