@@ -156,9 +156,9 @@ pub fn dequantise(kind: GgmlType, data: &[u8]) -> Vec<f32> {
     let (elements, bytes) = (kind.block_elements(), kind.block_bytes());
     assert!(data.len().is_multiple_of(bytes), "{} bytes are no whole number of {} blocks", data.len(), kind.name());
     let block = match kind {
-        F32 => |b: &[u8], y: &mut [f32]| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-        F16 => |b: &[u8], y: &mut [f32]| y[0] = half_at(b, 0),
-        BF16 => |b: &[u8], y: &mut [f32]| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+        F32 => return each(data, f32::from_le_bytes),
+        F16 => return each(data, |b| f16::from_le_bytes(b).to_f32()),
+        BF16 => return each(data, |b| bf16::from_le_bytes(b).to_f32()),
         Q4_0 => q4_0,
         Q4_1 => q4_1,
         Q5_0 => q5_0,
@@ -179,6 +179,17 @@ pub fn dequantise(kind: GgmlType, data: &[u8]) -> Vec<f32> {
         for (y, x) in y.chunks_exact_mut(elements).zip(x.chunks_exact(bytes)) {
             block(x, y);
         }
+    });
+    values
+}
+
+/// Reads numbers that are stored each by itself.
+fn each<const BYTES: usize>(data: &[u8], read: impl Fn([u8; BYTES]) -> f32 + Sync) -> Vec<f32> {
+    let mut values = vec![0f32; data.len() / BYTES];
+    let run = 1 << 14;
+    values.par_chunks_mut(run).zip(data.par_chunks(run * BYTES)).for_each(|(y, x)| {
+        let numbers = x.chunks_exact(BYTES).map(|b| read(b.try_into().expect("chunks have this length")));
+        y.iter_mut().zip(numbers).for_each(|(y, x)| *y = x);
     });
     values
 }

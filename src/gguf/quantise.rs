@@ -17,6 +17,12 @@ type QuantiseBlock = fn(&[f32], Option<Importance>, &mut [u8]);
 pub fn quantise(kind: GgmlType, values: &[f32]) -> Vec<u8> {
     let (elements, bytes) = (kind.block_elements(), kind.block_bytes());
     assert!(values.len().is_multiple_of(elements), "{} numbers are no whole number of blocks", values.len());
+    match kind {
+        GgmlType::F32 => return each(values, |x| x.to_le_bytes()),
+        GgmlType::F16 => return each(values, |x| f16::from_f32(x).to_le_bytes()),
+        GgmlType::BF16 => return each(values, |x| bf16::from_f32(x).to_le_bytes()),
+        _ => {}
+    }
     let block = quantiser(kind);
     let mut out = vec![0u8; values.len() / elements * bytes];
     // Some thousand elements per task keep rayon's overhead small.
@@ -30,7 +36,7 @@ pub fn quantise(kind: GgmlType, values: &[f32]) -> Vec<u8> {
 }
 
 /// Returns `values` in a format: rows of as many numbers as `importance` has, which says how much the errors of each column count.
-/// Formats that round each number by itself, and Q8_0, do not regard it. Panics if rows are no whole number of blocks.
+/// Q8_0 does not regard it. Panics for formats that store each number by itself, and if rows are no whole number of blocks.
 pub fn quantise_by_importance(kind: GgmlType, values: &[f32], importance: &[f32]) -> Vec<u8> {
     let (elements, bytes, columns) = (kind.block_elements(), kind.block_bytes(), importance.len());
     assert!(columns.is_multiple_of(elements), "rows of {columns} numbers are no whole number of blocks");
@@ -48,11 +54,18 @@ pub fn quantise_by_importance(kind: GgmlType, values: &[f32], importance: &[f32]
     out
 }
 
+/// Writes each number by itself.
+fn each<const BYTES: usize>(values: &[f32], store: impl Fn(f32) -> [u8; BYTES] + Sync) -> Vec<u8> {
+    let mut out = vec![0u8; values.len() * BYTES];
+    let run = 1 << 14;
+    out.par_chunks_mut(run * BYTES).zip(values.par_chunks(run)).for_each(|(y, x)| {
+        y.chunks_exact_mut(BYTES).zip(x).for_each(|(y, x)| y.copy_from_slice(&store(*x)));
+    });
+    out
+}
+
 fn quantiser(kind: GgmlType) -> QuantiseBlock {
     match kind {
-        GgmlType::F32 => |x, _, b| b.copy_from_slice(&x[0].to_le_bytes()),
-        GgmlType::F16 => |x, _, b| b.copy_from_slice(&f16::from_f32(x[0]).to_le_bytes()),
-        GgmlType::BF16 => |x, _, b| b.copy_from_slice(&bf16::from_f32(x[0]).to_le_bytes()),
         GgmlType::Q8_0 => |x, _, b| q8_0(x, b),
         GgmlType::Q4_0 => |x, importance, b| symmetric(x, importance, b, 4),
         GgmlType::Q5_0 => |x, importance, b| symmetric(x, importance, b, 5),
@@ -64,7 +77,9 @@ fn quantiser(kind: GgmlType) -> QuantiseBlock {
         GgmlType::Q4_K => quantise_k::q4_k,
         GgmlType::Q5_K => quantise_k::q5_k,
         GgmlType::Q6_K => quantise_k::q6_k,
-        GgmlType::MXFP4 => panic!("{} is not written", kind.name()),
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::MXFP4 => {
+            panic!("no blocks of {} are made", kind.name())
+        }
     }
 }
 
@@ -84,7 +99,11 @@ fn q8_0(x: &[f32], b: &mut [u8]) {
     let id = inverse(d);
     put_half(b, 0, d);
     for (b, x) in b[2..].iter_mut().zip(x) {
-        *b = (x * id).round() as i8 as u8;
+        // Halves away from 0: `round`, which is a call of a function without SSE 4.1.
+        let y = x * id;
+        let whole = y as i32;
+        let rest = y - whole as f32;
+        *b = (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as i8 as u8;
     }
 }
 

@@ -7,9 +7,11 @@
 /// Below this, numbers count as zero.
 pub(super) const LEAST: f32 = 1e-15;
 
-/// Rounds to the nearest integer, halves to the even one.
+/// Rounds a number of at most 2^22 to the nearest integer, halves to the even one, as ggml does: the sum with 1.5 · 2^23 has no
+/// room for a fraction. Without SSE 4.1, `round_ties_even` is a call of a function.
 pub(super) fn nearest(x: f32) -> i32 {
-    x.round_ties_even() as i32
+    let sum = x + 12_582_912.0;
+    (sum.to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
 /// Returns the number of the largest magnitude, the first of equal ones.
@@ -224,4 +226,18 @@ pub(super) fn not_negative(x: &[f32], n: i32, weights: &[f32], codes: &mut [u8])
         }
     }
     if ll > 0.0 { xl / ll } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn numbers_are_rounded_to_the_nearest_even_integer() {
+        for i in -40_000..40_000 {
+            let x = i as f32 / 64.0;
+            assert_eq!(nearest(x), x.round_ties_even() as i32, "{x}");
+        }
+        assert_eq!((nearest(4_194_303.0), nearest(-4_194_303.0)), (4_194_303, -4_194_303));
+    }
 }

@@ -12,9 +12,13 @@ use crate::gguf::quant::{GgmlType, dequantise};
 use crate::gguf::shape::Shape;
 use crate::gguf::tensor_map::{LayoutChange, MappedTensor};
 use crate::gguf::{architecture, vocabulary};
+use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+
+/// Numbers that a thread compares at a time.
+const PART: usize = 1 << 16;
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
@@ -69,11 +73,17 @@ fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result
     if let Some(order) = tensor.change.file_order(tensor.shape[0]).filter(|_| tensor.change.is_part()) {
         values = select_rows(&values, tensor.shape[0], &order);
     }
-    let sum = |list: &mut dyn Iterator<Item = f64>| list.map(|x| x * x).sum::<f64>();
-    let error = sum(&mut values.iter().zip(&found).map(|(x, y)| f64::from(*x) - f64::from(*y)));
-    let norm = sum(&mut values.iter().map(|x| f64::from(*x)));
+    let of_part = |(x, y): (&[f32], &[f32])| {
+        x.iter().zip(y).fold((0.0, 0.0), |(error, norm), (x, y)| {
+            let (x, y) = (f64::from(*x), f64::from(*y));
+            (error + (x - y) * (x - y), norm + x * x)
+        })
+    };
+    // Sums of parts in order, so that the result is the same on every machine.
+    let parts: Vec<(f64, f64)> = values.par_chunks(PART).zip(found.par_chunks(PART)).map(of_part).collect();
+    let (error, norm) = parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
     let expected = expected(tensor, &values, source);
-    if let Some(at) = expected.iter().zip(&found).position(|(x, y)| x.to_bits() != y.to_bits()) {
+    if let Some(at) = expected.par_iter().zip(&found).position_first(|(x, y)| x.to_bits() != y.to_bits()) {
         return Err(Error::bug(format!(
             "tensor {name}: number {at} is {} in the written file, {} expected",
             found[at], expected[at]
