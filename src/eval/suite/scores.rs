@@ -162,6 +162,7 @@ mod tests {
             normalise: Vec::new(),
             ignore: Vec::new(),
             samples: None,
+            scorers: Default::default(),
         }
     }
 

@@ -83,9 +83,11 @@ fn example(report: &EvaluationReport, task: &TaskResults, columns: &[usize], ite
                 @for subject in columns {
                     (answer(task, &task.results[*subject].answers[item], &report.results.subjects[*subject].name))
                 }
-                div class="answer expected" {
-                    h4 { "Expected" }
-                    @for expected in &info.expected { div class="text" dir="auto" { (text(expected)) } }
+                @if !info.expected.is_empty() {
+                    div class="answer expected" {
+                        h4 { "Expected" }
+                        @for expected in &info.expected { div class="text" dir="auto" { (text(expected)) } }
+                    }
                 }
             }
         }
@@ -116,6 +118,7 @@ fn answer(task: &TaskResults, found: &ItemAnswer, name: &str) -> Markup {
                 @if found.finish_reason.as_deref() == Some("length") { " · cut off" }
             }
             div class="text" dir="auto" { @if found.text.trim().is_empty() { em { "(nothing)" } } @else { (text(&found.text)) } }
+            @for note in &found.notes { div class="note" dir="auto" { (named(note)) } }
             @for written in as_written {
                 details { summary { "as written" } div class="text" dir="auto" { (text(written)) } }
             }
