@@ -1,17 +1,14 @@
 //! Programs that are not trusted: what they may do, what they may not, and that nothing of them is left.
 
+use crate::support::command::python;
 use crate::support::needs::{NAMESPACES, needs};
 use ft::error::Result;
 use ft::sandbox::{Isolation, Limits, ProgramEnd, ProgramRun, Sandbox};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn sandbox(isolation: Isolation, limits: Limits, file: &str) -> Sandbox {
-    // A `python3` on the PATH may be a script that starts the interpreter, which it cannot without other processes.
-    let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-    let python = String::from_utf8_lossy(&asked.stdout).trim().to_string();
-    let command = [python.as_str(), "-S", "{file}"].map(String::from);
+    let command = [python().as_str(), "-S", "{file}"].map(String::from);
     Sandbox::new(isolation, limits, &command, file).unwrap()
 }
 

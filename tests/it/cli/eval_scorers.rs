@@ -1,6 +1,6 @@
 //! `ft eval` with judges that are models, and where programs cannot be isolated.
 
-use crate::support::command::{stderr, stdout};
+use crate::support::command::{python, stderr, stdout};
 use crate::support::needs::{LIMITS, NAMESPACES, needs};
 use crate::support::resumed::train;
 use crate::support::workspace::Workspace;
@@ -74,7 +74,7 @@ fn programs_are_not_run_without_isolation_unless_the_suite_says_so() {
     rows(&space);
     let suite = |more: &str| {
         let task = "- name: t\n  data: rows.jsonl\n  prompt: \"{{ q }}\"\n";
-        let code = format!("  generate: {{ max_new_tokens: 2, code: {{ program: \"pass # {{{{ q }}}}\"{more} }} }}\n");
+        let code = format!("  generate: {{ max_new_tokens: 2, code: {{ program: \"pass # {{{{ q }}}}\", command: [{}, \"{{file}}\"]{more} }} }}\n", python());
         std::fs::write(space.path("suite.yaml"), format!("tasks:\n{task}{code}")).unwrap();
     };
     let forbidden = || {

@@ -68,3 +68,9 @@ pub fn output_and_peak_memory(mut child: Child) -> (Output, u64) {
     let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
     (Output { status: ExitStatus::from_raw(status), stdout, stderr }, (usage.ru_maxrss as u64) << 10)
 }
+
+/// Returns the path of Python's interpreter. A `python3` on the PATH may be a script that starts it as another process.
+pub fn python() -> String {
+    let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    String::from_utf8_lossy(&asked.stdout).trim().to_string()
+}
