@@ -74,7 +74,10 @@ fn programs_are_not_run_without_isolation_unless_the_suite_says_so() {
     rows(&space);
     let suite = |more: &str| {
         let task = "- name: t\n  data: rows.jsonl\n  prompt: \"{{ q }}\"\n";
-        let code = format!("  generate: {{ max_new_tokens: 2, code: {{ program: \"pass # {{{{ q }}}}\", command: [{}, \"{{file}}\"]{more} }} }}\n", python());
+        let code = format!(
+            "  generate: {{ max_new_tokens: 2, code: {{ program: \"pass # {{{{ q }}}}\", command: [{}, \"{{file}}\"]{more} }} }}\n",
+            python()
+        );
         std::fs::write(space.path("suite.yaml"), format!("tasks:\n{task}{code}")).unwrap();
     };
     let forbidden = || {
