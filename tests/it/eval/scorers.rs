@@ -166,8 +166,9 @@ fn programs_pass_or_fail_their_tests() {
     let found = subject.run_with(&sampled, &mut AnswerCache::open(&path).unwrap()).unwrap();
     assert!((value(&found.tasks[0], "pass@3") - 2.0 / 3.0).abs() < 1e-12);
     assert_eq!(found.tasks[0].results[0].answers[1].notes.len(), 4);
-    // Three prompts, three programs of answers, one of which is a reference too, and one more of the third reference.
-    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3 + 3 + 1);
+    // Three prompts, and three programs: the answers to the first and the last row are the same one, two references are
+    // answers, and the third is another.
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3 + 3);
     assert_eq!(subject.run_with(&sampled, &mut AnswerCache::open(&path).unwrap()).unwrap(), found);
     // Mistakes of rows, of interpreters and of references.
     let told = |code: &str| {
@@ -198,12 +199,13 @@ fn programs_that_attack_fail_and_the_evaluation_goes_on() {
     ];
     let rows = attacks.map(|text| json!({"q": "?", "text": text}));
     let data = write(folder.path(), "rows.jsonl", &rows);
-    let code = "    code: { program: \"import os, socket, time\\n{{ text }}\\n{{ completion }}\", seconds: 2 }\n";
+    let code = "    code: { program: \"import os, socket, time\\n{{ text }}\\n{{ completion }}\", seconds: 10, memory_mb: 256 }\n";
     let task = first(&subject, &suite(&data, "", "", code));
     let passed: Vec<f64> = task.results[0].answers.iter().map(|a| a.scores["pass@1"]).collect();
     assert_eq!(passed, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "{:?}", task.results[0].answers);
     let note = |i: usize| task.results[0].answers[i].notes[0].as_str();
-    assert!(note(0).contains("Resource temporarily unavailable") || note(0) == "did not end in time", "{}", note(0));
+    let stopped = ["Resource temporarily unavailable", "did not end in time", "printed too much"];
+    assert!(stopped.iter().any(|how| note(0).contains(how)), "{}", note(0));
     assert_eq!([note(1), note(4), note(5)], ["MemoryError", "printed too much", "did not end in time"]);
     assert!(note(2).contains("PermissionError"), "{}", note(2));
 }
