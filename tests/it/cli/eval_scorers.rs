@@ -1,6 +1,6 @@
 //! `ft eval` with judges that are models, and where programs cannot be isolated.
 
-use crate::support::command::{python, stderr, stdout};
+use crate::support::command::{processes_of, python, stderr, stdout};
 use crate::support::needs::{LIMITS, NAMESPACES, needs};
 use crate::support::resumed::train;
 use crate::support::workspace::Workspace;
@@ -64,6 +64,35 @@ fn reward_models_and_language_models_compare_an_adapter_with_its_base() {
     std::fs::write(space.path("suite.yaml"), text.replace("judge: models/", "judge: nowhere/")).unwrap();
     let nowhere = space.refused(&asked);
     assert!(nowhere.contains("nowhere/smollm2-135m-instruct: no model's directory"), "{nowhere}");
+}
+
+/// Programs end with ft, also if it is killed.
+#[test]
+fn nothing_is_left_of_a_program_when_ft_is_killed() {
+    needs!(NAMESPACES);
+    let space = Workspace::new();
+    rows(&space);
+    let file = format!("ft_killed_{}.py", std::process::id());
+    let code =
+        format!("code: {{ program: \"import os, time\\nos.fork()\\ntime.sleep(300)\", file: {file}, seconds: 300 }}");
+    let suite = format!(
+        "tasks:\n- name: t\n  data: rows.jsonl\n  limit: 1\n  prompt: \"{{{{ q }}}}\"\n  generate: {{ max_new_tokens: 2, {code} }}\n"
+    );
+    std::fs::write(space.path("suite.yaml"), suite).unwrap();
+    let mut child = space.command(&["eval", "suite.yaml", "--model", MODEL]).spawn().unwrap();
+    let wait_until = |what: &str, holds: &dyn Fn() -> bool| {
+        for _ in 0..600 {
+            if holds() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("{what}");
+    };
+    wait_until("the program and its copy run", &|| processes_of(&file) >= 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("they are gone", &|| processes_of(&file) == 0);
 }
 
 /// In a namespace that allows no further ones, programs cannot be isolated: ft says so, unless it is told to do without.

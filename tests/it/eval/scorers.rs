@@ -153,6 +153,19 @@ fn programs_pass_or_fail_their_tests() {
     assert!((value(&task, "pass@1") - 2.0 / 3.0).abs() < 1e-12);
     let notes: Vec<&str> = task.results[0].answers.iter().map(|a| a.notes[0].as_str()).collect();
     assert_eq!(notes, ["passed", "AssertionError: not 4", "passed"]);
+    // A program that ends before its tests.
+    assert_eq!(
+        value(&run("exit()\n", "").unwrap().tasks[0], "pass@1"),
+        1.0,
+        "nothing says that the tests were reached"
+    );
+    let asks = code.replace(")\\n\"", ")\\nprint('{{ passed }}')\"");
+    let early = first(&subject, &suite(&data, "exit()\n", "", &asks));
+    assert_eq!(
+        (value(&early, "pass@1"), early.results[0].answers[0].notes[0].as_str()),
+        (0.0, "ended before its tests")
+    );
+    assert!((value(&first(&subject, &suite(&data, "n + 1", "", &asks)), "pass@1") - 2.0 / 3.0).abs() < 1e-12);
     // All four samples are the same program here; it is kept in the cache, so it runs once.
     let path = folder.path().join("cache.jsonl");
     let sampled = suite(
@@ -385,6 +398,12 @@ fn ready_suites_ask_rows_as_published() {
     write(folder.path(), "humaneval/HumanEval.jsonl", &[humaneval]);
     let task = first(&subject, &short(read("humaneval.yaml")));
     assert!(task.items[0].prompt.ends_with("\"\"\"One.\"\"\"\n") && task.results[0].answers[0].notes.len() == 1);
+    let task = first(&subject, &short(read("humaneval-chat.yaml")));
+    assert!(
+        task.items[0].prompt.contains("```python\ndef one():\n    \"\"\"One.\"\"\"\n\n```"),
+        "{}",
+        task.items[0].prompt
+    );
     let mbpp = |id: usize| {
         json!({"task_id": id, "text": format!("Write a function that returns {id}."), "code": format!("def f():\r\n  return {id}"),
         "test_list": [format!("assert f() == {id}"), "assert f() > 0", "assert f() != 0.5"], "test_setup_code": "", "challenge_test_list": []})

@@ -7,6 +7,7 @@ use crate::eval::results::SubjectResults;
 use crate::eval::suite::answers::ItemTexts;
 use crate::eval::suite::cache::{AnswerCache, key};
 use crate::eval::suite::rows::{TaskRow, at};
+use crate::fsutil::hex;
 use crate::recipe::suite_file::SuiteTask;
 use crate::recipe::suite_file::scorers::{CodeTests, attempts};
 use crate::report;
@@ -14,12 +15,24 @@ use crate::sandbox::Sandbox;
 use crate::stats::pass_at_k::pass_at_k;
 use rayon::prelude::*;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// The variable with the answer.
 const COMPLETION: &str = "completion";
+/// The variable with a word that a program prints when its tests are over. A program that ends before, as by `exit()`, then fails.
+const PASSED: &str = "passed";
+/// Bytes of the hash that make this word.
+const WORD_BYTES: usize = 8;
 /// Programs that are run between two writes of the cache.
 const BATCH: usize = 64;
+
+/// A program made of an answer and its tests.
+struct TestProgram {
+    text: String,
+    /// What it prints when its tests are over, if the template says so.
+    word: Option<String>,
+}
 
 /// Runs the programs of a task.
 pub struct CodeScorer {
@@ -43,7 +56,7 @@ impl CodeScorer {
                 let reference = reference.render(&row.columns)?;
                 scorer.program(row, &reference)
             };
-            let programs: Vec<String> =
+            let programs: Vec<TestProgram> =
                 rows.iter().map(|row| at(&task.data, row.line, program(row))).collect::<Result<_>>()?;
             scorer.check_references(task, &scorer.run(&programs, &format!("{}, references", task.name), cache)?)?;
         }
@@ -68,30 +81,46 @@ impl CodeScorer {
     }
 
     /// Writes the program of a row with an answer.
-    fn program(&self, row: &TaskRow, completion: &str) -> Result<String> {
+    fn program(&self, row: &TaskRow, completion: &str) -> Result<TestProgram> {
         let mut columns = row.columns.clone();
         columns.insert(COMPLETION.into(), Value::from(completion));
-        self.tests.program.render(&columns)
+        columns.insert(PASSED.into(), Value::from(""));
+        let without = self.tests.program.render(&columns)?;
+        // The answer was written before, and cannot know the word.
+        let word = hex(&Sha256::digest(&without)[..WORD_BYTES]);
+        columns.insert(PASSED.into(), Value::from(word.as_str()));
+        let text = self.tests.program.render(&columns)?;
+        Ok(TestProgram { word: (text != without).then_some(word), text })
+    }
+
+    /// Runs a program; returns whether it passed, and how it ended.
+    fn run_one(&self, program: &TestProgram) -> Result<(bool, String)> {
+        let ran = self.sandbox.run(&program.text)?;
+        let early = program.word.as_ref().is_some_and(|word| !ran.output.contains(word));
+        Ok(match ran.succeeded() && early {
+            true => (false, "ended before its tests".into()),
+            false => (ran.succeeded(), ran.summary()),
+        })
     }
 
     /// Runs programs, those that are unknown; returns whether each passed, and how it ended.
-    fn run(&self, programs: &[String], what: &str, cache: &mut AnswerCache) -> Result<Vec<(bool, String)>> {
+    fn run(&self, programs: &[TestProgram], what: &str, cache: &mut AnswerCache) -> Result<Vec<(bool, String)>> {
         let settings = format!("{} {:?} {:?}", self.sandbox.command_line(), self.tests.isolation, self.tests.limits);
-        let keys: Vec<String> = programs.iter().map(|text| key(&settings, text, &[])).collect();
+        let keys: Vec<String> = programs.iter().map(|program| key(&settings, &program.text, &[])).collect();
         let mut known: BTreeMap<&str, (bool, String)> = BTreeMap::new();
-        let mut open: BTreeMap<&str, &String> = BTreeMap::new();
-        for (key, text) in keys.iter().zip(programs) {
+        let mut open: BTreeMap<&str, &TestProgram> = BTreeMap::new();
+        for (key, program) in keys.iter().zip(programs) {
             match cache.get::<(bool, String)>(key) {
                 Some(found) => drop(known.insert(key, found)),
-                None => drop(open.insert(key, text)),
+                None => drop(open.insert(key, program)),
             }
         }
         let bar = report::bar(open.len() as u64, what);
         for part in open.into_iter().collect::<Vec<_>>().chunks(BATCH) {
-            let run = |(key, text): &(&str, &String)| {
-                let ran = self.sandbox.run(text)?;
+            let run = |(key, program): &(&str, &TestProgram)| {
+                let ended = self.run_one(program)?;
                 bar.inc(1);
-                Ok((key.to_string(), (ran.succeeded(), ran.summary())))
+                Ok((key.to_string(), ended))
             };
             let found: Vec<(String, (bool, String))> = part.par_iter().map(run).collect::<Result<_>>()?;
             known.extend(part.iter().zip(&found).map(|((key, _), (_, ended))| (*key, ended.clone())));
