@@ -227,7 +227,8 @@ fn start(launch: &Launch, only_try: bool) -> Result<Running, String> {
         }
     }
     if launch.isolation == Isolation::Namespaces {
-        map_users(pid, prepared.is_root).map_err(|e| format!("the map of users: {e}"))?;
+        let asks = if prepared.is_root { " (for root, programs run as the user 65534, nobody)" } else { "" };
+        map_users(pid, prepared.is_root).map_err(|e| format!("the map of users{asks}: {e}"))?;
     }
     // SAFETY: a plain write of one byte.
     if unsafe { libc::write(go.as_raw_fd(), [1u8].as_ptr().cast(), 1) } != 1 {
