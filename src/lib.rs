@@ -1,9 +1,9 @@
 //! `ft`: parameter-efficient fine-tuning of open language models in one binary, on libtorch.
 //!
 //! The modules form layers, called floors. A module imports only from itself and from lower floors; train also imports
-//! from convert. tests/it/architecture.rs checks this. From top to bottom: cli; selftest; train, eval, convert, label;
+//! from convert, and eval from label. tests/it/architecture.rs checks this. From top to bottom: cli; selftest; train, eval, convert, label;
 //! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; merging; native, stats,
-//! text_metrics.
+//! text_metrics, sandbox.
 //!
 //! Every floor may use characters, choice, error, report, fsutil, json, rng and machine. Only cli and main use runtime
 //! and libtorch, which load libtorch into the process.
@@ -37,6 +37,7 @@ pub mod rewards;
 pub mod rng;
 pub mod runs;
 pub mod runtime;
+pub mod sandbox;
 pub mod scrub;
 pub mod selftest;
 pub mod stats;

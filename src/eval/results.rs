@@ -107,4 +107,7 @@ pub struct ItemAnswer {
     /// The answers as written, before extraction (kind `generate`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub written: Vec<String>,
+    /// What scorers said about the answers: how the program of each ended, why a judge preferred one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }

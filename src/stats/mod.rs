@@ -2,11 +2,14 @@
 //!
 //! `moments`: means, deviations, correlation. `proportion`: a share of rows with its interval. `ranks`: how well a
 //! score separates two groups, correlation of ranks. `bootstrap`: intervals of any statistic by resampling. `classification`: scores
-//! of predicted classes. `paired`: tests of two models on the same rows.
+//! of predicted classes. `paired`: tests of two models on the same rows. `logistic`: logistic regression, win rates at equal length.
+//! `pass_at_k`: the chance that one of several attempts succeeds.
 
 pub mod bootstrap;
 pub mod classification;
+pub mod logistic;
 pub mod moments;
 pub mod paired;
+pub mod pass_at_k;
 pub mod proportion;
 pub mod ranks;

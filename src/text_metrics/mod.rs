@@ -3,8 +3,10 @@
 //! `words`: how texts become words, and counts of their n-grams. `rouge`, `bleu`, `chrf`: the three families of overlap,
 //! as `rouge-score` and `sacrebleu` compute them. `question_answering`: SQuAD's exact match and F1. `edit_distance`: changes
 //! of characters. `numbers`: the number that an answer says. `instructions` (a folder): instructions whose observance a program can
-//! verify. `json_answer`, `tool_calls`: answers that are JSON, calls of tools.
+//! verify. `json_answer`, `tool_calls`: answers that are JSON, calls of tools. `agreement`: of several answers to one question.
+//! `support`: what of an answer stands in a given context.
 
+pub mod agreement;
 pub mod bleu;
 pub mod chrf;
 pub mod edit_distance;
@@ -13,5 +15,6 @@ pub mod json_answer;
 pub mod numbers;
 pub mod question_answering;
 pub mod rouge;
+pub mod support;
 pub mod tool_calls;
 pub mod words;

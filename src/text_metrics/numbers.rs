@@ -3,15 +3,21 @@
 use fancy_regex::Regex;
 use std::sync::LazyLock;
 
-/// Returns the last number in a text: digits with an optional sign, a decimal point, commas between groups of three digits and an
-/// exponent. Commas and a currency sign before it are left out. `None` if there is none.
+static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?")
+        .expect("a valid pattern")
+});
+
+/// Returns the numbers in a text: digits with an optional sign, a decimal point, commas between groups of three digits and an
+/// exponent. Commas and a currency sign before it are left out.
+pub fn numbers(text: &str) -> Vec<f64> {
+    let found = NUMBER.find_iter(text).filter_map(|found| found.ok());
+    found.filter_map(|found| found.as_str().replace([',', '$'], "").parse().ok()).collect()
+}
+
+/// Returns the last number in a text; `None` if there is none.
 pub fn last_number(text: &str) -> Option<f64> {
-    static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?")
-            .expect("a valid pattern")
-    });
-    let found = NUMBER.find_iter(text).filter_map(|found| found.ok()).last()?;
-    found.as_str().replace([',', '$'], "").parse().ok()
+    numbers(text).last().copied()
 }
 
 /// Returns true if `answer` is within `relative` times the size of `expected`, or within `absolute`, of it.

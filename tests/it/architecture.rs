@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["adapters"],
     &["nn", "model_files"],
     &["merging"],
-    &["native", "stats", "text_metrics", "gguf"],
+    &["native", "stats", "text_metrics", "gguf", "sandbox"],
 ];
 
 /// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the
@@ -37,6 +37,7 @@ const MAY_USE_PROCESS: &[&str] = &["cli", "main", "runtime"];
 /// Allowed imports between two modules of one layer, each with its reason.
 const ALONG: &[(&str, &str)] = &[
     ("train", "convert"), // a run ends in a verified export
+    ("eval", "label"),    // answers of a suite are compared by the judges of `ft label judge`
 ];
 
 /// Libraries and the files (or folders, ending in `/`) that may use them.
@@ -68,6 +69,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("pulldown_latex", &["src/runs/page/markdown/"]),
     ("ammonia", &["src/runs/page/markdown/"]),
     ("ratatui", &["src/label/terminal/"]),
+    ("whatlang", &["src/eval/suite/scorers/instructions.rs"]),
     // Not in `data` or `recipe`: rows and recipes are plain numbers and text, not tensors.
     (
         "tch",
@@ -115,6 +117,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/machine/cpu.rs", ""),      // system calls, names of instruction sets
     ("src/machine/memory.rs", ""),   // system calls
     ("src/machine/cuda.rs", ""),     // the NVIDIA driver
+    ("src/sandbox/process.rs", ""),  // namespaces and limits of programs that are not trusted
     ("src/bin/ft-launch.rs", ""),    // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
     ("src/gguf/file.rs", "Mmap::map"),

@@ -20,6 +20,7 @@ mod nn;
 mod recipe;
 mod rewards;
 mod runs;
+mod sandbox;
 mod selftest;
 mod setup;
 mod support;

@@ -11,7 +11,7 @@ use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::{self, content_hash};
 use ft::recipe::gate::Gate;
 use ft::recipe::plan::Plan;
-use ft::recipe::suite_file::{self, SuiteFile};
+use ft::recipe::suite_file::{self, SuiteFile, SuiteTask, TaskKind};
 use ft::stats::bootstrap::Estimate;
 use ft::train::prepare::formats;
 use ft::{fsutil, report};
@@ -24,8 +24,24 @@ pub const CACHE: &str = "cache.jsonl";
 pub const OF_RUN: &str = "evaluation";
 
 /// Reads the suite that a run is asked, if its recipe names one: before the training, so that a mistake is told then.
+///
+/// Errors: the file has mistakes, or compares answers with a baseline: the model before a run and its result are asked one after the other.
 pub fn of_plan(plan: &Plan) -> Result<Option<SuiteFile>> {
-    plan.recipe.run.evaluate.as_deref().map(suite_file::read).transpose()
+    let Some(path) = plan.recipe.run.evaluate.as_deref() else { return Ok(None) };
+    let suite = suite_file::read(path)?;
+    let compares = |task: &&SuiteTask| match &task.kind {
+        TaskKind::Generate(generate) => generate.compares_with_baseline(),
+        _ => false,
+    };
+    match suite.tasks.iter().find(compares) {
+        Some(task) => Err(Error::user(format!(
+            "{}: task `{}` compares answers with a baseline, which a run's evaluation has not at hand",
+            path.display(),
+            task.name
+        ))
+        .hint("compare with the expected answers: `compare: { against: answer, … }`; or use `ft eval` after the run")),
+        None => Ok(Some(suite)),
+    }
 }
 
 /// Asks a suite of the model as it was before a run and of the run's result, and writes results and report into the run's folder.

@@ -20,7 +20,7 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
         scores: BTreeMap::from([(metric.name.clone(), *score)]),
         log_likelihoods: Vec::new(),
         finish_reason: Some("stop".into()),
-        written: Vec::new(),
+        ..Default::default()
     };
     let estimate = |scores: &Vec<f64>| {
         let rows: Vec<usize> = (0..scores.len()).collect();

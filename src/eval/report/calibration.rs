@@ -79,7 +79,7 @@ mod tests {
             scores: BTreeMap::new(),
             log_likelihoods: p.map(|p| p.ln() - 70.0).to_vec(),
             finish_reason: None,
-            written: Vec::new(),
+            ..Default::default()
         }
     }
 

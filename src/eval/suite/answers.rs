@@ -5,6 +5,7 @@ use super::choices::mean_of;
 use super::items::AskedItem;
 use super::prompts::PromptForm;
 use super::rows::{TaskRow, at};
+use super::scorers::{self, AnsweredTask, RowScorers};
 use super::scores::{ExactMatch, Extraction, joint_metric, mean_metric, vote};
 use super::subject::SuiteSubject;
 use super::written::{self, WrittenAnswers};
@@ -15,6 +16,7 @@ use crate::eval::results::{ItemAnswer, MetricInfo, SubjectResults};
 use crate::eval::rows::EvalRow;
 use crate::generate::settings::GenerationSettings;
 use crate::models::Model;
+use crate::recipe::suite_file::scorers::is_scorer;
 use crate::recipe::suite_file::{FewShot, GenerateTask, SuiteTask};
 use crate::report;
 use std::collections::BTreeMap;
@@ -37,14 +39,23 @@ pub struct EncodedPrompts {
     max_new_tokens: usize,
 }
 
+/// The answers to one item after extraction.
+pub struct ItemTexts {
+    /// All samples.
+    pub samples: Vec<String>,
+    /// Those that are scored: all samples, or the one that they voted for.
+    pub scored: Vec<String>,
+}
+
 /// Returns the metrics of a task.
 pub fn written_metrics(generate: &GenerateTask) -> Vec<MetricInfo> {
     let info = |name: &String| match AnswerMetric::named(name) {
-        Some(metric) if !metric.is_mean() => joint_metric(name, metric.higher_is_better()),
-        Some(metric) => mean_metric(name, metric.higher_is_better()),
-        None => mean_metric(name, true),
+        Some(metric) if !metric.is_mean() => vec![joint_metric(name, metric.higher_is_better())],
+        Some(metric) => vec![mean_metric(name, metric.higher_is_better())],
+        None if is_scorer(name) => scorers::infos(generate, name),
+        None => vec![mean_metric(name, true)],
     };
-    generate.metrics.iter().map(info).collect()
+    generate.metrics.iter().flat_map(info).collect()
 }
 
 /// Encodes prompts that templates made.
@@ -123,7 +134,7 @@ pub fn encode_conversations(
 pub fn run_generate(
     model: &Model,
     (task, generate, form): (&SuiteTask, &GenerateTask, Option<&PromptForm>),
-    prompts: &[EncodedPrompts],
+    (prompts, scorers): (&[EncodedPrompts], &RowScorers),
     subjects: &[SuiteSubject],
     cache: &mut AnswerCache,
 ) -> Result<Vec<SubjectResults>> {
@@ -144,21 +155,43 @@ pub fn run_generate(
     }
     let ids: Vec<Vec<Vec<u32>>> = prompts.iter().map(|prompts| prompts.ids.clone()).collect();
     let found = written::answer(model, subjects, &ids, &settings, answers, cache, &task.name)?;
-    prompts.iter().zip(found).map(|(prompts, found)| scored(generate, &prompts.expected, found)).collect()
+    let extracted = found.iter().map(|found| extracted(generate, found)).collect::<Result<Vec<_>>>()?;
+    let each = prompts.iter().zip(found).zip(&extracted);
+    let scored = each.map(|((prompts, found), texts)| scored(generate, &prompts.expected, found, texts));
+    let mut results = scored.collect::<Result<Vec<_>>>()?;
+    let answered = AnsweredTask {
+        task,
+        generate,
+        model,
+        prompts: &prompts[0].texts,
+        expected: &prompts[0].expected,
+        answers: &extracted,
+    };
+    scorers.score(&answered, &mut results, cache)?;
+    Ok(results)
 }
 
-/// Extracts the answers of one subject and scores them.
-fn scored(generate: &GenerateTask, expected: &[Vec<String>], found: Vec<WrittenAnswers>) -> Result<SubjectResults> {
-    let (extraction, exact) = (Extraction::of(generate)?, ExactMatch::of(generate)?);
+/// Extracts the answers of one subject.
+fn extracted(generate: &GenerateTask, found: &[WrittenAnswers]) -> Result<Vec<ItemTexts>> {
+    let extraction = Extraction::of(generate)?;
     let votes = generate.samples.as_ref().is_some_and(|samples| samples.vote);
-    // The texts of each item that are scored: all samples, or one.
-    let texts: Vec<Vec<String>> = found
-        .iter()
-        .map(|answers| {
-            let each: Vec<String> = answers.texts.iter().map(|text| extraction.apply(text)).collect();
-            if votes { vec![vote(&each).to_string()] } else { each }
-        })
-        .collect();
+    let of = |answers: &WrittenAnswers| {
+        let samples: Vec<String> = answers.texts.iter().map(|text| extraction.apply(text)).collect();
+        let scored = if votes { vec![vote(&samples).to_string()] } else { samples.clone() };
+        ItemTexts { samples, scored }
+    };
+    Ok(found.iter().map(of).collect())
+}
+
+/// Compares the answers of one subject with the expected ones.
+fn scored(
+    generate: &GenerateTask,
+    expected: &[Vec<String>],
+    found: Vec<WrittenAnswers>,
+    extracted: &[ItemTexts],
+) -> Result<SubjectResults> {
+    let exact = ExactMatch::of(generate)?;
+    let texts: Vec<&Vec<String>> = extracted.iter().map(|texts| &texts.scored).collect();
     let mut scores: Vec<BTreeMap<String, f64>> = vec![BTreeMap::new(); expected.len()];
     let mut joint = Vec::new();
     let flat: Vec<ReferencedAnswer> = texts
@@ -168,10 +201,10 @@ fn scored(generate: &GenerateTask, expected: &[Vec<String>], found: Vec<WrittenA
             texts.iter().map(|text| (text.as_str(), expected.iter().map(String::as_str).collect()))
         })
         .collect();
-    for name in &generate.metrics {
+    for name in generate.metrics.iter().filter(|name| !is_scorer(name)) {
         let each: Vec<f64> = match AnswerMetric::named(name) {
             None if name == EXACT_MATCH => {
-                let of_item = |(texts, expected): (&Vec<String>, &Vec<String>)| {
+                let of_item = |(texts, expected): (&&Vec<String>, &Vec<String>)| {
                     texts.iter().map(|text| exact.score(text, expected)).collect::<Vec<_>>()
                 };
                 texts.iter().zip(expected).flat_map(of_item).collect()
@@ -196,14 +229,19 @@ fn scored(generate: &GenerateTask, expected: &[Vec<String>], found: Vec<WrittenA
         .zip(texts)
         .zip(scores)
         .map(|((written, texts), scores)| ItemAnswer {
-            text: texts.into_iter().next().unwrap_or_default(),
+            text: texts.first().cloned().unwrap_or_default(),
             scores,
             log_likelihoods: Vec::new(),
             finish_reason: Some(written.finish_reason),
             written: written.texts,
+            ..Default::default()
         })
         .collect();
-    let means = generate.metrics.iter().filter_map(|name| Some((name.clone(), mean_of(name, &answers)?)));
+    let means = generate
+        .metrics
+        .iter()
+        .filter(|name| !is_scorer(name))
+        .filter_map(|name| Some((name.clone(), mean_of(name, &answers)?)));
     let estimates = means.chain(joint).collect();
     Ok(SubjectResults { estimates, answers })
 }

@@ -20,7 +20,7 @@ const LETTERS: usize = 26;
 pub struct AskedItem {
     /// The prompt.
     pub prompt: PromptParts,
-    /// The right answers.
+    /// The right answers; empty if the task has none.
     pub expected: Vec<String>,
 }
 
@@ -46,20 +46,26 @@ pub struct ChoicePrompts {
 
 /// Makes the questions of a task whose answers are written.
 pub fn asked_items(task: &SuiteTask, rows: &[TaskRow]) -> Result<Vec<AskedItem>> {
-    let (Some(prompt), Some(answer)) = (&task.prompt, &task.answer) else {
-        return Err(Error::bug("a task without prompt or answer"));
+    let (Some(prompt), answer) = (&task.prompt, &task.answer) else {
+        return Err(Error::bug("a task without prompt"));
     };
     let example = |row: &TaskRow| {
         let shots = task.few_shot.as_ref();
         let prompt = shots.and_then(|shots| shots.prompt.as_ref()).unwrap_or(prompt);
-        let answer = shots.and_then(|shots| shots.answer.as_ref()).unwrap_or(answer);
+        let answer = shots.and_then(|shots| shots.answer.as_ref()).or(answer.as_ref());
+        let answer = answer.ok_or_else(|| Error::bug("examples without answers"))?;
         Ok((prompt.render(&row.columns)?, first(texts(&answer.value(&row.columns)?)?)?))
     };
     let examples = Examples::open(task, rows, &example)?;
     let item = |(i, row): (usize, &TaskRow)| {
         let made = || {
-            let expected = texts(&answer.value(&row.columns)?)?;
-            first(expected.clone())?;
+            let expected = match answer {
+                Some(answer) => texts(&answer.value(&row.columns)?)?,
+                None => Vec::new(),
+            };
+            if answer.is_some() {
+                first(expected.clone())?;
+            }
             let prompt = PromptParts {
                 system: system(task, &row.columns)?,
                 examples: examples.of(i)?,

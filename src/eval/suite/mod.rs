@@ -4,7 +4,7 @@
 //! which `python_random` draws as Python does);
 //! `prompts` writes it as text for a tokenizer and encodes it. `likelihood` computes log-likelihoods and `written` generates
 //! answers, both for all items of a task together; `cache` keeps what was answered. `choices`, `texts` and `answers` run the kinds
-//! of tasks, `scores` has what they compute alike. `subject`: a model with its tokenizer.
+//! of tasks, `scores` has what they compute alike; `scorers` (a folder): other ways to score written answers. `subject`: a model with its tokenizer.
 //!
 //! Prompts, tokens and scores are those of lm-evaluation-harness 0.4 where it has them, so that numbers can be compared.
 
@@ -18,6 +18,7 @@ mod output;
 mod prompts;
 mod python_random;
 mod rows;
+mod scorers;
 mod scores;
 mod subject;
 mod texts;
@@ -35,6 +36,7 @@ use cache::AnswerCache;
 use items::{AskedItem, ChoiceItem};
 use prompts::PromptForm;
 use rows::{TaskRow, at};
+use scorers::RowScorers;
 
 /// A task whose rows are read.
 struct PreparedTask<'a> {
@@ -42,6 +44,8 @@ struct PreparedTask<'a> {
     /// The rows; empty for conversations, which each tokenizer reads.
     rows: Vec<TaskRow>,
     items: Items,
+    /// What scores written answers read of the rows.
+    scorers: RowScorers,
 }
 
 /// What is asked of the rows, by the kind of the task.
@@ -61,8 +65,13 @@ pub fn run_suite(
     subjects: &[SuiteSubject],
     cache: &mut AnswerCache,
 ) -> Result<SuiteResults> {
-    let prepared = suite.tasks.iter().map(|task| PreparedTask::read(task).map_err(|e| of_task(task, e)));
-    let prepared = prepared.collect::<Result<Vec<_>>>()?;
+    for task in &suite.tasks {
+        if let TaskKind::Generate(generate) = &task.kind {
+            scorers::check_baseline(generate, subjects.len()).map_err(|e| of_task(task, e))?;
+        }
+    }
+    let mut read = |task| PreparedTask::read(task, cache).map_err(|e| of_task(task, e));
+    let prepared = suite.tasks.iter().map(&mut read).collect::<Result<Vec<_>>>()?;
     let run = |task: &PreparedTask| task.run(model, subjects, cache).map_err(|e| of_task(task.task, e));
     Ok(SuiteResults {
         suite: name.into(),
@@ -79,18 +88,24 @@ fn of_task(task: &SuiteTask, error: Error) -> Error {
 }
 
 impl<'a> PreparedTask<'a> {
-    fn read(task: &'a SuiteTask) -> Result<Self> {
+    fn read(task: &'a SuiteTask, cache: &mut AnswerCache) -> Result<Self> {
+        let mut scorers = RowScorers::default();
         if matches!(task.kind, TaskKind::Generate(_)) && task.prompt.is_none() && task.category.is_none() {
-            return Ok(Self { task, rows: Vec::new(), items: Items::Conversations });
+            return Ok(Self { task, rows: Vec::new(), items: Items::Conversations, scorers });
         }
         let rows = rows::read(&task.data, task.limit)?;
         let items = match &task.kind {
             TaskKind::Choice(choice) => Items::Choices(items::choice_items(task, choice, &rows)?),
             TaskKind::Generate(_) if task.prompt.is_none() => Items::Conversations,
-            TaskKind::Generate(_) | TaskKind::Cloze => Items::Asked(items::asked_items(task, &rows)?),
+            TaskKind::Generate(generate) => {
+                let items = items::asked_items(task, &rows)?;
+                scorers = RowScorers::read(task, generate, &rows, &items, cache)?;
+                Items::Asked(items)
+            }
+            TaskKind::Cloze => Items::Asked(items::asked_items(task, &rows)?),
             TaskKind::Perplexity(perplexity) => Items::Texts(texts::texts_of(task, perplexity, &rows)?),
         };
-        let prepared = Self { task, rows, items };
+        let prepared = Self { task, rows, items, scorers };
         prepared.categories()?;
         Ok(prepared)
     }
@@ -189,7 +204,17 @@ impl<'a> PreparedTask<'a> {
                         }
                     });
                 }
-                results = answers::run_generate(model, (task, generate, form.as_ref()), &encoded, subjects, cache)?;
+                let of_conversations;
+                let scorers = match items {
+                    Items::Conversations => {
+                        let expected = &encoded[0].expected;
+                        of_conversations = RowScorers::of_conversations(task, generate, &own_lines, expected)?;
+                        &of_conversations
+                    }
+                    _ => &self.scorers,
+                };
+                let of_task = (task, generate, form.as_ref());
+                results = answers::run_generate(model, of_task, (&encoded, scorers), subjects, cache)?;
                 let first = encoded.swap_remove(0);
                 tell(&own_lines, first.texts, &|i| (first.expected[i].clone(), Vec::new()));
                 answers::written_metrics(generate)

@@ -162,6 +162,7 @@ mod tests {
             normalise: Vec::new(),
             ignore: Vec::new(),
             samples: None,
+            scorers: Default::default(),
         }
     }
 
@@ -180,6 +181,23 @@ mod tests {
         assert_eq!(extracted(r"answer is (\w*)", 0, "The answer is ."), "");
         assert_eq!(extracted(r"\d+", 1, "1 2 3"), "2");
         assert_eq!(extracted("x", 0, "y"), "[invalid]");
+    }
+
+    /// The filter of eval/humaneval-chat.yaml.
+    #[test]
+    fn code_is_taken_from_its_first_block_or_is_the_whole_answer() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/humaneval-chat.yaml");
+        let suite = crate::recipe::suite_file::read(&path).unwrap();
+        let crate::recipe::suite_file::TaskKind::Generate(generate) = &suite.tasks[0].kind else { panic!("generate") };
+        let extraction = Extraction::of(generate).unwrap();
+        for (answer, code) in [
+            ("Here:\n```python\ndef f():\n    return 1\n```\nIt is\n```\n1\n```", "def f():\n    return 1"),
+            ("```py \nx = 1\n", "x = 1"),
+            ("```\nx = 1\n```", "x = 1"),
+            ("def f():\n    return 1\n", "def f():\n    return 1"),
+        ] {
+            assert_eq!(extraction.apply(answer), code, "{answer}");
+        }
     }
 
     #[test]

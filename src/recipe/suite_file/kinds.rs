@@ -1,11 +1,12 @@
 //! Reads what depends on the kind of a task.
 
+use super::scorers::{SCORER_METRICS, is_scorer};
 use super::task::{flip, positive, required};
 use super::types::{
     AnswerFilter, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask, Normaliser,
     PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
 };
-use super::{template, texts};
+use super::{scorer_keys, template, texts};
 use crate::data::rows::RowTemplate;
 use crate::recipe::mistakes::SourceSpan;
 use crate::recipe::node_reader::NodeReader;
@@ -24,7 +25,9 @@ const PERPLEXITY_KEYS: [&str; 4] = ["text", "window", "stride", "per"];
 pub(super) fn metric_names(kind: &TaskKind) -> Vec<String> {
     match kind {
         TaskKind::Choice(choice) => choice.metrics.iter().map(|metric| metric.name().to_string()).collect(),
-        TaskKind::Generate(generate) => generate.metrics.clone(),
+        TaskKind::Generate(generate) => {
+            generate.metrics.iter().flat_map(|metric| generate.numbers_of(metric)).collect()
+        }
         TaskKind::Perplexity(perplexity) => {
             let names = |unit: &PerplexityUnit| match unit {
                 PerplexityUnit::Token => vec!["token_perplexity"],
@@ -129,10 +132,12 @@ fn names_in(node: &Node) -> impl Iterator<Item = &str> {
 pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateTask> {
     let empty = Node::map(node.at);
     let node = if node.is_null() { &empty } else { node };
-    reader.check_keys(node, &GENERATE_KEYS, "`generate`");
+    let keys: Vec<&str> = GENERATE_KEYS.into_iter().chain(scorer_keys::KEYS).collect();
+    reader.check_keys(node, &keys, "`generate`");
     let NodeKind::Map(_) = node.kind else { return None };
-    let known = |name: &str| GENERATE_METRICS.contains(&name).then(|| name.to_string());
-    let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &GENERATE_METRICS, known));
+    let known = |name: &str| (GENERATE_METRICS.contains(&name) || is_scorer(name)).then(|| name.to_string());
+    let names: Vec<&str> = GENERATE_METRICS.into_iter().chain(SCORER_METRICS).collect();
+    let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &names, known));
     let max_new_tokens = node.get("max_new_tokens").map(|n| positive(reader, "max_new_tokens", n));
     let stop = node.get("stop").map(|n| stop(reader, n));
     let extract = node.get("extract").map(|n| filters(reader, n));
@@ -149,14 +154,19 @@ pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateT
         let why = format!("`{name}` of several answers to each prompt: it has no value for each item");
         reader.wrong::<()>(metrics.at, why, "set `vote: true` in `samples`, so that one answer is scored");
     }
+    let scorers = scorer_keys::scorers(reader, node)?;
+    let (metrics, samples) = (flip(metrics)?, flip(samples)?);
+    let metrics = metrics.unwrap_or_else(|| scorer_keys::default_metrics(&scorers));
+    scorer_keys::check(reader, node, &metrics, &scorers, samples.as_ref());
     Some(GenerateTask {
-        metrics: flip(metrics)?.unwrap_or_else(|| vec!["exact_match".into()]),
+        metrics,
         max_new_tokens: flip(max_new_tokens)?,
         stop: flip(stop)?,
         extract: flip(extract)?.unwrap_or_default(),
         normalise: flip(normalise)?.unwrap_or_else(|| vec![Normaliser::Whitespace]),
         ignore: flip(ignore)?.unwrap_or_default(),
-        samples: flip(samples)?,
+        samples,
+        scorers,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Reads one task.
 
 use super::kinds;
+use super::scorers::{TOOL_CALLS, is_scorer};
 use super::template;
 use super::types::{FewShot, FewShotForm, SuiteTask, TaskKind};
 use crate::recipe::node_reader::NodeReader;
@@ -40,8 +41,8 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     let chat = node.get("chat").map(|n| reader.truth("chat", n));
     let kind = kind(reader, node);
     let main = node.get("main").map(|n| main(reader, n, kind.as_ref()));
-    if let [kind] = kinds_in(node)[..] {
-        check(reader, node, kind);
+    if let [name] = kinds_in(node)[..] {
+        check(reader, node, name, kind.as_ref());
     }
     Some(SuiteTask {
         name: name?,
@@ -186,7 +187,7 @@ fn main(reader: &mut NodeReader, node: &Node, kind: Option<&TaskKind>) -> Option
 }
 
 /// Notes keys that the kind of the task does not read, and those that it lacks.
-fn check(reader: &mut NodeReader, node: &Node, kind: &str) {
+fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKind>) {
     let mut unread = |keys: &[&str], why: &str| {
         for key in keys {
             if let Some((key, _)) = node.entry(key) {
@@ -216,7 +217,21 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str) {
     if kind == "cloze" || (kind == "choice" && !choices_are_prompts) {
         required(reader, node, "prompt", "\"{{ question }}\"");
     }
-    if kind == "cloze" || (kind == "generate" && has_prompt) {
+    let generate = match read {
+        Some(TaskKind::Generate(generate)) => Some(generate),
+        _ => None,
+    };
+    // Examples are answered by the same template, unless they have one of their own.
+    let for_examples = node.get("few_shot").is_some_and(|shots| shots.get("answer").is_none());
+    let needs_answer = generate.is_some_and(|generate| generate.needs_answer()) || for_examples;
+    if kind == "cloze" || (kind == "generate" && has_prompt && needs_answer) {
         required(reader, node, "answer", "\"{{ answer }}\"");
+    }
+    if let Some(metric) = generate.and_then(|g| g.metrics.iter().find(|metric| is_scorer(metric)))
+        && !has_prompt
+        && metric != TOOL_CALLS
+    {
+        let hint = "e.g. `prompt: \"{{ messages[0].content }}\"`: the metric reads columns of the row";
+        reader.wrong::<()>(node.at, format!("the metric `{metric}` needs `prompt`"), hint);
     }
 }

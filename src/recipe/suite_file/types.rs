@@ -1,5 +1,6 @@
 //! What a suite is: its tasks, and how each is asked and scored.
 
+use super::scorers::AnswerScorers;
 use crate::data::rows::RowTemplate;
 use crate::recipe::gate::Gate;
 use std::path::PathBuf;
@@ -178,7 +179,7 @@ impl ChoiceMetric {
     }
 }
 
-/// Metrics of written answers, by name. `eval::suite` computes them.
+/// Metrics that compare written answers with expected ones, by name. `eval::suite` computes them.
 pub const GENERATE_METRICS: [&str; 14] = [
     "exact_match",
     "f1",
@@ -199,7 +200,7 @@ pub const GENERATE_METRICS: [&str; 14] = [
 /// Answers that the model writes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateTask {
-    /// Names out of [`GENERATE_METRICS`].
+    /// Names out of [`GENERATE_METRICS`], or of other scorers.
     pub metrics: Vec<String>,
     /// Most tokens of an answer; `None`: 256, or for conversations the longest expected answer and 16 more.
     pub max_new_tokens: Option<usize>,
@@ -213,6 +214,8 @@ pub struct GenerateTask {
     pub ignore: Vec<String>,
     /// Several sampled answers; `None`: one, greedily.
     pub samples: Option<AnswerSampling>,
+    /// Settings of metrics that need some.
+    pub scorers: AnswerScorers,
 }
 
 /// Takes a part of an answer.

@@ -3,5 +3,6 @@
 mod commands;
 mod eval_commands;
 mod eval_report_commands;
+mod eval_scorers;
 mod generate_commands;
 mod help;

@@ -4,4 +4,5 @@ mod likelihoods;
 mod lm_eval;
 mod models;
 mod running;
+mod scorers;
 mod suite_files;

@@ -68,3 +68,16 @@ pub fn output_and_peak_memory(mut child: Child) -> (Output, u64) {
     let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
     (Output { status: ExitStatus::from_raw(status), stdout, stderr }, (usage.ru_maxrss as u64) << 10)
 }
+
+/// Returns the path of Python's interpreter. A `python3` on the PATH may be a script that starts it as another process.
+pub fn python() -> String {
+    let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    String::from_utf8_lossy(&asked.stdout).trim().to_string()
+}
+
+/// Counts processes whose command line has this text.
+pub fn processes_of(text: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok());
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(text)).count()
+}

@@ -49,6 +49,15 @@ pub const LIMITS: Tool = Tool {
     there: || on_path("prlimit"),
 };
 
+pub const NAMESPACES: Tool = Tool {
+    lacks: "user namespaces are not allowed",
+    get: "sysctl -w user.max_user_namespaces=10000",
+    there: || {
+        let command = ["sh", "{file}"].map(String::from);
+        ft::sandbox::Sandbox::new(Default::default(), Default::default(), &command, "nothing.sh").is_ok()
+    },
+};
+
 pub const NVRTC: Tool = Tool {
     lacks: "NVRTC, CUDA's run-time compiler, is missing",
     get: "python3 setup/wheels.py nvrtc",

@@ -50,6 +50,9 @@ fn worst_items(task: &TaskResults, subject: usize) -> Vec<usize> {
     let score = |i: usize| answers[i].scores.get(&metric.name).map_or(0.0, |score| sign * score);
     let confidence = |i: usize| softmax(&answers[i].log_likelihoods).into_iter().fold(0.0, f64::max);
     let best = (0..answers.len()).map(score).fold(f64::NEG_INFINITY, f64::max);
+    // If no answer is right, all are wrong.
+    let none_right = metric.higher_is_better && (0..answers.len()).all(|i| score(i) == 0.0);
+    let best = if none_right { f64::MIN_POSITIVE } else { best };
     let mut items: Vec<usize> = (0..answers.len()).filter(|i| score(*i) < best).collect();
     items.sort_by(|a, b| score(*a).total_cmp(&score(*b)).then(confidence(*b).total_cmp(&confidence(*a))));
     items
@@ -83,9 +86,11 @@ fn example(report: &EvaluationReport, task: &TaskResults, columns: &[usize], ite
                 @for subject in columns {
                     (answer(task, &task.results[*subject].answers[item], &report.results.subjects[*subject].name))
                 }
-                div class="answer expected" {
-                    h4 { "Expected" }
-                    @for expected in &info.expected { div class="text" dir="auto" { (text(expected)) } }
+                @if !info.expected.is_empty() {
+                    div class="answer expected" {
+                        h4 { "Expected" }
+                        @for expected in &info.expected { div class="text" dir="auto" { (text(expected)) } }
+                    }
                 }
             }
         }
@@ -116,6 +121,7 @@ fn answer(task: &TaskResults, found: &ItemAnswer, name: &str) -> Markup {
                 @if found.finish_reason.as_deref() == Some("length") { " · cut off" }
             }
             div class="text" dir="auto" { @if found.text.trim().is_empty() { em { "(nothing)" } } @else { (text(&found.text)) } }
+            @for note in &found.notes { div class="note" dir="auto" { (named(note)) } }
             @for written in as_written {
                 details { summary { "as written" } div class="text" dir="auto" { (text(written)) } }
             }
@@ -136,5 +142,20 @@ fn text(said: &str) -> Markup {
         (text_with_formulas(&said[..cut(front)]))
         em { " … " (crate::report::count((count - front - back) as u64)) " characters left out … " }
         (text_with_formulas(&said[cut(count - back)..]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::comparison::tests::{metric, task};
+
+    #[test]
+    fn the_worst_items_are_those_that_are_wrong_also_if_all_are() {
+        let worst = |scores: &[f64], name: &str| worst_items(&task("t", metric(name), &[scores.to_vec()]), 0);
+        assert_eq!(worst(&[1.0, 0.0, 1.0], "acc"), [1]);
+        assert_eq!(worst(&[0.0, 0.0], "acc"), [0, 1]);
+        assert!(worst(&[1.0, 1.0], "acc").is_empty() && worst(&[0.0, 0.0], "loss").is_empty());
+        assert_eq!(worst(&[0.5, 2.0, 0.25], "loss"), [1, 0]);
     }
 }
