@@ -4,4 +4,5 @@ mod gguf_adapters;
 pub mod gguf_export;
 mod gguf_import;
 mod modelfile;
+mod onnx_export;
 mod stop_tokens;
