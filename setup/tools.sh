@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reports which build tools are missing and how to install them. With --tests it also checks for tools that single tests need (a
-# browser with its driver, PostgreSQL, axe-core, llama.cpp, venv) and, as root on a Debian-like system, installs whatever is missing. A
-# test whose tool cannot be installed is skipped by name (tests/it/support/needs.rs); only a missing build tool is an error.
+# browser with its driver, PostgreSQL, axe-core, llama.cpp, ONNX Runtime, venv) and, as root on a Debian-like system, installs whatever is
+# missing. A test whose tool cannot be installed is skipped by name (tests/it/support/needs.rs); only a missing build tool is an error.
 set -u
 [ "${1:-}" = --tests ] && tests=yes || tests=
 axe="$(dirname "$0" 2>/dev/null)/../target/axe"
@@ -76,6 +76,14 @@ fetch_llama() {
 }
 if [ ! -d "$llama" ] && have npm && ! (fetch_llama); then
     echo "note: node-llama-cpp@$node_llama cannot be fetched from npm, so the tests that run files in llama.cpp will be skipped" >&2
+fi
+runtime=onnxruntime==1.32.0
+ort="$(dirname "$0")/../target/onnxruntime"
+fetch_ort() {
+    mkdir -p "$ort.part" && python3 -m pip install --quiet --upgrade --only-binary=:all: --target "$ort.part" "$runtime" >&2 && mv "$ort.part" "$ort"
+}
+if [ ! -d "$ort" ] && ! fetch_ort; then
+    echo "note: $runtime cannot be fetched, so tests that run exported models in it will be skipped" >&2
 fi
 if ! python3 "$(dirname "$0")/wheels.py" nvrtc >&2; then
     echo "note: NVRTC cannot be fetched, so the test that compiles the CUDA kernels for GPUs will be skipped" >&2

@@ -3,9 +3,9 @@
 //! The modules form layers, called floors. A module imports only from itself and from lower floors; train also imports
 //! from convert, and eval from label. tests/it/architecture.rs checks this. From top to bottom: cli; selftest; train, eval, convert, label;
 //! runs; recipe; methods; rewards; data, generate; jinja, scrub; models; adapters; nn; merging; native, stats,
-//! text_metrics, sandbox.
+//! text_metrics, gguf, onnx, sandbox.
 //!
-//! Every floor may use characters, choice, error, report, fsutil, json, rng and machine. Only cli and main use runtime
+//! Every floor may use characters, choice, error, report, fsutil, json, protobuf, rng and machine. Only cli and main use runtime
 //! and libtorch, which load libtorch into the process.
 
 #![warn(missing_docs)]
@@ -31,6 +31,8 @@ pub mod model_files;
 pub mod models;
 pub mod native;
 pub mod nn;
+pub mod onnx;
+pub mod protobuf;
 pub mod recipe;
 pub mod report;
 pub mod rewards;

@@ -1,21 +1,24 @@
-//! `ft export`: writes a model or an adapter in the format of another program; arguments, progress bar and summary.
+//! `ft export`: writes a model or an adapter in the format of another program; arguments, progress bar and summaries.
 
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
+use ft::adapters::merging::WeightedAdapter;
 use ft::convert::gguf_export::adapter::{GgufAdapterSummary, export_adapter};
 use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, GgufExportSummary, export};
 use ft::convert::merge::inputs::{is_adapter, named_base, other_base, read_part};
+use ft::convert::onnx_export::{self, OnnxExportOptions, OnnxExportSummary, Precision};
 use ft::error::{Error, Result};
 use ft::report;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Write a model as a GGUF file for llama.cpp, or a LoRA as a GGUF adapter
+/// Write a model as a GGUF file for llama.cpp or a folder for ONNX Runtime, or a LoRA as a GGUF adapter
 ///
-/// An adapter given with --adapter is merged into the model in full precision first. The file is read back and compared with
-/// the model, and token ids with those of its tokenizer, before it is moved into place.
+/// An adapter given with --adapter is merged into the model in full precision first. What was written is read back and compared with
+/// the model, and the token ids of a GGUF file with those of its tokenizer, before it is moved into place.
 #[derive(Args)]
 pub struct ExportArgs {
     /// The model, or an adapter alone
@@ -30,15 +33,17 @@ pub struct ExportArgs {
     /// The format to write
     #[arg(long, value_enum)]
     to: ExportFormatArg,
-    /// The file to write, or the folder in which it gets the name that the format's specification asks for
-    #[arg(long, value_name = "FILE", default_value = ".")]
+    /// The file to write, or the folder in which a GGUF file gets the name that the format's specification asks for; of ONNX the
+    /// folder to write
+    #[arg(long, value_name = "PATH", default_value = ".")]
     out: PathBuf,
-    /// Number format of matrices [default: that of the model; of an adapter: f32]
+    /// Number format of matrices: int8 for ONNX only, of the others f32 and f16 [default: that of the model; of an adapter and for
+    /// ONNX: f32]
     #[arg(
         long = "type",
         value_name = "TYPE",
         ignore_case = true,
-        value_parser = PossibleValuesParser::new(FORMATS.map(|format| format.name))
+        value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name).chain(["int8"]))
     )]
     format: Option<String>,
     /// Rows to measure an importance matrix with: rounding errors then count by the size of the inputs that they are multiplied with
@@ -57,43 +62,97 @@ pub struct ExportArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ExportFormatArg {
+    /// One file for llama.cpp and the programs that use it
     Gguf,
+    /// A folder for ONNX Runtime
+    Onnx,
 }
 
 /// Runs `ft export`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let ExportFormatArg::Gguf = args.to;
-    let format = args.format.as_deref().and_then(FileFormat::named);
-    let options = |model, adapter| GgufExportOptions {
-        model,
-        adapter,
-        out: &args.out,
-        format,
-        imatrix: args.imatrix.as_deref(),
-        force: args.force,
-        modelfile: args.modelfile,
-    };
-    if is_adapter(&args.source) {
-        if args.adapter.is_some() {
-            return Err(Error::user(format!("{}: an adapter, into which no other is merged", args.source.display()))
-                .hint("name the model first: ft export MODEL --adapter ADAPTER --to gguf"));
-        }
-        if args.modelfile {
-            return Err(Error::user("--modelfile: an adapter alone has no template of its own")
-                .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --modelfile"));
-        }
-        if args.imatrix.is_some() {
-            return Err(Error::user("--imatrix: an adapter alone is not rounded to fewer bits")
-                .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --type q4_k_m --imatrix ROWS"));
-        }
-        let part = read_part(&args.source, 1.0)?;
-        let base = match &args.base {
-            Some(base) => base.clone(),
-            None => named_base(std::slice::from_ref(&part)).map_err(|e| e.hint("or with --base DIR"))?,
-        };
-        let summary = export_adapter(&options(&base, None), &part)?;
-        return if args.json { print_json(&summary) } else { print_adapter(&summary) };
+    match args.to {
+        ExportFormatArg::Gguf if is_adapter(&args.source) => gguf_adapter(args),
+        ExportFormatArg::Gguf => gguf(args),
+        ExportFormatArg::Onnx => onnx(args),
     }
+}
+
+/// Returns the options of a GGUF file.
+fn gguf_options<'a>(
+    args: &'a ExportArgs,
+    model: &'a Path,
+    adapter: Option<WeightedAdapter>,
+) -> Result<GgufExportOptions<'a>> {
+    let named = |name: &str| {
+        FileFormat::named(name).ok_or_else(|| {
+            Error::user(format!("--type {name}: GGUF has no such format")).hint("q8_0 is its format of 8 bits")
+        })
+    };
+    let format = args.format.as_deref().map(named).transpose()?;
+    let (out, force, modelfile) = (&args.out, args.force, args.modelfile);
+    Ok(GgufExportOptions { model, adapter, out, format, imatrix: args.imatrix.as_deref(), force, modelfile })
+}
+
+fn gguf_adapter(args: &ExportArgs) -> Result<()> {
+    if args.adapter.is_some() {
+        return Err(merged_into_adapter(args, "gguf"));
+    }
+    if args.modelfile {
+        return Err(Error::user("--modelfile: an adapter alone has no template of its own")
+            .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --modelfile"));
+    }
+    if args.imatrix.is_some() {
+        return Err(Error::user("--imatrix: an adapter alone is not rounded to fewer bits")
+            .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --type q4_k_m --imatrix ROWS"));
+    }
+    let part = read_part(&args.source, 1.0)?;
+    let base = match &args.base {
+        Some(base) => base.clone(),
+        None => named_base(std::slice::from_ref(&part)).map_err(|e| e.hint("or with --base DIR"))?,
+    };
+    let summary = export_adapter(&gguf_options(args, &base, None)?, &part)?;
+    if args.json { print_json(&summary) } else { print_adapter(&summary) }
+}
+
+fn merged_into_adapter(args: &ExportArgs, to: &str) -> Error {
+    Error::user(format!("{}: an adapter, into which no other is merged", args.source.display()))
+        .hint(format!("name the model first: ft export MODEL --adapter ADAPTER --to {to}"))
+}
+
+fn gguf(args: &ExportArgs) -> Result<()> {
+    let options = gguf_options(args, &args.source, merged_adapter(args)?)?;
+    let summary = with_progress(|progress| export(&options, progress))?;
+    summary.notes.iter().for_each(report::warn);
+    if args.json { print_json(&summary) } else { print(&summary) }
+}
+
+fn onnx(args: &ExportArgs) -> Result<()> {
+    if is_adapter(&args.source) {
+        return Err(Error::user(format!("{}: an adapter, which ONNX has no form for", args.source.display()))
+            .hint("merge it: ft export MODEL --adapter ADAPTER --to onnx"));
+    }
+    if args.modelfile {
+        return Err(Error::user("--modelfile: Ollama reads GGUF files only").hint("write one: --to gguf --modelfile"));
+    }
+    if args.imatrix.is_some() {
+        return Err(
+            Error::user("--imatrix: formats of ONNX exports do not regard it").hint("leave it out, or write --to gguf")
+        );
+    }
+    let name = args.format.as_deref().unwrap_or("f32");
+    let precision = Precision::named(name).ok_or_else(|| {
+        Error::user(format!("--type {name}: an ONNX export has no such format"))
+            .hint(format!("one of: {}", Precision::NAMES.join(", ")))
+    })?;
+    let (adapter, force) = (merged_adapter(args)?, args.force);
+    let options = OnnxExportOptions { model: &args.source, adapter, out: &args.out, precision, force };
+    let summary = with_progress(|progress| onnx_export::export(&options, progress))?;
+    summary.notes.iter().for_each(report::warn);
+    if args.json { print_json(&summary) } else { print_onnx(&summary) }
+}
+
+/// Reads the adapter that is merged into the model; warns if it was trained over another.
+fn merged_adapter(args: &ExportArgs) -> Result<Option<WeightedAdapter>> {
     if let Some(base) = &args.base {
         return Err(Error::user(format!("--base {}: {} is no adapter", base.display(), args.source.display()))
             .hint("--base is the model of an adapter that is exported alone"));
@@ -102,12 +161,17 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     if let Some(warning) = adapter.as_ref().and_then(|part| other_base(&args.source, part)) {
         report::warn(warning);
     }
+    Ok(adapter)
+}
+
+/// Runs an export under a progress bar; a signal stops it.
+fn with_progress<T>(export: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> Result<T>) -> Result<T> {
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
     }
     let bar = report::bar(0, "tensors");
-    let summary = export(&options(&args.source, adapter), |done, total| {
+    let summary = export(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
         if stopped.load(Ordering::Relaxed) {
@@ -116,27 +180,23 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         Ok(())
     });
     bar.finish_and_clear();
-    let summary = summary?;
-    for note in &summary.notes {
-        report::warn(note);
-    }
-    if args.json { print_json(&summary) } else { print(&summary) }
+    summary
 }
 
 fn row(what: &str, value: String) -> Vec<String> {
     vec![what.to_string(), value]
 }
 
+/// Says how far the numbers of each format are from the model's.
+fn rounded(errors: &BTreeMap<String, f64>) -> String {
+    let errors: Vec<String> =
+        errors.iter().filter(|(_, error)| **error > 0.0).map(|(kind, error)| format!("{kind} {error:.1e}")).collect();
+    if errors.is_empty() { "exact".into() } else { format!("relative error {}", errors.join(", ")) }
+}
+
 fn print(s: &GgufExportSummary) -> Result<()> {
     let kinds: Vec<String> = s.tensors.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
-    let errors: Vec<String> = s
-        .read_back
-        .relative_error
-        .iter()
-        .filter(|(_, error)| **error > 0.0)
-        .map(|(kind, error)| format!("{kind} {error:.1e}"))
-        .collect();
-    let rounded = if errors.is_empty() { "exact".into() } else { format!("relative error {}", errors.join(", ")) };
+    let rounded = rounded(&s.read_back.relative_error);
     let mut rows = vec![row("file", s.out.display().to_string())];
     rows.push(row("architecture", s.architecture.clone()));
     rows.push(row("parameters", report::count(s.parameters)));
@@ -156,6 +216,26 @@ fn print(s: &GgufExportSummary) -> Result<()> {
     if let Some(file) = &s.modelfile {
         report::info(format!("or:   ollama create NAME -f {}", file.display()));
     }
+    Ok(())
+}
+
+fn print_onnx(s: &OnnxExportSummary) -> Result<()> {
+    let kinds: Vec<String> = s.tensors.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let (template, rounded) =
+        (if s.chat_template { "yes" } else { "the model has none" }, rounded(&s.read_back.relative_error));
+    let rows = vec![
+        row("folder", s.out.display().to_string()),
+        row("architecture", s.architecture.clone()),
+        row("graph", format!("{} operators of opset {}", report::count(s.operators as u64), s.opset)),
+        row("parameters", report::count(s.parameters)),
+        row("tensors", kinds.join(", ")),
+        row("size", report::bytes(s.bytes)),
+        row("tokenizer", if s.tokenizer { "yes".into() } else { "the model has none".into() }),
+        row("chat template", template.into()),
+        row("read back", format!("{} tensors: {rounded}", s.read_back.tensors)),
+    ];
+    println!("{}", report::table(&rows));
+    report::info(format!("\nnext: pip install onnxruntime-genai, and og.Model(\"{}\") in Python", s.out.display()));
     Ok(())
 }
 

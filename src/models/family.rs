@@ -1,5 +1,6 @@
 //! What a family of models provides ([`Family`], [`Decoder`]), and the sizes that it is built with ([`Config`]).
 
+use super::blocks::{self, Design};
 use super::stored::StoredFormat;
 use crate::error::{Error, Result};
 use crate::nn::{Attention, Cell, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
@@ -68,8 +69,27 @@ pub struct Family {
     pub map_param: fn(&str) -> Option<ParamMapping>,
     /// Checkpoints have the weights of all experts of a layer in one tensor (`models::stacks`).
     pub stacked_experts: bool,
-    /// Builds the decoder. Fails if the config asks for something that the family does not support.
-    pub build: fn(&Config, &ModelBuilder) -> Result<Box<dyn Decoder>>,
+    /// What the decoder is made of.
+    pub layers: FamilyLayers,
+}
+
+/// What a family's decoder is made of. Both functions fail if the config asks for something that the family does not support.
+#[derive(Debug, Clone, Copy)]
+pub enum FamilyLayers {
+    /// The layers that decoders share, as the design describes them.
+    Shared(fn(&Config) -> Result<Design>),
+    /// Layers of the family's own, as the function builds them.
+    Own(fn(&Config, &ModelBuilder) -> Result<Box<dyn Decoder>>),
+}
+
+impl Family {
+    /// Builds the decoder.
+    pub(super) fn build(&self, config: &Config, builder: &ModelBuilder) -> Result<Box<dyn Decoder>> {
+        match self.layers {
+            FamilyLayers::Shared(design) => blocks::build(config, builder, design(config)?),
+            FamilyLayers::Own(build) => build(config, builder),
+        }
+    }
 }
 
 /// The layers of experts of a model.

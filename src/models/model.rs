@@ -136,7 +136,7 @@ impl Model {
         if load.heads == Heads::Score {
             builder.omit_head();
         }
-        let decoder = (config.family().build)(&config, &builder)?;
+        let decoder = config.family().build(&config, &builder)?;
         let score =
             (load.heads != Heads::Tokens).then(|| Rc::new((builder.root() / "score").score_head(config.hidden_size)));
         let virtual_tokens = builder.attach_virtual_tokens(sizes(&config), config.family().embedding)?;

@@ -129,6 +129,17 @@ impl Rope {
         self.head_size
     }
 
+    /// Returns the frequencies (E/2) in radians per token, of sequences up to the original context.
+    pub fn frequencies(&self) -> Vec<f32> {
+        let list = self.inverse_frequencies.to_device(Device::Cpu);
+        Vec::try_from(list).expect("float32 numbers in one dimension")
+    }
+
+    /// Returns the frequencies (E/2) in a sequence that is one token longer than `length`, which is at least the original context.
+    pub fn frequencies_beyond(&self, length: f64) -> Vec<f32> {
+        self.frequencies_at(length + 1.0).into_iter().map(|f| f as f32).collect()
+    }
+
     /// Returns the length up to which sequences have other frequencies than beyond it, if there is such a length.
     pub fn switch(&self) -> Option<i64> {
         match self.scaling {

@@ -1,12 +1,13 @@
 //! Writes TensorBoard event files, with the layout and tags of transformers' Trainer.
 //!
 //! A file is a sequence of TFRecords (length, its masked CRC-32C, data, its masked CRC-32C), each of which contains one
-//! `tensorflow.Event`. The few protobuf fields that are needed are written by hand; field numbers are those of
+//! `tensorflow.Event`. Field numbers are those of
 //! event.proto, summary.proto and tensor.proto. A resumed run adds a file to the same folder; its first events make
 //! TensorBoard discard the steps that are repeated.
 
 use crate::error::Result;
 use crate::fsutil::{create_dir_all, io_error};
+use crate::protobuf::ProtobufMessage;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -149,48 +150,7 @@ fn event(step: u64, what: impl FnOnce(&mut ProtobufMessage)) -> Vec<u8> {
     m.fixed64(1, unix_time().to_bits());
     m.varint(2, step);
     what(&mut m);
-    m.0
-}
-
-/// A protobuf message being written.
-#[derive(Default)]
-struct ProtobufMessage(Vec<u8>);
-
-impl ProtobufMessage {
-    fn number(&mut self, mut n: u64) {
-        while n >= 0x80 {
-            self.0.push(n as u8 | 0x80);
-            n >>= 7;
-        }
-        self.0.push(n as u8);
-    }
-
-    fn varint(&mut self, field: u64, n: u64) {
-        self.number(field << 3);
-        self.number(n);
-    }
-
-    fn fixed64(&mut self, field: u64, bits: u64) {
-        self.number(field << 3 | 1);
-        self.0.extend(bits.to_le_bytes());
-    }
-
-    fn bytes(&mut self, field: u64, bytes: &[u8]) {
-        self.number(field << 3 | 2);
-        self.number(bytes.len() as u64);
-        self.0.extend(bytes);
-    }
-
-    fn fixed32(&mut self, field: u64, bits: u32) {
-        self.number(field << 3 | 5);
-        self.0.extend(bits.to_le_bytes());
-    }
-
-    fn message(&mut self, field: u64, fill: impl FnOnce(&mut ProtobufMessage)) {
-        let mut inner = ProtobufMessage::default();
-        fill(&mut inner);
-        self.bytes(field, &inner.0);
-    }
+    m.into_bytes()
 }
 
 /// Appends data to `into` as a TFRecord.
@@ -209,20 +169,10 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_reference_writer() {
-        // tensorboard.summary.writer.record_writer.RecordWriter on tensorboard.compat.proto.event_pb2.Event, 2.21.
+        // tensorboard.summary.writer.record_writer.RecordWriter, 2.21.
         let mut framed = Vec::new();
         record(b"abc", &mut framed);
         assert_eq!(crate::fsutil::hex(&framed), "0300000000000000b099490e6162636e57f121");
-        let mut m = ProtobufMessage::default();
-        m.fixed64(1, 1.5f64.to_bits());
-        m.varint(2, 300);
-        m.message(5, |s| {
-            s.message(1, |v| {
-                v.bytes(1, b"train/loss");
-                v.fixed32(2, 0.25f32.to_bits());
-            })
-        });
-        assert_eq!(crate::fsutil::hex(&m.0), "09000000000000f83f10ac022a130a110a0a747261696e2f6c6f7373150000803e");
     }
 
     #[test]

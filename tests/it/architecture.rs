@@ -22,13 +22,13 @@ const FLOORS: &[&[&str]] = &[
     &["adapters"],
     &["nn", "model_files"],
     &["merging"],
-    &["native", "stats", "text_metrics", "gguf", "sandbox"],
+    &["native", "stats", "text_metrics", "gguf", "onnx", "sandbox"],
 ];
 
 /// Modules that any layer may import and that import no layer: errors, files, random numbers, properties of the
-/// machine, invisible characters, JSON with exact numbers, sections of tokenizer.json.
+/// machine, invisible characters, JSON with exact numbers, protobuf, sections of tokenizer.json.
 const EVERYWHERE: &[&str] =
-    &["characters", "choice", "error", "report", "fsutil", "json", "rng", "machine", "tokenizer_json"];
+    &["characters", "choice", "error", "report", "fsutil", "json", "protobuf", "rng", "machine", "tokenizer_json"];
 
 /// Modules outside the layers: they load libtorch into the process. Only those of `MAY_USE_PROCESS` may import them.
 const PROCESS: &[&str] = &["runtime", "libtorch"];

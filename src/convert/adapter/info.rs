@@ -118,6 +118,7 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
         None => (None, ExpertFiles::None),
     };
     let mut compatibility = compatibility::of_adapter(adapter, rows, experts);
+    compatibility.push(compatibility::of_onnx_runtime(adapter, base.as_ref()));
     if let Some(config) = &base {
         compatibility::refuse_own_family(&mut compatibility, config);
     }

@@ -13,7 +13,7 @@ mod formats;
 pub mod modelfile;
 mod name;
 mod shape;
-mod source;
+pub(in crate::convert) mod source;
 mod tokenizer;
 
 use crate::adapters::merging::WeightedAdapter;
@@ -195,7 +195,10 @@ pub fn export(
 }
 
 /// Opens a model with what `parts` need of it; also returns the names of the weights that embedding and head share.
-fn open(model: &Path, parts: &[WeightedAdapter]) -> Result<(Config, Weights, Vec<&'static str>)> {
+pub(in crate::convert) fn open(
+    model: &Path,
+    parts: &[WeightedAdapter],
+) -> Result<(Config, Weights, Vec<&'static str>)> {
     if !parts.is_empty() {
         return open_base(model, parts);
     }

@@ -6,9 +6,10 @@
 use super::expert_adapters;
 use crate::adapters::lora::{self, LoraModules, LoraSpec};
 use crate::adapters::{AdapterFile, EMBEDDINGS, HEAD};
+use crate::convert::onnx_export;
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
-use crate::model_files::is_gguf;
+use crate::model_files::{CONFIG, is_gguf};
 use crate::models::{Config, ExpertFiles, expert_number};
 use crate::nn::{Quantisation, QuantisedFormat};
 use serde::Serialize;
@@ -40,6 +41,20 @@ fn answer(consumer: &'static str, reasons: Vec<String>, needs: Option<String>) -
         reads: reasons.is_empty(),
         note: if reasons.is_empty() { needs.unwrap_or_default() } else { reasons.join("; ") },
     }
+}
+
+/// Runs models that `ft export --to onnx` writes, and no directory of another program.
+const ONNX: &str = "ONNX Runtime";
+
+/// Returns the answer of ONNX Runtime for an adapter of a base with this config, if that is known.
+pub fn of_onnx_runtime(adapter: &AdapterFile, config: Option<&Config>) -> Compatibility {
+    let reason = match config.and_then(onnx_export::refusal) {
+        Some(refused) => refused,
+        None if adapter.spec.has_scalar_head() => NO_SCORES.into(),
+        None if adapter.spec.why_not_merged().is_some() => format!("it reads no {}", adapter.spec.title()),
+        None => "it reads no adapters: ft export MODEL --adapter DIR --to onnx makes a model it reads".into(),
+    };
+    answer(ONNX, vec![reason], None)
 }
 
 /// The values that vLLM accepts for max_lora_rank; its default is 16.
@@ -196,6 +211,7 @@ pub fn of_scorer(folder: &Path) -> Vec<Compatibility> {
             Some("as a pooling model; scores are raw with its softmax or sigmoid switched off".into()),
         ),
         answer("llama.cpp", vec![NO_HEAD.into()], None),
+        answer(ONNX, vec![NO_SCORES.into()], None),
     ]
 }
 
@@ -204,9 +220,12 @@ const OWN_FORMAT: &str = "it reads adapters in a format of its own, not PEFT's";
 
 const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
 
-/// Changes the answers for a model, or for an adapter of one, that belongs to a family of ft's own.
+const NO_SCORES: &str = "ft export --to onnx writes language models only";
+
+/// Changes the answers for a model, or for an adapter of one, that belongs to a family of ft's own. An ONNX export says itself how
+/// it is computed.
 pub fn refuse_own_family(answers: &mut [Compatibility], config: &Config) {
-    for answer in answers.iter_mut().filter(|_| config.is_own_family()) {
+    for answer in answers.iter_mut().filter(|answer| config.is_own_family() && answer.consumer != ONNX) {
         answer.reads = false;
         answer.note = format!("only ft computes {}", config.model_type);
     }
@@ -217,9 +236,11 @@ pub fn of_model(folder: &Path) -> Vec<Compatibility> {
     let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
     let tokenizer = tokenizer.then(|| "the base folder has no tokenizer files to copy".to_string());
     let reasons: Vec<String> = tokenizer.into_iter().collect();
+    let refused = Config::read_file(&folder.join(CONFIG)).ok().and_then(|config| onnx_export::refusal(&config));
     vec![
         answer("transformers", Vec::new(), None),
         answer("vLLM", reasons.clone(), None),
         answer("llama.cpp", reasons, Some("with convert_hf_to_gguf.py".into())),
+        answer(ONNX, refused.into_iter().collect(), Some("after ft export DIR --to onnx".into())),
     ]
 }

@@ -99,7 +99,9 @@ impl ExportKind<'_> {
                 let (adapter, config) = (file::read(folder)?, Config::read(base)?);
                 let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?;
                 let rows = rows.and_then(|rows| rows.grown(&config));
-                (compatibility::of_adapter(&adapter, rows, config.expert_files()), config)
+                let mut answers = compatibility::of_adapter(&adapter, rows, config.expert_files());
+                answers.push(compatibility::of_onnx_runtime(&adapter, Some(&config)));
+                (answers, config)
             }
             ExportKind::Model if scores => (compatibility::of_scorer(folder), Config::read(folder)?),
             ExportKind::Model => (compatibility::of_model(folder), Config::read(folder)?),

@@ -6,10 +6,10 @@
 //! rules.
 
 use super::added_tokens::TokenizerSettings;
-use super::protobuf::{WireValue, fields};
 use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::protobuf::{WireValue, fields};
 use crate::tokenizer_json::{LONGEST_PIECE, SPACE, bpe_model, recover_merges, tokenizer_json};
 use base64::Engine;
 use serde_json::{Value, json};

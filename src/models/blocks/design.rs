@@ -6,11 +6,17 @@ use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LogitChange};
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
 pub struct Design {
+    /// Names of modules outside the layers.
     pub names: Names,
+    /// The kind of norms.
     pub norm: NormKind,
+    /// Which norms a layer has.
     pub wiring: Wiring,
+    /// Attention.
     pub attention: AttentionDesign,
+    /// The MLP.
     pub feed_forward: FeedForwardDesign,
+    /// The experts, in models with experts.
     pub experts: ExpertDesign,
     /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
     pub embedding_scale: f64,
@@ -18,6 +24,7 @@ pub struct Design {
     pub sinusoidal_positions: bool,
     /// Factor on what attention and MLP add to the residual stream.
     pub residual_scale: f64,
+    /// What the output head does to its products.
     pub logits: LogitChange,
 }
 
@@ -26,10 +33,13 @@ pub struct Design {
 pub struct Names {
     /// What embedding, layers and final norm are in.
     pub trunk: &'static str,
+    /// The table of tokens.
     pub embedding: &'static str,
     /// Norm of the embedded tokens, before the first layer.
     pub embedding_norm: Option<&'static str>,
+    /// The list of layers.
     pub layers: &'static str,
+    /// Norm after the last layer.
     pub final_norm: &'static str,
 }
 
@@ -41,7 +51,10 @@ pub enum NormKind {
     /// Root mean square, with a weight that is stored as the scale's difference from 1.
     CentredRms,
     /// Layer norm, with a shift if `bias` is true.
-    Layer { bias: bool },
+    Layer {
+        /// It has a shift.
+        bias: bool,
+    },
 }
 
 /// Which norms a layer has, by name, and what they read.
@@ -63,11 +76,15 @@ pub struct Wiring {
 pub struct AttentionDesign {
     /// The module's name.
     pub module: &'static str,
+    /// The layers that make queries, keys and values.
     pub projections: Projections,
+    /// They have a bias.
     pub qkv_bias: bool,
     /// Name of the projection of the result.
     pub output: &'static str,
+    /// It has a bias.
     pub output_bias: bool,
+    /// Norms of queries and keys.
     pub qk_norm: QkNorm,
     /// Rotary embedding turns the pairs (2i, 2i + 1) instead of (i, i + E/2).
     pub interleaved: bool,
@@ -116,6 +133,7 @@ pub struct LatentSizes {
 /// Norms of queries and keys before they are rotated, of the model's kind.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum QkNorm {
+    /// There are none.
     None,
     /// Of each head, with one scale for all heads.
     PerHead,
@@ -136,6 +154,7 @@ pub struct ExpertDesign {
     pub bias: bool,
     /// The layers within an expert.
     pub mlp: GatedMlpForm,
+    /// The expert that computes every token.
     pub shared: SharedExpertNames,
 }
 
@@ -153,8 +172,11 @@ pub struct SharedExpertNames {
 pub struct FeedForwardDesign {
     /// The module's name.
     pub module: &'static str,
+    /// The linear layers.
     pub layers: FeedForwardLayers,
+    /// They have a bias.
     pub bias: bool,
+    /// What lies between them.
     pub activation: Activation,
 }
 
@@ -172,6 +194,7 @@ pub enum FeedForwardLayers {
 /// The activation function of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
+    /// `x sigmoid(x)`.
     Silu,
     /// GELU in its tanh form.
     GeluTanh,

@@ -16,7 +16,7 @@ mod positions;
 mod self_attention;
 
 pub(super) use decoder::build;
-pub(super) use design::{
+pub use design::{
     Activation, AttentionDesign, Design, ExpertDesign, FeedForwardDesign, FeedForwardLayers, LatentSizes, Names,
     NormKind, Projections, QkNorm, SharedExpertNames, Wiring,
 };

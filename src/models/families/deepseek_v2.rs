@@ -4,8 +4,8 @@
 use super::defaults::fill;
 use super::llama;
 use crate::error::Result;
-use crate::models::blocks::{self, AttentionDesign, Design, ExpertDesign, LatentSizes, Projections, SharedExpertNames};
-use crate::models::family::{Config, Family};
+use crate::models::blocks::{AttentionDesign, Design, ExpertDesign, LatentSizes, Projections, SharedExpertNames};
+use crate::models::family::{Config, Family, FamilyLayers};
 use serde_json::{Value, json};
 
 pub(super) const FAMILY: Family = Family {
@@ -72,7 +72,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 fn design(c: &Config) -> Result<Design> {

@@ -4,9 +4,9 @@
 use super::defaults::{WINDOWS_AND_HEAD_SIZE, fill, fill_null};
 use crate::error::Result;
 use crate::models::blocks::{
-    self, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, Wiring,
+    AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, Wiring,
 };
-use crate::models::family::{Config, Family};
+use crate::models::family::{Config, Family, FamilyLayers};
 use crate::nn::{Alibi, ParamMapping};
 use serde_json::{Map, Value, json};
 
@@ -26,7 +26,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "transformer.word_embeddings.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 /// Several key heads, and by default two norms in a parallel layer.

@@ -3,8 +3,8 @@
 
 use super::defaults::{WINDOWS, fill};
 use crate::error::Result;
-use crate::models::blocks::{self, AttentionDesign, Design};
-use crate::models::family::{Config, Family};
+use crate::models::blocks::{AttentionDesign, Design};
+use crate::models::family::{Config, Family, FamilyLayers};
 use crate::nn::{Alibi, ParamMapping};
 use serde_json::json;
 
@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 /// The key that says how the model knows positions.

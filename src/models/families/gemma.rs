@@ -4,8 +4,8 @@
 use super::defaults::{WINDOWS, fill};
 use super::llama;
 use crate::error::Result;
-use crate::models::blocks::{self, Design, NormKind};
-use crate::models::family::{Config, Family};
+use crate::models::blocks::{Design, NormKind};
+use crate::models::family::{Config, Family, FamilyLayers};
 use serde_json::{Map, Value, json};
 
 pub(super) const FAMILY: Family = Family {
@@ -25,7 +25,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 /// Fills in the defaults that all Gemmas have.

@@ -4,8 +4,8 @@
 use super::defaults::{alternate, fill};
 use super::{gemma, llama};
 use crate::error::Result;
-use crate::models::blocks::{self, AttentionDesign, Design, Wiring};
-use crate::models::family::{Config, Family};
+use crate::models::blocks::{AttentionDesign, Design, Wiring};
+use crate::models::family::{Config, Family, FamilyLayers};
 use crate::nn::LogitChange;
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 /// Returns the layers of Gemma 2, from which those of Gemma 3 differ.

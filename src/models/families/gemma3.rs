@@ -3,8 +3,8 @@
 
 use super::defaults::{alternate, fill};
 use super::{gemma, gemma2, llama};
-use crate::models::blocks::{self, AttentionDesign, Design, QkNorm};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design, QkNorm};
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -43,9 +43,9 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let gemma2 = gemma2::design(c)?;
         let attention = AttentionDesign { qk_norm: QkNorm::PerHead, ..gemma2.attention };
-        blocks::build(c, b, Design { attention, ..gemma2 })
-    },
+        Ok(Design { attention, ..gemma2 })
+    }),
 };

@@ -4,7 +4,7 @@
 //! GELU. Checkpoints store the weights of linear layers as (in, out); names may or may not start with `transformer.`.
 
 use crate::error::{Error, Result};
-use crate::models::family::{Config, Decoder, Family};
+use crate::models::family::{Config, Decoder, Family, FamilyLayers};
 use crate::nn::{
     Attention, Embedding, ForwardPass, LayerInput, LayerNorm, Linear, ModelBuilder, ModuleScope, ParamMapping, Tokens,
     by_tiles, ops,
@@ -13,8 +13,11 @@ use serde_json::{Map, Value, json};
 use std::rc::Rc;
 use tch::Tensor;
 
+/// The `model_type` of the family.
+pub const NAME: &str = "gpt2";
+
 pub(super) const FAMILY: Family = Family {
-    names: &["gpt2"],
+    names: &[NAME],
     architectures: &["GPT2LMHeadModel"],
     key_names: &[
         ("hidden_size", "n_embd"),
@@ -38,7 +41,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "transformer.wte.weight",
     map_param,
     stacked_experts: false,
-    build,
+    layers: FamilyLayers::Own(build),
 };
 
 /// Fills in transformers' defaults for missing keys.
@@ -63,6 +66,13 @@ fn map_param(name: &str) -> Option<ParamMapping> {
     let linear = ["attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"];
     let transposed = linear.iter().any(|l| name.ends_with(l));
     (!mask).then_some(ParamMapping { name, transposed })
+}
+
+/// Returns the factor on the products of queries and keys in layer `i`.
+pub fn attention_scale(c: &Config, i: i64) -> f64 {
+    let is = |key: &str, default: bool| c.raw.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let scale = if is("scale_attn_weights", true) { (c.head_dim as f64).powf(-0.5) } else { 1.0 };
+    if is("scale_attn_by_inverse_layer_idx", false) { scale / (i + 1) as f64 } else { scale }
 }
 
 fn build(c: &Config, b: &ModelBuilder) -> Result<Box<dyn Decoder>> {
@@ -154,9 +164,6 @@ impl Gpt2Block {
     fn build(c: &Config, s: &ModuleScope, i: i64) -> Self {
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (attn, mlp) = (s / "attn", s / "mlp");
-        let is = |key: &str, default: bool| c.raw.get(key).and_then(Value::as_bool).unwrap_or(default);
-        let scale = if is("scale_attn_weights", true) { (c.head_dim as f64).powf(-0.5) } else { 1.0 };
-        let scale = if is("scale_attn_by_inverse_layer_idx", false) { scale / (i + 1) as f64 } else { scale };
         // Layers whose output is added to the residual stream start smaller, by the square root of the number of
         // additions.
         let residual = (2.0 * c.num_hidden_layers as f64).powf(-0.5);
@@ -170,7 +177,7 @@ impl Gpt2Block {
                 c_proj: (&mlp / "c_proj").scale_std(residual).linear(f, d, true),
             }),
             heads: c.num_attention_heads,
-            attention: Attention::causal(scale),
+            attention: Attention::causal(attention_scale(c, i)),
         }
     }
 

@@ -4,9 +4,9 @@
 use super::defaults::{WINDOWS_AND_HEAD_SIZE, fill};
 use crate::error::Result;
 use crate::models::blocks::{
-    self, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, Wiring,
+    AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, Wiring,
 };
-use crate::models::family::{Config, Family};
+use crate::models::family::{Config, Family, FamilyLayers};
 use crate::nn::ParamMapping;
 use serde_json::json;
 
@@ -37,7 +37,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "gpt_neox.embed_in.weight",
     map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 /// Maps a checkpoint's name to the name in transformers 5, which calls the head as other families do. Causal masks and

@@ -3,8 +3,8 @@
 
 use super::defaults::{alternate, fill};
 use super::llama;
-use crate::models::blocks::{self, AttentionDesign, Design, ExpertDesign};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design, ExpertDesign};
+use crate::models::family::{Family, FamilyLayers};
 use crate::nn::{ClippedSwiglu, GatedMlpForm};
 use serde_json::json;
 
@@ -53,14 +53,14 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: true,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { sinks: true, ..llama.attention };
         let bounds = ClippedSwiglu { alpha: c.number("swiglu_alpha", 1.702), limit: c.number("swiglu_limit", 7.0) };
         let mlp = GatedMlpForm::Interleaved { names: ["gate_up_proj", "down_proj"], bounds };
         let experts = ExpertDesign { router: "router", bias: true, mlp, ..llama.experts };
-        blocks::build(c, b, Design { attention, experts, ..llama })
-    },
+        Ok(Design { attention, experts, ..llama })
+    }),
 };
 
 /// Returns the rotary scaling of a config.json that has none.

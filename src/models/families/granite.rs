@@ -2,8 +2,8 @@
 
 use super::defaults::{WINDOWS, fill};
 use super::llama;
-use crate::models::blocks::{self, AttentionDesign, Design};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design};
+use crate::models::family::{Family, FamilyLayers};
 use crate::nn::LogitChange;
 use serde_json::json;
 
@@ -37,7 +37,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { scale: c.number("attention_multiplier", 1.0), ..llama.attention };
         let design = Design {
@@ -47,6 +47,6 @@ pub(super) const FAMILY: Family = Family {
             logits: LogitChange { scale: 1.0 / c.number("logits_scaling", 1.0), softcap: None },
             ..llama
         };
-        blocks::build(c, b, design)
-    },
+        Ok(design)
+    }),
 };

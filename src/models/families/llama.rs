@@ -1,8 +1,8 @@
 //! Llama and models with the same layers: SmolLM, Llama 2 and 3, Falcon 3 (Touvron et al. 2023, arXiv 2302.13971).
 
 use super::defaults::{WINDOWS, fill};
-use crate::models::blocks::{self, Design};
-use crate::models::family::Family;
+use crate::models::blocks::Design;
+use crate::models::family::{Family, FamilyLayers};
 use crate::nn::ParamMapping;
 use serde_json::json;
 
@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, Design::llama(c)?),
+    layers: FamilyLayers::Shared(Design::llama),
 };
 
 /// Keeps a checkpoint's names, and leaves out the rotary tables that old checkpoints contain.

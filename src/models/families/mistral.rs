@@ -3,8 +3,8 @@
 
 use super::defaults::{fill, fill_null};
 use super::llama;
-use crate::models::blocks::{self, Design};
-use crate::models::family::Family;
+use crate::models::blocks::Design;
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -20,5 +20,5 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, Design::llama(c)?),
+    layers: FamilyLayers::Shared(Design::llama),
 };

@@ -2,8 +2,8 @@
 
 use super::defaults::fill;
 use super::llama;
-use crate::models::blocks::{self, Design, ExpertDesign};
-use crate::models::family::Family;
+use crate::models::blocks::{Design, ExpertDesign};
+use crate::models::family::{Family, FamilyLayers};
 use crate::nn::GatedMlpForm;
 use serde_json::json;
 
@@ -40,10 +40,10 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let mlp = GatedMlpForm::Separate(["w1", "w3", "w2"]);
         let experts = ExpertDesign { module: "block_sparse_moe", mlp, ..llama.experts };
-        blocks::build(c, b, Design { experts, ..llama })
-    },
+        Ok(Design { experts, ..llama })
+    }),
 };

@@ -9,7 +9,7 @@ mod ft_decoder;
 mod gemma;
 mod gemma2;
 mod gemma3;
-mod gpt2;
+pub mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;

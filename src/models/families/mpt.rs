@@ -4,10 +4,9 @@
 use super::defaults::{CHOICES, fill};
 use crate::error::Result;
 use crate::models::blocks::{
-    self, Activation, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections,
-    Wiring,
+    Activation, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Names, NormKind, Projections, Wiring,
 };
-use crate::models::family::{Config, Family};
+use crate::models::family::{Config, Family, FamilyLayers};
 use crate::nn::{Alibi, ParamMapping};
 use serde_json::{Map, Value, json};
 
@@ -28,7 +27,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "transformer.wte.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 /// Fills in transformers' defaults for missing keys. The MLP is always four times as wide as the model.

@@ -3,8 +3,8 @@
 
 use super::defaults::{alternate, fill};
 use super::llama;
-use crate::models::blocks::{self, AttentionDesign, Design, QkNorm, Wiring};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design, QkNorm, Wiring};
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -30,7 +30,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { qk_norm: QkNorm::Whole, ..llama.attention };
         let wiring = Wiring {
@@ -40,6 +40,6 @@ pub(super) const FAMILY: Family = Family {
             after_mlp: Some("post_feedforward_layernorm"),
             parallel: false,
         };
-        blocks::build(c, b, Design { attention, wiring, ..llama })
-    },
+        Ok(Design { attention, wiring, ..llama })
+    }),
 };

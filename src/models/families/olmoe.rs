@@ -4,8 +4,8 @@
 use super::defaults::{WINDOWS_AND_HEAD_SIZE, fill};
 use super::llama;
 use crate::error::Result;
-use crate::models::blocks::{self, AttentionDesign, Design, QkNorm};
-use crate::models::family::{Config, Family};
+use crate::models::blocks::{AttentionDesign, Design, QkNorm};
+use crate::models::family::{Config, Family, FamilyLayers};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -37,11 +37,11 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let (llama, clip_qkv) = (Design::llama(c)?, clip_qkv(c)?);
         let attention = AttentionDesign { qk_norm: QkNorm::Whole, clip_qkv, ..llama.attention };
-        blocks::build(c, b, Design { attention, ..llama })
-    },
+        Ok(Design { attention, ..llama })
+    }),
 };
 
 fn clip_qkv(c: &Config) -> Result<Option<f64>> {

@@ -3,8 +3,8 @@
 
 use super::defaults::fill;
 use super::llama;
-use crate::models::blocks::{self, AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Projections};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design, FeedForwardDesign, FeedForwardLayers, Projections};
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -26,10 +26,10 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { projections: Projections::ByKind("qkv_proj"), ..llama.attention };
         let feed_forward = FeedForwardDesign { layers: FeedForwardLayers::FusedGate, ..llama.feed_forward };
-        blocks::build(c, b, Design { attention, feed_forward, ..llama })
-    },
+        Ok(Design { attention, feed_forward, ..llama })
+    }),
 };

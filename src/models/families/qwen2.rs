@@ -2,8 +2,8 @@
 
 use super::defaults::fill;
 use super::llama;
-use crate::models::blocks::{self, AttentionDesign, Design};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design};
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::{Map, Value, json};
 
 pub(super) const FAMILY: Family = Family {
@@ -16,11 +16,11 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { qkv_bias: true, ..llama.attention };
-        blocks::build(c, b, Design { attention, ..llama })
-    },
+        Ok(Design { attention, ..llama })
+    }),
 };
 
 /// Fills in transformers' defaults for missing keys.

@@ -3,8 +3,8 @@
 
 use super::defaults::fill;
 use super::{llama, qwen2};
-use crate::models::blocks::{self, AttentionDesign, Design};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design};
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::{Value, json};
 
 pub(super) const FAMILY: Family = Family {
@@ -41,9 +41,9 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let qkv_bias = c.settings.get("qkv_bias").and_then(Value::as_bool).unwrap_or(true);
-        blocks::build(c, b, Design { attention: AttentionDesign { qkv_bias, ..llama.attention }, ..llama })
-    },
+        Ok(Design { attention: AttentionDesign { qkv_bias, ..llama.attention }, ..llama })
+    }),
 };

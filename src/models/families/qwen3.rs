@@ -3,8 +3,8 @@
 
 use super::defaults::fill;
 use super::{llama, qwen2};
-use crate::models::blocks::{self, AttentionDesign, Design, QkNorm};
-use crate::models::family::Family;
+use crate::models::blocks::{AttentionDesign, Design, QkNorm};
+use crate::models::family::{Family, FamilyLayers};
 use serde_json::json;
 
 pub(super) const FAMILY: Family = Family {
@@ -20,9 +20,9 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| {
+    layers: FamilyLayers::Shared(|c| {
         let llama = Design::llama(c)?;
         let attention = AttentionDesign { qk_norm: QkNorm::PerHead, ..llama.attention };
-        blocks::build(c, b, Design { attention, ..llama })
-    },
+        Ok(Design { attention, ..llama })
+    }),
 };

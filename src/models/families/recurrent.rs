@@ -6,7 +6,7 @@
 
 use super::defaults::fill;
 use crate::error::Result;
-use crate::models::family::{Config, Decoder, Family};
+use crate::models::family::{Config, Decoder, Family, FamilyLayers};
 use crate::nn::{Cell, Embedding, ForwardPass, Linear, ModelBuilder, ParamMapping, RecurrentLayer, Tokens};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
@@ -22,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "embedding.weight",
     map_param: |name| Some(ParamMapping { name: name.into(), transposed: false }),
     stacked_experts: false,
-    build,
+    layers: FamilyLayers::Own(build),
 };
 
 /// Keys of config.json that mean nothing without attention and MLPs. A config with one of them is refused.

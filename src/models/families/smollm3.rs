@@ -4,8 +4,8 @@
 use super::defaults::{fill, fill_null};
 use super::llama;
 use crate::error::Result;
-use crate::models::blocks::{self, AttentionDesign, Design};
-use crate::models::family::{Config, Family};
+use crate::models::blocks::{AttentionDesign, Design};
+use crate::models::family::{Config, Family, FamilyLayers};
 use serde_json::{Value, json};
 
 /// For each layer 1 if it has rotary embedding, 0 if it has not, whatever the name says.
@@ -44,7 +44,7 @@ pub(super) const FAMILY: Family = Family {
     embedding: "model.embed_tokens.weight",
     map_param: llama::map_param,
     stacked_experts: false,
-    build: |c, b| blocks::build(c, b, design(c)?),
+    layers: FamilyLayers::Shared(design),
 };
 
 fn design(c: &Config) -> Result<Design> {

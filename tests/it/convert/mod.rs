@@ -5,4 +5,5 @@ pub mod gguf_export;
 mod gguf_import;
 mod llama_cpp;
 mod modelfile;
+mod onnx_export;
 mod stop_tokens;

@@ -32,7 +32,7 @@ fn an_adapter_is_described_without_a_model() {
         assert!(w.rank == Some(4) && (1.0..=4.0).contains(&w.effective_rank.unwrap()));
     }
     let reads: Vec<(&str, bool)> = found.compatibility.iter().map(|c| (c.consumer, c.reads)).collect();
-    assert_eq!(reads, [("PEFT", true), ("vLLM", true), ("llama.cpp", false), ("MLX", false)]);
+    assert_eq!(reads, [("PEFT", true), ("vLLM", true), ("llama.cpp", false), ("MLX", false), ("ONNX Runtime", false)]);
     assert!(found.compatibility[2].note.contains("rsLoRA"));
 
     // The changes of DoRA depend on the base.

@@ -75,6 +75,21 @@ pub fn llama_cpp() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/llama-cpp/node_modules")
 }
 
+pub const ONNX_RUNTIME: Tool = Tool {
+    lacks: "ONNX Runtime is missing",
+    get: "bash setup/tools.sh --tests",
+    there: || {
+        let mut python = Command::new("python3");
+        python.args(["-c", "import onnxruntime"]).env("PYTHONPATH", onnx_runtime());
+        python.output().is_ok_and(|output| output.status.success())
+    },
+};
+
+/// Returns the folder in which set-up puts Python's onnxruntime.
+pub fn onnx_runtime() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/onnxruntime")
+}
+
 /// Returns the places where set-up puts NVRTC: for tests, and as a part of CUDA's libraries.
 pub fn nvrtc() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
