@@ -2,6 +2,9 @@
 
 mod likelihoods;
 mod lm_eval;
+mod lm_eval_import;
 mod models;
+mod ready_suites;
 mod running;
 mod suite_files;
+mod suite_rows;
