@@ -45,6 +45,11 @@ enum ImportDtypeArg {
 
 /// Runs `ft import`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ImportArgs) -> Result<()> {
+    if args.file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+        return Err(Error::user(format!("{} is no GGUF file", args.file.display())).hint(
+            "a task file of lm-evaluation-harness is imported with `ft eval-import`, a merge is made with `ft merge`",
+        ));
+    }
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;

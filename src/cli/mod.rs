@@ -10,6 +10,7 @@ mod compare;
 mod data;
 mod doctor;
 mod eval;
+mod eval_import;
 mod eval_report;
 mod export;
 mod generate;
@@ -72,6 +73,7 @@ enum RootCommand {
     Replay(replay::ReplayArgs),
     Eval(eval::EvalArgs),
     EvalReport(eval_report::EvalReportArgs),
+    EvalImport(eval_import::EvalImportArgs),
     Compare(compare::CompareArgs),
     Score(score::ScoreArgs),
     /// Make preference data: people and models judge pairs of answers
@@ -142,6 +144,7 @@ pub fn run(cli: Cli) -> Result<()> {
         RootCommand::Replay(args) => replay::run(&args),
         RootCommand::Eval(args) => eval::run(args),
         RootCommand::EvalReport(args) => eval_report::run(&args),
+        RootCommand::EvalImport(args) => eval_import::run(&args),
         RootCommand::Compare(args) => compare::run(&args),
         RootCommand::Score(args) => score::run(args),
         RootCommand::Label(verb) => label::run(verb),

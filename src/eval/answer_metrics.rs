@@ -2,6 +2,8 @@
 
 use crate::stats::bootstrap::{Bootstrap, Estimate};
 use crate::stats::classification::Confusion;
+use crate::stats::moments::correlation;
+use crate::stats::ranks::spearman;
 use crate::text_metrics::bleu::BleuCounts;
 use crate::text_metrics::chrf::{Chrf, ChrfCounts};
 use crate::text_metrics::edit_distance::relative_edit_distance;
@@ -30,6 +32,17 @@ pub enum AnswerMetric {
     Number,
     /// A score of the expected answers as classes.
     Classes(ClassScore),
+    /// A correlation of the last number of each answer with that of the expected one.
+    Correlation(Correlation),
+}
+
+/// A correlation of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Correlation {
+    /// Pearson's.
+    Pearson,
+    /// Spearman's, of ranks.
+    Spearman,
 }
 
 /// A score of a classification.
@@ -41,11 +54,13 @@ pub enum ClassScore {
     WeightedF1,
     /// Matthews' correlation.
     Matthews,
+    /// The mean of the shares of each class's rows that are right.
+    BalancedAccuracy,
 }
 
 impl AnswerMetric {
     /// All metrics by their names.
-    pub const ALL: [(&str, Self); 13] = [
+    pub const ALL: [(&str, Self); 16] = [
         ("f1", Self::F1),
         ("rouge1", Self::Rouge(Rouge::Ngrams(1))),
         ("rouge2", Self::Rouge(Rouge::Ngrams(2))),
@@ -59,6 +74,9 @@ impl AnswerMetric {
         ("macro_f1", Self::Classes(ClassScore::MacroF1)),
         ("weighted_f1", Self::Classes(ClassScore::WeightedF1)),
         ("mcc", Self::Classes(ClassScore::Matthews)),
+        ("balanced_accuracy", Self::Classes(ClassScore::BalancedAccuracy)),
+        ("pearson", Self::Correlation(Correlation::Pearson)),
+        ("spearman", Self::Correlation(Correlation::Spearman)),
     ];
 
     /// Returns the metric of this name, if there is one.
@@ -78,7 +96,7 @@ impl AnswerMetric {
 
     /// Returns true if it is the mean of a score of each row.
     pub fn is_mean(self) -> bool {
-        !matches!(self, Self::Bleu | Self::Chrf(_) | Self::Classes(_))
+        !matches!(self, Self::Bleu | Self::Chrf(_) | Self::Classes(_) | Self::Correlation(_))
     }
 
     /// Computes the metric of pairs of (generated, expected) answers, with its 95 % bootstrap interval over rows. `None` if
@@ -126,9 +144,19 @@ impl AnswerMetric {
                     answers.iter().map(|(answer, e)| (*answer, e.first().copied().unwrap_or_default())).collect();
                 Counted::classes(score, &pairs)
             }
+            Self::Correlation(kind) => {
+                let number = |text: &str| last_number(text).unwrap_or(NO_NUMBER);
+                let pair = |(answer, expected): &ReferencedAnswer| {
+                    (number(expected.first().copied().unwrap_or_default()), number(answer))
+                };
+                Counted::Numbers(kind, answers.iter().map(pair).collect())
+            }
         }
     }
 }
+
+/// The number of an answer without one, as T5 has it for STS-B: below all scores.
+const NO_NUMBER: f64 = -1.0;
 
 /// Returns true if both texts have a number, and their last ones are equal. Twelve digits that differ in the last are
 /// not.
@@ -145,6 +173,8 @@ enum Counted {
     Chrf(Chrf, Vec<ChrfCounts>),
     /// (expected, predicted) class of each row, and the number of classes.
     Classes(ClassScore, Vec<(usize, usize)>, usize),
+    /// (expected, found) number of each row.
+    Numbers(Correlation, Vec<(f64, f64)>),
 }
 
 impl Counted {
@@ -183,6 +213,14 @@ impl Counted {
                     ClassScore::MacroF1 => confusion.macro_f1(),
                     ClassScore::WeightedF1 => confusion.weighted_f1(),
                     ClassScore::Matthews => Some(confusion.matthews()),
+                    ClassScore::BalancedAccuracy => confusion.balanced_accuracy(),
+                }
+            }
+            Self::Numbers(kind, pairs) => {
+                let (expected, found): (Vec<f64>, Vec<f64>) = rows().map(|row| pairs[row]).unzip();
+                match kind {
+                    Correlation::Pearson => correlation(&expected, &found),
+                    Correlation::Spearman => spearman(&expected, &found),
                 }
             }
         }
@@ -217,6 +255,15 @@ mod tests {
         // F1: yes 1, no 2/3, everything else 0.
         assert!((measure("macro_f1", &answers) - (1.0 + 2.0 / 3.0) / 3.0).abs() < 1e-12);
         assert!((measure("weighted_f1", &answers) - (1.0 + 2.0 / 3.0) / 2.0).abs() < 1e-12);
+        assert_eq!(measure("balanced_accuracy", &answers), 0.75);
+    }
+
+    #[test]
+    fn an_answer_without_a_number_is_below_all_numbers() {
+        let answers = [("5.0", "5"), ("about 4", "4"), ("who knows", "1")];
+        assert_eq!(measure("spearman", &answers), 1.0);
+        let expected = correlation(&[5.0, 4.0, 1.0], &[5.0, 4.0, -1.0]).unwrap();
+        assert_eq!(measure("pearson", &answers), expected);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!
 //! suite (a folder): runs the tasks of a suite. results: what models answered to it. comparison (a folder): what the results say, tests and gates. baselines (a
 //! folder): rules without a model, an n-gram model. report (a folder): page, Markdown and summary.
+//! lm_eval (a folder): task files of lm-evaluation-harness as suites.
 //! contamination: items that training rows contain. exposure: canaries that were memorised.
 
 pub mod answer_metrics;
@@ -14,6 +15,7 @@ pub mod baselines;
 pub mod comparison;
 pub mod contamination;
 pub mod exposure;
+pub mod lm_eval;
 pub mod match_test;
 pub mod merge_losses;
 pub mod metrics;

@@ -4,11 +4,13 @@
 //! settings against each other, fill in defaults. All mistakes are collected and reported together. The structs in
 //! `sections` and `optim` are the single source: the schema, the check, suggestions and the reference are made from
 //! them. `merge_file` reads the file of a merge and `suite_file` that of an evaluation suite, which are no recipes, with the same
-//! tree (`node_reader`) and the same reports. `gate` reads conditions on an evaluation's results.
+//! tree (`node_reader`) and the same reports. `gate` reads conditions on an evaluation's results, `lm_eval_file` task files of
+//! lm-evaluation-harness into plain values.
 
 mod check;
 mod conflicts;
 pub mod gate;
+pub mod lm_eval_file;
 pub mod merge_file;
 mod mistakes;
 pub mod neutral;

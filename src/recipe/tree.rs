@@ -5,6 +5,7 @@
 
 use super::mistakes::{Mistake, SourceSpan};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
+use serde_json::Value;
 use std::collections::HashMap;
 
 const DEPTH: usize = 32;
@@ -81,6 +82,21 @@ impl Node {
         }
     }
 
+    /// Returns the value as JSON. Numbers that JSON has no form for are text.
+    pub fn to_json(&self) -> Value {
+        match &self.kind {
+            NodeKind::Scalar { text, plain } => match parse_scalar(text, *plain) {
+                Scalar::Null => Value::Null,
+                Scalar::Bool(truth) => truth.into(),
+                Scalar::Int(n) => i64::try_from(n).map_or_else(|_| text.as_str().into(), Value::from),
+                Scalar::Float(x) => serde_json::Number::from_f64(x).map_or_else(|| text.as_str().into(), Value::Number),
+                Scalar::Text(text) => text.into(),
+            },
+            NodeKind::List(items) => items.iter().map(Node::to_json).collect(),
+            NodeKind::Map(entries) => entries.iter().map(|(key, node)| (key.text.clone(), node.to_json())).collect(),
+        }
+    }
+
     /// Returns true for an empty value, `null` and `~`.
     pub fn is_null(&self) -> bool {
         matches!(&self.kind, NodeKind::Scalar { text, plain } if parse_scalar(text, *plain) == Scalar::Null)
@@ -120,8 +136,18 @@ pub(super) fn parse_scalar(text: &str, plain: bool) -> Scalar<'_> {
 
 /// Parses one YAML document. `None` if there is no document, or if its syntax is broken; then a mistake is added.
 pub(super) fn parse(source: usize, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Node> {
-    let mut builder =
-        TreeBuilder { source, text, parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, mistakes };
+    parse_tagged(source, text, mistakes, None)
+}
+
+/// Does the same. With `tags`, a tag is no mistake: its name and the position of its value are added there.
+pub(super) fn parse_tagged(
+    source: usize,
+    text: &str,
+    mistakes: &mut Vec<Mistake>,
+    tags: Option<&mut Vec<(SourceSpan, String)>>,
+) -> Option<Node> {
+    let parser = Parser::new_from_str(text);
+    let mut builder = TreeBuilder { source, text, parser, anchors: HashMap::new(), nodes: 0, mistakes, tags };
     match builder.document() {
         Ok(node) => node,
         Err(mistake) => {
@@ -140,6 +166,7 @@ struct TreeBuilder<'a> {
     anchors: HashMap<usize, Node>,
     nodes: usize,
     mistakes: &'a mut Vec<Mistake>,
+    tags: Option<&'a mut Vec<(SourceSpan, String)>>,
 }
 
 impl<'a> TreeBuilder<'a> {
@@ -183,7 +210,9 @@ impl<'a> TreeBuilder<'a> {
             Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag) => (*anchor, tag.clone()),
             _ => (0, None),
         };
-        if let Some(tag) = tag {
+        if let (Some(tag), Some(tags)) = (&tag, &mut self.tags) {
+            tags.push((at, tag.suffix.clone()));
+        } else if let Some(tag) = tag {
             let m = Mistake::new(at, format!("the YAML tag `{tag}`"));
             let hint = format!("recipes have no tags; a choice is a key: `{}: {{}}`", tag.suffix);
             self.mistakes.push(m.hint(hint));

@@ -72,6 +72,13 @@ impl Confusion {
         (self.rows() > 0).then(|| sum / self.rows() as f64)
     }
 
+    /// Computes the mean over the rows' classes of the share that is right; `None` without rows.
+    pub fn balanced_accuracy(&self) -> Option<f64> {
+        let present: Vec<usize> = (0..self.classes).filter(|class| self.expected(*class) > 0).collect();
+        let share = |class: &usize| self.count(*class, *class) as f64 / self.expected(*class) as f64;
+        (!present.is_empty()).then(|| present.iter().map(share).sum::<f64>() / present.len() as f64)
+    }
+
     /// Computes Matthews' correlation (Gorodkin 2004 for more than two classes): 1 if all is right, 0 for chance.
     /// 0 if all rows are of one class or are predicted to be, as in scikit-learn.
     pub fn matthews(&self) -> f64 {

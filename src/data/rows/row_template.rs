@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub struct RowTemplate {
     text: String,
     template: Arc<JinjaTemplate>,
-    /// The expression of a template `{{ … }}`, written as JSON.
+    /// The expression of a template `{{ … }}`, with the statements before it, written as JSON.
     expression: Option<Arc<JinjaTemplate>>,
 }
 
@@ -30,11 +30,13 @@ impl RowTemplate {
     /// Compiles a template. Fails if it is not valid Jinja.
     pub fn compile(text: &str) -> Result<Self, TemplateError> {
         let template = Arc::new(JinjaTemplate::compile_strict(text)?);
-        let inner = text.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
-        let inner = inner.map(|inner| inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']));
-        let as_json = |inner: &str| JinjaTemplate::compile_strict(&format!("{{{{ ({inner}) | tojson }}}}"));
         // Two tags, as in `{{ a }} {{ b }}`, do not compile as one expression.
-        Ok(Self { text: text.into(), template, expression: inner.and_then(|inner| as_json(inner).ok()).map(Arc::new) })
+        let expression = text.trim().strip_suffix("}}").and_then(|open| {
+            let after_statements = open.rfind("{{").filter(|at| writes_nothing(&open[..*at]));
+            let candidates = open.starts_with("{{").then_some(0).into_iter().chain(after_statements);
+            candidates.map(|at| as_json(&open[..at], &open[at + 2..])).find_map(Result::ok)
+        });
+        Ok(Self { text: text.into(), template, expression: expression.map(Arc::new) })
     }
 
     /// Returns its source.
@@ -74,6 +76,37 @@ impl RowTemplate {
     }
 }
 
+/// Compiles an expression after statements so that its value is written as JSON.
+fn as_json(statements: &str, expression: &str) -> Result<JinjaTemplate, TemplateError> {
+    let inner = expression.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
+    JinjaTemplate::compile_strict(&format!("{statements}{{{{ ({inner}) | tojson }}}}"))
+}
+
+/// Returns true if the text is nothing but whitespace, comments and statements without text between them, such as `{% set … %}`.
+fn writes_nothing(text: &str) -> bool {
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let end = match rest.get(..2) {
+            Some("{#") => rest.find("#}").map(|at| at + 2),
+            Some("{%") => rest.find("%}").map(|at| at + 2).and_then(|end| {
+                let tag = rest[2..end - 2].trim_matches(['-', '+', ' ', '\n']);
+                let closing = match tag.split_whitespace().next() {
+                    Some("macro") => "endmacro",
+                    // A block: `{% set name %}…{% endset %}`.
+                    Some("set") if !tag.contains('=') => "endset",
+                    _ => return Some(end),
+                };
+                let at = end + rest[end..].find(closing)?;
+                rest[at..].find("%}").map(|to| at + to + 2)
+            }),
+            _ => None,
+        };
+        let Some(end) = end else { return false };
+        rest = rest[end..].trim_start();
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +133,11 @@ mod tests {
         assert_eq!(value("{{ label }}"), json!(1));
         assert_eq!(value("{{ label }}{{ label }}"), json!("11"));
         assert_eq!(value("plain"), json!("plain"));
+        assert_eq!(value("{% set i = label %}\n{# the other #}{{ [options[i], i] }}"), json!(["4", 1]));
+        let shout = "{% macro shout(x) %}{{ x | upper }}!{% endmacro %}{{ [shout('a'), shout(n.text)] }}";
+        assert_eq!(value(shout), json!(["A!", "X!"]));
+        assert_eq!(value("{% set i = 2 %}no {{ i }}"), json!("no 2"));
+        assert_eq!(value("{% for o in options %}{{ o }}{% endfor %}{{ label }}"), json!("341"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::models::Model;
 use crate::recipe::suite_file::{ChoiceMetric, ChoiceTask, SuiteTask};
 use crate::report;
 use crate::stats::bootstrap::Estimate;
-use crate::stats::classification::softmax;
+use crate::stats::classification::{Confusion, softmax};
 use std::collections::BTreeMap;
 
 /// What is computed when the choices are shown in another order too.
@@ -78,6 +78,7 @@ pub fn choice_metrics(choice: &ChoiceTask) -> Vec<MetricInfo> {
     let info = |metric: &ChoiceMetric| match metric {
         ChoiceMetric::Calibration => joint_metric(metric.name(), false),
         ChoiceMetric::Brier => mean_metric(metric.name(), false),
+        ChoiceMetric::F1 | ChoiceMetric::MacroF1 | ChoiceMetric::Matthews => joint_metric(metric.name(), true),
         _ => mean_metric(metric.name(), true),
     };
     let shuffled =
@@ -116,11 +117,12 @@ pub fn run_choice(
     let mut found = found.into_iter().map(|group| group.iter().map(|l: &Likelihood| l.log_prob).collect::<Vec<f64>>());
     let mut next = || found.next().unwrap_or_default();
     let mut answers = Vec::with_capacity(items.len());
-    let mut confidences = Vec::with_capacity(items.len());
+    let (mut confidences, mut classes) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
     for item in items {
         let orders: Vec<Vec<f64>> = item.orders.iter().map(|_| next()).collect();
         let alone = unconditional.then(&mut next);
         let (answer, confidence) = score(choice, item, orders, alone);
+        classes.push((item.right[0], largest(&answer.log_likelihoods)));
         answers.push(answer);
         confidences.push(confidence);
     }
@@ -128,7 +130,10 @@ pub fn run_choice(
     for info in choice_metrics(choice) {
         let estimate = match info.is_mean {
             true => mean_of(&info.name, &answers),
-            false => joint_estimate(&info.name, answers.len(), |drawn| calibration_error(&confidences, drawn)),
+            false => joint_estimate(&info.name, answers.len(), |drawn| match ChoiceMetric::named(&info.name) {
+                Some(ChoiceMetric::Calibration) => calibration_error(&confidences, drawn),
+                metric => class_score(metric?, &classes, drawn),
+            }),
         };
         estimates.extend(estimate.map(|estimate| (info.name, estimate)));
     }
@@ -171,7 +176,8 @@ fn score(
                 let share = 1.0 / item.right.len() as f64;
                 probabilities.iter().enumerate().map(|(i, p)| (p - right(i) * share).powi(2)).sum()
             }
-            ChoiceMetric::Calibration => continue,
+            ChoiceMetric::RightMass => (0..probabilities.len()).map(|i| probabilities[i] * right(i)).sum(),
+            ChoiceMetric::Calibration | ChoiceMetric::F1 | ChoiceMetric::MacroF1 | ChoiceMetric::Matthews => continue,
         };
         scores.insert(metric.name().to_string(), score);
     }
@@ -191,6 +197,18 @@ fn score(
         },
         confidence,
     )
+}
+
+/// Computes a score of the choices' numbers as classes, given as (right, chosen), where item i was drawn `drawn[i]` times.
+fn class_score(metric: ChoiceMetric, classes: &[(usize, usize)], drawn: &[f64]) -> Option<f64> {
+    let most = classes.iter().map(|(right, chosen)| *right.max(chosen)).max()?;
+    let rows = classes.iter().zip(drawn).flat_map(|(pair, times)| std::iter::repeat_n(*pair, *times as usize));
+    let confusion = Confusion::of(rows, most.max(1) + 1);
+    match metric {
+        ChoiceMetric::F1 => Some(confusion.f1(1)),
+        ChoiceMetric::MacroF1 => confusion.macro_f1(),
+        _ => Some(confusion.matthews()),
+    }
 }
 
 /// Returns the place of the largest number; of equal ones the first.

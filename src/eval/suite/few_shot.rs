@@ -1,9 +1,9 @@
 //! The answered examples before a question.
 
 use super::python_random::PythonRandom;
-use super::rows::{self, TaskRow, at};
+use super::rows::{self, RowReader, TaskRow, at};
 use crate::error::{Error, Result};
-use crate::recipe::suite_file::{FewShot, SuiteTask};
+use crate::recipe::suite_file::{FewShot, FewShotDraw, SuiteTask};
 use crate::rng;
 use rand::RngExt;
 use std::cell::OnceCell;
@@ -19,6 +19,8 @@ pub struct Examples<'a> {
     /// Whether the rows that are asked are the pool, so that none is its own example.
     from_task: bool,
     written: Vec<OnceCell<(String, String)>>,
+    /// The groups of the pool's rows and of the rows that are asked, if examples are of the same group.
+    groups: Option<(Vec<String>, Vec<String>)>,
     /// The examples of each row, if they depend on the rows before it.
     drawn: Vec<Vec<usize>>,
     write: WriteExample<'a>,
@@ -37,16 +39,25 @@ impl<'a> Examples<'a> {
                 pool: Vec::new(),
                 from_task: true,
                 written: Vec::new(),
+                groups: None,
                 drawn: Vec::new(),
                 write,
                 path: &task.data,
             });
         };
-        let from_task = shots.data.as_ref().is_none_or(|data| *data == task.data);
-        let path: &Path = shots.data.as_deref().unwrap_or(&task.data);
+        let from_task = shots.examples.is_none() && shots.data.as_ref().is_none_or(|data| *data == task.data);
+        let path: &Path = match &shots.examples {
+            Some(_) => Path::new(rows::GIVEN),
+            None => shots.data.as_deref().unwrap_or(&task.data),
+        };
         // All rows of the task's file may be examples, not only those that are asked.
-        let pool = if from_task && task.limit.is_none() { rows.to_vec() } else { rows::read(path, None)? };
-        let others = pool.len() - usize::from(from_task);
+        let pool = match &shots.examples {
+            Some(examples) => RowReader::of(task).given_examples(examples)?,
+            None if from_task && task.limit.is_none() => rows.to_vec(),
+            None => RowReader::of(task).read(path, None)?,
+        };
+        let spare = shots.seed.is_some() && shots.draw == FewShotDraw::LmEvalSpare;
+        let others = pool.len() - usize::from(from_task || spare);
         if others < shots.rows {
             return Err(Error::user(format!(
                 "{}: {} examples are wanted, the file has {others} rows for them",
@@ -57,10 +68,18 @@ impl<'a> Examples<'a> {
         }
         let written = pool.iter().map(|_| OnceCell::new()).collect();
         let drawn = match shots.seed {
-            Some(seed) if shots.as_lm_eval => as_lm_eval(seed, shots.rows, &pool, rows, from_task),
+            Some(seed) if shots.draw != FewShotDraw::ByRow => {
+                as_lm_eval(seed, shots.rows, &pool, rows, from_task || spare)
+            }
             _ => Vec::new(),
         };
-        Ok(Self { settings, pool, from_task, written, drawn, write, path })
+        let groups = shots.group.as_ref().map(|group| {
+            let of = |path: &Path, rows: &[TaskRow]| {
+                rows.iter().map(|row| at(path, row.line, group.render(&row.columns))).collect::<Result<Vec<_>>>()
+            };
+            Ok::<_, Error>((of(path, &pool)?, of(&task.data, rows)?))
+        });
+        Ok(Self { settings, pool, from_task, written, groups: groups.transpose()?, drawn, write, path })
     }
 
     /// Returns the examples of the row with this number, from 0.
@@ -69,11 +88,22 @@ impl<'a> Examples<'a> {
         if let Some(drawn) = self.drawn.get(row) {
             return drawn.iter().map(|i| self.written(*i)).collect();
         }
-        let mut allowed: Vec<usize> = (0..self.pool.len()).filter(|i| !self.from_task || *i != row).collect();
+        let of_group = |i: usize| self.groups.as_ref().is_none_or(|(pool, asked)| pool[i] == asked[row]);
+        let allowed = (0..self.pool.len()).filter(|i| (!self.from_task || *i != row) && of_group(*i));
+        let mut allowed: Vec<usize> = allowed.collect();
+        if let (true, Some((_, asked))) = (allowed.len() < shots.rows, &self.groups) {
+            let (count, group, path) = (allowed.len(), &asked[row], self.path.display());
+            return Err(Error::user(format!(
+                "{} examples of the group `{group}` are wanted, {path} has {count}",
+                shots.rows
+            ))
+            .hint("lower few_shot.rows, or leave out few_shot.group"));
+        }
         if let Some(seed) = shots.seed {
             let mut chance = rng::stream(seed, "few-shot examples", row as u64);
+            let count = allowed.len();
             for i in 0..shots.rows {
-                allowed.swap(i, chance.random_range(i..self.pool.len() - usize::from(self.from_task)));
+                allowed.swap(i, chance.random_range(i..count));
             }
         }
         allowed[..shots.rows].iter().map(|i| self.written(*i)).collect()
@@ -90,11 +120,12 @@ impl<'a> Examples<'a> {
 }
 
 /// Draws the examples of all rows as lm-evaluation-harness does (`ContextSampler.sample`): one generator for all rows. Where a row
-/// may be its own example, one more is drawn, and rows with its columns are left out.
-fn as_lm_eval(seed: u64, count: usize, pool: &[TaskRow], rows: &[TaskRow], from_task: bool) -> Vec<Vec<usize>> {
+/// may be its own example, and for tasks that name no split for examples, one more is drawn (`spare`), and rows with its columns are left
+/// out.
+fn as_lm_eval(seed: u64, count: usize, pool: &[TaskRow], rows: &[TaskRow], spare: bool) -> Vec<Vec<usize>> {
     let mut random = PythonRandom::new(seed);
     let mut draw = |row: &TaskRow| {
-        if !from_task {
+        if !spare {
             return random.sample(pool.len(), count);
         }
         let other = |i: &usize| pool[*i].columns != row.columns;

@@ -5,6 +5,7 @@
 //! `prompts` writes it as text for a tokenizer and encodes it. `likelihood` computes log-likelihoods and `written` generates
 //! answers, both for all items of a task together; `cache` keeps what was answered. `choices`, `texts` and `answers` run the kinds
 //! of tasks, `scores` has what they compute alike; `scorers` (a folder): other ways to score written answers. `subject`: a model with its tokenizer.
+//! `preview` shows what is asked without a model.
 //!
 //! Prompts, tokens and scores are those of lm-evaluation-harness 0.4 where it has them, so that numbers can be compared.
 
@@ -15,9 +16,10 @@ mod few_shot;
 mod items;
 pub mod likelihood;
 mod output;
+mod preview;
 mod prompts;
 mod python_random;
-mod rows;
+pub(super) mod rows;
 mod scorers;
 mod scores;
 mod subject;
@@ -25,6 +27,7 @@ mod texts;
 mod written;
 
 pub use output::write_results;
+pub use preview::preview;
 pub use subject::SuiteSubject;
 
 use super::results::{ItemInfo, SubjectResults, SuiteResults, TaskResults};
@@ -35,7 +38,7 @@ use answers::EncodedPrompts;
 use cache::AnswerCache;
 use items::{AskedItem, ChoiceItem};
 use prompts::PromptForm;
-use rows::{TaskRow, at};
+use rows::{RowReader, TaskRow, at};
 use scorers::RowScorers;
 
 /// A task whose rows are read.
@@ -87,13 +90,24 @@ fn of_task(task: &SuiteTask, error: Error) -> Error {
     if error.message().contains(&named) { error } else { error.context(named) }
 }
 
+/// Returns how the prompts of a task are written.
+fn form_of(task: &SuiteTask, chat: bool) -> PromptForm {
+    let shots = task.few_shot.as_ref();
+    PromptForm {
+        chat,
+        examples: shots.map(|shots| shots.form).unwrap_or_default(),
+        separator: task.separator.clone(),
+        between: shots.map_or_else(|| FewShot::SEPARATOR.into(), |shots| shots.separator.clone()),
+    }
+}
+
 impl<'a> PreparedTask<'a> {
     fn read(task: &'a SuiteTask, cache: &mut AnswerCache) -> Result<Self> {
         let mut scorers = RowScorers::default();
         if matches!(task.kind, TaskKind::Generate(_)) && task.prompt.is_none() && task.category.is_none() {
             return Ok(Self { task, rows: Vec::new(), items: Items::Conversations, scorers });
         }
-        let rows = rows::read(&task.data, task.limit)?;
+        let rows = RowReader::of(task).read(&task.data, task.limit)?;
         let items = match &task.kind {
             TaskKind::Choice(choice) => Items::Choices(items::choice_items(task, choice, &rows)?),
             TaskKind::Generate(_) if task.prompt.is_none() => Items::Conversations,
@@ -124,13 +138,7 @@ impl<'a> PreparedTask<'a> {
             return Err(Error::user(format!("`chat` is true, and {} has no chat template", subject.info.name))
                 .hint("set `chat: false`, or give a template with --template FILE"));
         }
-        let shots = task.few_shot.as_ref();
-        Ok(PromptForm {
-            chat,
-            examples: shots.map(|shots| shots.form).unwrap_or_default(),
-            separator: task.separator.clone(),
-            between: shots.map_or_else(|| FewShot::SEPARATOR.into(), |shots| shots.separator.clone()),
-        })
+        Ok(form_of(task, chat))
     }
 
     fn run(&self, model: &Model, subjects: &[SuiteSubject], cache: &mut AnswerCache) -> Result<TaskResults> {

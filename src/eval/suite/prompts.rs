@@ -38,7 +38,7 @@ impl PromptForm {
     pub fn write(&self, parts: &PromptParts, tokenizer: &ChatTokenizer) -> Result<String> {
         let system = parts.system.as_deref().filter(|text| !text.is_empty());
         if !self.chat {
-            return Ok(system.unwrap_or_default().to_string() + &self.as_text(parts));
+            return Ok(self.plain(parts));
         }
         let mut messages: Vec<ChatMessage> = system.map(|text| ChatMessage::new("system", text)).into_iter().collect();
         match self.examples {
@@ -52,6 +52,11 @@ impl PromptForm {
             }
         }
         tokenizer.render(&messages, true)
+    }
+
+    /// Writes a prompt as plain text.
+    pub fn plain(&self, parts: &PromptParts) -> String {
+        parts.system.clone().unwrap_or_default() + &self.as_text(parts)
     }
 
     /// Returns examples and question in one text.

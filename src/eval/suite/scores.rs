@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::eval::results::MetricInfo;
-use crate::recipe::suite_file::{AnswerFilter, GenerateTask, Normaliser, RegexFilter};
+use crate::recipe::suite_file::{AnswerFilter, AnswerMap, GenerateTask, Normaliser, RegexFilter};
 use crate::stats::bootstrap::{Bootstrap, Estimate};
 use crate::stats::proportion::Proportion;
 use fancy_regex::Regex;
@@ -37,8 +37,17 @@ impl Extraction {
             (AnswerFilter::Regex(settings), Some(regex)) => found(settings, regex, &text),
             (AnswerFilter::Lowercase, _) => text.to_lowercase(),
             (AnswerFilter::Uppercase, _) => text.to_uppercase(),
+            (AnswerFilter::Map(map), _) => replaced(map, text),
             _ => text.trim().to_string(),
         })
+    }
+}
+
+/// Returns what takes the place of a text.
+fn replaced(map: &AnswerMap, text: String) -> String {
+    match map.texts.iter().find(|(from, _)| *from == text) {
+        Some((_, to)) => to.clone(),
+        None => map.otherwise.clone().unwrap_or(text),
     }
 }
 
@@ -204,6 +213,12 @@ mod tests {
     fn filters_follow_each_other() {
         let filters = vec![AnswerFilter::Regex(RegexFilter::first("is(.*)")), AnswerFilter::Uppercase];
         assert_eq!(Extraction::of(&task(filters)).unwrap().apply("It is so "), "SO");
+        let texts = vec![("yes".to_string(), "1".to_string())];
+        let map = |otherwise: Option<&str>, answer: &str| {
+            let map = AnswerMap { texts: texts.clone(), otherwise: otherwise.map(str::to_string) };
+            Extraction::of(&task(vec![AnswerFilter::Map(map)])).unwrap().apply(answer)
+        };
+        assert_eq!([map(None, "yes"), map(None, "no"), map(Some("0"), "no")], ["1", "no", "0"]);
         let strip = vec![AnswerFilter::Strip, AnswerFilter::Lowercase];
         assert_eq!(Extraction::of(&task(strip)).unwrap().apply(" A \n"), "a");
     }

@@ -1,24 +1,26 @@
 //! Reads what depends on the kind of a task.
 
 use super::scorers::{SCORER_METRICS, is_scorer};
-use super::task::{flip, positive, required};
+use super::task::{any_text, flip, positive, required};
 use super::types::{
-    AnswerFilter, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask, Normaliser,
-    PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
+    AnswerFilter, AnswerMap, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask,
+    Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
 };
 use super::{scorer_keys, template, texts};
 use crate::data::rows::RowTemplate;
 use crate::recipe::mistakes::SourceSpan;
 use crate::recipe::node_reader::NodeReader;
-use crate::recipe::tree::{Node, NodeKind};
+use crate::recipe::tree::{Node, NodeKey, NodeKind};
 use fancy_regex::Regex;
 
 const CHOICE_KEYS: [&str; 6] = ["choices", "answer", "continuation", "by", "shuffle", "metrics"];
 const GENERATE_KEYS: [&str; 7] = ["metrics", "max_new_tokens", "stop", "extract", "normalise", "ignore", "samples"];
 /// Metrics of written answers that are no means over items.
-const JOINT_METRICS: [&str; 6] = ["bleu", "chrf", "chrf++", "macro_f1", "weighted_f1", "mcc"];
+const JOINT_METRICS: [&str; 9] =
+    ["bleu", "chrf", "chrf++", "macro_f1", "weighted_f1", "mcc", "balanced_accuracy", "pearson", "spearman"];
 const SAMPLES_KEYS: [&str; 5] = ["answers", "temperature", "top_p", "seed", "vote"];
 const REGEX_KEYS: [&str; 3] = ["regex", "pick", "otherwise"];
+const MAP_KEYS: [&str; 2] = ["map", "otherwise"];
 const PERPLEXITY_KEYS: [&str; 4] = ["text", "window", "stride", "per"];
 
 /// Returns the names of the metrics that a task of this kind has.
@@ -213,6 +215,7 @@ fn filter(reader: &mut NodeReader, node: &Node) -> Option<AnswerFilter> {
             "strip" => return Some(AnswerFilter::Strip),
             _ => {}
         },
+        NodeKind::Map(_) if node.get("map").is_some() => return answer_map(reader, node).map(AnswerFilter::Map),
         NodeKind::Map(_) => {
             reader.check_keys(node, &REGEX_KEYS, "a filter");
             let pattern = required(reader, node, "regex", "'answer is (.*)'")
@@ -231,6 +234,19 @@ fn filter(reader: &mut NodeReader, node: &Node) -> Option<AnswerFilter> {
     let example = "'answer is (.*)'";
     let pattern = reader.text("extract", node, "a regular expression, lowercase, uppercase or strip", example)?;
     regex(reader, "extract", node.at, pattern).map(|pattern| AnswerFilter::Regex(RegexFilter::first(pattern)))
+}
+
+/// Reads `{ map: { text: another }, otherwise: text }`.
+fn answer_map(reader: &mut NodeReader, node: &Node) -> Option<AnswerMap> {
+    reader.check_keys(node, &MAP_KEYS, "a filter with `map`");
+    let map = node.get("map")?;
+    let NodeKind::Map(entries) = &map.kind else {
+        return reader.expected("map", map, "texts and what takes their place", "{ A: \"yes\", B: \"no\" }");
+    };
+    let entry = |(from, to): &(NodeKey, Node)| Some((from.text.clone(), any_text(reader, "map", to)?));
+    let texts: Option<Vec<_>> = entries.iter().map(entry).collect();
+    let otherwise = node.get("otherwise").map(|n| any_text(reader, "otherwise", n));
+    Some(AnswerMap { texts: texts?, otherwise: flip(otherwise)? })
 }
 
 /// Reads a whole number, which may be negative.

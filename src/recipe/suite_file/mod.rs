@@ -10,8 +10,9 @@ mod task;
 mod types;
 
 pub use types::{
-    AnswerFilter, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, FewShot, FewShotForm, GENERATE_METRICS,
-    GenerateTask, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, SuiteFile, SuiteTask, TaskKind,
+    AnswerFilter, AnswerMap, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, FewShot, FewShotDraw, FewShotForm,
+    GENERATE_METRICS, GenerateTask, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, SuiteFile, SuiteTask,
+    TaskKind,
 };
 
 use super::gate::Gate;

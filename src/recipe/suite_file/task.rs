@@ -3,13 +3,18 @@
 use super::kinds;
 use super::scorers::{TOOL_CALLS, is_scorer};
 use super::template;
-use super::types::{FewShot, FewShotForm, SuiteTask, TaskKind};
+use super::types::{FewShot, FewShotDraw, FewShotForm, SuiteTask, TaskKind};
+use crate::data::rows::RowTemplate;
+use crate::data::source::RowColumns;
 use crate::recipe::node_reader::NodeReader;
-use crate::recipe::tree::{Node, NodeKind};
+use crate::recipe::tree::{Node, NodeKey, NodeKind};
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 18] = [
     "name",
     "data",
+    "rows",
+    "where",
+    "columns",
     "limit",
     "category",
     "prompt",
@@ -24,7 +29,8 @@ const KEYS: [&str; 15] = [
     "perplexity",
     "cloze",
 ];
-const FEW_SHOT_KEYS: [&str; 8] = ["rows", "data", "seed", "draw", "as", "separator", "prompt", "answer"];
+const FEW_SHOT_KEYS: [&str; 10] =
+    ["rows", "data", "examples", "group", "seed", "draw", "as", "separator", "prompt", "answer"];
 
 /// Reads a task; `None` if there is a mistake in it, which is noted.
 pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
@@ -35,6 +41,9 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     let mut optional = |key: &str| node.get(key).map(|n| template(reader, key, n));
     let (category, prompt, answer, system) =
         (optional("category"), optional("prompt"), optional("answer"), optional("system"));
+    let only = optional("where");
+    let rows = node.get("rows").map(|n| rows_path(reader, n));
+    let columns = node.get("columns").map(|n| columns(reader, n));
     let limit = node.get("limit").map(|n| positive(reader, "limit", n));
     let separator = node.get("separator").map(|n| any_text(reader, "separator", n));
     let few_shot = node.get("few_shot").map(|n| few_shot(reader, n));
@@ -47,6 +56,9 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     Some(SuiteTask {
         name: name?,
         data: data?,
+        rows: flip(rows)?.unwrap_or_default(),
+        only: flip(only)?,
+        columns: flip(columns)?.unwrap_or_default(),
         limit: flip(limit)?,
         category: flip(category)?,
         prompt: flip(prompt)?,
@@ -83,7 +95,7 @@ pub(super) fn positive(reader: &mut NodeReader, key: &str, node: &Node) -> Optio
 }
 
 /// Reads a text, which may be empty.
-fn any_text(reader: &mut NodeReader, key: &str, node: &Node) -> Option<String> {
+pub(super) fn any_text(reader: &mut NodeReader, key: &str, node: &Node) -> Option<String> {
     match &node.kind {
         NodeKind::Scalar { text, .. } => Some(text.clone()),
         _ => reader.expected(key, node, "text", "\" \""),
@@ -109,8 +121,21 @@ fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {
         return reader.expected("few_shot", node, "keys and values", "{ rows: 4, data: train.jsonl, seed: 7 }");
     }
     reader.check_keys(node, &FEW_SHOT_KEYS, "`few_shot`");
-    let rows = required(reader, node, "rows", "4").and_then(|n| positive(reader, "rows", n));
+    let examples = node.get("examples").map(|n| examples(reader, n));
+    let rows = match (node.get("rows"), &examples) {
+        (None, Some(examples)) => examples.as_ref().map(Vec::len),
+        _ => required(reader, node, "rows", "4").and_then(|n| positive(reader, "rows", n)),
+    };
     let data = node.get("data").map(|n| reader.path("data", n, "train.jsonl"));
+    if let (Some((key, _)), Some(_)) = (node.entry("data"), node.get("examples")) {
+        reader.wrong::<()>(key.at, "`data` beside `examples`".into(), "leave out one of them");
+    }
+    if let (Some(rows), Some(Some(examples)), Some(n)) = (rows, &examples, node.get("rows"))
+        && rows > examples.len()
+    {
+        let message = format!("`rows`: {rows} examples are wanted, `examples` has {}", examples.len());
+        reader.wrong::<()>(n.at, message, "leave out `rows` for all of them");
+    }
     let seed = node.get("seed").map(|n| reader.whole("seed", n));
     let form = node.get("as").map(|n| {
         reader.choice("as", n, &["text", "turns"], |name| match name {
@@ -119,18 +144,23 @@ fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {
             _ => None,
         })
     });
-    let draw = node.get("draw").map(|n| {
-        reader.choice("draw", n, &["by_row", "lm_eval"], |name| match name {
-            "by_row" => Some(false),
-            "lm_eval" => Some(true),
-            _ => None,
-        })
-    });
+    let names = FewShotDraw::ALL.map(|(name, _)| name);
+    let draw = node.get("draw").map(|n| reader.choice("draw", n, &names, FewShotDraw::named));
     if let (Some((key, _)), None) = (node.entry("draw"), node.get("seed")) {
         reader.wrong::<()>(
             key.at,
             "`draw` without `seed`".into(),
             "e.g. `seed: 1234`, the default of lm-evaluation-harness",
+        );
+    }
+    let group = node.get("group").map(|n| template(reader, "group", n));
+    if let (Some((key, _)), Some(_), Some(Some(FewShotDraw::LmEval | FewShotDraw::LmEvalSpare))) =
+        (node.entry("group"), node.get("draw"), draw)
+    {
+        reader.wrong::<()>(
+            key.at,
+            "`group` beside `draw`".into(),
+            "leave out one of them: lm-evaluation-harness has no groups",
         );
     }
     let separator = node.get("separator").map(|n| any_text(reader, "separator", n));
@@ -140,12 +170,50 @@ fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {
         rows: rows?,
         data: flip(data)?,
         seed: flip(seed)?.map(|seed| seed as u64),
-        as_lm_eval: flip(draw)?.unwrap_or(false),
+        examples: flip(examples)?,
+        group: flip(group)?,
+        draw: flip(draw)?.unwrap_or_default(),
         form: flip(form)?.unwrap_or_default(),
         separator: flip(separator)?.unwrap_or_else(|| FewShot::SEPARATOR.into()),
         prompt: flip(prompt)?,
         answer: flip(answer)?,
     })
+}
+
+/// Reads where in a row of the file the rows are: names of lists, `*` for all values of a map.
+fn rows_path(reader: &mut NodeReader, node: &Node) -> Option<Vec<String>> {
+    let text = reader.text("rows", node, "names", "data.paragraphs.qas")?;
+    let names: Vec<String> = text.split('.').map(str::to_string).collect();
+    match names.iter().any(String::is_empty) {
+        true => reader.wrong(
+            node.at,
+            format!("`rows`: `{text}` is not the way to a list"),
+            "names of lists with points between them, from the outside in: `rows: data.paragraphs.qas`; `*` is all values of a map",
+        ),
+        false => Some(names),
+    }
+}
+
+/// Reads columns that are computed by templates.
+fn columns(reader: &mut NodeReader, node: &Node) -> Option<Vec<(String, RowTemplate)>> {
+    let NodeKind::Map(entries) = &node.kind else {
+        return reader.expected("columns", node, "names and templates", "{ query: \"{{ title }}: {{ text }}\" }");
+    };
+    let column = |(key, node): &(NodeKey, Node)| Some((key.text.clone(), template(reader, &key.text, node)?));
+    let found: Vec<Option<_>> = entries.iter().map(column).collect();
+    found.into_iter().collect()
+}
+
+/// Reads rows that are given in the suite.
+fn examples(reader: &mut NodeReader, node: &Node) -> Option<Vec<RowColumns>> {
+    const EXAMPLE: &str = "[{ question: \"2 + 2?\", answer: \"4\" }]";
+    let rows = reader.list("examples", node, EXAMPLE)?;
+    let row = |row: &Node| match row.to_json() {
+        serde_json::Value::Object(columns) => Some(columns),
+        _ => reader.expected("examples", row, "columns and values", EXAMPLE),
+    };
+    let found: Vec<Option<_>> = rows.iter().map(row).collect();
+    found.into_iter().collect()
 }
 
 /// Returns the kinds that a task names.
@@ -209,7 +277,7 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKin
             }
         }
         "generate" if !has_prompt => unread(
-            &["answer", "separator", "few_shot", "chat", "system"],
+            &["rows", "where", "columns", "answer", "separator", "few_shot", "chat", "system"],
             "add `prompt`; without it, a row is a conversation as in training, and its last answer is the expected one",
         ),
         _ => {}

@@ -2,6 +2,7 @@
 
 use super::scorers::AnswerScorers;
 use crate::data::rows::RowTemplate;
+use crate::data::source::RowColumns;
 use crate::recipe::gate::Gate;
 use std::path::PathBuf;
 
@@ -23,6 +24,12 @@ pub struct SuiteTask {
     pub name: String,
     /// The file of rows.
     pub data: PathBuf,
+    /// The lists inside a row of the file whose items are the rows, from the outside in; empty: the row itself.
+    pub rows: Vec<String>,
+    /// Only rows for which this is true.
+    pub only: Option<RowTemplate>,
+    /// Columns that are computed from those of the file, in order.
+    pub columns: Vec<(String, RowTemplate)>,
     /// Only this many rows, the first ones.
     pub limit: Option<usize>,
     /// The category of a row, for tables by category.
@@ -87,8 +94,12 @@ pub struct FewShot {
     pub data: Option<PathBuf>,
     /// Examples are drawn anew for each row under this seed; `None`: the first ones of the file.
     pub seed: Option<u64>,
-    /// Whether they are drawn as lm-evaluation-harness does, whose draws for a row depend on the rows before it.
-    pub as_lm_eval: bool,
+    /// Rows that are given in the suite, in place of a file.
+    pub examples: Option<Vec<RowColumns>>,
+    /// Examples of a row are those with the same value of this; `None`: all.
+    pub group: Option<RowTemplate>,
+    /// How they are drawn.
+    pub draw: FewShotDraw,
     /// How they are written.
     pub form: FewShotForm,
     /// What stands between two examples in text.
@@ -102,6 +113,29 @@ pub struct FewShot {
 impl FewShot {
     /// The default of `separator`, that of lm-evaluation-harness.
     pub const SEPARATOR: &'static str = "\n\n";
+}
+
+/// How examples are drawn under a seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FewShotDraw {
+    /// Those of a row depend on nothing but the seed and its number.
+    #[default]
+    ByRow,
+    /// As lm-evaluation-harness does, whose draws for a row depend on the rows before it.
+    LmEval,
+    /// The same for its tasks that name no split for examples: one more is drawn than is used.
+    LmEvalSpare,
+}
+
+impl FewShotDraw {
+    /// All by their names.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("by_row", Self::ByRow), ("lm_eval", Self::LmEval), ("lm_eval_spare", Self::LmEvalSpare)];
+
+    /// Returns the one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, found)| found)
+    }
 }
 
 /// How examples are written.
@@ -155,17 +189,29 @@ pub enum ChoiceMetric {
     Brier,
     /// Expected calibration error of the chosen choice's probability, 10 bins of equal width (Guo et al. 2017).
     Calibration,
+    /// Mean probability, among the choices, of the right ones together (MC2 of TruthfulQA, Lin et al. 2022).
+    RightMass,
+    /// F1 of the second choice as the class that is looked for (GLUE: MRPC, QQP).
+    F1,
+    /// Mean of F1 over the numbers of the choices as classes.
+    MacroF1,
+    /// Matthews' correlation of the numbers of the choices as classes (GLUE: CoLA).
+    Matthews,
 }
 
 impl ChoiceMetric {
     /// All metrics by their names; those of lm-evaluation-harness where it has them.
-    pub const ALL: [(&'static str, Self); 6] = [
+    pub const ALL: [(&'static str, Self); 10] = [
         ("acc", Self::Accuracy),
         ("acc_norm", Self::PerCharacter),
         ("acc_bytes", Self::PerByte),
         ("acc_mutual_info", Self::MutualInformation),
         ("brier_score", Self::Brier),
         ("ece", Self::Calibration),
+        ("right_mass", Self::RightMass),
+        ("f1", Self::F1),
+        ("macro_f1", Self::MacroF1),
+        ("mcc", Self::Matthews),
     ];
 
     /// Returns the metric of this name, if there is one.
@@ -180,7 +226,7 @@ impl ChoiceMetric {
 }
 
 /// Metrics that compare written answers with expected ones, by name. `eval::suite` computes them.
-pub const GENERATE_METRICS: [&str; 14] = [
+pub const GENERATE_METRICS: [&str; 17] = [
     "exact_match",
     "f1",
     "rouge1",
@@ -195,6 +241,9 @@ pub const GENERATE_METRICS: [&str; 14] = [
     "macro_f1",
     "weighted_f1",
     "mcc",
+    "balanced_accuracy",
+    "pearson",
+    "spearman",
 ];
 
 /// Answers that the model writes.
@@ -229,6 +278,17 @@ pub enum AnswerFilter {
     Uppercase,
     /// Without whitespace around it.
     Strip,
+    /// Another text for each of some.
+    Map(AnswerMap),
+}
+
+/// Replaces whole answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerMap {
+    /// Answers, and what takes their place.
+    pub texts: Vec<(String, String)>,
+    /// What takes the place of all others; `None`: they stay.
+    pub otherwise: Option<String>,
 }
 
 /// Takes what a regular expression finds.

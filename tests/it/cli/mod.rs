@@ -2,6 +2,7 @@
 
 mod commands;
 mod eval_commands;
+mod eval_import_commands;
 mod eval_report_commands;
 mod eval_scorers;
 mod generate_commands;

@@ -2,7 +2,10 @@
 
 mod likelihoods;
 mod lm_eval;
+mod lm_eval_import;
 mod models;
+mod ready_suites;
 mod running;
 mod scorers;
 mod suite_files;
+mod suite_rows;

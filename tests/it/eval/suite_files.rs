@@ -1,7 +1,7 @@
 //! The file of a suite: what it means, and all its mistakes in one report.
 
 use ft::recipe::suite_file::{
-    AnswerFilter, ChoiceMetric, ChoiceTexts, FewShotForm, Normaliser, PerplexityUnit, TaskKind, parse,
+    AnswerFilter, ChoiceMetric, ChoiceTexts, FewShotDraw, FewShotForm, Normaliser, PerplexityUnit, TaskKind, parse,
 };
 
 #[test]
@@ -64,6 +64,84 @@ gates:
     assert_eq!((perplexity.window, perplexity.stride), (Some(1024), Some(512)));
     assert_eq!(perplexity.per, [PerplexityUnit::Token, PerplexityUnit::Byte]);
     assert_eq!(end.kind, TaskKind::Cloze);
+}
+
+#[test]
+fn a_suite_says_where_rows_are_and_what_columns_they_have() {
+    let text = r#"
+tasks:
+- name: squad
+  data: squad.json
+  rows: data.paragraphs.qas
+  where: "{{ answers | length > 0 }}"
+  columns: { first: "{{ answers[0].text }}", loud: "{{ first | upper }}" }
+  prompt: "{{ context }}"
+  answer: "{{ first }}"
+  few_shot:
+    examples: [{ context: "a: b", first: 1 }, { context: c, answers: [{ text: d }] }]
+    group: "{{ context[0] }}"
+  generate: { extract: [{ map: { A: "yes", "1": b }, otherwise: none }], metrics: [spearman, balanced_accuracy] }
+- name: mc2
+  data: rows.jsonl
+  prompt: "{{ q }}"
+  few_shot: { rows: 2, data: train.jsonl, seed: 1234, draw: lm_eval_spare }
+  choice: { choices: "{{ c }}", answer: "{{ l }}", metrics: [right_mass, f1, macro_f1, mcc] }
+"#;
+    let suite = parse("suite.yaml", text).unwrap();
+    let squad = &suite.tasks[0];
+    assert_eq!(squad.rows, ["data", "paragraphs", "qas"]);
+    assert_eq!(squad.columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["first", "loud"]);
+    assert!(squad.only.is_some());
+    let shots = squad.few_shot.as_ref().unwrap();
+    assert_eq!((shots.rows, shots.examples.as_ref().unwrap()[0]["first"].as_i64()), (2, Some(1)));
+    let TaskKind::Generate(generate) = &squad.kind else { panic!("generate") };
+    let [AnswerFilter::Map(map)] = &generate.extract[..] else { panic!("a map") };
+    assert_eq!((map.texts[1].clone(), map.otherwise.as_deref()), (("1".into(), "b".into()), Some("none")));
+    assert_eq!(suite.tasks[1].few_shot.as_ref().unwrap().draw, FewShotDraw::LmEvalSpare);
+}
+
+#[test]
+fn mistakes_about_rows_and_examples_are_reported_with_their_places() {
+    let text = r#"tasks:
+- name: a
+  data: rows.json
+  rows: data..qas
+  where: "{{ a"
+  columns: [a]
+  prompt: "{{ q }}"
+  answer: "{{ a }}"
+  few_shot: { examples: [], data: train.jsonl }
+  generate: { extract: { map: [a] } }
+- name: b
+  data: rows.json
+  columns: { x: "{{ y" }
+  prompt: "{{ q }}"
+  answer: "{{ a }}"
+  few_shot: { rows: 3, examples: [{ q: 1 }, 7], seed: 1, draw: lm_eval, group: "{{ q }}" }
+  generate: { extract: { map: { a: [b] }, pick: 1 } }
+- { name: c, data: rows.jsonl, rows: data, where: "{{ a }}", columns: { a: b }, generate: { metrics: f1 } }
+- { name: d, data: a.jsonl, prompt: a, answer: b, few_shot: { rows: 2, examples: [{ q: 1 }] }, generate: }
+"#;
+    let told = parse("suite.yaml", text).unwrap_err().to_string();
+    for part in [
+        "suite.yaml:4:9: `rows`: `data..qas` is not the way to a list",
+        "suite.yaml:5:10: `where`: ",
+        "suite.yaml:6:12: `columns`: expected names and templates",
+        "`examples` is empty",
+        "`data` beside `examples`",
+        "suite.yaml:10:31: `map`: expected texts and what takes their place",
+        "suite.yaml:13:17: `x`: ",
+        "`examples`: expected columns and values, found `7`",
+        "`group` beside `draw`",
+        "suite.yaml:17:36: `map`: expected text",
+        "unknown key `pick`",
+        "`rows` beside `generate`",
+        "`where` beside `generate`",
+        "`columns` beside `generate`",
+        "`rows`: 2 examples are wanted, `examples` has 1",
+    ] {
+        assert!(told.contains(part), "{part}\n\n{told}");
+    }
 }
 
 #[test]
