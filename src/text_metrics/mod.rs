@@ -2,7 +2,7 @@
 //!
 //! `words`: how texts become words, and counts of their n-grams. `rouge`, `bleu`, `chrf`: the three families of overlap,
 //! as `rouge-score` and `sacrebleu` compute them. `question_answering`: SQuAD's exact match and F1. `edit_distance`: changes
-//! of characters. `numbers`: the number that an answer says. `instructions` (a folder): instructions whose observance a program can
+//! of characters. `sentiment`, `word_list`, `refusal`: what a text is searched for. `numbers`: the number that an answer says. `instructions` (a folder): instructions whose observance a program can
 //! verify. `json_answer`, `tool_calls`: answers that are JSON, calls of tools.
 
 pub mod bleu;
@@ -12,6 +12,9 @@ pub mod instructions;
 pub mod json_answer;
 pub mod numbers;
 pub mod question_answering;
+pub mod refusal;
 pub mod rouge;
+pub mod sentiment;
 pub mod tool_calls;
+pub mod word_list;
 pub mod words;
