@@ -2,6 +2,7 @@
 
 use super::cache::AnswerCache;
 use super::choices::mean_of;
+use super::content::ContentScorer;
 use super::items::AskedItem;
 use super::prompts::PromptForm;
 use super::rows::{TaskRow, at};
@@ -42,7 +43,7 @@ pub fn written_metrics(generate: &GenerateTask) -> Vec<MetricInfo> {
     let info = |name: &String| match AnswerMetric::named(name) {
         Some(metric) if !metric.is_mean() => joint_metric(name, metric.higher_is_better()),
         Some(metric) => mean_metric(name, metric.higher_is_better()),
-        None => mean_metric(name, true),
+        None => ContentScorer::metric(name).unwrap_or_else(|| mean_metric(name, true)),
     };
     generate.metrics.iter().map(info).collect()
 }
@@ -144,12 +145,13 @@ pub fn run_generate(
     }
     let ids: Vec<Vec<Vec<u32>>> = prompts.iter().map(|prompts| prompts.ids.clone()).collect();
     let found = written::answer(model, subjects, &ids, &settings, answers, cache, &task.name)?;
-    prompts.iter().zip(found).map(|(prompts, found)| scored(generate, &prompts.expected, found)).collect()
+    prompts.iter().zip(found).map(|(prompts, found)| scored(generate, prompts, found)).collect()
 }
 
 /// Extracts the answers of one subject and scores them.
-fn scored(generate: &GenerateTask, expected: &[Vec<String>], found: Vec<WrittenAnswers>) -> Result<SubjectResults> {
+fn scored(generate: &GenerateTask, prompts: &EncodedPrompts, found: Vec<WrittenAnswers>) -> Result<SubjectResults> {
     let (extraction, exact) = (Extraction::of(generate)?, ExactMatch::of(generate)?);
+    let (expected, content) = (prompts.expected.as_slice(), ContentScorer::open(generate)?);
     let votes = generate.samples.as_ref().is_some_and(|samples| samples.vote);
     // The texts of each item that are scored: all samples, or one.
     let texts: Vec<Vec<String>> = found
@@ -176,7 +178,13 @@ fn scored(generate: &GenerateTask, expected: &[Vec<String>], found: Vec<WrittenA
                 };
                 texts.iter().zip(expected).flat_map(of_item).collect()
             }
-            None => return Err(Error::bug(format!("no metric `{name}`"))),
+            None => {
+                let of_item = |(texts, prompt): (&Vec<String>, &String)| {
+                    texts.iter().map(|text| content.score(name, text, prompt)).collect::<Vec<_>>()
+                };
+                let each = texts.iter().zip(&prompts.texts).flat_map(of_item).collect::<Result<Option<Vec<f64>>>>()?;
+                each.ok_or_else(|| Error::bug(format!("no metric `{name}`")))?
+            }
             Some(metric) => match metric.scores(&flat) {
                 Some(each) => each,
                 None => {

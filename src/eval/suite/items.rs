@@ -46,20 +46,22 @@ pub struct ChoicePrompts {
 
 /// Makes the questions of a task whose answers are written.
 pub fn asked_items(task: &SuiteTask, rows: &[TaskRow]) -> Result<Vec<AskedItem>> {
-    let (Some(prompt), Some(answer)) = (&task.prompt, &task.answer) else {
-        return Err(Error::bug("a task without prompt or answer"));
-    };
+    let Some(prompt) = &task.prompt else { return Err(Error::bug("a task without prompt")) };
+    let own_answer = task.answer.as_ref();
     let example = |row: &TaskRow| {
         let shots = task.few_shot.as_ref();
         let prompt = shots.and_then(|shots| shots.prompt.as_ref()).unwrap_or(prompt);
-        let answer = shots.and_then(|shots| shots.answer.as_ref()).unwrap_or(answer);
+        let answer = shots.and_then(|shots| shots.answer.as_ref()).or(own_answer);
+        let answer = answer.ok_or_else(|| Error::user("examples need `answer`, in the task or in `few_shot`"))?;
         Ok((prompt.render(&row.columns)?, first(texts(&answer.value(&row.columns)?)?)?))
     };
     let examples = Examples::open(task, rows, &example)?;
     let item = |(i, row): (usize, &TaskRow)| {
         let made = || {
-            let expected = texts(&answer.value(&row.columns)?)?;
-            first(expected.clone())?;
+            let expected = own_answer.map_or(Ok(Vec::new()), |answer| texts(&answer.value(&row.columns)?))?;
+            if own_answer.is_some() {
+                first(expected.clone())?;
+            }
             let prompt = PromptParts {
                 system: system(task, &row.columns)?,
                 examples: examples.of(i)?,

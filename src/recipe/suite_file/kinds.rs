@@ -1,5 +1,7 @@
 //! Reads what depends on the kind of a task.
 
+use super::probe_types::{CONTENT_METRICS, ExposureTask, MembershipTask, PairsTask};
+use super::probes;
 use super::task::{flip, positive, required};
 use super::types::{
     AnswerFilter, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask, Normaliser,
@@ -34,6 +36,13 @@ pub(super) fn metric_names(kind: &TaskKind) -> Vec<String> {
             perplexity.per.iter().flat_map(names).map(str::to_string).collect()
         }
         TaskKind::Cloze => ["acc", "perplexity"].map(str::to_string).to_vec(),
+        TaskKind::Pairs(pairs) => {
+            let decides = |name: &&str| !PairsTask::NEUTRAL.iter().any(|(neutral, _)| neutral == name);
+            pairs.metrics().filter(decides).map(str::to_string).collect()
+        }
+        TaskKind::Extraction(_) => ["extracted", "token_perplexity"].map(str::to_string).to_vec(),
+        TaskKind::Membership(_) => MembershipTask::METRICS.map(str::to_string).to_vec(),
+        TaskKind::Exposure(_) => ExposureTask::METRICS.map(str::to_string).to_vec(),
     }
 }
 
@@ -115,7 +124,7 @@ fn names_of<T>(
 }
 
 /// Returns the names in a list, or the one name.
-fn names_in(node: &Node) -> impl Iterator<Item = &str> {
+pub(super) fn names_in(node: &Node) -> impl Iterator<Item = &str> {
     let items = match &node.kind {
         NodeKind::List(items) => items.as_slice(),
         _ => std::slice::from_ref(node),
@@ -129,10 +138,17 @@ fn names_in(node: &Node) -> impl Iterator<Item = &str> {
 pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateTask> {
     let empty = Node::map(node.at);
     let node = if node.is_null() { &empty } else { node };
-    reader.check_keys(node, &GENERATE_KEYS, "`generate`");
+    reader.check_keys(node, &[&GENERATE_KEYS[..], &probes::CONTENT_KEYS].concat(), "`generate`");
     let NodeKind::Map(_) = node.kind else { return None };
-    let known = |name: &str| GENERATE_METRICS.contains(&name).then(|| name.to_string());
-    let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &GENERATE_METRICS, known));
+    let all = [&GENERATE_METRICS[..], &CONTENT_METRICS].concat();
+    let known = |name: &str| all.contains(&name).then(|| name.to_string());
+    let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &all, known));
+    let content = match &metrics {
+        // Which settings are read depends on the metrics.
+        Some(None) => None,
+        Some(Some(metrics)) => probes::content(reader, node, metrics),
+        None => probes::content(reader, node, &[]),
+    };
     let max_new_tokens = node.get("max_new_tokens").map(|n| positive(reader, "max_new_tokens", n));
     let stop = node.get("stop").map(|n| stop(reader, n));
     let extract = node.get("extract").map(|n| filters(reader, n));
@@ -150,6 +166,7 @@ pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateT
         reader.wrong::<()>(metrics.at, why, "set `vote: true` in `samples`, so that one answer is scored");
     }
     Some(GenerateTask {
+        content: content?,
         metrics: flip(metrics)?.unwrap_or_else(|| vec!["exact_match".into()]),
         max_new_tokens: flip(max_new_tokens)?,
         stop: flip(stop)?,

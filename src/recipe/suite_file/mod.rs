@@ -1,12 +1,17 @@
 //! Reads the file of an evaluation suite into plain types. All mistakes are reported together, with their places.
 //!
-//! `types` has what a suite is, `task` reads one task, `kinds` what depends on its kind. Templates are compiled here, so that a
+//! `types` has what a suite is, `task` reads one task, `kinds` and `probes` what depends on its kind. Templates are compiled here, so that a
 //! mistake in one has a place. `ft eval` runs suites (`eval::suite`).
 
 mod kinds;
+mod probe_types;
+mod probes;
 mod task;
 mod types;
 
+pub use probe_types::{
+    CONTENT_METRICS, ContentSettings, ExposureTask, ExtractionTask, MembershipTask, PairsTask, SwappedTerms,
+};
 pub use types::{
     AnswerFilter, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, FewShot, FewShotForm, GENERATE_METRICS,
     GenerateTask, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, SuiteFile, SuiteTask, TaskKind,

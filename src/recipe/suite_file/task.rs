@@ -1,12 +1,14 @@
 //! Reads one task.
 
 use super::kinds;
+use super::probe_types::CONTENT_METRICS;
+use super::probes;
 use super::template;
 use super::types::{FewShot, FewShotForm, SuiteTask, TaskKind};
 use crate::recipe::node_reader::NodeReader;
 use crate::recipe::tree::{Node, NodeKind};
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 23] = [
     "name",
     "data",
     "limit",
@@ -22,6 +24,14 @@ const KEYS: [&str; 15] = [
     "generate",
     "perplexity",
     "cloze",
+    "pairs",
+    "extraction",
+    "membership",
+    "exposure",
+    "group",
+    "swap",
+    "positive",
+    "forgetting",
 ];
 const FEW_SHOT_KEYS: [&str; 8] = ["rows", "data", "seed", "draw", "as", "separator", "prompt", "answer"];
 
@@ -34,6 +44,10 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     let mut optional = |key: &str| node.get(key).map(|n| template(reader, key, n));
     let (category, prompt, answer, system) =
         (optional("category"), optional("prompt"), optional("answer"), optional("system"));
+    let group = optional("group");
+    let swap = node.get("swap").map(|n| probes::swap(reader, n));
+    let favourable = node.get("positive").map(|n| reader.text("positive", n, "an answer", "yes"));
+    let forgetting = node.get("forgetting").map(|n| reader.truth("forgetting", n));
     let limit = node.get("limit").map(|n| positive(reader, "limit", n));
     let separator = node.get("separator").map(|n| any_text(reader, "separator", n));
     let few_shot = node.get("few_shot").map(|n| few_shot(reader, n));
@@ -48,6 +62,10 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
         data: data?,
         limit: flip(limit)?,
         category: flip(category)?,
+        group: flip(group)?,
+        swap: flip(swap)?,
+        positive: flip(favourable)?,
+        forgetting: flip(forgetting)?.unwrap_or(false),
         prompt: flip(prompt)?,
         answer: flip(answer)?,
         separator: flip(separator)?.unwrap_or_else(|| SuiteTask::SEPARATOR.into()),
@@ -162,6 +180,10 @@ fn kind(reader: &mut NodeReader, node: &Node) -> Option<TaskKind> {
                 "choice" => kinds::choice(reader, inner).map(TaskKind::Choice),
                 "generate" => kinds::generate(reader, inner).map(TaskKind::Generate),
                 "perplexity" => kinds::perplexity(reader, inner).map(TaskKind::Perplexity),
+                "pairs" => probes::pairs(reader, inner).map(TaskKind::Pairs),
+                "extraction" => probes::extraction(reader, inner).map(TaskKind::Extraction),
+                "membership" => probes::membership(reader, inner).map(TaskKind::Membership),
+                "exposure" => probes::exposure(reader, inner).map(TaskKind::Exposure),
                 _ => kinds::cloze(reader, inner).map(|()| TaskKind::Cloze),
             }
         }
@@ -195,12 +217,23 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str) {
         }
     };
     let has_prompt = node.get("prompt").is_some();
+    match kind {
+        "membership" => unread(&["category", "group", "swap"], "leave it out: the rows are those of two files"),
+        "extraction" => unread(&["category", "group", "swap"], "leave it out: rows that are too short are left out"),
+        "pairs" => unread(&["group", "positive"], "leave it out: each item has the texts of both groups"),
+        "generate" if !has_prompt => unread(&["swap", "group"], "add `prompt`, in which the terms or columns are"),
+        _ => {}
+    }
+    if !matches!(kind, "generate" | "choice") {
+        unread(&["positive"], "leave it out: only answers that are chosen or written can be favourable");
+    }
     let choices_are_prompts = node.get("choice").is_some_and(|choice| choice.get("continuation").is_some());
     match kind {
-        "perplexity" => unread(
+        "perplexity" | "pairs" | "extraction" | "membership" => unread(
             &["prompt", "answer", "separator", "few_shot", "chat", "system"],
-            "leave it out: the text of a row is evaluated as it is, `perplexity: { text: \"{{ page }}\" }`",
+            "leave it out: the text of a row is evaluated as it is, e.g. `perplexity: { text: \"{{ page }}\" }`",
         ),
+        "exposure" => unread(&["few_shot"], "leave it out: canaries are asked as they were trained on"),
         "choice" => {
             unread(&["answer"], "write it under `choice`");
             if choices_are_prompts {
@@ -213,10 +246,29 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str) {
         ),
         _ => {}
     }
-    if kind == "cloze" || (kind == "choice" && !choices_are_prompts) {
+    let positive_alone = node.get("positive").is_some() && node.get("group").is_none() && node.get("swap").is_none();
+    if let (Some((key, _)), true) = (node.entry("positive"), positive_alone) {
+        let hint = "add `group: \"{{ column }}\"`: it says which answer is favourable where groups are compared";
+        reader.wrong::<()>(key.at, "`positive` without groups".into(), hint);
+    }
+    let few_shot_of_task = node.get("few_shot").is_some_and(|few_shot| few_shot.get("data").is_none());
+    if let (Some((key, _)), true) = (node.entry("swap"), few_shot_of_task) {
+        let hint = "name a file in few_shot.data: the rows of the task differ in the terms only";
+        reader.wrong::<()>(key.at, "`swap` beside `few_shot` from the same rows".into(), hint);
+    }
+    if kind == "cloze" || kind == "exposure" || (kind == "choice" && !choices_are_prompts) {
         required(reader, node, "prompt", "\"{{ question }}\"");
     }
-    if kind == "cloze" || (kind == "generate" && has_prompt) {
+    if kind == "cloze" || kind == "exposure" || (kind == "generate" && has_prompt && !needs_no_answer(node)) {
         required(reader, node, "answer", "\"{{ answer }}\"");
     }
+}
+
+/// Returns true if all metrics of a task of written answers do without an expected one.
+fn needs_no_answer(node: &Node) -> bool {
+    let metrics = node.get("generate").and_then(|generate| generate.get("metrics"));
+    metrics.is_some_and(|metrics| {
+        kinds::names_in(metrics).next().is_some()
+            && kinds::names_in(metrics).all(|name| CONTENT_METRICS.contains(&name))
+    })
 }

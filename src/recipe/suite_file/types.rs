@@ -1,5 +1,6 @@
 //! What a suite is: its tasks, and how each is asked and scored.
 
+use super::probe_types::{ContentSettings, ExposureTask, ExtractionTask, MembershipTask, PairsTask, SwappedTerms};
 use crate::data::rows::RowTemplate;
 use crate::recipe::gate::Gate;
 use std::path::PathBuf;
@@ -26,6 +27,14 @@ pub struct SuiteTask {
     pub limit: Option<usize>,
     /// The category of a row, for tables by category.
     pub category: Option<RowTemplate>,
+    /// The group of a row, for what groups get.
+    pub group: Option<RowTemplate>,
+    /// Terms that take each other's place: each row is asked once for each.
+    pub swap: Option<SwappedTerms>,
+    /// The favourable answer, for what groups get.
+    pub positive: Option<String>,
+    /// Whether it measures what the model could do before it was tuned.
+    pub forgetting: bool,
     /// The text that is asked; `None`: the row is a conversation (kind `generate`), or the kind needs none.
     pub prompt: Option<RowTemplate>,
     /// The expected answer, or a list of several that are right. Kind `choice` has its own.
@@ -60,11 +69,20 @@ pub enum TaskKind {
     Perplexity(PerplexityTask),
     /// How likely the model finds the one right continuation, and whether it would write it (LAMBADA).
     Cloze,
+    /// Which of two texts the model finds more likely, and by how much.
+    Pairs(PairsTask),
+    /// Whether the model continues training rows word for word.
+    Extraction(ExtractionTask),
+    /// Whether the loss tells rows that were trained on from others.
+    Membership(MembershipTask),
+    /// How far canaries were memorised.
+    Exposure(ExposureTask),
 }
 
 impl TaskKind {
     /// The names in files.
-    pub const NAMES: [&'static str; 4] = ["choice", "generate", "perplexity", "cloze"];
+    pub const NAMES: [&'static str; 8] =
+        ["choice", "generate", "perplexity", "cloze", "pairs", "extraction", "membership", "exposure"];
 
     /// Returns the name in files.
     pub fn name(&self) -> &'static str {
@@ -73,6 +91,10 @@ impl TaskKind {
             Self::Generate(_) => "generate",
             Self::Perplexity(_) => "perplexity",
             Self::Cloze => "cloze",
+            Self::Pairs(_) => "pairs",
+            Self::Extraction(_) => "extraction",
+            Self::Membership(_) => "membership",
+            Self::Exposure(_) => "exposure",
         }
     }
 }
@@ -199,8 +221,10 @@ pub const GENERATE_METRICS: [&str; 14] = [
 /// Answers that the model writes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateTask {
-    /// Names out of [`GENERATE_METRICS`].
+    /// Names out of [`GENERATE_METRICS`] and [`super::CONTENT_METRICS`].
     pub metrics: Vec<String>,
+    /// What answers are searched for.
+    pub content: ContentSettings,
     /// Most tokens of an answer; `None`: 256, or for conversations the longest expected answer and 16 more.
     pub max_new_tokens: Option<usize>,
     /// Texts that end an answer; `None`: the separator of examples in plain text, none in a chat.

@@ -3,5 +3,6 @@
 mod likelihoods;
 mod lm_eval;
 mod models;
+mod probes;
 mod running;
 mod suite_files;
