@@ -1,6 +1,7 @@
 //! `ft data`: inspects, converts, splits and scrubs data files before training, and manages the token cache.
 
 mod cache;
+mod canaries;
 mod convert;
 mod inspect;
 pub mod scrub;
@@ -27,6 +28,8 @@ enum DataCommand {
     Split(split::SplitArgs),
     /// Replace personal data in the texts of rows with pseudonyms.
     Scrub(scrub::ScrubArgs),
+    /// Put canaries among training rows, to measure what a model memorises (docs/responsible-use.md).
+    Canaries(canaries::CanariesArgs),
     /// Show the cache of token ids, and remove unused entries.
     Cache(cache::CacheArgs),
 }
@@ -73,6 +76,7 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataCommand::Convert(args) => convert::run(args),
         DataCommand::Split(args) => split::run(args),
         DataCommand::Scrub(args) => scrub::run(args),
+        DataCommand::Canaries(args) => canaries::run(&args),
         DataCommand::Cache(args) => cache::run(args),
     }
 }

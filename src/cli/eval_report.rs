@@ -64,6 +64,8 @@ pub fn run(args: &EvalReportArgs) -> Result<()> {
             "subjects": found.results.subjects,
             "comparison": found.comparison,
             "gates": found.gates,
+            "forgetting": found.forgetting,
+            "groups": found.groups,
             "rules": found.results.tasks.iter().zip(&found.rules).map(|(task, rules)| json!({ "task": task.name, "rules": rules })).collect::<Vec<_>>(),
             "page": out.join(PAGE),
             "markdown": out.join(MARKDOWN),

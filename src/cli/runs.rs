@@ -1,5 +1,7 @@
 //! `ft runs`: lists, shows and compares run folders, and writes their report pages and model cards.
 
+mod evaluations;
+
 use super::shared::suite;
 use clap::Subcommand;
 use console::style;
@@ -47,6 +49,9 @@ pub enum RunsCommand {
         #[arg(long)]
         json: bool,
     },
+    Compare(evaluations::CompareArgs),
+    Seeds(evaluations::SeedsArgs),
+    History(evaluations::HistoryArgs),
     /// Write a run's report page (report.html) again
     Report {
         /// The run folder
@@ -71,6 +76,9 @@ pub fn run(verb: RunsCommand) -> Result<()> {
         RunsCommand::List { folder, json } => list(&folder, json),
         RunsCommand::Show { run, json } => show(&run, json),
         RunsCommand::Diff { a, b, json } => compare(&a, &b, json),
+        RunsCommand::Compare(args) => evaluations::compare(&args),
+        RunsCommand::Seeds(args) => evaluations::seeds(&args),
+        RunsCommand::History(args) => evaluations::history(&args),
         RunsCommand::Report { run, out } => {
             let out = out.unwrap_or_else(|| run.join(ft::runs::page::FILE));
             ft::runs::page::write_to(&RunFolder::open(&run)?, &out)?;

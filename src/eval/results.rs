@@ -11,6 +11,9 @@ pub struct SuiteResults {
     pub suite: String,
     /// What reports call the suite.
     pub title: Option<String>,
+    /// When the evaluation ended (RFC 3339); `None` in files of versions that did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated: Option<String>,
     /// The models. The first is the baseline if there are several.
     pub subjects: Vec<Subject>,
     /// The tasks, in the suite's order.
@@ -18,6 +21,13 @@ pub struct SuiteResults {
 }
 
 impl SuiteResults {
+    /// Removes all models but the last.
+    pub fn keep_last(&mut self) {
+        let last = self.subjects.len().saturating_sub(1);
+        self.subjects.drain(..last);
+        self.tasks.iter_mut().for_each(|task| drop(task.results.drain(..last.min(task.results.len()))));
+    }
+
     /// Adds the results of other models on the same suite.
     pub fn joined(mut self, others: Self) -> Self {
         self.subjects.extend(others.subjects);
@@ -44,8 +54,14 @@ pub struct Subject {
 pub struct TaskResults {
     /// The task's name.
     pub name: String,
-    /// `choice`, `generate`, `perplexity` or `cloze`.
+    /// Name of the kind in files, such as `choice`.
     pub kind: String,
+    /// Whether it measures what the models could do before they were tuned (`forgetting: true`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgetting: bool,
+    /// The answer that counts as the favourable one, where groups are compared by the answers that they get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positive: Option<String>,
     /// Name of the metric that comparisons use.
     pub main_metric: String,
     /// The metrics.
@@ -67,6 +83,10 @@ pub struct MetricInfo {
     pub higher_is_better: bool,
     /// Whether the estimate is the mean of a score of each item (`ItemAnswer::scores`), so that paired tests apply.
     pub is_mean: bool,
+    /// The value of a model without a preference, if the metric is better the closer it is to this one; then neither larger nor
+    /// smaller values are better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neutral: Option<f64>,
 }
 
 /// One item of a task: what was asked, and what is right.
@@ -80,6 +100,9 @@ pub struct ItemInfo {
     pub expected: Vec<String>,
     /// The category, if the task has one.
     pub category: Option<String>,
+    /// The group, if the task compares groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// The choices (kind `choice`).
     pub choices: Vec<String>,
 }

@@ -16,3 +16,14 @@ mod scrubber;
 pub use kind::PersonalDataKind;
 pub use names::NameList;
 pub use scrubber::{FindingCounts, ScrubReport, Scrubber};
+
+use crate::error::{Error, Result};
+
+/// Returns the personal data of these kinds that is in a text, as kind and value; all spellings of a value are equal.
+///
+/// Errors: a pattern gives up on the text.
+pub fn personal_data(text: &str, kinds: &[PersonalDataKind]) -> Result<Vec<(PersonalDataKind, String)>> {
+    let found = find::find(text, kinds, &NameList::default())
+        .map_err(|e| Error::user(format!("a text cannot be searched for personal data: {e}")))?;
+    Ok(found.into_iter().map(|finding| (finding.kind, finding.value)).collect())
+}

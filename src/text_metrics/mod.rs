@@ -4,7 +4,7 @@
 //! as `rouge-score` and `sacrebleu` compute them. `question_answering`: SQuAD's exact match and F1. `edit_distance`: changes
 //! of characters. `numbers`: the number that an answer says. `instructions` (a folder): instructions whose observance a program can
 //! verify. `json_answer`, `tool_calls`: answers that are JSON, calls of tools. `agreement`: of several answers to one question.
-//! `support`: what of an answer stands in a given context.
+//! `support`: what of an answer stands in a given context. `sentiment`, `word_list`, `refusal`: what a text is searched for.
 
 pub mod agreement;
 pub mod bleu;
@@ -14,7 +14,10 @@ pub mod instructions;
 pub mod json_answer;
 pub mod numbers;
 pub mod question_answering;
+pub mod refusal;
 pub mod rouge;
+pub mod sentiment;
 pub mod support;
 pub mod tool_calls;
+pub mod word_list;
 pub mod words;

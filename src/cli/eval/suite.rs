@@ -34,7 +34,8 @@ pub fn run(args: &EvalArgs, path: &Path) -> Result<()> {
     }
     let adapted = args.model.open_adapted(&args.template, &args.quantize)?;
     let subjects = subjects(args, &adapted)?;
-    let results = run_suite(&adapted.model, (&suite, &path.display().to_string()), &subjects, &mut cache)?;
+    let mut results = run_suite(&adapted.model, (&suite, &path.display().to_string()), &subjects, &mut cache)?;
+    results.evaluated = Some(ft::runs::facts::now());
     if let Some(out) = &args.out {
         write_results(out, &results)?;
     }

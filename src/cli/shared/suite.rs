@@ -69,7 +69,8 @@ pub fn evaluate_run(plan: &Plan, suite: &SuiteFile) -> Result<EvaluationReport> 
             None => found,
         });
     }
-    let results = results.ok_or_else(|| Error::bug("a run without a result"))?;
+    let mut results = results.ok_or_else(|| Error::bug("a run without a result"))?;
+    results.evaluated = Some(ft::runs::facts::now());
     write_results(&folder, &results)?;
     concluded(results, &suite.gates, Some(&folder))
 }
@@ -156,13 +157,15 @@ pub fn as_json(found: &EvaluationReport) -> Value {
         "verdicts": found.verdicts(),
         "comparison": found.comparison,
         "gates": found.gates,
+        "forgetting": found.forgetting,
+        "groups": found.groups,
     })
 }
 
 /// Returns the numbers for a terminal, and what they say if several models were asked or the suite has gates.
 pub fn summary(found: &EvaluationReport) -> String {
     let numbers = report::table(&table(&found.results));
-    match found.results.subjects.len() > 1 || !found.gates.is_empty() {
+    match found.results.subjects.len() > 1 || !found.gates.is_empty() || !found.groups.is_empty() {
         true => format!("{numbers}\n\n{}", report::for_stdout(&found.summary())),
         false => numbers,
     }

@@ -13,6 +13,7 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
         prompt: format!("question {i}"),
         expected: vec!["yes".into()],
         category: (i % 4 < 3).then(|| ["a", "b", "c"][i % 4].to_string()),
+        group: None,
         choices: Vec::new(),
     };
     let answer = |score: &f64| ItemAnswer {
@@ -36,6 +37,8 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
     TaskResults {
         name: name.into(),
         kind: "generate".into(),
+        forgetting: false,
+        positive: None,
         main_metric: metric.name.clone(),
         metrics: vec![metric.clone()],
         data: "data.jsonl".into(),
@@ -46,7 +49,7 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
 
 /// Makes the metric of this name; smaller values of a loss are better.
 pub fn metric(name: &str) -> MetricInfo {
-    MetricInfo { name: name.into(), higher_is_better: name != "loss", is_mean: true }
+    MetricInfo { name: name.into(), higher_is_better: name != "loss", is_mean: true, neutral: None }
 }
 
 /// Makes results of models `base`, `tuned` and so on.
@@ -56,6 +59,7 @@ pub fn results(tasks: Vec<TaskResults>) -> SuiteResults {
     SuiteResults {
         suite: "suite.yaml".into(),
         title: None,
+        evaluated: None,
         subjects: names[..tasks[0].results.len()].iter().map(subject).collect(),
         tasks,
     }
@@ -123,7 +127,7 @@ fn categories_have_their_items_and_small_ones_no_interval() {
 
 #[test]
 fn a_metric_that_is_no_mean_is_compared_but_not_tested() {
-    let bleu = MetricInfo { name: "bleu".into(), higher_is_better: true, is_mean: false };
+    let bleu = MetricInfo { name: "bleu".into(), higher_is_better: true, is_mean: false, neutral: None };
     let found = Comparison::of(&results(vec![task("t", bleu, &[right(10), right(30)])])).unwrap();
     let subject = &found.tasks[0].subjects[0];
     assert_eq!((subject.verdict, subject.difference, subject.test), (Verdict::NotTested, Some(0.5), None));
@@ -132,7 +136,7 @@ fn a_metric_that_is_no_mean_is_compared_but_not_tested() {
 
 /// A task of texts with these log-likelihoods of each model, of 10 words each, and one token for each in `tokens`.
 fn texts(name: &str, log_likelihoods: &[Vec<f64>], tokens: &[f64]) -> TaskResults {
-    let metric = MetricInfo { name: name.into(), higher_is_better: false, is_mean: false };
+    let metric = MetricInfo { name: name.into(), higher_is_better: false, is_mean: false, neutral: None };
     let mut made = task("wiki", metric, log_likelihoods);
     made.kind = "perplexity".into();
     for ((result, log_likelihoods), tokens) in made.results.iter_mut().zip(log_likelihoods).zip(tokens) {

@@ -70,7 +70,7 @@ mod tests {
 
     fn asked(right: &str) -> ItemInfo {
         let choices = ["a", "b", "c"].map(String::from).to_vec();
-        ItemInfo { line: 1, prompt: "?".into(), expected: vec![right.into()], category: None, choices }
+        ItemInfo { line: 1, prompt: "?".into(), expected: vec![right.into()], category: None, group: None, choices }
     }
 
     fn answered(p: [f64; 3]) -> ItemAnswer {

@@ -18,8 +18,11 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// Returns the classes of a task; `None` if items have several expected answers, or too few share one.
+    /// Returns the classes of a task; `None` if items have several expected answers, too few share one, or nothing is answered.
     pub fn of(task: &TaskResults) -> Option<Self> {
+        if !matches!(task.kind.as_str(), "choice" | "generate" | "cloze") {
+            return None;
+        }
         let mut names: Vec<(String, usize)> = Vec::new();
         for item in &task.items {
             let [answer] = &item.expected[..] else { return None };

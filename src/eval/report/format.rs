@@ -15,14 +15,19 @@ pub enum NumberFormat {
 }
 
 impl NumberFormat {
-    /// Returns the format of a metric: that of a share if larger values are better and every score of an item, or every value if items
-    /// have no scores, is between 0 and 1.
+    /// Returns the format of a metric: that of a share if every score of an item, or every value if items have no scores, is between 0 and 1,
+    /// and larger values are better or every score is 0 or 1.
     pub fn of(task: &TaskResults, metric: &MetricInfo) -> Self {
         let scores = task.results.iter().flat_map(|r| r.answers.iter().filter_map(|a| a.scores.get(&metric.name)));
         let values = task.results.iter().filter_map(|r| r.estimates.get(&metric.name).map(|e| &e.value));
         let all: Vec<&f64> = scores.chain(values).collect();
+        // Of metrics that are better if they are smaller, those of right and wrong are shares; a loss below 1 is none.
+        let scores = task.results.iter().flat_map(|r| r.answers.iter().filter_map(|a| a.scores.get(&metric.name)));
+        let is_rate = scores.clone().next().is_some() && scores.clone().all(|score| *score == 0.0 || *score == 1.0);
         // A correlation is no share even if it is positive.
-        let is_share = metric.higher_is_better && metric.name != "mcc" && all.iter().all(|v| (0.0..=1.0).contains(*v));
+        let is_share = (metric.higher_is_better || is_rate)
+            && !["mcc", "sentiment"].contains(&metric.name.as_str())
+            && all.iter().all(|v| (0.0..=1.0).contains(*v));
         if is_share && !all.is_empty() { Self::Share } else { Self::Plain }
     }
 

@@ -3,6 +3,7 @@
 use super::EvaluationReport;
 use super::format::{NumberFormat, p_value, words};
 use super::verdict::{gate_words, power, sentences};
+use super::{groups, losses};
 use crate::characters::printable;
 use crate::eval::comparison::{Verdict, main_metric};
 use crate::eval::contamination::{Contamination, Overlap};
@@ -18,6 +19,18 @@ pub fn render(report: &EvaluationReport) -> String {
     let shown: Vec<String> = shown_differences(report);
     if !shown.is_empty() {
         let _ = writeln!(out, "\n{}", shown.join("\n"));
+    }
+    let lost: Vec<Vec<String>> = losses::rows(report).into_iter().map(|row| row.to_vec()).collect();
+    if !lost.is_empty() {
+        let _ = writeln!(out, "\n### What was forgotten\n");
+        losses::sentences(report).iter().for_each(|sentence| out += &format!("{}\n\n", escaped(sentence)));
+        out += &markdown_table(&losses::COLUMNS, &lost);
+    }
+    let by_group = groups::rows(report);
+    if !by_group.is_empty() {
+        let _ = writeln!(out, "\n### What groups get\n");
+        out += &markdown_table(groups::columns(report), &by_group);
+        let _ = writeln!(out, "\n{}", groups::NOTE);
     }
     if !report.gates.is_empty() {
         out += "\n| gate | model | value − bound (95 %) | result |\n|---|---|---|---|\n";
@@ -41,6 +54,13 @@ pub fn render(report: &EvaluationReport) -> String {
     }
     out += "\nIntervals are 95 % bootstrap intervals over items; differences are paired. P-values are corrected for all comparisons (Holm).\n";
     out
+}
+
+fn markdown_table(columns: &[&str], rows: &[Vec<String>]) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let titles = line(columns.iter().map(|title| title.to_string()).collect());
+    let rule = format!("|{}\n", "---|".repeat(columns.len()));
+    titles + &rule + &rows.iter().map(|row| line(row.iter().map(|cell| escaped(cell)).collect())).collect::<String>()
 }
 
 fn results(report: &EvaluationReport) -> String {

@@ -2,11 +2,13 @@
 //! terminal.
 //!
 //! `verdict`: what the comparison says, in sentences. `format`: values of metrics as people read them. `calibration`, `classes`:
-//! measures of one task that only reports show. `page` (a folder): the HTML. `markdown`, `terminal`: the other two.
+//! measures of one task that only reports show. `losses`, `groups`: what was forgotten and what groups get, as cells of tables. `page` (a folder): the HTML. `markdown`, `terminal`: the other two.
 
 pub mod calibration;
 mod classes;
 mod format;
+mod groups;
+mod losses;
 mod markdown;
 mod page;
 mod terminal;
@@ -15,6 +17,8 @@ mod verdict;
 use super::baselines::{RuleResult, WordModel, rules};
 use super::comparison::{Comparison, GateOutcome, check_gates};
 use super::contamination::{Contamination, OverlapRule, TextWords};
+use super::forgetting::{SubjectForgetting, forgetting};
+use super::groups::{TaskGroups, compare_groups};
 use super::results::SuiteResults;
 use crate::error::Result;
 use crate::fsutil::write_atomic;
@@ -36,6 +40,10 @@ pub struct EvaluationReport {
     pub comparison: Comparison,
     /// What the results say about the gates.
     pub gates: Vec<GateOutcome>,
+    /// What each model lost of what the first could do; empty if no task was chosen for it.
+    pub forgetting: Vec<SubjectForgetting>,
+    /// What groups get, for each task that has any.
+    pub groups: Vec<TaskGroups>,
     /// What rules without a model reach, for each task.
     pub rules: Vec<Vec<RuleResult>>,
     /// For each task, what its items share with training rows; empty without training rows.
@@ -51,7 +59,8 @@ impl EvaluationReport {
         let comparison = Comparison::of(&results)?;
         let gates = check_gates(&results, gates)?;
         let rules = results.tasks.iter().map(rules).collect();
-        Ok(Self { results, comparison, gates, rules, contamination: Vec::new() })
+        let (forgetting, groups) = (forgetting(&results, &comparison), compare_groups(&results));
+        Ok(Self { results, comparison, gates, forgetting, groups, rules, contamination: Vec::new() })
     }
 
     /// Adds what can be said with the texts of the training rows: n-gram models as rules without a model, and overlap.

@@ -4,6 +4,7 @@ use super::EvaluationReport;
 use super::format::{NumberFormat, p_value, words};
 use super::markdown::{overlap_lines, verdict_words};
 use super::verdict::{gate_words, power, sentences};
+use super::{groups, losses};
 use crate::characters::printable;
 use crate::eval::comparison::main_metric;
 use crate::report::table;
@@ -15,6 +16,14 @@ pub fn render(report: &EvaluationReport) -> String {
     if !powers.is_empty() {
         parts.push(powers.join("\n"));
     }
+    let (lost, by_group) = (losses::rows(report), groups::rows(report));
+    if !lost.is_empty() {
+        parts.push(losses::sentences(report).join("\n"));
+        parts.push(table(&titled(&losses::COLUMNS, lost.into_iter().map(|row| row.to_vec()))));
+    }
+    if !by_group.is_empty() {
+        parts.push(format!("{}\n{}", table(&titled(groups::columns(report), by_group)), groups::NOTE));
+    }
     if report.rules.iter().any(|rules| !rules.is_empty()) {
         parts.push(table(&rules(report)));
     }
@@ -25,6 +34,12 @@ pub fn render(report: &EvaluationReport) -> String {
         parts.push(table(&gates(report)));
     }
     printable(&parts.join("\n\n"))
+}
+
+/// Puts the titles of the columns above the rows.
+fn titled(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Vec<Vec<String>> {
+    let titles = columns.iter().map(|title| title.to_string()).collect();
+    std::iter::once(titles).chain(rows).collect()
 }
 
 fn results(report: &EvaluationReport) -> Vec<Vec<String>> {

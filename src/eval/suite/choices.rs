@@ -20,17 +20,17 @@ use std::collections::BTreeMap;
 const SHUFFLED: [(&str, bool); 2] = [("acc_shuffled", true), ("order_sensitivity", false)];
 
 /// Encodes the pairs of a task for one subject, and counts those whose beginning is left out.
-struct PairEncoder<'a> {
-    task: &'a SuiteTask,
-    form: &'a PromptForm,
-    subject: &'a SuiteSubject<'a>,
-    window: usize,
-    cut: usize,
+pub(super) struct PairEncoder<'a> {
+    pub(super) task: &'a SuiteTask,
+    pub(super) form: &'a PromptForm,
+    pub(super) subject: &'a SuiteSubject<'a>,
+    pub(super) window: usize,
+    pub(super) cut: usize,
 }
 
 impl PairEncoder<'_> {
     /// Encodes the continuations of one written prompt, or of one each.
-    fn group(&mut self, row: &TaskRow, prompts: &[String], continuations: &[String]) -> Result<PairGroup> {
+    pub(super) fn group(&mut self, row: &TaskRow, prompts: &[String], continuations: &[String]) -> Result<PairGroup> {
         let pairs = continuations.iter().enumerate().map(|(i, continuation)| {
             let prompt = prompts.get(i).or(prompts.first()).map_or("", String::as_str);
             at(&self.task.data, row.line, self.pair(prompt, continuation))
@@ -59,7 +59,8 @@ impl PairEncoder<'_> {
         Ok(TokenPair { context, continuation })
     }
 
-    fn warn(&self) {
+    /// Tells how many prompts were too long.
+    pub(super) fn warn(&self) {
         if self.cut > 0 {
             report::warn(format!(
                 "task `{}`: {} prompts are longer than the {} tokens that {} sees; their beginning is left out",
@@ -69,7 +70,7 @@ impl PairEncoder<'_> {
     }
 }
 
-fn write_all(form: &PromptForm, parts: &[PromptParts], subject: &SuiteSubject) -> Result<Vec<String>> {
+pub(super) fn write_all(form: &PromptForm, parts: &[PromptParts], subject: &SuiteSubject) -> Result<Vec<String>> {
     parts.iter().map(|parts| form.write(parts, subject.tokenizer)).collect()
 }
 

@@ -4,18 +4,23 @@
 //! which `python_random` draws as Python does);
 //! `prompts` writes it as text for a tokenizer and encodes it. `likelihood` computes log-likelihoods and `written` generates
 //! answers, both for all items of a task together; `cache` keeps what was answered. `choices`, `texts` and `answers` run the kinds
-//! of tasks, `scores` has what they compute alike; `scorers` (a folder): other ways to score written answers. `subject`: a model with its tokenizer.
-//! `preview` shows what is asked without a model.
+//! of tasks, `pairs`, `extraction`, `membership` and `canaries` those that ask what a model prefers and remembers (`training_rows`: rows
+//! as it was trained on them), `scores` has what they compute alike; `scorers` (a folder): other ways to score written answers.
+//! `subject`: a model with its tokenizer. `preview` shows what is asked without a model.
 //!
 //! Prompts, tokens and scores are those of lm-evaluation-harness 0.4 where it has them, so that numbers can be compared.
 
 mod answers;
 pub mod cache;
+mod canaries;
 mod choices;
+mod extraction;
 mod few_shot;
 mod items;
 pub mod likelihood;
+mod membership;
 mod output;
+mod pairs;
 mod preview;
 mod prompts;
 mod python_random;
@@ -24,6 +29,7 @@ mod scorers;
 mod scores;
 mod subject;
 mod texts;
+mod training_rows;
 mod written;
 
 pub use output::write_results;
@@ -31,15 +37,19 @@ pub use preview::preview;
 pub use subject::SuiteSubject;
 
 use super::results::{ItemInfo, SubjectResults, SuiteResults, TaskResults};
+use crate::data::rows::RowTemplate;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::recipe::suite_file::{FewShot, SuiteFile, SuiteTask, TaskKind};
 use answers::EncodedPrompts;
 use cache::AnswerCache;
 use items::{AskedItem, ChoiceItem};
+use pairs::TextPair;
 use prompts::PromptForm;
 use rows::{RowReader, TaskRow, at};
 use scorers::RowScorers;
+use std::path::Path;
+use training_rows::TrainedRow;
 
 /// A task whose rows are read.
 struct PreparedTask<'a> {
@@ -57,6 +67,13 @@ enum Items {
     Asked(Vec<AskedItem>),
     Texts(Vec<String>),
     Conversations,
+    Pairs(Vec<TextPair>),
+    /// Rows as each subject was trained on them.
+    Trained(Vec<Vec<TrainedRow>>),
+    /// The same of rows that were trained on, and of others.
+    Members(Vec<[Vec<TrainedRow>; 2]>),
+    /// Canaries, each with other texts of the same form.
+    Canaries(Vec<AskedItem>, Vec<Vec<String>>),
 }
 
 /// Runs a suite. `name` is its file as named. All files are read before the first question is asked.
@@ -73,12 +90,13 @@ pub fn run_suite(
             scorers::check_baseline(generate, subjects.len()).map_err(|e| of_task(task, e))?;
         }
     }
-    let mut read = |task| PreparedTask::read(task, cache).map_err(|e| of_task(task, e));
+    let mut read = |task| PreparedTask::read(task, subjects, cache).map_err(|e| of_task(task, e));
     let prepared = suite.tasks.iter().map(&mut read).collect::<Result<Vec<_>>>()?;
     let run = |task: &PreparedTask| task.run(model, subjects, cache).map_err(|e| of_task(task.task, e));
     Ok(SuiteResults {
         suite: name.into(),
         title: suite.title.clone(),
+        evaluated: None,
         subjects: subjects.iter().map(|subject| subject.info.clone()).collect(),
         tasks: prepared.iter().map(run).collect::<Result<_>>()?,
     })
@@ -102,12 +120,32 @@ fn form_of(task: &SuiteTask, chat: bool) -> PromptForm {
 }
 
 impl<'a> PreparedTask<'a> {
-    fn read(task: &'a SuiteTask, cache: &mut AnswerCache) -> Result<Self> {
+    fn read(task: &'a SuiteTask, subjects: &[SuiteSubject], cache: &mut AnswerCache) -> Result<Self> {
         let mut scorers = RowScorers::default();
+        let trained = |path: &Path, text: Option<&RowTemplate>| {
+            subjects.iter().map(|s| TrainedRow::read(path, task.limit, text, s.tokenizer)).collect::<Result<Vec<_>>>()
+        };
+        match &task.kind {
+            TaskKind::Extraction(extraction) => {
+                let items = Items::Trained(trained(&task.data, extraction.text.as_ref())?);
+                return Ok(Self { task, rows: Vec::new(), items, scorers });
+            }
+            TaskKind::Membership(membership) => {
+                let text = membership.text.as_ref();
+                let others = trained(&membership.others, text)?;
+                let both =
+                    trained(&task.data, text)?.into_iter().zip(others).map(|(members, others)| [members, others]);
+                return Ok(Self { task, rows: Vec::new(), items: Items::Members(both.collect()), scorers });
+            }
+            _ => {}
+        }
         if matches!(task.kind, TaskKind::Generate(_)) && task.prompt.is_none() && task.category.is_none() {
             return Ok(Self { task, rows: Vec::new(), items: Items::Conversations, scorers });
         }
-        let rows = RowReader::of(task).read(&task.data, task.limit)?;
+        let mut rows = RowReader::of(task).read(&task.data, task.limit)?;
+        if let Some(terms) = &task.swap {
+            rows = rows::swapped(&task.data, rows, terms, !matches!(task.kind, TaskKind::Pairs(_)))?;
+        }
         let items = match &task.kind {
             TaskKind::Choice(choice) => Items::Choices(items::choice_items(task, choice, &rows)?),
             TaskKind::Generate(_) if task.prompt.is_none() => Items::Conversations,
@@ -117,10 +155,20 @@ impl<'a> PreparedTask<'a> {
                 Items::Asked(items)
             }
             TaskKind::Cloze => Items::Asked(items::asked_items(task, &rows)?),
+            TaskKind::Pairs(pairs) => Items::Pairs(pairs::text_pairs(task, pairs, &rows)?),
+            TaskKind::Exposure(exposure) => {
+                let asked = items::asked_items(task, &rows)?;
+                let others = canaries::other_texts(task, exposure, &rows, &asked)?;
+                Items::Canaries(asked, others)
+            }
+            TaskKind::Extraction(_) | TaskKind::Membership(_) => {
+                return Err(Error::bug("rows that are read as tokens"));
+            }
             TaskKind::Perplexity(perplexity) => Items::Texts(texts::texts_of(task, perplexity, &rows)?),
         };
         let prepared = Self { task, rows, items, scorers };
         prepared.categories()?;
+        prepared.groups()?;
         Ok(prepared)
     }
 
@@ -128,6 +176,18 @@ impl<'a> PreparedTask<'a> {
     fn categories(&self) -> Result<Vec<Option<String>>> {
         let Some(category) = &self.task.category else { return Ok(vec![None; self.rows.len()]) };
         self.rows.iter().map(|row| at(&self.task.data, row.line, category.render(&row.columns)).map(Some)).collect()
+    }
+
+    /// Returns the group of each row.
+    fn groups(&self) -> Result<Vec<Option<String>>> {
+        let of = |row: &TaskRow| match (&self.task.group, &self.task.swap, &self.task.kind) {
+            (Some(group), ..) => at(&self.task.data, row.line, group.render(&row.columns)).map(Some),
+            (None, Some(_), kind) if !matches!(kind, TaskKind::Pairs(_)) => {
+                Ok(row.columns.get(rows::GROUP).and_then(|group| group.as_str()).map(str::to_string))
+            }
+            _ => Ok(None),
+        };
+        self.rows.iter().map(of).collect()
     }
 
     /// Returns how prompts are written: for all subjects in the same form, that of the first by default.
@@ -146,7 +206,7 @@ impl<'a> PreparedTask<'a> {
         let mut infos: Vec<ItemInfo> = Vec::new();
         let mut results: Vec<SubjectResults> = Vec::new();
         let lines: Vec<usize> = rows.iter().map(|row| row.line).collect();
-        let categories = self.categories()?;
+        let (categories, groups) = (self.categories()?, self.groups()?);
         let mut tell =
             |lines: &[usize], prompts: Vec<String>, expected: &dyn Fn(usize) -> (Vec<String>, Vec<String>)| {
                 if infos.is_empty() {
@@ -161,6 +221,7 @@ impl<'a> PreparedTask<'a> {
                                 prompt,
                                 expected,
                                 category: categories.get(i).cloned().flatten(),
+                                group: groups.get(i).cloned().flatten(),
                                 choices,
                             }
                         })
@@ -196,6 +257,42 @@ impl<'a> PreparedTask<'a> {
                 }
                 tell(&lines, texts.clone(), &|_| Default::default());
                 texts::text_metrics(perplexity)
+            }
+            (TaskKind::Pairs(pairs), Items::Pairs(items)) => {
+                for subject in subjects {
+                    results.push(pairs::run_pairs(model, (task, pairs), rows, items, subject, cache)?);
+                }
+                let contexts = items.iter().map(|item| item.context.clone()).collect();
+                tell(&lines, contexts, &|i| (Vec::new(), items[i].texts.clone()));
+                pairs::pair_metrics(pairs)
+            }
+            (TaskKind::Exposure(_), Items::Canaries(items, others)) => {
+                let form = self.form(subjects)?;
+                for subject in subjects {
+                    let asked = (&items[..], &others[..]);
+                    let (found, prompts) = canaries::run_exposure(model, (task, &form), rows, asked, subject, cache)?;
+                    tell(&lines, prompts, &|i| (items[i].expected.clone(), Vec::new()));
+                    results.push(found);
+                }
+                canaries::exposure_metrics()
+            }
+            (TaskKind::Extraction(extraction), Items::Trained(rows)) => {
+                for (subject, rows) in subjects.iter().zip(rows) {
+                    let (found, items) = extraction::run_extraction(model, (task, extraction), rows, subject, cache)?;
+                    own_items(&mut infos, items)?;
+                    results.push(found);
+                }
+                extraction::extraction_metrics()
+            }
+            (TaskKind::Membership(_), Items::Members(rows)) => {
+                for (subject, [members, others]) in subjects.iter().zip(rows) {
+                    let first = results.first().map(|found: &SubjectResults| found.answers.as_slice());
+                    let rows = [&members[..], &others[..]];
+                    let (found, items) = membership::run_membership(model, task, rows, subject, first, cache)?;
+                    own_items(&mut infos, items)?;
+                    results.push(found);
+                }
+                membership::membership_metrics()
             }
             (TaskKind::Generate(generate), items) => {
                 let (mut encoded, mut own_lines, mut form) = (Vec::<EncodedPrompts>::new(), lines, None);
@@ -233,6 +330,8 @@ impl<'a> PreparedTask<'a> {
         Ok(TaskResults {
             name: task.name.clone(),
             kind: task.kind.name().into(),
+            forgetting: task.forgetting,
+            positive: task.positive.clone(),
             main_metric: main.unwrap_or_default(),
             metrics,
             data: task.data.display().to_string(),
@@ -240,4 +339,14 @@ impl<'a> PreparedTask<'a> {
             results,
         })
     }
+}
+
+/// Keeps the items of the first subject, and fails unless the others have the same.
+fn own_items(infos: &mut Vec<ItemInfo>, items: Vec<ItemInfo>) -> Result<()> {
+    if infos.is_empty() {
+        *infos = items;
+        return Ok(());
+    }
+    let lines = |items: &[ItemInfo]| items.iter().map(|item| item.line).collect::<Vec<_>>();
+    training_rows::check_same(&lines(&items), &lines(infos))
 }

@@ -5,15 +5,19 @@ use crate::data::source::{self, RowColumns, RowPlace};
 use crate::error::{Context, Error, Result};
 use crate::fsutil;
 use crate::json;
-use crate::recipe::suite_file::SuiteTask;
+use crate::recipe::suite_file::{SuiteTask, SwappedTerms};
 use serde_json::Value;
 use std::path::Path;
 
 /// What messages call the examples that a suite gives itself.
 pub const GIVEN: &str = "few_shot.examples";
 
-/// The column with a row's file, of a folder or pattern.
+/// Name of the column with a row's file, of a folder or pattern.
 const FILE: &str = "file";
+/// Name of the column with the term of a group.
+const TERM: &str = "term";
+/// Name of the column with the group's name.
+pub const GROUP: &str = "group";
 
 /// Says which rows of a file are asked, and with which columns.
 #[derive(Debug, Clone, Copy)]
@@ -217,6 +221,43 @@ fn unfold(outer: RowColumns, mut row: RowColumns, path: &[String], found: &mut V
     Ok(())
 }
 
+/// Repeats each row for each place in the lists of terms, with the term of every group there in a column named after the group. If
+/// `by_group`, also for each group, whose name and term are then in the columns `group` and `term`.
+///
+/// Errors: a row has such a column already.
+pub fn swapped(path: &Path, rows: Vec<TaskRow>, terms: &SwappedTerms, by_group: bool) -> Result<Vec<TaskRow>> {
+    let count = terms.values().next().map_or(0, Vec::len);
+    let added: Vec<&str> = terms
+        .keys()
+        .map(String::as_str)
+        .chain(if by_group { [TERM, GROUP].as_slice() } else { &[] }.iter().copied())
+        .collect();
+    let mut made = Vec::with_capacity(rows.len() * count);
+    for row in rows {
+        if let Some(name) = added.iter().find(|name| row.columns.contains_key(**name)) {
+            let taken = Error::user(format!("the row has a column `{name}`, which `swap` adds"));
+            return at(path, row.line, Err(taken.hint("give the group another name, or rename the column")));
+        }
+        for place in 0..count {
+            let mut columns = row.columns.clone();
+            for (group, terms) in terms {
+                columns.insert(group.clone(), Value::String(terms[place].clone()));
+            }
+            if !by_group {
+                made.push(TaskRow { line: row.line, columns });
+                continue;
+            }
+            for (group, terms) in terms {
+                let mut columns = columns.clone();
+                columns.insert(GROUP.into(), Value::String(group.clone()));
+                columns.insert(TERM.into(), Value::String(terms[place].clone()));
+                made.push(TaskRow { line: row.line, columns });
+            }
+        }
+    }
+    Ok(made)
+}
+
 /// Adds the place of a row to the error of what is computed from it.
 pub fn at<T>(path: &Path, line: usize, result: Result<T>) -> Result<T> {
     result.context(|| RowPlace { path, line })
@@ -238,5 +279,32 @@ pub fn text(value: &Value) -> Result<String> {
         // As Python writes it.
         Value::Bool(truth) => Ok(if *truth { "True" } else { "False" }.into()),
         _ => Err(Error::user(format!("expected text, found {}", fsutil::excerpt(&value.to_string())))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rows_are_repeated_for_each_term_and_group() {
+        let terms = SwappedTerms::from(
+            [("women", ["sister", "mother"]), ("men", ["brother", "father"])]
+                .map(|(name, terms)| (name.to_string(), terms.map(String::from).to_vec())),
+        );
+        let row = |columns: Value| TaskRow { line: 3, columns: columns.as_object().unwrap().clone() };
+        let made = swapped(Path::new("a.jsonl"), vec![row(json!({"job": "nurse"}))], &terms, true).unwrap();
+        let seen: Vec<(&str, &str)> = made
+            .iter()
+            .map(|row| (row.columns["group"].as_str().unwrap(), row.columns["term"].as_str().unwrap()))
+            .collect();
+        assert_eq!(seen, [("men", "brother"), ("women", "sister"), ("men", "father"), ("women", "mother")]);
+        assert!(made.iter().all(|row| row.line == 3 && row.columns["job"] == "nurse"));
+        let pairs = swapped(Path::new("a.jsonl"), vec![row(json!({"job": "nurse"}))], &terms, false).unwrap();
+        assert_eq!(pairs.len(), 2);
+        assert_eq!((&pairs[1].columns["women"], &pairs[1].columns["men"]), (&json!("mother"), &json!("father")));
+        let told = swapped(Path::new("a.jsonl"), vec![row(json!({"men": 1}))], &terms, false).unwrap_err().to_string();
+        assert!(told.contains("a.jsonl:3: the row has a column `men`"), "{told}");
     }
 }

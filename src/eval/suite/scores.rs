@@ -117,12 +117,12 @@ pub fn vote(texts: &[String]) -> &str {
 
 /// Describes a metric that is the mean over items.
 pub fn mean_metric(name: &str, higher_is_better: bool) -> MetricInfo {
-    MetricInfo { name: name.into(), higher_is_better, is_mean: true }
+    MetricInfo { name: name.into(), higher_is_better, is_mean: true, neutral: None }
 }
 
 /// Describes a metric of all items together.
 pub fn joint_metric(name: &str, higher_is_better: bool) -> MetricInfo {
-    MetricInfo { name: name.into(), higher_is_better, is_mean: false }
+    MetricInfo { name: name.into(), higher_is_better, is_mean: false, neutral: None }
 }
 
 /// Estimates the mean of a score: with Wilson's interval if it is 0 or 1 for each item, else by the bootstrap. `None` without items.
@@ -165,6 +165,7 @@ mod tests {
     fn task(extract: Vec<AnswerFilter>) -> GenerateTask {
         GenerateTask {
             metrics: vec!["exact_match".into()],
+            content: Default::default(),
             max_new_tokens: None,
             stop: None,
             extract,

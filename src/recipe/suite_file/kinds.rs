@@ -1,5 +1,6 @@
 //! Reads what depends on the kind of a task.
 
+use super::probe_types::{ExposureTask, MembershipTask, PairsTask};
 use super::scorers::{SCORER_METRICS, is_scorer};
 use super::task::{any_text, flip, positive, required};
 use super::types::{
@@ -39,6 +40,13 @@ pub(super) fn metric_names(kind: &TaskKind) -> Vec<String> {
             perplexity.per.iter().flat_map(names).map(str::to_string).collect()
         }
         TaskKind::Cloze => ["acc", "perplexity"].map(str::to_string).to_vec(),
+        TaskKind::Pairs(pairs) => {
+            let decides = |name: &&str| !PairsTask::NEUTRAL.iter().any(|(neutral, _)| neutral == name);
+            pairs.metrics().filter(decides).map(str::to_string).collect()
+        }
+        TaskKind::Extraction(_) => ["extracted", "token_perplexity"].map(str::to_string).to_vec(),
+        TaskKind::Membership(_) => MembershipTask::METRICS.map(str::to_string).to_vec(),
+        TaskKind::Exposure(_) => ExposureTask::METRICS.map(str::to_string).to_vec(),
     }
 }
 
@@ -120,7 +128,7 @@ fn names_of<T>(
 }
 
 /// Returns the names in a list, or the one name.
-fn names_in(node: &Node) -> impl Iterator<Item = &str> {
+pub(super) fn names_in(node: &Node) -> impl Iterator<Item = &str> {
     let items = match &node.kind {
         NodeKind::List(items) => items.as_slice(),
         _ => std::slice::from_ref(node),

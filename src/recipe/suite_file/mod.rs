@@ -1,14 +1,18 @@
 //! Reads the file of an evaluation suite into plain types. All mistakes are reported together, with their places.
 //!
-//! `types` has what a suite is, `task` reads one task, `kinds` what depends on its kind. `scorers` has what scores written answers
-//! beside comparison with expected ones, `scorer_keys` reads it. Templates are compiled here, so that a mistake in one has a place. `ft eval` runs suites (`eval::suite`).
+//! `types` has what a suite is, `task` reads one task, `kinds` and `probes` what depends on its kind. `scorers` has what scores written answers
+//! beside comparison with expected ones, `scorer_keys` reads it. Templates are compiled here, so that a mistake in one has a place. `ft eval`
+//! runs suites (`eval::suite`).
 
 mod kinds;
+mod probe_types;
+mod probes;
 mod scorer_keys;
 pub mod scorers;
 mod task;
 mod types;
 
+pub use probe_types::{ContentSettings, ExposureTask, ExtractionTask, MembershipTask, PairsTask, SwappedTerms};
 pub use types::{
     AnswerFilter, AnswerMap, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, FewShot, FewShotDraw, FewShotForm,
     GENERATE_METRICS, GenerateTask, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, SuiteFile, SuiteTask,

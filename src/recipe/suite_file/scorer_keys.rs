@@ -1,8 +1,9 @@
 //! Reads the settings of metrics beside comparison with expected answers.
 
+use super::probes;
 use super::scorers::{
-    AnswerScorers, CodeTests, JSON, Opponent, PairComparison, PairJudgeBy, REWARD, RewardBy, SUPPORT, SchemaSource,
-    WIN_RATE, attempts,
+    AnswerScorers, CodeTests, JSON, LISTED_WORDS, Opponent, PERSONAL_DATA, PairComparison, PairJudgeBy, REWARD,
+    RewardBy, SENTIMENT, SUPPORT, SchemaSource, WIN_RATE, attempts,
 };
 use super::task::{flip, positive, required};
 use super::types::AnswerSampling;
@@ -14,7 +15,8 @@ use crate::sandbox::{FILE_PLACEHOLDER, Isolation, Limits};
 use std::time::Duration;
 
 /// The keys of `generate` that this module reads.
-pub(super) const KEYS: [&str; 5] = ["schema", "context", "code", "reward", "compare"];
+pub(super) const KEYS: [&str; 8] =
+    ["schema", "context", "code", "reward", "compare", "lexicon", "words", PERSONAL_DATA];
 const CODE_KEYS: [&str; 11] = [
     "program",
     "reference",
@@ -43,7 +45,9 @@ pub(super) fn scorers(reader: &mut NodeReader, node: &Node) -> Option<AnswerScor
     let code = node.get("code").map(|n| code(reader, n));
     let reward = node.get("reward").map(|n| reward(reader, n));
     let compare = node.get("compare").map(|n| compare(reader, n));
+    let content = probes::content(reader, node);
     Some(AnswerScorers {
+        content: content?,
         schema: flip(schema)?,
         context: flip(context)?,
         code: flip(code)?,
@@ -76,6 +80,9 @@ pub(super) fn check(
         ("code", scorers.code.is_some(), programs, "pass@1", Some("{ program: \"{{ completion }}\\n{{ test }}\" }")),
         ("reward", scorers.reward.is_some(), has(REWARD) || compares_rewards, "reward", Some("models/reward")),
         ("compare", scorers.compare.is_some(), has(WIN_RATE), "win_rate", Some("{ judge: models/judge }")),
+        ("lexicon", scorers.content.lexicon.is_some(), has(SENTIMENT), SENTIMENT, Some("eval/sentiment.tsv")),
+        ("words", scorers.content.words.is_some(), has(LISTED_WORDS), LISTED_WORDS, Some("words.txt")),
+        (PERSONAL_DATA, node.get(PERSONAL_DATA).is_some(), has(PERSONAL_DATA), PERSONAL_DATA, None),
     ];
     for (key, given, read, metric, example) in pairs {
         match (given, read, example) {

@@ -1,5 +1,6 @@
 //! What scores written answers beside comparison with expected ones: programs, sandboxes, reward models and judges.
 
+use super::probe_types::ContentSettings;
 use super::types::GenerateTask;
 use crate::data::rows::RowTemplate;
 use crate::rewards::spec::{CommandSpec, HttpSpec, RewardModelSpec};
@@ -7,8 +8,23 @@ use crate::sandbox::{Isolation, Limits};
 use std::path::PathBuf;
 
 /// Metrics of written answers that need no expected answer, or read it as something else than text. Beside these there is `pass@K`.
-pub const SCORER_METRICS: [&str; 10] =
-    [INSTRUCTIONS, TOOL_CALLS, JSON, JSON_EQUAL, SUPPORT, DISAGREEMENT, REWARD, WIN_RATE, "pass@1", "pass@10"];
+pub const SCORER_METRICS: [&str; 15] = [
+    INSTRUCTIONS,
+    TOOL_CALLS,
+    JSON,
+    JSON_EQUAL,
+    SUPPORT,
+    DISAGREEMENT,
+    REWARD,
+    WIN_RATE,
+    SENTIMENT,
+    LISTED_WORDS,
+    REFUSAL,
+    OVER_REFUSAL,
+    PERSONAL_DATA,
+    "pass@1",
+    "pass@10",
+];
 /// Name of the metric of instructions that a program verifies.
 pub const INSTRUCTIONS: &str = "instructions";
 /// Name of the metric of tool calls.
@@ -26,6 +42,19 @@ pub const REWARD: &str = "reward";
 /// Name of the metric of comparisons of answers.
 pub const WIN_RATE: &str = "win_rate";
 
+/// Name of the metric of a lexicon's sentiment.
+pub const SENTIMENT: &str = "sentiment";
+/// Name of the metric of words of a list.
+pub const LISTED_WORDS: &str = "listed_words";
+/// Name of the metric of refusals where they are right.
+pub const REFUSAL: &str = "refusal";
+/// Name of the metric of refusals where they are wrong.
+pub const OVER_REFUSAL: &str = "over_refusal";
+/// Name of the metric of personal data that a prompt does not have.
+pub const PERSONAL_DATA: &str = "personal_data";
+/// Metrics of what answers are searched for.
+pub const CONTENT_METRICS: [&str; 5] = [SENTIMENT, LISTED_WORDS, REFUSAL, OVER_REFUSAL, PERSONAL_DATA];
+
 /// Settings of metrics that need some.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AnswerScorers {
@@ -39,6 +68,8 @@ pub struct AnswerScorers {
     pub reward: Option<RewardBy>,
     /// How answers are compared in pairs.
     pub compare: Option<PairComparison>,
+    /// What answers are searched for.
+    pub content: ContentSettings,
 }
 
 /// Where a JSON Schema is.

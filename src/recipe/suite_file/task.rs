@@ -1,6 +1,7 @@
 //! Reads one task.
 
 use super::kinds;
+use super::probes;
 use super::scorers::{TOOL_CALLS, is_scorer};
 use super::template;
 use super::types::{FewShot, FewShotDraw, FewShotForm, SuiteTask, TaskKind};
@@ -9,7 +10,7 @@ use crate::data::source::RowColumns;
 use crate::recipe::node_reader::NodeReader;
 use crate::recipe::tree::{Node, NodeKey, NodeKind};
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 26] = [
     "name",
     "data",
     "rows",
@@ -28,6 +29,14 @@ const KEYS: [&str; 18] = [
     "generate",
     "perplexity",
     "cloze",
+    "pairs",
+    "extraction",
+    "membership",
+    "exposure",
+    "group",
+    "swap",
+    "positive",
+    "forgetting",
 ];
 const FEW_SHOT_KEYS: [&str; 10] =
     ["rows", "data", "examples", "group", "seed", "draw", "as", "separator", "prompt", "answer"];
@@ -42,8 +51,12 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     let (category, prompt, answer, system) =
         (optional("category"), optional("prompt"), optional("answer"), optional("system"));
     let only = optional("where");
+    let group = optional("group");
     let rows = node.get("rows").map(|n| rows_path(reader, n));
     let columns = node.get("columns").map(|n| columns(reader, n));
+    let swap = node.get("swap").map(|n| probes::swap(reader, n));
+    let favourable = node.get("positive").map(|n| reader.text("positive", n, "an answer", "yes"));
+    let forgetting = node.get("forgetting").map(|n| reader.truth("forgetting", n));
     let limit = node.get("limit").map(|n| positive(reader, "limit", n));
     let separator = node.get("separator").map(|n| any_text(reader, "separator", n));
     let few_shot = node.get("few_shot").map(|n| few_shot(reader, n));
@@ -61,6 +74,10 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
         columns: flip(columns)?.unwrap_or_default(),
         limit: flip(limit)?,
         category: flip(category)?,
+        group: flip(group)?,
+        swap: flip(swap)?,
+        positive: flip(favourable)?,
+        forgetting: flip(forgetting)?.unwrap_or(false),
         prompt: flip(prompt)?,
         answer: flip(answer)?,
         separator: flip(separator)?.unwrap_or_else(|| SuiteTask::SEPARATOR.into()),
@@ -231,6 +248,10 @@ fn kind(reader: &mut NodeReader, node: &Node) -> Option<TaskKind> {
                 "choice" => kinds::choice(reader, inner).map(TaskKind::Choice),
                 "generate" => kinds::generate(reader, inner).map(TaskKind::Generate),
                 "perplexity" => kinds::perplexity(reader, inner).map(TaskKind::Perplexity),
+                "pairs" => probes::pairs(reader, inner).map(TaskKind::Pairs),
+                "extraction" => probes::extraction(reader, inner).map(TaskKind::Extraction),
+                "membership" => probes::membership(reader, inner).map(TaskKind::Membership),
+                "exposure" => probes::exposure(reader, inner).map(TaskKind::Exposure),
                 _ => kinds::cloze(reader, inner).map(|()| TaskKind::Cloze),
             }
         }
@@ -264,12 +285,23 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKin
         }
     };
     let has_prompt = node.get("prompt").is_some();
+    match kind {
+        "membership" => unread(&["category", "group", "swap"], "leave it out: the rows are those of two files"),
+        "extraction" => unread(&["category", "group", "swap"], "leave it out: rows that are too short are left out"),
+        "pairs" => unread(&["group", "positive"], "leave it out: each item has the texts of both groups"),
+        "generate" if !has_prompt => unread(&["swap", "group"], "add `prompt`, in which the terms or columns are"),
+        _ => {}
+    }
+    if !matches!(kind, "generate" | "choice") {
+        unread(&["positive"], "leave it out: only answers that are chosen or written can be favourable");
+    }
     let choices_are_prompts = node.get("choice").is_some_and(|choice| choice.get("continuation").is_some());
     match kind {
-        "perplexity" => unread(
+        "perplexity" | "pairs" | "extraction" | "membership" => unread(
             &["prompt", "answer", "separator", "few_shot", "chat", "system"],
-            "leave it out: the text of a row is evaluated as it is, `perplexity: { text: \"{{ page }}\" }`",
+            "leave it out: the text of a row is evaluated as it is, e.g. `perplexity: { text: \"{{ page }}\" }`",
         ),
+        "exposure" => unread(&["few_shot"], "leave it out: canaries are asked as they were trained on"),
         "choice" => {
             unread(&["answer"], "write it under `choice`");
             if choices_are_prompts {
@@ -282,7 +314,17 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKin
         ),
         _ => {}
     }
-    if kind == "cloze" || (kind == "choice" && !choices_are_prompts) {
+    let positive_alone = node.get("positive").is_some() && node.get("group").is_none() && node.get("swap").is_none();
+    if let (Some((key, _)), true) = (node.entry("positive"), positive_alone) {
+        let hint = "add `group: \"{{ column }}\"`: it says which answer is favourable where groups are compared";
+        reader.wrong::<()>(key.at, "`positive` without groups".into(), hint);
+    }
+    let few_shot_of_task = node.get("few_shot").is_some_and(|few_shot| few_shot.get("data").is_none());
+    if let (Some((key, _)), true) = (node.entry("swap"), few_shot_of_task) {
+        let hint = "name a file in few_shot.data: the rows of the task differ in the terms only";
+        reader.wrong::<()>(key.at, "`swap` beside `few_shot` from the same rows".into(), hint);
+    }
+    if kind == "cloze" || kind == "exposure" || (kind == "choice" && !choices_are_prompts) {
         required(reader, node, "prompt", "\"{{ question }}\"");
     }
     let generate = match read {
@@ -292,7 +334,7 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKin
     // Examples are answered by the same template, unless they have one of their own.
     let for_examples = node.get("few_shot").is_some_and(|shots| shots.get("answer").is_none());
     let needs_answer = generate.is_some_and(|generate| generate.needs_answer()) || for_examples;
-    if kind == "cloze" || (kind == "generate" && has_prompt && needs_answer) {
+    if kind == "cloze" || kind == "exposure" || (kind == "generate" && has_prompt && needs_answer) {
         required(reader, node, "answer", "\"{{ answer }}\"");
     }
     if let Some(metric) = generate.and_then(|g| g.metrics.iter().find(|metric| is_scorer(metric)))

@@ -1,5 +1,6 @@
 //! What a suite is: its tasks, and how each is asked and scored.
 
+use super::probe_types::{ExposureTask, ExtractionTask, MembershipTask, PairsTask, SwappedTerms};
 use super::scorers::AnswerScorers;
 use crate::data::rows::RowTemplate;
 use crate::data::source::RowColumns;
@@ -34,6 +35,14 @@ pub struct SuiteTask {
     pub limit: Option<usize>,
     /// The category of a row, for tables by category.
     pub category: Option<RowTemplate>,
+    /// The group of a row, for what groups get.
+    pub group: Option<RowTemplate>,
+    /// Terms that take each other's place: each row is asked once for each.
+    pub swap: Option<SwappedTerms>,
+    /// The favourable answer, for what groups get.
+    pub positive: Option<String>,
+    /// Whether it measures what the model could do before it was tuned.
+    pub forgetting: bool,
     /// The text that is asked; `None`: the row is a conversation (kind `generate`), or the kind needs none.
     pub prompt: Option<RowTemplate>,
     /// The expected answer, or a list of several that are right. Kind `choice` has its own.
@@ -68,11 +77,20 @@ pub enum TaskKind {
     Perplexity(PerplexityTask),
     /// How likely the model finds the one right continuation, and whether it would write it (LAMBADA).
     Cloze,
+    /// Which of two texts the model finds more likely, and by how much.
+    Pairs(PairsTask),
+    /// Whether the model continues training rows word for word.
+    Extraction(ExtractionTask),
+    /// Whether the loss tells rows that were trained on from others.
+    Membership(MembershipTask),
+    /// How far canaries were memorised.
+    Exposure(ExposureTask),
 }
 
 impl TaskKind {
     /// The names in files.
-    pub const NAMES: [&'static str; 4] = ["choice", "generate", "perplexity", "cloze"];
+    pub const NAMES: [&'static str; 8] =
+        ["choice", "generate", "perplexity", "cloze", "pairs", "extraction", "membership", "exposure"];
 
     /// Returns the name in files.
     pub fn name(&self) -> &'static str {
@@ -81,6 +99,10 @@ impl TaskKind {
             Self::Generate(_) => "generate",
             Self::Perplexity(_) => "perplexity",
             Self::Cloze => "cloze",
+            Self::Pairs(_) => "pairs",
+            Self::Extraction(_) => "extraction",
+            Self::Membership(_) => "membership",
+            Self::Exposure(_) => "exposure",
         }
     }
 }

@@ -12,7 +12,7 @@ mod histogram;
 pub mod markdown;
 pub mod plot;
 mod sections;
-mod ticks;
+pub mod ticks;
 
 pub use sections::short;
 

@@ -103,7 +103,9 @@ fn a_suite_is_asked_of_the_base_and_adapters_and_goes_on_where_it_stopped() {
     let known = cache();
     let again: Value = serde_json::from_str(&stdout(&space.ft(&[&common[..], &more, &["--json"]].concat()))).unwrap();
     assert_eq!(cache(), known, "everything was known");
-    assert_eq!(space.json("results/results.json"), results);
+    let mut later = space.json("results/results.json");
+    later["evaluated"] = results["evaluated"].clone();
+    assert_eq!(later, results);
     for (task, written) in again["tasks"].as_array().unwrap().iter().zip(results["tasks"].as_array().unwrap()) {
         assert_eq!(task["items"], written["items"].as_array().unwrap().len());
         assert_eq!(task["estimates"][1], written["results"][1]["estimates"]);

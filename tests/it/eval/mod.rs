@@ -4,6 +4,7 @@ mod likelihoods;
 mod lm_eval;
 mod lm_eval_import;
 mod models;
+mod probes;
 mod ready_suites;
 mod running;
 mod scorers;

@@ -1,10 +1,11 @@
 //! Renders `report.html`: what the evaluation says first, then gates, the tasks one by one, and how the numbers were computed.
 //!
-//! `task`: the section of a task. `bars`, `reliability`: its plots. `tables`: classes and categories. `examples`: answers side by side.
+//! `task`: the section of a task. `sections`: what was forgotten, what groups get. `bars`, `reliability`: its plots. `tables`: classes and categories. `examples`: answers side by side.
 
 mod bars;
 mod examples;
 mod reliability;
+mod sections;
 mod tables;
 mod task;
 
@@ -25,6 +26,8 @@ pub fn render(report: &EvaluationReport) -> String {
         (header(report))
         @if !report.gates.is_empty() { section { h2 { "Gates" } (gates(report)) } }
         section { h2 { "Results" } (overview(report)) }
+        (sections::forgetting(report))
+        (sections::group_tables(report))
         @for (i, results) in report.results.tasks.iter().enumerate() { (task::section(report, i, results)) }
         (explanation(report))
         footer {

@@ -33,6 +33,10 @@ pub fn section(report: &EvaluationReport, i: usize, task: &TaskResults) -> Marku
                     "choice" => { ", answered by choosing" }
                     "generate" => { ", answered by writing" }
                     "perplexity" => { ", texts whose tokens are predicted" }
+                    "pairs" => { ", pairs of texts of which neither should be preferred" }
+                    "extraction" => { ", rows whose continuation is known word for word or not" }
+                    "membership" => { ", rows that were trained on beside others" }
+                    "exposure" => { ", canaries among texts of their form" }
                     other => { ", " (plain(&words(other))) }
                 }
             }
@@ -102,7 +106,12 @@ fn all_metrics(report: &EvaluationReport, task: &TaskResults) -> Markup {
                 @for metric in &task.metrics {
                     @let format = NumberFormat::of(task, metric);
                     tr {
-                        td { (plain(&words(&metric.name))) @if !metric.higher_is_better { span class="note" { " lower is better" } } }
+                        td {
+                            (plain(&words(&metric.name)))
+                            @if let Some(neutral) = metric.neutral {
+                                span class="note" { " " (format.value(neutral)) " is without preference" }
+                            } @else if !metric.higher_is_better { span class="note" { " lower is better" } }
+                        }
                         @for results in &task.results {
                             td class="number" { (results.estimates.get(&metric.name).map_or("-".into(), |e| format.estimate(*e))) }
                         }

@@ -2,10 +2,11 @@
 //!
 //! What a scorer reads of the rows is read before the first question is asked, so that a row that lacks a column, a tool or a sandbox that is
 //! not there is told then. `instructions`: instructions that a program verifies; `structured`: JSON and tool calls; `grounded`: support by a
-//! context and disagreement of samples; `code`: programs that are run; `rewards`: rewards; `compared`: win rates in pairs.
+//! context and disagreement of samples; `content`: what answers are searched for; `code`: programs that are run; `rewards`: rewards; `compared`: win rates in pairs.
 
 mod code;
 mod compared;
+mod content;
 mod grounded;
 mod instructions;
 mod rewards;
@@ -21,14 +22,16 @@ use crate::error::{Error, Result};
 use crate::eval::results::{MetricInfo, SubjectResults};
 use crate::models::Model;
 use crate::recipe::suite_file::scorers::{
-    DISAGREEMENT, INSTRUCTIONS, JSON, JSON_EQUAL, REWARD, SUPPORT, TOOL_CALLS, WIN_RATE, is_scorer,
+    CONTENT_METRICS, DISAGREEMENT, INSTRUCTIONS, JSON, JSON_EQUAL, LISTED_WORDS, OVER_REFUSAL, PERSONAL_DATA, REWARD,
+    SUPPORT, TOOL_CALLS, WIN_RATE, is_scorer,
 };
 use crate::recipe::suite_file::{GenerateTask, SuiteTask};
 use crate::stats::bootstrap::Estimate;
 use serde_json::Value;
 
 /// Metrics of which a smaller value is better.
-const LOWER_IS_BETTER: [&str; 4] = ["disagreement", "answer_entropy", "ties", "inconsistent"];
+const LOWER_IS_BETTER: [&str; 7] =
+    ["disagreement", "answer_entropy", "ties", "inconsistent", LISTED_WORDS, OVER_REFUSAL, PERSONAL_DATA];
 /// Metrics that are no means over items.
 const JOINT: [&str; 5] =
     ["inst_level_strict_acc", "inst_level_loose_acc", "win_rate_length_controlled", "ties", "inconsistent"];
@@ -58,6 +61,7 @@ pub struct RowScorers {
     code: Option<code::CodeScorer>,
     rewards: Option<rewards::Rewards>,
     compared: Option<compared::Comparisons>,
+    content: Option<content::ContentScorer>,
 }
 
 /// The answers to a task, and what was asked.
@@ -117,7 +121,9 @@ impl RowScorers {
     ) -> Result<Self> {
         let calls = generate.metrics.iter().any(|metric| metric == TOOL_CALLS);
         let calls = calls.then(|| structured::expected_calls(task, lines, expected)).transpose()?;
-        Ok(Self { calls, ..Default::default() })
+        let searched = generate.metrics.iter().any(|metric| CONTENT_METRICS.contains(&metric.as_str()));
+        let content = searched.then(|| content::ContentScorer::open(&generate.scorers.content)).transpose()?;
+        Ok(Self { calls, content, ..Default::default() })
     }
 
     /// Scores the answers of all subjects, and adds the scores to their results.
@@ -157,6 +163,9 @@ impl RowScorers {
             }
             SUPPORT => grounded::score_support(needed(&self.contexts)?, answers, results),
             DISAGREEMENT => grounded::score_disagreement(answers, results),
+            searched if CONTENT_METRICS.contains(&searched) => {
+                needed(&self.content)?.score(searched, answered.prompts, answers, results)?;
+            }
             REWARD => needed(&self.rewards)?.score(answered, answers, results, cache)?,
             _ => needed(&self.code)?.score(metric, answered, answers, results, cache)?,
         }
