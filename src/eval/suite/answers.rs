@@ -209,13 +209,8 @@ fn scored(
                 };
                 texts.iter().zip(expected).flat_map(of_item).collect()
             }
-            None => {
-                let of_item = |(texts, prompt): (&Vec<String>, &String)| {
-                    texts.iter().map(|text| content.score(name, text, prompt)).collect::<Vec<_>>()
-                };
-                let each = texts.iter().zip(&prompts.texts).flat_map(of_item).collect::<Result<Option<Vec<f64>>>>()?;
-                each.ok_or_else(|| Error::bug(format!("no metric `{name}`")))?
-            }
+            None if is_scorer(name) => continue,
+            None => return Err(Error::bug(format!("no metric `{name}`"))),
             Some(metric) => match metric.scores(&flat) {
                 Some(each) => each,
                 None => {

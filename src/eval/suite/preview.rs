@@ -1,5 +1,6 @@
 //! Shows what a task asks without a model.
 
+use super::cache::AnswerCache;
 use super::items::ChoicePrompts;
 use super::prompts::PromptParts;
 use super::{Items, PreparedTask, form_of};
@@ -7,14 +8,14 @@ use crate::error::Result;
 use crate::eval::results::ItemInfo;
 use crate::recipe::suite_file::SuiteTask;
 
-/// Returns what is asked of the first rows of a task, with prompts in plain text. Of rows that are conversations nothing is shown:
-/// their prompts depend on a chat template.
+/// Returns what is asked of the first rows of a task, with prompts in plain text. Of rows that are conversations, and of kinds
+/// that ask about training, nothing is shown: they depend on a model's tokenizer.
 ///
 /// Errors: as those of running it, as far as rows and templates are concerned.
 pub fn preview(task: &SuiteTask, rows: usize) -> Result<Vec<ItemInfo>> {
     let mut first = task.clone();
     first.limit = Some(first.limit.map_or(rows, |limit| limit.min(rows)));
-    let prepared = PreparedTask::read(&first)?;
+    let prepared = PreparedTask::read(&first, &[], &mut AnswerCache::in_memory())?;
     let form = form_of(task, false);
     let plain = |parts: &[PromptParts]| parts.iter().map(|parts| form.plain(parts)).collect::<Vec<_>>().join("\n---\n");
     let categories = prepared.categories()?;
@@ -23,10 +24,11 @@ pub fn preview(task: &SuiteTask, rows: usize) -> Result<Vec<ItemInfo>> {
         prompt,
         expected,
         category: categories[i].clone(),
+        group: None,
         choices,
     };
     Ok(match &prepared.items {
-        Items::Conversations => Vec::new(),
+        Items::Conversations | Items::Pairs(_) | Items::Trained(_) | Items::Members(_) | Items::Canaries(..) => Vec::new(),
         Items::Texts(texts) => {
             texts.iter().enumerate().map(|(i, text)| info(i, text.clone(), vec![], vec![])).collect()
         }

@@ -165,7 +165,6 @@ mod tests {
     fn task(extract: Vec<AnswerFilter>) -> GenerateTask {
         GenerateTask {
             metrics: vec!["exact_match".into()],
-            content: Default::default(),
             max_new_tokens: None,
             stop: None,
             extract,

@@ -1,6 +1,6 @@
 //! Rows as a model may have been trained on them: what is given, and what the loss was computed on.
 
-use super::rows::{self, TaskRow, at};
+use super::rows::{RowReader, TaskRow, at};
 use crate::data::chat::ChatTokenizer;
 use crate::data::encode::{Supervise, encode_row};
 use crate::data::rows::{Record, RecordRow, RowFormat, RowTemplate, read_rows};
@@ -23,11 +23,12 @@ pub struct TrainedRow {
 }
 
 impl TrainedRow {
-    /// Reads the rows of a file, at most `limit`: texts made by a template, or what the rows are in training.
+    /// Reads the rows of a file, at most `limit`: texts made by a template, of the rows and columns that the task wants, or what the rows are
+    /// in training.
     ///
-    /// Errors: the file cannot be read, a template fails, a row has nothing to train on.
+    /// Errors: the file cannot be read, a template fails, a row has nothing to train on; rows as in training are to be chosen or changed.
     pub fn read(
-        path: &Path,
+        (path, wanted): (&Path, RowReader),
         limit: Option<usize>,
         text: Option<&RowTemplate>,
         tokenizer: &ChatTokenizer,
@@ -37,7 +38,11 @@ impl TrainedRow {
                 let text = at(path, row.line, template.render(&row.columns))?;
                 Self::of(&RecordRow { line: row.line, record: Record::Text(text) }, path, tokenizer)
             };
-            return rows::read(path, limit)?.iter().map(one).collect();
+            return wanted.read(path, limit)?.iter().map(one).collect();
+        }
+        if wanted.only.is_some() || !wanted.lists.is_empty() || !wanted.columns.is_empty() {
+            return Err(Error::user("`rows`, `where` and `columns` without `text`: rows are read as in training")
+                .hint("say which text a row has: `text: \"{{ text }}\"`"));
         }
         let mut found = Vec::new();
         for file in source::files(path)? {

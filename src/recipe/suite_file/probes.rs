@@ -12,7 +12,6 @@ const EXTRACTION_KEYS: [&str; 3] = ["text", "prefix", "continuation"];
 const MEMBERSHIP_KEYS: [&str; 2] = ["others", "text"];
 const EXPOSURE_KEYS: [&str; 3] = ["pattern", "others", "seed"];
 /// Keys of `generate` that say what answers are searched for.
-pub(super) const CONTENT_KEYS: [&str; 3] = ["lexicon", "words", "personal_data"];
 
 pub(super) fn pairs(reader: &mut NodeReader, node: &Node) -> Option<PairsTask> {
     reader.check_keys(node, &PAIRS_KEYS, "`pairs`");
