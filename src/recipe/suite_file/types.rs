@@ -225,9 +225,10 @@ impl ChoiceMetric {
 }
 
 /// Metrics of written answers, by name. `eval::suite` computes them.
-pub const GENERATE_METRICS: [&str; 17] = [
+pub const GENERATE_METRICS: [&str; 18] = [
     "exact_match",
     "f1",
+    "squad_em",
     "rouge1",
     "rouge2",
     "rougeL",
