@@ -48,8 +48,9 @@ pub struct EvalArgs {
     /// Longest answer in tokens [default: that of the longest expected answer, plus 16]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Further metrics of the answers: f1 (SQuAD's words), rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, chrf++,
-    /// edit_distance, number (the last one of the answer), and with the expected answers as classes macro_f1, weighted_f1, mcc
+    /// Further metrics of the answers: f1 and squad_em (SQuAD's words), rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, chrf++,
+    /// edit_distance, number (the last one of the answer), and with the expected answers as classes macro_f1, weighted_f1,
+    /// mcc, balanced_accuracy; pearson and spearman of the last numbers
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_metric)]
     metrics: Vec<AnswerMetric>,
     /// Print the numbers as one JSON object

@@ -20,6 +20,8 @@ pub type ReferencedAnswer<'a> = (&'a str, Vec<&'a str>);
 pub enum AnswerMetric {
     /// F1 of words as SQuAD normalizes them; the mean over rows.
     F1,
+    /// The share of answers that are equal as SQuAD normalizes them: without case, punctuation and articles.
+    SquadExactMatch,
     /// F1 of ROUGE; the mean over rows.
     Rouge(Rouge),
     /// BLEU of all answers, 0 to 100.
@@ -60,8 +62,9 @@ pub enum ClassScore {
 
 impl AnswerMetric {
     /// All metrics by their names.
-    pub const ALL: [(&str, Self); 16] = [
+    pub const ALL: [(&str, Self); 17] = [
         ("f1", Self::F1),
+        ("squad_em", Self::SquadExactMatch),
         ("rouge1", Self::Rouge(Rouge::Ngrams(1))),
         ("rouge2", Self::Rouge(Rouge::Ngrams(2))),
         ("rougeL", Self::Rouge(Rouge::Longest)),
@@ -129,6 +132,9 @@ impl AnswerMetric {
         };
         match self {
             Self::F1 => each(&|answer, expected| question_answering::f1(answer, expected)),
+            Self::SquadExactMatch => each(&|answer, expected| {
+                f64::from(u8::from(question_answering::exact_match(answer, expected)))
+            }),
             Self::Rouge(kind) => each(&|answer, expected| kind.best(answer, expected).f1),
             Self::EditDistance => each(&|answer, expected| {
                 let distance = |expected: &&str| relative_edit_distance(answer.trim(), expected.trim());

@@ -47,6 +47,7 @@ struct Classes {
     accuracy: f64,
     macro_f1: f64,
     weighted_f1: f64,
+    balanced_accuracy: f64,
     matthews: f64,
 }
 
@@ -111,6 +112,7 @@ fn scores_of_classes_equal_scikit_learn() {
         assert!(close(found.accuracy().unwrap(), case.accuracy));
         assert!(close(found.macro_f1().unwrap(), case.macro_f1), "{:?} {}", found.macro_f1(), case.macro_f1);
         assert!(close(found.weighted_f1().unwrap(), case.weighted_f1));
+        assert!(close(found.balanced_accuracy().unwrap(), case.balanced_accuracy));
         assert!(close(found.matthews(), case.matthews), "{} {}", found.matthews(), case.matthews);
     }
     let nothing = Confusion::of([], 2);

@@ -22,6 +22,9 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use task::TaskConversion;
 
+/// Most refusals in one error.
+const MOST_TOLD: usize = 30;
+
 /// A local file with the rows of a split.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SplitFile {
@@ -108,6 +111,16 @@ fn compiled(argument: &str, text: &str) -> Result<RowTemplate> {
 /// Makes one error of all refusals.
 fn refused(notes: &[ImportNote]) -> Error {
     let told = notes.iter().filter(|note| note.status == NoteStatus::Refused);
-    let lines: Vec<String> = told.map(|note| format!("{}: `{}`: {}", note.place, note.key, note.note)).collect();
+    let mut lines: Vec<String> = Vec::new();
+    // Tasks of a group often have the same mistake in a file that they include.
+    for line in told.map(|note| format!("{}: `{}`: {}", note.place, note.key, note.note)) {
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    if lines.len() > MOST_TOLD {
+        let more = lines.split_off(MOST_TOLD).len();
+        lines.push(format!("{more} more of other tasks"));
+    }
     Error::user(lines.join("\nerror: ")).hint("nothing was written; docs/evaluation.md says what can be imported")
 }

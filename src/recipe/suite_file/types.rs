@@ -248,9 +248,10 @@ impl ChoiceMetric {
 }
 
 /// Metrics that compare written answers with expected ones, by name. `eval::suite` computes them.
-pub const GENERATE_METRICS: [&str; 17] = [
+pub const GENERATE_METRICS: [&str; 18] = [
     "exact_match",
     "f1",
+    "squad_em",
     "rouge1",
     "rouge2",
     "rougeL",

@@ -263,7 +263,7 @@ fn mistakes_in_probes_have_places() {
         ("category: c, extraction:", &["`category` beside `extraction`"]),
         ("membership: {}", &["`others` is missing"]),
         ("exposure: { pattern: p }", &["`prompt` is missing", "`answer` is missing"]),
-        ("prompt: a, generate: { metrics: [sentiment] }", &["`sentiment` needs `lexicon`"]),
+        ("prompt: a, generate: { metrics: [sentiment] }", &["`sentiment` without `lexicon`"]),
         ("prompt: a, generate: { metrics: [refusal], words: w.txt }", &["`words` without the metric `listed_words`"]),
         ("prompt: a, generate: { metrics: [refusal, exact_match] }", &["`answer` is missing"]),
         ("prompt: a, generate: { metrics: [personal_data], personal_data: [email, name] }", &["unknown choice `name`"]),
