@@ -19,6 +19,7 @@ const OPEN_FILES: u64 = 256;
 const DEVICES: [&CStr; 5] = [c"/dev/null", c"/dev/zero", c"/dev/full", c"/dev/random", c"/dev/urandom"];
 /// The capability to read what belongs to root, which a program keeps if ft runs as root: its interpreter may be there.
 const CAP_DAC_READ_SEARCH: u32 = 2;
+
 /// What a message over the pipe is about: the end of the program, or what failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

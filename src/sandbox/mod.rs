@@ -9,7 +9,8 @@
 //! [`Isolation::LimitsOnly`] is for machines that allow no namespaces: the program runs as the user of ft and can write to their files; it can neither
 //! open sockets nor start processes, so that it can be ended whole. Nothing chooses it but the caller.
 //!
-//! `process` starts and watches a program, `child` is what happens before it runs. `filter`: which of them a program may use. `memory`: what all processes of a program use together.
+//! `process` starts and watches a program; `child`: what happens before it runs; `filter`: which system calls it may use; `memory`: what all its
+//! processes use together.
 
 mod child;
 mod filter;
