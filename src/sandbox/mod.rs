@@ -9,9 +9,12 @@
 //! [`Isolation::LimitsOnly`] is for machines that allow no namespaces: the program runs as the user of ft and can write to their files; it can neither
 //! open sockets nor start processes, so that it can be ended whole. Nothing chooses it but the caller.
 //!
-//! `process`: the system calls. `filter`: which of them a program may use.
+//! `process` starts and watches a program; `child`: what happens before it runs; `filter`: which system calls it may use; `memory`: what all its
+//! processes use together.
 
+mod child;
 mod filter;
+mod memory;
 mod process;
 
 use crate::error::{Error, Result};
@@ -42,7 +45,7 @@ pub struct Limits {
     pub wall: Duration,
     /// Processor time of each process, in seconds.
     pub cpu: u64,
-    /// Address space of each process, in bytes.
+    /// Address space of each process, and about the resident memory of all together, in bytes.
     pub memory: u64,
     /// Processes and threads at a time. With [`Isolation::LimitsOnly`] there is one process, and no limit of threads.
     pub processes: u64,
@@ -76,6 +79,8 @@ pub enum ProgramEnd {
     TimedOut,
     /// It was ended because it printed too much.
     TooMuchOutput,
+    /// It was ended because its processes together used too much memory.
+    TooMuchMemory,
 }
 
 /// What a program did.
@@ -99,6 +104,7 @@ impl ProgramRun {
             ProgramEnd::Exited(0) => "passed".into(),
             ProgramEnd::TimedOut => "did not end in time".into(),
             ProgramEnd::TooMuchOutput => "printed too much".into(),
+            ProgramEnd::TooMuchMemory => "used too much memory".into(),
             ProgramEnd::Signal(signal) => format!("ended by signal {signal}"),
             ProgramEnd::Exited(code) => match self.output.lines().rev().find(|line| !line.trim().is_empty()) {
                 Some(line) => crate::fsutil::excerpt(line.trim()),
@@ -169,6 +175,7 @@ impl Sandbox {
             End::Status(status) => ended(status),
             End::TimedOut => ProgramEnd::TimedOut,
             End::TooMuchOutput => ProgramEnd::TooMuchOutput,
+            End::TooMuchMemory => ProgramEnd::TooMuchMemory,
         };
         Ok(ProgramRun { end, output: String::from_utf8_lossy(&output).into_owned() })
     }

@@ -117,6 +117,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/machine/cpu.rs", ""),      // system calls, names of instruction sets
     ("src/machine/memory.rs", ""),   // system calls
     ("src/machine/cuda.rs", ""),     // the NVIDIA driver
+    ("src/sandbox/child.rs", ""),    // system calls before a program runs
     ("src/sandbox/process.rs", ""),  // namespaces and limits of programs that are not trusted
     ("src/bin/ft-launch.rs", ""),    // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),

@@ -69,6 +69,11 @@ fn memory_time_output_and_disk_have_limits() {
     needs!(NAMESPACES);
     let eats = run("memory", "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n");
     assert_eq!((eats.end, eats.summary().as_str()), (ProgramEnd::Exited(1), "MemoryError"));
+    let shares = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        x = b'x' * (200 << 20)\n        time.sleep(60)\n        \
+                  os._exit(0)\ntime.sleep(60)";
+    assert_eq!(run("shares", shares).summary(), "used too much memory");
+    let first = run("first", "print(open('/proc/self/oom_score_adj').read())");
+    assert_eq!(first.output.trim(), "1000");
     let short = Limits { wall: Duration::from_secs(1), ..limits() };
     assert_eq!(
         run_with(Isolation::Namespaces, short, "sleeps", "import time\ntime.sleep(60)").end,
