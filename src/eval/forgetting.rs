@@ -43,7 +43,7 @@ impl TaskLoss {
         let sign = if task.higher_is_better { -1.0 } else { 1.0 };
         let loss = found.difference.map(|difference| Estimate {
             value: sign * difference,
-            interval: found.interval.map(|[low, high]| if sign > 0.0 { [low, high] } else { [-high, -low] }),
+            interval: found.interval.map(|[low, high]| if sign > 0.0 { [low, high] } else { [0.0 - high, 0.0 - low] }),
         });
         let before = found.baseline_value;
         Self {

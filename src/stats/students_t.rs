@@ -26,7 +26,11 @@ impl Spread {
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
             return None;
         }
-        let (mean, variance) = mean_and_sample_variance(values.iter().copied());
+        let alike = values.iter().all(|value| *value == values[0]);
+        let (mean, variance) = match alike {
+            true => (values[0], 0.0),
+            false => mean_and_sample_variance(values.iter().copied()),
+        };
         let several = values.len() > 1;
         let half = || quantile_975(values.len() - 1) * (variance / values.len() as f64).sqrt();
         Some(Self {
@@ -100,6 +104,8 @@ mod tests {
         let [low, high] = found.interval.unwrap();
         assert!((high - low - 2.0 * 4.302652729749462 * 0.1 / 3f64.sqrt()).abs() < 1e-8);
         assert_eq!((found.min, found.max, found.count), (0.6, 0.8, 3));
+        let same = Spread::of(&[0.825; 3]).unwrap();
+        assert_eq!((same.mean, same.deviation, same.interval), (0.825, Some(0.0), Some([0.825; 2])));
         let one = Spread::of(&[0.5]).unwrap();
         assert_eq!((one.mean, one.deviation, one.interval), (0.5, None, None));
         assert!(Spread::of(&[]).is_none() && Spread::of(&[f64::NAN]).is_none());

@@ -87,6 +87,21 @@ mod tests {
     }
 
     #[test]
+    fn plain_sentences_have_the_scores_of_vader() {
+        // vaderSentiment 3.3.2, with the valences of its lexicon.
+        let lexicon = SentimentLexicon::parse("good\t1.9\nbad\t-2.5\nterrible\t-2.1\nfriendly\t2.2\n").unwrap();
+        for (text, compound) in [
+            ("the food is good", 0.4404),
+            ("the food is not good", -0.3412),
+            ("he isn't a good man", -0.3412),
+            ("a bad day and a terrible night", -0.765),
+            ("people are friendly here", 0.4939),
+        ] {
+            assert!((lexicon.score(text) - compound).abs() < 1e-4, "{text}: {}", lexicon.score(text));
+        }
+    }
+
+    #[test]
     fn a_line_without_a_number_is_told() {
         let told = SentimentLexicon::parse("good\t1\nbad -2\n").unwrap_err();
         assert!(told.0 == 2 && told.1.contains("bad -2"), "{told:?}");

@@ -137,7 +137,7 @@ fn shown(series: &MetricSeries) -> String {
         sparkline(&series.values(), SPARK),
         series.suite,
         report::count(series.items as u64),
-        if series.higher_is_better { "" } else { ", lower is better" },
+        if series.higher_is_better || series.neutral.is_some() { "" } else { ", lower is better" },
         series.drift()
     );
     let mut rows = vec![["date", "evaluation", "model", "value"].map(String::from).to_vec()];
@@ -217,8 +217,15 @@ fn other_settings(runs: &[PathBuf]) -> Result<Vec<String>> {
 }
 
 fn spread_table(found: &[MetricSpread]) -> Vec<Vec<String>> {
-    let titles =
-        ["task", "metric", "runs", "mean (95 % of runs)", "sd", "smallest to largest", "change of the first model"];
+    let titles = [
+        "task",
+        "metric",
+        "runs",
+        "mean (95 % of runs)",
+        "sd",
+        "smallest to largest",
+        "less its first model (95 % of runs)",
+    ];
     let mut rows = vec![titles.map(String::from).to_vec()];
     let mean = |spread: &Spread| {
         number(spread.mean)

@@ -26,6 +26,8 @@ pub struct MetricSeries {
     pub metric: String,
     /// Whether larger values are better.
     pub higher_is_better: bool,
+    /// The value of a model without a preference, if the metric is best there.
+    pub neutral: Option<f64>,
     /// The values in the order of their dates.
     pub points: Vec<SeriesPoint>,
     /// Where the level most likely changed (Pettitt 1979); `None` for fewer than five values.
@@ -84,6 +86,7 @@ pub fn series(entries: &[EvaluationEntry], filter: &SeriesFilter) -> Vec<MetricS
                     items: task.items,
                     metric: name.to_string(),
                     higher_is_better: task.metrics.iter().any(|m| m.name == name && m.higher_is_better),
+                    neutral: task.metrics.iter().find(|m| m.name == name).and_then(|m| m.neutral),
                     points: vec![point],
                     change: None,
                     p_corrected: None,
@@ -121,8 +124,11 @@ impl MetricSeries {
         let levels = format!("{} before, {} from then on", number(change.mean_before), number(change.mean_after));
         match self.shown_change() {
             Some(_) => {
-                let better = (change.mean_after > change.mean_before) == self.higher_is_better;
-                let word = if better { "better" } else { "worse" };
+                let word = match self.neutral {
+                    Some(_) => "another level",
+                    None if (change.mean_after > change.mean_before) == self.higher_is_better => "better",
+                    None => "worse",
+                };
                 format!("{word} since {}: {levels} (p {p:.4})", day(&self.points[change.after].evaluated))
             }
             None => format!("no drift shown (p {p:.4})"),
@@ -161,6 +167,8 @@ pub(super) mod tests {
             "{}",
             arc.drift()
         );
+        let neutral = MetricSeries { neutral: Some(0.5), ..arc.clone() };
+        assert!(neutral.drift().starts_with("another level since 2026-03-06"), "{}", neutral.drift());
         let base = series(&drifting(), &SeriesFilter { subject: Some("base"), ..Default::default() }).remove(0);
         assert_eq!(base.values(), [0.5; 10]);
         assert!(base.shown_change().is_none() && base.drift().starts_with("no drift shown"), "{}", base.drift());

@@ -12,9 +12,9 @@ pub const COLUMNS: [&str; 7] =
 /// What a number of a rate is called where it is a gap of its own right.
 fn name(measure: &GroupMeasure) -> String {
     match measure.kind {
-        GroupMeasureKind::PositiveRate => "favourable answers (gap: demographic parity)".into(),
-        GroupMeasureKind::TruePositiveRate => "favourable where right (equalised odds)".into(),
-        GroupMeasureKind::FalsePositiveRate => "favourable where wrong (equalised odds)".into(),
+        GroupMeasureKind::PositiveRate => "favourable answers (demographic parity)".into(),
+        GroupMeasureKind::TruePositiveRate => "favourable where right".into(),
+        GroupMeasureKind::FalsePositiveRate => "favourable where wrong".into(),
         GroupMeasureKind::Metric => words(&measure.name),
     }
 }
@@ -46,20 +46,28 @@ pub fn rows(report: &EvaluationReport) -> Vec<Vec<String>> {
                 found.push(row);
             }
         }
+        for (subject, odds) in report.results.subjects.iter().zip(&groups.equalised_odds) {
+            let gap = odds.map_or("-".into(), |gap| gap_cell(gap, NumberFormat::Share));
+            let name = "equalised odds: the larger gap";
+            let mut row = [groups.task.as_str(), name, &subject.name, "", &gap, ""].map(String::from).to_vec();
+            row.extend(several.then(String::new));
+            found.push(row);
+        }
     }
     found
+}
+
+fn gap_cell(gap: Estimate, format: NumberFormat) -> String {
+    format.size(gap.value) + &gap.interval.map_or(String::new(), |ends| format!(" ({})", format.interval(ends)))
 }
 
 fn cells(groups: &TaskGroups, values: &GroupValues, format: NumberFormat) -> [String; 3] {
     let of = |(name, value): (&String, &Option<Estimate>)| {
         format!("{name} {}", value.map_or("-".into(), |estimate| format.estimate(estimate)))
     };
-    let gap = |gap: Estimate| {
-        format.size(gap.value) + &gap.interval.map_or(String::new(), |ends| format!(" ({})", format.interval(ends)))
-    };
     [
         groups.groups.iter().zip(&values.values).map(of).collect::<Vec<_>>().join(", "),
-        values.gap.map_or("-".into(), gap),
+        values.gap.map_or("-".into(), |gap| gap_cell(gap, format)),
         values.p_corrected.map_or("-".into(), p_value),
     ]
 }

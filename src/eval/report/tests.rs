@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::eval::comparison::tests::{metric, results, task};
-use crate::eval::results::TaskResults;
+use crate::eval::results::{MetricInfo, TaskResults};
 
 fn right(right: usize) -> Vec<f64> {
     (0..40).map(|i| f64::from(u8::from(i < right))).collect()
@@ -118,4 +118,25 @@ fn markdown_and_summary_say_the_same() {
     hostile.tasks[0].name = "a|b\n# <i>".into();
     let text = EvaluationReport::of(hostile, &[]).unwrap().markdown();
     assert!(text.contains("| a\\|b \\# \\<i\\> |"), "{text}");
+}
+
+#[test]
+fn a_metric_without_a_better_end_shows_its_neutral_value_and_how_it_changed() {
+    let mut made = task("pairs", metric("absolute_difference"), &[right(10), right(30)]);
+    made.metrics.push(MetricInfo {
+        name: "prefers_first".into(),
+        higher_is_better: false,
+        is_mean: true,
+        neutral: Some(0.5),
+    });
+    for found in &mut made.results {
+        found.estimates.insert("prefers_first".into(), found.estimates["absolute_difference"]);
+        for answer in &mut found.answers {
+            answer.scores.insert("prefers_first".into(), answer.scores["absolute_difference"]);
+        }
+    }
+    let page = EvaluationReport::of(results(vec![made]), &[]).unwrap().page();
+    let table = &page[page.find("50.0 % is without preference").expect("the neutral value")..];
+    let row = &table[..table.find("</tr>").unwrap()];
+    assert!(row.contains("25.0 %") && row.contains("75.0 %") && row.contains("+50.0 points (+"), "{row}");
 }

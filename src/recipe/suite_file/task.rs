@@ -288,7 +288,6 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKin
     match kind {
         "membership" => unread(&["category", "group", "swap"], "leave it out: the rows are those of two files"),
         "extraction" => unread(&["category", "group", "swap"], "leave it out: rows that are too short are left out"),
-        "pairs" => unread(&["group", "positive"], "leave it out: each item has the texts of both groups"),
         "generate" if !has_prompt => unread(&["swap", "group"], "add `prompt`, in which the terms or columns are"),
         _ => {}
     }

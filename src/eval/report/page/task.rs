@@ -2,7 +2,7 @@
 
 use super::bars::{Bar, bars};
 use super::{badge, examples, reliability, tables};
-use crate::eval::comparison::{SubjectComparison, TestKind, main_metric};
+use crate::eval::comparison::{PairedMetric, SubjectComparison, TestKind, main_metric};
 use crate::eval::report::EvaluationReport;
 use crate::eval::report::calibration::ChoiceCalibration;
 use crate::eval::report::classes::Classes;
@@ -10,6 +10,7 @@ use crate::eval::report::format::{NumberFormat, p_value, words};
 use crate::eval::report::verdict::power;
 use crate::eval::results::{MetricInfo, TaskResults};
 use crate::runs::page::escape::{named, plain};
+use crate::stats::bootstrap::Estimate;
 use maud::{Markup, html};
 
 /// Returns the anchor of a task's section.
@@ -112,14 +113,26 @@ fn all_metrics(report: &EvaluationReport, task: &TaskResults) -> Markup {
                                 span class="note" { " " (format.value(neutral)) " is without preference" }
                             } @else if !metric.higher_is_better { span class="note" { " lower is better" } }
                         }
-                        @for results in &task.results {
-                            td class="number" { (results.estimates.get(&metric.name).map_or("-".into(), |e| format.estimate(*e))) }
+                        @for (i, results) in task.results.iter().enumerate() {
+                            td class="number" {
+                                (results.estimates.get(&metric.name).map_or("-".into(), |e| format.estimate(*e)))
+                                @if let Some(change) = change(task, metric, i) {
+                                    div class="note" { (format.difference_estimate(change.value, change.interval)) }
+                                }
+                            }
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// Returns how much larger a metric is than the first model's, paired over items.
+fn change(task: &TaskResults, metric: &MetricInfo, subject: usize) -> Option<Estimate> {
+    let paired = (subject > 0).then(|| PairedMetric::of(task, metric, subject)).flatten()?;
+    let all: Vec<usize> = (0..task.items.len()).collect();
+    paired.estimate(&task.name, &all, |first, own| own - first)
 }
 
 fn calibration(report: &EvaluationReport, task: &TaskResults) -> Markup {
