@@ -12,6 +12,7 @@ Written for torch 2.11, transformers 5.23, node-llama-cpp 3.22.1 (llama.cpp v0.5
 """
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -85,7 +86,7 @@ CASES = [
 def make(family, more, folder):
     """Saves a random model with the tests' tokenizer."""
     torch.manual_seed(1)
-    settings = {**COMMON, **more}
+    settings = copy.deepcopy({**COMMON, **more})  # transformers adds keys to dictionaries that it gets
     if family == "gpt2":
         settings = {k: v for k, v in settings.items() if k not in ("hidden_size", "intermediate_size", "num_key_value_heads", "rope_parameters")}
     if family in ("gpt_neox",):

@@ -12,7 +12,7 @@ pub struct LayerRows(RowForm);
 enum RowForm {
     /// (T, in) float32 or float16.
     Float(Value),
-    /// (T, in) whole numbers of 8 bits, the step between two of them and the one that stands for 0.
+    /// (T, in) whole numbers of 8 bits, (T, 1) the step between two of them, and (T, 1) float32 the one that stands for 0.
     Quantised { codes: Value, step: Value, zero: Value },
 }
 
@@ -22,11 +22,29 @@ impl DecoderGraph<'_> {
         LayerRows(match self.precision {
             Precision::Float32 => RowForm::Float(x.clone()),
             Precision::Float16 => RowForm::Float(self.g.cast(x, ElementType::Float16)),
-            Precision::Int8 => {
-                let [codes, step, zero] = self.g.add_for("DynamicQuantizeLinear", &[x], &[]);
-                RowForm::Quantised { codes, step, zero }
-            }
+            Precision::Int8 => self.quantised(x),
         })
+    }
+
+    /// Quantises each token's numbers between their own smallest and largest. Bounds for all tokens, as `DynamicQuantizeLinear` has
+    /// them, would be those of the first token, whose numbers are hundreds of times as large in many models.
+    fn quantised(&mut self, x: &Value) -> RowForm {
+        let last = [("axes", AttributeValue::Ints(vec![-1])), ("keepdims", AttributeValue::Int(0))];
+        let [none, least, all] = [0.0, f32::MIN_POSITIVE, 1.0 / 255.0].map(|x| self.g.float(x));
+        let [low, high] = [("ReduceMin", "Min"), ("ReduceMax", "Max")].map(|(reduce, bound)| {
+            let found = self.g.add_with(reduce, &[x], &last); // (T)
+            self.g.add(bound, &[&found, &none])
+        });
+        let range = self.g.add("Sub", &[&high, &low]);
+        let step = self.g.add("Mul", &[&range, &all]);
+        let step = self.g.add("Max", &[&step, &least]);
+        let zero = self.g.add("Div", &[&low, &step]);
+        let zero = self.g.add("Neg", &[&zero]);
+        let zero = self.g.add("Round", &[&zero]);
+        let zero_code = self.g.cast(&zero, ElementType::Uint8);
+        let codes = self.g.add_with("QuantizeLinear", &[x, &step, &zero_code], &[("axis", AttributeValue::Int(0))]);
+        let [step, zero] = [&step, &zero].map(|of_token| self.g.unsqueeze(of_token, &[1]));
+        RowForm::Quantised { codes, step, zero }
     }
 
     /// Computes a linear layer of the trunk: (T, in) -> (T, out) float32.
@@ -59,11 +77,15 @@ impl DecoderGraph<'_> {
                 self.plus(y, bias)
             }
             RowForm::Quantised { codes, step, zero } => {
-                let zero_weight = self.g.constant(ElementType::Uint8, &[], vec![ZERO_CODE]);
-                let y = self.g.add("MatMulInteger", &[codes, &parts[0], zero, &zero_weight]);
+                // The sum over the inputs of (code - zero) (weight - 128) is that of code (weight - 128), less zero times that of
+                // (weight - 128), which is part of the model.
+                let [none, middle] = [0, ZERO_CODE].map(|code| self.g.constant(ElementType::Uint8, &[], vec![code]));
+                let y = self.g.add("MatMulInteger", &[codes, &parts[0], &none, &middle]);
                 let y = self.g.cast(&y, ElementType::Float);
-                let steps = self.g.add("Mul", &[step, &parts[1]]);
-                let y = self.g.add("Mul", &[&y, &steps]);
+                let y = self.g.add("Mul", &[&y, &parts[1]]);
+                let excess = self.g.add("Mul", &[zero, &parts[2]]);
+                let y = self.g.add("Sub", &[&y, &excess]);
+                let y = self.g.add("Mul", &[&y, step]);
                 self.plus(y, bias)
             }
         }
@@ -78,7 +100,7 @@ impl DecoderGraph<'_> {
         match self.precision {
             Precision::Float32 => WeightForm::Plain(ElementType::Float),
             Precision::Float16 => WeightForm::Plain(ElementType::Float16),
-            Precision::Int8 => WeightForm::Quantised { transposed },
+            Precision::Int8 => WeightForm::Quantised { transposed, summed: true },
         }
     }
 
@@ -87,6 +109,9 @@ impl DecoderGraph<'_> {
     pub fn table_rows(&mut self, weight: &str, shape: [i64; 2], numbers: &Value, head: bool) -> Value {
         let form = match self.matrix_form(false) {
             WeightForm::Quantised { .. } if !head => WeightForm::Plain(ElementType::Float),
+            WeightForm::Quantised { transposed, .. } => {
+                WeightForm::Quantised { transposed, summed: self.config.tie_word_embeddings }
+            }
             form => form,
         };
         let parts = self.weights.add(&mut self.g, weight, &shape, form);

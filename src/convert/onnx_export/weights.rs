@@ -21,11 +21,13 @@ pub enum WeightForm {
     Plain(ElementType),
     /// Its numbers plus 1, in float32.
     Centred,
-    /// For each output a factor and whole numbers of 8 bits, those of an input side by side: (in, out), and (out) factors. The
-    /// largest number of an output is 127 steps from 0.
+    /// For each output a factor and whole numbers of 8 bits, those of an input side by side: (in, out), (out) factors, and (out) the
+    /// sum of the numbers that codes and factors stand for. The largest number of an output is 127 steps from 0.
     Quantised {
         /// The tensor is stored as (in, out).
         transposed: bool,
+        /// It is multiplied, for which the sums are needed; a table of which rows are looked up has none.
+        summed: bool,
     },
 }
 
@@ -35,12 +37,14 @@ impl WeightForm {
         match self {
             Self::Plain(kind) => vec![("", kind, shape.to_vec())],
             Self::Centred => vec![("", ElementType::Float, shape.to_vec())],
-            Self::Quantised { transposed } => {
+            Self::Quantised { transposed, summed } => {
                 let (inputs, outputs) = if transposed { (shape[0], shape[1]) } else { (shape[1], shape[0]) };
-                vec![
+                let mut parts = vec![
                     ("_quantized", ElementType::Uint8, vec![inputs, outputs]),
                     ("_scale", ElementType::Float, vec![outputs]),
-                ]
+                ];
+                parts.extend(summed.then(|| ("_sum", ElementType::Float, vec![outputs])));
+                parts
             }
         }
     }
@@ -58,9 +62,10 @@ impl WeightForm {
             }
             Self::Plain(_) => Ok(vec![floats(&values)]),
             Self::Centred => Ok(vec![floats(&values.iter().map(|x| x + 1.0).collect::<Vec<_>>())]),
-            Self::Quantised { transposed } => {
+            Self::Quantised { transposed, summed } => {
                 let (codes, scales) = quantise(&values, shape, transposed);
-                Ok(vec![codes, floats(&scales)])
+                let sums = summed.then(|| floats(&sums(&codes, &scales)));
+                Ok([codes, floats(&scales)].into_iter().chain(sums).collect())
             }
         }
     }
@@ -75,7 +80,7 @@ impl WeightForm {
                 stored.zip(values).map(|(a, b)| square(a - f64::from(*b))).sum()
             }
             Self::Plain(_) | Self::Centred => 0.0,
-            Self::Quantised { transposed } => {
+            Self::Quantised { transposed, .. } => {
                 let scales: Vec<f64> = bytes[1].chunks_exact(4).map(|b| f64::from(read_float(b))).collect();
                 let outputs = scales.len();
                 let inputs = values.len() / outputs;
@@ -126,6 +131,15 @@ fn quantise(values: &[f32], shape: &[u64], transposed: bool) -> (Vec<u8>, Vec<f3
         }
     });
     (codes, scales)
+}
+
+/// Returns the sum of the numbers of each output.
+fn sums(codes: &[u8], scales: &[f32]) -> Vec<f32> {
+    let mut sums = vec![0i64; scales.len()];
+    for row in codes.chunks_exact(scales.len()) {
+        sums.iter_mut().zip(row).for_each(|(sum, code)| *sum += i64::from(*code) - i64::from(ZERO_CODE));
+    }
+    sums.iter().zip(scales).map(|(sum, scale)| (*sum as f64 * f64::from(*scale)) as f32).collect()
 }
 
 /// A tensor of the model, and the tensors of the graph that are made of it.
@@ -190,10 +204,12 @@ mod tests {
             let found = (f32::from(*code) - f32::from(ZERO_CODE)) * step;
             assert!((found - x).abs() <= 0.5001 * step, "{at}: {found} for {x}");
         }
-        let form = WeightForm::Quantised { transposed: false };
+        let form = WeightForm::Quantised { transposed: false, summed: true };
         let bytes = form.encode("w", values.clone(), &shape).unwrap();
         let (error, norm) = form.loss(&values, &shape, &bytes);
         assert!(error > 0.0 && error < 1e-4 * norm, "{error} of {norm}");
+        let row: f32 = values[2 * inputs..][..inputs].iter().sum();
+        assert!((read_float(&bytes[2][8..]) - row).abs() < 0.5 * inputs as f32 * scales[2]);
         // A row of zeros stays one.
         assert_eq!(quantise(&[0.0; 6], &[2, 3], false), (vec![128; 6], vec![1.0; 2]));
         assert!(WeightForm::Plain(ElementType::Float16).encode("w", vec![7e4], &[1]).is_err());

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 /// Writes a LoRA over the linear layers of a model of this family.
-fn lora(made: &Exported, more: Value) -> PathBuf {
+pub fn lora(made: &Exported, more: Value) -> PathBuf {
     let folder = made.folder.path().join("adapter");
     std::fs::create_dir_all(&folder).unwrap();
     let mut config = json!({

@@ -1,11 +1,14 @@
 //! Writes models of every family as ONNX, reads the graph back, and runs it in ONNX Runtime.
 
+use super::gguf_adapters::lora;
 use super::gguf_export::{Exported, opened};
 use crate::support::command::{ft_binary, stderr, succeed};
 use crate::support::families::{self, FAMILIES};
 use crate::support::needs::{ONNX_RUNTIME, needs, onnx_runtime};
 use crate::support::workspace::Workspace;
 use crate::support::*;
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::merge::adapters::merge_into_model;
 use ft::convert::onnx_export::{OnnxExportOptions, OnnxExportSummary, Precision, export};
 use ft::error::{Error, Result};
 use ft::nn::Tokens;
@@ -258,6 +261,25 @@ fn weights_are_the_model_s() {
     assert!(gap.max().double_value(&[]) < 0.501, "more than half a step");
     assert!(graph.operators.iter().any(|operator| operator.operator == "MatMulInteger"));
     assert!(graph.initializers.iter().all(|i| i.kind != ElementType::Float16));
+}
+
+#[test]
+fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
+    for name in ["qwen2", "gpt2", "gpt_neox"] {
+        let made = Exported::of(name, json!({}));
+        let adapter = lora(&made, json!({}));
+        let part = || WeightedAdapter::read(&adapter, 1.0).unwrap();
+        let at = |name: &str| made.folder.path().join(name);
+        merge_into_model(&made.model(), &[part()], &at("merged"), None, 1 << 30).unwrap();
+        for (model, adapter, out) in [(made.model(), Some(part()), "one"), (at("merged"), None, "two")] {
+            let (out, precision, force) = (at(out), Precision::Int8, false);
+            export(&OnnxExportOptions { model: &model, adapter, out: &out, precision, force }, |_, _| Ok(())).unwrap();
+        }
+        export_to(&made, "base", Precision::Int8).unwrap();
+        let data = |folder: &str| std::fs::read(at(folder).join("model.onnx.data")).unwrap();
+        assert!(data("one") == data("two") && data("one") != data("base"), "{name}");
+        assert_eq!(graph(&at("one")), graph(&at("two")), "{name}");
+    }
 }
 
 #[test]
