@@ -123,7 +123,10 @@ impl<'a> PreparedTask<'a> {
     fn read(task: &'a SuiteTask, subjects: &[SuiteSubject], cache: &mut AnswerCache) -> Result<Self> {
         let mut scorers = RowScorers::default();
         let trained = |path: &Path, text: Option<&RowTemplate>| {
-            subjects.iter().map(|s| TrainedRow::read((path, RowReader::of(task)), task.limit, text, s.tokenizer)).collect::<Result<Vec<_>>>()
+            subjects
+                .iter()
+                .map(|s| TrainedRow::read((path, RowReader::of(task)), task.limit, text, s.tokenizer))
+                .collect::<Result<Vec<_>>>()
         };
         match &task.kind {
             TaskKind::Extraction(extraction) => {

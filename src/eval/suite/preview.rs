@@ -28,7 +28,9 @@ pub fn preview(task: &SuiteTask, rows: usize) -> Result<Vec<ItemInfo>> {
         choices,
     };
     Ok(match &prepared.items {
-        Items::Conversations | Items::Pairs(_) | Items::Trained(_) | Items::Members(_) | Items::Canaries(..) => Vec::new(),
+        Items::Conversations | Items::Pairs(_) | Items::Trained(_) | Items::Members(_) | Items::Canaries(..) => {
+            Vec::new()
+        }
         Items::Texts(texts) => {
             texts.iter().enumerate().map(|(i, text)| info(i, text.clone(), vec![], vec![])).collect()
         }
