@@ -132,9 +132,9 @@ impl AnswerMetric {
         };
         match self {
             Self::F1 => each(&|answer, expected| question_answering::f1(answer, expected)),
-            Self::SquadExactMatch => each(&|answer, expected| {
-                f64::from(u8::from(question_answering::exact_match(answer, expected)))
-            }),
+            Self::SquadExactMatch => {
+                each(&|answer, expected| f64::from(u8::from(question_answering::exact_match(answer, expected))))
+            }
             Self::Rouge(kind) => each(&|answer, expected| kind.best(answer, expected).f1),
             Self::EditDistance => each(&|answer, expected| {
                 let distance = |expected: &&str| relative_edit_distance(answer.trim(), expected.trim());
