@@ -1,7 +1,8 @@
 //! The answered examples of a task: `num_fewshot`, `fewshot_split`, `fewshot_config`.
 
 use super::fields::Field;
-use super::task::{Prompt, TaskConversion};
+use super::kinds::Prompt;
+use super::task::TaskConversion;
 use crate::data::source::RowColumns;
 use crate::recipe::lm_eval_file::TaskValue;
 use serde_json::{Map, Value};

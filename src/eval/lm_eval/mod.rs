@@ -1,11 +1,12 @@
 //! Imports task files of lm-evaluation-harness (0.4) as a suite, and says what became of every key.
 //!
-//! `recipe::lm_eval_file` reads the files. `task` turns one into tasks of a suite: `fields` decides what `doc_to_text` and the like
-//! name, `examples` what stands before a prompt, `scoring` what is made of answers; `patterns` translates Python's regular expressions.
+//! `recipe::lm_eval_file` reads the files. `task` turns one into tasks of a suite, `kinds` by its kind: `fields` decides what `doc_to_text` and the
+//! like name, `examples` what stands before a prompt, `scoring` what is made of answers; `patterns` translates Python's regular expressions.
 //! `notes` has the report, `written` the YAML. What needs Python is refused by the name of the function.
 
 mod examples;
 mod fields;
+mod kinds;
 mod notes;
 mod patterns;
 mod scoring;
@@ -16,9 +17,10 @@ pub use notes::{ImportNote, NoteStatus};
 
 use crate::data::rows::RowTemplate;
 use crate::error::{Error, Result};
-use crate::recipe::lm_eval_file::{self, LmEvalTask};
+use crate::recipe::lm_eval_file::{self, LmEvalTask, TaskValue};
 use crate::recipe::suite_file::{self, SuiteFile};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use task::TaskConversion;
 
@@ -82,6 +84,7 @@ pub fn import(settings: &TaskImport, name: &Path) -> Result<ImportedSuite> {
     for file in &settings.files {
         tasks.extend(lm_eval_file::read_all(file, &settings.sets)?);
     }
+    check_data(settings, &tasks)?;
     let (mut drafts, mut notes, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     for task in &tasks {
         let conversion = TaskConversion::open(task, settings, &columns, only.as_ref());
@@ -99,6 +102,30 @@ pub fn import(settings: &TaskImport, name: &Path) -> Result<ImportedSuite> {
     let suite = suite_file::parse(&name.display().to_string(), &text)?;
     let tasks = suite.tasks.iter().map(|task| task.name.clone()).collect();
     Ok(ImportedSuite { text, suite, tasks, left_out, notes })
+}
+
+/// Checks that every file of --data is one that a task may need.
+fn check_data(settings: &TaskImport, tasks: &[LmEvalTask]) -> Result<()> {
+    const KEYS: [&str; 4] = ["test_split", "validation_split", "training_split", "fewshot_split"];
+    let of_task = |task: &LmEvalTask| {
+        let shots = task.get("fewshot_config").and_then(|key| key.value.get("split")).and_then(TaskValue::text);
+        KEYS.map(|key| task.text(key)).into_iter().chain([shots]).flatten().map(String::from).collect::<Vec<_>>()
+    };
+    let known: BTreeSet<String> = tasks.iter().flat_map(of_task).collect();
+    let mut given = BTreeSet::new();
+    for file in &settings.data {
+        let name = file.split.clone();
+        if let Some(unknown) = name.as_ref().filter(|name| !known.contains(*name)) {
+            let known = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Error::user(format!("--data {unknown}={}: no task has a split `{unknown}`", file.path))
+                .hint(format!("there are {known}")));
+        }
+        if !given.insert(name) {
+            return Err(Error::user(format!("--data names the file of a split twice, the second is {}", file.path))
+                .hint("several files are a folder or a pattern: --data 'test=DIR/*.jsonl'"));
+        }
+    }
+    Ok(())
 }
 
 fn compiled(argument: &str, text: &str) -> Result<RowTemplate> {

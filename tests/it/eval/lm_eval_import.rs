@@ -168,6 +168,14 @@ fn what_needs_python_is_refused_by_the_name_of_the_function() {
     );
     let told = refused(written("filter_list=[{name: a, filter: [{function: regex, regex_pattern: '('}]}]"));
     assert!(told.contains("`a`: ") && told.contains("Parsing error"), "{told}");
+    let data = |split: Option<&str>| SplitFile { split: split.map(str::to_string), path: "rows.jsonl".into() };
+    let told = refused(TaskImport { data: vec![data(Some("tset"))], ..set("repeats=1") });
+    assert!(
+        told.contains("--data tset=rows.jsonl: no task has a split `tset`") && told.contains("test, train"),
+        "{told}"
+    );
+    let told = refused(TaskImport { data: vec![data(None), data(None)], ..set("repeats=1") });
+    assert!(told.contains("twice"), "{told}");
     assert!(refused(set("num_fewshot")).contains("expected KEY=VALUE"));
     assert!(refused(set("num_fewshot=[")).contains("--set num_fewshot=["));
 }
