@@ -3,8 +3,9 @@
 
 use std::fs;
 
-/// Returns the resident bytes of the descendants of a process; pages that several of them share count for each. A process with more than
-/// `address_space` bytes of it is left out: the limit holds for all that became the program, so it is a clone of ft that has not done so yet.
+/// Returns the resident bytes of the descendants of a process without those of files; pages that several of them share count for each. A
+/// process with more than `address_space` bytes of it is left out: the limit holds for all that became the program, so it is a clone
+/// of ft that has not done so yet.
 pub fn of_descendants(pid: libc::pid_t, address_space: u64) -> u64 {
     let mut open = children(pid);
     let mut sum = 0;
@@ -23,12 +24,13 @@ fn children(pid: libc::pid_t) -> Vec<libc::pid_t> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Returns the address space and the resident memory of a process in bytes; 0 if it has ended.
+/// Returns the address space and the resident memory of a process in bytes, without pages of files; 0 if it has ended.
 fn sizes(pid: libc::pid_t) -> [u64; 2] {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    ["VmSize:", "VmRSS:"].map(|name| {
+    let [size, own, shared] = ["VmSize:", "RssAnon:", "RssShmem:"].map(|name| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kilobytes = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
         kilobytes.unwrap_or(0) << 10
-    })
+    });
+    [size, own + shared]
 }

@@ -217,7 +217,8 @@ fn programs_that_attack_fail_and_the_evaluation_goes_on() {
     let passed: Vec<f64> = task.results[0].answers.iter().map(|a| a.scores["pass@1"]).collect();
     assert_eq!(passed, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], "{:?}", task.results[0].answers);
     let note = |i: usize| task.results[0].answers[i].notes[0].as_str();
-    let stopped = ["Resource temporarily unavailable", "did not end in time", "printed too much"];
+    let stopped =
+        ["Resource temporarily unavailable", "did not end in time", "printed too much", "used too much memory"];
     assert!(stopped.iter().any(|how| note(0).contains(how)), "{}", note(0));
     assert_eq!([note(1), note(4), note(5)], ["MemoryError", "printed too much", "did not end in time"]);
     assert!(note(2).contains("PermissionError"), "{}", note(2));
