@@ -2,7 +2,7 @@
 //! equalised odds are about (Hardt, Price and Srebro 2016). Pure functions of results.
 //!
 //! The largest of several differences is above 0 by chance alone, more so with more and smaller groups. What tells chance from a gap is
-//! its p-value: labels of groups are exchanged among the items, or among those of one row if the row is asked for every group.
+//! its p-value: labels of groups are exchanged among the rows, or among the items of one row if these are of several groups.
 
 use super::results::{SubjectResults, SuiteResults, TaskResults};
 use crate::rng;
@@ -163,11 +163,14 @@ impl GroupValues {
         first: Option<&[GroupedScore]>,
     ) -> Self {
         // Rows are drawn, with all items of a row together.
-        let lines: BTreeSet<usize> = task.items.iter().map(|item| item.line).collect();
-        let rows: Vec<usize> = lines.into_iter().collect();
-        let row_of: Vec<usize> =
-            task.items.iter().map(|item| rows.binary_search(&item.line).unwrap_or_default()).collect();
-        let draws: Vec<usize> = (0..rows.len()).collect();
+        // Items of one row follow each other.
+        let mut row_of: Vec<usize> = Vec::with_capacity(task.items.len());
+        for (i, item) in task.items.iter().enumerate() {
+            let row = if i == 0 { 0 } else { row_of[i - 1] + usize::from(task.items[i - 1].line != item.line) };
+            row_of.push(row);
+        }
+        let rows = row_of.last().map_or(0, |last| last + 1);
+        let draws: Vec<usize> = (0..rows).collect();
         let mean = |scores: &[GroupedScore], group: usize, drawn: &[f64]| {
             let of_group = || scores.iter().filter(|score| score.group == group);
             let count: f64 = of_group().map(|score| drawn[row_of[score.item]]).sum();
@@ -175,9 +178,8 @@ impl GroupValues {
             (count > 0.0).then(|| sum / count)
         };
         let gap = |scores: &[GroupedScore], drawn: &[f64]| gap_of((0..groups).map(|group| mean(scores, group, drawn)));
-        let estimate = |statistic: &dyn Fn(&[f64]) -> Option<f64>| {
-            Bootstrap::default().estimate(purpose, &draws, rows.len(), statistic)
-        };
+        let estimate =
+            |statistic: &dyn Fn(&[f64]) -> Option<f64>| Bootstrap::default().estimate(purpose, &draws, rows, statistic);
         let values = (0..groups).map(|group| estimate(&|drawn| mean(own, group, drawn))).collect();
         let labelled: Vec<LabelledValue> = own
             .iter()

@@ -3,14 +3,14 @@
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// A row: its value, the number of its group, and the number of the block within which labels may be exchanged.
+/// A row: its value, the number of its group, and the number of the block that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LabelledValue {
     /// The value.
     pub value: f64,
     /// The group, from 0.
     pub group: usize,
-    /// The block.
+    /// The block: rows that depend on each other.
     pub block: usize,
 }
 
@@ -31,26 +31,31 @@ pub fn gap_of(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     Some(high - low)
 }
 
-/// Computes the probability of a largest gap that is at least as large as the observed one if the labels of the rows of a block are
-/// exchangeable (Fisher 1935): `draws` random exchanges, and the observed labels as one more. If no block has two rows, labels are
-/// exchanged among all rows. `None` as for [`largest_gap`].
+/// Computes the probability of a largest gap that is at least as large as the observed one if the labels are exchangeable (Fisher 1935):
+/// `draws` random exchanges, and the observed labels as one more. Labels are exchanged within blocks if any block has rows of several
+/// groups, else among whole blocks, whose rows depend on each other. `None` as for [`largest_gap`].
 pub fn gap_test(rows: &[LabelledValue], groups: usize, draws: usize, rng: &mut ChaCha8Rng) -> Option<f64> {
     let observed = largest_gap(rows, groups)?;
     // Sums of the same numbers in another order differ in their last bits.
     let reached = |gap: f64| usize::from(gap >= observed - 1e-12 * observed.abs().max(1.0));
     let mut blocks: std::collections::BTreeMap<usize, Vec<usize>> = std::collections::BTreeMap::new();
     rows.iter().enumerate().for_each(|(i, row)| blocks.entry(row.block).or_default().push(i));
-    let mut blocks: Vec<Vec<usize>> = blocks.into_values().collect();
-    if blocks.iter().all(|block| block.len() == 1) {
-        blocks = vec![(0..rows.len()).collect()];
-    }
+    let blocks: Vec<Vec<usize>> = blocks.into_values().collect();
+    let group_of = |block: &Vec<usize>| rows[block[0]].group;
+    let within = blocks.iter().any(|block| block.iter().any(|i| rows[*i].group != group_of(block)));
     let mut drawn = rows.to_vec();
     let mut count = 0;
     for _ in 0..draws {
-        for block in &blocks {
-            let mut labels: Vec<usize> = block.iter().map(|i| rows[*i].group).collect();
+        if within {
+            for block in &blocks {
+                let mut labels: Vec<usize> = block.iter().map(|i| rows[*i].group).collect();
+                labels.shuffle(rng);
+                block.iter().zip(labels).for_each(|(i, label)| drawn[*i].group = label);
+            }
+        } else {
+            let mut labels: Vec<usize> = blocks.iter().map(group_of).collect();
             labels.shuffle(rng);
-            block.iter().zip(labels).for_each(|(i, label)| drawn[*i].group = label);
+            blocks.iter().zip(labels).for_each(|(block, label)| block.iter().for_each(|i| drawn[*i].group = label));
         }
         count += largest_gap(&drawn, groups).map_or(0, reached);
     }
@@ -77,6 +82,14 @@ mod tests {
         assert!((p - 0.1).abs() < 0.01, "{p}");
         assert_eq!(test(&[(1.0, 0, 0), (1.0, 1, 1)]), Some(1.0));
         assert_eq!(test(&[(1.0, 0, 0), (2.0, 0, 1)]), None, "the second group has no rows");
+    }
+
+    #[test]
+    fn blocks_of_one_group_are_exchanged_as_wholes() {
+        // Six blocks of four equal rows, three of each group: 2 of 20 exchanges, as if each block were one row.
+        let blocks: Vec<_> = (0..24).map(|i| (f64::from(i / 4), usize::from(i / 4 > 2), (i / 4) as usize)).collect();
+        let p = test(&blocks).unwrap();
+        assert!((p - 0.1).abs() < 0.01, "{p}");
     }
 
     #[test]
