@@ -49,19 +49,22 @@ impl Exported {
 
     /// Exports the model to the file.
     pub fn export(&self, format: GgmlType) -> Result<GgufExportSummary> {
-        let (model, out, format) = (self.model(), self.file(), Some(FileFormat::of_kind(format)));
-        export(
-            &GgufExportOptions {
-                model: &model,
-                adapter: None,
-                out: &out,
-                format,
-                force: true,
-                imatrix: None,
-                modelfile: false,
-            },
-            |_, _| Ok(()),
-        )
+        self.export_as(FileFormat::of_kind(format), None)
+    }
+
+    /// Exports the model to the file, with errors weighted by these rows.
+    fn export_as(&self, format: FileFormat, imatrix: Option<&Path>) -> Result<GgufExportSummary> {
+        let (model, out, format) = (self.model(), self.file(), Some(format));
+        let options = GgufExportOptions {
+            model: &model,
+            adapter: None,
+            out: &out,
+            format,
+            force: true,
+            imatrix,
+            modelfile: false,
+        };
+        export(&options, |_, _| Ok(()))
     }
 
     /// Exports and returns the error's text. No file may be left.
@@ -279,17 +282,8 @@ fn an_importance_matrix_is_the_mean_square_of_each_layers_inputs() {
         "{\"text\": \"The patient sleeps. The doctor reads a letter.\"}\n{\"text\": \"Two more.\"}\n",
     )
     .unwrap();
-    let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_0"));
-    let options = |imatrix| GgufExportOptions {
-        model: &model,
-        adapter: None,
-        out: &out,
-        format,
-        force: true,
-        imatrix,
-        modelfile: false,
-    };
-    let summary = export(&options(Some(rows.as_path())), |_, _| Ok(())).unwrap();
+    let (model, out) = (made.model(), made.file());
+    let summary = made.export_as(FileFormat::named("q4_0").unwrap(), Some(&rows)).unwrap();
     let gguf = Gguf::open(&out).unwrap();
     assert_eq!(gguf.text("quantize.imatrix.dataset").unwrap(), Some("rows.jsonl"));
     assert_eq!(gguf.unsigned("quantize.imatrix.entries_count").unwrap(), Some(2 * 7));
@@ -328,18 +322,9 @@ fn an_importance_matrix_that_would_change_nothing_is_refused() {
     let made = Exported::of("llama", json!({}));
     let rows = made.folder.path().join("rows.jsonl");
     std::fs::write(&rows, "").unwrap();
-    let (model, out) = (made.model(), made.file());
+    let out = made.file();
     for (format, told) in [("q8_0", "does not regard it"), ("f16", "does not regard it"), ("q4_k_m", "no")] {
-        let options = GgufExportOptions {
-            model: &model,
-            adapter: None,
-            out: &out,
-            format: FileFormat::named(format),
-            force: false,
-            imatrix: Some(&rows),
-            modelfile: false,
-        };
-        let error = export(&options, |_, _| Ok(())).expect_err(format);
+        let error = made.export_as(FileFormat::named(format).unwrap(), Some(&rows)).expect_err(format);
         assert!(error.to_string().contains(told) && !error.hints().is_empty(), "{error}");
         assert!(!out.exists());
     }
@@ -377,21 +362,11 @@ fn rows_that_fill_no_blocks_are_written_in_float16_and_reported() {
 #[test]
 fn mixes_have_six_bits_where_llama_quantize_has_them() {
     let made = Exported::of("llama", json!({"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 8}));
-    let (model, out) = (made.model(), made.file());
+    let out = made.file();
     for (name, main, error) in
         [("q4_k_m", GgmlType::Q4_K, 0.08), ("q5_k_m", GgmlType::Q5_K, 0.04), ("q6_k", GgmlType::Q6_K, 0.02)]
     {
-        let format = FileFormat::named(name);
-        let options = GgufExportOptions {
-            model: &model,
-            adapter: None,
-            out: &out,
-            format,
-            force: true,
-            imatrix: None,
-            modelfile: false,
-        };
-        let summary = export(&options, |_, _| Ok(())).unwrap();
+        let summary = made.export_as(FileFormat::named(name).unwrap(), None).unwrap();
         assert!(summary.notes.is_empty(), "{:?}", summary.notes);
         let found = summary.read_back.relative_error[&main.name()];
         assert!(found < error && found > error / 10.0, "{name}: {found}");
@@ -412,16 +387,7 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
         ("q3_k_l", GgmlType::Q6_K, GgmlType::Q5_K, GgmlType::Q5_K, GgmlType::Q3_K),
         ("q4_k_s", GgmlType::Q6_K, GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q4_K),
     ] {
-        let options = GgufExportOptions {
-            model: &model,
-            adapter: None,
-            out: &out,
-            format: FileFormat::named(name),
-            force: true,
-            imatrix: None,
-            modelfile: false,
-        };
-        export(&options, |_, _| Ok(())).unwrap();
+        made.export_as(FileFormat::named(name).unwrap(), None).unwrap();
         let gguf = Gguf::open(&out).unwrap();
         let of = |name: &str| gguf.tensors().iter().find(|t| t.name == name).unwrap().kind;
         let found = ["output.weight", "blk.4.ffn_down.weight", "blk.4.attn_v.weight", "blk.4.attn_q.weight"].map(of);
@@ -429,17 +395,7 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
     }
     // Rows of 64 numbers fill no block of 256.
     let made = Exported::of("llama", json!({}));
-    let (model, out, format) = (made.model(), made.file(), FileFormat::named("q4_k_m"));
-    let options = GgufExportOptions {
-        model: &model,
-        adapter: None,
-        out: &out,
-        format,
-        force: true,
-        imatrix: None,
-        modelfile: false,
-    };
-    let summary = export(&options, |_, _| Ok(())).unwrap();
+    let summary = made.export_as(FileFormat::named("q4_k_m").unwrap(), None).unwrap();
     assert!(summary.notes[0].contains("in Q5_0") && summary.notes[0].contains("in Q8_0"), "{:?}", summary.notes);
 }
 
