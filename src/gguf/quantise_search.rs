@@ -97,6 +97,9 @@ pub(super) fn three_bits(x: &[f32], codes: &mut [i8]) -> f32 {
     if ll > 0.0 { xl / ll } else { 0.0 }
 }
 
+/// Numbers of the largest group that is searched.
+const LARGEST_GROUP: usize = 32;
+
 /// The candidates of [`with_minimum`]: (n + first + step k) / (max − min) for k from 0 to `steps`.
 #[derive(Clone, Copy)]
 pub(super) struct Candidates {
@@ -126,24 +129,26 @@ pub(super) fn with_minimum(x: &[f32], n: i32, weights: &[f32], among: Candidates
         codes.fill(0);
         return (0.0, -min);
     }
-    let code = |inverse: f32, min: f32, x: f32| nearest(inverse * (x - min)).clamp(0, n);
-    let error = |inverse: f32, from: f32, scale: f32, min: f32| {
+    let code = |inverse: f32, min: f32, x: f32| nearest(inverse * (x - min)).clamp(0, n) as f32;
+    let error = |rounded: &[f32], scale: f32, min: f32| {
         let mut sum = 0f32;
-        for (x, w) in x.iter().zip(weights) {
-            let difference = scale * code(inverse, from, *x) as f32 + min - x;
+        for ((x, w), l) in x.iter().zip(weights).zip(rounded) {
+            let difference = scale * l + min - x;
             sum += w * if among.absolute { difference.abs() } else { difference * difference };
         }
         sum
     };
     let inverse = n as f32 / (max - min);
-    let mut chosen = (inverse, min);
-    let (mut scale, mut best) = (1.0 / inverse, error(inverse, min, 1.0 / inverse, min));
+    let (mut chosen, mut candidate) = ([0f32; LARGEST_GROUP], [0f32; LARGEST_GROUP]);
+    chosen.iter_mut().zip(x).for_each(|(l, x)| *l = code(inverse, min, *x));
+    let (mut scale, mut best) = (1.0 / inverse, error(&chosen, 1.0 / inverse, min));
     for k in 0..=among.steps {
-        let from = min; // the best so far, as in the reference code
-        let inverse = (among.first + among.step * k as f32 + n as f32) / (max - from);
+        // From the best minimum so far, as in the reference code.
+        let inverse = (among.first + among.step * k as f32 + n as f32) / (max - min);
         let (mut sum_l, mut sum_ll, mut sum_xl) = (0f32, 0f32, 0f32);
-        for (x, w) in x.iter().zip(weights) {
-            let l = code(inverse, from, *x) as f32;
+        for ((x, w), rounded) in x.iter().zip(weights).zip(&mut candidate) {
+            let l = code(inverse, min, *x);
+            *rounded = l;
             sum_l += w * l;
             sum_ll += w * l * l;
             sum_xl += w * l * x;
@@ -156,15 +161,13 @@ pub(super) fn with_minimum(x: &[f32], n: i32, weights: &[f32], among: Candidates
                 this_min = 0.0;
                 this_scale = sum_xl / sum_ll;
             }
-            let this_error = error(inverse, from, this_scale, this_min);
+            let this_error = error(&candidate, this_scale, this_min);
             if this_error < best {
-                (best, scale, min, chosen) = (this_error, this_scale, this_min, (inverse, from));
+                (best, scale, min, chosen) = (this_error, this_scale, this_min, candidate);
             }
         }
     }
-    for (code_of, x) in codes.iter_mut().zip(x) {
-        *code_of = code(chosen.0, chosen.1, *x) as u8;
-    }
+    codes.iter_mut().zip(chosen).for_each(|(code, l)| *code = l as u8);
     (scale, -min)
 }
 

@@ -113,13 +113,14 @@ def main():
     p.add_argument("--modules", required=True)
     p.add_argument("--model", help="a model's directory instead of random ones")
     p.add_argument("--only", nargs="*", help="formats")
+    p.add_argument("--family", help="only random models of this family")
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args()
     llama = Llama(args.modules)
     if args.model:
         return sys.exit(compare(args, llama, args.model, args.model) > 0)
     wrong = 0
-    for title, family, more in CASES:
+    for title, family, more in [case for case in CASES if args.family in (None, case[1])]:
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
             make(family, more, model)
