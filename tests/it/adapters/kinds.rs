@@ -67,8 +67,10 @@ fn trained(spec: &AdapterSpec, base: &Path, kind: Kind) -> Model {
     let model = adapted(base, kind, &*plan);
     let _no_grad = tch::no_grad_guard();
     for p in model.params().adapter(0).filter(|p| p.trainable()) {
-        let noise = noise(&p.tensor.size(), &p.name).to_device(p.tensor.device());
-        p.tensor.shallow_clone().copy_(&(&p.tensor + noise * 0.2));
+        let drawn = noise(&p.tensor.size(), &p.name).to_device(p.tensor.device()) * 0.2;
+        // Random initial values come from a generator that tests on other threads share, and may bring logits that are nearly equal.
+        let random = p.tensor.std(false).double_value(&[]) > 0.0;
+        p.tensor.shallow_clone().copy_(&if random { drawn } else { &p.tensor + drawn });
     }
     model
 }
