@@ -2,7 +2,7 @@
 
 Perplexity (by token) is that of ft over the file, on the validation texts of datasets/stories. llama.cpp (node-llama-cpp) answers ten
 prompts greedily from the file; of each answer those tokens count up to the first that ft, over the same file, would not have chosen.
-With --imatrix, formats of fewer than 8 bits are also written with an importance matrix of these rows. Run by `make bench-exports`.
+With --imatrix, formats of fewer than 8 bits are also written with an importance matrix of the first of these rows. Run by `make bench-exports`.
 """
 
 import argparse
@@ -67,12 +67,26 @@ def perplexity(args, folder, model):
     return results["estimates"]["token_perplexity"]["value"]
 
 
+def first_rows(rows, folder, kilobytes):
+    """Writes the first rows of a file to another, up to this size, and returns its path."""
+    lines, size = [], 0
+    for line in rows.read_text().splitlines():
+        size += len(line)
+        if size > kilobytes * 1000:
+            break
+        lines.append(line)
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ft", default=ROOT / "target/release/ft", type=Path)
     p.add_argument("--model", default=ROOT / "models/smollm2-135m-instruct", type=Path)
     p.add_argument("--texts", default=ROOT / "datasets/stories/valid.jsonl", type=Path)
     p.add_argument("--imatrix", default=ROOT / "datasets/stories/train.jsonl", type=Path, help="rows of the importance matrix")
+    p.add_argument("--imatrix-kb", type=int, default=40, help="how much of these rows is used")
     p.add_argument("--llama", default=ROOT / ".bench/node/node_modules", type=Path, help="where node-llama-cpp is installed")
     p.add_argument("--only", nargs="*", default=FORMATS)
     p.add_argument("--new", type=int, default=32)
@@ -89,7 +103,7 @@ def main():
                 folder = Path(folder)
                 file = folder / "model.gguf"
                 began = time.time()
-                more = ["--imatrix", rows] if rows else []
+                more = ["--imatrix", first_rows(rows, folder, args.imatrix_kb)] if rows else []
                 run(args.ft, "export", args.model, "--to", "gguf", "--type", kind, "--out", file, *more)
                 seconds = time.time() - began
                 counts = agreeing(args, file, prompts, llama_cpp(args, file, prompts))
