@@ -77,7 +77,9 @@ def harness_task(folder, task):
         return config | more | {"metric_list": [{"metric": "acc", **mean}]}
     more = {"output_type": "generate_until", "doc_to_target": "{{chapter}}"}
     generation = {"until": ["\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
-    return config | more | {"generation_kwargs": generation, "metric_list": [{"metric": "exact_match", **mean}]}
+    # ft ignores whitespace around an answer.
+    strip = [{"name": "strip", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}]
+    return config | more | {"generation_kwargs": generation, "filter_list": strip, "metric_list": [{"metric": "exact_match", **mean}]}
 
 
 def harness(settings):
