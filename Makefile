@@ -191,7 +191,7 @@ $(LLAMA): | bench-peers
 bench-decoding: setup $(LLAMA) $(MODEL)/config.json ## Compare next tokens over bf16, GGUF, NF4 and int8 weights and by llama.cpp (3 minutes)
 	@python3 benches/decoding.py
 
-bench-eval: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare evaluation with lm-evaluation-harness: rows a second, memory, scores (5 minutes)
+bench-eval: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare evaluation with lm-evaluation-harness: rows a second, memory, scores (a quarter of an hour)
 	@$(BENCH) benches/evaluation.py
 
 bench-exports: setup bench-peers $(LLAMA) $(MODEL)/config.json ## Export in every format of GGUF and run each file: size, perplexity, tokens in llama.cpp (15 minutes)
