@@ -13,14 +13,6 @@ fn half(b: &mut [u8], at: usize, x: f32) -> f32 {
     stored.to_f32()
 }
 
-/// Writes the weights of the errors of a block: by importance, or the squares of its numbers.
-fn squares_or(x: &[f32], importance: Option<Importance>) -> [f32; 256] {
-    match importance {
-        Some(importance) => importance.weights(x, 2.0 * mean_square(x)),
-        None => std::array::from_fn(|i| x[i] * x[i]),
-    }
-}
-
 fn mean_square(x: &[f32]) -> f32 {
     x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32
 }
@@ -68,16 +60,16 @@ fn again(x: &[f32], group: std::ops::Range<usize>, scale: f32, offset: f32, limi
 /// 16 groups of 16: y = d s q, with six-bit s and q from −4 to 3.
 pub(super) fn q3_k(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
     let (mut codes, mut scales, mut packed) = ([0i8; 256], [0f32; 16], [-32i8; 16]);
-    let weights = squares_or(x, importance);
+    let weights: Option<[f32; 256]> = importance.map(|importance| importance.weights(x, 2.0 * mean_square(x)));
     for (g, scale) in scales.iter_mut().enumerate() {
         let group = 16 * g..16 * (g + 1);
-        *scale = match importance {
-            Some(_) => symmetric(&x[group.clone()], 4, &weights[group.clone()], &mut codes[group]),
+        *scale = match &weights {
+            Some(weights) => symmetric(&x[group.clone()], 4, &weights[group.clone()], &mut codes[group]),
             None => three_bits(&x[group.clone()], &mut codes[group]),
         };
     }
-    let d = match importance {
-        Some(_) => {
+    let d = match &weights {
+        Some(weights) => {
             let sums: [f32; 16] = std::array::from_fn(|g| weights[16 * g..16 * (g + 1)].iter().sum());
             symmetric(&scales, 32, &sums, &mut packed)
         }
