@@ -14,7 +14,6 @@
 use super::learning::MicroBatch;
 use super::loss::{Extreme, Loss, Metrics, Output};
 use super::model::Model;
-use crate::native::upload_slice;
 use crate::nn::RouterStatistics;
 use std::sync::Mutex;
 use tch::{Kind, Tensor};
@@ -76,22 +75,17 @@ fn weighted_terms(
         parts.reduce(|a, b| a + b).expect("at least one layer") / tokens
     };
     let (probabilities, z) = (sum_of(|r| &r.probabilities), sum_of(|r| &r.squares));
-    let experts = first.counts.len();
-    let counts: Vec<i64> = (0..experts).map(|e| routing.iter().map(|r| r.counts[e]).sum()).collect();
-    let chosen = counts.iter().sum::<i64>() as f64;
-    let load = |r: &&RouterStatistics| {
-        let most = r.counts.iter().max().copied().unwrap_or(0);
-        (most * experts as i64) as f64 / r.counts.iter().sum::<i64>() as f64
-    };
-    let largest = routing.iter().map(load).fold(0.0, f64::max);
-    let numbers: Vec<f64> = counts.iter().map(|n| *n as f64).chain([largest]).collect();
-    let numbers = upload_slice(&numbers, probabilities.device());
-    let often = numbers.narrow(0, 0, experts as i64).to_kind(Kind::Float) / tokens;
+    let by_layer = Tensor::stack(&routing.iter().map(|r| &r.counts).collect::<Vec<_>>(), 0); // (L, E)
+    let counts = by_layer.sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
+    let (experts, chosen) = (counts.size()[0], routing.iter().map(|r| r.pairs).sum::<i64>() as f64);
+    // Each layer has chosen equally often.
+    let largest = by_layer.max() * (experts as f64 / first.pairs as f64);
+    let often = counts.to_kind(Kind::Float) / tokens;
     let balance = (often * probabilities).sum(Kind::Float) * experts as f64;
     metrics.add(BALANCE, &(&balance * items), items);
     metrics.add(Z, &(&z * items), items);
-    metrics.add_extreme(LARGEST_LOAD, &numbers.get(experts as i64), Extreme::Maximum);
-    (0..experts).for_each(|e| metrics.add(share_name(e), &numbers.get(e as i64), chosen));
+    metrics.add_extreme(LARGEST_LOAD, &largest, Extreme::Maximum);
+    (0..experts).for_each(|e| metrics.add(share_name(e as usize), &counts.get(e), chosen));
     Some((balance * terms.balance + z * terms.z) * items)
 }
 

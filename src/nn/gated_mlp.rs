@@ -6,6 +6,7 @@ use super::layer_input::LayerInput;
 use super::linear::Linear;
 use super::ops;
 use super::scale::scale_rows;
+use super::weight::Weight;
 use tch::Tensor;
 
 /// A gated MLP: a layer's own, or one expert of it.
@@ -69,6 +70,13 @@ impl GatedMlp {
             return (&y * factors).to_kind(y.kind());
         }
         self.down.forward(scale_rows(activated, factors))
+    }
+
+    /// Returns the frozen weights of gate, up and down; `None` unless these are layers of their own, without biases, to which no adapter is
+    /// attached.
+    pub(super) fn unadapted_weights(&self) -> Option<[&Weight; 3]> {
+        let FirstLayers::Separate { gate, up } = &self.first else { return None };
+        Some([gate.unadapted_weight()?, up.unadapted_weight()?, self.down.unadapted_weight()?])
     }
 
     fn activated(&self, input: LayerInput) -> LayerInput {

@@ -132,6 +132,12 @@ impl Linear {
         self.dense.bias.is_some() || self.adapters.active().is_some_and(|adapter| adapter.adds_bias())
     }
 
+    /// Returns the weight (out, in) if it is frozen and the layer a plain product, whichever adapter is active: none is attached.
+    pub(super) fn unadapted_weight(&self) -> Option<&Weight> {
+        let plain = self.dense.bias.is_none() && self.logits == LogitChange::NONE && self.adapters.list.is_empty();
+        plain.then_some(&self.dense.weight).filter(|weight| weight.trained().is_none())
+    }
+
     /// Returns the weight (out, in) if the layer is a plain product: no bias, no active adapter and no change of the
     /// outputs.
     pub fn plain_weight(&self) -> Option<&Weight> {

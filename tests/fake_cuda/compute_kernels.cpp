@@ -1,5 +1,5 @@
 // Operations for which CUDA has a kernel of another kind than the CPU: fused norms, dropout, softmax of half precision
-// into float32, products of half precision into float32. Each counts one launch.
+// into float32, products of half precision into float32, products of groups of rows. Each counts one launch.
 #include "fake_cuda.h"
 
 #include <ATen/ATen.h>
@@ -144,10 +144,30 @@ Tensor baddbmm_dtype(const Tensor& self, const Tensor& batch1, const Tensor& bat
   const Tensor c = kernel(self, "self"), a = kernel(batch1, "batch1"), b = kernel(batch2, "batch2");
   return kernel.views.upload(c.to(out).baddbmm(a.to(out), b.to(out), beta, alpha));
 }
+
+// The products of groups of rows with a matrix each, in one launch: what CUDA's own kernel refuses is refused. (For other number
+// formats and older GPUs libtorch composes them, and waits for the ends of the groups.)
+Tensor grouped_mm(const Tensor& self, const Tensor& mat2, const std::optional<Tensor>& ends,
+                  const std::optional<Tensor>& bias, std::optional<at::ScalarType> out_dtype) {
+  TORCH_CHECK(fake_capability() >= 90 && self.scalar_type() == at::kBFloat16 && mat2.scalar_type() == at::kBFloat16,
+              "fake CUDA: grouped products of ", self.scalar_type(), " are composed on this device");
+  TORCH_CHECK(self.dim() == 2 && mat2.dim() == 3 && ends && ends->scalar_type() == at::kInt && !bias && !out_dtype,
+              "fake CUDA: only products of groups of rows with a stack of matrices are known");
+  for (const Tensor& t : {self, mat2}) {
+    const int64_t last = t.dim() - 1;
+    const int64_t other = t.stride(last) == 1 ? t.stride(last - 1) : t.stride(last);
+    TORCH_CHECK(t.stride(last) == 1 || t.stride(last - 1) == 1, "one of the last two strides must be 1");
+    TORCH_CHECK(other % 8 == 0 && uintptr_t(t.const_data_ptr()) % 16 == 0, "strides should be multiple of 16 bytes");
+  }
+  Product kernel("_grouped_mm", self);
+  const Tensor a = kernel(self, "self"), b = kernel(mat2, "mat2"), offsets = kernel(ends, "offs");
+  return kernel.views.upload(at::_grouped_mm(a, b, offsets));
+}
 }  // namespace
 
 void register_compute_kernels(torch::Library& aten) {
   aten.impl("_fused_rms_norm", rms_norm);
+  aten.impl("_grouped_mm", grouped_mm);
   aten.impl("_fused_rms_norm_backward", rms_norm_backward);
   aten.impl("native_dropout", native_dropout);
   aten.impl("_softmax", softmax);

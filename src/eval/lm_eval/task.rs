@@ -8,6 +8,7 @@ use crate::data::source::RowColumns;
 use crate::error::Result;
 use crate::eval::suite::rows::RowReader;
 use crate::recipe::lm_eval_file::{LmEvalTask, TaskValue};
+use crate::recipe::suite_file::RowLimit;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -111,7 +112,7 @@ impl<'a> TaskConversion<'a> {
             let lists: Vec<String> =
                 self.settings.rows.iter().flat_map(|path| path.split('.')).map(String::from).collect();
             let reader = RowReader { lists: &lists, only: self.only, columns: self.columns };
-            self.row = reader.read(data, Some(1))?.swap_remove(0).columns;
+            self.row = reader.read(data, Some(RowLimit { rows: 1, seed: None }))?.swap_remove(0).columns;
         }
         let drafts = match data {
             Some(data) if !self.notes.failed => self.convert(&data),

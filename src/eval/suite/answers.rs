@@ -17,7 +17,7 @@ use crate::eval::rows::EvalRow;
 use crate::generate::settings::GenerationSettings;
 use crate::models::Model;
 use crate::recipe::suite_file::scorers::is_scorer;
-use crate::recipe::suite_file::{FewShot, GenerateTask, SuiteTask};
+use crate::recipe::suite_file::{FewShot, GenerateTask, RowLimit, SuiteTask};
 use crate::report;
 use std::collections::BTreeMap;
 
@@ -106,16 +106,16 @@ pub fn encode_conversations(
     generate: &GenerateTask,
     subject: &SuiteSubject,
 ) -> Result<(EncodedPrompts, Vec<usize>)> {
-    let mut rows = Vec::new();
+    let (mut rows, first) = (Vec::new(), RowLimit::first(task.limit));
     for file in source::files(&task.data)? {
-        let room = task.limit.map(|limit| limit - rows.len());
+        let room = first.map(|first| first - rows.len());
         if room != Some(0) {
             rows.extend(EvalRow::read(&file, room, subject.tokenizer)?);
         }
     }
     let mut lines = Vec::new();
     let mut prompts = EncodedPrompts { ids: Vec::new(), texts: Vec::new(), expected: Vec::new(), max_new_tokens: 0 };
-    for row in rows {
+    for row in RowLimit::keep(task.limit, rows) {
         let Some(question) = row.question else {
             return at(&task.data, row.line, Err(Error::user("a row of plain text asks nothing")))
                 .map_err(|e| e.hint("add `prompt` and `answer` to the task, or make it one of kind `perplexity`"));

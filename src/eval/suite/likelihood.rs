@@ -127,6 +127,10 @@ fn common_beginning(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
+/// The most tokens whose keys and values a batch keeps, if it has more than one group. Larger batches are not faster, and the
+/// copies of what the choices of a question begin with take more memory than all else that a batch needs.
+const CACHED_TOKENS: usize = 2 * PREFILL_TOKENS;
+
 /// Returns how many of the groups in `order` are computed together: at least one.
 fn batch_size(order: &[usize], planned: &[PlannedGroup], limits: BatchLimits) -> usize {
     let first = &planned[order[0]];
@@ -137,9 +141,9 @@ fn batch_size(order: &[usize], planned: &[PlannedGroup], limits: BatchLimits) ->
         groups += 1;
         tokens += group.tokens();
         slots += group.inputs.len();
-        // What all begin with is computed once.
+        // What all begin with is computed once, but each input has keys and values of its own.
         let computed = tokens - head * (groups - 1);
-        computed <= PREFILL_TOKENS && slots * first.longest() <= limits.tokens
+        computed <= PREFILL_TOKENS && slots * first.longest() <= limits.tokens.min(CACHED_TOKENS)
     };
     order.iter().take_while(fits).count().max(1)
 }

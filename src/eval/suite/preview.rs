@@ -6,7 +6,7 @@ use super::prompts::PromptParts;
 use super::{Items, PreparedTask, form_of};
 use crate::error::Result;
 use crate::eval::results::ItemInfo;
-use crate::recipe::suite_file::SuiteTask;
+use crate::recipe::suite_file::{RowLimit, SuiteTask};
 
 /// Returns what is asked of the first rows of a task, with prompts in plain text. Of rows that are conversations, and of kinds
 /// that ask about training, nothing is shown: they depend on a model's tokenizer.
@@ -14,7 +14,10 @@ use crate::recipe::suite_file::SuiteTask;
 /// Errors: as those of running it, as far as rows and templates are concerned.
 pub fn preview(task: &SuiteTask, rows: usize) -> Result<Vec<ItemInfo>> {
     let mut first = task.clone();
-    first.limit = Some(first.limit.map_or(rows, |limit| limit.min(rows)));
+    first.limit = Some(match first.limit {
+        Some(limit) => RowLimit { rows: limit.rows.min(rows), ..limit },
+        None => RowLimit { rows, seed: None },
+    });
     let prepared = PreparedTask::read(&first, &[], &mut AnswerCache::in_memory())?;
     let form = form_of(task, false);
     let plain = |parts: &[PromptParts]| parts.iter().map(|parts| form.plain(parts)).collect::<Vec<_>>().join("\n---\n");

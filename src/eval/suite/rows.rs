@@ -5,7 +5,7 @@ use crate::data::source::{self, RowColumns, RowPlace};
 use crate::error::{Context, Error, Result};
 use crate::fsutil;
 use crate::json;
-use crate::recipe::suite_file::{SuiteTask, SwappedTerms};
+use crate::recipe::suite_file::{RowLimit, SuiteTask, SwappedTerms};
 use serde_json::Value;
 use std::path::Path;
 
@@ -45,17 +45,18 @@ impl<'a> RowReader<'a> {
         Self { lists: &task.rows, only: task.only.as_ref(), columns: &task.columns }
     }
 
-    /// Reads the rows of a file, a folder or a pattern as the task wants them, at most `limit`. A .txt file is one row with the column `text`.
+    /// Reads the rows of a file, a folder or a pattern as the task wants them, as many as `limit` says. A .txt file is one row with the column `text`.
     /// Rows of a folder or pattern have a column `file`.
     ///
     /// Errors: a file cannot be read, there are no rows, or a template of `where` or `columns` fails.
-    pub fn read(&self, path: &Path, limit: Option<usize>) -> Result<Vec<TaskRow>> {
+    pub fn read(&self, path: &Path, limit: Option<RowLimit>) -> Result<Vec<TaskRow>> {
         let mut rows = Vec::new();
+        let first = RowLimit::first(limit);
         let selected = self.only.is_some() || !self.lists.is_empty();
         let files = source::files(path)?;
         let several = files.len() != 1 || files[0] != path;
         for file in files {
-            let room = limit.map_or(usize::MAX, |limit| limit - rows.len());
+            let room = first.map_or(usize::MAX, |first| first - rows.len());
             if room == 0 {
                 break;
             }
@@ -71,7 +72,7 @@ impl<'a> RowReader<'a> {
                 if let Some(columns) = at(&file, line, made())? {
                     rows.push(TaskRow { line, columns });
                 }
-                if rows.len() == limit.unwrap_or(usize::MAX) {
+                if rows.len() == first.unwrap_or(usize::MAX) {
                     break;
                 }
             }
@@ -80,7 +81,7 @@ impl<'a> RowReader<'a> {
             return Err(Error::user(format!("{}: no row is asked", path.display()))
                 .hint("`where` is false for all rows, or the lists that `rows` names are empty"));
         }
-        Ok(rows)
+        Ok(RowLimit::keep(limit, rows))
     }
 
     /// Reads all rows of a file, or the first `room`.

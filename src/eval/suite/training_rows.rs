@@ -7,6 +7,7 @@ use crate::data::rows::{Record, RecordRow, RowFormat, RowTemplate, read_rows};
 use crate::data::source;
 use crate::error::{Error, Result};
 use crate::eval::results::ItemInfo;
+use crate::recipe::suite_file::RowLimit;
 use std::path::Path;
 
 /// A row as tokens.
@@ -23,13 +24,13 @@ pub struct TrainedRow {
 }
 
 impl TrainedRow {
-    /// Reads the rows of a file, at most `limit`: texts made by a template, of the rows and columns that the task wants, or what the rows are
+    /// Reads the rows of a file, as many as `limit` says: texts made by a template, of the rows and columns that the task wants, or what the rows are
     /// in training.
     ///
     /// Errors: the file cannot be read, a template fails, a row has nothing to train on; rows as in training are to be chosen or changed.
     pub fn read(
         (path, wanted): (&Path, RowReader),
-        limit: Option<usize>,
+        limit: Option<RowLimit>,
         text: Option<&RowTemplate>,
         tokenizer: &ChatTokenizer,
     ) -> Result<Vec<Self>> {
@@ -44,9 +45,9 @@ impl TrainedRow {
             return Err(Error::user("`rows`, `where` and `columns` without `text`: rows are read as in training")
                 .hint("say which text a row has: `text: \"{{ text }}\"`"));
         }
-        let mut found = Vec::new();
+        let (mut found, first) = (Vec::new(), RowLimit::first(limit));
         for file in source::files(path)? {
-            let room = limit.map(|limit| limit - found.len());
+            let room = first.map(|first| first - found.len());
             if room == Some(0) {
                 break;
             }
@@ -55,7 +56,7 @@ impl TrainedRow {
                 found.push(Self::of(record, &file, tokenizer)?);
             }
         }
-        Ok(found)
+        Ok(RowLimit::keep(limit, found))
     }
 
     fn of(row: &RecordRow, path: &Path, tokenizer: &ChatTokenizer) -> Result<Self> {

@@ -5,7 +5,7 @@
 
 use crate::native;
 use crate::nn::autograd::differentiable;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Where each pair of a token and an expert is computed: the pairs sorted by expert, and within an expert by token.
 pub(super) struct Dispatch {
@@ -15,7 +15,7 @@ pub(super) struct Dispatch {
     pairs: Tensor,
     /// (P) the place of each pair, in the order of tokens, among the sorted ones.
     places: Tensor,
-    /// Experts that have tokens, each with their number, in ascending order.
+    /// Experts that have tokens, each with their number, in ascending order; empty if only the device knows.
     groups: Vec<(usize, i64)>,
     /// k
     chosen: i64,
@@ -44,6 +44,17 @@ impl Dispatch {
             native::upload([tokens, order, places].map(|list| Tensor::from_slice(&list)), device);
         let groups = counts.into_iter().enumerate().filter(|(_, n)| *n > 0).collect();
         Self { tokens, pairs, places, groups, chosen }
+    }
+
+    /// Sorts the pairs of `choices` (T, k) on their device, without a wait. Also returns, for each of `experts`, the sorted pair before which
+    /// its own end: (E) int32.
+    pub fn on_device(choices: &Tensor, experts: i64) -> (Self, Tensor) {
+        let chosen = choices.size()[1];
+        let options = (Kind::Int64, choices.device());
+        let (ids, pairs) = choices.reshape([-1]).sort_stable(true, 0, false);
+        let places = pairs.empty_like().scatter(0, &pairs, &Tensor::arange(pairs.size()[0], options));
+        let ends = Tensor::arange(experts, options).searchsorted(&ids, true, true, "right", None::<&Tensor>);
+        (Self { tokens: pairs.divide_scalar_mode(chosen, "floor"), pairs, places, groups: Vec::new(), chosen }, ends)
     }
 
     /// Returns the experts that have tokens, with the number of their tokens; their rows follow each other in this order.
@@ -108,7 +119,6 @@ fn sum_of_pairs(sorted: &Tensor, places: &Tensor, chosen: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     fn leaf(shape: &[i64]) -> Tensor {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true)
@@ -127,6 +137,8 @@ mod tests {
         assert_eq!(list(&d.pairs), [1, 4, 0, 3, 5, 2, 6, 7]);
         let of_each: Vec<Vec<i64>> = d.tokens_of_groups().iter().map(list).collect();
         assert_eq!(of_each, [vec![0, 2], vec![0, 1, 2], vec![1, 3], vec![3]]);
+        let (same, _) = Dispatch::on_device(&choices(), 6);
+        assert_eq!([&same.tokens, &same.pairs, &same.places].map(list), [&d.tokens, &d.pairs, &d.places].map(list));
     }
 
     /// Values and gradients of the three operations equal those of libtorch's own.

@@ -1,6 +1,7 @@
 //! A layer of experts: router, dispatch and the experts' products.
 
 use super::dispatch::Dispatch;
+use super::grouped::ExpertStacks;
 use super::router::Router;
 use crate::nn::gated_mlp::GatedMlp;
 use crate::nn::layer_input::LayerInput;
@@ -28,9 +29,14 @@ impl ExpertLayer {
             return input.x.zeros_like(); // a decoding step in which no sequence goes on
         }
         let routing = self.router.route(&input, pass.watches_routing());
+        pass.record_routing(layer, || routing.statistics(self.experts.len() as i64));
+        if let Some(stacks) = ExpertStacks::of(&self.experts, &input.x) {
+            return by_tiles(input, &[&routing.weights, &routing.choices], pass.mlp_tile(), move |input, routing| {
+                stacks.sum_of_experts(&input.x, &routing[0], &routing[1])
+            });
+        }
         // Waits for the device, because the host launches one product for each expert.
         let choices = routing.choices.to_device(Device::Cpu);
-        pass.record_routing(layer, || routing.statistics(&choices, self.experts.len()));
         let experts = self.experts.clone();
         by_tiles(input, &[&routing.weights, &choices], pass.mlp_tile(), move |input, routing| {
             sum_of_experts(&experts, input, &routing[0], &routing[1])

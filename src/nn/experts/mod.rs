@@ -8,11 +8,14 @@
 //! a tensor of its own, not a part of a stack (E, out, in). So adapters attach to an expert as to any other layer; a
 //! weight may stay mapped in its file, be quantised when it is read, and be trained, merged and saved by itself. A stack
 //! would save no product on the CPU, which has one per expert in any case, and its gradient would be as large as the
-//! layer even if most experts have no tokens.
+//! layer even if most experts have no tokens. Only where a GPU computes the products of all experts at once, frozen weights are moved side
+//! by side in memory, and stay tensors of their own.
 //!
-//! router: which experts compute a token. dispatch: rows of tokens in the order of experts, and back. layer: all of it.
+//! router: which experts compute a token. dispatch: rows of tokens in the order of experts, and back. grouped: all experts at once. layer:
+//! all of it.
 
 mod dispatch;
+mod grouped;
 mod layer;
 mod router;
 

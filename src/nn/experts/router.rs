@@ -68,10 +68,12 @@ pub struct RouterStatistics {
     pub probabilities: Tensor,
     /// The square of the logarithm of the sum of the exponentials of a token's logits, summed over the tokens: a scalar.
     pub squares: Tensor,
-    /// How many tokens each expert was chosen for.
-    pub counts: Vec<i64>,
+    /// (E) how many tokens each expert was chosen for, float64.
+    pub counts: Tensor,
     /// The number of tokens.
     pub tokens: i64,
+    /// The number of choices of all tokens.
+    pub pairs: i64,
 }
 
 impl RouterStatistics {
@@ -79,7 +81,7 @@ impl RouterStatistics {
     pub fn as_leaves(&self) -> Self {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
         let (probabilities, squares) = (leaf(&self.probabilities), leaf(&self.squares));
-        Self { probabilities, squares, counts: self.counts.clone(), tokens: self.tokens }
+        Self { probabilities, squares, counts: self.counts.shallow_clone(), tokens: self.tokens, pairs: self.pairs }
     }
 }
 
@@ -146,15 +148,17 @@ fn sum_along(t: &Tensor) -> Tensor {
 }
 
 impl Routing {
-    /// Returns the statistics of the routing among `experts` experts; `choices` are those of the tokens, on the CPU.
+    /// Returns the statistics of the routing among `experts` experts.
     ///
     /// # Panics
     /// If the routing was not watched.
-    pub fn statistics(&self, choices: &Tensor, experts: usize) -> RouterStatistics {
-        let counts = choices.reshape([-1]).bincount(None::<&Tensor>, experts as i64);
-        let counts = Vec::try_from(counts).expect("a row of whole numbers");
+    pub fn statistics(&self, experts: i64) -> RouterStatistics {
+        let all = Tensor::arange(experts, (Kind::Int64, self.choices.device()));
+        let counts =
+            self.choices.reshape([-1, 1]).eq_tensor(&all).sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
         let [probabilities, squares] =
             self.sums.as_ref().expect("a watched routing").each_ref().map(Tensor::shallow_clone);
-        RouterStatistics { probabilities, squares, counts, tokens: self.choices.size()[0] }
+        let (tokens, pairs) = (self.choices.size()[0], self.choices.numel() as i64);
+        RouterStatistics { probabilities, squares, counts, tokens, pairs }
     }
 }

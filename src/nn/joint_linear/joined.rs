@@ -143,7 +143,7 @@ impl Joined {
 }
 
 /// Returns matrices (T, …) as one, side by side: a view if they are columns of one already.
-fn beside_each_other(parts: &[Tensor]) -> Tensor {
+pub(in crate::nn) fn beside_each_other(parts: &[Tensor]) -> Tensor {
     let (first, width) = (&parts[0], parts.iter().map(|t| t.size()[1]).sum::<i64>());
     let bytes = first.kind().elt_size_in_bytes();
     let starts = parts.iter().scan(0, |at, t| Some(std::mem::replace(at, *at + t.size()[1])));

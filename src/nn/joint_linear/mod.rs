@@ -14,6 +14,7 @@ mod joined;
 mod low_rank;
 
 pub use factor_casts::FactorCasts;
+pub(super) use joined::beside_each_other;
 pub use low_rank::LowRank;
 
 use super::autograd::differentiable_many;

@@ -4,7 +4,7 @@ use super::kinds;
 use super::probes;
 use super::scorers::{TOOL_CALLS, is_scorer};
 use super::template;
-use super::types::{FewShot, FewShotDraw, FewShotForm, SuiteTask, TaskKind};
+use super::types::{FewShot, FewShotDraw, FewShotForm, RowLimit, SuiteTask, TaskKind};
 use crate::data::rows::RowTemplate;
 use crate::data::source::RowColumns;
 use crate::recipe::node_reader::NodeReader;
@@ -57,7 +57,7 @@ pub(super) fn task(reader: &mut NodeReader, node: &Node) -> Option<SuiteTask> {
     let swap = node.get("swap").map(|n| probes::swap(reader, n));
     let favourable = node.get("positive").map(|n| reader.text("positive", n, "an answer", "yes"));
     let forgetting = node.get("forgetting").map(|n| reader.truth("forgetting", n));
-    let limit = node.get("limit").map(|n| positive(reader, "limit", n));
+    let limit = node.get("limit").map(|n| limit(reader, n));
     let separator = node.get("separator").map(|n| any_text(reader, "separator", n));
     let few_shot = node.get("few_shot").map(|n| few_shot(reader, n));
     let chat = node.get("chat").map(|n| reader.truth("chat", n));
@@ -131,6 +131,17 @@ fn name(reader: &mut NodeReader, node: &Node) -> Option<String> {
             "a name has letters, digits, `_`, `-` and `+`: gates and files name tasks",
         ),
     }
+}
+
+/// Reads how many rows are asked: a number, or a map with a seed that draws them.
+fn limit(reader: &mut NodeReader, node: &Node) -> Option<RowLimit> {
+    if let NodeKind::Scalar { .. } = node.kind {
+        return positive(reader, "limit", node).map(|rows| RowLimit { rows, seed: None });
+    }
+    reader.check_keys(node, &["rows", "seed"], "`limit`");
+    let rows = required(reader, node, "rows", "200").and_then(|n| positive(reader, "rows", n));
+    let seed = node.get("seed").map(|n| reader.whole("seed", n));
+    Some(RowLimit { rows: rows?, seed: flip(seed)?.map(|seed| seed as u64) })
 }
 
 fn few_shot(reader: &mut NodeReader, node: &Node) -> Option<FewShot> {

@@ -5,6 +5,9 @@ use super::scorers::AnswerScorers;
 use crate::data::rows::RowTemplate;
 use crate::data::source::RowColumns;
 use crate::recipe::gate::Gate;
+use crate::rng;
+use rand::seq::SliceRandom;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// An evaluation suite.
@@ -31,8 +34,8 @@ pub struct SuiteTask {
     pub only: Option<RowTemplate>,
     /// Columns that are computed from those of the file, in order.
     pub columns: Vec<(String, RowTemplate)>,
-    /// Only this many rows, the first ones.
-    pub limit: Option<usize>,
+    /// Only some of the rows.
+    pub limit: Option<RowLimit>,
     /// The category of a row, for tables by category.
     pub category: Option<RowTemplate>,
     /// The group of a row, for what groups get.
@@ -64,6 +67,31 @@ pub struct SuiteTask {
 impl SuiteTask {
     /// The default of `separator`, that of lm-evaluation-harness.
     pub const SEPARATOR: &'static str = " ";
+}
+
+/// How many rows of a file are asked, and which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowLimit {
+    /// At most this many.
+    pub rows: usize,
+    /// Draws them; `None`: the first ones.
+    pub seed: Option<u64>,
+}
+
+impl RowLimit {
+    /// Returns how many rows are enough to read; `None`: all, of which some are drawn.
+    pub fn first(limit: Option<Self>) -> Option<usize> {
+        limit.filter(|limit| limit.seed.is_none()).map(|limit| limit.rows)
+    }
+
+    /// Keeps the rows that are asked, in the order of the file. Fewer rows of the same seed are a part of more.
+    pub fn keep<T>(limit: Option<Self>, rows: Vec<T>) -> Vec<T> {
+        let Some(Self { rows: wanted, seed: Some(seed) }) = limit else { return rows };
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.shuffle(&mut rng::stream(seed, "rows of a task", 0));
+        let drawn: HashSet<usize> = order.into_iter().take(wanted).collect();
+        rows.into_iter().enumerate().filter(|(i, _)| drawn.contains(i)).map(|(_, row)| row).collect()
+    }
 }
 
 /// How a task is asked and scored.

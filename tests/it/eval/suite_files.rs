@@ -1,7 +1,8 @@
 //! The file of a suite: what it means, and all its mistakes in one report.
 
 use ft::recipe::suite_file::{
-    AnswerFilter, ChoiceMetric, ChoiceTexts, FewShotDraw, FewShotForm, Normaliser, PerplexityUnit, TaskKind, parse,
+    AnswerFilter, ChoiceMetric, ChoiceTexts, FewShotDraw, FewShotForm, Normaliser, PerplexityUnit, RowLimit, TaskKind,
+    parse,
 };
 
 #[test]
@@ -27,6 +28,7 @@ tasks:
     samples: { answers: 5, temperature: 0.7 }
 - name: arc
   data: arc.jsonl
+  limit: { rows: 9, seed: 3 }
   prompt: "{{ question }}"
   main: acc_bytes
   choice: { choices: "{{ options }}", answer: "{{ label }}", shuffle: 7, metrics: [acc, acc_bytes] }
@@ -45,7 +47,9 @@ gates:
         (shots.rows, shots.seed, shots.form, shots.separator.as_str()),
         (4, Some(7), FewShotForm::Turns, "\n\n")
     );
-    assert_eq!((icd10.limit, icd10.chat, icd10.separator.as_str()), (Some(20), Some(false), " "));
+    assert_eq!(icd10.limit, Some(RowLimit { rows: 20, seed: None }));
+    assert_eq!(arc.limit, Some(RowLimit { rows: 9, seed: Some(3) }));
+    assert_eq!((icd10.chat, icd10.separator.as_str()), (Some(false), " "));
     let TaskKind::Generate(generate) = &icd10.kind else { panic!("generate") };
     assert_eq!(generate.stop, Some(vec!["\n".to_string()]));
     let [AnswerFilter::Regex(first), AnswerFilter::Strip, AnswerFilter::Regex(last)] = &generate.extract[..] else {
@@ -164,7 +168,7 @@ tasks:
   generate: { normalise: [cases] }
   chat: perhaps
 - { name: d, data: x.jsonl, generate: { metrics: f1 }, answer: "{{ a }}", limit: 0 }
-- { name: e, data: x.jsonl, perplexity: , prompt: "{{ a }}" }
+- { name: e, data: x.jsonl, perplexity: , prompt: "{{ a }}", limit: { row: 3, seed: a } }
 - { name: f, data: x.jsonl, cloze: { metrics: acc } }
 - name: g
   data: x.jsonl
@@ -195,6 +199,9 @@ tasks:
         "`chat`: expected true or false, found the text `perhaps`",
         "`answer` beside `generate`",
         "`limit`: expected 1 or more, found 0",
+        "unknown key `row`",
+        "`rows` is missing",
+        "`seed`: expected a whole number, found the text `a`",
         "`prompt` beside `perplexity`",
         "`prompt` is missing",
         "`answer` is missing",

@@ -88,6 +88,22 @@ fn rows_are_chosen_and_columns_computed() {
 }
 
 #[test]
+fn some_rows_are_drawn_by_a_seed() {
+    let lines = |limit: &str| {
+        let task = format!("  limit: {limit}\n  prompt: \"{{{{ s }}}}\"\n  answer: \"{{{{ n }}}}\"\n  generate:\n");
+        asked("a.jsonl", ROWS, &task).unwrap().iter().map(|item| item.line).collect::<Vec<_>>()
+    };
+    assert_eq!(lines("2"), [1, 2], "the first ones");
+    let [two, three] = ["{ rows: 2, seed: 1 }", "{ rows: 3, seed: 1 }"].map(lines);
+    assert!(two.len() == 2 && three.len() == 3 && three.is_sorted(), "{two:?} {three:?}");
+    assert!(two.iter().all(|line| three.contains(line)), "{two:?} are not among {three:?}");
+    assert_eq!(lines("{ rows: 9, seed: 1 }"), [1, 2, 3, 4, 5]);
+    let draws: std::collections::BTreeSet<_> =
+        (0..20).map(|seed| lines(&format!("{{ rows: 2, seed: {seed} }}"))).collect();
+    assert!(draws.len() > 3, "other seeds draw other rows: {draws:?}");
+}
+
+#[test]
 fn examples_are_of_the_same_group_or_given() {
     let task = |shots: &str| {
         format!(

@@ -6,11 +6,14 @@ use crate::support::workspace::Workspace;
 
 /// Makes `models/deep-N`: a random model of N layers with the tiny model's tokenizer.
 fn model_of_depth(space: &Workspace, depth: usize) -> String {
-    let out = format!("models/deep-{depth}");
-    let config = format!(
-        "model.config={{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: {depth}, \
-         num_attention_heads: 4, num_key_value_heads: 2}}"
-    );
+    let config = format!("model_type: llama, intermediate_size: 128, num_hidden_layers: {depth}");
+    random_model(space, &format!("deep-{depth}"), &config)
+}
+
+/// Makes a random model of width 64 in `models`, with these settings and the tiny model's tokenizer.
+fn random_model(space: &Workspace, name: &str, config: &str) -> String {
+    let out = format!("models/{name}");
+    let config = format!("model.config={{{config}, hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2}}");
     let tokenizer = "model.tokenizer=models/medical";
     let set = [
         "run.steps=1",
@@ -57,6 +60,42 @@ fn a_layer_takes_few_launches() {
 
 /// What a layer took when this was written.
 const MOST: f64 = 48.0;
+
+/// Frozen experts are computed by one product for all of them, so neither launches nor waits grow with their number, and the losses are
+/// those of one product for each.
+#[test]
+fn frozen_experts_are_computed_together() {
+    let space = Workspace::new();
+    let run = |experts: usize, capability: &str| {
+        let config = format!(
+            "model_type: mixtral, intermediate_size: 32, num_hidden_layers: 2, num_local_experts: {experts}, \
+             num_experts_per_tok: 2"
+        );
+        let name = format!("experts-{experts}");
+        let model = match space.path(&format!("models/{name}")).exists() {
+            true => format!("models/{name}"),
+            false => random_model(&space, &name, &config),
+        };
+        let out = format!("run.out=runs/{name}-{capability}");
+        let lora = "adapter={lora: {rank: 8, alpha: 16, targets: [q_proj, v_proj]}}";
+        let settings = ["model.dtype=bf16", lora, &out];
+        let trace = train(&space, &model, &settings, &[("FAKE_CUDA_CAPABILITY", capability)]).succeeded();
+        let grouped = trace.operations.contains_key("aten::_grouped_mm");
+        let steps = space.steps(&format!("runs/{name}-{capability}"));
+        let losses: Vec<f64> = steps.iter().filter_map(|step| step.get("loss")?.as_f64()).collect();
+        (grouped, trace.marks.last().expect("three steps").clone(), losses)
+    };
+    let (few, many, single) = (run(4, "90"), run(12, "90"), run(12, "80"));
+    println!("{:?}\n{:?}\n{:?}", few.1, many.1, single.1);
+    assert_eq!((few.0, many.0, single.0), (true, true, false));
+    assert_eq!((few.1.launches, few.1.waits), (many.1.launches, many.1.waits));
+    assert_eq!(many.1.waits, 1);
+    assert!(single.1.waits > 2 && single.1.launches > 2 * many.1.launches);
+    assert!(many.2.len() == 3 && single.2.len() == 3);
+    for (a, b) in many.2.iter().zip(&single.2) {
+        assert!((a - b).abs() <= 2e-3 * b.abs(), "{:?} {:?}", many.2, single.2);
+    }
+}
 
 /// On a device that NVRTC does not compile for, libtorch's operations compute the same, and a warning says so once.
 #[test]
