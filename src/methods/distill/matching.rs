@@ -66,7 +66,7 @@ impl LayerMatching {
             Ok(projected_pairs(what, &layers, sizes, seed, student.device()))
         };
         let hidden = match &spec.hidden {
-            Some(hidden) => pairs("hidden", &hidden.layers, (t.hidden_size, s.hidden_size))?,
+            Some(hidden) => pairs("hidden", &hidden.layers, (t.stream_width(), s.stream_width()))?,
             None => Vec::new(),
         };
         let attention = match &spec.attention {

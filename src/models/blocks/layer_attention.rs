@@ -3,6 +3,7 @@
 use super::design::{Design, Projections};
 use super::latent_attention::LatentAttention;
 use super::self_attention::SelfAttention;
+use super::sharing_attention::SharingAttention;
 use crate::models::family::Config;
 use crate::nn::{Attention, ForwardPass, LayerInput, ModuleScope, Rope};
 use std::rc::Rc;
@@ -14,12 +15,15 @@ pub enum LayerAttention {
     Plain(SelfAttention),
     /// They are made of one vector of a few numbers.
     Latent(LatentAttention),
+    /// They are those of an earlier layer.
+    Sharing(SharingAttention),
 }
 
 impl LayerAttention {
     /// Builds the attention of layer `i` at `scope`. `rope` is the rotary embedding that the layer has if it has one.
     pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize, rope: &Rc<Rope>) -> Self {
         match design.attention.projections {
+            _ if c.key_value_layers[i] != i => Self::Sharing(SharingAttention::build(c, scope, design, i, rope)),
             Projections::Latent(sizes) => Self::Latent(LatentAttention::build(c, scope, (design, sizes), i, rope)),
             _ => Self::Plain(SelfAttention::build(c, scope, design, i, rope)),
         }
@@ -30,6 +34,7 @@ impl LayerAttention {
         match self {
             Self::Plain(attention) => attention.forward(i, input, pass),
             Self::Latent(attention) => attention.forward(i, input, pass),
+            Self::Sharing(attention) => attention.forward(i, input, pass),
         }
     }
 
@@ -38,6 +43,7 @@ impl LayerAttention {
         match self {
             Self::Plain(attention) => attention.attention.clone(),
             Self::Latent(attention) => attention.attention.clone(),
+            Self::Sharing(attention) => attention.attention.clone(),
         }
     }
 
@@ -46,6 +52,7 @@ impl LayerAttention {
         match self {
             Self::Plain(attention) => attention.rotation_switch(),
             Self::Latent(attention) => attention.rotation_switch(),
+            Self::Sharing(attention) => attention.rotation_switch(),
         }
     }
 }

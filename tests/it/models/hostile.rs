@@ -338,6 +338,9 @@ fn a_model_of_text_and_images_is_refused_with_its_language_model() {
     let text: Value = ft::fsutil::read_json(&file).unwrap();
     ft::fsutil::write_json(&file, &json!({"model_type": "gemma3", "text_config": text})).unwrap();
     refused(folder.path(), &["`gemma3` is not supported", "`gemma3_text`, which is supported"]);
+    let text = json!({"model_type": "gemma3n_text"});
+    ft::fsutil::write_json(&file, &json!({"model_type": "gemma3n", "text_config": text})).unwrap();
+    refused(folder.path(), &["`gemma3n` is not supported", "`gemma3n_text`, which is supported"]);
 }
 
 #[test]

@@ -74,8 +74,11 @@ const DENSE: [&str; 24] = [
 /// transformers.
 const OWN: [&str; 4] = ["own/rnn", "own/gru", "own/lstm", "own/sinusoidal"];
 
+/// The models of tests/fixtures/gemma3n.py.
+const GEMMA3N: [&str; 2] = ["gemma3n/shared", "gemma3n/plain"];
+
 pub(super) fn models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(DENSE).chain(OWN)
+    MODELS.into_iter().chain(DENSE).chain(GEMMA3N).chain(OWN)
 }
 
 pub(super) fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
