@@ -69,8 +69,12 @@ pub struct MoreNumbers {
     pub between_layers: i64,
     /// That a layer keeps for its backward, beyond its attention and MLP.
     pub kept: i64,
+    /// That its MLP keeps, beyond the inputs of its activation.
+    pub kept_in_mlp: i64,
     /// That exist from the first layer to the last, because layers read them.
     pub handed_on: i64,
+    /// That what lies before and after the layers keeps for its backward, if the first layer does not run again.
+    pub around_layers: i64,
 }
 
 /// One entry of the table of families.

@@ -75,7 +75,8 @@ impl RunShape<'_> {
             Some(cell) => self.recurrent_layer(cell),
             None => {
                 let [of_attention, of_mlp] = self.kept_numbers();
-                let numbers = of_attention + if self.mlp_tile().is_some() { 0 } else { of_mlp } + more.kept as u64;
+                let of_mlp = if self.mlp_tile().is_some() { 0 } else { of_mlp + more.kept_in_mlp as u64 };
+                let numbers = of_attention + of_mlp + more.kept as u64;
                 rows * (self.width() * numbers + self.routing()) + self.attention().kept
             }
         };
@@ -85,7 +86,8 @@ impl RunShape<'_> {
         let again = if replayed > 0 { layer } else { 0 };
         // One that is offloaded is copied while the layer above it is computed.
         let inputs = if self.plan.recipe.run.offload { replayed.min(2) } else { replayed };
-        let kept = rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64);
+        let around = if replayed == 0 { more.around_layers as u64 } else { 0 };
+        let kept = rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64 + around);
         kept + (layer * keeping).max(again)
     }
 
@@ -133,8 +135,8 @@ impl RunShape<'_> {
             // The layer's result, the gradients of the MLP's result and of its input, and one tile.
             Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
         };
-        // The gradients of the layer's result and of its input, and one of what lies between them.
-        let streams = 3 * self.layer_rows() * self.model.more_numbers().between_layers as u64 * width;
+        // The gradients of the layer's result and of its input, and those of what lies between them.
+        let streams = 7 * self.layer_rows() * self.model.more_numbers().between_layers as u64 * width;
         of_mlp.max(self.attention_backward()) + streams
     }
 
