@@ -290,6 +290,12 @@ impl Config {
         self.hidden_size * streams
     }
 
+    /// Returns true if MLPs have gates that are 0 below a bound: the loss turns where one reaches it.
+    pub fn has_sparse_gates(&self) -> bool {
+        let pattern = self.settings.get("activation_sparsity_pattern").filter(|_| self.has_layer_inputs());
+        pattern.and_then(Value::as_array).is_some_and(|list| list.iter().any(|share| share.as_f64() > Some(0.0)))
+    }
+
     /// Fails if layers cannot be taken apart; `what` asks for that.
     pub fn require_separate_layers(&self, what: &str) -> Result<()> {
         if !self.has_layer_inputs() {

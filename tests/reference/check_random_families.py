@@ -131,7 +131,7 @@ def settings_of(r, family):
         s |= dict(
             head_dim=head, hidden_size=heads * r.choice([5, 7, 9]), attention_bias=r.random() < 0.4, hidden_activation=activation, sliding_window=window,
             layer_types=first + [r.choice(first) for _ in range(kv_shared)], num_kv_shared_layers=kv_shared, altup_num_inputs=streams,
-            altup_active_idx=r.randrange(streams), altup_correct_scale=r.random() < 0.7, altup_coef_clip=r.choice([None, 120.0]),
+            altup_active_idx=r.randrange(streams), altup_correct_scale=r.random() < 0.7,
             laurel_rank=r.choice([2, 5]), hidden_size_per_layer_input=r.choice([3, 8]), vocab_size_per_layer_input=VOCABULARY,
             activation_sparsity_pattern=r.choice([None, [r.choice([0.0, 0.3, 0.8]) for _ in range(layers)]]),
             intermediate_size=r.choice([36, [r.choice([21, 40]) for _ in range(layers)]]), final_logit_softcapping=r.choice([3.0, 30.0]),

@@ -136,7 +136,7 @@ impl RunShape<'_> {
             Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
         };
         // The gradients of the layer's result and of its input, and those of what lies between them.
-        let streams = 7 * self.layer_rows() * self.model.more_numbers().between_layers as u64 * width;
+        let streams = 4 * self.layer_rows() * self.model.more_numbers().between_layers as u64 * width;
         of_mlp.max(self.attention_backward()) + streams
     }
 

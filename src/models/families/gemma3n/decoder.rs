@@ -61,15 +61,17 @@ pub fn build(c: &Config, b: &ModelBuilder) -> Result<Box<dyn Decoder>> {
     let layers_of_keys = &c.key_value_layers;
     let shared = (0..layers_of_keys.len()).filter(|i| layers_of_keys[i + 1..].contains(i)).count() as i64;
     let (n, p) = (s.streams, s.input);
+    let sparse = design.sparsity.iter().filter(|share| **share > 0.0).count() as i64;
     let widths = c.intermediate_sizes.iter().sum::<i64>() / c.num_hidden_layers;
     let more = MoreNumbers {
         between_layers: d * (n - 1),
         // The streams; the inputs of norms and linear layers beside attention and MLP; what elementwise operations keep.
-        kept: n * d + 14 * d + s.rank + 3 * p,
-        kept_in_mlp: 2 * widths,
+        kept: n * d + 9 * d + s.rank + 3 * p,
+        // The activation's result, and of sparse gates their inputs.
+        kept_in_mlp: widths + widths * sparse / c.num_hidden_layers,
         // Every layer's part of the table, in two forms; keys and values that are shared.
         handed_on: 2 * all + 2 * shared * c.num_key_value_heads * c.head_dim,
-        around_layers: 5 * (n - 1) * d,
+        around_layers: 4 * (n - 1) * d,
     };
     Ok(Box::new(Gemma3n {
         embed,
