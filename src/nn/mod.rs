@@ -45,7 +45,7 @@ pub mod weight;
 pub mod weights;
 
 pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, JointForm, ParamRole, RegisterParam};
-pub use attention::{Alibi, Attention};
+pub use attention::{Alibi, Attention, RelativeBias, RelativeBuckets};
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
 pub use cache::{CacheLayout, KvCache};
 pub use clipped_swiglu::ClippedSwiglu;

@@ -321,7 +321,7 @@ impl<'a> ForwardPass<'a> {
             let new_mask = || {
                 let window = attention.within(longest).window;
                 let mask = decode_mask(&stored, longest, window, q.kind(), q.device());
-                with_bias(mask, attention, q, k.size()[1], longest)
+                with_bias(mask, attention, q, (&stored, longest), k.size()[1])
             };
             let mask = self.masks.entry(attention.window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
@@ -365,13 +365,21 @@ fn attend_masked(
     p.reshape_as(&scores).to_kind(v.kind()).matmul(v)
 }
 
-/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E).
-fn with_bias(mask: Option<Tensor>, attention: &Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
-    let Some(bias) = attention.bias(q.size()[1], 0, longest, q.device()) else { return mask };
-    let bias = bias.view([1, kv_heads, -1, longest]).to_kind(q.kind());
+/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E). Sequences have
+/// `stored` tokens before the new one.
+fn with_bias(
+    mask: Option<Tensor>,
+    attention: &Attention,
+    q: &Tensor,
+    (stored, longest): (&[i64], i64),
+    kv_heads: i64,
+) -> Option<Tensor> {
+    let (slots, heads) = (q.size()[0], q.size()[1]);
+    let Some(bias) = attention.bias_of_next(heads, stored, longest, q.device()) else { return mask };
+    let bias = bias.reshape([-1, kv_heads, heads / kv_heads, longest]).to_kind(q.kind());
     Some(match mask {
         Some(mask) => mask + bias,
-        None => bias.expand([q.size()[0], -1, -1, -1], false).contiguous(),
+        None => bias.expand([slots, -1, -1, -1], false).contiguous(),
     })
 }
 
@@ -457,7 +465,7 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: &Attention) ->
         let (k, v) = (k.narrow(2, seen, keys), v.narrow(2, seen, keys));
         let hidden = attention.hidden(count, keys, past + from - seen, q.device());
         if attention.softcap.is_none() && attention.sinks.is_none() {
-            let mask = match attention.bias(heads, seen, keys, q.device()) {
+            let mask = match attention.bias(heads, (past + from, count), (seen, keys), q.device()) {
                 Some(bias) => bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0), // (1, H, n, L)
                 None => hidden.logical_not(),
             };
@@ -472,7 +480,7 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: &Attention) ->
                 true,
             );
         }
-        assert!(attention.alibi.is_none(), "no family has a bias of scores beside a cap or sinks");
+        assert!(!attention.has_bias(), "no family has a bias of scores beside a cap or sinks");
         // (1, K, G * count, E): the queries of the heads that share a key head follow each other.
         let grouped = queries.reshape([1, k.size()[1], -1, size]);
         let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));

@@ -1,14 +1,17 @@
 //! A decoder of blocks: embedding, layers, final norm and head.
 
-use super::block::Block;
+use super::block::{Block, LayerPositions};
 use super::design::{Design, FeedForwardLayers};
 use super::norm::Norm;
 use super::positions::SinusoidalPositions;
 use crate::error::Result;
 use crate::models::family::{Config, Decoder};
-use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, Rope, Tokens};
+use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, RelativeBias, Rope, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
+
+/// The module of trained biases of scores, by T5's name.
+const RELATIVE_BIAS: &str = "relative_attention_bias";
 
 struct BlockDecoder {
     embed: Embedding,
@@ -29,8 +32,15 @@ pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Dec
     let embedding_norm = design.names.embedding_norm;
     let embedding_norm =
         embedding_norm.map(|name| Norm::build(design.norm, &(&root / name), c.hidden_size, c.norm_eps));
-    let block = |(i, rope)| Block::build(c, &(&root / design.names.layers / i), &design, i, rope);
-    let layers = ropes.iter().enumerate().map(block).collect();
+    let biases = design.attention.relative.map(|buckets| {
+        let table = (&root / RELATIVE_BIAS).bias_table(buckets.count, c.num_attention_heads);
+        RelativeBias::new(table, buckets)
+    });
+    let block = |(i, rope): (usize, Rc<Rope>)| {
+        let positions = LayerPositions { rope, biases: biases.clone() };
+        Block::build(c, &(&root / design.names.layers / i), &design, i, &positions)
+    };
+    let layers = ropes.into_iter().enumerate().map(block).collect();
     let norm = Norm::build(design.norm, &(&root / design.names.final_norm), c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";
     let head =

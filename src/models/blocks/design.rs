@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::family::Config;
-use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LayerInput, LogitChange, ops};
+use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LayerInput, LogitChange, RelativeBuckets, ops};
 use tch::Tensor;
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
@@ -102,6 +102,8 @@ pub struct AttentionDesign {
     pub softcap: Option<f64>,
     /// Bias of the scores by distance.
     pub alibi: Option<Alibi>,
+    /// Trained biases of the scores by distance, which all layers share.
+    pub relative: Option<RelativeBuckets>,
     /// Queries, keys and values are limited to this magnitude.
     pub clip_qkv: Option<f64>,
     /// Each head has a learned logit ([`Attention::sinks`](crate::nn::Attention::sinks)).
@@ -266,6 +268,7 @@ impl Design {
                 scale: (c.head_dim as f64).powf(-0.5),
                 softcap: None,
                 alibi: None,
+                relative: None,
                 clip_qkv: None,
                 sinks: false,
             },

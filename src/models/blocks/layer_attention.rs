@@ -5,7 +5,7 @@ use super::latent_attention::LatentAttention;
 use super::self_attention::SelfAttention;
 use super::sharing_attention::SharingAttention;
 use crate::models::family::Config;
-use crate::nn::{Attention, ForwardPass, LayerInput, ModuleScope, Rope};
+use crate::nn::{Attention, ForwardPass, LayerInput, ModuleScope, RelativeBias, Rope};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -27,6 +27,17 @@ impl LayerAttention {
             Projections::Latent(sizes) => Self::Latent(LatentAttention::build(c, scope, (design, sizes), i, rope)),
             _ => Self::Plain(SelfAttention::build(c, scope, design, i, rope)),
         }
+    }
+
+    /// Gives the scores trained biases by distance, which layers share.
+    pub fn with_biases(mut self, biases: &Option<Rc<RelativeBias>>) -> Self {
+        let attention = match &mut self {
+            Self::Plain(attention) => &mut attention.attention,
+            Self::Latent(attention) => &mut attention.attention,
+            Self::Sharing(attention) => &mut attention.attention,
+        };
+        attention.relative = biases.clone();
+        self
     }
 
     /// Computes layer `i`'s attention: (T, D) -> (T, D).

@@ -70,7 +70,7 @@ impl SelfAttention {
             heads,
             kv_heads,
             head_dim: e,
-            attention: Attention { scale, window: c.windows[i], softcap, alibi, sinks },
+            attention: Attention { scale, window: c.windows[i], softcap, alibi, relative: None, sinks },
         }
     }
 

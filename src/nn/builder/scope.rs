@@ -74,6 +74,11 @@ impl ModuleScope<'_> {
         self.param_or_default(name, LayerKind::Linear, &[count], zeros)
     }
 
+    /// Reads the `weight` of this module (buckets, heads): biases of the scores of attention.
+    pub fn bias_table(&self, buckets: i64, heads: i64) -> Tensor {
+        self.param("weight", LayerKind::Table, &[buckets, heads])
+    }
+
     /// Builds an output head with its own weight.
     pub fn output_head(&self, inputs: i64, outputs: i64) -> Linear {
         match self.builder.headless.get() {

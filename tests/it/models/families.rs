@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-pub(super) const FAMILIES: [&str; 34] = [
+pub(super) const FAMILIES: [&str; 35] = [
     "tiny-llama",
     "tiny-qwen2",
     "tiny-qwen3",
@@ -49,6 +49,7 @@ pub(super) const FAMILIES: [&str; 34] = [
     "own/gru",
     "own/lstm",
     "own/sinusoidal",
+    "own/relative",
 ];
 
 /// Folders of PEFT's directories over the families, with what is expected of them.
