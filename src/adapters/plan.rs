@@ -61,7 +61,7 @@ impl<'a, 'r> AdaptedLayer<'a, 'r> {
 
     /// Returns true for tables of tokens and positions.
     pub fn is_table(&self) -> bool {
-        matches!(self.site.layer, LayerKind::Embedding | LayerKind::Positions)
+        matches!(self.site.layer, LayerKind::Embedding | LayerKind::Table)
     }
 
     /// Returns the shape of the layer's matrix: [out, in], or [V, D] for tables.

@@ -250,9 +250,17 @@ impl ModuleSelection {
 }
 
 /// Returns a short list of target names that selects exactly `adapted` among `all` modules of a model: the last parts
-/// of the names if they match no other module, otherwise the full names.
+/// of the names if they match no other module, otherwise the full names. A number alone would also match lists of layers, so
+/// that the name of its list is a part, too.
 pub fn shortest_target_names<'a>(adapted: &BTreeSet<&str>, all: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
+    let last = |name: &str| {
+        let parts = name.rsplit('.').take_while({
+            let mut numbers = true;
+            move |part| std::mem::replace(&mut numbers, part.parse::<u64>().is_ok())
+        });
+        let length = parts.map(|part| part.len() + 1).sum::<usize>().saturating_sub(1);
+        name[name.len() - length..].to_string()
+    };
     let short: BTreeSet<String> = adapted.iter().map(|n| last(n)).collect();
     let exact = all.into_iter().all(|n| adapted.contains(n) || !short.contains(&last(n)));
     if exact { short.into_iter().collect() } else { adapted.iter().map(|n| n.to_string()).collect() }

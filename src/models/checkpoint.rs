@@ -17,7 +17,7 @@ pub fn weights(model: &Path, config: &Config) -> Result<Weights> {
     let holds = |wanted: &str| weights.names().any(|n| map_param(n).is_some_and(|p| p.name == wanted));
     let (tied, embedded) = (config.tie_word_embeddings, holds(embedding));
     weights.map_names(|name| {
-        let place = map_param(name)?;
+        let place = map_param(name).filter(|place| !config.leaves_out(&place.name))?;
         match tied && place.name == tied_head::HEAD {
             // Of the checkpoints with a tied head, some contain a redundant copy, others only the head's name for the
             // weight.
@@ -55,17 +55,27 @@ pub fn expert_number(name: &str) -> Option<usize> {
     parts.nth(1)?.parse().ok()
 }
 
+/// Lists of modules that are not layers.
+const OTHER_LISTS: [&str; 2] = ["altup_projections", "altup_unembed_projections"];
+
+/// Returns the place of the part of a name that is the layer's number.
+fn layer_part(parts: &[&str]) -> Option<usize> {
+    let listed = |i: usize| i == 0 || !OTHER_LISTS.contains(&parts[i - 1]);
+    (0..parts.len()).find(|&i| parts[i].parse::<usize>().is_ok() && listed(i))
+}
+
 /// Returns the number of the layer that a parameter or module belongs to: the first whole number among the parts of its
-/// name. `None` for those outside of layers.
+/// name that is not one of another list. `None` for those outside of layers.
 pub fn layer_number(name: &str) -> Option<usize> {
-    name.split('.').find_map(|part| part.parse().ok())
+    let parts: Vec<&str> = name.split('.').collect();
+    parts[layer_part(&parts)?].parse().ok()
 }
 
 /// Returns the name with another layer number; a name outside of layers is returned as it is.
 pub fn with_layer_number(name: &str, number: usize) -> String {
-    let mut parts: Vec<String> = name.split('.').map(String::from).collect();
-    if let Some(part) = parts.iter_mut().find(|part| part.parse::<usize>().is_ok()) {
-        *part = number.to_string();
+    let (mut parts, new): (Vec<&str>, String) = (name.split('.').collect(), number.to_string());
+    if let Some(i) = layer_part(&parts) {
+        parts[i] = &new;
     }
     parts.join(".")
 }
@@ -80,5 +90,7 @@ mod tests {
         assert_eq!((layer_number(name), layer_number("model.norm.weight")), (Some(11), None));
         assert_eq!(with_layer_number(name, 3), "model.layers.3.mlp.up_proj.weight");
         assert_eq!(with_layer_number("model.norm.weight", 3), "model.norm.weight");
+        let list = "model.altup_projections.1.weight";
+        assert_eq!((layer_number(list), with_layer_number(list, 3).as_str()), (None, list));
     }
 }

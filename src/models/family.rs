@@ -1,6 +1,7 @@
 //! What a family of models provides ([`Family`], [`Decoder`]), and the sizes that it is built with ([`Config`]).
 
 use super::blocks::{self, Design};
+use super::checkpoint::layer_number;
 use super::stored::StoredFormat;
 use crate::error::{Error, Result};
 use crate::nn::{Attention, Cell, ForwardPass, Linear, ModelBuilder, ParamMapping, RopeScaling, Tokens};
@@ -15,14 +16,27 @@ pub trait Decoder {
     fn depth(&self) -> usize;
     /// Embeds a packed row: (T) tokens -> (T, D).
     fn embed(&self, tokens: &Tokens) -> Tensor;
+    /// Makes the first layer's input of embedded tokens: (T, D) -> (T, W), where W is the width of what goes from layer to
+    /// layer. What layers read beside it is handed on in the pass ([`Producer::Entrance`](crate::nn::Producer)).
+    fn enter(&self, x: Tensor, _tokens: &Tokens, _pass: &mut ForwardPass) -> Tensor {
+        x
+    }
+    /// Returns the numbers per token that layers have beside those that every decoder has.
+    fn more_numbers(&self) -> MoreNumbers {
+        MoreNumbers::default()
+    }
+    /// Returns the number of tokens that layers have vectors for; `None`: all of the vocabulary.
+    fn known_tokens(&self) -> Option<i64> {
+        None
+    }
     /// Returns the trained vectors of positions (T), which `embed` adds to those of tokens: (T, D). `None` if positions have
     /// no vectors.
     fn embed_positions(&self, _positions: &Tensor) -> Option<Tensor> {
         None
     }
-    /// Computes layer `i`: (T, D) -> (T, D).
+    /// Computes layer `i`: (T, W) -> (T, W).
     fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor;
-    /// Applies the final norm, between the last layer and the head: (T, D) -> (T, D).
+    /// Applies the final norm, between the last layer and the head: (T, W) -> (T, D).
     fn finish(&self, x: &Tensor) -> Tensor;
     /// Returns the output head: (…, D) -> (…, V).
     fn head(&self) -> &Rc<Linear>;
@@ -46,6 +60,21 @@ pub trait Decoder {
     fn longest(&self) -> Option<i64> {
         None
     }
+}
+
+/// Numbers per token that the layers of a decoder have beside those that every decoder has, for the prediction of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct MoreNumbers {
+    /// Of what goes from layer to layer, beyond D.
+    pub between_layers: i64,
+    /// That a layer keeps for its backward, beyond its attention and MLP.
+    pub kept: i64,
+    /// That its MLP keeps, beyond the inputs of its activation.
+    pub kept_in_mlp: i64,
+    /// That exist from the first layer to the last, because layers read them.
+    pub handed_on: i64,
+    /// That what lies before and after the layers keeps for its backward, if the first layer does not run again.
+    pub around_layers: i64,
 }
 
 /// One entry of the table of families.
@@ -134,8 +163,10 @@ pub struct Config {
     pub model_type: String,
     /// D, the width of the residual stream.
     pub hidden_size: i64,
-    /// F, the width inside the MLP.
+    /// F, the width inside the MLP: the largest of all layers'.
     pub intermediate_size: i64,
+    /// The width inside the MLP of each layer.
+    pub intermediate_sizes: Vec<i64>,
     /// The number of layers.
     pub num_hidden_layers: i64,
     /// H, the number of query heads.
@@ -168,6 +199,8 @@ pub struct Config {
     pub max_position_embeddings: Option<i64>,
     /// For each layer the number of tokens that a token sees, itself included; `None`: all before it.
     pub windows: Vec<Option<i64>>,
+    /// For each layer the layer whose keys and values it reads: itself, or one before all layers without their own.
+    pub key_value_layers: Vec<usize>,
     /// The layers of experts; `None` if the model has none.
     pub experts: Option<ExpertSizes>,
     /// How the matrices of the checkpoint are stored quantised; `None`: they are not.
@@ -232,7 +265,7 @@ impl Config {
     /// Returns the number of MLPs that compute a token in layer `i`, and the sum of the widths inside them.
     pub fn feed_forward(&self, i: usize) -> (i64, i64) {
         match self.experts.as_ref().filter(|experts| experts.sparse[i]) {
-            None => (1, self.intermediate_size),
+            None => (1, self.intermediate_sizes[i]),
             Some(experts) => {
                 let shared = experts.shared_width;
                 (experts.chosen + i64::from(shared.is_some()), experts.chosen * experts.width + shared.unwrap_or(0))
@@ -243,6 +276,45 @@ impl Config {
     /// Returns true if keys and values are made of one vector of a few numbers (`models::blocks`).
     pub fn has_latent_attention(&self) -> bool {
         self.family.extra_keys.contains(&"kv_lora_rank")
+    }
+
+    /// Returns true if layers read vectors of the tokens beside their input, and may read keys and values of other layers: they
+    /// cannot be taken apart.
+    pub fn has_layer_inputs(&self) -> bool {
+        self.family.extra_keys.contains(&"hidden_size_per_layer_input")
+    }
+
+    /// Returns the width of what goes from layer to layer.
+    pub fn stream_width(&self) -> i64 {
+        let streams = if self.has_layer_inputs() { self.number("altup_num_inputs", 1.0) as i64 } else { 1 };
+        self.hidden_size * streams
+    }
+
+    /// Returns true if MLPs have gates that are 0 below a bound: the loss turns where one reaches it.
+    pub fn has_sparse_gates(&self) -> bool {
+        let pattern = self.settings.get("activation_sparsity_pattern").filter(|_| self.has_layer_inputs());
+        pattern.and_then(Value::as_array).is_some_and(|list| list.iter().any(|share| share.as_f64() > Some(0.0)))
+    }
+
+    /// Fails if layers cannot be taken apart; `what` asks for that.
+    pub fn require_separate_layers(&self, what: &str) -> Result<()> {
+        if !self.has_layer_inputs() {
+            return Ok(());
+        }
+        Err(self
+            .refuse(format!(
+                "{what}: the layers of a {} model read parts of one table of tokens, and keys and values of each other",
+                self.model_type
+            ))
+            .hint("all layers have to stay as they are"))
+    }
+
+    /// Returns true for a parameter that a checkpoint may have and no layer reads: those of keys and values in layers that read
+    /// another layer's.
+    pub fn leaves_out(&self, name: &str) -> bool {
+        let shares = |i: usize| self.key_value_layers.get(i).is_some_and(|source| *source != i);
+        layer_number(name).is_some_and(shares)
+            && [".k_proj.", ".v_proj.", ".k_norm.", ".v_norm."].iter().any(|part| name.contains(part))
     }
 
     /// Returns how the model's files have the weights of a layer's experts.

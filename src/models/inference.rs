@@ -4,17 +4,17 @@ use super::activations::Activations;
 use super::loss::Output;
 use super::model::Model;
 use crate::error::Result;
-use crate::nn::{CacheLayout, DecodingGuard, KvCache, Tokens};
+use crate::nn::{Attention, CacheLayout, DecodingGuard, KvCache, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 impl Model {
-    /// Runs all layers. Returns the last one's output (T, D), and the requested activations.
+    /// Runs all layers. Returns the last one's output (T, W), and the requested activations.
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let row = self.whole_row(tokens);
         let mut pass = self.start_pass(&row, &look);
-        let mut x = self.embed(&row); // (T', D)
+        let mut x = self.enter(&row, &mut pass); // (T', W)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
             inside.record(&look, i, &x, &mut pass);
@@ -22,7 +22,7 @@ impl Model {
         (pass.real_rows(&x), inside)
     }
 
-    /// Returns the input of each layer and the output of the last: (T, D) each, float32. Without gradient.
+    /// Returns the input of each layer and the output of the last: (T, W) each, float32. Without gradient.
     pub fn hidden_states(&self, tokens: &Tokens) -> Result<Vec<Tensor>> {
         let mut states = Vec::with_capacity(self.depth() + 1);
         let _ = self.layers(tokens, &(0..self.depth()).collect::<Vec<_>>(), |x| states.push(x.to_kind(Kind::Float)))?;
@@ -41,7 +41,7 @@ impl Model {
         let _no_grad = tch::no_grad_guard();
         let row = self.whole_row(tokens);
         let mut pass = row.pass(None);
-        let mut x = self.embed(&row);
+        let mut x = self.enter(&row, &mut pass);
         for &i in layers {
             see(&pass.real_rows(&x));
             x = self.decoder.layer(i, &x, &mut pass);
@@ -83,7 +83,7 @@ impl Model {
         let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
         let row = self.layer_row(tokens, cache.last(tokens.segments.count()));
         let mut pass = row.pass(Some(&mut *cache)).part_of(whole);
-        let mut x = self.embed(&row);
+        let mut x = self.enter(&row, &mut pass);
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
         }
@@ -100,6 +100,13 @@ impl Model {
         self.extend(&tokens, cache, Output::all_logits)
     }
 
+    /// Returns the settings of the attention of each layer whose keys and values are in a cache: those before all layers that
+    /// read another layer's.
+    fn cached_layers(&self) -> impl Iterator<Item = Attention> {
+        let sources = &self.config.key_value_layers;
+        (0..self.depth()).filter(|i| sources[*i] == *i).filter_map(|i| self.decoder.attention(i))
+    }
+
     /// Returns an empty cache for `sequences` sequences.
     pub fn cache(&self, sequences: usize) -> KvCache {
         KvCache::new(self.cache_layout(), sequences)
@@ -109,7 +116,7 @@ impl Model {
     pub fn cache_layout(&self) -> CacheLayout {
         let recurrent = if self.recurrence().is_some() { self.depth() } else { 0 };
         CacheLayout {
-            windows: self.attentions().map(|attention| attention.window).collect(),
+            windows: self.cached_layers().map(|attention| attention.window).collect(),
             recurrent,
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,

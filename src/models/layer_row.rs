@@ -99,8 +99,8 @@ impl Model {
             .tile_mlp(self.mlp_tile())
     }
 
-    /// Returns the first layer's input (T', D), in training with noise on the embeddings of real tokens if it is set.
-    pub(super) fn embed(&self, row: &LayerRow) -> Tensor {
+    /// Returns the embedded tokens (T', D), in training with noise on those of real tokens if it is set.
+    fn embed(&self, row: &LayerRow) -> Tensor {
         let lengths = &row.tokens.segments.lengths;
         let noise = self.noise.get().filter(|_| self.switches.train.get());
         self.embed_with(row, |x| match noise {
@@ -109,7 +109,12 @@ impl Model {
         })
     }
 
-    /// Returns the same without noise.
+    /// Returns the first layer's input (T', W), made of the embedded tokens.
+    pub(super) fn enter(&self, row: &LayerRow, pass: &mut ForwardPass) -> Tensor {
+        self.decoder.enter(self.embed(row), row.tokens, pass)
+    }
+
+    /// Returns the embedded tokens without noise.
     pub(super) fn embed_plain(&self, row: &LayerRow) -> Tensor {
         self.embed_with(row, |x| x)
     }

@@ -8,7 +8,8 @@ use super::model::Model;
 use super::replayed_inputs::ReplayedInputs;
 use crate::error::Result;
 use crate::native;
-use crate::nn::{Param, Tokens};
+use crate::nn::handed_on::with_gradients;
+use crate::nn::{Param, Producer, Tokens};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -106,12 +107,15 @@ impl Model {
         let virtual_tokens = row.detach_virtual_tokens();
         let mut pass = self.start_pass(&row, &look);
         let mut inputs = ReplayedInputs::new(layers, self.offloads());
+        let first = native::rng_state(self.device())?;
         let top = {
             let _no_grad = tch::no_grad_guard();
-            let mut x = self.embed(&row);
+            let mut x = self.enter(&row, &mut pass);
+            pass.cut_off(Producer::Entrance);
             for i in 0..layers {
                 inputs.push(&x, native::rng_state(self.device())?)?;
                 x = self.decoder.layer(i, &x, &mut pass);
+                pass.cut_off(Producer::Layer(i));
                 inside.record_leaves(&look, i, &x, &mut pass);
             }
             x.detach().set_requires_grad(true)
@@ -130,17 +134,26 @@ impl Model {
         while let Some((x, rng)) = inputs.pop()? {
             native::set_rng_state(self.device(), &rng)?;
             let x = x.detach().set_requires_grad(true);
+            let leaves = pass.take_handed_on(Producer::Layer(inputs.len()));
             let y = self.decoder.layer(inputs.len(), &x, &mut pass);
-            let pulled = inside.outputs_and_gradients(inputs.len(), y, g, &mut pass);
+            let mut pulled = inside.outputs_and_gradients(inputs.len(), y, g, &mut pass);
+            pulled.extend(with_gradients(&leaves, pass.take_handed_on(Producer::Layer(inputs.len()))));
             let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
             native::backward(&outputs, &gradients)?;
             g = x.grad();
         }
-        native::set_rng_state(self.device(), &after)?;
-        let embedded = self.embed_plain(&row);
-        if embedded.requires_grad() {
-            native::backward(&[&embedded], &[&g])?;
+        native::set_rng_state(self.device(), &first)?;
+        let leaves = pass.take_handed_on(Producer::Entrance);
+        let entered = self.enter(&row, &mut pass);
+        let mut pulled = with_gradients(&leaves, pass.take_handed_on(Producer::Entrance));
+        if entered.requires_grad() {
+            pulled.push((entered, g));
         }
+        if !pulled.is_empty() {
+            let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
+            native::backward(&outputs, &gradients)?;
+        }
+        native::set_rng_state(self.device(), &after)?;
         row.backward(virtual_tokens)?;
         Ok(metrics)
     }

@@ -52,7 +52,7 @@ pub use activations::{Activations, ExposedLayers};
 pub use checkpoint::{SCORE, expert_number, layer_number, refuse_quantised, untie_head, weights, with_layer_number};
 pub use dtype::{Dtype, Storage};
 pub use families::FAMILIES;
-pub use family::{Config, Decoder, ExpertFiles, ExpertSizes, Family, FamilyLayers};
+pub use family::{Config, Decoder, ExpertFiles, ExpertSizes, Family, FamilyLayers, MoreNumbers};
 pub use learning::{LayerReplay, MicroBatch};
 pub use lisa::LayerSampling;
 pub use loss::{Loss, Metrics, Output};

@@ -6,7 +6,7 @@
 use super::activations::ExposedLayers;
 use super::checkpoint::{SCORE, refuse_quantised, weights};
 use super::dtype::Storage;
-use super::family::{Config, Decoder};
+use super::family::{Config, Decoder, MoreNumbers};
 use super::noise::EmbeddingNoise;
 use super::router_terms::RouterTerms;
 use super::trained_part::TrainedPart;
@@ -155,6 +155,14 @@ impl Model {
                 ))
                 .hint("use prompt_tuning, p_tuning or lora"));
         }
+        if config.has_layer_inputs() && virtual_tokens.iter().any(Option::is_some) {
+            return Err(config
+                .refuse(format!(
+                    "virtual tokens have no rows in the table that the layers of a {} model read",
+                    config.model_type
+                ))
+                .hint("use lora or another kind of adapter of modules"));
+        }
         let BuildResult { mut store, switches, unused } = builder.finish()?;
         if load.train_base.is_some_and(|part| part.layer_sampling().is_some()) {
             store.train_in_turn();
@@ -243,6 +251,11 @@ impl Model {
     /// Returns the recurrence of the layers; `None` if they are not recurrent.
     pub fn recurrence(&self) -> Option<RecurrentCell> {
         self.decoder.recurrence()
+    }
+
+    /// Returns the numbers per token that layers have beside those that every decoder has.
+    pub fn more_numbers(&self) -> MoreNumbers {
+        self.decoder.more_numbers()
     }
 
     /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.

@@ -9,6 +9,8 @@ use super::loss::Loss;
 use super::model::Model;
 use crate::error::Result;
 use crate::native;
+use crate::nn::Producer;
+use crate::nn::handed_on::with_gradients;
 use std::fmt;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -110,16 +112,18 @@ impl Model {
         let mut inputs = Vec::with_capacity(self.depth());
         let top = {
             let _no_grad = tch::no_grad_guard();
-            let mut x = self.embed_plain(&row);
+            let mut x = self.enter(&row, &mut pass);
             if let Some(found) = check_finite(&x, NonFiniteStage::Forward, "output of the embedding", None) {
                 return Ok(Some(found));
             }
+            pass.cut_off(Producer::Entrance);
             for i in 0..self.depth() {
                 let y = self.decoder.layer(i, &x, &mut pass);
                 if let Some(found) = check_finite(&y, NonFiniteStage::Forward, format!("output of layer {i}"), Some(&x))
                 {
                     return Ok(Some(found));
                 }
+                pass.cut_off(Producer::Layer(i));
                 inside.record_leaves(&look, i, &y, &mut pass);
                 inputs.push(std::mem::replace(&mut x, y));
             }
@@ -147,8 +151,10 @@ impl Model {
         while let Some(x) = inputs.pop() {
             let i = inputs.len();
             let x = x.detach().set_requires_grad(true);
+            let leaves = pass.take_handed_on(Producer::Layer(i));
             let y = self.decoder.layer(i, &x, &mut pass);
-            let pulled = inside.outputs_and_gradients(i, y, g, &mut pass);
+            let mut pulled = inside.outputs_and_gradients(i, y, g, &mut pass);
+            pulled.extend(with_gradients(&leaves, pass.take_handed_on(Producer::Layer(i))));
             let (outputs, gradients): (Vec<&Tensor>, Vec<&Tensor>) = pulled.iter().map(|(y, g)| (y, g)).unzip();
             native::backward(&outputs, &gradients)?;
             let (below, above) = (x.grad(), &pulled[0].1);

@@ -57,6 +57,14 @@ impl Model {
             ))
             .hint("the tokenizer belongs to another model, or has tokens that were not added to this model"));
         }
+        if let Some(known) = self.decoder.known_tokens().filter(|known| i64::from(tokens.largest_id) >= *known) {
+            return Err(Error::user(format!(
+                "token id {} is out of range: layers of {} have vectors for {known} tokens (`vocab_size_per_layer_input`)",
+                tokens.largest_id,
+                self.folder.display()
+            ))
+            .hint("tokens beyond these stand for images and sounds; if this one is text, the tokenizer belongs to another model"));
+        }
         let added = |n: i64, past: i64| if past == 0 && n > 0 { self.virtual_tokens() } else { 0 };
         let positions = tokens.segments.lengths.iter().zip(past.iter().chain(std::iter::repeat(&0)));
         let longest = positions.map(|(n, p)| n + p + added(*n, *p)).max();

@@ -113,6 +113,14 @@ impl VocabularyRows {
     pub fn apply(&self, config: &mut Config, weights: &mut Weights, with_head: bool) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let rows = self.rows.max(config.vocab_size);
+        if rows > config.vocab_size && config.has_layer_inputs() {
+            return Err(config
+                .refuse(format!(
+                    "new tokens have no rows in the table that the layers of a {} model read, `embed_tokens_per_layer`",
+                    config.model_type
+                ))
+                .hint("leave new tokens out, or use tokens that the vocabulary has and no text contains"));
+        }
         for module in tables(config).into_iter().filter(|module| with_head || *module != HEAD) {
             let name = format!("{module}.weight");
             let Some(old) = weights.get(&name) else {

@@ -49,6 +49,19 @@ impl Linear {
         y
     }
 
+    /// Computes the same, in training with each number of the weight under the adapter limited to this magnitude. Gradients reach
+    /// a number that is limited only if `learns_beyond` is true.
+    pub fn forward_limited(&self, x: &Tensor, limit: f64, learns_beyond: bool) -> Tensor {
+        let y = self.forward(x);
+        if !self.adapters.train() {
+            return y;
+        }
+        let (weight, _) = self.merged();
+        let beyond = weight.clamp(-limit, limit) - &weight;
+        let beyond = if learns_beyond { beyond.detach() } else { beyond };
+        y + x.matmul(&cast(&beyond, x.kind()).tr())
+    }
+
     /// Computes the same under the adapter with this number, whichever is active: (…, in) -> (…, out).
     pub fn forward_with_adapter(&self, adapter: usize, x: &Tensor) -> Tensor {
         self.forward_alone(self.adapters.by_id(adapter), x)

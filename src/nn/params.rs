@@ -15,8 +15,8 @@ pub enum LayerKind {
     Head,
     /// The embedding of tokens.
     Embedding,
-    /// A trained embedding of positions.
-    Positions,
+    /// Another trained table of vectors: of positions, or of tokens beside their embedding.
+    Table,
     /// A norm.
     Norm,
     /// The scalar head of a reward or value model; `all-linear` leaves it out.

@@ -3,6 +3,7 @@
 use super::attention::{Attention, packed_attention};
 use super::cache::KvCache;
 use super::experts::RouterStatistics;
+use super::handed_on::{CachedKeys, HandedOn};
 use super::ops;
 use super::recurrence::{GradientReach, TimeOrder};
 use super::rope::Rope;
@@ -37,6 +38,8 @@ pub struct ForwardPass<'a> {
     /// The tokens in the order of time, once a recurrent layer has asked.
     time_order: Option<Rc<TimeOrder>>,
     recurrence: RecurrenceOptions,
+    /// What layers have made for later ones.
+    pub(super) handed_on: HandedOn,
 }
 
 /// How recurrent layers compute gradients in a pass.
@@ -122,6 +125,7 @@ impl<'a> ForwardPass<'a> {
             routing: None,
             time_order: None,
             recurrence: RecurrenceOptions::default(),
+            handed_on: HandedOn::new(),
         }
     }
 
@@ -269,46 +273,64 @@ impl<'a> ForwardPass<'a> {
     /// Computes the causal attention of layer `layer`: q (T, H, E); k, v (T, K, E) -> (T, H, E). With a cache, writes
     /// the new keys and values to it and attends to the earlier tokens as well. T counts the rows that layers compute.
     pub fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
+        self.attend_to(CachedKeys { layer, write: true }, layer, [q, k, v], attention)
+    }
+
+    /// Does the same for a layer whose keys and values other layers read, too: `cached` says which layer made them, and
+    /// whether this one, the last that reads them, writes them to the cache. A table with a window drops old tokens when it is
+    /// written, so that all readers but the last must come before.
+    pub fn attend_to(
+        &mut self,
+        cached: CachedKeys,
+        layer: usize,
+        [q, k, v]: [&Tensor; 3],
+        attention: &Attention,
+    ) -> Tensor {
         if self.captured.contains_key(&layer) {
             let (q, k) = (self.real_rows(q), self.real_rows(k));
             self.captured.insert(layer, Some(QueriesAndKeys { q, k, attention: attention.clone() }));
         }
         let Some(VirtualPart { row, keys_and_values: Some(all) }) = self.virtual_part else {
-            return self.attend_rows(layer, q, k, v, attention);
+            return self.attend_rows(cached, q, k, v, attention);
         };
         let (keys, values) = row.of_layer(all, layer, k.size()[1], k.size()[2]);
         // Virtual tokens ask nothing: the results of their queries are dropped.
         let (q, k, v) = (row.insert_zeros(q), row.insert(k, &keys), row.insert(v, &values));
-        row.remove(&self.attend_rows(layer, &q, &k, &v, attention))
+        row.remove(&self.attend_rows(cached, &q, &k, &v, attention))
     }
 
     /// Computes the attention of all rows, those of virtual tokens included.
-    fn attend_rows(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
+    fn attend_rows(&mut self, cached: CachedKeys, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention) -> Tensor {
         let Some(cache) = &mut self.cache else { return packed_attention(q, k, v, self.segments, attention) };
-        let lengths = &self.segments.lengths;
+        let (CachedKeys { layer, write }, lengths) = (cached, &self.segments.lengths);
         let step_only = lengths.len() == cache.lengths.len() && lengths.iter().all(|n| *n == 1);
+        // A step of one token drops nothing from a table, so that each reader may write the same numbers to the same place.
         if step_only && let Some(out) = cache.step(layer, q, k, v, attention) {
             return out;
         }
         // If no sequence that gets tokens has earlier ones, there are none to attend to.
         if cache.last(lengths.len()).iter().zip(lengths).all(|(held, new)| *held == 0 || *new == 0) {
-            cache.write(layer, k, v, lengths);
+            if write {
+                cache.write(layer, k, v, lengths);
+            }
             packed_attention(q, k, v, self.segments, attention)
-        } else if step_only && q.device() == Device::Cpu {
+        } else if step_only && write && q.device() == Device::Cpu {
             cache.write(layer, k, v, lengths);
             let stored = cache.stored_in(layer);
             let longest = stored.iter().max().copied().unwrap_or(0) + 1;
             let new_mask = || {
                 let window = attention.within(longest).window;
                 let mask = decode_mask(&stored, longest, window, q.kind(), q.device());
-                with_bias(mask, attention, q, k.size()[1], longest)
+                with_bias(mask, attention, q, (&stored, longest), k.size()[1])
             };
             let mask = self.masks.entry(attention.window).or_insert_with(new_mask);
             let (k, v) = cache.read(layer, longest);
             one_token_attention(q, &k, &v, mask.as_ref(), attention)
         } else {
             let out = continued_attention(q, (k, v), cache, layer, self.segments, attention);
-            cache.write(layer, k, v, lengths);
+            if write {
+                cache.write(layer, k, v, lengths);
+            }
             out
         }
     }
@@ -343,13 +365,21 @@ fn attend_masked(
     p.reshape_as(&scores).to_kind(v.kind()).matmul(v)
 }
 
-/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E).
-fn with_bias(mask: Option<Tensor>, attention: &Attention, q: &Tensor, kv_heads: i64, longest: i64) -> Option<Tensor> {
-    let Some(bias) = attention.bias(q.size()[1], 0, longest, q.device()) else { return mask };
-    let bias = bias.view([1, kv_heads, -1, longest]).to_kind(q.kind());
+/// Adds the bias of scores to the mask of a decoding step: (S, 1, 1, longest) -> (S, K, G, longest); q (S, H, E). Sequences have
+/// `stored` tokens before the new one.
+fn with_bias(
+    mask: Option<Tensor>,
+    attention: &Attention,
+    q: &Tensor,
+    (stored, longest): (&[i64], i64),
+    kv_heads: i64,
+) -> Option<Tensor> {
+    let (slots, heads) = (q.size()[0], q.size()[1]);
+    let Some(bias) = attention.bias_of_next(heads, stored, longest, q.device()) else { return mask };
+    let bias = bias.reshape([-1, kv_heads, heads / kv_heads, longest]).to_kind(q.kind());
     Some(match mask {
         Some(mask) => mask + bias,
-        None => bias.expand([q.size()[0], -1, -1, -1], false).contiguous(),
+        None => bias.expand([slots, -1, -1, -1], false).contiguous(),
     })
 }
 
@@ -435,7 +465,7 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: &Attention) ->
         let (k, v) = (k.narrow(2, seen, keys), v.narrow(2, seen, keys));
         let hidden = attention.hidden(count, keys, past + from - seen, q.device());
         if attention.softcap.is_none() && attention.sinks.is_none() {
-            let mask = match attention.bias(heads, seen, keys, q.device()) {
+            let mask = match attention.bias(heads, (past + from, count), (seen, keys), q.device()) {
                 Some(bias) => bias.to_kind(q.kind()).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0), // (1, H, n, L)
                 None => hidden.logical_not(),
             };
@@ -450,7 +480,7 @@ fn attend_in_bands([q, k, v]: &[Tensor; 3], past: i64, attention: &Attention) ->
                 true,
             );
         }
-        assert!(attention.alibi.is_none(), "no family has a bias of scores beside a cap or sinks");
+        assert!(!attention.has_bias(), "no family has a bias of scores beside a cap or sinks");
         // (1, K, G * count, E): the queries of the heads that share a key head follow each other.
         let grouped = queries.reshape([1, k.size()[1], -1, size]);
         let mask = Tensor::zeros(hidden.size(), (Kind::Float, q.device()));

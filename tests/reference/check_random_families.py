@@ -39,7 +39,7 @@ VOCABULARY = 400
 TOKENIZER = Path("tests/fixtures/tiny-tokenizer")
 CHECKS = ["logits", "gradients", "selftest", "peft", "trained", "gguf"]
 FAMILIES = [
-    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "olmo3", "smollm3",
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "phi3", "olmo2", "olmo3", "smollm3",
     "granite", "cohere", "cohere2", "stablelm", "gpt_neox", "falcon", "bloom", "mpt", "gpt_oss", "deepseek_v2",
     "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt2",
 ]  # fmt: skip
@@ -124,6 +124,20 @@ def settings_of(r, family):
         s |= dict(
             query_pre_attn_scalar=r.choice([7, head, 50]), final_logit_softcapping=r.choice([None, 3.0]), attn_logit_softcapping=r.choice([None, 2.0])
         )
+    if family == "gemma3n_text":
+        kv_shared, streams = r.randrange(layers), r.choice([1, 2, 3, 4])
+        own = layers - kv_shared
+        first = kinds(r, own)
+        s |= dict(
+            head_dim=head, hidden_size=heads * r.choice([5, 7, 9]), attention_bias=r.random() < 0.4, hidden_activation=activation, sliding_window=window,
+            layer_types=first + [r.choice(first) for _ in range(kv_shared)], num_kv_shared_layers=kv_shared, altup_num_inputs=streams,
+            altup_active_idx=r.randrange(streams), altup_correct_scale=r.random() < 0.7,
+            laurel_rank=r.choice([2, 5]), hidden_size_per_layer_input=r.choice([3, 8]), vocab_size_per_layer_input=VOCABULARY,
+            activation_sparsity_pattern=r.choice([None, [r.choice([0.0, 0.3, 0.8]) for _ in range(layers)]]),
+            intermediate_size=r.choice([36, [r.choice([21, 40]) for _ in range(layers)]]), final_logit_softcapping=r.choice([3.0, 30.0]),
+            rope_parameters=dict(full_attention=rope, sliding_attention=rope_of(r, head, context)),
+        )  # fmt: skip
+        s.pop("hidden_act", None)
     if family in ["gemma3_text"]:
         s["rope_parameters"] = dict(full_attention=rope, sliding_attention=rope_of(r, head, context))
     if family in ["cohere", "cohere2"]:

@@ -46,6 +46,9 @@ pub fn refusal(c: &Config) -> Option<String> {
         _ if c.has_latent_attention() => "attention that makes keys and values of one vector, and experts, have",
         _ if c.experts.is_some() => "layers of experts have",
         FamilyLayers::Own(_) if c.model_type != gpt2::NAME => "its layers have",
+        FamilyLayers::Shared(design) if design(c).is_ok_and(|design| design.attention.relative.is_some()) => {
+            "trained biases of scores have"
+        }
         _ => return None,
     };
     Some(format!("{}: {what} no converter to ONNX", c.model_type))

@@ -206,6 +206,7 @@ pub fn cut_student_if_missing(
 
 /// Fails if the model cannot be cut to these sizes.
 fn check_cut(cut: &StudentCut, config: &Config) -> Result<()> {
+    config.require_separate_layers("a student cut from it")?;
     if cut.heads.is_some() && config.has_latent_attention() {
         return Err(config
             .refuse(format!(

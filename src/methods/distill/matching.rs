@@ -66,7 +66,7 @@ impl LayerMatching {
             Ok(projected_pairs(what, &layers, sizes, seed, student.device()))
         };
         let hidden = match &spec.hidden {
-            Some(hidden) => pairs("hidden", &hidden.layers, (t.hidden_size, s.hidden_size))?,
+            Some(hidden) => pairs("hidden", &hidden.layers, (t.stream_width(), s.stream_width()))?,
             None => Vec::new(),
         };
         let attention = match &spec.attention {
@@ -255,13 +255,14 @@ fn map(q: &Tensor, k: &Tensor, attention: &Attention, part: &QueryChunk) -> Tens
     let (places, queries) = (places.unsqueeze(0), part.queries.unsqueeze(-1));
     let later = places.gt_tensor(&queries); // (n, L)
     let hidden = match attention.window {
-        Some(window) => later.logical_or(&places.le_tensor(&(queries - window))),
+        Some(window) => later.logical_or(&places.le_tensor(&(&queries - window))),
         None => later,
     };
     let scores = attention.cap(q.matmul(&k.transpose(1, 2)) * attention.scale);
-    let scores = match attention.bias(scores.size()[0], 0, scores.size()[2], scores.device()) {
-        Some(bias) => scores + bias,
-        None => scores,
+    let bias = match &attention.relative {
+        Some(bias) => Some(bias.of_distances(&(queries - places))),
+        None => attention.bias(scores.size()[0], (0, 1), (0, length), scores.device()),
     };
+    let scores = bias.map_or_else(|| scores.shallow_clone(), |bias| &scores + bias);
     attention.softmax(&scores.masked_fill(&hidden, f64::NEG_INFINITY)).0
 }

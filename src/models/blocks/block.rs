@@ -5,7 +5,7 @@ use super::feed_forward::FeedForward;
 use super::layer_attention::LayerAttention;
 use super::norm::Norm;
 use crate::models::family::Config;
-use crate::nn::{ForwardPass, LayerInput, ModuleScope, Rope};
+use crate::nn::{ForwardPass, LayerInput, ModuleScope, RelativeBias, Rope};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -21,9 +21,18 @@ pub struct Block {
     residual_scale: f64,
 }
 
+/// What a layer knows positions by.
+pub struct LayerPositions {
+    /// The rotary embedding that it has if it has one.
+    pub rope: Rc<Rope>,
+    /// Trained biases of scores, which all layers share.
+    pub biases: Option<Rc<RelativeBias>>,
+}
+
 impl Block {
     /// Builds layer `i` at `scope`.
-    pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize, rope: &Rc<Rope>) -> Self {
+    pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize, positions: &LayerPositions) -> Self {
+        let attention = LayerAttention::build(c, &(scope / design.attention.module), design, i, &positions.rope);
         let wiring = design.wiring;
         let norm = |name: Option<&str>| {
             let kind: NormKind = design.norm;
@@ -31,7 +40,7 @@ impl Block {
         };
         Self {
             before_attention: norm(wiring.before_attention),
-            attention: LayerAttention::build(c, &(scope / design.attention.module), design, i, rope),
+            attention: attention.with_biases(&positions.biases),
             after_attention: norm(wiring.after_attention),
             before_mlp: norm(wiring.before_mlp),
             feed_forward: FeedForward::build(c, scope, design, i),

@@ -1,14 +1,17 @@
 //! A decoder of blocks: embedding, layers, final norm and head.
 
-use super::block::Block;
+use super::block::{Block, LayerPositions};
 use super::design::{Design, FeedForwardLayers};
 use super::norm::Norm;
 use super::positions::SinusoidalPositions;
 use crate::error::Result;
 use crate::models::family::{Config, Decoder};
-use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, Rope, Tokens};
+use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, RelativeBias, Rope, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
+
+/// The module of trained biases of scores, by T5's name.
+const RELATIVE_BIAS: &str = "relative_attention_bias";
 
 struct BlockDecoder {
     embed: Embedding,
@@ -23,27 +26,21 @@ struct BlockDecoder {
 
 /// Builds a decoder of this design. Fails for heads of an odd size.
 pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Decoder>> {
-    let rotates = design.attention.rotates.contains(&true);
-    if rotates && (c.rotary_size < 2 || c.rotary_size % 2 != 0) {
-        return Err(c
-            .refuse(format!("a head size of {}, but rotary embedding needs an even one", c.rotary_size))
-            .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
-    }
+    let ropes = ropes(c, b, &design)?;
     let root = b.root() / design.names.trunk;
     let embed = (&root / design.names.embedding).embedding(c.vocab_size, c.hidden_size);
     let embedding_norm = design.names.embedding_norm;
     let embedding_norm =
         embedding_norm.map(|name| Norm::build(design.norm, &(&root / name), c.hidden_size, c.norm_eps));
-    let rope = Rc::new(Rope::new(c.rotary_size, c.rope_theta, &c.rope_scaling, b.device()));
-    let local = match &c.local_rope {
-        Some((theta, scaling)) => Rc::new(Rope::new(c.rotary_size, *theta, scaling, b.device())),
-        None => rope.clone(),
-    };
-    let layers = c.windows.iter().enumerate().map(|(i, window)| {
-        let rope = if window.is_some() { &local } else { &rope };
-        Block::build(c, &(&root / design.names.layers / i), &design, i, rope)
+    let biases = design.attention.relative.map(|buckets| {
+        let table = (&root / RELATIVE_BIAS).bias_table(buckets.count, c.num_attention_heads);
+        RelativeBias::new(table, buckets)
     });
-    let layers = layers.collect();
+    let block = |(i, rope): (usize, Rc<Rope>)| {
+        let positions = LayerPositions { rope, biases: biases.clone() };
+        Block::build(c, &(&root / design.names.layers / i), &design, i, &positions)
+    };
+    let layers = ropes.into_iter().enumerate().map(block).collect();
     let norm = Norm::build(design.norm, &(&root / design.names.final_norm), c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";
     let head =
@@ -58,6 +55,23 @@ pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Dec
         head: Rc::new(head.with_logits(design.logits)),
         has_gates: !matches!(design.feed_forward.layers, FeedForwardLayers::Plain(_)),
     }))
+}
+
+/// Returns the rotary embedding of each layer: layers with a window may have another one than the rest. Fails for heads of an
+/// odd size.
+pub fn ropes(c: &Config, b: &ModelBuilder, design: &Design) -> Result<Vec<Rc<Rope>>> {
+    let rotates = design.attention.rotates.contains(&true);
+    if rotates && (c.rotary_size < 2 || c.rotary_size % 2 != 0) {
+        return Err(c
+            .refuse(format!("a head size of {}, but rotary embedding needs an even one", c.rotary_size))
+            .hint("`head_dim`, or `hidden_size` / `num_attention_heads` where it is left out, must be even"));
+    }
+    let rope = Rc::new(Rope::new(c.rotary_size, c.rope_theta, &c.rope_scaling, b.device()));
+    let local = match &c.local_rope {
+        Some((theta, scaling)) => Rc::new(Rope::new(c.rotary_size, *theta, scaling, b.device())),
+        None => rope.clone(),
+    };
+    Ok(c.windows.iter().map(|window| if window.is_some() { local.clone() } else { rope.clone() }).collect())
 }
 
 impl Decoder for BlockDecoder {
@@ -100,6 +114,6 @@ impl Decoder for BlockDecoder {
 }
 
 /// Rounds a number to a dtype, as transformers does with the factor on embeddings.
-fn rounded(x: f64, kind: Kind) -> f64 {
+pub fn rounded(x: f64, kind: Kind) -> f64 {
     Tensor::from(x as f32).to_kind(kind).to_kind(Kind::Double).double_value(&[])
 }

@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::models::family::Config;
-use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LogitChange};
+use crate::nn::{Alibi, GATED_MLP_NAMES, GatedMlpForm, LayerInput, LogitChange, RelativeBuckets, ops};
+use tch::Tensor;
 
 /// The layers of a family: names, norms, attention, MLP, and factors.
 pub struct Design {
@@ -16,6 +17,9 @@ pub struct Design {
     pub attention: AttentionDesign,
     /// The MLP.
     pub feed_forward: FeedForwardDesign,
+    /// For each layer, about how many of the MLP's gates are 0, as a share: those whose inputs are below this quantile of a
+    /// normal distribution with their mean and deviation.
+    pub sparsity: Vec<f64>,
     /// The experts, in models with experts.
     pub experts: ExpertDesign,
     /// Factor on the vectors of tokens, rounded to the dtype that they are computed in.
@@ -86,6 +90,8 @@ pub struct AttentionDesign {
     pub output_bias: bool,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
+    /// Values are divided by their root mean square, head by head.
+    pub value_norm: bool,
     /// Rotary embedding turns the pairs (2i, 2i + 1) instead of (i, i + E/2).
     pub interleaved: bool,
     /// For each layer, whether it has rotary embedding.
@@ -96,6 +102,8 @@ pub struct AttentionDesign {
     pub softcap: Option<f64>,
     /// Bias of the scores by distance.
     pub alibi: Option<Alibi>,
+    /// Trained biases of the scores by distance, which all layers share.
+    pub relative: Option<RelativeBuckets>,
     /// Queries, keys and values are limited to this magnitude.
     pub clip_qkv: Option<f64>,
     /// Each head has a learned logit ([`Attention::sinks`](crate::nn::Attention::sinks)).
@@ -203,6 +211,15 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// Computes the activation of `gate` times `up`, elementwise, as a layer's input that the backward recomputes.
+    pub fn gated(self, gate: &Tensor, up: &Tensor) -> LayerInput {
+        match self {
+            Self::Silu => ops::swiglu(gate, up),
+            Self::GeluTanh => ops::geglu(gate, up, false),
+            Self::Gelu => ops::geglu(gate, up, true),
+        }
+    }
+
     /// Returns the activation that transformers calls by this name. Fails for one that is not supported.
     pub fn named(c: &Config, name: &str) -> Result<Self> {
         Ok(match name {
@@ -245,11 +262,13 @@ impl Design {
                 output: "o_proj",
                 output_bias: c.attention_bias,
                 qk_norm: QkNorm::None,
+                value_norm: false,
                 interleaved: false,
                 rotates: vec![true; c.num_hidden_layers as usize],
                 scale: (c.head_dim as f64).powf(-0.5),
                 softcap: None,
                 alibi: None,
+                relative: None,
                 clip_qkv: None,
                 sinks: false,
             },
@@ -259,6 +278,7 @@ impl Design {
                 bias: c.mlp_bias,
                 activation: Activation::named(c, &c.hidden_act)?,
             },
+            sparsity: vec![0.0; c.num_hidden_layers as usize],
             experts: ExpertDesign {
                 module: "mlp",
                 router: "gate",

@@ -1,5 +1,6 @@
 //! What follows attention in a layer: an MLP, or a layer of experts.
 
+use super::decoder::rounded;
 use super::design::{Activation, Design, FeedForwardDesign, FeedForwardLayers};
 use super::experts::Experts;
 use crate::models::family::Config;
@@ -19,6 +20,8 @@ pub struct Mlp {
     layers: Layers,
     down: Linear,
     activation: Activation,
+    /// Where gates are bounded from below, in deviations from their mean; `None`: they are not.
+    bound: Option<f64>,
 }
 
 enum Layers {
@@ -32,7 +35,11 @@ impl FeedForward {
     pub fn build(c: &Config, scope: &ModuleScope, design: &Design, i: usize) -> Self {
         match c.experts.as_ref().filter(|sizes| sizes.sparse[i]) {
             Some(sizes) => Self::Experts(Experts::build(c, sizes, &(scope / design.experts.module), design.experts)),
-            None => Self::Mlp(Rc::new(Mlp::build(c, &(scope / design.feed_forward.module), design.feed_forward))),
+            None => {
+                let width = c.intermediate_sizes[i];
+                let mlp = Mlp::build(c, &(scope / design.feed_forward.module), (design.feed_forward, width));
+                Self::Mlp(Rc::new(mlp.with_sparsity(design.sparsity[i])))
+            }
         }
     }
 
@@ -49,10 +56,10 @@ impl FeedForward {
 }
 
 impl Mlp {
-    /// Builds the MLP at `scope`.
-    fn build(c: &Config, scope: &ModuleScope, design: FeedForwardDesign) -> Self {
+    /// Builds the MLP at `scope`, `f` numbers wide.
+    fn build(c: &Config, scope: &ModuleScope, (design, f): (FeedForwardDesign, i64)) -> Self {
         let FeedForwardDesign { layers, bias, activation, .. } = design;
-        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let d = c.hidden_size;
         let (layers, down) = match layers {
             FeedForwardLayers::Gated => {
                 let [gate, up] = ["gate_proj", "up_proj"].map(|name| (scope / name).linear(d, f, bias));
@@ -63,7 +70,13 @@ impl Mlp {
             }
             FeedForwardLayers::Plain([up, down]) => (Layers::Plain((scope / up).linear(d, f, bias)), down),
         };
-        Self { layers, down: (scope / down).linear(f, d, bias), activation }
+        Self { layers, down: (scope / down).linear(f, d, bias), activation, bound: None }
+    }
+
+    /// Lets about this share of the gates be 0.
+    fn with_sparsity(self, share: f64) -> Self {
+        let quantile = |share: f64| 2f64.sqrt() * Tensor::from(2.0 * share - 1.0).erfinv().double_value(&[]);
+        Self { bound: (share > 0.0).then(|| quantile(share)), ..self }
     }
 
     /// Computes (T, D) -> (T, D).
@@ -71,23 +84,16 @@ impl Mlp {
         let inner = match &self.layers {
             Layers::Gated { gate, up } => {
                 let [gate, up] = Linear::forward_jointly([gate, up], input);
-                self.gated(&gate, &up)
+                let gate = self.bound.map_or_else(|| gate.shallow_clone(), |bound| beyond(&gate, bound));
+                self.activation.gated(&gate, &up)
             }
             Layers::FusedGate(gate_up) => {
                 let both = gate_up.forward(input).chunk(2, -1); // (T, F) each
-                self.gated(&both[0].contiguous(), &both[1].contiguous())
+                self.activation.gated(&both[0].contiguous(), &both[1].contiguous())
             }
             Layers::Plain(up) => self.activated(&up.forward(input)),
         };
         self.down.forward(inner)
-    }
-
-    fn gated(&self, gate: &Tensor, up: &Tensor) -> LayerInput {
-        match self.activation {
-            Activation::Silu => ops::swiglu(gate, up),
-            Activation::GeluTanh => ops::geglu(gate, up, false),
-            Activation::Gelu => ops::geglu(gate, up, true),
-        }
     }
 
     fn activated(&self, x: &Tensor) -> LayerInput {
@@ -97,4 +103,12 @@ impl Mlp {
             Activation::Gelu => ops::gelu_exact(x),
         }
     }
+}
+
+/// Returns what of `gate` (T, F) lies beyond its mean plus `deviations` standard deviations of its row, and 0 for the rest: after
+/// an activation with f(0) = 0, few numbers are not 0 (Gemma 3n).
+fn beyond(gate: &Tensor, deviations: f64) -> Tensor {
+    let mean = gate.mean_dim([-1i64].as_slice(), true, gate.kind()); // (T, 1)
+    let deviation = gate.std_dim([-1i64].as_slice(), false, true);
+    (gate - (mean + deviation * rounded(deviations, gate.kind()))).relu()
 }

@@ -3,7 +3,7 @@
 use super::design::{AttentionDesign, Design, NormKind, Projections, QkNorm};
 use super::norm::Norm;
 use crate::models::family::Config;
-use crate::nn::{Attention, ForwardPass, LayerInput, Linear, ModuleScope, Rope};
+use crate::nn::{Attention, CachedKeys, ForwardPass, LayerInput, Linear, ModuleScope, Producer, Rope, ops};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -12,6 +12,10 @@ pub struct SelfAttention {
     projections: ProjectionLayers,
     output: Linear,
     norms: Option<QkNorms>,
+    /// (E) ones, and what is added to the variance: values are normalised.
+    value_norm: Option<(Tensor, f64)>,
+    /// Later layers read its keys and values.
+    shared: bool,
     /// `None`: the layer does not know positions.
     rope: Option<Rc<Rope>>,
     interleaved: bool,
@@ -52,18 +56,21 @@ impl SelfAttention {
             Projections::Latent(_) => unreachable!("`LayerAttention` builds latent attention"),
         };
         let AttentionDesign { softcap, scale, alibi, .. } = design.attention;
+        let ones = || Tensor::ones([e], (scope.kind(), scope.device()));
         let sinks = design.attention.sinks.then(|| Rc::new(scope.vector("sinks", heads)));
         Self {
             projections,
             output: (scope / output).linear(heads * e, d, output_bias),
             norms: QkNorms::build(c, scope, design.norm, qk_norm),
+            value_norm: design.attention.value_norm.then(|| (ones(), c.norm_eps)),
+            shared: c.key_value_layers.iter().filter(|source| **source == i).count() > 1,
             rope: design.attention.rotates[i].then(|| rope.clone()),
             interleaved,
             clip_qkv: design.attention.clip_qkv,
             heads,
             kv_heads,
             head_dim: e,
-            attention: Attention { scale, window: c.windows[i], softcap, alibi, sinks },
+            attention: Attention { scale, window: c.windows[i], softcap, alibi, relative: None, sinks },
         }
     }
 
@@ -78,7 +85,10 @@ impl SelfAttention {
             Some(rope) => pass.rotate_beside(rope, q, k, v),
             None => [q, k, v],
         };
-        let y = pass.attend(i, &q, &k, &v, &self.attention);
+        if self.shared {
+            pass.hand_on(Producer::Layer(i), vec![k.shallow_clone(), v.shallow_clone()]);
+        }
+        let y = pass.attend_to(CachedKeys { layer: i, write: !self.shared }, i, [&q, &k, &v], &self.attention);
         self.output.forward(&y.view([-1, self.heads * self.head_dim]))
     }
 
@@ -119,7 +129,12 @@ impl SelfAttention {
             Some(norms) if !norms.whole => (norms.q.forward(&q).x, norms.k.forward(&k).x),
             _ => (q, k),
         };
-        [q, k, by_head(v, kv_heads)]
+        let v = by_head(v, kv_heads);
+        let v = match &self.value_norm {
+            Some((ones, eps)) => ops::rms_norm(&v, ones, *eps),
+            None => v,
+        };
+        [q, k, v]
     }
 }
 

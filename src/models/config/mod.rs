@@ -4,6 +4,7 @@
 //! differences.
 
 mod experts;
+mod layers;
 mod limits;
 mod reader;
 mod rope;
@@ -93,7 +94,7 @@ impl Config {
         let r = ConfigReader { raw: &map, keys: family.key_names, file };
         let heads = r.int("num_attention_heads")?;
         let hidden = r.int("hidden_size")?;
-        let layers = r.int_up_to("num_hidden_layers", 10_000)?;
+        let depth = r.int_up_to("num_hidden_layers", 10_000)?;
         let kv_heads = r.int_or("num_key_value_heads", heads)?;
         if heads % kv_heads != 0 {
             return Err(Error::user(format!(
@@ -110,11 +111,18 @@ impl Config {
         let stored = stored::read(&raw, file)?;
         let has_experts = family.extra_keys.contains(&"num_experts");
         let grouped = family.extra_keys.contains(&"topk_method");
-        let experts = if has_experts { experts::read(&r, layers, grouped)? } else { None };
+        let experts = if has_experts { experts::read(&r, depth, grouped)? } else { None };
+        let windows = windows::read(&r, depth)?;
+        const SHARED: &str = "num_kv_shared_layers";
+        let shares = family.extra_keys.contains(&SHARED);
+        let (intermediate_size, intermediate_sizes) = layers::widths(&r, depth, shares)?;
+        let own = (0..depth as usize).collect();
+        let key_value_layers = if shares { layers::key_value_layers(&r, &windows)? } else { own };
         Ok(Self {
             hidden_size: hidden,
-            intermediate_size: r.int("intermediate_size")?,
-            num_hidden_layers: layers,
+            intermediate_size,
+            intermediate_sizes,
+            num_hidden_layers: depth,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
@@ -129,7 +137,8 @@ impl Config {
             rotary_size: ropes.size,
             local_rope: ropes.local.map(|rope| (rope.theta, rope.scaling)),
             max_position_embeddings: context,
-            windows: windows::read(&r, layers)?,
+            windows,
+            key_value_layers,
             experts,
             stored,
             initializer_range: r.float_or("initializer_range", 0.02)?,

@@ -9,6 +9,7 @@ mod ft_decoder;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 pub mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
@@ -39,6 +40,7 @@ pub static FAMILIES: &[Family] = &[
     gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
+    gemma3n::FAMILY,
     phi3::FAMILY,
     olmo2::FAMILY,
     smollm3::FAMILY,

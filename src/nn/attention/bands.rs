@@ -85,11 +85,11 @@ impl BandedBlock {
             (Some(tanh), Some(cap)) => tanh * *cap,
             _ => raw,
         };
-        let scores = match self.attention.bias(self.heads(), first, keys, q.device()) {
+        let scores = match self.attention.bias(self.heads(), band.queries, band.keys, q.device()) {
             // (n, K, G, B, J): the heads that share a key head follow each other.
             Some(bias) => {
                 let shape = [self.group.count, self.kv_heads(), -1, queries, keys];
-                scores.view(shape) + bias.view([1, self.kv_heads(), -1, 1, keys])
+                scores.view(shape) + bias.reshape([1, self.kv_heads(), self.q.size()[1], -1, keys])
             }
             None => scores,
         };
@@ -110,6 +110,7 @@ impl BandedBlock {
         let (g_k, g_v) = (sums(), sums());
         let mut g_q = Vec::new();
         let mut g_sinks: Option<Tensor> = None;
+        let mut g_bias: Option<Tensor> = None;
         for band in self.bands() {
             let Probabilities { p, of_sinks, tanh } = self.probabilities(&band);
             let (q, k, v) = (band.queries_of(&self.q), band.keys_of(&self.k), band.keys_of(&self.v));
@@ -123,7 +124,14 @@ impl BandedBlock {
                 let lost = lost.sum_dim_intlist([0i64, 2].as_slice(), false, Kind::Float);
                 g_sinks = Some(g_sinks.map_or_else(|| lost.neg(), |sum| sum - &lost));
             }
-            let mut g_s = (g_p - along) * p * self.attention.scale;
+            let g_biased = (g_p - along) * p;
+            if let Some(bias) = self.attention.relative.as_ref().filter(|bias| bias.table().requires_grad()) {
+                let of_segments = g_biased.view([self.group.count, self.heads(), band.queries.1, band.keys.1]);
+                let sum = of_segments.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+                let g = bias.gradient(&sum, band.queries, band.keys);
+                g_bias = Some(g_bias.map_or_else(|| g.shallow_clone(), |sum| sum + &g));
+            }
+            let mut g_s = g_biased * self.attention.scale;
             if let Some(tanh) = tanh {
                 g_s *= tanh.square().neg() + 1.0;
             }
@@ -136,7 +144,7 @@ impl BandedBlock {
         let of_kv = |t: Tensor| t.to_kind(kind).view(kv);
         let of_inputs = [Tensor::cat(&g_q, 2).view(self.out.size().as_slice()), of_kv(g_k), of_kv(g_v)];
         let of_sinks = g_sinks.zip(self.attention.sinks.as_ref()).map(|(g, sinks)| g.to_kind(sinks.kind()));
-        Gradients { of_inputs, of_sinks }
+        Gradients { of_inputs, of_sinks, of_bias: g_bias }
     }
 }
 
@@ -154,7 +162,7 @@ impl Band {
 }
 
 /// Returns the memory of one layer's attention in training.
-pub(super) fn memory(row: AttentionRow, kind: Kind) -> AttentionMemory {
+pub(super) fn memory(row: AttentionRow, attention: &Attention, kind: Kind) -> AttentionMemory {
     let width = kind.elt_size_in_bytes() as u64;
     // q, k, v and result, padded; the gathered result.
     let kept = row.tokens * row.head_size * (3 * row.heads + 2 * row.kv_heads) * width;
@@ -162,5 +170,7 @@ pub(super) fn memory(row: AttentionRow, kind: Kind) -> AttentionMemory {
     let scores = (row.tokens * row.longest * row.heads)
         .min(MAX_BAND_SCORES.max(MIN_BAND * row.longest as i64 * row.heads as i64) as u64);
     let sums = 2 * row.tokens * row.head_size * row.kv_heads * 4;
-    AttentionMemory { kept, temporary: 4 * scores * 4 + sums }
+    // Trained biases of all heads, their gradient before it is summed by bucket, and the buckets.
+    let biases = if attention.relative.is_some() { 3 * scores * 4 } else { 0 };
+    AttentionMemory { kept, temporary: 4 * scores * 4 + sums + biases }
 }

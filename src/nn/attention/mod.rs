@@ -4,13 +4,15 @@
 //! log-sum-exp with three plain products over grouped heads: the stock flash backward issues thousands of tiny
 //! products and is slower at the lengths fine-tuning sees. Sinks multiply what it returns by a factor for each query. CUDA's
 //! kernels are called by `cuda_attention`. What these kernels do not compute (a window on the CPU, sinks on CUDA, capped or
-//! biased scores) is composed in `bands`. rules: which keys a query sees. alibi: biases by distance.
+//! biased scores) is composed in `bands`. rules: which keys a query sees. alibi: biases by distance; relative: trained ones.
 
 mod alibi;
 mod bands;
+mod relative;
 mod rules;
 
 pub use alibi::Alibi;
+pub use relative::{RelativeBias, RelativeBuckets};
 pub use rules::Attention;
 
 use super::autograd::differentiable;
@@ -27,10 +29,10 @@ const RECOMPUTE_MAX_LENGTH: i64 = 1024;
 pub fn memory(row: AttentionRow, attention: &Attention, kind: Kind, device: Device) -> AttentionMemory {
     let attention = attention.within(row.longest as i64);
     match device {
-        Device::Cuda(_) if !attention.has_plain_softmax() => return bands::memory(row, kind),
+        Device::Cuda(_) if !attention.has_plain_softmax() => return bands::memory(row, &attention, kind),
         Device::Cuda(index) => return CudaKernel::of(index, kind, row.head_size as i64).memory(row, kind),
         _ if attention.has_plain_scores() => {}
-        _ => return bands::memory(row, kind),
+        _ => return bands::memory(row, &attention, kind),
     }
     let width = kind.elt_size_in_bytes() as u64;
     // q, k, v and result, padded; the gathered result.
@@ -47,7 +49,7 @@ pub fn memory(row: AttentionRow, attention: &Attention, kind: Kind, device: Devi
 /// Computes attention within each segment: q (T, H, E); k, v (T, K, E) -> (T, H, E).
 pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments, attention: &Attention) -> Tensor {
     // A bias is known up to a number that all scores of a query share, and a sink's is none of them.
-    assert!(attention.alibi.is_none() || attention.sinks.is_none(), "no family has a bias of scores beside sinks");
+    assert!(!attention.has_bias() || attention.sinks.is_none(), "no family has a bias of scores beside sinks");
     let attention = attention.within(segments.longest);
     match q.device() {
         Device::Cuda(index) if attention.has_plain_softmax() => {
@@ -56,7 +58,8 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
         _ => {}
     }
     let (groups, shape) = (segments.groups().iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
-    let inputs: Vec<&Tensor> = [q, k, v].into_iter().chain(attention.sinks.as_deref()).collect();
+    let table = attention.relative.as_ref().map(|bias| bias.table());
+    let inputs: Vec<&Tensor> = [q, k, v].into_iter().chain(attention.sinks.as_deref()).chain(table).collect();
     differentiable(
         &inputs,
         || {
@@ -74,7 +77,9 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
             let full = [g.size()[0], g.size()[1], g.size()[2]];
             let of_sinks = parts.iter().filter_map(|p| Some(p.of_sinks.as_ref()?.shallow_clone()));
             let of_sinks = of_sinks.reduce(|sum, g| sum + g).map(Some);
-            [join(0, full), join(1, kv), join(2, kv)].into_iter().chain(of_sinks).collect()
+            let of_bias = parts.iter().filter_map(|p| Some(p.of_bias.as_ref()?.shallow_clone()));
+            let of_bias = of_bias.reduce(|sum, g| sum + g).map(Some);
+            [join(0, full), join(1, kv), join(2, kv)].into_iter().chain(of_sinks).chain(of_bias).collect()
         },
     )
 }
@@ -85,6 +90,8 @@ struct Gradients {
     of_inputs: [Tensor; 3],
     /// (H) of the sinks, in their dtype, if there are any.
     of_sinks: Option<Tensor>,
+    /// (buckets, H) of trained biases, in their dtype, if there are any.
+    of_bias: Option<Tensor>,
 }
 
 /// One group of segments with its result: computed by libtorch's kernel, or composed.
@@ -127,7 +134,9 @@ impl AttendedGroup {
     /// Returns the gradients, given that of the result (n, H, L, E).
     fn backward(&self, g: &Tensor) -> Gradients {
         match self {
-            Self::Kernel(block) => Gradients { of_inputs: block.backward(g), of_sinks: block.gradient_of_sinks(g) },
+            Self::Kernel(block) => {
+                Gradients { of_inputs: block.backward(g), of_sinks: block.gradient_of_sinks(g), of_bias: None }
+            }
             Self::Bands(block) => block.backward(g),
         }
     }
@@ -311,6 +320,10 @@ mod tests {
                 }
                 None => s,
             };
+            let s = match &attention.relative {
+                Some(bias) => s + bias.of_positions((0, n), (0, n)),
+                None => s,
+            };
             let s = s.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
             let sinks = attention.sinks.as_deref().map(|sinks| sinks.view([-1, 1, 1]).expand([-1, n, 1], false));
             let all: Vec<Tensor> = std::iter::once(s).chain(sinks).collect();
@@ -329,7 +342,8 @@ mod tests {
         let weights = Tensor::randn([total, heads, 8], (Kind::Float, Device::Cpu));
         let grads = |y: &Tensor| -> Vec<Tensor> {
             (y * &weights).sum(Kind::Float).backward();
-            let leaves = [&q, &k, &v].into_iter().chain(attention.sinks.as_deref());
+            let table = attention.relative.as_ref().map(|bias| bias.table());
+            let leaves = [&q, &k, &v].into_iter().chain(attention.sinks.as_deref()).chain(table);
             leaves
                 .map(|t| {
                     let g = t.grad().copy();
@@ -374,9 +388,14 @@ mod tests {
                     assert!(gap < 3e-5, "{lengths:?}, {attention:?}: {gap}");
                     if !sinks && window.is_none_or(|window| window == 39) {
                         let alibi = Some(Alibi { factor: 0.7, rounded: false });
-                        let attention = Attention { alibi, ..attention };
-                        let gap = compare(&lengths, heads, kv, &attention);
-                        assert!(gap < 5e-5, "{lengths:?}, {attention:?}: {gap}");
+                        let with_alibi = Attention { alibi, ..attention.clone() };
+                        let gap = compare(&lengths, heads, kv, &with_alibi);
+                        assert!(gap < 5e-5, "{lengths:?}, {with_alibi:?}: {gap}");
+                        let table = Tensor::randn([8, heads], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+                        let buckets = RelativeBuckets { count: 8, max_distance: 30 };
+                        let relative = Some(RelativeBias::new(table, buckets));
+                        let gap = compare(&lengths, heads, kv, &Attention { relative, ..attention });
+                        assert!(gap < 2e-4, "{lengths:?}, relative: {gap}");
                     }
                 }
             }

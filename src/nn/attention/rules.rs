@@ -1,6 +1,8 @@
 //! What a layer's attention computes: the scale and cap of its scores, which keys a query sees, and its sinks.
 
 use super::alibi::Alibi;
+use super::relative::RelativeBias;
+use crate::native::upload;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -18,6 +20,8 @@ pub struct Attention {
     pub softcap: Option<f64>,
     /// Bias of the scores by the distance of the key; `None`: they have none.
     pub alibi: Option<Alibi>,
+    /// Trained biases of the scores by the distance of the key; `None`: there are none.
+    pub relative: Option<Rc<RelativeBias>>,
     /// (H) a learned logit for each query head, which is one more score in the sum of its softmax and has no value: the weights
     /// of the keys add up to less than 1 (gpt-oss; sinks: Xiao et al. 2023, arXiv 2309.17453). `None`: there are none.
     pub sinks: Option<Rc<Tensor>>,
@@ -26,7 +30,7 @@ pub struct Attention {
 impl Attention {
     /// Returns plain causal attention with this scale.
     pub fn causal(scale: f64) -> Self {
-        Self { scale, window: None, softcap: None, alibi: None, sinks: None }
+        Self { scale, window: None, softcap: None, alibi: None, relative: None, sinks: None }
     }
 
     /// Returns settings that give the same results for sequences of at most `longest` tokens: a window that they do not
@@ -43,7 +47,12 @@ impl Attention {
 
     /// Returns true if scores are capped or biased, which libtorch's and our kernels do not compute.
     pub fn changes_scores(&self) -> bool {
-        self.softcap.is_some() || self.alibi.is_some()
+        self.softcap.is_some() || self.has_bias()
+    }
+
+    /// Returns true if something is added to scores by the distance of the key.
+    pub fn has_bias(&self) -> bool {
+        self.alibi.is_some() || self.relative.is_some()
     }
 
     /// Returns true if kernels that give no more than the result can compute it: there are neither sinks nor capped or biased scores.
@@ -84,10 +93,30 @@ impl Attention {
         }
     }
 
-    /// Returns what is added to the scores of all queries, in front of the mask, for the keys at positions `first` to
-    /// `first + keys - 1`: (H, 1, keys) float32. `None` without a bias.
-    pub fn bias(&self, heads: i64, first: i64, keys: i64, device: Device) -> Option<Tensor> {
-        Some(self.alibi?.bias(heads, first, keys, device).unsqueeze(1))
+    /// Returns what is added to the scores, in front of the mask, of the queries from position `from` on, for the keys from
+    /// position `first` on: (H, 1 or queries, keys) float32. `None` without a bias.
+    pub fn bias(
+        &self,
+        heads: i64,
+        (from, queries): (i64, i64),
+        (first, keys): (i64, i64),
+        device: Device,
+    ) -> Option<Tensor> {
+        match &self.relative {
+            Some(bias) => Some(bias.of_positions((from, queries), (first, keys))),
+            None => Some(self.alibi?.bias(heads, first, keys, device).unsqueeze(1)),
+        }
+    }
+
+    /// Returns the same for the new token of each of several sequences, which follows its earlier ones (`earlier` of each): (S or
+    /// 1, H, keys) for the first `keys` of all tokens. `None` without a bias.
+    pub fn bias_of_next(&self, heads: i64, earlier: &[i64], keys: i64, device: Device) -> Option<Tensor> {
+        let Some(bias) = &self.relative else {
+            return Some(self.alibi?.bias(heads, 0, keys, device).unsqueeze(0));
+        };
+        let [earlier] = upload([Tensor::from_slice(earlier)], device);
+        let distances = earlier.unsqueeze(1) - Tensor::arange(keys, (Kind::Int64, device)).unsqueeze(0); // (S, keys)
+        Some(bias.of_distances(&distances).transpose(0, 1))
     }
 
     /// Returns which keys are hidden from which queries: (queries, keys), true where hidden. Key 0 is at position 0, the

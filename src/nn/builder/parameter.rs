@@ -91,7 +91,7 @@ impl ModuleScope<'_> {
             true => Err(Error::user("this weight is stored quantised and cannot be trained")
                 .hint("train an adapter over it, or use the model in its original number format")),
             false => if b.outline { matrix.outline() } else { matrix.read(b.device) }.and_then(|weight| match layer {
-                LayerKind::Embedding | LayerKind::Positions if !weight.has_whole_rows() => {
+                LayerKind::Embedding | LayerKind::Table if !weight.has_whole_rows() => {
                     Err(Error::user(format!("rows of a table in {} cannot be looked up", weight.describe()))
                         .hint("use a model whose embeddings are in another format"))
                 }

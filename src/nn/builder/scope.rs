@@ -36,6 +36,16 @@ impl<'b, T: Display> Div<T> for ModuleScope<'b> {
 }
 
 impl ModuleScope<'_> {
+    /// Returns the device of the layers.
+    pub fn device(&self) -> Device {
+        self.builder.device
+    }
+
+    /// Returns the number format of the arithmetic.
+    pub fn kind(&self) -> Kind {
+        self.builder.kind
+    }
+
     /// Multiplies the standard deviation of random weights below this position by `factor`.
     pub fn scale_std(self, factor: f64) -> Self {
         ModuleScope { std_factor: factor, ..self }
@@ -55,6 +65,18 @@ impl ModuleScope<'_> {
     /// attention.
     pub fn vector(&self, name: &str, count: i64) -> Tensor {
         self.param(name, LayerKind::Linear, &[count])
+    }
+
+    /// Does the same for a vector that begins with zeros in a new model.
+    pub fn vector_from_zero(&self, name: &str, count: i64) -> Tensor {
+        let new = matches!(self.builder.source, WeightSource::Random(_));
+        let zeros = new.then(|| Tensor::zeros([count], (Kind::Float, Device::Cpu)));
+        self.param_or_default(name, LayerKind::Linear, &[count], zeros)
+    }
+
+    /// Reads the `weight` of this module (buckets, heads): biases of the scores of attention.
+    pub fn bias_table(&self, buckets: i64, heads: i64) -> Tensor {
+        self.param("weight", LayerKind::Table, &[buckets, heads])
     }
 
     /// Builds an output head with its own weight.
@@ -103,9 +125,9 @@ impl ModuleScope<'_> {
         self.table(LayerKind::Embedding, count, width)
     }
 
-    /// Builds an embedding of `count` positions.
-    pub fn positions(&self, count: i64, width: i64) -> Embedding {
-        self.table(LayerKind::Positions, count, width)
+    /// Builds a table of `count` vectors that is not the embedding of tokens: of positions, or of tokens beside it.
+    pub fn other_table(&self, count: i64, width: i64) -> Embedding {
+        self.table(LayerKind::Table, count, width)
     }
 
     fn table(&self, layer: LayerKind, count: i64, width: i64) -> Embedding {

@@ -69,13 +69,14 @@ impl RunShape<'_> {
 
     /// Returns the bytes that all layers keep for their backward pass.
     pub(super) fn kept(&self) -> u64 {
-        let ([d, ..], rows) = (self.sizes(), self.layer_rows());
+        let ([d, ..], rows, more) = (self.sizes(), self.layer_rows(), self.model.more_numbers());
         let depth = self.model.config().num_hidden_layers as u64;
         let layer = match self.model.recurrence() {
             Some(cell) => self.recurrent_layer(cell),
             None => {
                 let [of_attention, of_mlp] = self.kept_numbers();
-                let numbers = of_attention + if self.mlp_tile().is_some() { 0 } else { of_mlp };
+                let of_mlp = if self.mlp_tile().is_some() { 0 } else { of_mlp + more.kept_in_mlp as u64 };
+                let numbers = of_attention + of_mlp + more.kept as u64;
                 rows * (self.width() * numbers + self.routing()) + self.attention().kept
             }
         };
@@ -85,7 +86,9 @@ impl RunShape<'_> {
         let again = if replayed > 0 { layer } else { 0 };
         // One that is offloaded is copied while the layer above it is computed.
         let inputs = if self.plan.recipe.run.offload { replayed.min(2) } else { replayed };
-        rows * self.width() * d * inputs + (layer * keeping).max(again)
+        let around = if replayed == 0 { more.around_layers as u64 } else { 0 };
+        let kept = rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64 + around);
+        kept + (layer * keeping).max(again)
     }
 
     /// Returns the number of layers that run again in the backward.
@@ -101,7 +104,7 @@ impl RunShape<'_> {
     /// Returns the bytes of page-locked memory for the inputs of layers that are kept there: of all but the last one that runs
     /// again. libtorch rounds each up to a power of two.
     pub(super) fn offloaded(&self) -> u64 {
-        let [d, ..] = self.sizes();
+        let d = self.sizes()[0] + self.model.more_numbers().between_layers as u64;
         let copies = if self.plan.recipe.run.offload { self.replayed().saturating_sub(1) } else { 0 };
         copies * (self.layer_rows() * self.width() * d).next_power_of_two()
     }
@@ -132,7 +135,9 @@ impl RunShape<'_> {
             // The layer's result, the gradients of the MLP's result and of its input, and one tile.
             Some(tile) => (self.layer_rows() * 3 * d + tile * (inner + self.kept_numbers()[1])) * width,
         };
-        of_mlp.max(self.attention_backward())
+        // The gradients of the layer's result and of its input, and those of what lies between them.
+        let streams = 4 * self.layer_rows() * self.model.more_numbers().between_layers as u64 * width;
+        of_mlp.max(self.attention_backward()) + streams
     }
 
     /// Returns what the adapter adds to the activations of a layer.

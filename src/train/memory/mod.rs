@@ -115,7 +115,7 @@ impl RunShape<'_> {
             return 0;
         }
         let trained = trained_of_base(self.plan, self.model);
-        let below_all = trained.iter().any(|p| matches!(p.layer, LayerKind::Embedding | LayerKind::Positions));
+        let below_all = trained.iter().any(|p| matches!(p.layer, LayerKind::Embedding | LayerKind::Table));
         let first = trained.iter().filter_map(|p| layer_number(&p.name)).min().unwrap_or(self.model.depth());
         if below_all { 0 } else { first as u64 }
     }

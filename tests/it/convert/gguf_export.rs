@@ -423,6 +423,7 @@ fn what_llama_cpp_computes_in_another_way_is_refused_with_the_reason() {
             "sliding_attention", "sliding_attention", "full_attention"]}),
             "period",
         ),
+        ("gemma3n_text", json!({}), "names for `gemma3n_text`"),
         ("gemma", json!({"tie_word_embeddings": false}), "output head"),
         ("smollm3", json!({"no_rope_layers": [1, 0, 1, 1]}), "no_rope_layers"),
         ("cohere", json!({"use_qk_norm": true}), "64 layers"),

@@ -294,12 +294,17 @@ fn what_has_no_converter_is_refused_by_name() {
         assert!(error.to_string().contains(reason) && !error.hints().is_empty(), "{error}");
         assert!(!made.folder.path().join("onnx").exists());
     }
-    let folder = with_weights("own/rnn", "own/rnn");
-    let (model, out) = (folder.path(), folder.path().join("onnx"));
-    let precision = Precision::Float32;
-    let options = OnnxExportOptions { model, adapter: None, out: &out, precision, force: false };
-    let error = export(&options, |_, _| Ok(())).expect_err("recurrent").to_string();
-    assert!(error.contains("ft_rnn: recurrent layers have no converter to ONNX"), "{error}");
+    for (name, reason) in [
+        ("own/rnn", "ft_rnn: recurrent layers have no converter to ONNX"),
+        ("gemma3n/shared", "gemma3n_text: its layers have no converter to ONNX"),
+    ] {
+        let folder = with_weights(name, name);
+        let (model, out) = (folder.path(), folder.path().join("onnx"));
+        let precision = Precision::Float32;
+        let options = OnnxExportOptions { model, adapter: None, out: &out, precision, force: false };
+        let error = export(&options, |_, _| Ok(())).expect_err(name).to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }
 
 #[test]

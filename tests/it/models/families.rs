@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-pub(super) const FAMILIES: [&str; 32] = [
+pub(super) const FAMILIES: [&str; 35] = [
     "tiny-llama",
     "tiny-qwen2",
     "tiny-qwen3",
@@ -43,14 +43,17 @@ pub(super) const FAMILIES: [&str; 32] = [
     "dense/falcon-alibi",
     "dense/bloom",
     "dense/mpt",
+    "gemma3n/shared",
+    "gemma3n/plain",
     "own/rnn",
     "own/gru",
     "own/lstm",
     "own/sinusoidal",
+    "own/relative",
 ];
 
 /// Folders of PEFT's directories over the families, with what is expected of them.
-const ADAPTERS: [&str; 2] = ["families", "dense/adapters"];
+const ADAPTERS: [&str; 3] = ["families", "dense/adapters", "gemma3n/adapters"];
 
 fn every_logit(model: &Model, ids: &[u32]) -> Tensor {
     let tokens = Tokens::pack(&[ids], device());

@@ -330,6 +330,29 @@ fn keys_of_other_families_change_nothing() {
     }
 }
 
+#[test]
+fn biases_by_distance_that_cannot_be_are_refused() {
+    let changed = |changes: Value| {
+        let folder = with_weights("own/relative", "own/relative");
+        let file = folder.path().join("config.json");
+        let mut config: Map<String, Value> = ft::fsutil::read_json(&file).unwrap();
+        config.extend(changes.as_object().unwrap().clone());
+        ft::fsutil::write_json(&file, &config).unwrap();
+        folder
+    };
+    assert!(try_load(changed(json!({})).path()).is_ok());
+    let count = "`relative_attention_num_buckets`";
+    refused(changed(json!({"relative_attention_num_buckets": 1})).path(), &[count, "from 2", "found 1"]);
+    refused(changed(json!({"relative_attention_num_buckets": "8"})).path(), &[count, "found \"8\""]);
+    let longest = "`relative_attention_max_distance`";
+    refused(changed(json!({"relative_attention_max_distance": 4})).path(), &[longest, "from 5", "half the number"]);
+    refused(
+        changed(json!({"relative_attention_num_buckets": 16})).path(),
+        &["`model.relative_attention_bias.weight` has shape [8, 4], expected [16, 4]"],
+    );
+    refused(changed(json!({"positions": "bucketed"})).path(), &["\"bucketed\"", "relative"]);
+}
+
 /// The config of a model of text and images names its language model.
 #[test]
 fn a_model_of_text_and_images_is_refused_with_its_language_model() {
@@ -338,6 +361,9 @@ fn a_model_of_text_and_images_is_refused_with_its_language_model() {
     let text: Value = ft::fsutil::read_json(&file).unwrap();
     ft::fsutil::write_json(&file, &json!({"model_type": "gemma3", "text_config": text})).unwrap();
     refused(folder.path(), &["`gemma3` is not supported", "`gemma3_text`, which is supported"]);
+    let text = json!({"model_type": "gemma3n_text"});
+    ft::fsutil::write_json(&file, &json!({"model_type": "gemma3n", "text_config": text})).unwrap();
+    refused(folder.path(), &["`gemma3n` is not supported", "`gemma3n_text`, which is supported"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod deepseek;
 mod experts;
 mod families;
+mod gemma3n;
 mod gguf_base;
 mod gpt_oss;
 mod hostile;

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use ft::models::{LayerReplay, Model};
+use ft::nn::RelativeBuckets;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -72,10 +73,13 @@ const DENSE: [&str; 24] = [
 
 /// The models of ft's own families (tests/fixtures/own.py), compared with torch.nn.RNN, GRU and LSTM, and with layers of
 /// transformers.
-const OWN: [&str; 4] = ["own/rnn", "own/gru", "own/lstm", "own/sinusoidal"];
+const OWN: [&str; 5] = ["own/rnn", "own/gru", "own/lstm", "own/sinusoidal", "own/relative"];
+
+/// The models of tests/fixtures/gemma3n.py.
+const GEMMA3N: [&str; 2] = ["gemma3n/shared", "gemma3n/plain"];
 
 pub(super) fn models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(DENSE).chain(OWN)
+    MODELS.into_iter().chain(DENSE).chain(GEMMA3N).chain(OWN)
 }
 
 pub(super) fn open(name: &str) -> (Case, BTreeMap<String, Tensor>, Model) {
@@ -161,6 +165,30 @@ fn gradients_equal_transformers_by_name() {
                 println!("{what}: loss {:e} apart, {worst:?}", (loss - case.loss).abs());
             }
         }
+    }
+}
+
+/// Distances fall into the buckets of T5's decoder.
+#[test]
+fn buckets_of_distances_are_those_of_transformers() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        count: i64,
+        max_distance: i64,
+        buckets: Vec<i64>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Buckets {
+        cases: Vec<Case>,
+    }
+    let found: Buckets = json("own/buckets.json");
+    assert!(found.cases.len() > 5);
+    for Case { count, max_distance, buckets } in found.cases {
+        let ours = RelativeBuckets { count, max_distance }.by_distance();
+        let ours = Vec::<i64>::try_from(ours).unwrap();
+        // What lies beyond the largest distance is in its bucket.
+        assert!(buckets[max_distance as usize..].iter().all(|b| *b == ours[max_distance as usize]), "{count}");
+        assert_eq!(ours, buckets[..=max_distance as usize], "{count} {max_distance}");
     }
 }
 

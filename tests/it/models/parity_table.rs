@@ -20,7 +20,7 @@ const END: &str = "<!-- end of parity -->\n";
 /// Fixtures with settings that llama.cpp does not compute.
 const NOT_IN_GGUF: [&str; 3] = ["scaled-gpt2", "deepseek-v2-groups", "dense/falcon-alibi"];
 /// Folders of PEFT's adapters over the families.
-const ADAPTERS: [&str; 3] = ["families", "dense/adapters", "experts"];
+const ADAPTERS: [&str; 4] = ["families", "dense/adapters", "gemma3n/adapters", "experts"];
 
 /// The adapters of a folder: what they were given, and the model of each.
 #[derive(serde::Deserialize)]
@@ -44,7 +44,9 @@ fn table() {
         let short = name.trim_start_matches("dense/").trim_start_matches("tiny-");
         let steps = |how: &str, compare: fn(&str) -> f64| {
             let own = if short == "llama" { how.to_string() } else { format!("{how}-{short}") };
-            let places = [format!("training/{own}"), format!("dense/training/{own}")];
+            let of_folder = short.split_once('/').map(|(folder, name)| format!("{folder}/training/{how}-{name}"));
+            let places = [format!("training/{own}"), format!("dense/training/{own}")].into_iter().chain(of_folder);
+            let places: Vec<String> = places.collect();
             places.iter().find(|place| fixture(place).is_dir()).map(|place| compare(place))
         };
         let of_gguf = *gguf.entry(model_type.clone()).or_insert_with(|| of_gguf(&model_type));

@@ -67,6 +67,13 @@ pub fn config(model_type: &str, more: Value) -> Map<String, Value> {
             "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "num_hidden_layers": 7,
             "rope_local_base_freq": 1000.0,
         }),
+        "gemma3n_text" => json!({
+            "head_dim": 32, "sliding_window": 16, "num_hidden_layers": 7, "num_kv_shared_layers": 3, "laurel_rank": 16,
+            "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 512, "rope_theta": null,
+            "activation_sparsity_pattern": [0.8, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0],
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention",
+                "full_attention", "sliding_attention"],
+        }),
         "mistral" => json!({"sliding_window": 64, "head_dim": 32}),
         "ministral" => json!({"sliding_window": null, "head_dim": 32}),
         // llama.cpp has one base for both kinds of layers.
@@ -137,7 +144,7 @@ pub fn write_with(tokenizer: &str, model_type: &str, more: Value, kind: Kind, fo
 }
 
 fn random_tensors(config: Config, kind: Kind, folder: &Path) -> BTreeMap<String, Tensor> {
-    let centred = config.model_type.starts_with("gemma");
+    let centred = config.model_type.starts_with("gemma") && config.model_type != "gemma3n_text";
     let load = LoadOptions {
         device: Device::Cpu,
         kind: Kind::Float,

@@ -2,6 +2,7 @@
 //! a run that exhausts memory halfway ends in an error and can be resumed from its last checkpoint.
 
 use crate::support::command::{output_and_peak_memory, proc_bytes};
+use crate::support::families;
 use crate::support::files::write_sparse;
 use crate::support::gguf::tiny_gguf;
 use crate::support::needs::{LIMITS, needs};
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tch::Kind;
 
 /// Writes a one-layer llama with hidden size `width` and vocabulary size `rows`. Its weights are zeros in a sparse
 /// file, which takes no disk space.
@@ -184,6 +186,17 @@ fn predictions_for_quantised_bases_are_near_to_what_a_run_takes() {
         "model.path=models/wide.gguf",
     ] {
         assert_predicted(&space, &[settings]);
+    }
+}
+
+/// Several streams, vectors of tokens for each layer, keys and values that layers share.
+#[test]
+fn predictions_for_gemma3n_are_near_to_what_a_run_takes() {
+    let space = wide_space();
+    let folder = space.path("models/gemma3n");
+    families::write("gemma3n_text", json!({"hidden_size": 256, "intermediate_size": 512}), Kind::Float, &folder);
+    for settings in ["run.replay=none", "run.replay=all", "run.replay={layers: 3}", "run.mlp_tile=128"] {
+        assert_predicted(&space, &["model.path=models/gemma3n", "adapter={lora: {rank: 16}}", settings]);
     }
 }
 

@@ -200,6 +200,13 @@ fn dense_families_train_as_in_peft_and_transformers() {
     }
 }
 
+/// Several streams, shared keys and values, sparse gates.
+#[test]
+fn gemma3n_trains_as_in_peft_and_transformers() {
+    with_lora("gemma3n/training/lora-shared");
+    in_full("gemma3n/training/full-shared");
+}
+
 #[test]
 fn models_with_experts_train_as_in_peft_and_transformers() {
     for name in ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "gpt-oss", "deepseek-v2"] {

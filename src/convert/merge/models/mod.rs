@@ -55,7 +55,9 @@ impl ModelMerge {
         let inputs = inputs::open(&file)?;
         let vocabulary = Vocabulary::of(&file, &inputs)?;
         let tensors = tensors::plan(&file, &inputs, vocabulary.as_ref())?;
-        Ok(Self { file, seed, inputs, vocabulary, tensors })
+        let merge = Self { file, seed, inputs, vocabulary, tensors };
+        config::check(&merge)?;
+        Ok(merge)
     }
 
     /// Returns what the file says that is ignored or done in another way, and what is suspicious about the models.
