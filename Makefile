@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-adapters bench-merging bench-halves bench-decoding bench-eval bench-exports bench-processors bench-distill dist wheel gpu-pack gpu-check clean
+.PHONY: help tools test-tools libtorch setup test nightly fuzz demo demo-rlhf datasets medical taught icd10-start demo-labeling bench bench-peers bench-medical bench-adapters bench-merging bench-halves bench-decoding bench-eval bench-exports bench-exports-memory bench-processors bench-distill dist wheel gpu-pack gpu-check clean
 
 # If LIBTORCH is set, that libtorch or PyTorch 2.11 is used; otherwise `make setup` fetches one.
 ifneq ($(LIBTORCH),)
@@ -196,6 +196,9 @@ bench-eval: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compa
 
 bench-exports: setup bench-peers $(LLAMA) $(MODEL)/config.json ## Export in every format of GGUF and run each file: size, perplexity, tokens in llama.cpp (15 minutes)
 	@$(BENCH) benches/exports.py
+
+bench-exports-memory: setup bench-peers $(MODEL)/config.json ## Export a model with a billion weights to GGUF: memory and time beside the gguf package (10 minutes, 6 GB of disk)
+	@$(BENCH) benches/export_memory.py
 
 bench-processors: setup bench-peers $(LLAMA) $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare training and generation with the peers, limited to a desktop processor's instructions and unlimited (an hour)
 	$(BENCH) benches/processors.py --json benches/last-processors.json

@@ -6,6 +6,7 @@
 use crate::error::Result;
 use crate::fsutil::{self, io_error};
 use crate::gguf::model_texts::ModelTexts;
+use crate::gguf::split;
 use std::path::{Path, PathBuf};
 
 /// Name of the file with a model's shape.
@@ -16,6 +17,11 @@ pub const TEMPLATES_FOLDER: &str = "additional_chat_templates";
 /// Returns true if the model at this path is a file, which must then be a GGUF file.
 pub fn is_gguf(model: &Path) -> bool {
     model.is_file()
+}
+
+/// Returns all files of a model in a GGUF file: the file, or the parts of which it is the first.
+pub fn gguf_files(model: &Path) -> Vec<PathBuf> {
+    split::files(model)
 }
 
 /// Returns true if there is a model at this path: a directory with a config.json, or a file.

@@ -9,13 +9,15 @@ use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, GgufExpor
 use ft::convert::merge::inputs::{is_adapter, named_base, other_base, read_part};
 use ft::convert::onnx_export::{self, OnnxExportOptions, OnnxExportSummary, Precision};
 use ft::error::{Error, Result};
+use ft::gguf::split::SplitLimits;
 use ft::report;
+use ft::train::fit::parse_size;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Write a model as a GGUF file for llama.cpp or a folder for ONNX Runtime, or a LoRA as a GGUF adapter
+/// Write a model as GGUF for llama.cpp or a folder for ONNX Runtime, or a LoRA as a GGUF adapter
 ///
 /// An adapter given with --adapter is merged into the model in full precision first. What was written is read back and compared with
 /// the model, and the token ids of a GGUF file with those of its tokenizer, before it is moved into place.
@@ -46,6 +48,12 @@ pub struct ExportArgs {
         value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name).chain(["int8"]))
     )]
     format: Option<String>,
+    /// Write GGUF as several files of at most this size (such as 2GB), called NAME-00001-of-00003.gguf
+    #[arg(long, value_name = "SIZE")]
+    split_size: Option<String>,
+    /// Write GGUF as several files of at most N tensors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    split_tensors: Option<u32>,
     /// Rows to measure an importance matrix with: rounding errors then count by the size of the inputs that they are multiplied with
     #[arg(long, value_name = "ROWS")]
     imatrix: Option<PathBuf>,
@@ -62,7 +70,7 @@ pub struct ExportArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ExportFormatArg {
-    /// One file for llama.cpp and the programs that use it
+    /// One file, or several, for llama.cpp and the programs that use it
     Gguf,
     /// A folder for ONNX Runtime
     Onnx,
@@ -89,8 +97,25 @@ fn gguf_options<'a>(
         })
     };
     let format = args.format.as_deref().map(named).transpose()?;
+    let bytes = args.split_size.as_deref().map(|size| parse_size(size).map_err(|e| e.context("--split-size")));
+    let split = SplitLimits { bytes: bytes.transpose()?, tensors: args.split_tensors.map(|n| n as usize) };
+    if split.are_set() && args.modelfile {
+        return Err(Error::user("--modelfile: Ollama reads a model in one file only")
+            .hint("leave --split-size and --split-tensors out"));
+    }
     let (out, force, modelfile) = (&args.out, args.force, args.modelfile);
-    Ok(GgufExportOptions { model, adapter, out, format, imatrix: args.imatrix.as_deref(), force, modelfile })
+    Ok(GgufExportOptions { model, adapter, out, format, split, imatrix: args.imatrix.as_deref(), force, modelfile })
+}
+
+/// Fails if several files are asked for where there is one.
+fn refuse_split(args: &ExportArgs, of: &str) -> Result<()> {
+    match args.split_size.is_some() || args.split_tensors.is_some() {
+        true => Err(Error::user(format!(
+            "--split-size, --split-tensors: only a model in GGUF has several files, {of} has not"
+        ))
+        .hint("leave them out")),
+        false => Ok(()),
+    }
 }
 
 fn gguf_adapter(args: &ExportArgs) -> Result<()> {
@@ -105,6 +130,7 @@ fn gguf_adapter(args: &ExportArgs) -> Result<()> {
         return Err(Error::user("--imatrix: an adapter alone is not rounded to fewer bits")
             .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --type q4_k_m --imatrix ROWS"));
     }
+    refuse_split(args, "an adapter")?;
     let part = read_part(&args.source, 1.0)?;
     let base = match &args.base {
         Some(base) => base.clone(),
@@ -139,6 +165,7 @@ fn onnx(args: &ExportArgs) -> Result<()> {
             Error::user("--imatrix: formats of ONNX exports do not regard it").hint("leave it out, or write --to gguf")
         );
     }
+    refuse_split(args, "an ONNX export")?;
     let name = args.format.as_deref().unwrap_or("f32");
     let precision = Precision::named(name).ok_or_else(|| {
         Error::user(format!("--type {name}: an ONNX export has no such format"))
@@ -198,6 +225,7 @@ fn print(s: &GgufExportSummary) -> Result<()> {
     let kinds: Vec<String> = s.tensors.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     let rounded = rounded(&s.read_back.relative_error);
     let mut rows = vec![row("file", s.out.display().to_string())];
+    rows.extend((s.files.len() > 1).then(|| row("parts", format!("{}; programs are given the first", s.files.len()))));
     rows.push(row("architecture", s.architecture.clone()));
     rows.push(row("parameters", report::count(s.parameters)));
     rows.push(row("tensors", kinds.join(", ")));

@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
@@ -232,6 +233,29 @@ pub(in crate::convert) fn arranged(gguf: &Gguf, tensor: &MappedTensor) -> Vec<f3
         LayoutChange::Centre => values.par_iter_mut().for_each(|x| *x -= 1.0),
         LayoutChange::HeadKeys(_) => values = transpose_each(&values, rows, tensor.source.shape[1]),
         _ => {}
+    }
+    values
+}
+
+/// Returns a part of the `count` rows of a tensor in Hugging Face's layout, or of a [part](LayoutChange::is_part) in the order of the
+/// file. A row must be whole blocks, and the tensor not transposed.
+pub(in crate::convert) fn arranged_rows(
+    gguf: &Gguf,
+    tensor: &MappedTensor,
+    count: usize,
+    part: Range<usize>,
+) -> Vec<f32> {
+    let data = gguf.data(&tensor.source);
+    let size = data.len() / count;
+    let mut values = match tensor.change.row_order(count) {
+        None => dequantise(tensor.source.kind, &data[part.start * size..part.end * size]),
+        Some(order) => {
+            let rows = order[part].iter().flat_map(|row| &data[*row as usize * size..][..size]);
+            dequantise(tensor.source.kind, &rows.copied().collect::<Vec<u8>>())
+        }
+    };
+    if tensor.change == LayoutChange::Centre {
+        values.par_iter_mut().for_each(|x| *x -= 1.0);
     }
     values
 }

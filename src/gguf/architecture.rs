@@ -53,10 +53,6 @@ pub fn of(gguf: &Gguf) -> Result<&str> {
         return Err(refuse(format!("general.type is `{kind}`, `model` expected"))
             .hint("choose the GGUF of the model itself: an adapter or projector file is only a part of one"));
     }
-    if gguf.unsigned("split.count")?.is_some_and(|n| n > 1) {
-        return Err(refuse("this is one part of a split GGUF".into())
-            .hint("join the parts first with llama.cpp: llama-gguf-split --merge FIRST_PART OUT.gguf"));
-    }
     if !FAMILIES.iter().any(|family| family.arch == arch) {
         return Err(refuse(format!("architecture `{arch}` is not supported")).hint(known()));
     }

@@ -1,9 +1,11 @@
-//! Reads a memory-mapped GGUF file (version 2 or 3): its metadata and the byte ranges of its tensors.
+//! Reads memory-mapped GGUF files (version 2 or 3): their metadata and the byte ranges of their tensors. A model may be in several
+//! files ([`super::split`]); the first has its metadata.
 //!
 //! Arrays are not copied until they are requested, so a damaged file cannot make this reader allocate more memory than
 //! the file is long. Knows nothing of architectures or tokenizers.
 
 use super::header::{GgufArray, GgufType, GgufValue, HeaderReader, TensorInfo, not_gguf, read_header};
+use super::split;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
 use memmap2::Mmap;
@@ -27,17 +29,37 @@ impl std::ops::Deref for GgufBytes {
     }
 }
 
-/// An open GGUF file.
+/// An open GGUF file, or the files of one model.
 pub struct Gguf {
     path: PathBuf,
     map: GgufBytes,
     metadata: HashMap<String, GgufValue>,
     tensors: Vec<TensorInfo>,
+    /// The parts after the first: path and bytes.
+    more: Vec<(PathBuf, GgufBytes)>,
 }
 
 impl Gguf {
-    /// Maps the file and reads its header, but not the tensors' data. Fails if the header is damaged.
+    /// Maps the file and reads its header, but not the tensors' data. If it is the first part of a model in several files, also opens
+    /// the others. Fails if a header is damaged, or if the parts do not belong together.
     pub fn open(path: &Path) -> Result<Self> {
+        let mut gguf = Self::open_file(path)?;
+        for (i, path) in split::other_parts(&gguf)?.into_iter().enumerate() {
+            if !path.exists() {
+                let first = gguf.path.display();
+                return Err(Error::user(format!("{first}: of its parts, {} is missing", path.display()))
+                    .hint("the download is incomplete: fetch all parts into one folder"));
+            }
+            let part = Self::open_file(&path)?;
+            split::check_part(&gguf, &part, i + 2)?;
+            gguf.tensors.extend(part.tensors.into_iter().map(|tensor| TensorInfo { part: i + 1, ..tensor }));
+            gguf.more.push((path, part.map));
+        }
+        split::check_tensors(&gguf)?;
+        Ok(gguf)
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| io_error("opening", path, e))?;
         let kind = file.metadata().map_err(|e| io_error("opening", path, e))?;
         if !kind.is_file() {
@@ -60,7 +82,7 @@ impl Gguf {
 
     fn read(path: &Path, map: GgufBytes) -> Result<Self> {
         let (metadata, tensors) = read_header(path, &map)?;
-        Ok(Self { path: path.to_path_buf(), map, metadata, tensors })
+        Ok(Self { path: path.to_path_buf(), map, metadata, tensors, more: Vec::new() })
     }
 
     /// Returns the path, for error messages.
@@ -68,14 +90,20 @@ impl Gguf {
         &self.path
     }
 
-    /// Returns all tensors, in the order of the file.
+    /// Returns the paths of all files, in the order of [`TensorInfo::part`].
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [self.path()].into_iter().chain(self.more.iter().map(|(path, _)| path.as_path()))
+    }
+
+    /// Returns all tensors, in the order of the files.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
     /// Returns the stored bytes of a tensor, still quantised.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
-        &self.map[tensor.bytes.clone()]
+        let map = tensor.part.checked_sub(1).map_or(&self.map, |i| &self.more[i].1);
+        &map[tensor.bytes.clone()]
     }
 
     /// Returns the metadata value of a key, of any type.

@@ -42,10 +42,17 @@ pub struct TensorInfo {
     /// Outermost dimension first, as Hugging Face writes shapes (the file has them reversed).
     pub shape: Vec<usize>,
     pub(super) bytes: Range<usize>,
+    /// Index of its file among the parts of a model.
+    pub(super) part: usize,
 }
 
 impl TensorInfo {
-    /// Returns the place of the tensor's data in the file, in bytes.
+    /// Returns the index of the file that has the tensor, among those of a model in several files.
+    pub fn part(&self) -> usize {
+        self.part
+    }
+
+    /// Returns the place of the tensor's data in its file, in bytes.
     pub fn place(&self) -> Range<usize> {
         self.bytes.clone()
     }
@@ -285,7 +292,7 @@ fn tensor_entry(c: &mut HeaderReader, i: usize) -> Result<(TensorInfo, u64)> {
     let Some(bytes) = bytes.filter(|&b| b > 0 && row % kind.block_elements() == 0) else {
         return Err(c.damaged(&what, &format!("shape {shape:?} cannot be stored as {}", kind.name())));
     };
-    Ok((TensorInfo { name, kind, shape, bytes: 0..bytes }, offset))
+    Ok((TensorInfo { name, kind, shape, bytes: 0..bytes, part: 0 }, offset))
 }
 
 /// Turns offsets into byte ranges of the file. Fails if one is not aligned or not inside the file, if two overlap, or

@@ -4,7 +4,8 @@
 //! names of its tensors and settings in GGUF files and in directories. shape: sizes and settings of one model, and the
 //! tensors that follow from them. architecture, tensor_map, config_json: a file's model as config.json and tensors; metadata:
 //! the reverse. rope_scaling: scaling of rotary positions. pretokenizer, vocabulary: the tokenizer's files; tokenizer_keys:
-//! the reverse. model_texts: all files of a directory as text. writer: writes a file.
+//! the reverse. model_texts: all files of a directory as text. writer: writes a file;
+//! split: models in several files.
 
 pub mod architecture;
 pub mod config_json;
@@ -22,6 +23,7 @@ mod quantise_k;
 mod quantise_search;
 pub mod rope_scaling;
 pub mod shape;
+pub mod split;
 pub mod tensor_map;
 pub mod tokenizer_keys;
 pub mod vocabulary;

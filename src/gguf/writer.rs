@@ -11,8 +11,12 @@ const ALIGNMENT: u64 = 32;
 /// A metadata value to write.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MetaValue {
+    /// A whole number of 16 bits.
+    Short(u16),
     /// A whole number of 32 bits.
     Unsigned(u32),
+    /// A whole number of 32 bits with a sign.
+    Signed(i32),
     /// A float32.
     Float(f32),
     /// A truth value.
@@ -39,7 +43,9 @@ impl MetaValue {
     /// Returns the number of the type in files.
     fn kind(&self) -> u32 {
         match self {
+            Self::Short(_) => 2,
             Self::Unsigned(_) => 4,
+            Self::Signed(_) => 5,
             Self::Float(_) => 6,
             Self::Flag(_) => 7,
             Self::Text(_) => 8,
@@ -49,7 +55,9 @@ impl MetaValue {
 
     fn put(&self, out: &mut Vec<u8>) {
         match self {
+            Self::Short(n) => out.extend(n.to_le_bytes()),
             Self::Unsigned(n) => out.extend(n.to_le_bytes()),
+            Self::Signed(n) => out.extend(n.to_le_bytes()),
             Self::Float(x) => out.extend(x.to_le_bytes()),
             Self::Flag(b) => out.push((*b).into()),
             Self::Text(text) => put_text(out, text),
@@ -127,21 +135,59 @@ fn header(metadata: &[(String, MetaValue)], tensors: &[TensorEntry]) -> Vec<u8> 
     }
     let mut offset = 0u64;
     for tensor in tensors {
-        put_text(&mut out, &tensor.name);
-        out.extend((tensor.shape.len() as u32).to_le_bytes());
-        tensor.shape.iter().rev().for_each(|n| out.extend(n.to_le_bytes()));
-        out.extend(tensor.kind.id().to_le_bytes());
-        out.extend(offset.to_le_bytes());
+        put_entry(&mut out, tensor, offset);
         offset += tensor.bytes().next_multiple_of(ALIGNMENT);
     }
     out.resize(out.len().next_multiple_of(ALIGNMENT as usize), 0);
     out
 }
 
+fn put_entry(out: &mut Vec<u8>, tensor: &TensorEntry, offset: u64) {
+    put_text(out, &tensor.name);
+    out.extend((tensor.shape.len() as u32).to_le_bytes());
+    tensor.shape.iter().rev().for_each(|n| out.extend(n.to_le_bytes()));
+    out.extend(tensor.kind.id().to_le_bytes());
+    out.extend(offset.to_le_bytes());
+}
+
+/// The size of a file to which tensors are added one at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct FileSize {
+    /// Without padding.
+    header: u64,
+    data: u64,
+}
+
+impl FileSize {
+    /// Returns that of a file without tensors.
+    pub fn of(metadata: &[(String, MetaValue)]) -> Self {
+        let pairs = metadata.iter().map(|(key, value)| {
+            let mut out = Vec::new();
+            put_text(&mut out, key);
+            out.extend(value.kind().to_le_bytes());
+            value.put(&mut out);
+            out.len() as u64
+        });
+        Self { header: 24 + pairs.sum::<u64>(), data: 0 }
+    }
+
+    /// Returns the size with one tensor more.
+    pub fn with(self, tensor: &TensorEntry) -> Self {
+        let mut entry = Vec::new();
+        put_entry(&mut entry, tensor, 0);
+        let data = tensor.bytes().next_multiple_of(ALIGNMENT);
+        Self { header: self.header + entry.len() as u64, data: self.data + data }
+    }
+
+    /// Returns the size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.header.next_multiple_of(ALIGNMENT) + self.data
+    }
+}
+
 /// Returns the size of a file in bytes.
 pub fn file_size(metadata: &[(String, MetaValue)], tensors: &[TensorEntry]) -> u64 {
-    let data: u64 = tensors.iter().map(|tensor| tensor.bytes().next_multiple_of(ALIGNMENT)).sum();
-    header(metadata, tensors).len() as u64 + data
+    tensors.iter().fold(FileSize::of(metadata), FileSize::with).bytes()
 }
 
 /// Writes a file, atomically. `fill` is called once per tensor, in order, and gives its bytes to a sink.

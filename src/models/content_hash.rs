@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::fsutil::{hex, io_error, sha256};
-use crate::model_files::is_gguf;
+use crate::model_files::{gguf_files, is_gguf};
 use crate::report;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,9 @@ pub fn hash(folders: &[&Path]) -> Result<String> {
     let mut sum = Sha256::new();
     for folder in folders {
         if is_gguf(folder) {
-            sum.update(sha256(folder)?);
+            for file in gguf_files(folder) {
+                sum.update(sha256(&file)?);
+            }
             continue;
         }
         let entries = std::fs::read_dir(folder).map_err(|e| io_error("reading", folder, e))?;

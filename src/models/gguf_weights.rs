@@ -31,10 +31,13 @@ pub fn open(path: &Path) -> Result<Weights> {
     // Those of which there are parts get their numbers below.
     let all = plain.iter().chain(parts.values().map(|parts| &parts[0]));
     let mut weights = Weights::empty(path);
-    let file = weights.add_file(path, all.map(location).collect())?;
+    let mut of_files: Vec<Vec<(String, TensorLocation)>> = gguf.files().map(|_| Vec::new()).collect();
+    all.for_each(|t| of_files[t.source.part()].push(location(t)));
+    let files = gguf.files().zip(of_files).map(|(path, found)| weights.add_file(path, found));
+    let files = files.collect::<Result<Vec<Tensor>>>()?;
     let bytes = |t: &MappedTensor| {
         let place = t.source.place();
-        file.narrow(0, place.start as i64, place.len() as i64)
+        files[t.source.part()].narrow(0, place.start as i64, place.len() as i64)
     };
     for (name, parts) in parts {
         let mut rows = Vec::new();

@@ -132,6 +132,8 @@ pub enum AttributeValue {
     Float(f32),
     /// Whole numbers.
     Ints(Vec<i64>),
+    /// A word.
+    Text(String),
 }
 
 /// One operator and what it computes.

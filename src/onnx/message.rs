@@ -43,6 +43,7 @@ fn put_operator(m: &mut ProtobufMessage, operator: &GraphOperator) {
             match value {
                 AttributeValue::Float(x) => m.fixed32(2, x.to_bits()),
                 AttributeValue::Int(n) => m.varint(3, *n as u64),
+                AttributeValue::Text(text) => m.bytes(4, text),
                 AttributeValue::Ints(list) => list.iter().for_each(|n| m.varint(8, *n as u64)),
             }
             m.varint(20, attribute_kind(value));
@@ -54,6 +55,7 @@ fn attribute_kind(value: &AttributeValue) -> u64 {
     match value {
         AttributeValue::Float(_) => 1,
         AttributeValue::Int(_) => 2,
+        AttributeValue::Text(_) => 3,
         AttributeValue::Ints(_) => 7,
     }
 }
@@ -152,6 +154,7 @@ fn read_attribute(value: WireValue) -> Option<(String, AttributeValue)> {
             (1, _) => name = value.text()?.into(),
             (2, WireValue::Fixed32(bits)) => found = Some(AttributeValue::Float(f32::from_bits(bits))),
             (3, _) => found = Some(AttributeValue::Int(value.signed()?)),
+            (4, _) => found = Some(AttributeValue::Text(value.text()?.into())),
             (8, _) => list.push(value.signed()?),
             (20, _) => kind = value.signed()?,
             _ => return None,
@@ -228,6 +231,7 @@ mod tests {
         let product = g.add_with("Gemm", &[&x, &weight], &[("alpha", AttributeValue::Float(0.5))]);
         let turned = g.transpose(&product, &[1, 0]);
         let y = g.reshape(&turned, &[-1]);
+        let y = g.add_with("ScatterND", &[&y, &y, &y], &[("reduction", AttributeValue::Text("add".into()))]);
         g.output(&y, ElementType::Float, vec!["size".into()]);
         g.finish()
     }

@@ -3,7 +3,7 @@
 use super::hash::{FileDigest, FileHasher};
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
-use crate::model_files::{TEMPLATES_FOLDER, is_gguf};
+use crate::model_files::{TEMPLATES_FOLDER, gguf_files, is_gguf};
 use crate::recipe::schema;
 use crate::recipe::sections::Recipe;
 use serde_json::Value;
@@ -48,11 +48,13 @@ fn entries(folder: &Path) -> Result<Vec<String>> {
     Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
 }
 
-/// Hashes the files of a model folder. A GGUF file is the only file of its model.
+/// Hashes the files of a model folder. A model in GGUF has its GGUF files alone.
 pub fn model_files(folder: &Path, hasher: &mut FileHasher) -> Result<ModelFiles> {
     let (mut base, mut tokenizer) = (BTreeMap::new(), BTreeMap::new());
     if is_gguf(folder) {
-        base.insert(file_name(folder), hasher.hash_file(folder)?);
+        for file in gguf_files(folder) {
+            base.insert(file_name(&file), hasher.hash_file(&file)?);
+        }
         return Ok(ModelFiles { base, tokenizer });
     }
     let mut names = entries(folder)?;
@@ -88,7 +90,10 @@ pub fn method_files(recipe: &Recipe, hasher: &mut FileHasher) -> Result<BTreeMap
     let mut found = BTreeMap::new();
     for (key, path) in paths {
         if path.is_file() {
-            found.insert(key, hasher.hash_file(&path)?);
+            for file in gguf_files(&path) {
+                let key = if file == path { key.clone() } else { format!("{key}: {}", file_name(&file)) };
+                found.insert(key, hasher.hash_file(&file)?);
+            }
             continue;
         }
         let Ok(entries) = std::fs::read_dir(&path) else { continue };

@@ -3,7 +3,7 @@
 
 use ft::error::Result;
 use ft::fsutil::io_error;
-use ft::model_files::{TEMPLATES_FOLDER, is_gguf};
+use ft::model_files::{TEMPLATES_FOLDER, gguf_files, is_gguf};
 use ft::runs::hash::{FileHasher, HashTrust};
 use ft::runs::inputs::TOKENIZER_FILES;
 use std::collections::BTreeMap;
@@ -17,8 +17,10 @@ pub fn hash_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let mut hasher = FileHasher::open(HashTrust::Remembered);
     let mut hashes = BTreeMap::new();
     if is_gguf(folder) {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        hashes.insert(name, hasher.hash_file(folder)?.sha256);
+        for file in gguf_files(folder) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            hashes.insert(name, hasher.hash_file(&file)?.sha256);
+        }
         hasher.close();
         return Ok(hashes);
     }

@@ -4,7 +4,8 @@
 //! scale is another one (rsLoRA, patterns), B is multiplied by the ratio.
 
 use super::name::{self, ModelName};
-use super::{FORMATS, GgufExportOptions, check_out, folder_name, out_file, publish, shape};
+use super::output::{check_out, out_file, publish};
+use super::{FORMATS, GgufExportOptions, folder_name, shape};
 use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::update::{LowRankUpdate, WeightUpdate};
@@ -54,21 +55,36 @@ struct Factor {
 
 /// Writes the adapter of `part` on `options.model` as a GGUF adapter. Fails for what the format cannot hold, with the reason.
 pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<GgufAdapterSummary> {
+    if let Some(why) = part.file.spec.why_not_merged() {
+        return Err(refuse(options.model, part, why));
+    }
+    if part.file.spec.has_scalar_head() {
+        return Err(refuse(options.model, part, "it is a reward model's, and has a head"));
+    }
     let config = Config::read(options.model)?;
     let weights = models::weights(options.model, &config)?;
     let (shape, _) = shape::of(&config, &|name| weights.shape(name).is_some())?;
-    let updates = low_rank_updates(part, &weights)?;
+    let updates = low_rank_updates(options.model, part, &weights)?;
     // The scale of the first update is that of nearly all.
     let of = |update: &LowRankUpdate| update.scale * update.a.size()[0] as f64;
     let alpha = updates.values().next().map(|update| of(update)).unwrap_or(1.0);
     if alpha == 0.0 {
-        return Err(refuse(part, "its alpha is 0, which llama.cpp takes for a scale of 1"));
+        return Err(refuse(options.model, part, "its alpha is 0, which llama.cpp takes for a scale of 1"));
     }
     let mut placed = shape.tensors();
     placed.push(shape.head());
     let format = options.format.unwrap_or(FORMATS[0]);
     if !format.main.is_float() {
-        return Err(refuse(part, format!("--type {}: A and B are f32, f16 or bf16", format.name.to_lowercase())));
+        return Err(Error::user(format!(
+            "--type {}: an adapter's factors are f32, f16 or bf16",
+            format.name.to_lowercase()
+        ))
+        .hint("leave --type out")
+        .hint(format!(
+            "or merge the adapter: ft export {} --adapter {} --to gguf",
+            options.model.display(),
+            part.folder.display()
+        )));
     }
     let kind = format.main;
     let (mut factors, mut rescaled, mut written) = (Vec::new(), 0, BTreeSet::new());
@@ -79,6 +95,7 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
         }
         if of_tensor.len() < placed.hf.len() {
             return Err(refuse(
+                options.model,
                 part,
                 format!(
                     "it adapts {} of the {} experts in {}, which are one tensor in the file",
@@ -90,20 +107,36 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
         }
         if matches!(placed.layout, Layout::HeadKeys | Layout::HeadValues) {
             let name = &placed.hf[0];
-            return Err(refuse(part, format!("it adapts {name}, which the file has by head, keys and values apart")));
+            return Err(refuse(
+                options.model,
+                part,
+                format!("it adapts {name}, which the file has by head, keys and values apart"),
+            ));
         }
         written.extend(placed.hf.iter().cloned());
         let ratios: Vec<f64> = of_tensor.iter().map(|update| of(update) / alpha).collect();
         rescaled += usize::from(ratios.iter().any(|ratio| *ratio != 1.0));
-        factors.extend(self::factors(part, placed, &of_tensor, &ratios, kind, &layout_change(placed.layout, &shape))?);
+        factors.extend(self::factors(
+            options.model,
+            part,
+            placed,
+            &of_tensor,
+            &ratios,
+            kind,
+            &layout_change(placed.layout, &shape),
+        )?);
     }
     if let Some(name) = updates.keys().find(|name| !written.contains(*name)) {
-        return Err(refuse(part, format!("it adapts {name}, which has no place in a GGUF file of this architecture")));
+        return Err(refuse(
+            options.model,
+            part,
+            format!("it adapts {name}, which has no place in a GGUF file of this architecture"),
+        ));
     }
 
     let named = ModelName::of(&folder_name(&part.companions), name::size_label(&shape));
     let out = out_file(options.out, &named.file(format.name, true))?;
-    check_out(&out, options)?;
+    check_out(&out, false, options)?;
     let base = folder_name(options.model);
     let metadata: Vec<(String, MetaValue)> = [
         ("general.architecture", shape.family.arch.into()),
@@ -119,7 +152,8 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
     .into();
     let entries: Vec<TensorEntry> = factors.iter().map(|factor| factor.entry.clone()).collect();
     let bytes = writer::file_size(&metadata, &entries);
-    publish(&out, |temp| {
+    publish(&out, 1, |drafts| {
+        let temp = &drafts[0];
         let mut next = factors.iter();
         writer::write(temp, &metadata, &entries, |_, out| {
             next.next().map_or(Ok(()), |factor| out.put(&quantise(kind, &factor.values)))
@@ -139,38 +173,38 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
     })
 }
 
-fn refuse(part: &WeightedAdapter, why: impl std::fmt::Display) -> Error {
-    Error::user(format!("{}: this adapter cannot be a GGUF adapter: {why}", part.folder.display())).hint(format!(
-        "merge it into the model instead: ft export MODEL --adapter {} --to gguf --out FILE.gguf",
-        part.folder.display()
-    ))
+/// Returns the error that the format cannot hold an adapter, with the command that gives what it computes all the same.
+fn refuse(base: &Path, part: &WeightedAdapter, why: impl std::fmt::Display) -> Error {
+    let (spec, folder, base) = (&part.file.spec, part.folder.display(), base.display());
+    let instead = match (spec.has_scalar_head(), spec.why_not_merged()) {
+        (true, _) => format!("use it without merging: ft score --model {base} --adapter {folder}"),
+        (_, Some(_)) => format!("use it without merging: ft generate --model {base} --adapter {folder}"),
+        _ => format!("merge it into the model instead: ft export {base} --adapter {folder} --to gguf --out FILE.gguf"),
+    };
+    Error::user(format!("{folder}: {} cannot be a GGUF adapter: {why}", spec.title())).hint(instead)
 }
 
 /// Returns the updates of an adapter by the weights that they change. Fails if one is no product of two factors.
-fn low_rank_updates(part: &WeightedAdapter, base: &crate::nn::Weights) -> Result<BTreeMap<String, LowRankUpdate>> {
+fn low_rank_updates(
+    model: &Path,
+    part: &WeightedAdapter,
+    base: &crate::nn::Weights,
+) -> Result<BTreeMap<String, LowRankUpdate>> {
     let (spec, tensors) = (&part.file.spec, &part.file.tensors);
-    if let Some(why) = spec.why_not_merged() {
-        return Err(refuse(part, why));
-    }
-    if spec.has_scalar_head() {
-        return Err(refuse(part, "it is a reward model's, and has a head"));
-    }
     let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
     let updates = spec.updates_on(base, &modules, tensors, &part.folder.join(file::TENSORS))?;
     // Copies of base weights beside an update are no change of their own.
     let other = tensors.keys().find(|name| spec.module_of(name).is_none() && !name.ends_with("base_layer.weight"));
     if let Some(name) = other {
-        return Err(refuse(part, format!("it has {name}, and the format has only products of two factors")));
+        let what = format!("it has {name}, and the format has nothing but products of two factors");
+        return Err(refuse(model, part, what));
     }
     let mut products = BTreeMap::new();
     for (name, update) in updates {
         let Some(LowRankUpdate { a, b, scale, table }) = update.low_rank() else {
-            return Err(refuse(
-                part,
-                format!(
-                    "its change of {name} is no product of two factors alone (DoRA, trained biases, rows or other kinds)"
-                ),
-            ));
+            let what =
+                format!("its change of {name} is no product of two factors alone, which is all that the format has");
+            return Err(refuse(model, part, what));
         };
         let (a, b, scale, table) = (a.shallow_clone(), b.shallow_clone(), *scale, *table);
         let update = LowRankUpdate { a, b, scale, table };
@@ -191,6 +225,7 @@ fn low_rank_updates(part: &WeightedAdapter, base: &crate::nn::Weights) -> Result
 
 /// Returns A and B of a weight, those of experts one after the other.
 fn factors(
+    model: &Path,
     part: &WeightedAdapter,
     placed: &PlacedTensor,
     updates: &[&LowRankUpdate],
@@ -200,7 +235,7 @@ fn factors(
 ) -> Result<[Factor; 2]> {
     let ranks: BTreeSet<i64> = updates.iter().map(|update| update.a.size()[0]).collect();
     if ranks.len() > 1 {
-        return Err(refuse(part, format!("the experts in {} have different ranks", placed.gguf)));
+        return Err(refuse(model, part, format!("the experts in {} have different ranks", placed.gguf)));
     }
     let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
     let mut shapes = [Vec::new(), Vec::new()];

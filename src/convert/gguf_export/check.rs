@@ -1,9 +1,9 @@
 //! Reads a written file back, by the way of `ft import` and of models in GGUF files, and compares it with the model that it was
 //! made from.
 
-use super::source::SourceWeights;
+use super::source::{SourceWeights, parts};
 use super::tokenizer::PROBES;
-use crate::convert::gguf_import::{arranged, select_rows, transpose_each};
+use crate::convert::gguf_import::{arranged, arranged_rows, transpose, transpose_each};
 use crate::data::chat::ChatTokenizer;
 use crate::data::rows::ChatMessage;
 use crate::error::{Error, Result};
@@ -64,15 +64,32 @@ pub fn check(
 }
 
 /// Returns the sums of squares of the errors of a tensor and of its numbers. Fails if it is not exactly what its format makes of
-/// the source's.
+/// the source's. Some rows are in memory at a time, unless the matrix is transposed in the file.
 fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result<(f64, f64)> {
-    let found = arranged(gguf, tensor);
     let shape: Vec<u64> = tensor.shape.iter().map(|n| *n as u64).collect();
-    let name = tensor.name.as_str();
-    let mut values = source.values(name, &shape)?;
-    if let Some(order) = tensor.change.file_order(tensor.shape[0]).filter(|_| tensor.change.is_part()) {
-        values = select_rows(&values, tensor.shape[0], &order);
+    let own = source.tensor(&tensor.name, &shape)?;
+    let all = tensor.shape[0];
+    // Of a matrix in several tensors, the rows that this one has.
+    let order = tensor.change.file_order(all).filter(|_| tensor.change.is_part());
+    if matches!(tensor.change, LayoutChange::Transpose | LayoutChange::HeadKeys(_)) {
+        let values = order.map_or_else(|| own.all(), |order| own.select(all, &order))?;
+        return compare_values(tensor, &arranged(gguf, tensor), &values, source);
     }
+    let rows = order.as_ref().map_or(tensor.source.shape[0], Vec::len);
+    let mut sums = (0.0, 0.0);
+    for part in parts(rows, tensor.source.elements() / rows) {
+        let found = arranged_rows(gguf, tensor, rows, part.clone());
+        let values = match &order {
+            Some(order) => own.select(all, &order[part])?,
+            None => own.rows(rows, part)?,
+        };
+        let (error, norm) = compare_values(tensor, &found, &values, source)?;
+        sums = (sums.0 + error, sums.1 + norm);
+    }
+    Ok(sums)
+}
+
+fn compare_values(tensor: &MappedTensor, found: &[f32], values: &[f32], source: &SourceWeights) -> Result<(f64, f64)> {
     let of_part = |(x, y): (&[f32], &[f32])| {
         x.iter().zip(y).fold((0.0, 0.0), |(error, norm), (x, y)| {
             let (x, y) = (f64::from(*x), f64::from(*y));
@@ -82,11 +99,12 @@ fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result
     // Sums of parts in order, so that the result is the same on every machine.
     let parts: Vec<(f64, f64)> = values.par_chunks(PART).zip(found.par_chunks(PART)).map(of_part).collect();
     let (error, norm) = parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
-    let expected = expected(tensor, &values, source);
-    if let Some(at) = expected.par_iter().zip(&found).position_first(|(x, y)| x.to_bits() != y.to_bits()) {
+    let expected = expected(tensor, values, source);
+    let unequal = expected.par_iter().zip(found).position_first(|(x, y)| x.to_bits() != y.to_bits());
+    if let Some(at) = unequal.or((expected.len() != found.len()).then_some(0)) {
         return Err(Error::bug(format!(
-            "tensor {name}: number {at} is {} in the written file, {} expected",
-            found[at], expected[at]
+            "tensor {}: a number is {} in the written file, {} expected",
+            tensor.name, found[at], expected[at]
         )));
     }
     Ok((error, norm))
@@ -113,8 +131,8 @@ fn expected(tensor: &MappedTensor, values: &[f32], source: &SourceWeights) -> Ve
         }
         LayoutChange::Transpose if kind != GgmlType::F32 => {
             let rows = tensor.shape[0];
-            let stored = crate::convert::gguf_import::transpose(values, rows);
-            crate::convert::gguf_import::transpose(&through(&stored, rows), tensor.shape[1])
+            let stored = transpose(values, rows);
+            transpose(&through(&stored, rows), tensor.shape[1])
         }
         _ => through(values, columns),
     }

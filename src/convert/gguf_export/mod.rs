@@ -1,10 +1,10 @@
-//! Writes a model, with an adapter merged into it, as a GGUF file (`ft export --to gguf`), or a LoRA as a GGUF adapter.
+//! Writes a model, with an adapter merged into it, as one GGUF file or several (`ft export --to gguf`), or a LoRA as a GGUF adapter.
 //!
-//! Tensors are computed, arranged and written one at a time. The file is written under a temporary name, read back, compared
+//! Tensors are computed, arranged and written one at a time. Files are written in a temporary folder, read back, compared
 //! with the model, and only then moved into place.
 //!
 //! shape: what a file says of a model. source: its tensors. formats: the format of each. calibration: an importance matrix. tokenizer: its tokenizer. name: the
-//! file's name. check: the comparison. modelfile: the Modelfile beside it. adapter: LoRA files.
+//! file's name. check: the comparison. output: which files are written and replaced. modelfile: the Modelfile beside them. adapter: LoRA files.
 
 pub mod adapter;
 mod calibration;
@@ -12,6 +12,7 @@ mod check;
 mod formats;
 pub mod modelfile;
 mod name;
+mod output;
 mod shape;
 pub(in crate::convert) mod source;
 mod tokenizer;
@@ -27,17 +28,20 @@ use crate::fsutil;
 use crate::gguf::metadata;
 use crate::gguf::quant::GgmlType;
 use crate::gguf::shape::{PlacedTensor, Shape};
+use crate::gguf::split::{self, PartName, SplitLimits};
 use crate::gguf::writer::{self, MetaValue, TensorEntry};
 use crate::model_files::ModelFiles;
-use crate::models::{self, Config, StoredFormat};
+use crate::models::{self, Config, SCORE, StoredFormat};
 use crate::nn::Weights;
 use calibration::ImportanceMatrix;
 use check::ReadBack;
 pub use formats::{FORMATS, FileFormat};
 use name::ModelName;
+use output::{check_modelfile, check_out, folder_of, out_file, publish};
 use serde::Serialize;
 use source::SourceWeights;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
@@ -51,6 +55,8 @@ pub struct GgufExportOptions<'a> {
     pub out: &'a Path,
     /// The format of matrices; `None`: that of the model, if it is F32, F16 or BF16.
     pub format: Option<FileFormat>,
+    /// How much a file may have; a model beyond it is written as several.
+    pub split: SplitLimits,
     /// Rows to measure an importance matrix with, by which rounding errors count.
     pub imatrix: Option<&'a Path>,
     /// Replace an existing file.
@@ -66,8 +72,10 @@ pub struct GgufExportSummary {
     pub model: PathBuf,
     /// The merged adapter.
     pub adapter: Option<PathBuf>,
-    /// The file.
+    /// The file; of several the first, which stands for the model.
     pub out: PathBuf,
+    /// All files.
+    pub files: Vec<PathBuf>,
     /// The Modelfile beside it, if one was asked for.
     pub modelfile: Option<PathBuf>,
     /// The architecture's name in the file.
@@ -78,7 +86,7 @@ pub struct GgufExportSummary {
     pub parameters: u64,
     /// Number of tensors by format.
     pub tensors: BTreeMap<String, u64>,
-    /// Size of the file.
+    /// Size of all files.
     pub bytes: u64,
     /// The tokenizer's kind and pre-tokenizer, as llama.cpp names them.
     pub tokenizer: [String; 2],
@@ -130,7 +138,7 @@ pub fn export(
     let named = parts.first().map_or(options.model, |part| part.companions.as_path());
     let name = ModelName::of(&folder_name(named), name::size_label(&shape));
     let out = out_file(options.out, &name.file(format.name, false))?;
-    check_out(&out, options)?;
+    check_out(&out, options.split.are_set(), options)?;
     let modelfile = options.modelfile.then(|| folder_of(&out).join(modelfile::FILE));
     let modelfile = modelfile.map(|path| -> Result<_> {
         check_modelfile(&path, options)?;
@@ -155,7 +163,9 @@ pub fn export(
     metadata.extend(source.importance().map(of_importance).unwrap_or_default());
     metadata.extend(metadata::of(&shape));
     metadata.extend(keys.metadata);
-    let bytes = writer::file_size(&metadata, &plan.entries);
+    let files = plan.files(&metadata, options.split)?;
+    let bytes = files.iter().map(|file| writer::file_size(&file.metadata, &plan.entries[file.tensors.clone()])).sum();
+    check_out(&out, files.len() > 1, options)?;
     check_disk_space(folder_of(&out), bytes)?;
 
     let total = plan.entries.len() as u64 + plan.placed.iter().map(|placed| placed.hf.len() as u64).sum::<u64>();
@@ -165,9 +175,11 @@ pub fn export(
         done += n;
         Ok(())
     };
-    let read_back = publish(&out, |temp| {
-        plan.write(temp, &metadata, &source, &shape, &mut step)?;
-        check::check(temp, &source, &shape, &tokenizer, &mut step)
+    let (files, read_back) = publish(&out, files.len(), |drafts| {
+        for (draft, file) in drafts.iter().zip(&files) {
+            plan.write(draft, file, &source, &shape, &mut step)?;
+        }
+        check::check(&drafts[0], &source, &shape, &tokenizer, &mut step)
     })?;
     if let Some((path, text)) = &modelfile {
         write_text(path, text)?;
@@ -179,7 +191,8 @@ pub fn export(
     Ok(GgufExportSummary {
         model: options.model.to_path_buf(),
         adapter: parts.first().map(|part| part.folder.clone()),
-        out,
+        out: files[0].clone(),
+        files,
         modelfile: modelfile.map(|(path, _)| path),
         architecture: shape.family.arch.into(),
         format: format.name.into(),
@@ -212,7 +225,14 @@ pub(in crate::convert) fn open(
     Ok((config, weights, Vec::new()))
 }
 
-/// The tensors of a file, in order: those with numbers of their own, then those of the model.
+/// One of the files of a model.
+struct PlannedFile {
+    metadata: Vec<(String, MetaValue)>,
+    /// Which of the tensors it has.
+    tensors: Range<usize>,
+}
+
+/// The tensors of a model, in order: those with numbers of their own, then those of the model.
 struct WritePlan {
     /// Tensors that follow from settings: divisors of rotary frequencies.
     computed: Vec<(&'static str, Vec<f32>)>,
@@ -258,16 +278,30 @@ impl WritePlan {
         })
     }
 
+    /// Divides the model into files.
+    fn files(&self, metadata: &[(String, MetaValue)], limits: SplitLimits) -> Result<Vec<PlannedFile>> {
+        let parts = limits.divide(metadata, &self.entries)?;
+        let count = parts.len();
+        let file = |(i, tensors)| {
+            let metadata = match count {
+                1 => metadata.to_vec(),
+                _ => split::metadata_of_part(metadata, i, count, self.entries.len()),
+            };
+            PlannedFile { metadata, tensors }
+        };
+        Ok(parts.into_iter().enumerate().map(file).collect())
+    }
+
     fn write(
         &self,
         path: &Path,
-        metadata: &[(String, MetaValue)],
+        file: &PlannedFile,
         source: &SourceWeights,
         shape: &Shape,
         step: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        let mut at = 0;
-        writer::write(path, metadata, &self.entries, |entry, out| {
+        let mut at = file.tensors.start;
+        writer::write(path, &file.metadata, &self.entries[file.tensors.clone()], |entry, out| {
             step(1)?;
             at += 1;
             match self.computed.get(at - 1) {
@@ -287,6 +321,11 @@ fn check_nothing_left_out(source: &SourceWeights, plan: &WritePlan, shape: &Shap
     }
     match source.names().find(|name| !written.contains(name)) {
         None => Ok(()),
+        Some(name) if name == SCORE => Err(Error::user(format!(
+            "{}: this is a reward model: it scores answers and generates no text",
+            source.origin().display()
+        ))
+        .hint("ft export writes language models")),
         Some(name) => Err(Error::user(format!("tensor {name} has no place in a GGUF file of this architecture"))
             .hint("is it part of the model? ft reads and writes the tensors that transformers has for its family")),
     }
@@ -351,68 +390,10 @@ fn general(
     list.into_iter().map(|(key, value)| (format!("general.{key}"), value)).collect()
 }
 
-/// Returns the name of a model's folder or file, without an ending.
+/// Returns the name of a model's folder or file, without an ending and the number of a part.
 fn folder_name(path: &Path) -> String {
     let path = fsutil::absolute(path);
+    let path = PartName::of(&path).map_or(path.clone(), |part| part.prefix().into());
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.strip_suffix(".gguf").map_or(name.clone(), String::from)
-}
-
-fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Returns the file to write: `out` itself, or a file with `name` in the folder `out`.
-fn out_file(out: &Path, name: &str) -> Result<PathBuf> {
-    let folder = out.is_dir() || out.to_string_lossy().ends_with('/');
-    match out.extension() {
-        _ if folder => Ok(out.join(name)),
-        Some(extension) if extension == "gguf" => Ok(out.into()),
-        _ => Err(Error::user(format!("--out {}: a file that ends in .gguf, or a folder expected", out.display()))
-            .hint(format!("in a folder the file is called {name}"))),
-    }
-}
-
-/// Fails if the file exists and must not be replaced, or if it would replace what is read.
-fn check_out(out: &Path, options: &GgufExportOptions) -> Result<()> {
-    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
-    if out.is_dir() {
-        return Err(named("is a folder").hint("choose another name"));
-    }
-    if !out.exists() {
-        return Ok(());
-    }
-    if !options.force {
-        return Err(named("the file exists").hint("choose another name, or replace it with --force"));
-    }
-    match (out.canonicalize(), options.model.canonicalize()) {
-        (Ok(one), Ok(other)) if one == other => Err(named("is the model that is exported").hint("choose another name")),
-        _ => Ok(()),
-    }
-}
-
-/// Fails if the Modelfile exists and must not be replaced.
-fn check_modelfile(path: &Path, options: &GgufExportOptions) -> Result<()> {
-    match path.exists() && !options.force {
-        true => Err(Error::user(format!("{}: the file exists", path.display()))
-            .hint("choose another folder with --out, or replace both files with --force")),
-        false => Ok(()),
-    }
-}
-
-/// Lets `make` write and check a file under a temporary name and moves it to its place.
-fn publish<T>(out: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    let folder = folder_of(out);
-    fsutil::create_dir_all(folder)?;
-    let temp = folder.join(fsutil::temporary_name(&out.file_name().unwrap_or_default().to_string_lossy()));
-    let made = make(&temp).and_then(|made| {
-        std::fs::rename(&temp, out).map_err(|e| fsutil::io_error("moving", out, e))?;
-        let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|e| fsutil::io_error("writing", folder, e))?;
-        Ok(made)
-    });
-    if made.is_err() {
-        let _ = std::fs::remove_file(&temp);
-    }
-    made
 }

@@ -1,8 +1,8 @@
-//! The weights that are written: a model's own, or with adapters merged into them, one tensor at a time.
+//! The weights that are written: a model's own, or with adapters merged into them, some rows of one tensor at a time.
 
 use super::calibration::ImportanceMatrix;
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
-use crate::convert::gguf_import::{select_rows, transpose, transpose_each};
+use crate::convert::gguf_import::{transpose, transpose_each};
 use crate::error::{Error, Result};
 use crate::gguf::quant::GgmlType;
 use crate::gguf::quantise::{quantise, quantise_by_importance};
@@ -12,6 +12,8 @@ use crate::gguf::writer::{TensorEntry, TensorSink};
 use crate::nn::weights::bytes;
 use crate::nn::{QuantisedWeight, Weights};
 use rayon::prelude::*;
+use std::ops::Range;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// The tensors of a model by their names in a directory.
@@ -79,6 +81,11 @@ impl<'a> SourceWeights<'a> {
         [Kind::BFloat16, Kind::Half, Kind::Float].into_iter().max_by_key(|kind| count(*kind)).unwrap_or(Kind::Float)
     }
 
+    /// Returns the file or folder of the model, for messages.
+    pub fn origin(&self) -> &Path {
+        self.weights.origin()
+    }
+
     /// Returns the names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.weights.names()
@@ -87,11 +94,13 @@ impl<'a> SourceWeights<'a> {
     /// Returns the numbers of a tensor in its shape in a directory. Fails if it is missing, has another shape, or has values
     /// that are not finite.
     pub fn values(&self, name: &str, shape: &[u64]) -> Result<Vec<f32>> {
+        self.tensor(name, shape)?.all()
+    }
+
+    /// Opens a tensor, of which some rows are read at a time. Fails if it is missing or has another shape.
+    pub fn tensor(&self, name: &str, shape: &[u64]) -> Result<SourceTensor> {
         let name = self.own_name(name);
-        let wrong = |what: String| {
-            Error::user(format!("{}: tensor {name}: {what}", self.weights.origin().display()))
-                .hint("do config.json and the weights belong together? ft check and ft generate say more")
-        };
+        let wrong = |what: String| wrong(&format!("{}: tensor {name}", self.weights.origin().display()), what);
         let quantised = self.weights.quantised(name);
         let of_quantised = quantised.map(|matrix| matrix.shape());
         let found = of_quantised.as_ref().map(|shape| &shape[..]).or_else(|| self.weights.shape(name));
@@ -104,51 +113,106 @@ impl<'a> SourceWeights<'a> {
             (Some(merge), _) => merge.tensor(name)?,
             (None, None) => self.weights.get(name).ok_or_else(|| wrong("is missing".into()))?,
         };
-        let values = floats(&tensor);
-        let bad = values.par_iter().filter(|x| !x.is_finite()).count();
-        match bad {
-            0 => Ok(values),
-            _ => Err(wrong(format!("{bad} of {} values are not finite", values.len()))),
-        }
+        Ok(SourceTensor { place: format!("{}: tensor {name}", self.weights.origin().display()), tensor })
     }
 
-    /// Returns the numbers of part `i` of a tensor in the order of the file.
-    pub fn in_order_of_file(&self, shape: &Shape, placed: &PlacedTensor, i: usize) -> Result<Vec<f32>> {
-        let mut values = self.values(&placed.hf[i], &placed.shape)?;
-        let rows = placed.shape.first().copied().unwrap_or(1) as usize;
-        let change = layout_change(placed.layout, shape);
-        if let Some(order) = change.file_order(rows) {
-            values = select_rows(&values, rows, &order);
-        }
-        match change {
-            LayoutChange::Transpose => values = transpose(&values, rows),
-            LayoutChange::HeadKeys(of) => values = transpose_each(&values, of.heads, of.key),
-            LayoutChange::Centre => values.par_iter_mut().for_each(|x| *x += 1.0),
-            _ => {}
-        }
-        Ok(values)
-    }
-
-    /// Writes a tensor in the format of its entry, one part in memory at a time.
+    /// Writes a tensor in the format of its entry, some rows in memory at a time.
     pub fn write(&self, shape: &Shape, placed: &PlacedTensor, entry: &TensorEntry, out: &mut TensorSink) -> Result<()> {
-        for i in 0..placed.hf.len() {
-            if let Some(matrix) = self.weights.quantised(&placed.hf[i]) {
+        let change = layout_change(placed.layout, shape);
+        let columns = entry.shape.last().copied().unwrap_or(1) as usize;
+        for name in &placed.hf {
+            if let Some(matrix) = self.weights.quantised(name) {
                 out.put(&blocks(&matrix.read(Device::Cpu)?, placed, shape)?)?;
                 continue;
             }
-            let values = self.in_order_of_file(shape, placed, i)?;
-            let columns = entry.shape.last().copied().unwrap_or(1) as usize;
-            let data = self.in_format(entry.kind, &placed.hf[i], &values, columns);
-            if entry.kind == GgmlType::F16
-                && let Some(x) = values.iter().find(|x| half::f16::from_f32(**x).is_infinite())
-            {
-                return Err(Error::user(format!("tensor {}: the value {x} does not fit into float16", placed.hf[i]))
-                    .hint("choose another format: --type bf16, f32 or q8_0"));
-            }
-            out.put(&data)?;
+            self.tensor(name, &placed.shape)?.in_order_of_file(change, |values| {
+                if entry.kind == GgmlType::F16
+                    && let Some(x) = values.iter().find(|x| half::f16::from_f32(**x).is_infinite())
+                {
+                    return Err(Error::user(format!("tensor {name}: the value {x} does not fit into float16"))
+                        .hint("choose another format: --type bf16, f32 or q8_0"));
+                }
+                out.put(&self.in_format(entry.kind, name, &values, columns))
+            })?;
         }
         Ok(())
     }
+}
+
+/// A tensor of the model. Only the rows that are asked for are in memory, unless an adapter is merged into it.
+pub struct SourceTensor {
+    /// Where it is, for messages.
+    place: String,
+    tensor: Tensor,
+}
+
+/// Numbers of a tensor that are in memory at a time.
+const PART: usize = 1 << 20;
+
+impl SourceTensor {
+    /// Returns all numbers. Fails if some are not finite.
+    pub fn all(&self) -> Result<Vec<f32>> {
+        self.finite(&self.tensor)
+    }
+
+    /// Returns a part of the `count` rows that the tensor is taken to have. Fails if some numbers are not finite.
+    pub fn rows(&self, count: usize, part: Range<usize>) -> Result<Vec<f32>> {
+        self.finite(&self.of_rows(count).narrow(0, part.start as i64, part.len() as i64))
+    }
+
+    /// Returns these rows of the `count` that the tensor is taken to have, in this order. Fails if some numbers are not finite.
+    pub fn select(&self, count: usize, rows: &[i64]) -> Result<Vec<f32>> {
+        self.finite(&self.of_rows(count).index_select(0, &Tensor::from_slice(rows)))
+    }
+
+    fn of_rows(&self, count: usize) -> Tensor {
+        self.tensor.reshape([count as i64, -1])
+    }
+
+    fn finite(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let values = floats(tensor);
+        match values.par_iter().filter(|x| !x.is_finite()).count() {
+            0 => Ok(values),
+            bad => Err(wrong(&self.place, format!("{bad} values are not finite"))),
+        }
+    }
+
+    /// Gives the numbers to `take` in the order of the file, some rows at a time.
+    fn in_order_of_file(&self, change: LayoutChange, mut take: impl FnMut(Vec<f32>) -> Result<()>) -> Result<()> {
+        let rows = self.tensor.size().first().map_or(1, |rows| *rows as usize);
+        match change {
+            LayoutChange::Transpose => return take(transpose(&self.all()?, rows)),
+            LayoutChange::HeadKeys(of) => {
+                let order = change.file_order(rows).unwrap_or_default();
+                return take(transpose_each(&self.select(rows, &order)?, of.heads, of.key));
+            }
+            _ => {}
+        }
+        let order = change.file_order(rows);
+        let in_file = order.as_ref().map_or(rows, Vec::len);
+        for part in parts(in_file, self.tensor.numel() / rows.max(1)) {
+            let mut values = match &order {
+                Some(order) => self.select(rows, &order[part])?,
+                None => self.rows(rows, part)?,
+            };
+            if change == LayoutChange::Centre {
+                values.par_iter_mut().for_each(|x| *x += 1.0);
+            }
+            take(values)?;
+        }
+        Ok(())
+    }
+}
+
+/// Divides rows of `width` numbers into parts of which one is in memory at a time.
+pub fn parts(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = (PART / width.max(1)).max(1);
+    (0..rows).step_by(most).map(move |from| from..rows.min(from + most))
+}
+
+fn wrong(place: &str, what: String) -> Error {
+    Error::user(format!("{place}: {what}"))
+        .hint("do config.json and the weights belong together? ft check and ft generate say more")
 }
 
 /// Returns the bytes of the blocks of a matrix in MXFP4 that are in this tensor of the file.

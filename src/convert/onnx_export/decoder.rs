@@ -119,7 +119,10 @@ impl DecoderGraph<'_> {
             (true, name) => norm(self, name, x),
             (false, name) => norm(self, name, &sum),
         };
-        let y = self.feed_forward(&module, &of_mlp);
+        let y = match self.config.experts.as_ref().filter(|sizes| sizes.sparse[i]) {
+            Some(sizes) => self.experts(&module, &of_mlp, sizes),
+            None => self.feed_forward(&module, &of_mlp),
+        };
         let y = norm(self, wiring.after_mlp, &y);
         let y = self.g.scale(&y, self.layout.design.residual_scale);
         self.g.add("Add", &[&sum, &y])

@@ -6,6 +6,7 @@ use crate::models::blocks::{
 };
 use crate::models::families::gpt2;
 use crate::models::{Config, FamilyLayers};
+use crate::nn::GatedMlpForm;
 
 /// The parts of a decoder.
 pub struct DecoderLayout {
@@ -44,7 +45,10 @@ pub fn refusal(c: &Config) -> Option<String> {
     let what = match c.family().layers {
         _ if !c.has_attention() => "recurrent layers have",
         _ if c.has_latent_attention() => "attention that makes keys and values of one vector, and experts, have",
-        _ if c.experts.is_some() => "layers of experts have",
+        // Of which only gpt-oss has either.
+        FamilyLayers::Shared(design) if design(c).is_ok_and(|design| has_bounded_experts(&design)) => {
+            "experts with bounded gates, and attention with sinks, have"
+        }
         FamilyLayers::Own(_) if c.model_type != gpt2::NAME => "its layers have",
         FamilyLayers::Shared(design) if design(c).is_ok_and(|design| design.attention.relative.is_some()) => {
             "trained biases of scores have"
@@ -52,6 +56,10 @@ pub fn refusal(c: &Config) -> Option<String> {
         _ => return None,
     };
     Some(format!("{}: {what} no converter to ONNX", c.model_type))
+}
+
+fn has_bounded_experts(design: &Design) -> bool {
+    design.attention.sinks || !matches!(design.experts.mlp, GatedMlpForm::Separate(_))
 }
 
 /// Returns GPT-2's layers in the terms of the others.

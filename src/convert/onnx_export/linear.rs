@@ -172,10 +172,7 @@ impl DecoderGraph<'_> {
     /// Applies the activation of the MLP.
     pub fn activated(&mut self, x: &Value) -> Value {
         match self.layout.design.feed_forward.activation {
-            Activation::Silu => {
-                let sigmoid = self.g.add("Sigmoid", &[x]);
-                self.g.add("Mul", &[x, &sigmoid])
-            }
+            Activation::Silu => self.silu(x),
             Activation::Gelu => {
                 let root = self.g.float(std::f32::consts::SQRT_2);
                 let scaled = self.g.add("Div", &[x, &root]);
@@ -193,6 +190,12 @@ impl DecoderGraph<'_> {
                 self.half_of(x, &tanh)
             }
         }
+    }
+
+    /// Computes `x sigmoid(x)`.
+    pub fn silu(&mut self, x: &Value) -> Value {
+        let sigmoid = self.g.add("Sigmoid", &[x]);
+        self.g.add("Mul", &[x, &sigmoid])
     }
 
     /// Computes `0.5 x (1 + y)`.

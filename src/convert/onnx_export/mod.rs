@@ -5,12 +5,13 @@
 //! of the standard alone. Weights are computed and written one at a time. The folder is written under a temporary name, read back,
 //! compared with the model, and only then moved into place.
 //!
-//! layout: what the graph consists of, and what has no converter. decoder, attention, rotation, linear: the graph. weights: which
+//! layout: what the graph consists of, and what has no converter. decoder, attention, experts, rotation, linear: the graph. weights: which
 //! tensor is in which form where. check: the comparison. genai: settings for ONNX Runtime GenAI.
 
 mod attention;
 mod check;
 mod decoder;
+mod experts;
 mod genai;
 mod layout;
 mod linear;

@@ -72,6 +72,7 @@ fn a_merged_adapter_gives_the_model_that_ft_merge_writes() {
             out: &out,
             format,
             force: false,
+            split: Default::default(),
             imatrix: None,
             modelfile: false,
         };
@@ -111,6 +112,7 @@ fn a_lora_adds_to_the_base_in_the_file_what_merging_adds() {
             out,
             format: Some(FORMATS[0]),
             force: false,
+            split: Default::default(),
             imatrix: None,
             modelfile: false,
         };
@@ -162,15 +164,30 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
             out: &out,
             format,
             force: false,
+            split: Default::default(),
             imatrix: None,
             modelfile: false,
         };
         let error = export_adapter(&options, &part).expect_err("refused");
-        assert!(error.hints().iter().any(|hint| hint.contains("ft export MODEL --adapter")), "{error}");
+        let merged = format!("ft export {} --adapter {} --to gguf", model.display(), folder.display());
+        assert!(error.hints().iter().any(|hint| hint.contains(&merged)), "{error}");
         assert!(!out.exists());
         error.to_string()
     };
-    assert!(refused(&folder, None).contains("DoRA"));
+    assert!(refused(&folder, None).contains("DoRA cannot be a GGUF adapter"));
+    // The command that is named works.
+    let merged = made.folder.path().join("merged.gguf");
+    let options = GgufExportOptions {
+        model: &model,
+        adapter: Some(WeightedAdapter::read(&folder, 1.0).unwrap()),
+        out: &merged,
+        format: None,
+        force: false,
+        split: Default::default(),
+        imatrix: None,
+        modelfile: false,
+    };
+    export(&options, |_, _| Ok(())).unwrap();
     let plain = lora(&made, json!({}));
     assert!(refused(&plain, FileFormat::named("q8_0")).contains("q8_0"));
     // One expert alone: those of a layer are one tensor.
@@ -187,9 +204,69 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
         out: &out,
         format: None,
         force: false,
+        split: Default::default(),
         imatrix: None,
         modelfile: false,
     };
     let error = export_adapter(&options, &part).expect_err("refused").to_string();
     assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
+}
+
+/// Adapters that PEFT wrote: what the format has is written, every other kind refused by its name with what works.
+#[test]
+fn every_kind_of_adapter_is_written_or_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("lora.gguf");
+    let mut seen = BTreeMap::new();
+    for group in ["kinds", "adapters", "virtual-tokens"] {
+        let entries = std::fs::read_dir(fixture(group)).unwrap().flatten();
+        let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        folders.sort();
+        for case in folders {
+            let name = case.file_name().unwrap().to_string_lossy().into_owned();
+            // ft does not read the first. Projections of the second come from a seed and are as wide as a head, which its base has in the embedding.
+            if ["adapters/bias", "kinds/vera-head"].contains(&format!("{group}/{name}").as_str()) {
+                continue;
+            }
+            let adapter = if group == "virtual-tokens" { case.join("initial") } else { case.clone() };
+            let part = WeightedAdapter::read(&adapter, 1.0).unwrap();
+            let base = case.join("expected.json");
+            let base = if base.is_file() { json::<Value>(base)["model"].as_str().map(fixture) } else { None };
+            let base = base.unwrap_or_else(|| fixture("biased-llama"));
+            let (split, title) = (Default::default(), part.file.spec.title());
+            let options = GgufExportOptions {
+                model: &base,
+                adapter: None,
+                out: &out,
+                format: None,
+                force: true,
+                split,
+                imatrix: None,
+                modelfile: false,
+            };
+            let told = match export_adapter(&options, &part) {
+                Ok(summary) => format!("{} weights", summary.weights),
+                Err(error) => {
+                    assert!(
+                        error.to_string().contains(&format!("{title} cannot be a GGUF adapter")),
+                        "{name}: {error}"
+                    );
+                    let expected = if group == "virtual-tokens" { "ft generate --model" } else { "ft export " };
+                    assert!(error.hints()[0].contains(expected), "{name}: {:?}", error.hints());
+                    "refused".into()
+                }
+            };
+            seen.insert(format!("{group}/{name}"), told);
+        }
+    }
+    for written in ["adapters/plain", "adapters/rslora", "adapters/patterns", "adapters/all-linear"] {
+        assert!(seen[written].ends_with("weights"), "{written}: {}", seen[written]);
+    }
+    for kind in ["dora", "lora-bias", "saved-embedding", "saved-head", "token-rows"].map(|k| format!("adapters/{k}")) {
+        assert_eq!(seen[&kind], "refused", "{kind}");
+    }
+    for kind in ["ia3", "loha", "lokr", "oft", "bias", "ln-tuning", "tokens"].map(|k| format!("kinds/{k}")) {
+        assert_eq!(seen[&kind], "refused", "{kind}");
+    }
+    assert!(seen.iter().filter(|(name, _)| name.starts_with("virtual")).all(|(_, told)| told == "refused"));
 }

@@ -61,6 +61,7 @@ impl Exported {
             out: &out,
             format,
             force: true,
+            split: Default::default(),
             imatrix,
             modelfile: false,
         };

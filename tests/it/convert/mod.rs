@@ -1,8 +1,11 @@
 //! Tests of src/convert: model files in and out.
 
+mod export_memory;
+mod export_refusals;
 mod gguf_adapters;
 pub mod gguf_export;
 mod gguf_import;
+mod gguf_split;
 mod llama_cpp;
 mod modelfile;
 mod onnx_export;
