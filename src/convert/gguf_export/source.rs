@@ -84,14 +84,38 @@ impl<'a> SourceWeights<'a> {
         self.weights.names()
     }
 
+    /// Returns a tensor in its shape in a directory: in float32 if an adapter changes it, else in its own dtype. Fails if it is
+    /// missing, stored quantised, or has values that are not finite.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let tensor = match &self.merge {
+            Some(merge) => merge.tensor(name)?,
+            None => {
+                let missing = || Error::bug(format!("{}: no tensor {name}", self.weights.origin().display()));
+                self.weights.get(name).ok_or_else(missing)?
+            }
+        };
+        match tensor.isfinite().logical_not().sum(Kind::Int64).int64_value(&[]) {
+            0 => Ok(tensor),
+            bad => Err(self.not_finite(name, bad as usize, tensor.numel())),
+        }
+    }
+
+    /// Returns the error for a tensor with values that are NaN or infinite.
+    fn not_finite(&self, name: &str, bad: usize, all: usize) -> Error {
+        self.wrong(name, format!("{bad} of {all} values are not finite"))
+    }
+
+    /// Returns the error for a tensor that is not what it has to be.
+    fn wrong(&self, name: &str, what: String) -> Error {
+        Error::user(format!("{}: tensor {name}: {what}", self.weights.origin().display()))
+            .hint("do config.json and the weights belong together? ft check and ft generate say more")
+    }
+
     /// Returns the numbers of a tensor in its shape in a directory. Fails if it is missing, has another shape, or has values
     /// that are not finite.
     pub fn values(&self, name: &str, shape: &[u64]) -> Result<Vec<f32>> {
         let name = self.own_name(name);
-        let wrong = |what: String| {
-            Error::user(format!("{}: tensor {name}: {what}", self.weights.origin().display()))
-                .hint("do config.json and the weights belong together? ft check and ft generate say more")
-        };
+        let wrong = |what: String| self.wrong(name, what);
         let quantised = self.weights.quantised(name);
         let of_quantised = quantised.map(|matrix| matrix.shape());
         let found = of_quantised.as_ref().map(|shape| &shape[..]).or_else(|| self.weights.shape(name));
@@ -108,7 +132,7 @@ impl<'a> SourceWeights<'a> {
         let bad = values.par_iter().filter(|x| !x.is_finite()).count();
         match bad {
             0 => Ok(values),
-            _ => Err(wrong(format!("{bad} of {} values are not finite", values.len()))),
+            _ => Err(self.not_finite(name, bad, values.len())),
         }
     }
 
