@@ -1,5 +1,7 @@
 //! `ft export`: writes a model or an adapter in the format of another program; arguments, progress bar and summaries.
 
+mod hf;
+
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Write a model as GGUF for llama.cpp or a folder for ONNX Runtime, or a LoRA as a GGUF adapter
+/// Write a model as GGUF for llama.cpp, a folder for ONNX Runtime or a Hugging Face directory, or a LoRA as a GGUF adapter
 ///
 /// An adapter given with --adapter is merged into the model in full precision first. What was written is read back and compared with
 /// the model, and the token ids of a GGUF file with those of its tokenizer, before it is moved into place.
@@ -35,17 +37,17 @@ pub struct ExportArgs {
     /// The format to write
     #[arg(long, value_enum)]
     to: ExportFormatArg,
-    /// The file to write, or the folder in which a GGUF file gets the name that the format's specification asks for; of ONNX the
-    /// folder to write
+    /// The file to write, or the folder in which a GGUF file gets the name that the format's specification asks for; of ONNX and hf
+    /// the folder to write
     #[arg(long, value_name = "PATH", default_value = ".")]
     out: PathBuf,
-    /// Number format of matrices: int8 for ONNX only, of the others f32 and f16 [default: that of the model; of an adapter and for
-    /// ONNX: f32]
+    /// Number format of matrices: f32, f16, int8 for ONNX; f32, bf16, f16, fp8, nf4 for hf; the others for GGUF [default: that of the
+    /// model; of an adapter and for ONNX: f32]
     #[arg(
         long = "type",
         value_name = "TYPE",
         ignore_case = true,
-        value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name).chain(["int8"]))
+        value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name).chain(["int8", "fp8", "nf4"]))
     )]
     format: Option<String>,
     /// Write GGUF as several files of at most this size (such as 2GB), called NAME-00001-of-00003.gguf
@@ -60,6 +62,9 @@ pub struct ExportArgs {
     /// Also write a Modelfile for Ollama beside the file: its template, stop words and settings
     #[arg(long)]
     modelfile: bool,
+    /// Split weights into files of at most GB gigabytes (10^9 bytes), for hf [default: 5]
+    #[arg(long, value_name = "GB")]
+    shard_size: Option<f64>,
     /// Replace files that exist
     #[arg(long)]
     force: bool,
@@ -74,11 +79,18 @@ enum ExportFormatArg {
     Gguf,
     /// A folder for ONNX Runtime
     Onnx,
+    /// A Hugging Face directory for transformers and the programs that read its layouts
+    Hf,
 }
 
 /// Runs `ft export`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ExportArgs) -> Result<()> {
+    if args.shard_size.is_some() && !matches!(args.to, ExportFormatArg::Hf) {
+        return Err(Error::user("--shard-size: only a Hugging Face directory has its weights in several files")
+            .hint("leave it out, or write --to hf"));
+    }
     match args.to {
+        ExportFormatArg::Hf => hf::run(args),
         ExportFormatArg::Gguf if is_adapter(&args.source) => gguf_adapter(args),
         ExportFormatArg::Gguf => gguf(args),
         ExportFormatArg::Onnx => onnx(args),
@@ -110,10 +122,10 @@ fn gguf_options<'a>(
 /// Fails if several files are asked for where there is one.
 fn refuse_split(args: &ExportArgs, of: &str) -> Result<()> {
     match args.split_size.is_some() || args.split_tensors.is_some() {
-        true => Err(Error::user(format!(
-            "--split-size, --split-tensors: only a model in GGUF has several files, {of} has not"
-        ))
-        .hint("leave them out")),
+        true => {
+            Err(Error::user(format!("--split-size, --split-tensors: only a model in GGUF is divided so, not {of}"))
+                .hint("leave them out"))
+        }
         false => Ok(()),
     }
 }
@@ -130,7 +142,7 @@ fn gguf_adapter(args: &ExportArgs) -> Result<()> {
         return Err(Error::user("--imatrix: an adapter alone is not rounded to fewer bits")
             .hint("merge it: ft export MODEL --adapter ADAPTER --to gguf --type q4_k_m --imatrix ROWS"));
     }
-    refuse_split(args, "an adapter")?;
+    refuse_split(args, "adapters")?;
     let part = read_part(&args.source, 1.0)?;
     let base = match &args.base {
         Some(base) => base.clone(),
@@ -157,15 +169,7 @@ fn onnx(args: &ExportArgs) -> Result<()> {
         return Err(Error::user(format!("{}: an adapter, which ONNX has no form for", args.source.display()))
             .hint("merge it: ft export MODEL --adapter ADAPTER --to onnx"));
     }
-    if args.modelfile {
-        return Err(Error::user("--modelfile: Ollama reads GGUF files only").hint("write one: --to gguf --modelfile"));
-    }
-    if args.imatrix.is_some() {
-        return Err(
-            Error::user("--imatrix: formats of ONNX exports do not regard it").hint("leave it out, or write --to gguf")
-        );
-    }
-    refuse_split(args, "an ONNX export")?;
+    refuse_gguf_options(args, "ONNX exports")?;
     let name = args.format.as_deref().unwrap_or("f32");
     let precision = Precision::named(name).ok_or_else(|| {
         Error::user(format!("--type {name}: an ONNX export has no such format"))
@@ -176,6 +180,18 @@ fn onnx(args: &ExportArgs) -> Result<()> {
     let summary = with_progress(|progress| onnx_export::export(&options, progress))?;
     summary.notes.iter().for_each(report::warn);
     if args.json { print_json(&summary) } else { print_onnx(&summary) }
+}
+
+/// Fails for options that only a GGUF file has.
+fn refuse_gguf_options(args: &ExportArgs, others: &str) -> Result<()> {
+    if args.modelfile {
+        return Err(Error::user("--modelfile: Ollama reads GGUF files only").hint("write one: --to gguf --modelfile"));
+    }
+    if args.imatrix.is_some() {
+        return Err(Error::user(format!("--imatrix: formats of {others} do not regard it"))
+            .hint("leave it out, or write --to gguf"));
+    }
+    refuse_split(args, others)
 }
 
 /// Reads the adapter that is merged into the model; warns if it was trained over another.

@@ -136,10 +136,13 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Opens one safetensors file.
+    /// Opens one safetensors file. Fails for numbers of 8 bits, which mean nothing without their scales.
     pub fn open_file(path: &Path) -> Result<Self> {
         let mut weights = Self::empty(path);
         weights.map(path)?;
+        if let Some(name) = weights.names().find(|name| weights.kind(name) == Some(Kind::Float8e4m3fn)) {
+            return Err(unread_dtype(path, name, Dtype::F8_E4M3));
+        }
         Ok(weights)
     }
 
@@ -421,6 +424,12 @@ impl EntryReader<'_> {
     }
 }
 
+/// Returns the error for a tensor in a number format that is not read.
+fn unread_dtype(path: &Path, tensor: &str, dtype: Dtype) -> Error {
+    Error::user(format!("{}: `{tensor}` has dtype {dtype:?}, which ft does not read", path.display()))
+        .hint("save the model in bf16, f16 or f32")
+}
+
 fn damaged_file(path: &Path, why: &str) -> Error {
     Error::user(format!("{}: not a whole safetensors file: {why}", path.display()))
         .hint("the download or copy is incomplete or damaged: fetch it again")
@@ -431,10 +440,7 @@ fn damaged_file(path: &Path, why: &str) -> Error {
 pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, TensorLocation)>> {
     let parsed = SafeTensors::deserialize(bytes).map_err(|e| damaged_file(path, &e.to_string()))?;
     let entry = |(tensor, view): (&str, TensorView)| {
-        let kind = kind_of(view.dtype()).ok_or_else(|| {
-            Error::user(format!("{}: `{tensor}` has dtype {:?}, which ft does not read", path.display(), view.dtype()))
-                .hint("save the model in bf16, f16 or f32")
-        })?;
+        let kind = kind_of(view.dtype()).ok_or_else(|| unread_dtype(path, tensor, view.dtype()))?;
         let shape = view.shape().iter().map(|&n| i64::try_from(n)).collect::<std::result::Result<_, _>>();
         let shape = shape.map_err(|_| damaged_file(path, &format!("`{tensor}` has shape {:?}", view.shape())))?;
         let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
@@ -479,6 +485,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::I8 => Kind::Int8,
         Dtype::U8 => Kind::Uint8,
         Dtype::BOOL => Kind::Bool,
+        Dtype::F8_E4M3 => Kind::Float8e4m3fn,
         _ => return None,
     })
 }
@@ -496,6 +503,7 @@ pub fn dtype_of(kind: Kind) -> Result<Dtype> {
         Kind::Int8 => Dtype::I8,
         Kind::Uint8 => Dtype::U8,
         Kind::Bool => Dtype::BOOL,
+        Kind::Float8e4m3fn => Dtype::F8_E4M3,
         other => return Err(Error::bug(format!("safetensors has no dtype for {other:?}"))),
     })
 }

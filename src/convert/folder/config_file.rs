@@ -16,6 +16,14 @@ pub(in crate::convert) fn write_config(config: &Config, to: &Path, dtype: Option
     fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
+/// Writes config.json with another value for one key, which it may lack.
+pub(in crate::convert) fn write_config_with(config: &Config, to: &Path, key: &str, value: Value) -> Result<()> {
+    let mut raw = config.raw.clone();
+    let map = raw.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
+    map.insert(key.into(), value);
+    fsutil::write_json(&to.join("config.json"), &raw)
+}
+
 /// Returns the text of config.json with another dtype. transformers 5 calls the key `dtype`, version 4 `torch_dtype`.
 fn with_dtype(text: &str, raw: &Value, dtype: &str) -> Result<String> {
     let mut wanted = raw.clone();

@@ -22,6 +22,8 @@ use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files, writ
 use crate::convert::folder::config_file::write_config;
 use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::merge::adapters::{inherit_training, open_base};
+use crate::convert::merge::inputs::refuse_unmergeable;
+use crate::convert::quantised_base;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -213,6 +215,8 @@ pub(in crate::convert) fn open(
     parts: &[WeightedAdapter],
 ) -> Result<(Config, Weights, Vec<&'static str>)> {
     if !parts.is_empty() {
+        refuse_unmergeable(model, parts)?;
+        quantised_base::trained_over(model, parts)?; // fails for adapters that belong to quantised weights only
         return open_base(model, parts);
     }
     let config = Config::read(model)?;

@@ -91,6 +91,27 @@ impl<'a> SourceWeights<'a> {
         self.weights.names()
     }
 
+    /// Returns a whole tensor in its shape in a directory: in float32 if an adapter changes it, else in its own dtype. Fails if it is
+    /// missing, stored quantised, or has values that are not finite.
+    pub fn whole(&self, name: &str) -> Result<Tensor> {
+        let tensor = match &self.merge {
+            Some(merge) => merge.tensor(name)?,
+            None => {
+                let missing = || Error::bug(format!("{}: no tensor {name}", self.weights.origin().display()));
+                self.weights.get(name).ok_or_else(missing)?
+            }
+        };
+        match tensor.isfinite().logical_not().sum(Kind::Int64).int64_value(&[]) {
+            0 => Ok(tensor),
+            bad => Err(wrong(&self.place(name), format!("{bad} of {} values are not finite", tensor.numel()))),
+        }
+    }
+
+    /// Returns where a tensor is, for messages.
+    fn place(&self, name: &str) -> String {
+        format!("{}: tensor {name}", self.weights.origin().display())
+    }
+
     /// Returns the numbers of a tensor in its shape in a directory. Fails if it is missing, has another shape, or has values
     /// that are not finite.
     pub fn values(&self, name: &str, shape: &[u64]) -> Result<Vec<f32>> {
@@ -100,7 +121,7 @@ impl<'a> SourceWeights<'a> {
     /// Opens a tensor, of which some rows are read at a time. Fails if it is missing or has another shape.
     pub fn tensor(&self, name: &str, shape: &[u64]) -> Result<SourceTensor> {
         let name = self.own_name(name);
-        let wrong = |what: String| wrong(&format!("{}: tensor {name}", self.weights.origin().display()), what);
+        let wrong = |what: String| wrong(&self.place(name), what);
         let quantised = self.weights.quantised(name);
         let of_quantised = quantised.map(|matrix| matrix.shape());
         let found = of_quantised.as_ref().map(|shape| &shape[..]).or_else(|| self.weights.shape(name));
@@ -113,7 +134,7 @@ impl<'a> SourceWeights<'a> {
             (Some(merge), _) => merge.tensor(name)?,
             (None, None) => self.weights.get(name).ok_or_else(|| wrong("is missing".into()))?,
         };
-        Ok(SourceTensor { place: format!("{}: tensor {name}", self.weights.origin().display()), tensor })
+        Ok(SourceTensor { place: self.place(name), tensor })
     }
 
     /// Writes a tensor in the format of its entry, some rows in memory at a time.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Fails if one of the adapters cannot be merged into a base: it is a reward model's, with a head, or of a kind that has no
 /// update of weights.
-pub(super) fn refuse_unmergeable(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
+pub(in crate::convert) fn refuse_unmergeable(base: &Path, parts: &[WeightedAdapter]) -> Result<()> {
     if let Some((part, why)) = parts.iter().find_map(|part| Some((part, part.file.spec.why_not_merged()?))) {
         return Err(Error::user(format!("{}: {why}", part.folder.display())).hint(format!(
             "use it without merging: ft generate --model {} --adapter {}",

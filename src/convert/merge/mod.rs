@@ -14,4 +14,4 @@ pub mod models;
 pub mod page;
 pub mod report;
 pub mod search_section;
-mod streaming;
+pub(super) mod streaming;

@@ -107,7 +107,7 @@ pub(super) fn check_written(folder: &Path, files: &[WrittenFile], planned: &[Pla
 }
 
 /// Returns size and hash of each written file, by name.
-pub(super) fn weight_files(files: &[WrittenFile]) -> BTreeMap<String, WeightFile> {
+pub(in crate::convert) fn weight_files(files: &[WrittenFile]) -> BTreeMap<String, WeightFile> {
     let described = |file: &WrittenFile| {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         (name, WeightFile { bytes: file.fingerprint.bytes, sha256: file.fingerprint.sha256.clone() })

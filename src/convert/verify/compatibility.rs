@@ -10,7 +10,7 @@ use crate::convert::onnx_export;
 use crate::fsutil::excerpt;
 use crate::gguf::file::Gguf;
 use crate::model_files::{CONFIG, is_gguf};
-use crate::models::{Config, ExpertFiles, expert_number};
+use crate::models::{Config, ExpertFiles, StoredFormat, expert_number};
 use crate::nn::{Quantisation, QuantisedFormat};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -236,11 +236,36 @@ pub fn of_model(folder: &Path) -> Vec<Compatibility> {
     let tokenizer = !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|f| folder.join(f).exists());
     let tokenizer = tokenizer.then(|| "the base folder has no tokenizer files to copy".to_string());
     let reasons: Vec<String> = tokenizer.into_iter().collect();
-    let refused = Config::read_file(&folder.join(CONFIG)).ok().and_then(|config| onnx_export::refusal(&config));
+    let config = Config::read_file(&folder.join(CONFIG)).ok();
+    if let Some(format) = config.as_ref().and_then(|config| config.stored) {
+        return of_quantised_model(format, reasons);
+    }
+    let refused = config.and_then(|config| onnx_export::refusal(&config));
     vec![
         answer("transformers", Vec::new(), None),
         answer("vLLM", reasons.clone(), None),
         answer("llama.cpp", reasons, Some("with convert_hf_to_gguf.py".into())),
         answer(ONNX, refused.into_iter().collect(), Some("after ft export DIR --to onnx".into())),
+    ]
+}
+
+/// Returns the answers for a model directory whose matrices are stored in `format`. `reasons`: why programs that need a tokenizer do
+/// not read it.
+fn of_quantised_model(format: StoredFormat, reasons: Vec<String>) -> Vec<Compatibility> {
+    let needs = match format {
+        StoredFormat::FourBits { .. } | StoredFormat::Int8 => "with accelerate and bitsandbytes",
+        StoredFormat::Fp8 { .. } => {
+            "with accelerate; in FP8 on a GPU from compute capability 8.9, dequantised elsewhere"
+        }
+        _ => "with the library of its quantisation",
+    };
+    let whole = |to: &str| {
+        vec![format!("its weights are in {}: ft export --to {to} of the full-precision model", format.describe())]
+    };
+    vec![
+        answer("transformers", Vec::new(), Some(needs.into())),
+        answer("vLLM", reasons, None),
+        answer("llama.cpp", whole("gguf"), None),
+        answer(ONNX, whole("onnx"), None),
     ]
 }

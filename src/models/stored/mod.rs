@@ -1,11 +1,12 @@
 //! Checkpoints whose matrices are stored quantised, in the layouts that the Hub's checkpoints have: bitsandbytes (4 and 8
-//! bits), GPTQ and AWQ, and MXFP4 for experts. They stay quantised in memory and are frozen bases of adapters.
+//! bits), GPTQ, AWQ and FP8, and MXFP4 for experts. They stay quantised in memory and are frozen bases of adapters.
 //!
 //! `settings` reads what config.json says. A matrix is several tensors of the checkpoint; [`collect`] replaces them by one
 //! entry under the name of the layer's weight, and checks names, dtypes and shapes. The numbers are read when a model is
 //! built.
 
 mod bitsandbytes;
+mod fp8;
 mod mxfp4;
 mod packed;
 mod settings;
@@ -21,8 +22,17 @@ use tch::Kind;
 use tensors::MatrixTensors;
 
 /// Endings of tensors that only quantised checkpoints have.
-const QUANTISED: [&str; 8] =
-    [".qweight", ".qzeros", ".absmax", ".SCB", "bitsandbytes__nf4", "bitsandbytes__fp4", mxfp4::BLOCKS, mxfp4::SCALES];
+const QUANTISED: [&str; 9] = [
+    ".qweight",
+    ".qzeros",
+    ".absmax",
+    ".SCB",
+    "bitsandbytes__nf4",
+    "bitsandbytes__fp4",
+    mxfp4::BLOCKS,
+    mxfp4::SCALES,
+    fp8::SCALES,
+];
 
 /// Replaces the tensors of quantised matrices by one entry for each matrix. `format` is what config.json (`config`) says.
 /// Fails if it contradicts the tensors, or if tensors of a matrix are missing or have other shapes than the others.
@@ -33,6 +43,7 @@ pub(super) fn collect(weights: &mut Weights, format: Option<StoredFormat>, confi
         StoredFormat::Int8 => ".SCB",
         StoredFormat::Gptq { .. } | StoredFormat::Awq { .. } => ".qweight",
         StoredFormat::Mxfp4 => mxfp4::BLOCKS,
+        StoredFormat::Fp8 { .. } => fp8::SCALES,
     };
     let module = |name: &str| Some(name[..name.find(ending)?].to_string());
     let modules: Vec<String> = weights.names().filter_map(module).collect();
@@ -60,6 +71,7 @@ pub(super) fn collect(weights: &mut Weights, format: Option<StoredFormat>, confi
                 mxfp4::experts(weights, &module)?;
                 continue;
             }
+            StoredFormat::Fp8 { block } => fp8::matrix(&mut tensors, block)?,
         };
         weights.add_quantised(format!("{module}.weight"), matrix);
     }
@@ -68,6 +80,11 @@ pub(super) fn collect(weights: &mut Weights, format: Option<StoredFormat>, confi
 
 /// Fails if the weights are quantised although config.json does not say so.
 fn refuse_undeclared(weights: &Weights, config: &Path) -> Result<()> {
+    if let Some(name) = weights.names().find(|name| weights.kind(name) == Some(Kind::Float8e4m3fn)) {
+        let place = weights.file_of(name).unwrap_or(weights.origin()).display();
+        return Err(Error::user(format!("{place}: `{name}` is in F8_E4M3, but {} has no `{SECTION}`", config.display()))
+            .hint("numbers of 8 bits are read with their scales only: fetch config.json again, or save the model in bf16, f16 or f32"));
+    }
     match weights.names().find(|name| QUANTISED.iter().any(|ending| name.ends_with(ending))) {
         None => Ok(()),
         Some(name) => Err(Error::user(format!(
@@ -84,7 +101,10 @@ fn refuse_undeclared(weights: &Weights, config: &Path) -> Result<()> {
 /// Fails if parts of quantised matrices are left that belong to none.
 fn refuse_left_over(weights: &Weights, format: StoredFormat) -> Result<()> {
     let whole = |name: &str| matches!(weights.kind(name), Some(Kind::Uint8 | Kind::Int8 | Kind::Int));
-    let part = |name: &&str| QUANTISED.iter().any(|e| name.ends_with(e)) || name.ends_with(".weight") && whole(name);
+    let fp8 = |name: &str| weights.kind(name) == Some(Kind::Float8e4m3fn);
+    let part = |name: &&str| {
+        QUANTISED.iter().any(|e| name.ends_with(e)) || name.ends_with(".weight") && whole(name) || fp8(name)
+    };
     match weights.names().find(|name| weights.quantised(name).is_none() && part(name)) {
         None => Ok(()),
         Some(name) => Err(Error::user(format!(
@@ -109,6 +129,7 @@ impl StoredFormat {
             Self::Gptq { bits, group, .. } => format!("GPTQ int{bits}, {}", groups(group)),
             Self::Awq { group } => format!("AWQ int4, {}", groups(group)),
             Self::Mxfp4 => "MXFP4".into(),
+            Self::Fp8 { block: [outputs, inputs] } => format!("FP8, blocks of {outputs} x {inputs}"),
         }
     }
 }

@@ -33,13 +33,18 @@ pub enum StoredFormat {
     },
     /// Numbers of 4 bits in groups of 32 inputs that share a power of two, of experts only.
     Mxfp4,
+    /// Floating-point numbers of 8 bits (e4m3) in blocks that share a scale.
+    Fp8 {
+        /// Outputs and inputs of a block.
+        block: [i64; 2],
+    },
 }
 
 /// Name of the section of config.json.
 pub(in crate::models) const SECTION: &str = "quantization_config";
 
 /// What to do with a checkpoint in a format that is not read.
-const OTHER_FORMATS: &str = "use the model's unquantised weights, or a checkpoint of it in bitsandbytes, GPTQ (2, 3, 4 or 8 bits), AWQ (gemm, 4 bits) or, of gpt-oss, MXFP4, or a GGUF file";
+const OTHER_FORMATS: &str = "use the model's unquantised weights, or a checkpoint of it in bitsandbytes, GPTQ (2, 3, 4 or 8 bits), AWQ (gemm, 4 bits), FP8 in blocks or, of gpt-oss, MXFP4, or a GGUF file";
 
 /// Reads the section of a config.json; `None` if it has none. Fails for formats and settings that ft does not read.
 pub(in crate::models) fn read(config: &Value, file: &Path) -> Result<Option<StoredFormat>> {
@@ -56,6 +61,7 @@ pub(in crate::models) fn read(config: &Value, file: &Path) -> Result<Option<Stor
         "gptq" => gptq(&reader)?,
         "awq" => awq(&reader)?,
         "mxfp4" => StoredFormat::Mxfp4,
+        "fp8" => fp8(&reader)?,
         _ => return Err(reader.refused("quant_method", "is not read")),
     }))
 }
@@ -111,6 +117,24 @@ fn awq(r: &SectionReader) -> Result<StoredFormat> {
         return Err(r.refused("zero_point", "must be true"));
     }
     Ok(StoredFormat::Awq { group: r.group()? })
+}
+
+fn fp8(r: &SectionReader) -> Result<StoredFormat> {
+    for (key, read) in
+        [("fmt", "e4m3"), ("activation_scheme", "dynamic"), ("scale_fmt", "float"), ("expert_dtype", "fp8")]
+    {
+        if r.text(key)?.is_some_and(|found| found != read) {
+            return Err(r.refused(key, &format!("is not read; {read} is")));
+        }
+    }
+    let sizes: Option<Vec<Option<i64>>> =
+        r.get("weight_block_size").and_then(Value::as_array).map(|list| list.iter().map(Value::as_i64).collect());
+    match sizes.as_deref() {
+        Some([Some(outputs), Some(inputs)]) if (1..1 << 20).contains(outputs) && (1..1 << 20).contains(inputs) => {
+            Ok(StoredFormat::Fp8 { block: [*outputs, *inputs] })
+        }
+        _ => Err(r.refused("weight_block_size", "must be two whole numbers: outputs and inputs that share a scale")),
+    }
 }
 
 /// Reads typed values of the section.

@@ -40,6 +40,11 @@ impl FourBitBlocks {
         std::iter::once(&self.codes).chain(self.scales.tensors()).collect()
     }
 
+    /// Returns the scales.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
     /// Returns the matrix as the CPU's kernels read it.
     pub fn matrix(&self, shape: [i64; 2]) -> QuantisedMatrix<'_> {
         let values = &FourBitCode::of(self.format).values;

@@ -3,11 +3,12 @@
 //! A layer's weight is dequantised, some rows at a time, while it is multiplied; the backward does so again. Decoding
 //! reads the codes themselves (`native::quantised`). The formats are those of bitsandbytes, bit for bit: `blocks` (NF4,
 //! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and, of weights that are stored so
-//! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`), and `mxfp4`. A new format is a file of its own and a variant
-//! of [`Numbers`].
+//! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`), `mxfp4` and `fp8`. A new format is a file of its own and a
+//! variant of [`Numbers`].
 
 mod blocks;
 mod code_book;
+mod fp8;
 mod ggml;
 mod int8;
 mod integer_groups;
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::gguf::quant::GgmlType;
 use crate::native::quantised::QuantisedMatrix;
 use blocks::FourBitBlocks;
+use fp8::Fp8Blocks;
 use ggml::GgmlBlocks;
 use int8::Int8Rows;
 use integer_groups::{InputOrder, IntegerGroups};
@@ -64,6 +66,7 @@ enum Numbers {
     Ggml(GgmlBlocks),
     Groups(IntegerGroups),
     Mxfp4(Mxfp4Groups),
+    Fp8(Fp8Blocks),
 }
 
 impl QuantisedWeight {
@@ -141,6 +144,7 @@ impl QuantisedWeight {
             Numbers::Ggml(blocks) => blocks.tensors(),
             Numbers::Groups(groups) => groups.tensors(),
             Numbers::Mxfp4(groups) => groups.tensors(),
+            Numbers::Fp8(blocks) => blocks.tensors(),
         }
     }
 
@@ -176,17 +180,22 @@ impl QuantisedWeight {
             Numbers::Ggml(blocks) => blocks.rows_on_device(rows, kind),
             Numbers::Groups(groups) => groups.rows_on_device(rows, self.shape[1], kind),
             Numbers::Mxfp4(groups) => groups.rows_on_device(rows, kind),
+            Numbers::Fp8(blocks) => blocks.rows(rows, kind),
         }
     }
 
-    /// Returns the weight as the CPU's kernels read it; `None` on another device.
+    /// Returns the weight as the CPU's kernels read it; `None` on another device, and for FP8, which they do not read.
     fn matrix(&self) -> Option<QuantisedMatrix<'_>> {
-        (self.device() == Device::Cpu).then(|| match &*self.numbers {
+        if self.device() != Device::Cpu {
+            return None;
+        }
+        Some(match &*self.numbers {
             Numbers::FourBits(blocks) => blocks.matrix(self.shape),
             Numbers::Int8(rows) => rows.matrix(self.shape),
             Numbers::Ggml(blocks) => blocks.matrix(self.shape),
             Numbers::Groups(groups) => groups.matrix(self.shape),
             Numbers::Mxfp4(groups) => groups.matrix(self.shape),
+            Numbers::Fp8(_) => return None,
         })
     }
 

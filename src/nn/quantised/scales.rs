@@ -2,6 +2,7 @@
 //! 2305.14314, section 3).
 
 use super::code_book::dynamic_values;
+use super::stored::BlockScales;
 use crate::error::{Error, Result};
 use crate::native::quantised::{GROUP, ScaleTensors};
 use std::ops::Range;
@@ -58,6 +59,16 @@ impl Scales {
         }
         let values = device.is_cuda().then(|| Tensor::from_slice(dynamic_values()).to_device(device));
         Ok(Self::Double { codes: codes.to_device(device), scales: scales.to_device(device), offset, values })
+    }
+
+    /// Returns the scales as a checkpoint contains them.
+    pub fn as_stored(&self) -> BlockScales {
+        match self {
+            Self::Plain(scales) => BlockScales::Plain(scales.shallow_clone()),
+            Self::Double { codes, scales, offset, .. } => {
+                BlockScales::Double { codes: codes.shallow_clone(), scales: scales.shallow_clone(), offset: *offset }
+            }
+        }
     }
 
     /// Returns the stored tensors that grow with the weight.

@@ -1,15 +1,18 @@
-//! Weights that a checkpoint contains in the formats of bitsandbytes, as whole numbers in groups, or in MXFP4.
+//! Weights that a checkpoint contains in the formats of bitsandbytes, as whole numbers in groups, in MXFP4 or in FP8; and what a
+//! checkpoint in the formats of bitsandbytes and in FP8 is written from.
 
 use super::blocks::FourBitBlocks;
 use super::code_book::{FourBitCode, dynamic_values};
+use super::fp8::Fp8Blocks;
 use super::int8::Int8Rows;
 use super::integer_groups::{GroupedCodes, IntegerGroups};
 use super::mxfp4::Mxfp4Groups;
 use super::scales::Scales;
 use super::{Format, Numbers, Quantisation, QuantisedFormat, QuantisedWeight};
 use crate::error::Result;
+use crate::nn::weight::cast;
 use std::rc::Rc;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The scales of 4-bit blocks as a checkpoint contains them.
 pub enum BlockScales {
@@ -26,8 +29,9 @@ pub enum BlockScales {
     },
 }
 
-/// The name of the format for people.
+/// The names of formats for people.
 const MXFP4: &str = "MXFP4";
+const FP8: &str = "FP8 (e4m3)";
 
 /// Returns the 16 values that the codes of a 4-bit format stand for.
 ///
@@ -102,6 +106,40 @@ impl QuantisedWeight {
     pub fn to_ggml_mxfp4(&self) -> Option<Tensor> {
         match &*self.numbers {
             Numbers::Mxfp4(groups) => Some(groups.to_ggml()),
+            _ => None,
+        }
+    }
+
+    /// Rounds a matrix (out, in) on the CPU to FP8 (e4m3) in blocks of `block` outputs and inputs, with the bits of transformers.
+    /// Fails if it has NaN or infinite values.
+    pub fn quantise_to_fp8(weight: &Tensor, block: [i64; 2]) -> Result<Self> {
+        let _no_grad = tch::no_grad_guard();
+        let (outputs, inputs) = weight.size2()?;
+        let numbers = Numbers::Fp8(Fp8Blocks::quantise(&cast(&weight.detach(), Kind::Float).contiguous(), block)?);
+        Ok(Self { shape: [outputs, inputs], format: Format::Stored(FP8.into()), numbers: Rc::new(numbers) })
+    }
+
+    /// Takes a matrix (out, in) in FP8: `codes` (out, in) float8_e4m3fn, and `scales` (out / block[0], in / block[1]), both rounded
+    /// up. Fails for scales that are NaN or infinite.
+    pub fn of_fp8(codes: &Tensor, scales: &Tensor, block: [i64; 2], device: Device) -> Result<Self> {
+        let (outputs, inputs) = codes.size2()?;
+        let numbers = Numbers::Fp8(Fp8Blocks::stored(codes, scales, block, device)?);
+        Ok(Self { shape: [outputs, inputs], format: Format::Stored(FP8.into()), numbers: Rc::new(numbers) })
+    }
+
+    /// Returns codes and scales of a matrix in FP8, in the layout that [`of_fp8`](Self::of_fp8) takes; `None` for other formats.
+    pub fn fp8_tensors(&self) -> Option<[Tensor; 2]> {
+        match &*self.numbers {
+            Numbers::Fp8(blocks) => Some([0, 1].map(|i| blocks.tensors()[i].shallow_clone())),
+            _ => None,
+        }
+    }
+
+    /// Returns codes and scales of a matrix in 4-bit blocks, in the layout that [`of_blocks`](Self::of_blocks) takes; `None` for
+    /// other formats.
+    pub fn block_tensors(&self) -> Option<(Tensor, BlockScales)> {
+        match &*self.numbers {
+            Numbers::FourBits(blocks) => Some((blocks.tensors()[0].shallow_clone(), blocks.scales().as_stored())),
             _ => None,
         }
     }

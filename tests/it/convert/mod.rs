@@ -6,6 +6,7 @@ mod gguf_adapters;
 pub mod gguf_export;
 mod gguf_import;
 mod gguf_split;
+mod hf_export;
 mod llama_cpp;
 mod modelfile;
 mod onnx_export;

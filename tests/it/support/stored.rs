@@ -9,15 +9,22 @@ use tch::kind::FLOAT_CPU;
 use tch::{Device, Kind, Tensor};
 
 /// The formats that the fixtures have a model in.
-pub const FORMATS: [&str; 5] = ["nf4", "fp4", "int8", "gptq", "awq"];
+pub const FORMATS: [&str; 6] = ["nf4", "fp4", "int8", "gptq", "awq", "fp8"];
 
 /// Returns the tensors of the model in a format: tiny-llama's, with the quantised ones for its matrices.
 pub fn stored_tensors(format: &str) -> BTreeMap<String, Tensor> {
     let mut all = tensors("tiny-llama/model.safetensors");
     all.retain(|name, _| !name.ends_with("_proj.weight"));
-    let file = ft::nn::Weights::open_file(&fixture(format!("stored/{format}/quantised.safetensors"))).unwrap();
-    all.extend(file.all());
+    all.extend(quantised_tensors(&fixture(format!("stored/{format}/quantised.safetensors"))));
     all
+}
+
+/// Returns the tensors of a file, also those in FP8, which mean nothing alone.
+pub fn quantised_tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    let mut file = ft::nn::Weights::empty(path);
+    let header = weights::read_header(path, &std::fs::read(path).unwrap()).unwrap();
+    let _ = file.add_file(path, header).unwrap();
+    file.all()
 }
 
 /// Writes the model in a format, with changed tensors, and a tokenizer.

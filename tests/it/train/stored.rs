@@ -26,6 +26,7 @@ fn described(format: &str) -> &str {
         "fp4" => "bitsandbytes FP4",
         "int8" => "bitsandbytes int8",
         "gptq" => "GPTQ int4, groups of 32",
+        "fp8" => "FP8 (e4m3)",
         _ => "AWQ int4, groups of 32",
     }
 }
