@@ -3,12 +3,14 @@
 
 use super::parity;
 use crate::support::*;
+use ft::adapters::targets::shortest_target_names;
 use ft::adapters::{AdapterSpec, PrefixTuningSpec, PromptTuningSpec};
 use ft::convert::student::{KeptLayers, StudentCut, cut_student};
 use ft::models::vocabulary::{RowStart, VocabularyRows};
 use ft::models::{Config, Heads, LayerReplay, LoadOptions, Model, Storage};
-use ft::nn::{AdapterPlan, Tokens};
+use ft::nn::{AdapterPlan, LayerKind, Tokens};
 use serde_json::{Value, json as value};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -172,4 +174,18 @@ fn a_cache_has_shared_keys_once_and_longer_sequences_than_windows() {
         let gap = assert_close("decoded", &Tensor::cat(parts, 0), &alone(&rows[i].ids), 1e-5);
         println!("sequence {i}: {gap:?}");
     }
+}
+
+/// PEFT matches endings of names: a number alone would also match a layer.
+#[test]
+fn modules_in_a_list_are_named_with_the_list() {
+    let model = frozen(&fixture(SHARED), Kind::Float);
+    let linear = |p: &&ft::nn::Param| p.layer == LayerKind::Linear && p.name.ends_with(".weight");
+    let names: Vec<String> = model.params().base().filter(linear).map(|p| p.name.replace(".weight", "")).collect();
+    let adapted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let found = shortest_target_names(&adapted, adapted.iter().copied());
+    for name in ["altup_projections.0", "altup_unembed_projections.1", "q_proj", "linear_left"] {
+        assert!(found.iter().any(|n| n == name), "{name}: {found:?}");
+    }
+    assert!(!found.iter().any(|n| n.parse::<u64>().is_ok()), "{found:?}");
 }
