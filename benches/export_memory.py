@@ -1,13 +1,14 @@
 """Measures memory and time of exports to GGUF of a random llama with a billion weights in bfloat16, beside the `gguf` package.
 
 For each format: the highest memory of the process's own (RssAnon of /proc/PID/status, read every 10 ms), that with the pages of
-mapped files (VmHWM), the first in multiples of the largest tensor in float32, and seconds. ft reads the file back, rounds the model again
+mapped files (VmHWM), the first in multiples of the largest tensor in float32, and seconds, by the clock and of all processors together. ft reads the file back, rounds the model again
 and compares; the package (`gguf.quants.quantize`, one tensor at a time) only rounds and writes. Formats that the package does not write
 are left out for it. Run by `make bench-exports-memory`; needs numpy, gguf and 6 GB of disk.
 """
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -89,8 +90,8 @@ def by_package(folder, kind, out):
 
 
 def measure(line):
-    """Runs a command; returns its seconds and the highest RssAnon and VmHWM in bytes, or None if it cannot write the format."""
-    began, peak = time.time(), [0, 0]
+    """Runs a command; returns its seconds, those of processors, and the highest RssAnon and VmHWM in bytes; None if it cannot write the format."""
+    began, peak, before = time.time(), [0, 0], processor_seconds()
     process = subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
         try:
@@ -106,7 +107,13 @@ def measure(line):
         return None
     if process.returncode:
         sys.exit(f"{' '.join(map(str, line))} failed:\n{said[-2000:]}")
-    return time.time() - began, *peak
+    return time.time() - began, processor_seconds() - before, *peak
+
+
+def processor_seconds():
+    """Returns the time that processors have worked for all commands that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main():
@@ -133,7 +140,7 @@ def main():
         write_model(args, model)
         parameters = sum(map(size, every.values()))
         print(f"{parameters / 1e9:.2f} billion weights; the largest tensor, {largest}, has {bound / 1e6:.0f} MB in float32\n")
-        print("| format | program | seconds | own memory, MB | of the largest tensor | with mapped files, MB |\n|---|---|---|---|---|---|")
+        print("| format | program | seconds | of processors | own memory, MB | of the largest tensor | with mapped files, MB |\n|---|---|---|---|---|---|---|")
         for kind in args.only:
             name = {"q4_k_m": "Q4_K"}.get(kind, kind.upper())
             lines = {
@@ -143,10 +150,10 @@ def main():
             for program, line in lines.items():
                 found = measure(line)
                 if found is None:
-                    print(f"| {kind} | {program} | not written | | | |", flush=True)
+                    print(f"| {kind} | {program} | not written | | | | |", flush=True)
                     continue
-                seconds, own, whole = found
-                print(f"| {kind} | {program} | {seconds:.1f} | {own / 1e6:.0f} | {own / bound:.2f} | {whole / 1e6:.0f} |", flush=True)
+                seconds, busy, own, whole = found
+                print(f"| {kind} | {program} | {seconds:.1f} | {busy:.1f} | {own / 1e6:.0f} | {own / bound:.2f} | {whole / 1e6:.0f} |", flush=True)
                 out.unlink()
 
 

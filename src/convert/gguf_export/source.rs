@@ -247,6 +247,6 @@ fn blocks(matrix: &QuantisedWeight, placed: &PlacedTensor, shape: &Shape) -> Res
 
 /// Returns the numbers of a tensor in float32.
 pub fn floats(tensor: &Tensor) -> Vec<f32> {
-    let data = bytes(&tensor.to_kind(Kind::Float));
-    data.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).reshape([-1]);
+    Vec::try_from(&tensor).expect("numbers in float32")
 }
