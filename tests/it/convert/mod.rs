@@ -5,6 +5,7 @@ pub mod gguf_export;
 mod gguf_import;
 mod hf_export;
 mod llama_cpp;
+mod mlx;
 mod modelfile;
 mod onnx_export;
 mod stop_tokens;
