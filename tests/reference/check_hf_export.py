@@ -82,7 +82,9 @@ def make(family, folder):
     model = AutoModelForCausalLM.from_config(config, **forms).float().eval()
     shake([(n, p) for n, p in model.named_parameters()], 0.3)
     model.save_pretrained(folder / "model")
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", exclude_modules=["gate"]))
+    experts = any("experts" in name for name, _ in model.named_parameters())  # all-linear would adapt them and their routers, too
+    targets = ["q_proj", "o_proj"] if experts else "all-linear"
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
     shake([(n, p) for n, p in tuned.named_parameters() if p.requires_grad], 0.3)
     tuned.save_pretrained(folder / "adapter")
     return folder / "model", folder / "adapter"
