@@ -39,6 +39,11 @@ pub trait WeightUpdate {
         None
     }
 
+    /// Returns the factors and the magnitudes (out) of a DoRA, if the change is that.
+    fn magnitudes(&self) -> Option<(&LowRankUpdate, &Tensor)> {
+        None
+    }
+
     /// Returns true if the weight is a table of tokens or positions, whose factors have other names in a file.
     fn is_table(&self) -> bool {
         self.low_rank().is_some_and(|factors| factors.table)

@@ -1,6 +1,7 @@
 //! `ft export`: writes a model or an adapter in the format of another program; arguments, progress bar and summaries.
 
 mod hf;
+mod mlx;
 
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
@@ -19,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Write a model as GGUF for llama.cpp, a folder for ONNX Runtime or a Hugging Face directory, or a LoRA as a GGUF adapter
+/// Write a model as GGUF for llama.cpp, a folder for ONNX Runtime or a Hugging Face directory, or a LoRA as an adapter of llama.cpp or
+/// mlx-lm
 ///
 /// An adapter given with --adapter is merged into the model in full precision first. What was written is read back and compared with
 /// the model, and the token ids of a GGUF file with those of its tokenizer, before it is moved into place.
@@ -37,8 +39,8 @@ pub struct ExportArgs {
     /// The format to write
     #[arg(long, value_enum)]
     to: ExportFormatArg,
-    /// The file to write, or the folder in which a GGUF file gets the name that the format's specification asks for; of ONNX and hf
-    /// the folder to write
+    /// The file to write, or the folder in which a GGUF file gets the name that the format's specification asks for; of
+    /// ONNX, hf and mlx the folder to write
     #[arg(long, value_name = "PATH", default_value = ".")]
     out: PathBuf,
     /// Number format of matrices: f32, f16, int8 for ONNX; f32, bf16, f16, fp8, nf4 for hf; the others for GGUF [default: that of the
@@ -81,16 +83,19 @@ enum ExportFormatArg {
     Onnx,
     /// A Hugging Face directory for transformers and the programs that read its layouts
     Hf,
+    /// A LoRA or DoRA as an adapter of mlx-lm, for Apple's processors
+    Mlx,
 }
 
 /// Runs `ft export`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    if args.shard_size.is_some() && !matches!(args.to, ExportFormatArg::Hf) {
+    if args.shard_size.is_some() && !matches!(args.to, ExportFormatArg::Hf | ExportFormatArg::Mlx) {
         return Err(Error::user("--shard-size: only a Hugging Face directory has its weights in several files")
             .hint("leave it out, or write --to hf"));
     }
     match args.to {
         ExportFormatArg::Hf => hf::run(args),
+        ExportFormatArg::Mlx => mlx::run(args),
         ExportFormatArg::Gguf if is_adapter(&args.source) => gguf_adapter(args),
         ExportFormatArg::Gguf => gguf(args),
         ExportFormatArg::Onnx => onnx(args),

@@ -1,7 +1,9 @@
-//! `ft import`: converts a GGUF file; arguments, progress bar and summary.
+//! `ft import`: converts a GGUF file, or an adapter of mlx-lm; arguments, progress bar and summary.
 
+use super::shared::stdout::print_json;
 use clap::{Args, ValueEnum};
 use ft::convert::gguf_import::{GgufImportOptions, GgufImportSummary, import};
+use ft::convert::mlx::adapter_import::{MlxImportOptions, import_adapter, is_mlx_adapter};
 use ft::error::{Error, Result};
 use ft::nn::safetensors::Dtype;
 use ft::report;
@@ -9,22 +11,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Convert a GGUF file to a Hugging Face model directory.
+/// Convert a GGUF file to a Hugging Face model directory, or an adapter of mlx-lm to PEFT's.
 ///
 /// Reads every family that ft trains, in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds the tokenizer from the
 /// vocabulary inside the file.
 #[derive(Args)]
 pub struct ImportArgs {
-    /// The GGUF file.
-    #[arg(value_name = "FILE.gguf")]
+    /// The GGUF file, or the folder of an adapter of mlx-lm.
+    #[arg(value_name = "FILE.gguf|DIR")]
     file: PathBuf,
-    /// The model directory to write.
+    /// Of an adapter: the Hugging Face directory of its model.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// The directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Number format of the written weights.
-    #[arg(long, value_enum, default_value = "bf16")]
-    dtype: ImportDtypeArg,
-    /// Replace DIR if it is a model directory already.
+    /// Number format of the written weights of a GGUF file [default: bf16].
+    #[arg(long, value_enum)]
+    dtype: Option<ImportDtypeArg>,
+    /// Replace DIR if it is a model or adapter directory already.
     #[arg(long)]
     force: bool,
     /// Use this pre-tokenizer instead of the one that the file names. Names are llama.cpp's: gpt-2, smollm, llama-bpe,
@@ -50,6 +55,13 @@ pub fn run(args: &ImportArgs) -> Result<()> {
             "a task file of lm-evaluation-harness is imported with `ft eval-import`, a merge is made with `ft merge`",
         ));
     }
+    if is_mlx_adapter(&args.file) {
+        return mlx_adapter(args);
+    }
+    if let Some(base) = &args.base {
+        return Err(Error::user(format!("--base {}: {} is no adapter of mlx-lm", base.display(), args.file.display()))
+            .hint("leave it out: a GGUF file needs no other model"));
+    }
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
@@ -58,9 +70,9 @@ pub fn run(args: &ImportArgs) -> Result<()> {
         file: &args.file,
         out: &args.out,
         dtype: match args.dtype {
-            ImportDtypeArg::Bf16 => Dtype::BF16,
-            ImportDtypeArg::F32 => Dtype::F32,
-            ImportDtypeArg::F16 => Dtype::F16,
+            None | Some(ImportDtypeArg::Bf16) => Dtype::BF16,
+            Some(ImportDtypeArg::F32) => Dtype::F32,
+            Some(ImportDtypeArg::F16) => Dtype::F16,
         },
         force: args.force,
         pre_tokenizer: args.pre_tokenizer.as_deref(),
@@ -85,6 +97,34 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     } else {
         print(&summary);
     }
+    Ok(())
+}
+
+/// Makes a PEFT adapter of an adapter of mlx-lm.
+fn mlx_adapter(args: &ImportArgs) -> Result<()> {
+    let given = [("--dtype", args.dtype.is_some()), ("--pre-tokenizer", args.pre_tokenizer.is_some())];
+    if let Some((name, _)) = given.iter().find(|(_, given)| *given) {
+        return Err(Error::user(format!("{name}: {} is an adapter", args.file.display()))
+            .hint("leave it out: adapters are written in float32, and have no tokenizer of their own"));
+    }
+    let Some(base) = &args.base else {
+        return Err(Error::user(format!("{}: an adapter of mlx-lm, whose model is not named", args.file.display()))
+            .hint("name its Hugging Face directory: ft import DIR --base MODEL --out OUT"));
+    };
+    let options = MlxImportOptions { adapter: &args.file, base, out: &args.out, force: args.force };
+    let s = import_adapter(&options)?;
+    if args.json {
+        return print_json(&s);
+    }
+    let row = |what: &str, value: String| vec![what.to_string(), value];
+    let rows = vec![
+        row("adapter", s.out.display().to_string()),
+        row("base", s.base.display().to_string()),
+        row("kind", format!("{}, rank {}, alpha {}", s.kind, s.rank, s.alpha)),
+        row("weights", s.weights.to_string()),
+    ];
+    println!("{}", report::table(&rows));
+    report::info(format!("\nnext: ft generate --model {} --adapter {}", s.base.display(), s.out.display()));
     Ok(())
 }
 

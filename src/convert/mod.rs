@@ -3,7 +3,7 @@
 //! A directory appears completely written or not at all.
 //!
 //! gguf_import, gguf_export: convert GGUF files from and to directories. onnx_export: writes models for ONNX Runtime. hf_export:
-//! writes them as directories in another number format. folder: the files of a directory besides weights. verify: compares a
+//! writes them as directories in another number format. mlx: adapters of mlx-lm. folder: the files of a directory besides weights. verify: compares a
 //! written directory with the model in memory. export: saves a model or adapter. merge, student: models made from
 //! others.
 //! adapter: looks at adapters, and makes adapters of another rank or from two models.
@@ -15,6 +15,7 @@ pub mod gguf_export;
 pub mod gguf_import;
 pub mod hf_export;
 pub mod merge;
+pub mod mlx;
 pub mod onnx_export;
 pub mod quantised_base;
 pub mod student;

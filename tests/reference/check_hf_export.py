@@ -63,7 +63,8 @@ def config_of(family):
         case "mixtral" | "gpt_oss":
             s |= dict(num_local_experts=4, num_experts_per_tok=2)
         case "qwen2_moe" | "qwen3_moe" | "olmoe":
-            s |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128, shared_expert_intermediate_size=256)
+            s |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128)
+            s |= dict(shared_expert_intermediate_size=256) if family == "qwen2_moe" else {}
         case "deepseek_v2":
             del s["head_dim"]
             s |= dict(
@@ -81,7 +82,9 @@ def make(family, folder):
     model = AutoModelForCausalLM.from_config(config, **forms).float().eval()
     shake([(n, p) for n, p in model.named_parameters()], 0.3)
     model.save_pretrained(folder / "model")
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", exclude_modules=r".*\.gate"))
+    experts = any("experts" in name for name, _ in model.named_parameters())  # all-linear would adapt them and their routers, too
+    targets = ["q_proj", "o_proj"] if experts else "all-linear"
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
     shake([(n, p) for n, p in tuned.named_parameters() if p.requires_grad], 0.3)
     tuned.save_pretrained(folder / "adapter")
     return folder / "model", folder / "adapter"
@@ -107,10 +110,11 @@ def codes_of_nf4(out, base):
     """Compares every matrix with bitsandbytes' own quantisation. Returns the number of matrices and what differs."""
     found, count, wrong = tensors_of(out), 0, []
     table = bnb.create_dynamic_map()
+    transposed = json.loads((out / "config.json").read_text())["model_type"] == "gpt2"
     for name in [n.removesuffix(".quant_state.bitsandbytes__nf4") for n in found if n.endswith("__nf4")]:
         weight = base[name].float()
         state = json.loads(bytes(found[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))
-        weight = (weight if list(weight.shape) == state["shape"] else weight.T).contiguous()
+        weight = (weight.T if transposed else weight).contiguous()
         codes, own = bnb.quantize_4bit(weight, quant_type="nf4")
         rest, nested = bnb.quantize_blockwise(own.absmax - torch.tensor(state["nested_offset"]), code=table, blocksize=256)
         same = dict(

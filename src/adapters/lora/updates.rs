@@ -35,6 +35,11 @@ impl WeightUpdate for DoraUpdate {
         format!("{} with magnitudes {:?}", self.low_rank.shape(), self.magnitude.size())
     }
 
+    fn magnitudes(&self) -> Option<(&LowRankUpdate, &Tensor)> {
+        // With a weight of its own the change depends on more than the factors.
+        self.own.is_none().then_some((&self.low_rank, &self.magnitude))
+    }
+
     fn is_table(&self) -> bool {
         self.low_rank.table
     }

@@ -54,7 +54,8 @@ struct Part {
 
 impl QuantisedMatrices {
     /// Chooses the matrices of a model: those that a run with quantised weights quantises, as far as transformers has a form for
-    /// them. `outline`: the model, whose numbers are not looked at. `main`: the dtype of its matrices. `None` for a format that quantises nothing. Fails if no matrix is left.
+    /// them. `outline`: the model, whose numbers are not looked at. `main`: the dtype of its matrices. `None` for a format that
+    /// quantises nothing. Fails if no matrix is left.
     pub fn choose(outline: &Model, format: HfFormat, main: Kind) -> Result<Option<Self>> {
         if !format.is_quantised() {
             return Ok(None);

@@ -194,7 +194,11 @@ fn of_lora(adapter: &AdapterFile, spec: &LoraSpec, resize: Option<String>, exper
         answer("PEFT", peft, resize),
         answer("vLLM", vllm, flag),
         answer("llama.cpp", llama, Some("with convert_lora_to_gguf.py".into())),
-        answer("MLX", vec![format!("{OWN_FORMAT}: ft merge makes a model it reads")], None),
+        answer(
+            "MLX",
+            vec![format!("{OWN_FORMAT}: ft export ADAPTER --to mlx writes most, and ft merge makes a model it reads")],
+            None,
+        ),
     ]
 }
 

@@ -469,7 +469,7 @@ fn a_trained_adapter_is_saved_in_peft_format() {
             "PEFT: yes",
             "vLLM: yes: with --max-lora-rank 32",
             "llama.cpp: yes: with convert_lora_to_gguf.py",
-            "MLX: no: it reads adapters in a format of its own, not PEFT's: ft merge makes a model it reads",
+            "MLX: no: it reads adapters in a format of its own, not PEFT's: ft export ADAPTER --to mlx writes most, and ft merge makes a model it reads",
             "ONNX Runtime: no: it reads no adapters: ft export MODEL --adapter DIR --to onnx makes a model it reads"
         ]
     );

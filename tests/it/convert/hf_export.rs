@@ -140,7 +140,7 @@ fn fp8_rounds_the_numbers_of_each_block() {
         let kept: BTreeSet<&str> =
             section["modules_to_not_convert"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         let found = quantised(&load(&at(&made, "fp8"), Storage::Auto));
-        assert!(found.len() > 10 && summary.tensors["fp8"] == found.len() as u64, "{name}");
+        assert!(found.len() >= 8 && summary.tensors["fp8"] == found.len() as u64, "{name}");
         for (matrix, weight) in &found {
             let (exact, read) = (&own[matrix], dense(weight));
             let scales = &files[&matrix.replace(".weight", ".weight_scale_inv")];

@@ -8,6 +8,7 @@ mod gguf_import;
 mod gguf_split;
 mod hf_export;
 mod llama_cpp;
+mod mlx;
 mod modelfile;
 mod onnx_export;
 mod stop_tokens;

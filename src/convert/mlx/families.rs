@@ -1,0 +1,13 @@
+//! The families whose layers mlx-lm calls as Hugging Face's files do, so that adapters of them can be written and read.
+
+use crate::models::Config;
+
+/// Their `model_type`.
+const FAMILIES: [&str; 11] =
+    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "smollm3", "mixtral", "olmoe"];
+
+/// Returns why adapters of a model are not written for mlx-lm; `None` if they are.
+pub(super) fn refusal(config: &Config) -> Option<String> {
+    let known = FAMILIES.contains(&config.model_type.as_str());
+    (!known).then(|| format!("its adapters are written for {}, not for {}", FAMILIES.join(", "), config.model_type))
+}
