@@ -59,6 +59,7 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
     }
     let (groups, shape) = (segments.groups().iter().map(SegmentGroup::shallow_clone).collect::<Vec<_>>(), q.size());
     let table = attention.relative.as_ref().map(|bias| bias.table());
+    let biased = table.is_some();
     let inputs: Vec<&Tensor> = [q, k, v].into_iter().chain(attention.sinks.as_deref()).chain(table).collect();
     differentiable(
         &inputs,
@@ -68,7 +69,7 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
             let out = scatter(blocks.iter().map(|b| (b.group(), b.out())), &shape, q);
             (out, blocks)
         },
-        |blocks, g| {
+        move |blocks, g| {
             let parts: Vec<Gradients> = blocks.iter().map(|b| b.backward(&b.group().gather(g))).collect();
             let join = |i: usize, like: [i64; 3]| {
                 Some(scatter(blocks.iter().zip(&parts).map(|(b, p)| (b.group(), &p.of_inputs[i])), &like, g))
@@ -78,7 +79,8 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments,
             let of_sinks = parts.iter().filter_map(|p| Some(p.of_sinks.as_ref()?.shallow_clone()));
             let of_sinks = of_sinks.reduce(|sum, g| sum + g).map(Some);
             let of_bias = parts.iter().filter_map(|p| Some(p.of_bias.as_ref()?.shallow_clone()));
-            let of_bias = of_bias.reduce(|sum, g| sum + g).map(Some);
+            // A frozen table is an input without a gradient.
+            let of_bias = biased.then(|| of_bias.reduce(|sum, g| sum + g));
             [join(0, full), join(1, kv), join(2, kv)].into_iter().chain(of_sinks).chain(of_bias).collect()
         },
     )
