@@ -3,6 +3,7 @@
 //! Tensors are dequantised, rearranged to Hugging Face's layout, cast and written one at a time, so memory holds only
 //! one of them. The directory appears completely written or not at all.
 
+use crate::convert::folder::destination::Destination;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::gguf::architecture;
@@ -75,7 +76,8 @@ pub fn import(
     options: &GgufImportOptions,
     mut progress: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<GgufImportSummary> {
-    check_out(options)?;
+    let (kind, mark) = ("a model directory", "config.json");
+    Destination { out: options.out, kind, mark, example: "models/smollm2" }.check(options.force, &[options.file])?;
     let gguf = Gguf::open(options.file)?;
     // Checked before the tokenizer is read: its errors would hide this cause.
     let arch = architecture::of(&gguf)?;
@@ -141,36 +143,6 @@ pub fn import(
         stop_token_ids: vocabulary.stops,
         warnings: vocabulary.warnings,
     })
-}
-
-/// Fails if the output folder exists and is not empty, unless it is a model directory and `force` is set.
-fn check_out(options: &GgufImportOptions) -> Result<()> {
-    let out = options.out;
-    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
-    if out.file_name().is_none() {
-        return Err(named("a folder with a name of its own expected").hint("for example --out models/smollm2"));
-    }
-    if !out.exists() {
-        return Ok(());
-    }
-    let mut inside = std::fs::read_dir(out).map_err(|e| fsutil::io_error("reading folder", out, e))?;
-    if inside.next().is_none() {
-        return Ok(());
-    }
-    if !options.force {
-        return Err(
-            named("the folder exists and is not empty").hint("choose another folder, or replace it with --force")
-        );
-    }
-    if !out.join("config.json").is_file() {
-        return Err(named("--force replaces only a model directory, and this folder has no config.json")
-            .hint("choose another folder, or remove this one yourself"));
-    }
-    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| fsutil::absolute(p));
-    if real(options.file).starts_with(real(out)) {
-        return Err(named("the GGUF file is in the folder that --force would replace").hint("choose another folder"));
-    }
-    Ok(())
 }
 
 /// Returns the values of a parameter in Hugging Face's layout, of which the file may have several parts.

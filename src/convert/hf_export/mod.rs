@@ -18,6 +18,7 @@ pub use format::HfFormat;
 use crate::adapters::merging::WeightedAdapter;
 use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
 use crate::convert::folder::config_file::{write_config, write_config_with};
+use crate::convert::folder::destination::Destination;
 use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::gguf_export;
 use crate::convert::gguf_export::source::SourceWeights;
@@ -96,7 +97,9 @@ pub struct HfExportSummary {
 /// export stops and leaves nothing.
 pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> Result<()>) -> Result<HfExportSummary> {
     let (model, format) = (options.model, options.format);
-    check_out(options)?;
+    let read: Vec<&Path> = options.adapter.iter().map(|part| part.folder.as_path()).chain([model]).collect();
+    let (kind, mark) = ("a model directory", "config.json");
+    Destination { out: options.out, kind, mark, example: "exported/smollm2-nf4" }.check(options.force, &read)?;
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = gguf_export::open(model, parts)?;
     models::refuse_quantised(
@@ -172,40 +175,4 @@ pub(super) fn outline(model: &Path) -> Result<Model> {
     let (device, kind, storage, adapters, heads) =
         (Device::Cpu, Kind::Float, Storage::Outline, Vec::new(), Heads::Tokens);
     Model::load(model, LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads })
-}
-
-/// Fails if the folder exists and must not be replaced, or if it would replace what is read.
-fn check_out(options: &HfExportOptions) -> Result<()> {
-    let out = options.out;
-    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
-    if out.file_name().is_none() {
-        return Err(named("a folder with a name of its own expected").hint("for example --out exported/smollm2-nf4"));
-    }
-    if !out.exists() {
-        return Ok(());
-    }
-    if !out.is_dir() {
-        return Err(named("is a file, and a model directory is a folder").hint("choose another name"));
-    }
-    let mut inside = std::fs::read_dir(out).map_err(|e| fsutil::io_error("reading folder", out, e))?;
-    if inside.next().is_none() {
-        return Ok(());
-    }
-    if !options.force {
-        return Err(
-            named("the folder exists and is not empty").hint("choose another folder, or replace it with --force")
-        );
-    }
-    if !out.join("config.json").is_file() {
-        return Err(named("--force replaces only a model directory, and this folder has no config.json")
-            .hint("choose another folder, or remove this one yourself"));
-    }
-    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| fsutil::absolute(p));
-    let read = options.adapter.iter().map(|part| part.folder.as_path()).chain([options.model]);
-    match read.map(real).find(|folder| folder.starts_with(real(out))) {
-        Some(_) => {
-            Err(named("what is exported is in the folder that --force would replace").hint("choose another folder"))
-        }
-        None => Ok(()),
-    }
 }

@@ -10,6 +10,7 @@ use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::update::LowRankUpdate;
 use crate::convert::folder::companions::write_text;
+use crate::convert::folder::destination::Destination;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{self, Config, expert_number};
@@ -62,7 +63,9 @@ pub struct MlxAdapterSummary {
 /// Writes the adapter of `part`. Fails for what the format cannot hold, with the reason.
 pub fn export_adapter(options: &MlxAdapterOptions, part: &WeightedAdapter) -> Result<MlxAdapterSummary> {
     let _no_grad = tch::no_grad_guard();
-    check_out(options)?;
+    let (kind, example) = ("an adapter of mlx-lm", "exported/icd10-mlx");
+    let destination = Destination { out: options.out, kind, mark: ADAPTER_TENSORS, example };
+    destination.check(options.force, &[options.base, &part.folder])?;
     let config = Config::read(options.base)?;
     if let Some(why) = refusal(&config) {
         return Err(refuse(part, why));
@@ -207,30 +210,4 @@ fn card(part: &WeightedAdapter, base: &Path) -> String {
          `ft import DIR --base {base} --out OUT` makes a PEFT adapter of it again.\n",
         env!("CARGO_PKG_VERSION")
     )
-}
-
-/// Fails if the folder exists and must not be replaced, or if it would replace what is read.
-fn check_out(options: &MlxAdapterOptions) -> Result<()> {
-    let out = options.out;
-    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
-    if out.file_name().is_none() {
-        return Err(named("a folder with a name of its own expected").hint("for example --out exported/icd10-mlx"));
-    }
-    if !out.exists() {
-        return Ok(());
-    }
-    if !out.is_dir() {
-        return Err(named("is a file, and an adapter is a folder").hint("choose another name"));
-    }
-    let mut inside = std::fs::read_dir(out).map_err(|e| fsutil::io_error("reading folder", out, e))?;
-    match (inside.next().is_none(), options.force, out.join(ADAPTER_TENSORS).is_file()) {
-        (true, ..) | (false, true, true) => Ok(()),
-        (false, false, _) => {
-            Err(named("the folder exists and is not empty").hint("choose another folder, or replace it with --force"))
-        }
-        (false, true, false) => {
-            Err(named(&format!("--force replaces only an adapter of mlx-lm, and this folder has no {ADAPTER_TENSORS}"))
-                .hint("choose another folder, or remove this one yourself"))
-        }
-    }
 }

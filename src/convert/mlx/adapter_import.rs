@@ -7,6 +7,7 @@ use crate::adapters::lora::LoraSpec;
 use crate::adapters::merging::{MergedWeights, WeightedAdapter};
 use crate::adapters::{AdapterSpec, Targets};
 use crate::convert::export::adapter_folder::{with_named_targets, write_adapter_folder};
+use crate::convert::folder::destination::Destination;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{self, Config};
@@ -55,7 +56,9 @@ pub fn is_mlx_adapter(folder: &Path) -> bool {
 /// Writes the adapter as PEFT's. Fails if it does not belong to the base.
 pub fn import_adapter(options: &MlxImportOptions) -> Result<MlxImportSummary> {
     let _no_grad = tch::no_grad_guard();
-    check_out(options)?;
+    let destination =
+        Destination { out: options.out, kind: "an adapter", mark: file::CONFIG, example: "adapters/imported" };
+    destination.check(options.force, &[options.adapter, options.base])?;
     let path = options.adapter.join(file::CONFIG);
     let config: MlxAdapterConfig = fsutil::read_json(&path)?;
     let refuse = |what: &str, hint: &str| Err(Error::user(format!("{}: {what}", path.display())).hint(hint));
@@ -168,24 +171,5 @@ fn peft_tensors(options: &MlxImportOptions, base: &Weights, rank: i64, dora: boo
     match tensors.is_empty() {
         true => wrong("it has no tensors".into(), "the copy is incomplete"),
         false => Ok(tensors),
-    }
-}
-
-/// Fails if the folder exists and must not be replaced, or if it would replace what is read.
-fn check_out(options: &MlxImportOptions) -> Result<()> {
-    let out = options.out;
-    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
-    if !out.exists() {
-        return Ok(());
-    }
-    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| fsutil::absolute(p));
-    if [options.adapter, options.base].into_iter().map(real).any(|folder| folder.starts_with(real(out))) {
-        return Err(named("what is imported is in this folder").hint("choose another folder"));
-    }
-    match (options.force, out.join(file::CONFIG).is_file()) {
-        (true, true) => Ok(()),
-        (false, _) => Err(named("already exists").hint("choose another folder, or replace an adapter with --force")),
-        (true, false) => Err(named("--force replaces only an adapter, and this folder has no adapter_config.json")
-            .hint("choose another folder, or remove this one yourself")),
     }
 }

@@ -23,6 +23,7 @@ pub use layout::refusal;
 use crate::adapters::merging::WeightedAdapter;
 use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
 use crate::convert::folder::config_file::write_config;
+use crate::convert::folder::destination::Destination;
 use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::gguf_export;
 use crate::convert::gguf_export::source::SourceWeights;
@@ -124,7 +125,10 @@ pub fn export(
     options: &OnnxExportOptions,
     mut progress: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<OnnxExportSummary> {
-    check_out(options)?;
+    let adapter = options.adapter.iter().map(|part| part.folder.as_path());
+    let read: Vec<&Path> = adapter.chain([options.model]).collect();
+    let (kind, example) = ("an ONNX export", "exported/smollm2-onnx");
+    Destination { out: options.out, kind, mark: MODEL_FILE, example }.check(options.force, &read)?;
     let layout = DecoderLayout::of(&Config::read(options.model)?)?;
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = gguf_export::open(options.model, parts)?;
@@ -247,40 +251,4 @@ fn notes(config: &Config, tokenizer: bool) -> Vec<String> {
         ));
     }
     notes
-}
-
-/// Fails if the folder exists and must not be replaced, or if it would replace what is read.
-fn check_out(options: &OnnxExportOptions) -> Result<()> {
-    let out = options.out;
-    let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
-    if out.file_name().is_none() {
-        return Err(named("a folder with a name of its own expected").hint("for example --out exported/smollm2-onnx"));
-    }
-    if !out.exists() {
-        return Ok(());
-    }
-    if !out.is_dir() {
-        return Err(named("is a file, and an ONNX export is a folder").hint("choose another name"));
-    }
-    let mut inside = std::fs::read_dir(out).map_err(|e| fsutil::io_error("reading folder", out, e))?;
-    if inside.next().is_none() {
-        return Ok(());
-    }
-    if !options.force {
-        return Err(
-            named("the folder exists and is not empty").hint("choose another folder, or replace it with --force")
-        );
-    }
-    if !out.join(MODEL_FILE).is_file() {
-        return Err(named(&format!("--force replaces only an ONNX export, and this folder has no {MODEL_FILE}"))
-            .hint("choose another folder, or remove this one yourself"));
-    }
-    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| fsutil::absolute(p));
-    let read = options.adapter.iter().map(|part| part.folder.as_path()).chain([options.model]);
-    match read.map(real).find(|folder| folder.starts_with(real(out))) {
-        Some(_) => {
-            Err(named("what is exported is in the folder that --force would replace").hint("choose another folder"))
-        }
-        None => Ok(()),
-    }
 }

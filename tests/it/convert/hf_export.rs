@@ -356,7 +356,7 @@ fn the_command_reports_refuses_and_replaces() {
     std::fs::create_dir(space.path("other")).unwrap();
     std::fs::write(space.path("other/notes.txt"), "mine").unwrap();
     for (line, reason) in [
-        (&["model", "--to", "hf", "--out", "model", "--force"][..], "what is exported is in the folder"),
+        (&["model", "--to", "hf", "--out", "model", "--force"][..], "is in the folder that --force would replace"),
         (&["model", "--to", "hf", "--out", "other", "--force"], "this folder has no config.json"),
         (&["model", "--to", "hf", "--out", "model/config.json"], "is a file"),
         (&["model", "--to", "hf"], "a folder with a name of its own"),
