@@ -210,7 +210,10 @@ fn the_commands_report_refuse_and_replace() {
     for (line, reason) in [
         (&["import", "mlx", "--out", "x"][..], "an adapter of mlx-lm, whose model is not named"),
         (&["import", "mlx", "--base", "model", "--out", "again"], "exists and is not empty"),
-        (&["import", "mlx", "--base", "model", "--out", "mlx", "--force"], "is in the folder that --force would replace"),
+        (
+            &["import", "mlx", "--base", "model", "--out", "mlx", "--force"],
+            "is in the folder that --force would replace",
+        ),
         (&["import", "mlx", "--base", "model", "--out", "x", "--dtype", "f16"], "--dtype: mlx is an adapter"),
         (&["import", "model", "--base", "model", "--out", "x"], "is no adapter of mlx-lm"),
         (&["export", "model", "--to", "mlx", "--out", "x"], "a model, and --to mlx writes adapters"),
