@@ -220,7 +220,9 @@ fn programs_that_attack_fail_and_the_evaluation_goes_on() {
     let stopped =
         ["Resource temporarily unavailable", "did not end in time", "printed too much", "used too much memory"];
     assert!(stopped.iter().any(|how| note(0).contains(how)), "{}", note(0));
-    assert_eq!([note(1), note(4), note(5)], ["MemoryError", "printed too much", "did not end in time"]);
+    // Beside other programs, the time may end before the memory does.
+    assert!(["MemoryError", "did not end in time"].contains(&note(1)), "{}", note(1));
+    assert_eq!([note(4), note(5)], ["printed too much", "did not end in time"]);
     assert!(note(2).contains("PermissionError"), "{}", note(2));
 }
 

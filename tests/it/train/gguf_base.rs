@@ -193,7 +193,7 @@ fn files_that_are_no_model_are_refused_with_the_way_on() {
         writer.write(&space.path(file));
     };
     changed("part.gguf", &|w| w.number("split.count", 3));
-    assert!(refused("part.gguf").contains("llama-gguf-split --merge"));
+    assert!(refused("part.gguf").contains("metadata split.no is missing beside split.count"));
     changed("projector.gguf", &|w| w.text("general.type", "mmproj"));
     assert!(refused("projector.gguf").contains("`mmproj`, `model` expected"));
     std::fs::create_dir(space.path("folder")).unwrap();
