@@ -22,7 +22,7 @@ const PART: usize = 1 << 16;
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
-pub struct ReadBack {
+pub struct GgufReadBack {
     /// Number of tensors of the directory that were compared.
     pub tensors: u64,
     /// By format: how far the numbers are from the model's, as the root of the mean square divided by that of the numbers.
@@ -38,7 +38,7 @@ pub fn check(
     shape: &Shape,
     tokenizer: &ChatTokenizer,
     mut progress: impl FnMut(u64) -> Result<()>,
-) -> Result<ReadBack> {
+) -> Result<GgufReadBack> {
     let gguf = Gguf::open(file)?;
     let arch = architecture::of(&gguf)?;
     let model = architecture::map_model(&gguf, arch, &vocabulary::token_ids(&gguf)?)?;
@@ -56,7 +56,7 @@ pub fn check(
         return Err(Error::bug(format!("{missing} was written and not read back")));
     }
     let relative = |(error, norm): (f64, f64)| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
-    Ok(ReadBack {
+    Ok(GgufReadBack {
         tensors: model.tensors.len() as u64,
         relative_error: errors.into_iter().map(|(kind, sums)| (kind, relative(sums))).collect(),
         texts: compare_ids(file, tokenizer)?,

@@ -36,7 +36,7 @@ use crate::model_files::ModelFiles;
 use crate::models::{self, Config, SCORE, StoredFormat};
 use crate::nn::Weights;
 use calibration::ImportanceMatrix;
-use check::ReadBack;
+use check::GgufReadBack;
 pub use formats::{FORMATS, FileFormat};
 use name::ModelName;
 use output::{check_modelfile, check_out, folder_of, out_file, publish};
@@ -97,7 +97,7 @@ pub struct GgufExportSummary {
     /// Number of tokens that the importance matrix was measured with.
     pub calibration_tokens: Option<usize>,
     /// What reading back found.
-    pub read_back: ReadBack,
+    pub read_back: GgufReadBack,
     /// What the user should know.
     pub notes: Vec<String>,
 }

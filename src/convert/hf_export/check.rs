@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
-pub struct ReadBack {
+pub struct HfReadBack {
     /// Number of tensors of the model that were compared.
     pub tensors: u64,
     /// By format: how far the numbers are from the model's, as the root of the mean square divided by that of the numbers.
@@ -27,7 +27,7 @@ pub(super) fn check(
     files: &[WrittenFile],
     tensors: &ExportTensors,
     step: &mut dyn FnMut() -> Result<()>,
-) -> Result<ReadBack> {
+) -> Result<HfReadBack> {
     let back = |e: Error| e.context("reading back what was just written");
     let config = Config::read(folder).map_err(back)?;
     let read = models::weights(folder, &config).map_err(back)?;
@@ -70,7 +70,7 @@ pub(super) fn check(
     }
     super::outline(folder).map_err(back)?;
     let relative = |(error, norm): (f64, f64)| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
-    Ok(ReadBack {
+    Ok(HfReadBack {
         tensors: wanted.len() as u64,
         relative_error: sums.into_iter().map(|(kind, sums)| (kind, relative(sums))).collect(),
     })

@@ -12,7 +12,7 @@ mod format;
 mod matrices;
 mod tensors;
 
-pub use check::ReadBack;
+pub use check::HfReadBack;
 pub use format::HfFormat;
 
 use crate::adapters::merging::WeightedAdapter;
@@ -84,7 +84,7 @@ pub struct HfExportSummary {
     /// Whether the folder has a chat template.
     pub chat_template: bool,
     /// What reading back found.
-    pub read_back: ReadBack,
+    pub read_back: HfReadBack,
     /// Which other programs can read the folder.
     pub compatibility: Vec<Compatibility>,
     /// What the user should know.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
-pub struct ReadBack {
+pub struct OnnxReadBack {
     /// Number of tensors of the model that were compared.
     pub tensors: u64,
     /// By type: how far the numbers are from the model's, as the root of the mean square divided by that of the numbers.
@@ -28,7 +28,7 @@ pub fn check(
     plan: &WeightPlan,
     source: &SourceWeights,
     step: &mut dyn FnMut() -> Result<()>,
-) -> Result<ReadBack> {
+) -> Result<OnnxReadBack> {
     let found = onnx::decode(&fsutil::read(&folder.join(MODEL_FILE))?)
         .ok_or_else(|| Error::bug(format!("{MODEL_FILE} was written and cannot be read")))?;
     if found != *graph {
@@ -68,7 +68,7 @@ pub fn check(
         *sums = (sums.0 + error, sums.1 + norm);
     }
     let relative = |(error, norm): (f64, f64)| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
-    Ok(ReadBack {
+    Ok(OnnxReadBack {
         tensors: plan.list.len() as u64,
         relative_error: sums.into_iter().map(|(kind, sums)| (kind.into(), relative(sums))).collect(),
     })

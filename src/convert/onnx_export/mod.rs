@@ -34,7 +34,7 @@ use crate::fsutil;
 use crate::models::{Config, SCORE};
 use crate::nn::RopeScaling;
 use crate::onnx::{self, Graph, OPSET};
-use check::ReadBack;
+use check::OnnxReadBack;
 use layout::DecoderLayout;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,7 +114,7 @@ pub struct OnnxExportSummary {
     /// Whether the folder has a chat template.
     pub chat_template: bool,
     /// What reading back found.
-    pub read_back: ReadBack,
+    pub read_back: OnnxReadBack,
     /// What the user should know.
     pub notes: Vec<String>,
 }

@@ -127,8 +127,8 @@ fn common_beginning(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// The most tokens whose keys and values a batch keeps, if it has more than one group. Larger batches are not faster, and the
-/// copies of what the choices of a question begin with take more memory than all else that a batch needs.
+/// The most tokens whose keys and values a batch keeps, if it has more than one group. Each choice has a copy of those of its question,
+/// which take more memory than all else that a batch needs.
 const CACHED_TOKENS: usize = 2 * PREFILL_TOKENS;
 
 /// Returns how many of the groups in `order` are computed together: at least one.

@@ -46,8 +46,8 @@ impl Dispatch {
         Self { tokens, pairs, places, groups, chosen }
     }
 
-    /// Sorts the pairs of `choices` (T, k) on their device, without a wait. Also returns, for each of `experts`, the sorted pair before which
-    /// its own end: (E) int32.
+    /// Sorts the pairs of `choices` (T, k) on their device, without a wait. Also returns the number of sorted pairs up to the last one of
+    /// each expert: (E) int32.
     pub fn on_device(choices: &Tensor, experts: i64) -> (Self, Tensor) {
         let chosen = choices.size()[1];
         let options = (Kind::Int64, choices.device());

@@ -66,8 +66,8 @@ fn has_grouped_products(device: Device, kind: Kind) -> bool {
     }
 }
 
-/// Computes the products of groups of rows with a frozen matrix each: `x` (P, in), `stack` (E, out, in), and the row before which each
-/// group ends (E), int32. Returns `parts` equal parts of the outputs, (P, out / parts) each.
+/// Computes the products of groups of rows with a frozen matrix each: `x` (P, in), `stack` (E, out, in), and the number of rows
+/// up to the last one of each group: `ends` (E), int32. Returns `parts` equal parts of the outputs, (P, out / parts) each.
 fn grouped_product(x: &Tensor, stack: &Tensor, ends: &Tensor, parts: i64) -> Vec<Tensor> {
     let part = stack.size()[1] / parts;
     let shape = [x.size()[0], part];
