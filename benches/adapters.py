@@ -62,13 +62,14 @@ def ft(args, *command):
 
 
 def short_run(args, kind):
-    """Returns the median seconds of a step and the largest memory of tensors."""
+    """Returns the median seconds of a step, the median of its tokens per second, and the largest memory of tensors."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         ft(args, "train", recipe(folder, kind, args, f"steps: {args.steps}"))
         lines = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "grad_norm" in line]
-        return statistics.median(s["seconds"] for s in steps[2:]), max(s["memory"] for s in steps)
+        median = lambda key: statistics.median(s[key] for s in steps[2:])
+        return median("seconds"), median("tokens_per_s"), max(s["memory"] for s in steps)
 
 
 def whole_run(args, kind):
@@ -86,12 +87,12 @@ def measure(args, kind, found):
     if row.get("settings") != [*kind[1:]]:
         row.clear()
         row["settings"] = [*kind[1:]]
-    if "time_to_lora" not in row and not args.no_speed:
-        lora, _ = short_run(args, KINDS[0])
-        seconds, memory = short_run(args, kind)
+    if "tokens_per_s" not in row and not args.no_speed:
+        lora, *_ = short_run(args, KINDS[0])
+        seconds, rate, memory = short_run(args, kind)
         with tempfile.TemporaryDirectory() as folder:
             checked = json.loads(ft(args, "check", recipe(Path(folder), kind, args, "steps: 1"), "--json"))
-        row |= {"trained": checked["trained"], "memory": memory, "time_to_lora": seconds / lora}
+        row |= {"trained": checked["trained"], "memory": memory, "tokens_per_s": rate, "time_to_lora": seconds / lora}
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if "exact_match" not in row and not args.no_accuracy:
         result = whole_run(args, kind)
@@ -100,13 +101,15 @@ def measure(args, kind, found):
     print(line(kind[0], row), file=sys.stderr, flush=True)
 
 
-HEAD = """| kind | trained parameters | peak of tensors | time of a step, to LoRA's | exact match | loss |
-|---|---|---|---|---|---|"""
+HEAD = """| kind | trained parameters | peak of tensors | tokens/s | time of a step, to LoRA's | exact match | loss |
+|---|---|---|---|---|---|---|"""
 
 
 def line(name, row):
     """Formats a result as a line of the table; what was not measured stays empty."""
-    speed = f"{row['trained']:,} | {row['memory'] / 1e9:.2f} GB | {row['time_to_lora']:.2f}" if "trained" in row else " | | "
+    speed = " | | | "
+    if "tokens_per_s" in row:
+        speed = f"{row['trained']:,} | {row['memory'] / 1e9:.2f} GB | {row['tokens_per_s']:.0f} | {row['time_to_lora']:.2f}"
     accuracy = f"{row['exact_match']:.3f} | {row['loss']:.4f}" if "exact_match" in row else " | "
     return f"| {name} | {speed} | {accuracy} |"
 
