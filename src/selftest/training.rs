@@ -187,29 +187,47 @@ fn slope(trial: &TestModel, row: &PackedTestRow, parts: &[TensorDirection], expe
     let centre = trial.loss(row)?;
     // Wide enough to change the loss by about 1 %, but at most 10 % of the parameters' size.
     let mut by = (1e-2 * centre / expected.abs()).min(0.1);
-    let central = |by: f64| -> Result<f64> { Ok((at(by)? - at(-by)?) / (2.0 * by)) };
-    let wide_and_narrow = |by: f64| -> Result<(f64, f64)> { Ok((central(by)?, central(by / 2.0)?)) };
-    let extrapolated = |(wide, narrow): (f64, f64)| (4.0 * narrow - wide) / 3.0;
+    let differences = |by: f64| -> Result<Differences> {
+        let (above, below) = (at(by)?, at(-by)?);
+        Ok(Differences { central: (above - below) / (2.0 * by), bend: (above - 2.0 * centre + below) / by })
+    };
     let config = trial.model.config();
-    if config.experts.is_none() && !config.has_sparse_gates() {
-        return Ok(Some(extrapolated(wide_and_narrow(by)?)));
-    }
-    // Where a token goes to another expert, the loss jumps, and where a sparse gate becomes 0, it turns: differences over that place
+    let smooth = config.experts.is_none() && !config.has_sparse_gates();
+    // Where a token goes to another expert, the loss jumps, and where a sparse gate becomes 0, it bends: differences over that place
     // do not agree, and are made narrower, as far as the loss has digits.
     for _ in 0..NARROWER {
-        let (wide, narrow) = wide_and_narrow(by)?;
-        if (wide - narrow).abs() <= AGREEMENT * narrow.abs() {
-            return Ok(Some(extrapolated((wide, narrow))));
+        let (wide, narrow) = (differences(by)?, differences(by / 2.0)?);
+        if smooth || wide.agree(&narrow) {
+            return Ok(Some((4.0 * narrow.central - wide.central) / 3.0));
         }
         by /= 4.0;
     }
     Ok(None)
 }
 
+/// Differences of the loss over a distance to both sides.
+struct Differences {
+    /// The central difference: the slope, up to the second order.
+    central: f64,
+    /// The slope above less the slope below.
+    bend: f64,
+}
+
+impl Differences {
+    /// Says whether these and those of half the distance can be of a smooth function. Of such a one, half the distance has nearly the
+    /// same slope and half the bend; at a corner near the middle all slopes are nearly equal, and so are both bends.
+    fn agree(&self, half: &Self) -> bool {
+        let far = (self.central - half.central).abs() > AGREEMENT * half.central.abs();
+        let corner = (self.bend - 2.0 * half.bend).abs() > 2.0 * AGREEMENT * half.central.abs();
+        !far && !corner
+    }
+}
+
 /// How often differences are made narrower, by 4 each time.
 const NARROWER: usize = 4;
 
-/// Relative difference up to which two differences agree that there is no jump between them.
+/// Relative difference up to which two differences agree that there is no jump between them. A corner changes the slope by up to
+/// twice as much, since a central difference is then wrong by half of the change.
 const AGREEMENT: f64 = 1.5e-3;
 
 #[cfg(test)]
