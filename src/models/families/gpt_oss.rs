@@ -12,7 +12,14 @@ pub(super) const FAMILY: Family = Family {
     names: &["gpt_oss"],
     architectures: &["GptOssForCausalLM"],
     key_names: &[("num_experts", "num_local_experts"), ("moe_intermediate_size", "intermediate_size")],
-    foreign_keys: &["mlp_bias", "use_sliding_window", "max_window_layers", "decoder_sparse_step", "mlp_only_layers"],
+    foreign_keys: &[
+        "decoder_sparse_step",
+        "max_window_layers",
+        "mlp_bias",
+        "mlp_only_layers",
+        "shared_expert_intermediate_size",
+        "use_sliding_window",
+    ],
     defaults: |config| {
         fill(
             config,

@@ -11,7 +11,16 @@ pub(super) const FAMILY: Family = Family {
     names: &["mixtral"],
     architectures: &["MixtralForCausalLM"],
     key_names: &[("num_experts", "num_local_experts"), ("moe_intermediate_size", "intermediate_size")],
-    foreign_keys: &["attention_bias", "mlp_bias", "use_sliding_window", "max_window_layers", "layer_types"],
+    foreign_keys: &[
+        "attention_bias",
+        "decoder_sparse_step",
+        "layer_types",
+        "max_window_layers",
+        "mlp_bias",
+        "mlp_only_layers",
+        "shared_expert_intermediate_size",
+        "use_sliding_window",
+    ],
     defaults: |config| {
         fill(
             config,

@@ -1,7 +1,7 @@
 //! OLMoE: llama's layers with experts and with norms over all queries and all keys of a token (Muennighoff et al. 2024,
 //! arXiv 2409.02060).
 
-use super::defaults::{WINDOWS_AND_HEAD_SIZE, fill};
+use super::defaults::fill;
 use super::llama;
 use crate::error::Result;
 use crate::models::blocks::{AttentionDesign, Design, QkNorm};
@@ -12,7 +12,16 @@ pub(super) const FAMILY: Family = Family {
     names: &["olmoe"],
     architectures: &["OlmoeForCausalLM"],
     key_names: &[("moe_intermediate_size", "intermediate_size")],
-    foreign_keys: WINDOWS_AND_HEAD_SIZE,
+    foreign_keys: &[
+        "decoder_sparse_step",
+        "head_dim",
+        "layer_types",
+        "max_window_layers",
+        "mlp_only_layers",
+        "shared_expert_intermediate_size",
+        "sliding_window",
+        "use_sliding_window",
+    ],
     defaults: |config| {
         fill(
             config,

@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     names: &["qwen3_moe"],
     architectures: &["Qwen3MoeForCausalLM"],
     key_names: &[],
-    foreign_keys: &["mlp_bias"],
+    foreign_keys: &["mlp_bias", "shared_expert_intermediate_size"],
     defaults: |config| {
         // transformers 5 writes the number of experts under the name that it has in Mixtral.
         if let Some(count) = config.get("num_local_experts").filter(|count| !count.is_null()).cloned() {

@@ -312,8 +312,18 @@ fn missing_experts_are_refused_by_name() {
 /// Keys of other families change nothing where transformers does not read them.
 #[test]
 fn keys_of_other_families_change_nothing() {
-    let stray = json!({"num_key_value_heads": 3, "head_dim": 5, "sliding_window": 4, "rope_scaling": {"type": "linear", "factor": 2.0}, "layer_types": ["x"]});
-    for name in ["tiny-gpt2", "dense/bloom", "dense/mpt"] {
+    let dense = json!({"num_key_value_heads": 3, "head_dim": 5, "sliding_window": 4, "rope_scaling": {"type": "linear", "factor": 2.0}, "layer_types": ["x"]});
+    let shared = json!({"shared_expert_intermediate_size": 24});
+    let routed = json!({"shared_expert_intermediate_size": 24, "decoder_sparse_step": 2, "mlp_only_layers": [0]});
+    for (name, stray) in [
+        ("tiny-gpt2", &dense),
+        ("dense/bloom", &dense),
+        ("dense/mpt", &dense),
+        ("tiny-qwen3-moe", &shared),
+        ("tiny-mixtral", &routed),
+        ("tiny-olmoe", &routed),
+        ("tiny-gpt-oss", &routed),
+    ] {
         let folder = with_weights(name, name);
         let logits = || {
             let model = try_load(folder.path()).unwrap();
