@@ -1,8 +1,10 @@
-"""Exports a model in every format of GGUF and runs each file: size, seconds, perplexity in ft, greedy tokens in llama.cpp.
+"""Exports a model in every format and runs each export elsewhere: size, seconds, perplexity in ft, greedy tokens.
 
-Perplexity (by token) is that of ft over the file, on the validation texts of datasets/stories. llama.cpp (node-llama-cpp) answers ten
-prompts greedily from the file; of each answer those tokens count up to the first that ft, over the same file, would not have chosen.
-With --imatrix, formats of fewer than 8 bits are also written with an importance matrix of the first of these rows. Run by `make bench-exports`.
+GGUF is run in llama.cpp (node-llama-cpp), ONNX in ONNX Runtime, Hugging Face directories in transformers (in float32; FP8 is dequantised
+on a CPU), models for mlx-lm in mlx-lm. Each program answers ten prompts greedily; of each answer those tokens count up to the first
+that ft would not have chosen: over the same file where ft reads it, of ONNX over the original in float32. Perplexity (by token) is that of ft over the
+file, on the validation texts of datasets/stories. With --imatrix, GGUF formats of fewer than 8 bits are also written with an importance
+matrix of the first of these rows. Run by `make bench-exports`.
 """
 
 import argparse
@@ -14,8 +16,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FORMATS = ["f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "q3_k_m", "q2_k"]
+sys.path.insert(0, str(ROOT / "tests/reference"))
+FORMATS = {
+    "gguf": ["f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "q3_k_m", "q2_k"],
+    "onnx": ["f32", "f16", "int8"],
+    "hf": ["bf16", "fp8", "nf4"],
+}
 WEIGHTED = ["q4_k_m", "q4_0", "q3_k_m", "q2_k"]
+WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors")
 PROMPTS = [
     "The capital of France is", "Once upon a time there was a", "The three primary colours are", "def fibonacci(n):\n",
     "<|im_start|>user\nWhat is type 2 diabetes?<|im_end|>\n<|im_start|>assistant\n",
@@ -44,12 +52,41 @@ def llama_cpp(args, file, prompts):
     return found["greedy"]
 
 
-def agreeing(args, file, prompts, answers):
-    """Returns how many tokens of each answer ft would have chosen, up to the first other one."""
+def onnx_runtime(args, folder, prompts):
+    """Returns the greedy tokens of ONNX Runtime after each prompt."""
+    from onnx_run import greedy
+
+    return [greedy(folder, prompt, args.new) for prompt in prompts]
+
+
+def by_transformers(args, folder, prompts):
+    """Returns the greedy tokens of transformers after each prompt, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = []
+    for prompt in prompts:
+        new, past, answer = prompt, None, []
+        with torch.no_grad():
+            while len(answer) < args.new:
+                out = model(torch.tensor([new]), past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                answer.append(int(out.logits[0, -1].argmax()))
+                new = answer[-1:]
+        answers.append(answer)
+    return answers
+
+
+RUNTIMES = {"gguf": ("llama.cpp", llama_cpp), "onnx": ("ONNX Runtime", onnx_runtime), "hf": ("transformers", by_transformers)}
+
+
+def agreeing(args, model, prompts, answers):
+    """Returns how many tokens of each answer ft would have chosen over a model in float32, up to the first other one."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as ids:
         json.dump({"rows": [{"ids": (prompt + answer)[:-1]} for prompt, answer in zip(prompts, answers)]}, ids)
         ids.flush()
-        rows = json.loads(run(args.ft, "logits", "--model", file, "--ids", ids.name))["rows"]
+        rows = json.loads(run(args.ft, "logits", "--model", model, "--dtype", "f32", "--ids", ids.name))["rows"]
     counts = []
     for prompt, answer, row in zip(prompts, answers, rows):
         chosen = [max(range(len(line)), key=line.__getitem__) for line in row["logits"][len(prompt) - 1 :]]
@@ -80,6 +117,25 @@ def first_rows(rows, folder, kilobytes):
     return path
 
 
+def measure(args, prompts, to, kind, rows):
+    """Exports the model in a format and runs it; prints a line of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        out = folder / ("model.gguf" if to == "gguf" else "model")
+        more = ["--imatrix", first_rows(rows, folder, args.imatrix_kb)] if rows else []
+        began = time.time()
+        run(args.ft, "export", args.model, "--to", to, "--type", kind, "--out", out, *more)
+        seconds = time.time() - began
+        files = [out] if out.is_file() else out.rglob("*")
+        size = sum(file.stat().st_size for file in files if file.name.endswith(WEIGHTS))
+        program, answers = RUNTIMES[to]
+        counts = agreeing(args, args.model if to == "onnx" else out, prompts, answers(args, out, prompts))
+        quality = "" if to == "onnx" else f"{perplexity(args, folder, out):.3f}"
+        whole = sum(count == args.new for count in counts)
+        name = f"{to} {kind}" + (", importance" if rows else "")
+        print(f"| {name} | {size / 1e6:.0f} | {seconds:.0f} | {quality} | {program} | {sum(counts)} | {whole} of {len(prompts)} |", flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ft", default=ROOT / "target/release/ft", type=Path)
@@ -88,29 +144,24 @@ def main():
     p.add_argument("--imatrix", default=ROOT / "datasets/stories/train.jsonl", type=Path, help="rows of the importance matrix")
     p.add_argument("--imatrix-kb", type=int, default=40, help="how much of these rows is used")
     p.add_argument("--llama", default=ROOT / ".bench/node/node_modules", type=Path, help="where node-llama-cpp is installed")
-    p.add_argument("--only", nargs="*", default=FORMATS)
+    p.add_argument("--only", nargs="*", default=[], help="formats, such as gguf or gguf:q8_0")
     p.add_argument("--new", type=int, default=32)
     args = p.parse_args()
+    every = [(to, kind) for to, kinds in FORMATS.items() for kind in kinds]
+    known = {*FORMATS, *(f"{to}:{kind}" for to, kind in every)}
+    if unknown := set(args.only) - known:
+        p.error(f"no such formats: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
-    print("| file | MB | seconds | perplexity | tokens as in ft, of " + f"{args.new * len(prompts)} | whole answers |")
-    print("|---|---|---|---|---|---|")
-    for kind in args.only:
-        for rows in [None] + [args.imatrix] * (kind in WEIGHTED):
-            with tempfile.TemporaryDirectory() as folder:
-                folder = Path(folder)
-                file = folder / "model.gguf"
-                began = time.time()
-                more = ["--imatrix", first_rows(rows, folder, args.imatrix_kb)] if rows else []
-                run(args.ft, "export", args.model, "--to", "gguf", "--type", kind, "--out", file, *more)
-                seconds = time.time() - began
-                counts = agreeing(args, file, prompts, llama_cpp(args, file, prompts))
-                whole = sum(count == args.new for count in counts)
-                name = kind + (", importance" if rows else "")
-                line = f"| {name} | {file.stat().st_size / 1e6:.0f} | {seconds:.0f} | {perplexity(args, folder, file):.3f}"
-                print(f"{line} | {sum(counts)} | {whole} of {len(prompts)} |", flush=True)
+    print(f"| file | MB | seconds | perplexity | run in | tokens as in ft, of {args.new * len(prompts)} | whole answers |")
+    print("|---|---|---|---|---|---|---|")
+    for to, kind in every:
+        if not args.only or to in args.only or f"{to}:{kind}" in args.only:
+            measure(args, prompts, to, kind, None)
+            if to == "gguf" and kind in WEIGHTED:
+                measure(args, prompts, to, kind, args.imatrix)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ use super::header::{GgufArray, GgufType, GgufValue, HeaderReader, TensorInfo, no
 use super::split;
 use crate::error::{Error, Result};
 use crate::fsutil::io_error;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -104,6 +104,16 @@ impl Gguf {
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         let map = tensor.part.checked_sub(1).map_or(&self.map, |i| &self.more[i].1);
         &map[tensor.bytes.clone()]
+    }
+
+    /// Lets go of the memory that the bytes of a tensor took when they were read. Bytes that are read again come from the file.
+    pub fn release(&self, tensor: &TensorInfo) {
+        let map = tensor.part.checked_sub(1).map_or(&self.map, |i| &self.more[i].1);
+        if let GgufBytes::Mapped(map) = map {
+            let bytes = &tensor.bytes;
+            // SAFETY: the map is read-only, so that its pages are as they are in the file.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+        }
     }
 
     /// Returns the metadata value of a key, of any type.

@@ -37,6 +37,24 @@ pub fn fill_bytes<E>(tensor: &Tensor, write: impl FnOnce(&mut [u8]) -> Result<()
     write(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, bytes) })
 }
 
+/// Lets go of the pages of a file that a tensor of its bytes maps, which then no longer count as this process's memory. Numbers that
+/// are read again come from the page cache, or from the file.
+///
+/// # Safety
+/// The tensor must be part of a mapped file, and nobody may have written into it: what was written would be lost.
+pub unsafe fn release_mapped(bytes: &Tensor) {
+    // SAFETY: asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let start = bytes.data_ptr() as usize;
+    let size = bytes.numel() * bytes.kind().elt_size_in_bytes();
+    // Whole pages only: those at the ends belong to neighbours, too.
+    let (from, to) = (start.next_multiple_of(page), (start + size) / page * page);
+    if from < to {
+        // SAFETY: these pages are mapped from a file and are as they were read, says the caller.
+        unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+    }
+}
+
 /// Tensor memory of a device in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorMemory {

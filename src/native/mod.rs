@@ -22,7 +22,9 @@ pub use autograd::{add_gradient, attach_backward, backward, drop_gradients, grad
 pub(crate) use devices::current_stream;
 pub use devices::{rng_state, set_rng_state};
 pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scale_all, subtract_all};
-pub use memory::{TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, reset_peak, trim_cpu_memory};
+pub use memory::{
+    TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, release_mapped, reset_peak, trim_cpu_memory,
+};
 pub use products::{decode_attention, product, product_rows};
 pub use profile::{end_profile, start_profile};
 pub use transfers::{

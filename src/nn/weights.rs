@@ -347,6 +347,16 @@ impl Weights {
         Some(e.arranged(&bytes.view_dtype(e.kind)))
     }
 
+    /// Lets go of the memory that views of a tensor took when their numbers were read. Those that are read again come from the
+    /// file.
+    pub fn release(&self, name: &str) {
+        if let Some(e) = self.entries.get(name) {
+            let bytes = self.maps[e.file_index].narrow(0, e.offset as i64, e.bytes as i64);
+            // SAFETY: the maps are of files, and no tensor is written through them.
+            unsafe { native::release_mapped(&bytes) };
+        }
+    }
+
     /// Reads a tensor into allocated memory on the CPU, in its own dtype; `None` if there is none of this name.
     /// Allocated memory has large pages and can be read up to three times as fast as the page cache behind a mapping.
     pub fn read(&self, name: &str) -> Option<Result<Tensor>> {

@@ -121,7 +121,9 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/sandbox/process.rs", ""),  // namespaces and limits of programs that are not trusted
     ("src/bin/ft-launch.rs", ""),    // anonymous memory for the packed binary
     ("src/nn/weights.rs", "Mmap::map"),
+    ("src/nn/weights.rs", "release_mapped"),
     ("src/gguf/file.rs", "Mmap::map"),
+    ("src/gguf/file.rs", "unchecked_advise_range"),
     ("src/data/cache/token_store.rs", "Mmap::map"),
     ("src/data/cache/token_store.rs", "unchecked_advise"),
 ];

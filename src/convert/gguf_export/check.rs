@@ -46,6 +46,8 @@ pub fn check(
     for tensor in &model.tensors {
         progress(1)?;
         let (error, norm) = compare(&gguf, tensor, source)?;
+        gguf.release(&tensor.source);
+        source.release(&tensor.name);
         let sums = errors.entry(tensor.source.kind.name()).or_default();
         sums.0 += error;
         sums.1 += norm;

@@ -137,6 +137,11 @@ impl<'a> SourceWeights<'a> {
         Ok(SourceTensor { place: self.place(name), tensor })
     }
 
+    /// Lets go of the memory that a tensor took when it was read.
+    pub fn release(&self, name: &str) {
+        self.weights.release(self.own_name(name));
+    }
+
     /// Writes a tensor in the format of its entry, some rows in memory at a time.
     pub fn write(&self, shape: &Shape, placed: &PlacedTensor, entry: &TensorEntry, out: &mut TensorSink) -> Result<()> {
         let change = layout_change(placed.layout, shape);
@@ -155,6 +160,7 @@ impl<'a> SourceWeights<'a> {
                 }
                 out.put(&self.in_format(entry.kind, name, &values, columns))
             })?;
+            self.release(name);
         }
         Ok(())
     }

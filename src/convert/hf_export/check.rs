@@ -67,6 +67,8 @@ pub(super) fn check(
             sums.0 += f64::from(found - exact).powi(2);
             sums.1 += f64::from(exact).powi(2);
         }
+        tensors.release(name);
+        read.release(name);
     }
     super::outline(folder).map_err(back)?;
     let relative = |(error, norm): (f64, f64)| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };

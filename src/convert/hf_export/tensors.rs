@@ -95,14 +95,22 @@ impl<'a> ExportTensors<'a> {
         self.source.whole(name)
     }
 
+    /// Lets go of the memory that one of the model's tensors took when it was read.
+    pub fn release(&self, name: &str) {
+        self.source.release(name);
+    }
+
     /// Returns the bytes of a tensor that is written.
     pub fn bytes(&mut self, header: &TensorHeader) -> Result<Vec<u8>> {
         let name = &self.made_from[&header.name];
         let Some(matrices) = self.quantised_matrices(name) else {
-            return Ok(bytes(&self.files[name].values(|part| self.rounded(part))?));
+            let written = bytes(&self.files[name].values(|part| self.rounded(part))?);
+            self.files[name].parts.iter().for_each(|part| self.release(part));
+            return Ok(written);
         };
         if self.last.as_ref().is_none_or(|(last, _)| last != name) {
             self.last = Some((name.clone(), matrices.quantise(name, &self.source.whole(name)?)?));
+            self.release(name);
         }
         let (_, weight) = self.last.as_ref().ok_or_else(|| Error::bug("a matrix was quantised and is gone"))?;
         matrices.bytes(name, header, weight)
