@@ -153,7 +153,10 @@ impl GenerateArgs {
             "answers": chosen.answers,
         });
         if let Some(format) = self.quantize.storage().quantisation() {
-            all["quantize"] = format!("{format:?}").into();
+            all["quantize"] = format!("{:?}", format.linear).into();
+            if let Some(tables) = format.embeddings {
+                all["quantize_embeddings"] = tables.name().into();
+            }
         }
         if self.drop_answer {
             all["drop_answer"] = true.into();

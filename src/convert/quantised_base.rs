@@ -38,9 +38,10 @@ pub fn trained_over(base: &Path, parts: &[WeightedAdapter]) -> Result<Option<Qua
                 format.describe()
             ))
             .hint(format!(
-                "use it over the quantised base: ft generate --model {} --quantize {} --adapter {}",
+                "use it over the quantised base: ft generate --model {} --quantize {}{} --adapter {}",
                 base.display(),
-                format.format.name(),
+                format.linear.format.name(),
+                format.embeddings.map(|f| format!(" --quantize-embeddings {}", f.name())).unwrap_or_default(),
                 part.folder.display()
             )));
         }

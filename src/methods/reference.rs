@@ -261,7 +261,8 @@ impl ReferenceSettings {
         let ReferenceRequest { name, width, .. } = asked;
         hash.update(format!("{VERSION}\n{base}\n{:?}\n{:?}\n{name} {width}\n", model.kind(), model.device()));
         if let Some(format) = model.storage().quantisation() {
-            hash.update(format!("{format:?}\n"));
+            hash.update(format!("{:?}\n", format.linear));
+            format.embeddings.iter().for_each(|tables| hash.update(format!("tables {}\n", tables.name())));
         }
         if let Some(rows) = model.vocabulary() {
             hash.update(format!("{}\n", rows.identity()));

@@ -12,7 +12,7 @@ use super::family::Config;
 use crate::error::{Error, Result};
 use crate::machine::{self, Cpu};
 use crate::native;
-use crate::nn::{Quantisation, Weights};
+use crate::nn::{BaseQuantisation, Weights};
 use crate::report;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -56,15 +56,15 @@ pub enum Storage {
     /// As `file`, and matrices that are stored quantised without their numbers: for a model that is never run.
     #[serde(skip)]
     Outline,
-    /// Linear layers in 4 or 8 bits, which changes results; all other weights as with `auto`. Recipes say so with
-    /// `model.quantize`.
+    /// Linear layers in 4 or 8 bits, and perhaps tables of tokens and the output head, which changes results; all other
+    /// weights as with `auto`. Recipes say so with `model.quantize` and `model.quantize_embeddings`.
     #[serde(skip)]
-    Quantised(Quantisation),
+    Quantised(BaseQuantisation),
 }
 
 impl Storage {
-    /// Returns how linear layers are quantised; `None` if they are not.
-    pub fn quantisation(self) -> Option<Quantisation> {
+    /// Returns how the base is quantised when it is loaded; `None` if it is not.
+    pub fn quantisation(self) -> Option<BaseQuantisation> {
         match self {
             Self::Quantised(format) => Some(format),
             Self::Auto | Self::File | Self::Copy | Self::Outline => None,

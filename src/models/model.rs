@@ -84,7 +84,15 @@ impl Model {
     pub fn load(folder: &Path, load: LoadOptions) -> Result<Self> {
         let mut config = Config::read(folder)?;
         let mut weights = weights(folder, &config)?;
+        let quantised_tables = load.storage.quantisation().is_some_and(|format| format.embeddings.is_some());
         if let Some(vocabulary) = load.vocabulary {
+            if quantised_tables {
+                return Err(Error::user(format!(
+                    "{}: an adapter brings rows of new tokens, and quantised embeddings cannot get any",
+                    folder.display()
+                ))
+                .hint("leave out quantize_embeddings (--quantize-embeddings)"));
+            }
             vocabulary.apply(&mut config, &mut weights, load.heads != Heads::Score)?;
         }
         if load.heads == Heads::Tokens && weights.shape(SCORE).is_some() {
@@ -180,7 +188,7 @@ impl Model {
             .hint("is model_type in config.json right? An adapter directory goes to --adapter, not to --model"));
         }
         switches.active.set((!names.is_empty()).then_some(0));
-        Ok(Self {
+        let model = Self {
             decoder,
             score,
             store,
@@ -200,7 +208,11 @@ impl Model {
             offload: Cell::default(),
             recurrence: RefCell::default(),
             exposed: RefCell::default(),
-        })
+        };
+        if storage.quantisation().is_some_and(|format| format.embeddings.is_some()) {
+            model.require_untouched_tables()?;
+        }
+        Ok(model)
     }
 
     /// Returns its config.

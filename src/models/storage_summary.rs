@@ -3,7 +3,8 @@
 use super::checkpoint::expert_number;
 use super::dtype::Storage;
 use super::model::Model;
-use crate::nn::{Param, QuantisedParam};
+use crate::nn::quantised::TABLES;
+use crate::nn::{LayerKind, Param, QuantisedParam};
 use crate::report;
 use std::collections::BTreeSet;
 use tch::{Device, Kind};
@@ -53,20 +54,20 @@ impl Model {
 
     /// Describes for people which weights are quantised, and how; `None` if none is.
     pub fn describe_quantisation(&self) -> Option<String> {
-        let weights = self.store.base().filter_map(|p| match &p.quantised {
-            QuantisedParam::Done(weight) => Some(weight),
-            _ => None,
-        });
-        // Those that were quantised when they were loaded, then those that are stored so.
-        let mut formats = [BTreeSet::new(), BTreeSet::new()];
-        for weight in weights {
-            formats[usize::from(weight.format().is_none())].insert(weight.describe());
+        // Those that were quantised when they were loaded, layers and tables, then those that are stored so.
+        let mut formats = [BTreeSet::new(), BTreeSet::new(), BTreeSet::new()];
+        for p in self.store.base() {
+            let QuantisedParam::Done(weight) = &p.quantised else { continue };
+            let table = matches!(p.layer, LayerKind::Embedding | LayerKind::Table | LayerKind::Head);
+            let group = if weight.format().is_none() { 2 } else { usize::from(table) };
+            formats[group].insert(weight.describe());
         }
         let listed = |names: &BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let [loaded, stored] = formats.each_ref().map(|names| (!names.is_empty()).then(|| listed(names)));
-        let loaded = loaded.map(|names| format!("linear layers quantised to {names}"));
+        let [layers, tables, stored] = formats.each_ref().map(|names| (!names.is_empty()).then(|| listed(names)));
+        let layers = layers.map(|names| format!("linear layers quantised to {names}"));
+        let tables = tables.map(|names| format!("{TABLES} to {names}"));
         let stored = stored.map(|names| format!("weights as stored in {names}"));
-        let how = loaded.into_iter().chain(stored).collect::<Vec<_>>().join(", ");
+        let how = layers.into_iter().chain(tables).chain(stored).collect::<Vec<_>>().join(", ");
         let (numbers, bytes) = self.quantised_summary();
         let each = bytes as f64 / numbers.max(1) as f64;
         let (numbers, bytes) = (report::count(numbers), report::bytes(bytes));

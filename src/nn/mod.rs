@@ -61,7 +61,7 @@ pub use linear::{Linear, LogitChange};
 pub use norm::RmsNorm;
 pub use params::{LayerKind, Param, ParamStore, QuantisedParam};
 pub use pass::{ForwardPass, QueriesAndKeys, RecurrenceOptions};
-pub use quantised::{Quantisation, QuantisedFormat, QuantisedWeight};
+pub use quantised::{BaseQuantisation, Quantisation, QuantisedFormat, QuantisedWeight, TableFormat};
 pub use recurrence::{Cell, GradientReach, RecurrentLayer};
 pub use rope::{Rope, RopeScaling};
 pub use row_adapters::RowAdapters;

@@ -1,6 +1,6 @@
 //! Parameters under the checkpoint's own names, in the order in which they were built.
 
-use super::quantised::{Quantisation, QuantisedWeight};
+use super::quantised::{BaseQuantisation, QuantisedWeight};
 use std::collections::BTreeSet;
 use tch::Tensor;
 
@@ -23,14 +23,20 @@ pub enum LayerKind {
     Score,
 }
 
+/// Ending of the names of single rows of a table that an adapter trains beside it.
+pub const TOKEN_ROWS: &str = "trainable_tokens_delta";
+
 /// Whether a parameter is stored in 4 or 8 bits.
 #[derive(Debug, Clone, Default)]
 pub enum QuantisedParam {
-    /// It never is: no weight of a linear layer between two widths, or trained by an adapter in full.
+    /// It never is: neither the weight of a linear layer between two widths nor a table of tokens, or trained by an adapter
+    /// in full.
     #[default]
     Never,
-    /// It would be if the model were loaded with quantised weights.
+    /// The weight of a linear layer: it would be if the model were loaded with quantised weights.
     Possible,
+    /// A table of tokens, or the weight of an output head: it would be if the model were loaded with quantised embeddings.
+    PossibleTable,
     /// It is.
     Done(QuantisedWeight),
 }
@@ -75,13 +81,15 @@ impl Param {
         }
     }
 
-    /// Returns the size in bytes that the parameter has if linear layers are quantised to `format`; `None` if it is not
+    /// Returns the size in bytes that the parameter has if the base is quantised as `format` says; `None` if it is not
     /// quantised then. A weight that is quantised already stays as it is.
-    pub fn quantised_bytes(&self, format: Option<Quantisation>) -> Option<u64> {
+    pub fn quantised_bytes(&self, format: Option<BaseQuantisation>) -> Option<u64> {
+        let shape = |[a, b]: [i64; 2]| if self.transposed { [b, a] } else { [a, b] };
         match (&self.quantised, &self.tensor.size()[..]) {
             (QuantisedParam::Done(weight), _) => Some(weight.bytes()),
             // A scale of int8 is for a row of outputs: the second size of a weight stored as (in, out).
-            (QuantisedParam::Possible, &[a, b]) => Some(format?.bytes(if self.transposed { [b, a] } else { [a, b] })),
+            (QuantisedParam::Possible, &[a, b]) => Some(format?.linear.bytes(shape([a, b]))),
+            (QuantisedParam::PossibleTable, &[a, b]) => Some(format?.embeddings?.quantisation().bytes(shape([a, b]))),
             _ => None,
         }
     }

@@ -13,7 +13,7 @@ pub use crate::data::rows::{RowFormat, SourceList, SourceSpec as SourceSection};
 use crate::error::{Error, Result};
 use crate::methods::MethodSpec;
 use crate::models::{Dtype, LayerReplay, Storage, TrainedPart};
-use crate::nn::{Quantisation, QuantisedFormat};
+use crate::nn::{BaseQuantisation, Quantisation, QuantisedFormat, TableFormat};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -80,14 +80,19 @@ pub struct ModelSection {
     #[serde(default)]
     pub storage: Storage,
     /// Quantises the frozen weights of the linear layers while they are read, so that a model takes a quarter or a half of
-    /// the memory ("QLoRA"): adapters are trained over the quantised weights. Embeddings, norms, output head and everything
-    /// that is trained keep their format. Left out, nothing is quantised.
+    /// the memory ("QLoRA"): adapters are trained over the quantised weights. Embeddings and output head (but see
+    /// `quantize_embeddings`), norms and everything that is trained keep their format. Left out, nothing is quantised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<QuantisedFormat>,
     /// With `quantize: nf4` or `fp4`, stores the scales of the blocks in 8 bits instead of 32: 0.516 instead of 0.563 bytes
     /// a parameter. Left out: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub double_quantize: Option<bool>,
+    /// With `quantize`, also quantises the tables of tokens and the output head, with a scale for each token: 1 byte a
+    /// parameter. Only the rows that are looked up are dequantised. No adapter can adapt or train such a table as a whole;
+    /// `token_rows` and `trainable_tokens` can. Left out, they keep their format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize_embeddings: Option<TableFormat>,
     /// Tokens that are added to the tokenizer and to the model, such as markers for tools. Their rows are trained with all
     /// other weights, or beside an adapter: `lora` and `trainable_tokens` train just these rows by themselves, unless they
     /// adapt or save the embedding. The result has the tokenizer with the new tokens.
@@ -100,9 +105,10 @@ pub struct ModelSection {
 }
 
 impl ModelSection {
-    /// Returns how the frozen weights of linear layers are quantised; `None` if they are not.
-    pub fn quantisation(&self) -> Option<Quantisation> {
-        Some(Quantisation::new(self.quantize?, self.double_quantize.unwrap_or(true)))
+    /// Returns how the frozen weights are quantised; `None` if they are not.
+    pub fn quantisation(&self) -> Option<BaseQuantisation> {
+        let linear = Quantisation::new(self.quantize?, self.double_quantize.unwrap_or(true));
+        Some(BaseQuantisation { linear, embeddings: self.quantize_embeddings })
     }
 
     /// Returns true if training begins from random weights.

@@ -31,6 +31,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("run.deterministic", &["full_determinism", "use_deterministic_algorithms"], "`true` or `false`"),
     is("model.quantize", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization", "quantization_config", "bnb_4bit_quant_type", "bnb_config", "quantize_base"], "`nf4`, `fp4` or `int8`"),
     is("model.double_quantize", &["bnb_4bit_use_double_quant", "double_quantization", "use_double_quant"], "on by default"),
+    is("model.quantize_embeddings", &["quant_lm_head", "embedding_quantize"], "`int8`"),
     is("model.dtype", &["bnb_4bit_compute_dtype"], "quantised weights are multiplied in this number format"),
     is("model.new_tokens", &["resize_vocab", "added_tokens_overrides", "new_special_tokens_config"], "tokens as lists: `new_tokens: { special: [\"<|tool|>\"], text: [TP53] }`"),
     is("model.new_tokens.special", &["add_special_tokens", "additional_special_tokens", "extra_special_tokens", "special_tokens"], "a list of new markers; special tokens that the model has come from its folder"),

@@ -11,11 +11,12 @@ pub(super) use update::TokenRowsUpdate;
 
 use super::kind::HEAD;
 use crate::error::{Error, Result};
+use crate::nn::params::TOKEN_ROWS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Name of the trained rows within the module of an embedding or head, in files of PEFT's TRAINABLE_TOKENS.
-pub(super) const ROWS: &str = "trainable_tokens_delta";
+pub(super) const ROWS: &str = TOKEN_ROWS;
 /// The same in files of its LoRA.
 pub(super) const ROWS_BESIDE_LORA: &str = "token_adapter.trainable_tokens_delta";
 

@@ -6,7 +6,7 @@ use ft::data::chat::{ChatTokenizer, TemplateOptions};
 use ft::error::{Error, Result};
 use ft::models::dtype::{self, ChosenDtype};
 use ft::models::{self, Model, Storage};
-use ft::nn::{Quantisation, QuantisedFormat};
+use ft::nn::{BaseQuantisation, Quantisation, QuantisedFormat, TableFormat};
 use ft::report;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
@@ -45,6 +45,9 @@ pub struct QuantizeArgs {
     /// For an adapter: the format that it was trained over (`model.quantize` of its recipe)
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub quantize: Option<QuantizeArg>,
+    /// Also quantise the embeddings and the output head, with a scale for each token (`model.quantize_embeddings`)
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "quantize")]
+    pub quantize_embeddings: Option<QuantizeEmbeddingsArg>,
 }
 
 /// Values of --quantize.
@@ -52,6 +55,12 @@ pub struct QuantizeArgs {
 pub enum QuantizeArg {
     Nf4,
     Fp4,
+    Int8,
+}
+
+/// Values of --quantize-embeddings.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum QuantizeEmbeddingsArg {
     Int8,
 }
 
@@ -63,7 +72,12 @@ impl QuantizeArgs {
             QuantizeArg::Fp4 => QuantisedFormat::Fp4,
             QuantizeArg::Int8 => QuantisedFormat::Int8,
         };
-        self.quantize.map_or(Storage::Auto, |arg| Storage::Quantised(Quantisation::new(format(arg), true)))
+        let embeddings = self.quantize_embeddings.map(|arg| match arg {
+            QuantizeEmbeddingsArg::Int8 => TableFormat::Int8,
+        });
+        self.quantize.map_or(Storage::Auto, |arg| {
+            Storage::Quantised(BaseQuantisation { linear: Quantisation::new(format(arg), true), embeddings })
+        })
     }
 }
 

@@ -123,7 +123,7 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
         compatibility::refuse_own_family(&mut compatibility, config);
     }
     if let Some(QuantisedBase::Loaded { format, corrected: true }) = quantised_base::recorded(folder)? {
-        compatibility::require_quantised_base(&mut compatibility, format);
+        compatibility::require_quantised_base(&mut compatibility, format.linear);
     }
     Ok(AdapterInfo {
         folder: folder.display().to_string(),

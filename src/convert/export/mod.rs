@@ -60,7 +60,7 @@ pub fn save_adapter(
             && corrects
         {
             *corrected = true;
-            compatibility::require_quantised_base(&mut report.compatibility, *format);
+            compatibility::require_quantised_base(&mut report.compatibility, format.linear);
         }
         Ok(report)
     })

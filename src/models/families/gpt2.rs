@@ -92,7 +92,7 @@ fn build(c: &Config, b: &ModelBuilder) -> Result<Box<dyn Decoder>> {
     };
     let root = b.root() / "transformer";
     let tokens = (&root / "wte").embedding(c.vocab_size, c.hidden_size);
-    let positions = (&root / "wpe").other_table(positions, c.hidden_size);
+    let positions = (&root / "wpe").position_table(positions, c.hidden_size);
     let layers = (0..c.num_hidden_layers).map(|i| Gpt2Block::build(c, &(&root / "h" / i), i)).collect();
     let norm = (&root / "ln_f").layer_norm(c.hidden_size, c.norm_eps);
     let scope = b.root() / "lm_head";

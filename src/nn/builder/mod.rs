@@ -12,7 +12,7 @@ pub use scope::ModuleScope;
 use super::adapter::{AdapterPlan, AdapterSwitches, ParamRole};
 use super::initial::InitialWeights;
 use super::params::{LayerKind, Param, ParamStore, QuantisedParam};
-use super::quantised::Quantisation;
+use super::quantised::BaseQuantisation;
 use super::virtual_tokens::{ModelSizes, VirtualTokens};
 use super::weight::Weight;
 use super::weights::Weights;
@@ -44,8 +44,8 @@ pub struct ModelBuilder<'w> {
     read: bool,
     /// Whether numbers of matrices that are stored quantised may be left out.
     outline: bool,
-    /// How the frozen weights of linear layers are quantised, if they are.
-    quantise: Option<Quantisation>,
+    /// How the frozen weights are quantised, if they are.
+    quantise: Option<BaseQuantisation>,
     /// Decides by name and kind of layer which of the base's parameters are trained; `None`: none.
     trained: Option<SelectTrained>,
     adapters: Vec<&'w dyn AdapterPlan>,
@@ -113,8 +113,9 @@ impl<'w> ModelBuilder<'w> {
         Self { outline, ..self }
     }
 
-    /// Quantises the frozen weights of linear layers, one by one as they are read.
-    pub fn quantise(self, quantise: Option<Quantisation>) -> Self {
+    /// Quantises the frozen weights of linear layers, and tables of tokens and the output head if `quantise` says so, one by
+    /// one as they are read.
+    pub fn quantise(self, quantise: Option<BaseQuantisation>) -> Self {
         Self { quantise: quantise.filter(|_| self.trained.is_none()), ..self }
     }
 

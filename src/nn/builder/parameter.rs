@@ -1,11 +1,13 @@
 //! Reads or samples the parameters of layers, quantises those that are to be, and records them.
 
 use super::{ModuleScope, WeightSource, transposed_view};
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::native;
 use crate::nn::params::{LayerKind, Param, QuantisedParam};
-use crate::nn::quantised::QuantisedWeight;
+use crate::nn::quantised::{QuantisedWeight, TableFormat};
 use crate::nn::weight::{Weight, cast};
-use crate::nn::weights::QuantisedEntry;
+use crate::nn::weights::{QuantisedEntry, Weights};
+use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -25,8 +27,8 @@ impl ModuleScope<'_> {
         self.param_or_default(name, layer, shape, None)
     }
 
-    /// Returns the weight of a linear layer: quantised if the builder does that and no adapter trains it in full. With it
-    /// comes the matrix that it was quantised from.
+    /// Returns the weight of a linear layer that is no output head: quantised if the builder does that and no adapter trains it
+    /// in full. With it comes the matrix that it was quantised from.
     pub(super) fn linear_weight(&self, layer: LayerKind, shape: &[i64]) -> (Weight, Option<Tensor>) {
         let (b, whole) = (self.builder, self.trained_in_full(layer));
         let possible = layer == LayerKind::Linear && b.trained.is_none() && !whole;
@@ -34,7 +36,7 @@ impl ModuleScope<'_> {
             return (self.quantised_weight("weight", matrix, layer, shape, whole), None);
         }
         let found = self.find("weight", layer, shape, None);
-        let Some(format) = b.quantise.filter(|_| possible) else {
+        let Some(format) = b.quantise.map(|all| all.linear).filter(|_| possible) else {
             let quantised = if possible { QuantisedParam::Possible } else { QuantisedParam::Never };
             return (self.register(found, layer, quantised).into(), None);
         };
@@ -46,6 +48,48 @@ impl ModuleScope<'_> {
                 (found.tensor.into(), None)
             }
         }
+    }
+
+    /// Returns the weight of a table of tokens or of an output head (V, D): quantised if the builder does that, some rows at
+    /// a time as they are read.
+    pub(super) fn token_table_weight(&self, layer: LayerKind, shape: [i64; 2]) -> Weight {
+        let b = self.builder;
+        if let Some(matrix) = self.stored_quantised("weight") {
+            return self.quantised_weight("weight", matrix, layer, &shape, self.trained_in_full(layer));
+        }
+        let Some(format) = b.quantise.and_then(|all| all.embeddings) else {
+            let found = self.find("weight", layer, &shape, None);
+            return self.register(found, layer, QuantisedParam::PossibleTable).into();
+        };
+        let name = (self / "weight").path;
+        let weight = match b.source {
+            WeightSource::Disk(weights) => {
+                b.used.borrow_mut().insert(name.clone());
+                let found = weights.shape(&name).map(<[i64]>::to_vec).zip(weights.kind(&name));
+                if let Some(problem) = misfit(&name, Ok(found), &shape) {
+                    b.problems.borrow_mut().push(problem);
+                    return self.placeholder().into();
+                }
+                quantised_table(weights, &name, shape, format, b.device)
+            }
+            WeightSource::Random(_) => {
+                let whole = self.find("weight", layer, &shape, None).tensor;
+                let rows = |rows: Range<i64>| Ok(whole.narrow(0, rows.start, rows.end - rows.start));
+                QuantisedWeight::quantise_by_rows(shape, format, b.device, rows)
+            }
+        };
+        match weight {
+            Ok(weight) => self.add_quantised(name, false, layer, weight),
+            Err(e) => {
+                b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{name}`", b.origin())));
+                self.placeholder().into()
+            }
+        }
+    }
+
+    /// Returns a small tensor in the place of one whose building failed: the expected shape may not fit into memory.
+    fn placeholder(&self) -> Tensor {
+        Tensor::zeros([1, 1], (self.builder.kind, Device::Cpu))
     }
 
     /// Returns true if an adapter trains this module in full.
@@ -81,10 +125,9 @@ impl ModuleScope<'_> {
     ) -> Weight {
         let (b, full) = (self.builder, (self / name).path);
         b.used.borrow_mut().insert(full.clone());
-        let placeholder = || Tensor::zeros([1, 1], (b.kind, Device::Cpu)).into();
         if matrix.shape() != shape {
             b.problems.borrow_mut().push(format!("`{full}` has shape {:?}, expected {shape:?}", matrix.shape()));
-            return placeholder();
+            return self.placeholder().into();
         }
         let trained = whole || b.trained.as_ref().is_some_and(|trained| trained(&full, layer));
         let read = match trained {
@@ -105,7 +148,7 @@ impl ModuleScope<'_> {
             }
             Err(e) => {
                 b.error.borrow_mut().get_or_insert(e.context(format!("{}: `{full}`", b.origin())));
-                placeholder()
+                self.placeholder().into()
             }
         }
     }
@@ -137,26 +180,17 @@ impl ModuleScope<'_> {
             WeightSource::Random(initial) => Ok(Some(initial.sample(&full, layer, &shape, self.std_factor))),
         };
         b.used.borrow_mut().insert(full.clone());
+        let outline = found.as_ref().map(|t| t.as_ref().map(|t| (t.size(), t.kind())));
+        let problem = misfit(&full, outline, &shape);
         let tensor = match found {
             // A matrix that lies transposed in its file without being used so is copied, unless only its shape matters.
-            Ok(Some(t)) if t.size() == shape && t.is_floating_point() => match transposed || b.outline {
+            Ok(Some(t)) if problem.is_none() => match transposed || b.outline {
                 true => t,
                 false => t.contiguous(),
             },
-            other => {
-                b.problems.borrow_mut().push(match other {
-                    Err(e) => format!("`{full}` could not be read: {e}"),
-                    Ok(None) => format!("`{full}` is missing, expected shape {shape:?}"),
-                    Ok(Some(t)) if t.size() != shape => {
-                        format!("`{full}` has shape {:?}, expected {shape:?}", t.size())
-                    }
-                    Ok(Some(t)) => format!("`{full}` has dtype {:?}, expected floating-point numbers", t.kind()),
-                });
-                // A small placeholder, because `finish` will fail anyway and the expected shape may not fit into
-                // memory.
-                Tensor::zeros([1, 1], (b.kind, Device::Cpu))
-            }
+            _ => self.placeholder(),
         };
+        b.problems.borrow_mut().extend(problem);
         FoundTensor { name: full, tensor, transposed }
     }
 
@@ -180,4 +214,31 @@ impl ModuleScope<'_> {
         b.store.borrow_mut().add(Param { name, tensor: kept, quantised, layer, adapter, transposed, scale });
         if transposed { transposed_view(&tensor) } else { tensor }
     }
+}
+
+/// Says what is wrong with a tensor, found with this shape and dtype, or not at all, or not readable; `None` if nothing is.
+fn misfit(name: &str, found: std::result::Result<Option<(Vec<i64>, Kind)>, &Error>, shape: &[i64]) -> Option<String> {
+    match found {
+        Err(e) => Some(format!("`{name}` could not be read: {e}")),
+        Ok(None) => Some(format!("`{name}` is missing, expected shape {shape:?}")),
+        Ok(Some((found, _))) if found != shape => Some(format!("`{name}` has shape {found:?}, expected {shape:?}")),
+        Ok(Some((_, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 | Kind::Float8e4m3fn))) => None,
+        Ok(Some((_, kind))) => Some(format!("`{name}` has dtype {kind:?}, expected floating-point numbers")),
+    }
+}
+
+/// Reads and quantises a table of a checkpoint, which has this shape, without holding more of it than some rows.
+fn quantised_table(
+    weights: &Weights,
+    name: &str,
+    [count, width]: [i64; 2],
+    format: TableFormat,
+    device: Device,
+) -> Result<QuantisedWeight> {
+    let reader = weights.entry_reader(name).ok_or_else(|| Error::bug(format!("`{name}` is not in the checkpoint")))?;
+    QuantisedWeight::quantise_by_rows([count, width], format, device, |rows| {
+        let part = Tensor::empty([rows.end - rows.start, width], (reader.kind(), Device::Cpu));
+        native::fill_bytes(&part, |bytes| reader.read((rows.start * width) as usize, bytes))?;
+        Ok(part)
+    })
 }

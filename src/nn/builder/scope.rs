@@ -83,7 +83,11 @@ impl ModuleScope<'_> {
     pub fn output_head(&self, inputs: i64, outputs: i64) -> Linear {
         match self.builder.headless.get() {
             true => self.empty_head(inputs),
-            false => self.linear_layer(LayerKind::Head, inputs, outputs, false),
+            false => {
+                let weight = self.token_table_weight(LayerKind::Head, [outputs, inputs]);
+                let adapters = self.attach(LayerKind::Head, &weight, None);
+                Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
+            }
         }
     }
 
@@ -122,20 +126,25 @@ impl ModuleScope<'_> {
 
     /// Builds an embedding of `count` tokens.
     pub fn embedding(&self, count: i64, width: i64) -> Embedding {
-        self.table(LayerKind::Embedding, count, width)
+        self.table(LayerKind::Embedding, self.token_table_weight(LayerKind::Embedding, [count, width]))
     }
 
-    /// Builds a table of `count` vectors that is not the embedding of tokens: of positions, or of tokens beside it.
-    pub fn other_table(&self, count: i64, width: i64) -> Embedding {
-        self.table(LayerKind::Table, count, width)
+    /// Builds a table of `count` tokens beside the embedding of tokens.
+    pub fn other_token_table(&self, count: i64, width: i64) -> Embedding {
+        self.table(LayerKind::Table, self.token_table_weight(LayerKind::Table, [count, width]))
     }
 
-    fn table(&self, layer: LayerKind, count: i64, width: i64) -> Embedding {
-        let shape = [count, width];
+    /// Builds a table of `count` positions.
+    pub fn position_table(&self, count: i64, width: i64) -> Embedding {
+        let (layer, shape) = (LayerKind::Table, [count, width]);
         let weight = match self.stored_quantised("weight") {
             Some(matrix) => self.quantised_weight("weight", matrix, layer, &shape, self.trained_in_full(layer)),
             None => self.param("weight", layer, &shape).into(),
         };
+        self.table(layer, weight)
+    }
+
+    fn table(&self, layer: LayerKind, weight: Weight) -> Embedding {
         let adapters = self.attach(layer, &weight, None);
         Embedding { weight, adapters, kind: self.builder.kind }
     }

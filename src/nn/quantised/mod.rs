@@ -19,7 +19,7 @@ mod stored;
 
 pub use integer_groups::GroupedCodes;
 pub use mxfp4::GROUP as MXFP4_GROUP;
-pub use settings::{Quantisation, QuantisedFormat};
+pub use settings::{BaseQuantisation, Quantisation, QuantisedFormat, TABLES, TableFormat};
 pub use stored::{BlockScales, four_bit_values, scale_values};
 
 use super::autograd::{differentiable, recorded};
@@ -41,7 +41,7 @@ use tch::{Device, Kind, Tensor};
 /// in several tiles.
 pub const TILE: i64 = 1 << 24;
 
-/// The quantised weight (out, in) of a linear layer. Cloning it copies no numbers.
+/// The quantised weight (out, in) of a linear layer, or table (V, D). Cloning it copies no numbers.
 #[derive(Debug, Clone)]
 pub struct QuantisedWeight {
     shape: [i64; 2],
@@ -82,6 +82,19 @@ impl QuantisedWeight {
         Ok(Self { shape: [outputs, inputs], format: Format::Loaded(format), numbers: Rc::new(numbers) })
     }
 
+    /// Quantises a matrix (out, in) in a format of tables, some rows at a time: `rows` returns the numbers of a range of them
+    /// (n, in) on the CPU, in any dtype. Fails if it has NaN or infinite values, or if `rows` does.
+    pub fn quantise_by_rows(
+        shape: [i64; 2],
+        format: TableFormat,
+        device: Device,
+        rows: impl FnMut(Range<i64>) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let TableFormat::Int8 = format;
+        let numbers = Numbers::Int8(Int8Rows::quantise_by_rows(shape, device, rows)?);
+        Ok(Self { shape, format: Format::Loaded(format.quantisation()), numbers: Rc::new(numbers) })
+    }
+
     /// Takes a matrix of this shape (out, in) in blocks of ggml: uint8 and contiguous, at any address, such as a part of a
     /// mapped file. Fails if a row is no whole number of blocks, the size does not fit, or a scale is NaN or infinite.
     pub fn of_ggml_blocks(kind: GgmlType, shape: [i64; 2], blocks: &Tensor) -> Result<Self> {
@@ -107,17 +120,19 @@ impl QuantisedWeight {
 
     /// Returns true if each row has codes and scales of its own, so that [`select_rows`](Self::select_rows) can read it.
     pub fn has_whole_rows(&self) -> bool {
-        matches!(*self.numbers, Numbers::Ggml(_))
+        matches!(*self.numbers, Numbers::Ggml(_) | Numbers::Int8(_))
     }
 
     /// Returns the rows with these numbers (n), int64 on the weight's device, in their order: a quantised weight (n, in)
     /// of its own. Fails for formats without [whole rows](Self::has_whole_rows).
     pub fn select_rows(&self, rows: &Tensor) -> Result<Self> {
-        let Numbers::Ggml(blocks) = &*self.numbers else {
-            return Err(Error::user(format!("single rows of a weight in {} cannot be read", self.describe())));
+        let numbers = match &*self.numbers {
+            Numbers::Ggml(blocks) => Numbers::Ggml(blocks.select(rows)),
+            Numbers::Int8(numbers) => Numbers::Int8(numbers.select(rows)),
+            _ => return Err(Error::user(format!("single rows of a weight in {} cannot be read", self.describe()))),
         };
-        let numbers = Rc::new(Numbers::Ggml(blocks.select(rows)));
-        Ok(Self { shape: [rows.size()[0], self.shape[1]], format: self.format.clone(), numbers })
+        let shape = [rows.size()[0], self.shape[1]];
+        Ok(Self { shape, format: self.format.clone(), numbers: Rc::new(numbers) })
     }
 
     /// Returns the shape: (out, in).

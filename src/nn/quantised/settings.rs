@@ -33,7 +33,59 @@ impl QuantisedFormat {
     }
 }
 
-/// How weights are quantised.
+/// The number format of quantised tables of tokens and output heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TableFormat {
+    /// 8 bits: whole numbers, with a scale for each token.
+    Int8,
+}
+
+impl TableFormat {
+    /// Returns the format's name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Returns how a matrix in this format is quantised.
+    pub fn quantisation(self) -> Quantisation {
+        match self {
+            Self::Int8 => Quantisation::new(QuantisedFormat::Int8, false),
+        }
+    }
+}
+
+/// How the frozen weights of a base are quantised when it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseQuantisation {
+    /// Linear layers.
+    #[serde(flatten)]
+    pub linear: Quantisation,
+    /// Tables of tokens and the output head; `None`: they keep their format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<TableFormat>,
+}
+
+impl BaseQuantisation {
+    /// Returns a description for people, such as `NF4 with 8-bit scales, embeddings and output head in int8`.
+    pub fn describe(self) -> String {
+        let tables = self.embeddings.map(|format| format!(", {TABLES} in {}", format.quantisation().describe()));
+        self.linear.describe() + &tables.unwrap_or_default()
+    }
+}
+
+impl From<Quantisation> for BaseQuantisation {
+    fn from(linear: Quantisation) -> Self {
+        Self { linear, embeddings: None }
+    }
+}
+
+/// What [`BaseQuantisation::embeddings`] quantises, for people.
+pub const TABLES: &str = "embeddings and output head";
+
+/// How a matrix is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quantisation {
     /// The number format.

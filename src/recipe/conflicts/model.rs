@@ -53,10 +53,15 @@ pub fn new_tokens(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
 /// Checks what is quantised.
 pub fn quantisation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     let quantised = w.value("model.quantize").is_some_and(|v| v.is_string());
+    let tables = w.value("model.quantize_embeddings").is_some_and(|v| v.is_string());
     if !quantised {
         if w.given("model.double_quantize") {
             let message = "`model.double_quantize` has no effect without `model.quantize`";
             mistakes.push(w.mistake_at("model.double_quantize", message, "remove it, or set `quantize: nf4`"));
+        }
+        if tables {
+            let message = "`model.quantize_embeddings` has no effect without `model.quantize`";
+            mistakes.push(w.mistake_at("model.quantize_embeddings", message, "remove it, or set `quantize: nf4`"));
         }
         return;
     }
@@ -71,6 +76,10 @@ pub fn quantisation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if w.value("model.storage").is_some_and(|v| v != "auto") {
         let message = "`model.storage` has no effect with `model.quantize`, which says how weights are held";
         mistakes.push(w.mistake_at("model.storage", message, "remove one of the two"));
+    }
+    if tables && w.given("model.new_tokens") {
+        let message = "`model.quantize_embeddings` quantises the tables that `model.new_tokens` adds rows to";
+        mistakes.push(w.mistake_at("model.quantize_embeddings", message, "remove one of the two"));
     }
 }
 

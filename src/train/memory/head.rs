@@ -41,21 +41,28 @@ impl RunShape<'_> {
         chunk + self.supervised * d * width * 2 + widened
     }
 
-    /// Returns the bytes of the largest part of a quantised weight that is dequantised at a time.
-    fn dequantised(&self) -> u64 {
-        let loaded = self.prepared.storage.quantisation().is_some();
-        let quantised = self.model.params().base().filter(|p| match p.quantised {
+    /// Returns true for a parameter that is quantised in the run, in its file or when it is loaded.
+    fn is_quantised(&self, p: &Param) -> bool {
+        let loaded = self.prepared.storage.quantisation();
+        match p.quantised {
             QuantisedParam::Never => false,
-            QuantisedParam::Possible => loaded,
+            QuantisedParam::Possible => loaded.is_some(),
+            QuantisedParam::PossibleTable => loaded.is_some_and(|format| format.embeddings.is_some()),
             QuantisedParam::Done(_) => true,
-        });
+        }
+    }
+
+    /// Returns the bytes of the largest part of a layer's quantised weight that is dequantised at a time.
+    fn dequantised(&self) -> u64 {
+        let of_layer = |p: &&Param| !matches!(p.layer, LayerKind::Embedding | LayerKind::Table | LayerKind::Head);
+        let quantised = self.model.params().base().filter(of_layer).filter(|p| self.is_quantised(p));
         quantised.map(|p| tile(p.count())).max().unwrap_or(0) * self.width()
     }
 
-    /// Returns true if the weight of the output head is stored quantised.
+    /// Returns true if the weight of the output head is quantised.
     fn head_is_quantised(&self) -> bool {
         let head = self.model.params().base().find(|p| self.is_head(p));
-        head.is_some_and(|p| matches!(p.quantised, QuantisedParam::Done(_)))
+        head.is_some_and(|p| self.is_quantised(p))
     }
 
     /// Returns true for the weight of the output head, which may be that of the embedding.

@@ -97,7 +97,11 @@ impl Prepared {
     pub fn sketch(&self) -> Result<Model> {
         let placement =
             ModelPlacement { device: Device::Cpu, storage: Storage::Outline, train_base: false, shapes_only: true };
-        model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)
+        let model = model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)?;
+        if self.plan.recipe.model.quantize_embeddings.is_some() {
+            model.require_untouched_tables()?;
+        }
+        Ok(model)
     }
 
     /// Returns the rows of new tokens.

@@ -86,7 +86,7 @@ fn plain_formats_have_every_tensor_rounded_once() {
 /// The matrices and their numbers are those of the same model with `--quantize nf4`; experts keep their dtype.
 #[test]
 fn nf4_has_the_numbers_of_a_model_that_is_quantised_when_it_is_loaded() {
-    let storage = Storage::Quantised(Quantisation::new(QuantisedFormat::Nf4, true));
+    let storage = Storage::Quantised(Quantisation::new(QuantisedFormat::Nf4, true).into());
     for name in FAMILIES.into_iter().filter(|name| *name != "falcon") {
         let made = Exported::of(name, json!({}));
         let summary = export_to(&made, "nf4", HfFormat::Nf4).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -166,7 +166,7 @@ fn routers_are_adapted_and_quantised_only_by_name() {
         let load = LoadOptions {
             device: device(),
             kind: Kind::Float,
-            storage: Storage::Quantised(format),
+            storage: Storage::Quantised(format.into()),
             train_base: None,
             adapters: Vec::new(),
             vocabulary: None,

@@ -454,6 +454,6 @@ fn stored_weights_are_neither_trained_nor_quantised_once_more() {
         Model::load(folder.path(), load).err().expect("it is refused").to_string()
     };
     let format = Quantisation::new(QuantisedFormat::Nf4, true);
-    assert!(load(Storage::Quantised(format), None).contains("cannot be quantised once more"));
+    assert!(load(Storage::Quantised(format.into()), None).contains("cannot be quantised once more"));
     assert!(load(Storage::Auto, Some(&TrainedPart::LastLayers(1))).contains("cannot be trained"));
 }

@@ -2,7 +2,8 @@
 //! dequantised weights.
 
 use crate::support::{device, tensors};
-use ft::nn::{Quantisation, QuantisedFormat, QuantisedWeight, Weight};
+use ft::error::Error;
+use ft::nn::{Quantisation, QuantisedFormat, QuantisedWeight, TableFormat, Weight};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -76,6 +77,65 @@ fn int8_is_that_of_bitsandbytes() {
     }
     let zeros = quantise(&Tensor::zeros([2, 9], (Kind::Float, Device::Cpu)), QuantisedFormat::Int8, false);
     assert_eq!(zeros.dense(Kind::Float).abs().max().double_value(&[]), 0.0);
+}
+
+/// Quantises a table some rows at a time.
+fn by_rows(table: &Tensor) -> ft::error::Result<QuantisedWeight> {
+    let [count, width] = table.size()[..] else { panic!("a table has two dimensions") };
+    QuantisedWeight::quantise_by_rows([count, width], TableFormat::Int8, device(), |rows| {
+        assert!((rows.end - rows.start) * width <= 1 << 20, "{rows:?}: a part is at most 4 MiB in float32");
+        Ok(table.narrow(0, rows.start, rows.end - rows.start))
+    })
+}
+
+/// Of 2,500 rows, 1,024 are read at a time; in bfloat16, as they are in most checkpoints.
+#[test]
+fn a_table_that_is_read_by_rows_has_the_codes_of_the_whole() {
+    tch::manual_seed(17);
+    let table = (Tensor::randn([2500, 1024], (Kind::Float, Device::Cpu)) * 0.1).to_kind(Kind::BFloat16);
+    let _ = table.get(2100).zero_();
+    let found = by_rows(&table).unwrap();
+    let whole = quantise(&table, QuantisedFormat::Int8, false);
+    for (found, expected) in found.tensors().iter().zip(whole.tensors()) {
+        assert!(same_bits(&found.to_device(Device::Cpu), &expected.to_device(Device::Cpu)));
+    }
+    assert_eq!(found.bytes(), TableFormat::Int8.quantisation().bytes([2500, 1024]));
+    // Codes are 127 x / s, rounded, for the largest magnitude s of a row; written down without the code under test.
+    let numbers = Vec::<f32>::try_from(table.to_kind(Kind::Float).view([-1])).unwrap();
+    let codes = Vec::<i8>::try_from(found.tensors()[0].to_device(Device::Cpu).view([-1])).unwrap();
+    for (row, codes) in numbers.chunks(1024).zip(codes.chunks(1024)) {
+        let scale = row.iter().fold(0f64, |most, x| most.max(f64::from(x.abs())));
+        for (x, code) in row.iter().zip(codes) {
+            let exact = if scale > 0.0 { 127.0 * f64::from(*x) / scale } else { 0.0 };
+            assert!((exact - f64::from(*code)).abs() <= 0.5 + 1e-4, "{x} of {scale}: {code}");
+        }
+    }
+}
+
+/// Of a table only the rows that are looked up are dequantised; its product is that of the dequantised numbers.
+#[test]
+fn rows_of_a_table_are_those_of_its_numbers() {
+    let table = Tensor::randn([300, 77], (Kind::Float, Device::Cpu));
+    let weight = Weight::Quantised(by_rows(&table).unwrap());
+    let ids = Tensor::from_slice(&[299i64, 0, 7, 7, 128]).to_device(device());
+    let expected = weight.dense(Kind::Float).index_select(0, &ids);
+    assert!(same_bits(&weight.rows(&ids), &expected));
+    let Weight::Quantised(quantised) = &weight else { unreachable!() };
+    let picked = quantised.select_rows(&ids).unwrap();
+    assert!(picked.shape() == [5, 77] && picked.bytes() == 5 * 77 + 5 * 4);
+    assert!(same_bits(&picked.dense(Kind::BFloat16), &expected.to_kind(Kind::BFloat16)));
+    let four_bits = quantise(&table, QuantisedFormat::Nf4, true);
+    assert!(!four_bits.has_whole_rows() && four_bits.select_rows(&ids).is_err());
+}
+
+#[test]
+fn a_table_with_a_number_that_is_not_finite_is_refused() {
+    let table = Tensor::ones([3000, 512], (Kind::Float, Device::Cpu));
+    let _ = table.get(2999).get(511).fill_(f64::INFINITY);
+    assert!(by_rows(&table).unwrap_err().to_string().contains("NaN or infinite"));
+    let unreadable = |_| Err(Error::user("the file ends here"));
+    let e = QuantisedWeight::quantise_by_rows([4, 4], TableFormat::Int8, device(), unreadable).unwrap_err();
+    assert!(e.to_string().contains("the file ends here"));
 }
 
 #[test]

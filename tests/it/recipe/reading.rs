@@ -513,8 +513,9 @@ const UNCOMMON: &[&str] = &[
     "model.init",
     "model.config",
     "model.tokenizer",
-    "model.new_tokens.",     // in the comment of model.new_tokens
-    "model.double_quantize", // needs model.quantize
+    "model.new_tokens.",         // in the comment of model.new_tokens
+    "model.double_quantize",     // needs model.quantize
+    "model.quantize_embeddings", // needs model.quantize
     "adapter.lora.bias",
     "adapter.lora.head_rows",
     "adapter.lora.tie", // for models whose head shares the embedding's weight

@@ -187,6 +187,11 @@ fn predictions_for_quantised_bases_are_near_to_what_a_run_takes() {
     ] {
         assert_predicted(&space, &[settings]);
     }
+    for format in ["nf4", "int8"] {
+        let format = format!("model.quantize={format}");
+        assert_predicted(&space, &[&format, "model.quantize_embeddings=int8"]);
+        assert_predicted(&space, &[&format, "model.quantize_embeddings=int8", "adapter.lora.token_rows=[5, 6]"]);
+    }
 }
 
 /// Several streams, vectors of tokens for each layer, keys and values that layers share.

@@ -61,6 +61,10 @@ fn over_quantised_weights() {
     for format in ["nf4", "fp4", "int8"] {
         trains_alike(&space, format, "recipes/qlora-medical.yaml", &[&format!("model.quantize={format}")]);
     }
+    for tables in ["", "int8"] {
+        let set = format!("model.quantize_embeddings={tables}");
+        trains_alike(&space, &format!("tables-{tables}"), "recipes/qlora-medical.yaml", &[&set]);
+    }
 }
 
 #[test]

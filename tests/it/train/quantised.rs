@@ -6,6 +6,9 @@ use crate::support::resumed::{broken_off, resumed_equals_straight, train};
 use crate::support::workspace::Workspace;
 use serde_json::{Value, json};
 
+/// With the embedding and the output head in int8, or in their own format.
+const TABLES: &str = "model.quantize_embeddings=int8";
+const NO_TABLES: &str = "model.quantize_embeddings=";
 const QLORA: &str = "recipes/qlora-medical.yaml";
 
 /// Returns the losses of a run's steps.
@@ -18,7 +21,8 @@ fn an_adapter_over_quantised_weights_learns() {
     let space = Workspace::new();
     for format in ["nf4", "fp4", "int8"] {
         let set = format!("model.quantize={format}");
-        let run = train(&space, QLORA, format, &[&set, "run.epochs=8", "optim.lr=1e-2", "optim.schedule=constant"]);
+        let learn = ["run.epochs=8", "optim.lr=1e-2", "optim.schedule=constant"];
+        let run = train(&space, QLORA, format, &[&[&set, NO_TABLES][..], &learn].concat());
         let losses = losses(&space, format);
         assert!(
             losses.len() == 24 && losses[21..].iter().sum::<f64>() < 0.9 * losses[..3].iter().sum::<f64>(),
@@ -38,27 +42,51 @@ fn an_adapter_over_quantised_weights_learns() {
 #[test]
 fn resumed_runs_over_quantised_weights_equal_straight_ones() {
     for (format, more) in [("nf4", "adapter.lora.dropout=0.1"), ("int8", "run.replay=all")] {
-        resumed_equals_straight(&Workspace::new(), QLORA, &[&format!("model.quantize={format}"), more]);
+        resumed_equals_straight(&Workspace::new(), QLORA, &[&format!("model.quantize={format}"), NO_TABLES, more]);
+    }
+}
+
+/// The base of the recipe takes less than with the embedding in its own format; the run says so, records it and is read back.
+#[test]
+fn an_adapter_over_quantised_embeddings_learns() {
+    let space = Workspace::new();
+    let learn = ["run.epochs=8", "optim.lr=1e-2", "optim.schedule=constant"];
+    let run = train(&space, QLORA, "tables", &[&[TABLES][..], &learn].concat());
+    let losses = losses(&space, "tables");
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    assert!(losses.len() == 24 && mean(&losses[21..]) < 0.9 * mean(&losses[..3]), "{losses:?}");
+    assert!(stderr(&run).contains("with 8-bit scales, embeddings and output head to int8: "), "{}", stderr(&run));
+    assert_eq!(space.json("tables/plan.json")["recipe"]["model"]["quantize_embeddings"], "int8");
+    let report = space.json("tables/export_report.json");
+    assert_eq!(report["verdict"], "passed", "{report}");
+    assert_eq!(report["quantised_base"], json!({ "format": "nf4", "double": true, "embeddings": "int8" }));
+}
+
+#[test]
+fn resumed_runs_over_quantised_embeddings_equal_straight_ones() {
+    for more in ["adapter.lora.dropout=0.1", "adapter.lora.token_rows=[2]"] {
+        resumed_equals_straight(&Workspace::new(), QLORA, &[TABLES, more]);
     }
 }
 
 #[test]
 fn a_run_is_not_resumed_over_other_weights() {
     let space = Workspace::new();
-    train(&space, QLORA, "straight", &[]);
+    train(&space, QLORA, "straight", &[TABLES]);
     broken_off(&space, "straight", "broken", 5);
-    let resume = |set: &str| {
-        let steps = crate::support::resumed::STEPS.iter().flat_map(|s| ["--set", s]);
-        let arguments = ["train", QLORA, "--resume", "--set", "run.out=broken", "--set", set].into_iter().chain(steps);
+    let resume = |sets: &[&str]| {
+        let sets = sets.iter().chain(&crate::support::resumed::STEPS).flat_map(|s| ["--set", s]);
+        let arguments = ["train", QLORA, "--resume", "--set", "run.out=broken"].into_iter().chain(sets);
         space.refused(&arguments.collect::<Vec<_>>())
     };
-    for (set, expected) in [
-        ("model.quantize=fp4", "model.quantize: was \"nf4\", is \"fp4\""),
-        ("model.quantize=", "model.quantize: was \"nf4\", is not set"),
-        ("model.double_quantize=false", "model.double_quantize: was true, is false"),
+    for (sets, expected) in [
+        (&["model.quantize=fp4", TABLES][..], "model.quantize: was \"nf4\", is \"fp4\""),
+        (&["model.quantize=", NO_TABLES], "model.quantize: was \"nf4\", is not set"),
+        (&["model.double_quantize=false", TABLES], "model.double_quantize: was true, is false"),
+        (&[NO_TABLES], "model.quantize_embeddings: was \"int8\", is not set"),
     ] {
-        let said = resume(set);
-        assert!(said.contains(expected), "{set}: {said}");
+        let said = resume(sets);
+        assert!(said.contains(expected), "{sets:?}: {said}");
     }
 }
 
@@ -67,10 +95,12 @@ fn every_method_runs_over_quantised_weights() {
     let space = Workspace::new();
     let steps = |name: &str, recipe: &str, sets: &[&str]| {
         let out = format!("run.out=runs/{name}");
-        let common = ["model.quantize=nf4", "run.steps=2", "run.samples=0", "run.eval_every=0", &out];
+        let common = ["model.quantize=nf4", TABLES, "run.steps=2", "run.samples=0", "run.eval_every=0", &out];
         let sets = common.iter().chain(sets).flat_map(|s| ["--set", s]);
         let run = space.ft(&["train", recipe].into_iter().chain(sets).collect::<Vec<_>>());
-        assert!(stderr(&run).contains("quantised to NF4"), "{name}: {}", stderr(&run));
+        for part in ["quantised to NF4", "embeddings and output head to int8"] {
+            assert!(stderr(&run).contains(part), "{name}: {}", stderr(&run));
+        }
         let losses = losses(&space, &format!("runs/{name}"));
         assert!(losses.len() == 2 && losses.iter().all(|x| x.is_finite()), "{name}: {losses:?}");
         assert_eq!(space.json(&format!("runs/{name}/export_report.json"))["verdict"], "passed", "{name}");
@@ -94,7 +124,7 @@ fn every_method_runs_over_quantised_weights() {
 #[test]
 fn an_adapter_over_quantised_weights_is_merged_into_the_bases_own() {
     let space = Workspace::new();
-    train(&space, QLORA, "run", &["optim.lr=1e-2"]);
+    train(&space, QLORA, "run", &["optim.lr=1e-2", NO_TABLES]);
     let base = "models/smollm2-135m-instruct";
     let merge = space.ft(&["merge", base, "run", "--out", "merged", "--json"]);
     let report: Value = serde_json::from_slice(&merge.stdout).unwrap();
@@ -115,8 +145,15 @@ fn an_adapter_over_quantised_weights_is_merged_into_the_bases_own() {
     let report: Value = serde_json::from_slice(&sum.stdout).unwrap();
     assert_eq!(report["quantised_base"]["format"], "nf4", "{report}");
     assert!(report.get("quantisation_error").is_none());
+    // The same with the embedding in int8; the two were trained over different bases.
+    train(&space, QLORA, "tables", &["optim.lr=1e-2", TABLES]);
+    let merge = space.ft(&["merge", base, "tables", "--out", "merged-tables", "--json"]);
+    let report: Value = serde_json::from_slice(&merge.stdout).unwrap();
+    assert_eq!(report["quantisation_error"]["trained_over"]["embeddings"], "int8", "{report}");
+    let said = space.refused(&["merge", base, "run", "tables", "--out", "both"]);
+    assert!(said.contains("NF4 with 8-bit scales, embeddings and output head in int8"), "{said}");
     // A merge of adapters over bases that were quantised in two ways is refused.
-    train(&space, QLORA, "other", &["model.quantize=int8"]);
+    train(&space, QLORA, "other", &["model.quantize=int8", NO_TABLES]);
     let said = space.refused(&["merge", base, "run", "other", "--out", "both"]);
     assert!(said.contains("NF4 with 8-bit scales") && said.contains("int8"), "{said}");
 }
@@ -127,11 +164,11 @@ fn an_adapter_over_quantised_weights_is_merged_into_the_bases_own() {
 fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
     let space = Workspace::new();
     let base = "models/smollm2-135m-instruct";
-    train(&space, QLORA, "plain", &[]);
-    train(&space, QLORA, "loftq", &["adapter.lora.init=loftq"]);
+    train(&space, QLORA, "plain", &[TABLES]);
+    train(&space, QLORA, "loftq", &["adapter.lora.init=loftq", TABLES]);
     let first = |out: &str| losses(&space, out)[0];
     assert!((first("plain") - first("loftq")).abs() > 1e-4, "{} {}", first("plain"), first("loftq"));
-    let corrected = json!({ "format": "nf4", "double": true, "corrected": true });
+    let corrected = json!({ "format": "nf4", "double": true, "embeddings": "int8", "corrected": true });
     let report = space.json("loftq/export_report.json");
     assert_eq!(report["quantised_base"], corrected);
     let told = |i: usize| report["compatibility"][i].to_string();
@@ -149,13 +186,14 @@ fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
     );
     let config = space.json("loftq/adapter_config.json");
     assert_eq!((&config["init_lora_weights"], &config["r"]), (&json!(true), &json!(16)), "{config}");
-    train(&space, QLORA, "more", &["adapter.lora.from=loftq"]);
+    train(&space, QLORA, "more", &["adapter.lora.from=loftq", TABLES]);
     assert_eq!(space.json("more/export_report.json")["quantised_base"], corrected);
     for folder in ["loftq", "more"] {
         for form in ["model", "adapter"] {
             let said = space.refused(&["merge", base, folder, "--as", form, "--out", "merged"]);
             assert!(
-                said.contains("began as a correction of a base in NF4") && said.contains("--quantize nf4"),
+                said.contains("began as a correction of a base in NF4")
+                    && said.contains("--quantize nf4 --quantize-embeddings int8 --adapter"),
                 "{said}"
             );
         }
@@ -188,6 +226,22 @@ fn answers_of_a_quantised_model_and_what_it_says() {
         answer
     });
     assert!(answers.iter().any(|answer| *answer != plain), "{answers:?}");
+    let tables = ["--quantize", "nf4", "--quantize-embeddings", "int8"];
+    let (_, said) = ask(&tables);
+    assert!(said.contains("embeddings and output head to int8"), "{said}");
+    let eval = ["eval", "--model", model, "--data", "datasets/icd10/test.jsonl", "--max-new-tokens", "2", "--json"];
+    let perplexity = |more: &[&str]| {
+        let output = space.ft(&[&eval[..], more].concat());
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["perplexity"].as_f64().unwrap()
+    };
+    let (four_bits, all) = (perplexity(&tables[..2]), perplexity(&tables));
+    assert!(four_bits != all && (four_bits / all - 1.0).abs() < 0.05, "{four_bits} {all}");
+    let refused = |more: &[&str]| {
+        let ask = ["generate", "--model", model, "--prompt", "one"];
+        stderr(&space.command(&[&ask[..], more].concat()).output().unwrap())
+    };
+    assert!(refused(&tables[2..]).contains("--quantize <FORMAT>"), "{}", refused(&tables[2..]));
+    assert!(refused(&["--quantize", "nf4", "--quantize-embeddings", "nf4"]).contains("possible values: int8"));
 }
 
 #[test]
@@ -201,10 +255,32 @@ fn settings_that_cannot_be_combined_with_quantised_weights_are_mistakes() {
         (&["adapter="][..], "`model.quantize` needs an `adapter`"),
         (&["model.storage=copy"], "`model.storage` has no effect with `model.quantize`"),
         (&["model.quantize=int8", "model.double_quantize=true"], "`model.double_quantize` has no effect with"),
-        (&["model.quantize=", "model.double_quantize=true"], "`model.double_quantize` has no effect without"),
+        (
+            &["model.quantize=", NO_TABLES, "model.double_quantize=true"],
+            "`model.double_quantize` has no effect without",
+        ),
         (&["model.quantize=nf5"], "nf4"),
+        (&["model.quantize=", TABLES], "`model.quantize_embeddings` has no effect without `model.quantize`"),
+        (&["model.quantize_embeddings=nf4"], "int8"),
+        (&[TABLES, "model.new_tokens={text: [NSCLC]}"], "quantises the tables that `model.new_tokens` adds rows to"),
     ] {
         let said = refused(sets);
         assert!(said.contains(expected), "{sets:?}: {said}");
     }
+    // Modules are known once the model is looked at: `ft check` says it before a run begins.
+    for (set, table) in [
+        ("adapter={lora: {targets: [q_proj, embed_tokens]}}", "`model.embed_tokens`"),
+        ("adapter={lora: {targets: [q_proj, lm_head]}}", "`lm_head`"),
+        ("adapter={lora: {modules_to_save: [embed_tokens], tie: true}}", "`model.embed_tokens`"),
+        ("adapter={ia3: {targets: [down_proj, lm_head]}}", "`lm_head`"),
+        ("adapter={loha: {targets: [q_proj, lm_head]}}", "`lm_head`"),
+        ("adapter={oft: {block: 4, targets: [embed_tokens]}}", "`model.embed_tokens`"),
+    ] {
+        for command in ["check", "train"] {
+            let said = space.refused(&[command, QLORA, "--set", TABLES, "--set", set, "--set", "run.out=no"]);
+            let expected = format!("adapts or trains {table}");
+            assert!(said.contains("quantize_embeddings") && said.contains(&expected), "{command} {set}: {said}");
+        }
+    }
+    assert!(!space.path("no").exists());
 }

@@ -44,7 +44,7 @@ pub fn build(c: &Config, b: &ModelBuilder) -> Result<Box<dyn Decoder>> {
     let embed = (&root / "embed_tokens").embedding(c.vocab_size, d);
     let all = c.num_hidden_layers * s.input;
     let inputs = LayerInputs {
-        table: (&root / "embed_tokens_per_layer").other_table(s.vocabulary, all),
+        table: (&root / "embed_tokens_per_layer").other_token_table(s.vocabulary, all),
         projection: (&root / "per_layer_model_projection").linear(d, all, false),
         norm: Norm::build(NormKind::Rms, &(&root / "per_layer_projection_norm"), s.input, c.norm_eps),
         depth: c.num_hidden_layers,
