@@ -2,13 +2,15 @@
 //! a run that exhausts memory halfway ends in an error and can be resumed from its last checkpoint.
 
 use crate::support::command::{output_and_peak_memory, proc_bytes};
-use crate::support::families;
 use crate::support::files::write_sparse;
 use crate::support::gguf::tiny_gguf;
 use crate::support::needs::{LIMITS, needs};
 use crate::support::stored::write_wide;
 use crate::support::workspace::Workspace;
+use crate::support::{alone, families, fixture};
 use ft::gguf::quant::GgmlType;
+use ft::models::{Heads, LoadOptions, Model, Storage};
+use ft::nn::{BaseQuantisation, Quantisation, QuantisedFormat, TableFormat};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -192,6 +194,29 @@ fn predictions_for_quantised_bases_are_near_to_what_a_run_takes() {
         assert_predicted(&space, &[&format, "model.quantize_embeddings=int8"]);
         assert_predicted(&space, &[&format, "model.quantize_embeddings=int8", "adapter.lora.token_rows=[5, 6]"]);
     }
+}
+
+/// A table of 134 MB in bfloat16 is read and quantised in parts: beside its codes there are never more than some of them.
+#[test]
+fn no_copy_of_a_table_exists_while_it_is_quantised() {
+    alone("train::memory::no_copy_of_a_table_exists_while_it_is_quantised", || {
+        let device = ft::models::device("cpu").unwrap(); // also counts the memory of tensors
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(fixture("tiny-llama/config.json"), folder.path().join("config.json")).unwrap();
+        let (rows, width) = (1 << 18, 256);
+        write_sparse_model(folder.path(), rows, width);
+        let linear = Quantisation::new(QuantisedFormat::Nf4, true);
+        let storage = Storage::Quantised(BaseQuantisation { linear, embeddings: Some(TableFormat::Int8) });
+        let (kind, heads, adapters) = (Kind::Float, Heads::Tokens, Vec::new());
+        let load = LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads };
+        ft::native::reset_peak(device).unwrap();
+        let before = ft::native::memory(device).unwrap().live;
+        let model = Model::load(folder.path(), load).unwrap();
+        let (_, bytes) = model.storage_summary();
+        let most = ft::native::memory(device).unwrap().peak - before;
+        assert!((rows * width..rows * width * 11 / 10).contains(&bytes), "{bytes}");
+        assert!(most < bytes + (24 << 20), "{most} bytes while {bytes} were loaded");
+    });
 }
 
 /// Several streams, vectors of tokens for each layer, keys and values that layers share.
