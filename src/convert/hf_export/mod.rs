@@ -167,7 +167,7 @@ pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> R
                 "--for: {} does not read such a directory: {}",
                 answer.consumer, answer.note
             ))
-            .hint("choose another --type, or leave --for out"));
+            .hint("with another --type it may; --to hf alone writes the directory without this check"));
         }
         let read_back = check::check(temp, &files, &tensors, &mut step)?;
         let mut counts = BTreeMap::new();

@@ -62,8 +62,8 @@ pub fn choose_model(runtime: Runtime, model: &Path) -> Result<RuntimeChoice> {
         return Err(Error::user(format!("--for peft: {} is a model, and PEFT reads adapters", model.display()))
             .hint("name an adapter, or write what transformers reads: ft export MODEL --to hf"));
     }
-    require_model(runtime, &Config::read(model)?, &model.display().to_string())?;
-    let why = format!("{} reads whole models", runtime.title());
+    let doubt = require_model(runtime, &Config::read(model)?, &model.display().to_string())?;
+    let why = format!("{} reads whole models{doubt}", runtime.title());
     Ok(RuntimeChoice { runtime, form: RuntimeForm::Model, why })
 }
 
@@ -114,9 +114,9 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
             ),
         ));
     }
-    require_model(runtime, &config, &base.display().to_string())?;
+    let doubt = require_model(runtime, &config, &base.display().to_string())?;
     let what = if runtime == Runtime::OnnxRuntime { "it reads no adapters" } else { &reason };
-    chosen(RuntimeForm::Model, format!("{name} reads it merged only: {what}"), None)
+    chosen(RuntimeForm::Model, format!("{name} reads it merged only: {what}{doubt}"), None)
 }
 
 /// Returns the answer of a program for the adapter `file`, which `part` is or is made of.
@@ -130,11 +130,13 @@ fn answer(runtime: Runtime, file: &AdapterFile, part: &WeightedAdapter, config: 
         .ok_or_else(|| Error::bug(format!("no answer for {} about an adapter", runtime.title())))
 }
 
-/// Fails if a program does not read models of this family.
-fn require_model(runtime: Runtime, config: &Config, model: &str) -> Result<()> {
+/// Fails if a program does not read models of this family. Returns what is to be said if it is not known; empty if it reads them.
+fn require_model(runtime: Runtime, config: &Config, model: &str) -> Result<String> {
     let answer = compatibility::of_config(config, runtime);
-    if answer.reads != Some(false) {
-        return Ok(());
+    match answer.reads {
+        Some(true) => return Ok(String::new()),
+        None => return Ok(format!("; whether it reads this model is not known: {}", answer.note)),
+        Some(false) => {}
     }
     let hint = match runtime.format() {
         RuntimeFormat::Onnx => "docs/export.md says which models are written for ONNX Runtime",

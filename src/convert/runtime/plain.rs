@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tch::{Device, Kind, Tensor};
 
 /// Returns the plain LoRA that changes the model as `part` does, or the reason why there is none. `runtime` decides about the smallest
-/// rank, and whether layers that are not adapted get factors of zeros. Fails if the adapter does not fit the base.
+/// rank, and about the modules that get factors of zeros. Fails if the adapter does not fit the base.
 pub(super) fn of(
     runtime: Runtime,
     part: &WeightedAdapter,
@@ -32,12 +32,10 @@ pub(super) fn of(
     let smallest = if runtime == Runtime::Tgi { TGI_SMALLEST_RANK } else { 1 };
     let rank = found.values().map(|module| module.factors.a.size()[0]).max().unwrap_or(1).max(smallest);
     let mut factors: BTreeMap<String, [Tensor; 2]> = BTreeMap::new();
-    if runtime == Runtime::Tgi {
-        for module in neighbours(&found, base) {
-            let Some([outputs, inputs]) = matrix(base, &module) else { continue };
-            let zeros = |shape: [i64; 2]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-            factors.insert(module, [zeros([rank, inputs]), zeros([outputs, rank])]);
-        }
+    for module in expected_beside(runtime, &found, base) {
+        let Some([outputs, inputs]) = matrix(base, &module) else { continue };
+        let zeros = |shape: [i64; 2]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        factors.insert(module, [zeros([rank, inputs]), zeros([outputs, rank])]);
     }
     for (module, ModuleFactors { factors: update, .. }) in &found {
         let more = rank - update.a.size()[0];
@@ -46,6 +44,27 @@ pub(super) fn of(
         factors.insert(module.clone(), [a.contiguous(), b.contiguous()]);
     }
     Ok(Ok(combined_adapter(base, factors, BTreeMap::new(), part.file.base.clone())))
+}
+
+/// Returns the modules that a program expects adapters of beside those that there are.
+fn expected_beside(runtime: Runtime, found: &BTreeMap<String, ModuleFactors>, base: &Weights) -> BTreeSet<String> {
+    const QUERY: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+    match runtime {
+        Runtime::Tgi => neighbours(found, base),
+        Runtime::TensorRtLlm => siblings(found, &QUERY, &QUERY),
+        Runtime::SgLang => {
+            let mut expected = siblings(found, &QUERY[1..], &QUERY[..1]);
+            expected.extend(siblings(found, &["up_proj"], &["gate_proj"]));
+            expected
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// Returns the modules with names in `expected` that lie beside adapted ones with names in `names`.
+fn siblings(found: &BTreeMap<String, ModuleFactors>, names: &[&str], expected: &[&str]) -> BTreeSet<String> {
+    let parents = found.keys().filter_map(|module| module.rsplit_once('.')).filter(|(_, name)| names.contains(name));
+    parents.flat_map(|(parent, _)| expected.iter().map(move |name| format!("{parent}.{name}"))).collect()
 }
 
 /// Returns the modules of the base that are called as adapted ones, but for the number of their layer.

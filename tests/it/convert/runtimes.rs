@@ -242,6 +242,24 @@ fn what_a_program_cannot_read_is_folded_into_a_plain_lora() {
         let report: Value = ft::fsutil::read_json(&folder.join("export_report.json")).unwrap();
         assert_eq!((&report["verdict"], &report["for"]["form"]), (&json!("passed"), &json!("plain_lora")));
     }
+    // What servers compute together is adapted together.
+    for (runtime, left_out, added) in [
+        (Runtime::TensorRtLlm, "k_proj", "self_attn.k_proj"),
+        (Runtime::SgLang, "q_proj", "self_attn.q_proj"),
+        (Runtime::SgLang, "gate_proj", "mlp.gate_proj"),
+    ] {
+        let partly = lora(&made, json!({ "exclude_modules": [left_out] }));
+        change(&partly, |all| all.retain(|name, _| !name.contains(left_out)));
+        let expected = logits(&made.model(), Some(&partly));
+        let (folder, form) = written(&made, &partly, runtime);
+        assert_eq!(form, RuntimeForm::PlainLora, "{runtime:?} {left_out}");
+        let all = tensors(folder.join("adapter_model.safetensors"));
+        let b = &all[&format!("base_model.model.model.layers.3.{added}.lora_B.weight")];
+        assert_eq!(b.abs().max().double_value(&[]), 0.0, "{left_out}");
+        assert_close(left_out, &logits(&made.model(), Some(&folder)), &expected, 1e-5);
+    }
+    let settings = json!({ "use_rslora": true, "rank_pattern": {"k_proj": 2} });
+    let adapter = lora(&made, settings);
     let (folder, form) = written(&made, &adapter, Runtime::Peft);
     assert_eq!(form, RuntimeForm::Adapter);
     let before = tensors(adapter.join("adapter_model.safetensors"));
@@ -267,6 +285,14 @@ fn the_form_follows_from_adapter_and_program() {
     }
     let onnx = of(Runtime::OnnxRuntime);
     assert!(onnx.form == RuntimeForm::Model && onnx.why.contains("reads no adapters"), "{onnx:?}");
+    // A family that is not known to be read is written with that said.
+    let other = Exported::of("qwen3", json!({}));
+    let small = WeightedAdapter::read(&lora(&other, json!({})), 1.0).unwrap();
+    let choice = choose(Runtime::Tgi, &other.model(), &small).unwrap();
+    assert!(
+        choice.form == RuntimeForm::Model && choice.why.contains("whether it reads this model is not known"),
+        "{choice:?}"
+    );
     let other = Exported::of("llama", json!({}));
     let whole = lora(&other, json!({ "modules_to_save": ["lm_head"] }));
     change(&whole, |all| {

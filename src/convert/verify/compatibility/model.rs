@@ -140,10 +140,7 @@ pub fn of_gguf_model() -> Vec<Compatibility> {
 
 /// Returns the answers for an adapter in a GGUF file.
 pub fn of_gguf_adapter() -> Vec<Compatibility> {
-    of_file("adapters in GGUF", |runtime| (runtime == Runtime::LlamaCpp).then(Findings::default))
-        .into_iter()
-        .map(|answer| Compatibility { command: answer.command.map(|c| c.replace("MODEL", "ADAPTER")), ..answer })
-        .collect()
+    of_adapter_file("adapters in GGUF", Runtime::LlamaCpp)
 }
 
 /// Returns the answers for an export for ONNX Runtime.
@@ -153,10 +150,17 @@ pub fn of_onnx_model() -> Vec<Compatibility> {
 
 /// Returns the answers for an adapter in the format of mlx-lm.
 pub fn of_mlx_adapter() -> Vec<Compatibility> {
-    of_file("adapters of mlx-lm", |runtime| (runtime == Runtime::Mlx).then(Findings::default))
-        .into_iter()
-        .map(|answer| Compatibility { command: answer.command.map(|c| c.replace("MODEL", "ADAPTER")), ..answer })
-        .collect()
+    of_adapter_file("adapters of mlx-lm", Runtime::Mlx)
+}
+
+/// Returns the answers for an adapter in a format that only `reader` reads.
+fn of_adapter_file(what: &str, reader: Runtime) -> Vec<Compatibility> {
+    let answer = |runtime: Runtime| {
+        let other = || Findings::refused(format!("it reads no {what}"));
+        let findings = if runtime == reader { Findings::default() } else { other() };
+        findings.answer(runtime.title(), Some(format!("ft export ADAPTER --for {}", runtime.name())))
+    };
+    std::iter::once(Runtime::Peft).chain(READERS).map(answer).collect()
 }
 
 /// Returns the answers for a model in the folder of mlx-lm's: those for a directory, unless its matrices are in mlx's own format.
