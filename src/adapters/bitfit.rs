@@ -87,7 +87,7 @@ impl AdapterKind for BitfitSpec {
             None if self.modules.fan_in_fan_out => "its BEFT does not adapt the linear layers of gpt2".into(),
             None => return None,
         };
-        Some(format!("{reason}: ft merge makes a model it reads"))
+        Some(reason)
     }
 
     fn config(&self, base: &str) -> Value {

@@ -194,7 +194,7 @@ pub(super) fn config<K: AdapterKind + ?Sized>(kind: &K, peft_type: &str, base: &
 
 /// Returns the reason why PEFT cannot read an adapter of gpt2, for kinds that adapt torch's linear layers only.
 pub(super) fn refusal_of_gpt2(title: &str, transposed: bool) -> Option<String> {
-    transposed.then(|| format!("its {title} does not adapt the linear layers of gpt2: ft merge makes a model it reads"))
+    transposed.then(|| format!("its {title} does not adapt the linear layers of gpt2"))
 }
 
 /// Returns whole numbers as JSON integers, as PEFT writes them.

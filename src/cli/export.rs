@@ -2,6 +2,7 @@
 
 mod hf;
 mod mlx;
+mod runtime;
 
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
@@ -11,21 +12,25 @@ use ft::convert::gguf_export::adapter::{GgufAdapterSummary, export_adapter};
 use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, GgufExportSummary, export};
 use ft::convert::merge::inputs::{is_adapter, named_base, other_base, read_part};
 use ft::convert::onnx_export::{self, OnnxExportOptions, OnnxExportSummary, Precision};
+use ft::convert::runtime::RuntimeChoice;
+use ft::convert::verify::compatibility::Compatibility;
 use ft::error::{Error, Result};
 use ft::gguf::split::SplitLimits;
 use ft::report;
 use ft::train::fit::parse_size;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Write a model as GGUF for llama.cpp, a folder for ONNX Runtime or a Hugging Face directory, or a LoRA as an adapter of llama.cpp or
-/// mlx-lm
+/// Write a model as GGUF for llama.cpp, a folder for ONNX Runtime or mlx-lm or a Hugging Face directory, or a LoRA as an adapter of
+/// llama.cpp or mlx-lm
 ///
 /// An adapter given with --adapter is merged into the model in full precision first. What was written is read back and compared with
-/// the model, and the token ids of a GGUF file with those of its tokenizer, before it is moved into place.
-#[derive(Args)]
+/// the model, and the token ids of a GGUF file with those of its tokenizer, before it is moved into place. Beside each export is said
+/// which other programs read it.
+#[derive(Args, Clone)]
 pub struct ExportArgs {
     /// The model, or an adapter alone
     #[arg(value_name = "DIR")]
@@ -36,20 +41,24 @@ pub struct ExportArgs {
     /// The base of an adapter that is exported alone [default: the one that the adapter names]
     #[arg(long, value_name = "DIR", conflicts_with = "adapter")]
     base: Option<PathBuf>,
-    /// The format to write
-    #[arg(long, value_enum)]
-    to: ExportFormatArg,
+    /// The format to write [with --for: the one that the program reads]
+    #[arg(long, value_enum, required_unless_present = "runtime")]
+    to: Option<ExportFormatArg>,
+    /// Write what this program reads: an adapter as it is, as a plain LoRA or in the program's own format, if it reads one of these;
+    /// otherwise the model, with the adapter merged into it
+    #[arg(long = "for", value_name = "PROGRAM", value_enum)]
+    runtime: Option<RuntimeArg>,
     /// The file to write, or the folder in which a GGUF file gets the name that the format's specification asks for; of
     /// ONNX, hf and mlx the folder to write
     #[arg(long, value_name = "PATH", default_value = ".")]
     out: PathBuf,
-    /// Number format of matrices: f32, f16, int8 for ONNX; f32, bf16, f16, fp8, nf4 for hf; the others for GGUF [default: that of the
-    /// model; of an adapter and for ONNX: f32]
+    /// Number format of matrices: f32, f16, int8 for ONNX; f32, bf16, f16, fp8, nf4 for hf; f32, bf16, f16, 4bit, 8bit for mlx; the
+    /// others for GGUF [default: that of the model; of an adapter and for ONNX: f32]
     #[arg(
         long = "type",
         value_name = "TYPE",
         ignore_case = true,
-        value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name).chain(["int8", "fp8", "nf4"]))
+        value_parser = PossibleValuesParser::new(FORMATS.iter().map(|format| format.name).chain(["int8", "fp8", "nf4", "4bit", "8bit"]))
     )]
     format: Option<String>,
     /// Write GGUF as several files of at most this size (such as 2GB), called NAME-00001-of-00003.gguf
@@ -64,7 +73,7 @@ pub struct ExportArgs {
     /// Also write a Modelfile for Ollama beside the file: its template, stop words and settings
     #[arg(long)]
     modelfile: bool,
-    /// Split weights into files of at most GB gigabytes (10^9 bytes), for hf [default: 5]
+    /// Split weights into files of at most GB gigabytes (10^9 bytes), for hf and mlx [default: 5]
     #[arg(long, value_name = "GB")]
     shard_size: Option<f64>,
     /// Replace files that exist
@@ -73,9 +82,12 @@ pub struct ExportArgs {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    /// What --for chose.
+    #[arg(skip)]
+    choice: Option<RuntimeChoice>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ExportFormatArg {
     /// One file, or several, for llama.cpp and the programs that use it
     Gguf,
@@ -83,17 +95,48 @@ enum ExportFormatArg {
     Onnx,
     /// A Hugging Face directory for transformers and the programs that read its layouts
     Hf,
-    /// A LoRA or DoRA as an adapter of mlx-lm, for Apple's processors
+    /// A model for mlx-lm, on Apple's processors, or a LoRA or DoRA as one of its adapters
     Mlx,
+}
+
+/// The programs that --for knows.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RuntimeArg {
+    /// PEFT, with transformers: adapters
+    Peft,
+    /// vLLM
+    Vllm,
+    /// Text Generation Inference
+    Tgi,
+    /// SGLang
+    Sglang,
+    /// TensorRT-LLM, with its PyTorch backend
+    TensorrtLlm,
+    /// llama.cpp and the programs that use it
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+    /// mlx-lm, on Apple's processors
+    Mlx,
+    /// ONNX Runtime
+    OnnxRuntime,
 }
 
 /// Runs `ft export`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    if args.shard_size.is_some() && !matches!(args.to, ExportFormatArg::Hf | ExportFormatArg::Mlx) {
+    match args.runtime {
+        Some(runtime) => runtime::run(args, runtime),
+        None => run_format(args),
+    }
+}
+
+/// Writes the format that `--to` names.
+fn run_format(args: &ExportArgs) -> Result<()> {
+    let to = args.to.ok_or_else(|| Error::bug("ft export without a format"))?;
+    if args.shard_size.is_some() && !matches!(to, ExportFormatArg::Hf | ExportFormatArg::Mlx) {
         return Err(Error::user("--shard-size: only a Hugging Face directory has its weights in several files")
             .hint("leave it out, or write --to hf"));
     }
-    match args.to {
+    match to {
         ExportFormatArg::Hf => hf::run(args),
         ExportFormatArg::Mlx => mlx::run(args),
         ExportFormatArg::Gguf if is_adapter(&args.source) => gguf_adapter(args),
@@ -154,7 +197,7 @@ fn gguf_adapter(args: &ExportArgs) -> Result<()> {
         None => named_base(std::slice::from_ref(&part)).map_err(|e| e.hint("or with --base DIR"))?,
     };
     let summary = export_adapter(&gguf_options(args, &base, None)?, &part)?;
-    if args.json { print_json(&summary) } else { print_adapter(&summary) }
+    tell(args, &summary, print_adapter)
 }
 
 fn merged_into_adapter(args: &ExportArgs, to: &str) -> Error {
@@ -166,7 +209,7 @@ fn gguf(args: &ExportArgs) -> Result<()> {
     let options = gguf_options(args, &args.source, merged_adapter(args)?)?;
     let summary = with_progress(|progress| export(&options, progress))?;
     summary.notes.iter().for_each(report::warn);
-    if args.json { print_json(&summary) } else { print(&summary) }
+    tell(args, &summary, print)
 }
 
 fn onnx(args: &ExportArgs) -> Result<()> {
@@ -184,7 +227,7 @@ fn onnx(args: &ExportArgs) -> Result<()> {
     let options = OnnxExportOptions { model: &args.source, adapter, out: &args.out, precision, force };
     let summary = with_progress(|progress| onnx_export::export(&options, progress))?;
     summary.notes.iter().for_each(report::warn);
-    if args.json { print_json(&summary) } else { print_onnx(&summary) }
+    tell(args, &summary, print_onnx)
 }
 
 /// Fails for options that only a GGUF file has.
@@ -231,6 +274,29 @@ fn with_progress<T>(export: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) 
     summary
 }
 
+/// Prints a summary, as JSON or for people, with what --for chose.
+fn tell<S: Serialize>(args: &ExportArgs, summary: &S, print: impl FnOnce(&S) -> Result<()>) -> Result<()> {
+    #[derive(Serialize)]
+    struct Chosen<'a, S> {
+        #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+        choice: &'a Option<RuntimeChoice>,
+        #[serde(flatten)]
+        summary: &'a S,
+    }
+    if args.json {
+        return print_json(&Chosen { choice: &args.choice, summary });
+    }
+    if let Some(choice) = &args.choice {
+        report::info(&choice.why);
+    }
+    print(summary)
+}
+
+/// Prints which programs read what was written.
+fn print_readers(compatibility: &[Compatibility]) {
+    compatibility.iter().for_each(|line| report::info(format!("  {line}")));
+}
+
 fn row(what: &str, value: String) -> Vec<String> {
     vec![what.to_string(), value]
 }
@@ -261,6 +327,7 @@ fn print(s: &GgufExportSummary) -> Result<()> {
         format!("{} tensors: {rounded}; ids of {} texts: equal", s.read_back.tensors, s.read_back.texts),
     ));
     println!("{}", report::table(&rows));
+    print_readers(&s.compatibility);
     report::info(format!("\nnext: llama-cli -m {}", s.out.display()));
     if let Some(file) = &s.modelfile {
         report::info(format!("or:   ollama create NAME -f {}", file.display()));
@@ -284,6 +351,7 @@ fn print_onnx(s: &OnnxExportSummary) -> Result<()> {
         row("read back", format!("{} tensors: {rounded}", s.read_back.tensors)),
     ];
     println!("{}", report::table(&rows));
+    print_readers(&s.compatibility);
     report::info(format!("\nnext: pip install onnxruntime-genai, and og.Model(\"{}\") in Python", s.out.display()));
     Ok(())
 }
@@ -298,6 +366,7 @@ fn print_adapter(s: &GgufAdapterSummary) -> Result<()> {
     }
     rows.push(row("size", report::bytes(s.bytes)));
     println!("{}", report::table(&rows));
+    print_readers(&s.compatibility);
     report::info(format!("\nnext: llama-cli -m BASE.gguf --lora {}", s.out.display()));
     Ok(())
 }

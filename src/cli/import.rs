@@ -1,23 +1,25 @@
-//! `ft import`: converts a GGUF file, or an adapter of mlx-lm; arguments, progress bar and summary.
+//! `ft import`: converts a GGUF file, or a quantised model or an adapter of mlx-lm; arguments, progress bar and summary.
 
 use super::shared::stdout::print_json;
 use clap::{Args, ValueEnum};
 use ft::convert::gguf_import::{GgufImportOptions, GgufImportSummary, import};
 use ft::convert::mlx::adapter_import::{MlxImportOptions, import_adapter, is_mlx_adapter};
+use ft::convert::mlx::model_import::{MlxModelImportOptions, import_model, is_mlx_model};
 use ft::error::{Error, Result};
 use ft::nn::safetensors::Dtype;
 use ft::report;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tch::Kind;
 
-/// Convert a GGUF file to a Hugging Face model directory, or an adapter of mlx-lm to PEFT's.
+/// Convert a GGUF file or a quantised model of mlx-lm to a Hugging Face model directory, or an adapter of mlx-lm to PEFT's.
 ///
 /// Reads every family that ft trains, in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds the tokenizer from the
 /// vocabulary inside the file.
 #[derive(Args)]
 pub struct ImportArgs {
-    /// The GGUF file, or the folder of an adapter of mlx-lm.
+    /// The GGUF file, or the folder of a quantised model or an adapter of mlx-lm.
     #[arg(value_name = "FILE.gguf|DIR")]
     file: PathBuf,
     /// Of an adapter: the Hugging Face directory of its model.
@@ -26,7 +28,7 @@ pub struct ImportArgs {
     /// The directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Number format of the written weights of a GGUF file [default: bf16].
+    /// Number format of a model's written weights [default: bf16].
     #[arg(long, value_enum)]
     dtype: Option<ImportDtypeArg>,
     /// Replace DIR if it is a model or adapter directory already.
@@ -60,7 +62,10 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     }
     if let Some(base) = &args.base {
         return Err(Error::user(format!("--base {}: {} is no adapter of mlx-lm", base.display(), args.file.display()))
-            .hint("leave it out: a GGUF file needs no other model"));
+            .hint("leave it out: a model needs no other one"));
+    }
+    if is_mlx_model(&args.file) {
+        return mlx_model(args);
     }
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -97,6 +102,33 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     } else {
         print(&summary);
     }
+    Ok(())
+}
+
+/// Makes a Hugging Face directory of a quantised model of mlx-lm.
+fn mlx_model(args: &ImportArgs) -> Result<()> {
+    if args.pre_tokenizer.is_some() {
+        return Err(Error::user(format!("--pre-tokenizer: {} has its own tokenizer", args.file.display()))
+            .hint("leave it out: only GGUF files name one"));
+    }
+    let kind = match args.dtype {
+        None | Some(ImportDtypeArg::Bf16) => Kind::BFloat16,
+        Some(ImportDtypeArg::F32) => Kind::Float,
+        Some(ImportDtypeArg::F16) => Kind::Half,
+    };
+    let options = MlxModelImportOptions { model: &args.file, out: &args.out, kind, force: args.force };
+    let s = import_model(&options)?;
+    if args.json {
+        return print_json(&s);
+    }
+    let row = |what: &str, value: String| vec![what.to_string(), value];
+    let rows = vec![
+        row("folder", s.out.display().to_string()),
+        row("architecture", s.architecture.clone()),
+        row("tensors", format!("{}, of which {} were in {} bits", s.tensors, s.dequantised, s.bits)),
+    ];
+    println!("{}", report::table(&rows));
+    report::info(format!("\nnext: ft generate --model {}", s.out.display()));
     Ok(())
 }
 

@@ -490,7 +490,8 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::F16 => Kind::Half,
         Dtype::BF16 => Kind::BFloat16,
         Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
+        // Numbers packed into 32 bits, whose sign means nothing. torch has few operations for its own kind of this.
+        Dtype::I32 | Dtype::U32 => Kind::Int,
         Dtype::I16 => Kind::Int16,
         Dtype::I8 => Kind::Int8,
         Dtype::U8 => Kind::Uint8,

@@ -39,15 +39,12 @@ pub fn refusal(spec: &LoraSpec, modules: &BTreeSet<&str>, experts: i64) -> Optio
         stack.modules.iter().all(|m| rules.rank(m) == rules.rank(first) && rules.alpha(m) == rules.alpha(first))
     };
     let reasons = [
-        (spec.dora || spec.bias, "it has no DoRA and no bias behind B on experts: ft merge makes a model it reads"),
+        (spec.dora || spec.bias, "it has no DoRA and no bias behind B on experts"),
         (
             stacks.iter().any(|stack| stack.modules.len() as i64 != experts),
-            "it reads adapters of all experts of a layer, not of some: ft merge makes a model it reads",
+            "it reads adapters of all experts of a layer, not of some",
         ),
-        (
-            !stacks.iter().all(alike),
-            "it reads one rank and alpha for all experts of a layer: ft merge makes a model it reads",
-        ),
+        (!stacks.iter().all(alike), "it reads one rank and alpha for all experts of a layer"),
     ];
     reasons.into_iter().filter(|_| !stacks.is_empty()).find(|(holds, _)| *holds).map(|(_, reason)| reason)
 }

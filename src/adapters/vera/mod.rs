@@ -176,6 +176,13 @@ impl AdapterKind for VeraSpec {
             let shape = <[i64; 2]>::try_from(base.shape(&name)?).ok()?;
             Some(if base.transposed(&name) { [shape[1], shape[0]] } else { shape })
         };
+        if let Some(module) = modules.iter().find(|module| shape(module).is_none()) {
+            return Err(Error::user(format!(
+                "{}: `{module}` is adapted, and the base has no weight of this name: without it the size of the random projections is not known",
+                origin.display()
+            ))
+            .hint("a head that shares the embedding's weight has none: ft merge BASE ADAPTER --out DIR separates the two first"));
+        }
         let larger = |a: [i64; 2], b: [i64; 2]| [a[0].max(b[0]), a[1].max(b[1])];
         let [outputs, inputs] = modules.iter().filter_map(shape).fold([0, 0], larger);
         let [a, b] = projections::from_seed(self.projection_seed, self.rank, inputs, outputs);

@@ -1,7 +1,6 @@
 //! `ft export --to hf`: a Hugging Face directory in another number format.
 
-use super::{ExportArgs, merged_adapter, refuse_gguf_options, rounded, row, with_progress};
-use crate::cli::shared::stdout::print_json;
+use super::{ExportArgs, merged_adapter, print_readers, refuse_gguf_options, rounded, row, tell, with_progress};
 use ft::convert::hf_export::{HfExportOptions, HfExportSummary, HfFormat, export};
 use ft::convert::merge::inputs::is_adapter;
 use ft::error::{Error, Result};
@@ -25,21 +24,32 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         })
     };
     let format = args.format.as_deref().map(named).transpose()?.unwrap_or(HfFormat::Own);
-    let shard_bytes = match args.shard_size {
-        None => SHARD_BYTES,
-        Some(size) if size > 0.0 && size.is_finite() => (size * 1e9) as u64,
-        Some(size) => {
-            return Err(Error::user(format!("--shard-size: {size} is not a size")).hint("gigabytes, e.g. 5 or 0.5"));
-        }
-    };
+    let shard_bytes = shard_bytes(args)?;
     let (adapter, force) = (merged_adapter(args)?, args.force);
-    let options = HfExportOptions { model: &args.source, adapter, out: &args.out, format, shard_bytes, force };
+    let reader = args.choice.as_ref().map(|choice| choice.runtime);
+    let options = HfExportOptions { model: &args.source, adapter, out: &args.out, format, shard_bytes, reader, force };
     let summary = with_progress(|progress| export(&options, progress))?;
     summary.notes.iter().for_each(report::warn);
-    if args.json { print_json(&summary) } else { print(&summary) }
+    tell(args, &summary, print)
+}
+
+/// Returns the largest size of a weight file.
+pub(super) fn shard_bytes(args: &ExportArgs) -> Result<u64> {
+    match args.shard_size {
+        None => Ok(SHARD_BYTES),
+        Some(size) if size > 0.0 && size.is_finite() => Ok((size * 1e9) as u64),
+        Some(size) => Err(Error::user(format!("--shard-size: {size} is not a size")).hint("gigabytes, e.g. 5 or 0.5")),
+    }
 }
 
 fn print(s: &HfExportSummary) -> Result<()> {
+    print_table(s);
+    report::info(format!("\nnext: ft generate --model {}", s.out.display()));
+    Ok(())
+}
+
+/// Prints what was written, and which programs read it.
+pub(super) fn print_table(s: &HfExportSummary) {
     let kinds: Vec<String> = s.tensors.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     let files = if s.files.len() == 1 { "1 file".into() } else { format!("{} files", s.files.len()) };
     let yes = |has: bool| if has { "yes".into() } else { "the model has none".to_string() };
@@ -54,9 +64,5 @@ fn print(s: &HfExportSummary) -> Result<()> {
         row("read back", format!("{} tensors: {}", s.read_back.tensors, rounded(&s.read_back.relative_error))),
     ];
     println!("{}", report::table(&rows));
-    for line in &s.compatibility {
-        report::info(format!("  {line}"));
-    }
-    report::info(format!("\nnext: ft generate --model {}", s.out.display()));
-    Ok(())
+    print_readers(&s.compatibility);
 }

@@ -1,9 +1,13 @@
-//! `ft export --to mlx`: a LoRA or DoRA as an adapter of mlx-lm.
+//! `ft export --to mlx`: a model for mlx-lm, or a LoRA or DoRA as one of its adapters.
 
-use super::{ExportArgs, merged_into_adapter, refuse_gguf_options, row};
-use crate::cli::shared::stdout::print_json;
+use super::hf::{self, shard_bytes};
+use super::{
+    ExportArgs, merged_adapter, merged_into_adapter, print_readers, refuse_gguf_options, row, tell, with_progress,
+};
+use ft::convert::hf_export::HfFormat;
 use ft::convert::merge::inputs::{is_adapter, named_base, read_part};
 use ft::convert::mlx::adapter_export::{MlxAdapterOptions, MlxAdapterSummary, export_adapter};
+use ft::convert::mlx::model_export::{MlxFormat, MlxModelOptions, export};
 use ft::error::{Error, Result};
 use ft::report;
 
@@ -11,10 +15,7 @@ use ft::report;
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
     refuse_gguf_options(args, "mlx-lm")?;
     if !is_adapter(&args.source) {
-        let what = format!("{}: a model, and --to mlx writes adapters", args.source.display());
-        return Err(
-            Error::user(what).hint("mlx_lm.convert makes a model of a Hugging Face directory: write one with --to hf")
-        );
+        return model(args);
     }
     if args.adapter.is_some() {
         return Err(merged_into_adapter(args, "hf"));
@@ -29,7 +30,27 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         None => named_base(std::slice::from_ref(&part)).map_err(|e| e.hint("or with --base DIR"))?,
     };
     let summary = export_adapter(&MlxAdapterOptions { base: &base, out: &args.out, force: args.force }, &part)?;
-    if args.json { print_json(&summary) } else { print(&summary) }
+    tell(args, &summary, print)
+}
+
+fn model(args: &ExportArgs) -> Result<()> {
+    let named = |name: &str| {
+        MlxFormat::named(name).ok_or_else(|| {
+            Error::user(format!("--type {name}: a model for mlx-lm has no such format"))
+                .hint(format!("one of: {}", MlxFormat::NAMES.join(", ")))
+        })
+    };
+    let format = args.format.as_deref().map(named).transpose()?.unwrap_or(MlxFormat::Plain(HfFormat::Own));
+    let (adapter, shard_bytes) = (merged_adapter(args)?, shard_bytes(args)?);
+    let (model, out, force) = (&args.source, &args.out, args.force);
+    let options = MlxModelOptions { model, adapter, out, format, shard_bytes, force };
+    let summary = with_progress(|progress| export(options, progress))?;
+    summary.notes.iter().for_each(report::warn);
+    tell(args, &summary, |s| {
+        hf::print_table(s);
+        report::info(format!("\nnext: mlx_lm.generate --model {} --prompt TEXT", s.out.display()));
+        Ok(())
+    })
 }
 
 fn print(s: &MlxAdapterSummary) -> Result<()> {
@@ -49,6 +70,7 @@ fn print(s: &MlxAdapterSummary) -> Result<()> {
     }
     rows.push(row("size", report::bytes(s.bytes)));
     println!("{}", report::table(&rows));
+    print_readers(&s.compatibility);
     report::info(format!(
         "\nnext: mlx_lm.generate --model {} --adapter-path {} --prompt TEXT",
         s.base.display(),

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::fsutil;
 use crate::merging::{Delta, on_one_thread, svd};
 use crate::model_files::is_model;
-use crate::models::{Config, ExpertFiles, QuantisedBase, VocabularyRows, layer_number};
+use crate::models::{Config, QuantisedBase, layer_number};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -110,18 +110,7 @@ pub fn info(folder: &Path, base: Option<&Path>) -> Result<AdapterInfo> {
     let bytes = |t: &tch::Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
     let base = adapter.base.as_deref().map(Path::new).filter(|base| is_model(base));
     let base = base.map(Config::read).transpose()?;
-    let (rows, experts) = match &base {
-        Some(config) => {
-            let rows = VocabularyRows::of_adapters(config, &[(adapter, folder)])?.and_then(|rows| rows.grown(config));
-            (rows, config.expert_files())
-        }
-        None => (None, ExpertFiles::None),
-    };
-    let mut compatibility = compatibility::of_adapter(adapter, rows, experts);
-    compatibility.push(compatibility::of_onnx_runtime(adapter, base.as_ref()));
-    if let Some(config) = &base {
-        compatibility::refuse_own_family(&mut compatibility, config);
-    }
+    let mut compatibility = compatibility::of_adapter(adapter, folder, base.as_ref())?;
     if let Some(QuantisedBase::Loaded { format, corrected: true }) = quantised_base::recorded(folder)? {
         compatibility::require_quantised_base(&mut compatibility, format.linear);
     }

@@ -16,11 +16,11 @@ pub(in crate::convert) fn write_config(config: &Config, to: &Path, dtype: Option
     fsutil::write_atomic(&to.join("config.json"), |w| std::io::Write::write_all(w, text.as_bytes()))
 }
 
-/// Writes config.json with another value for one key, which it may lack.
-pub(in crate::convert) fn write_config_with(config: &Config, to: &Path, key: &str, value: Value) -> Result<()> {
+/// Writes config.json with other values for these keys, which it may lack.
+pub(in crate::convert) fn write_config_with(config: &Config, to: &Path, keys: Vec<(&str, Value)>) -> Result<()> {
     let mut raw = config.raw.clone();
     let map = raw.as_object_mut().ok_or_else(|| Error::bug("config.json was read and is no object"))?;
-    map.insert(key.into(), value);
+    map.extend(keys.into_iter().map(|(key, value)| (key.to_string(), value)));
     fsutil::write_json(&to.join("config.json"), &raw)
 }
 
@@ -60,6 +60,47 @@ pub(in crate::convert) fn dtype_name(kind: Kind) -> Result<&'static str> {
         Kind::Half => "float16",
         other => return Err(Error::bug(format!("no model is saved in {other:?}"))),
     })
+}
+
+/// Returns true if config.json has the rotary embedding in the key of transformers 5 only.
+pub(in crate::convert) fn lacks_older_rope_keys(config: &Config) -> bool {
+    let given = |key: &str| config.raw.get(key).is_some_and(|value| !value.is_null());
+    given("rope_parameters") && !given("rope_theta")
+}
+
+/// Returns the keys in which config.json has the rotary embedding for transformers 4, made of those of transformers 5: the base and
+/// the scaling of all layers, or of those without a window, the base of those with one, and the part of a head that is rotated.
+/// Empty if the file has these keys, or no rotary embedding.
+pub(in crate::convert) fn older_rope_keys(config: &Config) -> Vec<(&'static str, Value)> {
+    let Some(Value::Object(section)) = config.raw.get("rope_parameters").filter(|_| lacks_older_rope_keys(config))
+    else {
+        return Vec::new();
+    };
+    let of_kind = |kind: &str| section.get(kind).and_then(Value::as_object);
+    let (global, local) = match of_kind("full_attention") {
+        Some(global) => (global, of_kind("sliding_attention")),
+        None => (section, None),
+    };
+    let mut keys = Vec::new();
+    let mut add = |key: &'static str, value: Option<&Value>| keys.extend(value.map(|value| (key, value.clone())));
+    add("rope_theta", global.get("rope_theta"));
+    add("rope_local_base_freq", local.and_then(|local| local.get("rope_theta")));
+    let part = global.get("partial_rotary_factor");
+    add("partial_rotary_factor", part);
+    if config.model_type == "gpt_neox" {
+        add("rotary_emb_base", global.get("rope_theta"));
+        add("rotary_pct", part);
+    }
+    let kind = global.get("rope_type").or(global.get("type")).filter(|kind| *kind != "default");
+    let scaling = kind.map(|kind| {
+        let mut scaling = global.clone();
+        ["rope_theta", "partial_rotary_factor"].iter().for_each(|key| drop(scaling.remove(*key)));
+        // The first versions called the key so.
+        scaling.insert("type".into(), kind.clone());
+        Value::Object(scaling)
+    });
+    keys.push(("rope_scaling", scaling.unwrap_or(Value::Null)));
+    keys
 }
 
 /// Returns the name that the family's files have for a key.

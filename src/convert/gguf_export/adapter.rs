@@ -5,17 +5,19 @@
 
 use super::name::{self, ModelName};
 use super::output::{check_out, out_file, publish};
-use super::{FORMATS, GgufExportOptions, folder_name, shape};
+use super::{FORMATS, FileFormat, GgufExportOptions, folder_name, shape};
 use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use crate::convert::gguf_import::select_rows;
+use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::error::{Error, Result};
 use crate::gguf::file::Gguf;
 use crate::gguf::layout::Layout;
 use crate::gguf::quant::{GgmlType, dequantise};
 use crate::gguf::quantise::quantise;
-use crate::gguf::shape::PlacedTensor;
+use crate::gguf::shape::{PlacedTensor, Shape};
+use crate::gguf::split::SplitLimits;
 use crate::gguf::tensor_map::layout_change;
 use crate::gguf::writer::{self, MetaValue, TensorEntry};
 use crate::models::{self, Config};
@@ -45,6 +47,8 @@ pub struct GgufAdapterSummary {
     pub rescaled: usize,
     /// Size of the file.
     pub bytes: u64,
+    /// Which programs read the file.
+    pub compatibility: Vec<Compatibility>,
 }
 
 /// A factor in the order of the file.
@@ -53,8 +57,17 @@ struct Factor {
     values: Vec<f32>,
 }
 
-/// Writes the adapter of `part` on `options.model` as a GGUF adapter. Fails for what the format cannot hold, with the reason.
-pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<GgufAdapterSummary> {
+/// What an adapter's file gets.
+struct PreparedAdapter {
+    shape: Shape,
+    format: FileFormat,
+    alpha: f64,
+    factors: Vec<Factor>,
+    rescaled: usize,
+}
+
+/// Returns what the file of an adapter gets. Fails for what the format cannot hold, with the reason.
+fn prepare(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<PreparedAdapter> {
     if let Some(why) = part.file.spec.why_not_merged() {
         return Err(refuse(options.model, part, why));
     }
@@ -133,7 +146,13 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
             format!("it adapts {name}, which has no place in a GGUF file of this architecture"),
         ));
     }
+    Ok(PreparedAdapter { shape, format, alpha, factors, rescaled })
+}
 
+/// Writes the adapter of `part` on `options.model` as a GGUF adapter. Fails for what the format cannot hold, with the reason.
+pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<GgufAdapterSummary> {
+    let PreparedAdapter { shape, format, alpha, factors, rescaled } = prepare(options, part)?;
+    let kind = format.main;
     let named = ModelName::of(&folder_name(&part.companions), name::size_label(&shape));
     let out = out_file(options.out, &named.file(format.name, true))?;
     check_out(&out, false, options)?;
@@ -170,7 +189,24 @@ pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Re
         weights: factors.len() / 2,
         rescaled,
         bytes,
+        compatibility: compatibility::of_gguf_adapter(),
     })
+}
+
+/// Fails if the adapter of `part` cannot be one in GGUF, with the reason.
+pub fn check(base: &Path, part: &WeightedAdapter) -> Result<()> {
+    let split = SplitLimits { bytes: None, tensors: None };
+    let options = GgufExportOptions {
+        model: base,
+        adapter: None,
+        out: base,
+        format: None,
+        split,
+        imatrix: None,
+        force: false,
+        modelfile: false,
+    };
+    prepare(&options, part).map(drop)
 }
 
 /// Returns the error that the format cannot hold an adapter, with the command that gives what it computes all the same.
@@ -191,6 +227,9 @@ fn low_rank_updates(
     base: &crate::nn::Weights,
 ) -> Result<BTreeMap<String, LowRankUpdate>> {
     let (spec, tensors) = (&part.file.spec, &part.file.tensors);
+    if !spec.shared_tensor_names().is_empty() {
+        return Err(refuse(model, part, "all layers share its projections, and the format has factors of each"));
+    }
     let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
     let updates = spec.updates_on(base, &modules, tensors, &part.folder.join(file::TENSORS))?;
     // Copies of base weights beside an update are no change of their own.

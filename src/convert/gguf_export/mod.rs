@@ -24,6 +24,7 @@ use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::merge::adapters::{inherit_training, open_base};
 use crate::convert::merge::inputs::refuse_unmergeable;
 use crate::convert::quantised_base;
+use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -98,6 +99,8 @@ pub struct GgufExportSummary {
     pub calibration_tokens: Option<usize>,
     /// What reading back found.
     pub read_back: GgufReadBack,
+    /// Which programs read the file.
+    pub compatibility: Vec<Compatibility>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -205,6 +208,7 @@ pub fn export(
         chat_template: tokenizer.has_template(),
         calibration_tokens: source.importance().map(|measured| measured.tokens),
         read_back,
+        compatibility: compatibility::of_gguf_model(),
         notes,
     })
 }

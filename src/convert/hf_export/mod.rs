@@ -17,19 +17,20 @@ pub use format::HfFormat;
 
 use crate::adapters::merging::WeightedAdapter;
 use crate::convert::folder::companions::{MODEL_FILES, copy_companion_files};
-use crate::convert::folder::config_file::{write_config, write_config_with};
+use crate::convert::folder::config_file::{older_rope_keys, write_config, write_config_with};
 use crate::convert::folder::destination::Destination;
 use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::gguf_export;
 use crate::convert::gguf_export::source::SourceWeights;
 use crate::convert::merge::adapters::inherit_training;
 use crate::convert::merge::streaming::weight_files;
-use crate::convert::verify::compatibility::{self, Compatibility};
+use crate::convert::mlx::model_config;
+use crate::convert::verify::compatibility::{self, Compatibility, Runtime, answer_of};
 use crate::convert::verify::report::{ExportVerdict, REPORT, WeightFile};
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{self, Heads, LoadOptions, Model, Storage};
+use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use crate::nn::safetensors::{TensorHeader, write_model_in_parts};
 use matrices::QuantisedMatrices;
 use serde::Serialize;
@@ -50,6 +51,8 @@ pub struct HfExportOptions<'a> {
     pub format: HfFormat,
     /// The largest size of a weight file in bytes.
     pub shard_bytes: u64,
+    /// The program that must read the directory: config.json then has the keys that it reads.
+    pub reader: Option<Runtime>,
     /// Replace an existing model directory.
     pub force: bool,
 }
@@ -59,7 +62,7 @@ pub struct HfExportOptions<'a> {
 pub struct HfExportSummary {
     /// Always `passed`: a folder that fails is not moved into place.
     pub verdict: ExportVerdict,
-    /// Always `hf`.
+    /// `hf`, or `mlx` for one that mlx-lm reads.
     pub export: &'static str,
     /// The model.
     pub model: PathBuf,
@@ -109,12 +112,24 @@ pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> R
     )?;
     format::refuse(&config, &weights, format)?;
     let source = SourceWeights::new(&weights, &shared, parts, config.family().embedding)?;
+    if options.reader == Some(Runtime::Mlx) {
+        model_config::refuse(&config)?;
+    }
     let quantised = QuantisedMatrices::choose(&outline(model)?, format, source.main_kind())?;
     let mut tensors = ExportTensors::plan(&config, &weights, &source, format, quantised.as_ref())?;
     let headers = tensors.headers.clone();
+    let keys = match options.reader {
+        Some(Runtime::Mlx) => model_config::keys(&config),
+        Some(_) => older_rope_keys(&config),
+        None => Vec::new(),
+    };
     let bytes = headers.iter().map(TensorHeader::bytes).sum();
     check_disk_space(options.out.parent().unwrap_or(options.out), bytes)?;
 
+    let mut notes = quantised.as_ref().map_or(Vec::new(), |matrices| matrices.notes.clone());
+    if options.reader == Some(Runtime::Mlx) {
+        notes.extend(model_config::notes(&config));
+    }
     let total = (headers.len() + tensors.names().count()) as u64;
     let mut done = 0;
     let mut step = || -> Result<()> {
@@ -131,7 +146,10 @@ pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> R
         })?;
         match &quantised {
             None => write_config(&config, temp, format.dtype())?,
-            Some(matrices) => write_config_with(&config, temp, "quantization_config", matrices.section()?)?,
+            Some(matrices) => write_config_with(&config, temp, vec![("quantization_config", matrices.section()?)])?,
+        }
+        if !keys.is_empty() {
+            write_config_with(&Config::read_file(&temp.join("config.json"))?, temp, keys.clone())?;
         }
         copy_companion_files(model, temp, MODEL_FILES)?;
         if !parts.is_empty() {
@@ -141,12 +159,22 @@ pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> R
             true => Some(ChatTokenizer::load(temp, None)?),
             false => None,
         };
+        let compatibility = compatibility::of_model(temp);
+        if let Some(answer) = options.reader.and_then(|reader| answer_of(&compatibility, reader))
+            && answer.reads == Some(false)
+        {
+            return Err(Error::user(format!(
+                "--for: {} does not read such a directory: {}",
+                answer.consumer, answer.note
+            ))
+            .hint("with another --type it may; --to hf alone writes the directory without this check"));
+        }
         let read_back = check::check(temp, &files, &tensors, &mut step)?;
         let mut counts = BTreeMap::new();
         tensors.names().for_each(|name| *counts.entry(tensors.format_of(name)).or_default() += 1);
         let made = HfExportSummary {
             verdict: ExportVerdict::Passed,
-            export: "hf",
+            export: if options.reader == Some(Runtime::Mlx) { "mlx" } else { "hf" },
             model: model.to_path_buf(),
             adapter: parts.first().map(|part| part.folder.clone()),
             out: folder.clone(),
@@ -159,8 +187,8 @@ pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> R
             tokenizer: tokenizer.is_some(),
             chat_template: tokenizer.as_ref().is_some_and(ChatTokenizer::has_template),
             read_back,
-            compatibility: compatibility::of_model(temp),
-            notes: quantised.as_ref().map_or(Vec::new(), |matrices| matrices.notes.clone()),
+            compatibility,
+            notes: notes.clone(),
             ft_version: env!("CARGO_PKG_VERSION"),
         };
         fsutil::write_json(&temp.join(REPORT), &made)?;

@@ -8,9 +8,10 @@ use super::families::refusal;
 use super::{ADAPTER_TENSORS, MlxAdapterConfig, MlxLoraParameters};
 use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
-use crate::adapters::update::LowRankUpdate;
 use crate::convert::folder::companions::write_text;
 use crate::convert::folder::destination::Destination;
+use crate::convert::module_factors::{self, ModuleFactors};
+use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::models::{self, Config, expert_number};
@@ -58,6 +59,8 @@ pub struct MlxAdapterSummary {
     pub rescaled: usize,
     /// Size of the tensors.
     pub bytes: u64,
+    /// Which programs read the folder.
+    pub compatibility: Vec<Compatibility>,
 }
 
 /// Writes the adapter of `part`. Fails for what the format cannot hold, with the reason.
@@ -67,39 +70,29 @@ pub fn export_adapter(options: &MlxAdapterOptions, part: &WeightedAdapter) -> Re
     let destination = Destination { out: options.out, kind, mark: ADAPTER_TENSORS, example };
     destination.check(options.force, &[options.base, &part.folder])?;
     let config = Config::read(options.base)?;
-    if let Some(why) = refusal(&config) {
-        return Err(refuse(part, why));
-    }
-    let weights = models::weights(options.base, &config)?;
-    let updates = updates_of(part, &weights)?;
-    let Some((_, (first, magnitude))) = updates.iter().next() else {
-        return Err(refuse(part, "it changes no weight".into()));
-    };
+    let updates = prepare(options.base, &config, part)?;
     // The scale of the first module is that of nearly all.
-    let (scale, dora) = (first.scale, magnitude.is_some());
-    let rank = updates.values().map(|(update, _)| update.a.size()[0]).max().unwrap_or(1);
+    let first = updates.values().next().ok_or_else(|| Error::bug("an adapter without factors was prepared"))?;
+    let (scale, dora) = (first.factors.scale, first.magnitude.is_some());
+    let rank = updates.values().map(|update| update.factors.a.size()[0]).max().unwrap_or(1);
     let (mut tensors, mut keys) = (BTreeMap::new(), BTreeSet::new());
     let (mut padded, mut rescaled) = (0, 0);
-    for (module, (update, magnitude)) in &updates {
+    for (module, ModuleFactors { factors, magnitude }) in &updates {
         keys.insert(key_of(part, module)?.to_string());
-        let ratio = if update.scale == scale { 1.0 } else { update.scale / scale };
+        let ratio = if factors.scale == scale { 1.0 } else { factors.scale / scale };
         if !ratio.is_finite() {
-            return Err(refuse(part, format!("the scale of {module} is {}, that of others {scale}", update.scale)));
+            return Err(refuse(part, format!("the scale of {module} is {}, that of others {scale}", factors.scale)));
         }
-        let own = update.a.size()[0];
+        let own = factors.a.size()[0];
         padded += usize::from(own < rank);
         rescaled += usize::from(ratio != 1.0);
-        let a = update.a.to_kind(Kind::Float).tr().constant_pad_nd([0, rank - own].as_slice());
-        let b = (update.b.to_kind(Kind::Float) * ratio).tr().constant_pad_nd([0, 0, 0, rank - own].as_slice());
+        let a = factors.a.to_kind(Kind::Float).tr().constant_pad_nd([0, rank - own].as_slice());
+        let b = (factors.b.to_kind(Kind::Float) * ratio).tr().constant_pad_nd([0, 0, 0, rank - own].as_slice());
         tensors.insert(format!("{module}.lora_a"), a.contiguous());
         tensors.insert(format!("{module}.lora_b"), b.contiguous());
         if let Some(magnitude) = magnitude {
             tensors.insert(format!("{module}.m"), magnitude.to_kind(Kind::Float).contiguous());
         }
-    }
-    if let Some((name, _)) = tensors.iter().find(|(_, t)| t.isfinite().all().int64_value(&[]) == 0) {
-        return Err(Error::user(format!("{}: {name} is not finite", part.folder.display()))
-            .hint("the adapter is damaged, or its training diverged: use an earlier checkpoint"));
     }
     let keys: Vec<String> = keys.into_iter().collect();
     let fine_tune_type = if dora { "dora" } else { "lora" };
@@ -128,7 +121,22 @@ pub fn export_adapter(options: &MlxAdapterOptions, part: &WeightedAdapter) -> Re
         padded,
         rescaled,
         bytes: tensors.values().map(|t| 4 * t.numel() as u64).sum(),
+        compatibility: compatibility::of_mlx_adapter(),
     })
+}
+
+/// Fails if the adapter cannot be one of mlx-lm's, with the reason.
+pub fn check(base: &Path, part: &WeightedAdapter) -> Result<()> {
+    let updates = prepare(base, &Config::read(base)?, part)?;
+    updates.keys().try_for_each(|module| key_of(part, module).map(drop))
+}
+
+/// Returns the factors of an adapter of a model with this config. Fails for what the format cannot hold.
+fn prepare(base: &Path, config: &Config, part: &WeightedAdapter) -> Result<BTreeMap<String, ModuleFactors>> {
+    match refusal(config) {
+        Some(why) => Err(refuse(part, why)),
+        None => factors_of(part, &models::weights(base, config)?),
+    }
 }
 
 fn refuse(part: &WeightedAdapter, why: String) -> Error {
@@ -137,53 +145,15 @@ fn refuse(part: &WeightedAdapter, why: String) -> Error {
         .hint(format!("merge it into the model instead: ft export MODEL --adapter {folder} --to hf --out DIR"))
 }
 
-/// Returns the changes of an adapter by the modules that they belong to, with the magnitudes of a DoRA. Fails if one is no product of
-/// two factors, or does not fit the base.
-fn updates_of(part: &WeightedAdapter, base: &Weights) -> Result<BTreeMap<String, (LowRankUpdate, Option<Tensor>)>> {
-    let (spec, tensors) = (&part.file.spec, &part.file.tensors);
-    if let Some(why) = spec.why_not_merged() {
-        return Err(refuse(part, why));
-    }
-    if spec.has_scalar_head() {
-        return Err(refuse(part, "it is a reward model's, and has a head".into()));
-    }
-    let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
-    if let Some(name) = tensors.keys().find(|name| spec.module_of(name).is_none()) {
-        return Err(refuse(part, format!("it has {name}, and the format has factors and magnitudes only")));
-    }
-    let mut found = BTreeMap::new();
-    for (name, update) in spec.updates_on(base, &modules, tensors, &part.folder.join(file::TENSORS))? {
-        let (module, magnitude) = (name.strip_suffix(".weight").unwrap_or(&name), update.magnitudes());
-        let Some(factors) = update.low_rank().or(magnitude.map(|(factors, _)| factors)) else {
-            return Err(refuse(part, format!("its change of {name} is no product of two factors")));
-        };
-        if factors.table {
-            return Err(refuse(part, format!("it adapts {module}, a table of tokens")));
+/// Returns the factors of an adapter by module. Fails for what the format cannot hold.
+fn factors_of(part: &WeightedAdapter, base: &Weights) -> Result<BTreeMap<String, ModuleFactors>> {
+    let found = module_factors::of(part, base)?.map_err(|why| refuse(part, why))?;
+    match found.keys().find(|module| expert_number(module).is_some()) {
+        Some(module) => {
+            Err(refuse(part, format!("it adapts {module}, and mlx-lm has the experts of a layer in one tensor")))
         }
-        if expert_number(module).is_some() {
-            return Err(refuse(
-                part,
-                format!("it adapts {module}, and mlx-lm has the experts of a layer in one tensor"),
-            ));
-        }
-        if !base.shape(&name).is_some_and(|shape| update.fits(shape, base.transposed(&name))) {
-            return Err(Error::user(format!(
-                "{}: the change of {name} has the shape {}, the base's weight {:?}",
-                part.folder.display(),
-                update.shape(),
-                base.shape(&name)
-            ))
-            .hint("was the adapter trained on another base? name it with --base"));
-        }
-        let factors = LowRankUpdate {
-            a: factors.a.shallow_clone(),
-            b: factors.b.shallow_clone(),
-            scale: factors.scale,
-            table: false,
-        };
-        found.insert(module.to_string(), (factors, magnitude.map(|(_, m)| m.shallow_clone())));
+        None => Ok(found),
     }
-    Ok(found)
 }
 
 /// Returns the name of a module within its layer.

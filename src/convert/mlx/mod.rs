@@ -1,10 +1,18 @@
-//! Adapters of mlx-lm, which runs models on Apple's processors: `ft export ADAPTER --to mlx` writes them, `ft import` reads them.
+//! Models and adapters of mlx-lm, which runs models on Apple's processors: `ft export --to mlx` writes them, `ft import` reads them.
 //!
 //! families: the models that it calls the layers of as Hugging Face's files do. adapter_export, adapter_import: adapters out and in.
+//! model_export, model_import: whole models out and in. model_config: their config.json, and what mlx-lm computes otherwise. affine:
+//! matrices of few bits.
 
 pub mod adapter_export;
 pub mod adapter_import;
+mod affine;
 mod families;
+pub(in crate::convert) mod model_config;
+pub mod model_export;
+pub mod model_import;
+
+pub(in crate::convert) use families::is_known;
 
 use serde::{Deserialize, Serialize};
 

@@ -28,6 +28,7 @@ use crate::convert::folder::disk_space::check_disk_space;
 use crate::convert::gguf_export;
 use crate::convert::gguf_export::source::SourceWeights;
 use crate::convert::merge::adapters::inherit_training;
+use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -115,6 +116,8 @@ pub struct OnnxExportSummary {
     pub chat_template: bool,
     /// What reading back found.
     pub read_back: OnnxReadBack,
+    /// Which programs read the folder.
+    pub compatibility: Vec<Compatibility>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -184,6 +187,7 @@ pub fn export(
         tokenizer: tokenizer.is_some(),
         chat_template: tokenizer.as_ref().is_some_and(ChatTokenizer::has_template),
         read_back,
+        compatibility: compatibility::of_onnx_model(),
         notes: notes(&config, tokenizer.is_some()),
     })
 }

@@ -16,8 +16,7 @@ const TAKEN: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>, experts: ExpertFiles) -> Vec<&'static str> {
     let last = |module: &&str| module.rsplit('.').next().unwrap_or_default().to_string();
     let (of_experts, others): (Vec<&str>, Vec<&str>) = modules.iter().partition(|m| expert_number(m).is_some());
-    const LOST: &str =
-        "it loses the adapters of layers beside the experts that have their names: ft merge makes a model it reads";
+    const LOST: &str = "it loses the adapters of layers beside the experts that have their names";
     if of_experts.is_empty() {
         let taken = experts == ExpertFiles::Single && others.iter().any(|m| TAKEN.contains(&last(m).as_str()));
         return taken.then_some(LOST).into_iter().collect();
@@ -42,14 +41,11 @@ pub(super) fn peft_refusals(spec: &LoraSpec, modules: &BTreeSet<&str>, experts: 
     let equal = counts.values().collect::<BTreeSet<_>>().len() == 1;
     let reasons = [
         (spec.dropout > 0.0, DROPOUT),
-        (spec.dora || spec.bias, "it has no DoRA and no bias behind B on experts: ft merge makes a model it reads"),
-        (
-            !down_alone && names.len() != 3,
-            "it loses adapters of experts that leave out some of gate, up and down: ft merge makes a model it reads",
-        ),
-        (!equal, "it reads adapters of all experts of a layer, not of some: ft merge makes a model it reads"),
+        (spec.dora || spec.bias, "it has no DoRA and no bias behind B on experts"),
+        (!down_alone && names.len() != 3, "it loses adapters of experts that leave out some of gate, up and down"),
+        (!equal, "it reads adapters of all experts of a layer, not of some"),
         (others.iter().any(|m| names.contains(&last(m))), LOST),
-        (ranks.unwrap_or(true), "it converts no rank or alpha patterns of experts: ft merge makes a model it reads"),
+        (ranks.unwrap_or(true), "it converts no rank or alpha patterns of experts"),
     ];
     reasons.into_iter().filter(|(holds, _)| *holds).map(|(_, reason)| reason).collect()
 }

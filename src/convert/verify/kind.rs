@@ -7,7 +7,7 @@ use crate::adapters::file;
 use crate::error::Result;
 use crate::fsutil;
 use crate::model_files;
-use crate::models::{self, Config, Heads, LoadOptions, Model, Storage, VocabularyRows};
+use crate::models::{self, Config, Heads, LoadOptions, Model, Storage};
 use crate::nn::weights::Weights;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,20 +94,13 @@ impl ExportKind<'_> {
 
     /// Returns which programs can read a directory. `scores`: it is a reward model's.
     pub(super) fn compatibility(self, folder: &Path, scores: bool) -> Result<Vec<Compatibility>> {
-        let (mut answers, config) = match self {
+        match self {
             ExportKind::Adapter { base } => {
-                let (adapter, config) = (file::read(folder)?, Config::read(base)?);
-                let rows = VocabularyRows::of_adapters(&config, &[(&adapter, folder)])?;
-                let rows = rows.and_then(|rows| rows.grown(&config));
-                let mut answers = compatibility::of_adapter(&adapter, rows, config.expert_files());
-                answers.push(compatibility::of_onnx_runtime(&adapter, Some(&config)));
-                (answers, config)
+                compatibility::of_adapter(&file::read(folder)?, folder, Some(&Config::read(base)?))
             }
-            ExportKind::Model if scores => (compatibility::of_scorer(folder), Config::read(folder)?),
-            ExportKind::Model => (compatibility::of_model(folder), Config::read(folder)?),
-        };
-        compatibility::refuse_own_family(&mut answers, &config);
-        Ok(answers)
+            ExportKind::Model if scores => Ok(compatibility::of_scorer(folder)),
+            ExportKind::Model => Ok(compatibility::of_model(folder)),
+        }
     }
 }
 

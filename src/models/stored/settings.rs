@@ -43,11 +43,23 @@ pub enum StoredFormat {
 /// Name of the section of config.json.
 pub(in crate::models) const SECTION: &str = "quantization_config";
 
+/// The section that mlx-lm writes.
+const MLX_SECTION: &str = "quantization";
+
 /// What to do with a checkpoint in a format that is not read.
 const OTHER_FORMATS: &str = "use the model's unquantised weights, or a checkpoint of it in bitsandbytes, GPTQ (2, 3, 4 or 8 bits), AWQ (gemm, 4 bits), FP8 in blocks or, of gpt-oss, MXFP4, or a GGUF file";
 
 /// Reads the section of a config.json; `None` if it has none. Fails for formats and settings that ft does not read.
 pub(in crate::models) fn read(config: &Value, file: &Path) -> Result<Option<StoredFormat>> {
+    let of_mlx = config.get(MLX_SECTION).filter(|section| section.get("group_size").is_some());
+    if let Some(bits) = of_mlx.and_then(|section| section.get("bits")) {
+        return Err(Error::user(format!(
+            "{}: `{MLX_SECTION}` says that weights are stored in {bits} bits of mlx's, which are not computed with",
+            file.display()
+        ))
+        .hint("make a plain model of it: ft import DIR --out OUT")
+        .hint(OTHER_FORMATS));
+    }
     let Some(section) = config.get(SECTION).filter(|v| !v.is_null()) else { return Ok(None) };
     let reader = SectionReader { section, file };
     let method = match section.get("quant_method") {

@@ -239,8 +239,15 @@ fn limits(run: &RunFolder) -> Option<String> {
 fn readers(run: &RunFolder) -> Option<String> {
     let found = run.export.as_ref()?["compatibility"].as_array()?;
     let row = |c: &Value| {
-        let reads = if c["reads"].as_bool()? { "yes" } else { "no" };
-        Some(vec![plain(c["consumer"].as_str()?), reads.to_string(), plain(c["note"].as_str().unwrap_or_default())])
+        // Reports of earlier versions have no command, and no answer "not known".
+        let reads = match c["reads"].as_bool() {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "not known",
+        };
+        let note = [c["note"].as_str(), c["command"].as_str()].into_iter().flatten().filter(|text| !text.is_empty());
+        let note = note.collect::<Vec<_>>().join(": ");
+        Some(vec![plain(c["consumer"].as_str()?), reads.to_string(), plain(&note)])
     };
     let mut table = vec![["program", "reads it", ""].map(String::from).to_vec()];
     table.extend(found.iter().filter_map(row));

@@ -468,9 +468,12 @@ fn a_trained_adapter_is_saved_in_peft_format() {
         [
             "PEFT: yes",
             "vLLM: yes: with --max-lora-rank 32",
-            "llama.cpp: yes: with convert_lora_to_gguf.py",
-            "MLX: no: it reads adapters in a format of its own, not PEFT's: ft export ADAPTER --to mlx writes most, and ft merge makes a model it reads",
-            "ONNX Runtime: no: it reads no adapters: ft export MODEL --adapter DIR --to onnx makes a model it reads"
+            "TGI: yes: with --lora-adapters NAME=DIR, on up to RANK / 8 GPUs",
+            "SGLang: yes: with --lora-paths NAME=DIR",
+            "TensorRT-LLM: yes",
+            "llama.cpp: yes: after ft export ADAPTER --to gguf",
+            "MLX: no: it reads adapters in a format of its own, not PEFT's (ft export ADAPTER --for mlx)",
+            "ONNX Runtime: no: it reads no adapters (ft export ADAPTER --for onnx-runtime)"
         ]
     );
     let config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();

@@ -24,7 +24,7 @@ use std::process::Command;
 use tch::{Kind, Tensor};
 
 fn options<'a>(model: &'a Path, out: &'a Path, format: HfFormat) -> HfExportOptions<'a> {
-    HfExportOptions { model, adapter: None, out, format, shard_bytes: 1 << 30, force: false }
+    HfExportOptions { model, adapter: None, out, format, shard_bytes: 1 << 30, reader: None, force: false }
 }
 
 fn export_to(made: &Exported, out: &str, format: HfFormat) -> Result<HfExportSummary> {

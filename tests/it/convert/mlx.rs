@@ -216,7 +216,7 @@ fn the_commands_report_refuse_and_replace() {
         ),
         (&["import", "mlx", "--base", "model", "--out", "x", "--dtype", "f16"], "--dtype: mlx is an adapter"),
         (&["import", "model", "--base", "model", "--out", "x"], "is no adapter of mlx-lm"),
-        (&["export", "model", "--to", "mlx", "--out", "x"], "a model, and --to mlx writes adapters"),
+        (&["export", "model", "--to", "mlx", "--type", "q8_0", "--out", "x"], "a model for mlx-lm has no such format"),
         (
             &["export", "adapter", "--base", "model", "--to", "mlx", "--out", "x", "--type", "f32"],
             "--type: an adapter of mlx-lm",

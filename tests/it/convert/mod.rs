@@ -9,6 +9,8 @@ mod gguf_split;
 mod hf_export;
 mod llama_cpp;
 mod mlx;
+mod mlx_models;
 mod modelfile;
 mod onnx_export;
+mod runtimes;
 mod stop_tokens;

@@ -31,9 +31,12 @@ fn an_adapter_is_described_without_a_model() {
         assert_number(&w.name, w.norm.unwrap(), dense.norm().double_value(&[]), 1e-5);
         assert!(w.rank == Some(4) && (1.0..=4.0).contains(&w.effective_rank.unwrap()));
     }
-    let reads: Vec<(&str, bool)> = found.compatibility.iter().map(|c| (c.consumer, c.reads)).collect();
-    assert_eq!(reads, [("PEFT", true), ("vLLM", true), ("llama.cpp", false), ("MLX", false), ("ONNX Runtime", false)]);
-    assert!(found.compatibility[2].note.contains("rsLoRA"));
+    let reads: Vec<(&str, Option<bool>)> = found.compatibility.iter().map(|c| (c.consumer, c.reads)).collect();
+    let (yes, no) = (Some(true), Some(false));
+    let servers = [("PEFT", yes), ("vLLM", yes), ("TGI", no), ("SGLang", no), ("TensorRT-LLM", None)];
+    let others = [("llama.cpp", yes), ("MLX", no), ("ONNX Runtime", no)];
+    assert_eq!(reads, [&servers[..], &others].concat());
+    assert!(found.compatibility[3].note.contains("rsLoRA"));
 
     // The changes of DoRA depend on the base.
     let dora = fixture("lora-relatives/dora/initial");

@@ -171,13 +171,15 @@ fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
     let corrected = json!({ "format": "nf4", "double": true, "embeddings": "int8", "corrected": true });
     let report = space.json("loftq/export_report.json");
     assert_eq!(report["quantised_base"], corrected);
-    let told = |i: usize| report["compatibility"][i].to_string();
-    for (i, parts) in [
-        (0, ["\"PEFT\"", "NF4 with 8-bit scales only"]),
-        (1, ["\"vLLM\"", "--quantization bitsandbytes"]),
-        (2, ["\"llama.cpp\"", "\"reads\":false"]),
+    let readers = report["compatibility"].as_array().unwrap();
+    for (program, part) in [
+        ("PEFT", "NF4 with 8-bit scales only"),
+        ("vLLM", "--quantization bitsandbytes"),
+        ("TGI", "\"reads\":null"),
+        ("llama.cpp", "\"reads\":false"),
     ] {
-        assert!(parts.iter().all(|part| told(i).contains(part)), "{}", told(i));
+        let told = readers.iter().find(|reader| reader["consumer"] == program).unwrap();
+        assert!(told.to_string().contains(part) && told["command"].is_null(), "{told}");
     }
     let shown = String::from_utf8(space.ft(&["adapter", "info", "loftq"]).stdout).unwrap();
     assert!(

@@ -1,0 +1,382 @@
+//! Which programs read an adapter or a model, and what `ft export --for` writes for them.
+
+use super::gguf_adapters::lora;
+use super::gguf_export::Exported;
+use crate::support::families;
+use crate::support::workspace::Workspace;
+use crate::support::*;
+use ft::adapters::file;
+use ft::adapters::merging::WeightedAdapter;
+use ft::convert::runtime::{RuntimeAdapterOptions, RuntimeForm, choose, write_adapter};
+use ft::convert::verify::compatibility::{Compatibility, Runtime, answer_of, of_adapter, of_model};
+use ft::models::{self, Config};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// Returns answers in short: `+` yes, `-` no, `?` not known.
+fn short(answers: &[Compatibility]) -> String {
+    let sign = |answer: &Compatibility| match answer.reads {
+        Some(true) => '+',
+        Some(false) => '-',
+        None => '?',
+    };
+    answers.iter().map(sign).collect()
+}
+
+fn of_folder(made: &Exported, adapter: &Path) -> Vec<Compatibility> {
+    let config = Config::read(&made.model()).unwrap();
+    of_adapter(&file::read(adapter).unwrap(), adapter, Some(&config)).unwrap()
+}
+
+/// Changes the tensors of an adapter.
+fn change(adapter: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) {
+    let file = adapter.join("adapter_model.safetensors");
+    let mut all = tensors(&file);
+    change(&mut all);
+    save_tensors(&file, &all);
+}
+
+/// Gives every factor the rank 8.
+fn of_rank_8(adapter: &Path) {
+    change(adapter, |all| {
+        for (name, tensor) in all.iter_mut() {
+            let more = if name.contains("lora_A") { [0, 0, 0, 4] } else { [0, 4, 0, 0] };
+            *tensor = tensor.constant_pad_nd(more.as_slice());
+        }
+    });
+}
+
+/// Writes a LoRA of rank 8 over the linear layers of a model.
+fn lora8(made: &Exported, more: Value) -> PathBuf {
+    let mut settings = json!({ "r": 8 });
+    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let folder = lora(made, settings);
+    of_rank_8(&folder);
+    folder
+}
+
+fn logits(base: &Path, adapter: Option<&Path>) -> Tensor {
+    let adapters: Vec<PathBuf> = adapter.iter().map(|a| a.to_path_buf()).collect();
+    let model = models::open(base, &adapters, Device::Cpu, Kind::Float).unwrap();
+    let row: Vec<u32> = (0..40).map(|t| (t * 7 + 3) % 400).collect();
+    let tokens = ft::nn::Tokens::pack(&[&row], Device::Cpu);
+    let all = Tensor::arange(tokens.len() as i64, (Kind::Int64, Device::Cpu));
+    model.infer(&tokens, |out| out.logits(&all)).unwrap()
+}
+
+#[test]
+fn each_program_has_an_answer_with_a_reason_and_a_command() {
+    let llama = Exported::of("llama", json!({}));
+    for (settings, program, reason) in [
+        (json!({}), Runtime::Mlx, "in a format of its own"),
+        (json!({ "use_rslora": true }), Runtime::SgLang, "rsLoRA: it scales by alpha / rank"),
+        (json!({ "alpha_pattern": {"q_proj": 3} }), Runtime::TensorRtLlm, "it uses one for all"),
+        (json!({ "alpha_pattern": {"q_proj": 3} }), Runtime::Vllm, "one value for all"),
+    ] {
+        let adapter = lora8(&llama, settings.clone());
+        let answers = of_folder(&llama, &adapter);
+        let found = answer_of(&answers, program).unwrap();
+        assert_eq!(found.reads, Some(false), "{settings}: {found}");
+        assert!(found.note.contains(reason), "{settings}: {found}");
+        assert_eq!(found.command.as_deref(), Some(&*format!("ft export ADAPTER --for {}", program.name())), "{found}");
+    }
+    // PEFT, vLLM, TGI, SGLang, TensorRT-LLM, llama.cpp, MLX, ONNX Runtime.
+    let table = |settings: Value| short(&of_folder(&llama, &lora8(&llama, settings)));
+    assert_eq!(table(json!({})), "++++++--");
+    assert_eq!(table(json!({ "use_rslora": true })), "+++-++--");
+    assert_eq!(table(json!({ "alpha_pattern": {"q_proj": 3} })), "+----+--");
+    let dora = lora8(&llama, json!({ "use_dora": true }));
+    change(&dora, |all| {
+        let names: Vec<String> =
+            all.keys().filter_map(|n| Some(n.strip_suffix("lora_B.weight")?.to_string())).collect();
+        for name in names {
+            let rows = all[&format!("{name}lora_B.weight")].size()[0];
+            all.insert(format!("{name}lora_magnitude_vector"), Tensor::ones([rows], (Kind::Float, Device::Cpu)));
+        }
+    });
+    let answers = of_folder(&llama, &dora);
+    assert_eq!(short(&answers), "+---?---");
+    assert!(answer_of(&answers, Runtime::Tgi).unwrap().note.contains("leaves out"));
+
+    // A rank below 8, and a layer without adapters.
+    let small = of_folder(&llama, &lora(&llama, json!({})));
+    assert_eq!(short(&small), "++-+++--");
+    assert!(answer_of(&small, Runtime::Tgi).unwrap().note.contains("up to rank 8"));
+    let adapter = lora8(&llama, json!({}));
+    change(&adapter, |all| all.retain(|name, _| !name.contains("layers.2.mlp.up_proj")));
+    let answers = of_folder(&llama, &adapter);
+    assert_eq!(short(&answers), "++-+++--");
+    assert!(answer_of(&answers, Runtime::Tgi).unwrap().note.contains("up_proj is not adapted in every layer"));
+
+    // Keys and values without queries; none of a server's names; other families.
+    let adapter = lora8(&llama, json!({}));
+    change(&adapter, |all| all.retain(|name, _| !name.contains("q_proj")));
+    assert_eq!(short(&of_folder(&llama, &adapter)), "+++??+--");
+    for (family, expected) in
+        [("qwen3", "++?+++--"), ("gpt_neox", "++-?-+-"), ("gpt2", "+--?-+-"), ("olmo3", "++?+++-")]
+    {
+        let made = Exported::of(family, json!({}));
+        let settings = if family == "gpt2" { json!({ "fan_in_fan_out": true }) } else { json!({}) };
+        let answers = of_folder(&made, &lora8(&made, settings));
+        assert!(short(&answers).starts_with(expected), "{family}: {}", short(&answers));
+    }
+    let made = Exported::of("mixtral", json!({}));
+    let answers = of_folder(&made, &lora(&made, json!({})));
+    assert_eq!(short(&answers).chars().nth(5), Some('+'), "all experts: {answers:?}");
+    change(&made.folder.path().join("adapter"), |all| all.retain(|name, _| !name.contains("experts.1.")));
+    let answers = of_folder(&made, &made.folder.path().join("adapter"));
+    assert!(answer_of(&answers, Runtime::LlamaCpp).unwrap().note.contains("some experts of a layer"), "{answers:?}");
+    assert_eq!(answer_of(&answers, Runtime::TensorRtLlm).unwrap().reads, None);
+}
+
+#[test]
+fn other_kinds_of_adapters_name_the_command_where_there_is_one() {
+    let base = Config::read(&fixture("tiny-llama")).unwrap();
+    for (kind, merges) in [("loha", true), ("vera", true), ("ia3", true), ("tokens", true), ("oft", true)] {
+        let folder = fixture(format!("kinds/{kind}"));
+        let answers = of_adapter(&file::read(&folder).unwrap(), &folder, Some(&base)).unwrap();
+        assert!(short(&answers).ends_with("-------"), "{kind}: {}", short(&answers));
+        let command = answer_of(&answers, Runtime::Vllm).unwrap().command.clone();
+        assert_eq!(command.as_deref(), merges.then_some("ft export ADAPTER --for vllm"), "{kind}");
+    }
+    let folder = fixture("virtual-tokens/p_tuning");
+    let folder = if folder.join("adapter_config.json").exists() { folder } else { folder.join("initial") };
+    let answers = of_adapter(&file::read(&folder).unwrap(), &folder, Some(&base)).unwrap();
+    assert!(answers.iter().all(|answer| answer.command.is_none()), "{answers:?}");
+    assert_eq!(answer_of(&answers, Runtime::Tgi).unwrap().reads, Some(false));
+}
+
+#[test]
+fn models_are_answered_for_by_family_and_format() {
+    let answers = |family: &str, more: Value| {
+        let made = Exported::of(family, more);
+        of_model(&made.model())
+    };
+    // transformers, vLLM, TGI, SGLang, TensorRT-LLM, llama.cpp, MLX, ONNX Runtime.
+    for (family, expected) in [
+        ("llama", "++++++++"),
+        ("qwen3", "++?+++++"),
+        ("gpt2", "++++?+?+"),
+        ("mpt", "+++??+?+"),
+        ("gpt_oss", "++?+?+?-"),
+    ] {
+        let found = answers(family, json!({}));
+        assert_eq!(short(&found), expected, "{family}: {found:?}");
+    }
+    // The rotary embedding as transformers 5 writes it, and only so.
+    let newer = json!({ "rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0} });
+    let found = answers("llama", newer);
+    assert_eq!(short(&found), "++-??+-+", "{found:?}");
+    let tgi = answer_of(&found, Runtime::Tgi).unwrap();
+    assert!(tgi.note.contains("rope_parameters"), "{tgi}");
+    assert_eq!(tgi.command.as_deref(), Some("ft export DIR --for tgi"));
+
+    let made = Exported::of("llama", json!({ "hidden_size": 128, "intermediate_size": 128 }));
+    let file = made.model().join("config.json");
+    let stored = |section: Value| {
+        let mut config: Value = ft::fsutil::read_json(&file).unwrap();
+        config["quantization_config"] = section;
+        ft::fsutil::write_json(&file, &config).unwrap();
+        of_model(&made.model())
+    };
+    let fp8 = |block: i64| json!({"quant_method": "fp8", "weight_block_size": [block, block], "activation_scheme": "dynamic"});
+    let found = stored(fp8(128));
+    assert_eq!(short(&found), "+++++---", "{found:?}");
+    assert_eq!(
+        answer_of(&found, Runtime::LlamaCpp).unwrap().command.as_deref(),
+        Some("ft export MODEL --for llama.cpp")
+    );
+    let found = stored(fp8(32));
+    assert_eq!(short(&found), "++??----", "{found:?}");
+    assert!(answer_of(&found, Runtime::TensorRtLlm).unwrap().note.contains("blocks of 32 x 32"));
+    let nf4 = json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": true});
+    let found = stored(nf4);
+    assert_eq!(short(&found), "++-?----", "{found:?}");
+    assert!(answer_of(&found, Runtime::Tgi).unwrap().note.contains("--quantize bitsandbytes-nf4"));
+}
+
+/// Writes an adapter for a program and returns its folder and form.
+fn written(made: &Exported, adapter: &Path, runtime: Runtime) -> (PathBuf, RuntimeForm) {
+    let (base, out) = (made.model(), made.folder.path().join(runtime.name()));
+    let part = WeightedAdapter::read(adapter, 1.0).unwrap();
+    let options = RuntimeAdapterOptions { runtime, base: &base, out: &out, force: true };
+    let summary = write_adapter(&options, &part).unwrap_or_else(|e| panic!("{}: {e}", runtime.name()));
+    assert_eq!(answer_of(&summary.compatibility, runtime).unwrap().reads, Some(true));
+    (summary.out, summary.choice.form)
+}
+
+/// The plain LoRA changes every answer as the adapter did that it was made of.
+#[test]
+fn what_a_program_cannot_read_is_folded_into_a_plain_lora() {
+    let made = Exported::of("qwen2", json!({}));
+    let settings = json!({
+        "use_rslora": true, "rank_pattern": {"k_proj": 2}, "alpha_pattern": {"up_proj": 3},
+        "exclude_modules": ["model.layers.1.self_attn.o_proj"],
+    });
+    let adapter = lora(&made, settings);
+    change(&adapter, |all| all.retain(|name, _| !name.contains("layers.1.self_attn.o_proj")));
+    let expected = logits(&made.model(), Some(&adapter));
+    for (runtime, rank, tensors_of_o) in
+        [(Runtime::Vllm, 4, 6), (Runtime::SgLang, 4, 6), (Runtime::TensorRtLlm, 4, 6), (Runtime::Tgi, 8, 8)]
+    {
+        let (folder, form) = written(&made, &adapter, runtime);
+        assert_eq!(form, RuntimeForm::PlainLora, "{runtime:?}");
+        let config: Value = ft::fsutil::read_json(&folder.join("adapter_config.json")).unwrap();
+        assert_eq!(
+            (
+                &config["r"],
+                &config["lora_alpha"],
+                &config["use_rslora"],
+                &config["rank_pattern"],
+                &config["alpha_pattern"]
+            ),
+            (&json!(rank), &json!(rank), &json!(false), &json!({}), &json!({})),
+            "{runtime:?}"
+        );
+        let of_o = tensors(folder.join("adapter_model.safetensors"));
+        assert_eq!(of_o.keys().filter(|name| name.contains("o_proj")).count(), tensors_of_o, "{runtime:?}");
+        assert_close(runtime.name(), &logits(&made.model(), Some(&folder)), &expected, 1e-5);
+        let report: Value = ft::fsutil::read_json(&folder.join("export_report.json")).unwrap();
+        assert_eq!((&report["verdict"], &report["for"]["form"]), (&json!("passed"), &json!("plain_lora")));
+    }
+    // What servers compute together is adapted together.
+    for (runtime, left_out, added) in [
+        (Runtime::TensorRtLlm, "k_proj", "self_attn.k_proj"),
+        (Runtime::SgLang, "q_proj", "self_attn.q_proj"),
+        (Runtime::SgLang, "gate_proj", "mlp.gate_proj"),
+    ] {
+        let partly = lora(&made, json!({ "exclude_modules": [left_out] }));
+        change(&partly, |all| all.retain(|name, _| !name.contains(left_out)));
+        let expected = logits(&made.model(), Some(&partly));
+        let (folder, form) = written(&made, &partly, runtime);
+        assert_eq!(form, RuntimeForm::PlainLora, "{runtime:?} {left_out}");
+        let all = tensors(folder.join("adapter_model.safetensors"));
+        let b = &all[&format!("base_model.model.model.layers.3.{added}.lora_B.weight")];
+        assert_eq!(b.abs().max().double_value(&[]), 0.0, "{left_out}");
+        assert_close(left_out, &logits(&made.model(), Some(&folder)), &expected, 1e-5);
+    }
+    let settings = json!({ "use_rslora": true, "rank_pattern": {"k_proj": 2} });
+    let adapter = lora(&made, settings);
+    let (folder, form) = written(&made, &adapter, Runtime::Peft);
+    assert_eq!(form, RuntimeForm::Adapter);
+    let before = tensors(adapter.join("adapter_model.safetensors"));
+    let after = tensors(folder.join("adapter_model.safetensors"));
+    assert!(before.len() == after.len() && before.iter().all(|(name, t)| after[name].equal(t)));
+    // AdaLoRA is a product of two factors, too.
+    let base = fixture("biased-llama");
+    let part = WeightedAdapter::read(&fixture("kinds/adalora"), 1.0).unwrap();
+    let choice = choose(Runtime::Vllm, &base, &part).unwrap();
+    assert_eq!(choice.form, RuntimeForm::PlainLora, "{choice:?}");
+}
+
+#[test]
+fn the_form_follows_from_adapter_and_program() {
+    let made = Exported::of("llama", json!({}));
+    let plain = WeightedAdapter::read(&lora8(&made, json!({})), 1.0).unwrap();
+    let of = |runtime| choose(runtime, &made.model(), &plain).unwrap();
+    for runtime in [Runtime::Peft, Runtime::Vllm, Runtime::Tgi, Runtime::SgLang, Runtime::TensorRtLlm] {
+        assert_eq!(of(runtime).form, RuntimeForm::Adapter, "{runtime:?}");
+    }
+    for runtime in [Runtime::LlamaCpp, Runtime::Mlx] {
+        assert_eq!(of(runtime).form, RuntimeForm::OwnAdapter, "{runtime:?}");
+    }
+    let onnx = of(Runtime::OnnxRuntime);
+    assert!(onnx.form == RuntimeForm::Model && onnx.why.contains("reads no adapters"), "{onnx:?}");
+    // A family that is not known to be read is written with that said.
+    let other = Exported::of("qwen3", json!({}));
+    let small = WeightedAdapter::read(&lora(&other, json!({})), 1.0).unwrap();
+    let choice = choose(Runtime::Tgi, &other.model(), &small).unwrap();
+    assert!(
+        choice.form == RuntimeForm::Model && choice.why.contains("whether it reads this model is not known"),
+        "{choice:?}"
+    );
+    let other = Exported::of("llama", json!({}));
+    let whole = lora(&other, json!({ "modules_to_save": ["lm_head"] }));
+    change(&whole, |all| {
+        all.insert("base_model.model.lm_head.weight".into(), noise(&[512, 64], "head"));
+    });
+    let whole = WeightedAdapter::read(&whole, 1.0).unwrap();
+    for runtime in [Runtime::Vllm, Runtime::LlamaCpp, Runtime::Tgi] {
+        let choice = choose(runtime, &other.model(), &whole).unwrap();
+        assert!(choice.form == RuntimeForm::Model && choice.why.contains("lm_head"), "{choice:?}");
+    }
+}
+
+#[test]
+fn the_command_writes_what_a_program_reads_or_says_why_not() {
+    let space = Workspace::bare();
+    let made = Exported::of("llama", json!({}));
+    std::fs::rename(lora(&made, json!({ "use_rslora": true })), space.path("adapter")).unwrap();
+    let newer = json!({ "rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0} });
+    families::write("llama", newer, Kind::Float, &space.path("model"));
+    let report = |line: &[&str]| -> Value {
+        let line = [&["export"], line, &["--json"]].concat();
+        serde_json::from_slice(&space.ft(&line).stdout).unwrap()
+    };
+    let answer = |report: &Value, program: &str| {
+        let all = report["compatibility"].as_array().unwrap();
+        all.iter().find(|one| one["consumer"] == program).unwrap()["reads"].clone()
+    };
+    let found = report(&["adapter", "--base", "model", "--for", "sglang", "--out", "out/sglang"]);
+    assert_eq!((&found["for"]["form"], answer(&found, "SGLang")), (&json!("plain_lora"), json!(true)), "{found}");
+    let found = report(&["model", "--adapter", "adapter", "--for", "vllm", "--out", "out/vllm"]);
+    assert_eq!((&found["for"]["form"], answer(&found, "vLLM")), (&json!("adapter"), json!(true)), "{found}");
+    // Options of a whole model ask for one, whose config.json has the keys that servers read.
+    for (line, program) in [
+        (&["model", "--adapter", "adapter", "--for", "tgi", "--type", "f32", "--out", "out/whole"][..], "TGI"),
+        (&["model", "--for", "tensorrt-llm", "--out", "out/alone"], "TensorRT-LLM"),
+    ] {
+        let found = report(line);
+        assert_eq!((&found["for"]["form"], answer(&found, program)), (&json!("model"), json!(true)), "{found}");
+        let config = space.json(&format!("{}/config.json", line.last().unwrap()));
+        assert_eq!((&config["rope_theta"], &config["rope_scaling"]), (&json!(5000.0), &Value::Null));
+        assert_eq!(config["rope_parameters"]["rope_theta"], json!(5000.0));
+    }
+    assert_close(
+        "merged",
+        &logits(&space.path("out/whole"), None),
+        &logits(&space.path("model"), Some(&space.path("adapter"))),
+        1e-4,
+    );
+    let found = report(&["adapter", "--base", "model", "--for", "llama.cpp", "--out", "out/lora.gguf"]);
+    assert_eq!((&found["for"]["form"], answer(&found, "llama.cpp")), (&json!("own_adapter"), json!(true)), "{found}");
+    let found =
+        report(&["adapter", "--base", "model", "--for", "llama.cpp", "--type", "q8_0", "--out", "out/whole.gguf"]);
+    assert_eq!((&found["for"]["form"], answer(&found, "vLLM")), (&json!("model"), Value::Null), "{found}");
+    let found = report(&["adapter", "--base", "model", "--for", "mlx", "--out", "out/mlx"]);
+    assert_eq!((&found["for"]["form"], answer(&found, "MLX")), (&json!("own_adapter"), json!(true)), "{found}");
+    let found = report(&["model", "--adapter", "adapter", "--for", "onnx-runtime", "--out", "out/onnx"]);
+    assert_eq!((&found["for"]["form"], answer(&found, "ONNX Runtime")), (&json!("model"), json!(true)), "{found}");
+    let shown =
+        space.ft(&["export", "model", "--adapter", "adapter", "--for", "sglang", "--out", "out/sglang", "--force"]);
+    let shown = [shown.stdout, shown.stderr].concat();
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("SGLang does not read it as it is: rsLoRA") && shown.contains("SGLang: yes"), "{shown}");
+    assert!(shown.contains("ONNX Runtime: no: it reads no adapters (ft export ADAPTER --for onnx-runtime)"), "{shown}");
+
+    for (line, reason) in [
+        (&["export", "model", "--for", "vlm", "--out", "x"][..], "a similar value exists: 'vllm'"),
+        (&["export", "model", "--for", "vllm", "--to", "gguf", "--out", "x"], "--to contradicts --for vllm"),
+        (&["export", "model", "--for", "peft", "--out", "x"], "PEFT reads adapters"),
+        (&["export", "model", "--out", "x"], "--to"),
+        (&["export", "adapter", "--base", "model", "--for", "vllm", "--out", "out/sglang"], "exists and is not empty"),
+        (
+            &["export", "adapter", "--base", "model", "--for", "vllm", "--out", "model", "--force"],
+            "no adapter_config.json",
+        ),
+        (&["export", "model", "--for", "tensorrt-llm", "--type", "fp8", "--out", "x"], "blocks of 32 x 32"),
+    ] {
+        let said = space.refused(line);
+        assert!(said.contains(reason), "{line:?}: {said}");
+        assert!(!space.path("x").exists(), "{line:?}");
+    }
+    // An adapter that is no change of weights.
+    let prompt = fixture("virtual-tokens/p_tuning");
+    let prompt = if prompt.join("adapter_config.json").exists() { prompt } else { prompt.join("initial") };
+    let (prompt, base) = (prompt.display().to_string(), fixture("tiny-llama").display().to_string());
+    let said = space.refused(&["export", &prompt, "--base", &base, "--for", "vllm", "--out", "x"]);
+    assert!(said.contains("vLLM: it reads no") && said.contains("ft generate"), "{said}");
+}
