@@ -48,7 +48,7 @@ pub struct EvalArgs {
     /// Longest answer in tokens [default: that of the longest expected answer, plus 16]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Further metrics of the answers: f1 and squad_em (SQuAD's words), rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, chrf++,
+    /// Further metrics of the answers: f1 and squad_em (SQuAD's words), rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, chrf++, ter,
     /// edit_distance, number (the last one of the answer), and with the expected answers as classes macro_f1, weighted_f1,
     /// mcc, balanced_accuracy; pearson and spearman of the last numbers
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_metric)]

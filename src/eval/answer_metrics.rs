@@ -10,6 +10,7 @@ use crate::text_metrics::edit_distance::relative_edit_distance;
 use crate::text_metrics::numbers::{last_number, within};
 use crate::text_metrics::question_answering;
 use crate::text_metrics::rouge::Rouge;
+use crate::text_metrics::ter::TerCounts;
 use std::collections::BTreeMap;
 
 /// A generated answer, and the answers that are right.
@@ -22,12 +23,16 @@ pub enum AnswerMetric {
     F1,
     /// The share of answers that are equal as SQuAD normalizes them: without case, punctuation and articles.
     SquadExactMatch,
+    /// F1 of words or equality, of the rows that have an answer or of those that have none (SQuAD 2.0's HasAns and NoAns).
+    SquadPart(SquadPart),
     /// F1 of ROUGE; the mean over rows.
     Rouge(Rouge),
     /// BLEU of all answers, 0 to 100.
     Bleu,
     /// chrF or chrF++ of all answers, 0 to 100.
     Chrf(Chrf),
+    /// The translation edit rate of all answers, in percent of the references' words.
+    Ter,
     /// The edit distance of characters divided by the longer length; the mean over rows.
     EditDistance,
     /// The share of answers whose last number is that of the expected answer, within a relative 1e-6.
@@ -36,6 +41,15 @@ pub enum AnswerMetric {
     Classes(ClassScore),
     /// A correlation of the last number of each answer with that of the expected one.
     Correlation(Correlation),
+}
+
+/// A score of some of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SquadPart {
+    /// Whether it is that of rows with an answer; otherwise of rows whose expected answer is empty.
+    pub answerable: bool,
+    /// Whether answers have to be equal; otherwise it is F1 of words.
+    pub exact: bool,
 }
 
 /// A correlation of numbers.
@@ -62,9 +76,13 @@ pub enum ClassScore {
 
 impl AnswerMetric {
     /// All metrics by their names.
-    pub const ALL: [(&str, Self); 17] = [
+    pub const ALL: [(&str, Self); 22] = [
         ("f1", Self::F1),
         ("squad_em", Self::SquadExactMatch),
+        ("HasAns_f1", Self::SquadPart(SquadPart { answerable: true, exact: false })),
+        ("HasAns_exact", Self::SquadPart(SquadPart { answerable: true, exact: true })),
+        ("NoAns_f1", Self::SquadPart(SquadPart { answerable: false, exact: false })),
+        ("NoAns_exact", Self::SquadPart(SquadPart { answerable: false, exact: true })),
         ("rouge1", Self::Rouge(Rouge::Ngrams(1))),
         ("rouge2", Self::Rouge(Rouge::Ngrams(2))),
         ("rougeL", Self::Rouge(Rouge::Longest)),
@@ -72,6 +90,7 @@ impl AnswerMetric {
         ("bleu", Self::Bleu),
         ("chrf", Self::Chrf(Chrf::Characters)),
         ("chrf++", Self::Chrf(Chrf::CharactersAndWords)),
+        ("ter", Self::Ter),
         ("edit_distance", Self::EditDistance),
         ("number", Self::Number),
         ("macro_f1", Self::Classes(ClassScore::MacroF1)),
@@ -94,12 +113,15 @@ impl AnswerMetric {
 
     /// Returns true if a larger value is better.
     pub fn higher_is_better(self) -> bool {
-        self != Self::EditDistance
+        !matches!(self, Self::EditDistance | Self::Ter)
     }
 
     /// Returns true if it is the mean of a score of each row.
     pub fn is_mean(self) -> bool {
-        !matches!(self, Self::Bleu | Self::Chrf(_) | Self::Classes(_) | Self::Correlation(_))
+        !matches!(
+            self,
+            Self::Bleu | Self::Chrf(_) | Self::Ter | Self::Classes(_) | Self::Correlation(_) | Self::SquadPart(_)
+        )
     }
 
     /// Computes the metric of pairs of (generated, expected) answers, with its 95 % bootstrap interval over rows. `None` if
@@ -135,6 +157,16 @@ impl AnswerMetric {
             Self::SquadExactMatch => {
                 each(&|answer, expected| f64::from(u8::from(question_answering::exact_match(answer, expected))))
             }
+            Self::SquadPart(SquadPart { answerable, exact }) => {
+                let score = |(answer, expected): &ReferencedAnswer| match exact {
+                    true => f64::from(u8::from(question_answering::exact_match(answer, expected))),
+                    false => question_answering::f1(answer, expected),
+                };
+                let of_part = |row: &ReferencedAnswer| {
+                    (question_answering::is_answerable(&row.1) == answerable).then(|| score(row))
+                };
+                Counted::Part(answers.iter().map(of_part).collect())
+            }
             Self::Rouge(kind) => each(&|answer, expected| kind.best(answer, expected).f1),
             Self::EditDistance => each(&|answer, expected| {
                 let distance = |expected: &&str| relative_edit_distance(answer.trim(), expected.trim());
@@ -145,6 +177,7 @@ impl AnswerMetric {
             }),
             Self::Bleu => Counted::Bleu(answers.iter().map(|(a, e)| BleuCounts::of(a, e)).collect()),
             Self::Chrf(kind) => Counted::Chrf(kind, answers.iter().map(|(a, e)| kind.count(a, e)).collect()),
+            Self::Ter => Counted::Ter(answers.iter().map(|(a, e)| TerCounts::of(a, e)).collect()),
             Self::Classes(score) => {
                 let pairs: Vec<(&str, &str)> =
                     answers.iter().map(|(answer, e)| (*answer, e.first().copied().unwrap_or_default())).collect();
@@ -175,8 +208,11 @@ fn same_number(answer: &str, expected: &str) -> bool {
 enum Counted {
     /// A score of each row.
     Mean(Vec<f64>),
+    /// A score of each row that counts.
+    Part(Vec<Option<f64>>),
     Bleu(Vec<BleuCounts>),
     Chrf(Chrf, Vec<ChrfCounts>),
+    Ter(Vec<TerCounts>),
     /// (expected, predicted) class of each row, and the number of classes.
     Classes(ClassScore, Vec<(usize, usize)>, usize),
     /// (expected, found) number of each row.
@@ -202,6 +238,16 @@ impl Counted {
             Self::Mean(scores) => {
                 let sum: f64 = drawn.iter().zip(scores).map(|(times, score)| times * score).sum();
                 Some(sum / drawn.iter().sum::<f64>())
+            }
+            Self::Part(scores) => {
+                let counted = || drawn.iter().zip(scores).filter_map(|(times, score)| Some((times, (*score)?)));
+                let (sum, rows) = counted().fold((0.0, 0.0), |(sum, rows), (n, score)| (sum + n * score, rows + n));
+                (rows > 0.0).then(|| sum / rows)
+            }
+            Self::Ter(counts) => {
+                let mut sum = TerCounts::default();
+                rows().for_each(|row| sum.add(&counts[row]));
+                Some(sum.score())
             }
             Self::Bleu(counts) => {
                 let mut sum = BleuCounts::default();
@@ -247,12 +293,28 @@ mod tests {
             [("A long answer of words, 17", "A long answer of words, 17"), ("one two three 4", "one two three 4")];
         for (name, metric) in AnswerMetric::ALL {
             assert_eq!(metric.name(), name);
-            let found = metric.measure(&right).unwrap();
+            let found = metric.measure(if is_of_no_answer(name) { &[("", "")] } else { &right }).unwrap();
             let best = if matches!(metric, AnswerMetric::Bleu | AnswerMetric::Chrf(_)) { 100.0 } else { 1.0 };
-            let best = if metric == AnswerMetric::EditDistance { 0.0 } else { best };
+            let best = if metric.higher_is_better() { best } else { 0.0 };
             assert!((found.value - best).abs() < 1e-9, "{name}: {found:?}");
             assert!(metric.measure(&[]).is_none());
         }
+    }
+
+    fn is_of_no_answer(name: &str) -> bool {
+        name.starts_with("NoAns")
+    }
+
+    #[test]
+    fn rows_with_and_without_an_answer_are_scored_apart() {
+        let answers = [("nine", "nine"), ("at nine", "nine"), ("", "ten"), ("", ""), ("five", "")];
+        assert_eq!(measure("squad_em", &answers), 2.0 / 5.0);
+        assert_eq!([measure("HasAns_exact", &answers), measure("NoAns_exact", &answers)], [1.0 / 3.0, 0.5]);
+        assert!((measure("HasAns_f1", &answers) - (1.0 + 2.0 / 3.0) / 3.0).abs() < 1e-12);
+        assert_eq!(measure("NoAns_f1", &answers), 0.5);
+        let all = AnswerMetric::named("NoAns_f1").unwrap();
+        assert!(all.measure(&answers[..3]).is_none(), "there is no such row");
+        assert!(!all.is_mean() && all.scores(&[("a", vec!["b"])]).is_none());
     }
 
     #[test]
@@ -276,7 +338,7 @@ mod tests {
     fn intervals_hold_the_value() {
         const RIGHT: &str = "one two three four five 1";
         const WRONG: &str = "one two three four and 2";
-        let answers: Vec<(&str, &str)> = (0..40)
+        let answers: Vec<(&'static str, &'static str)> = (0..40)
             .map(|i| match i % 4 {
                 0 => (WRONG, RIGHT),
                 1 => (WRONG, WRONG),
@@ -284,7 +346,13 @@ mod tests {
             })
             .collect();
         for (name, metric) in AnswerMetric::ALL {
-            let found = metric.measure(&answers).unwrap();
+            let blank =
+                |(answer, expected): &(&'static str, &'static str)| match (answer == expected, is_of_no_answer(name)) {
+                    (true, true) => ("", ""),
+                    (false, true) => (*answer, ""),
+                    _ => (*answer, *expected),
+                };
+            let found = metric.measure(&answers.iter().map(blank).collect::<Vec<_>>()).unwrap();
             let [low, high] = found.interval.unwrap();
             assert!(low <= found.value && found.value <= high && low < high, "{name}: {found:?}");
         }

@@ -26,7 +26,8 @@ pub struct TaskLoss {
     pub before: Option<f64>,
     /// The model's value.
     pub after: Option<f64>,
-    /// How much worse the model is, in units of the metric, with its paired 95 % interval; below 0 it is better. `None` without values.
+    /// How much worse the model is, in units of the metric, with its paired 95 % interval; below 0 it is better. `None` without values,
+    /// and if neither end of the metric is better.
     pub loss: Option<Estimate>,
     /// The loss divided by the first model's value; `None` if that is 0.
     pub relative: Option<f64>,
@@ -40,8 +41,8 @@ pub struct TaskLoss {
 
 impl TaskLoss {
     fn of(task: &TaskComparison, found: &SubjectComparison) -> Self {
-        let sign = if task.higher_is_better { -1.0 } else { 1.0 };
-        let loss = found.difference.map(|difference| Estimate {
+        let loss = found.difference.zip(task.direction.sign()).map(|(difference, better)| (difference, -better));
+        let loss = loss.map(|(difference, sign)| Estimate {
             value: sign * difference,
             interval: found.interval.map(|[low, high]| if sign > 0.0 { [low, high] } else { [0.0 - high, 0.0 - low] }),
         });
@@ -113,5 +114,9 @@ mod tests {
         let [low, high] = arc.loss.unwrap().interval.unwrap();
         assert!((arc.loss.unwrap().value - 0.025).abs() < 1e-12 && low <= 0.0 && high > 0.025);
         assert!(arc.detectable.unwrap() > 0.025 && arc.p_corrected == Some(1.0));
+        made.tasks[2].metrics[0].undirected = true;
+        let found = forgetting(&made, &Comparison::of(&made).unwrap());
+        let wiki = found[0].tasks.iter().find(|task| task.task == "wiki").unwrap();
+        assert_eq!((wiki.loss, wiki.relative, wiki.verdict), (None, None, Verdict::Changed));
     }
 }

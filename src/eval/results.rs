@@ -62,6 +62,9 @@ pub struct TaskResults {
     /// The answer that counts as the favourable one, where groups are compared by the answers that they get.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub positive: Option<String>,
+    /// Whether the prompts show the choices in their order, so that the place of a choice means something (kind `choice`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub order_shown: bool,
     /// Name of the metric that comparisons use.
     pub main_metric: String,
     /// The metrics.
@@ -87,6 +90,53 @@ pub struct MetricInfo {
     /// smaller values are better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neutral: Option<f64>,
+    /// Whether neither a larger nor a smaller value is better, as for the share of rows that are continued word for word where nothing
+    /// was to be remembered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undirected: bool,
+}
+
+/// Which values of a metric are better.
+#[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Larger ones.
+    Higher,
+    /// Smaller ones.
+    Lower,
+    /// Neither: a difference is a change.
+    Neither,
+}
+
+impl Direction {
+    /// Returns 1 or -1, by which a difference is multiplied so that better is larger; `None` if neither is better.
+    pub fn sign(self) -> Option<f64> {
+        match self {
+            Self::Higher => Some(1.0),
+            Self::Lower => Some(-1.0),
+            Self::Neither => None,
+        }
+    }
+
+    /// Returns a note for people; empty where larger values are better.
+    pub fn note(self) -> &'static str {
+        match self {
+            Self::Higher => "",
+            Self::Lower => "lower is better",
+            Self::Neither => "neither end is better",
+        }
+    }
+}
+
+impl MetricInfo {
+    /// Returns which of its values are better.
+    pub fn direction(&self) -> Direction {
+        match (self.neutral.is_some() || self.undirected, self.higher_is_better) {
+            (true, _) => Direction::Neither,
+            (false, true) => Direction::Higher,
+            (false, false) => Direction::Lower,
+        }
+    }
 }
 
 /// One item of a task: what was asked, and what is right.

@@ -9,21 +9,22 @@
 //! [`Isolation::LimitsOnly`] is for machines that allow no namespaces: the program runs as the user of ft and can write to their files; it can neither
 //! open sockets nor start processes, so that it can be ended whole. Nothing chooses it but the caller.
 //!
-//! `process` starts and watches a program; `child`: what happens before it runs; `filter`: which system calls it may use; `memory`: what all its
+//! `workplace`: the directory of a run, and what killed processes left of theirs; `process` starts and watches a program; `child`: what happens before it runs; `filter`: which system calls it may use; `memory`: what all its
 //! processes use together.
 
 mod child;
 mod filter;
 mod memory;
 mod process;
+mod workplace;
 
 use crate::error::{Error, Result};
-use crate::fsutil::io_error;
 use process::{End, Launch};
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use workplace::Workplace;
 
 /// What stands for the program's file in a command.
 pub const FILE_PLACEHOLDER: &str = "{file}";
@@ -139,6 +140,7 @@ impl Sandbox {
                 .hint("it stands for the file to run, e.g. [python3, \"{file}\"]"));
         }
         let program = if name.contains(FILE_PLACEHOLDER) { PathBuf::from(name) } else { found(name)? };
+        workplace::remove_leftovers_once();
         let sandbox = Self { isolation, limits, program, arguments: arguments.to_vec(), file: file.into() };
         sandbox.check()?;
         Ok(sandbox)
@@ -210,24 +212,6 @@ impl Sandbox {
             work: c_string(place.work.as_os_str())?,
             filter: filter::program(self.isolation),
         })
-    }
-}
-
-/// The directory of one run: the program's file, and the empty directory that it works in.
-struct Workplace {
-    _folder: tempfile::TempDir,
-    file: PathBuf,
-    work: PathBuf,
-}
-
-impl Workplace {
-    fn make(name: &str, text: &str) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ft-sandbox-").tempdir();
-        let folder = folder.map_err(|e| io_error("creating", &std::env::temp_dir(), e))?;
-        let (file, work) = (folder.path().join(name), folder.path().join("work"));
-        std::fs::create_dir(&work).map_err(|e| io_error("creating", &work, e))?;
-        std::fs::write(&file, text).map_err(|e| io_error("writing", &file, e))?;
-        Ok(Self { _folder: folder, file, work })
     }
 }
 

@@ -8,6 +8,7 @@ use ft::text_metrics::bleu::BleuCounts;
 use ft::text_metrics::chrf::Chrf;
 use ft::text_metrics::question_answering;
 use ft::text_metrics::rouge::Rouge;
+use ft::text_metrics::ter::TerCounts;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -127,4 +128,42 @@ fn correlations_equal_scipy() {
     let Numbers { a, b, pearson, spearman } = expected().numbers;
     assert!(close(moments::correlation(&a, &b).unwrap(), pearson));
     assert!(close(ranks::spearman(&a, &b).unwrap(), spearman));
+}
+
+#[derive(Deserialize)]
+struct Filters {
+    ter: EditRates,
+}
+
+#[derive(Deserialize)]
+struct EditRates {
+    rows: Vec<EditRate>,
+    all: f64,
+}
+
+#[derive(Deserialize)]
+struct EditRate {
+    answer: String,
+    references: Vec<String>,
+    ter: f64,
+}
+
+#[test]
+fn translation_edit_rates_equal_those_of_sacrebleu() {
+    let found: Filters = serde_json::from_slice(&std::fs::read(fixture("answer-filters.json")).unwrap()).unwrap();
+    assert!(found.ter.rows.len() > 80);
+    let mut sum = TerCounts::default();
+    for row in &found.ter.rows {
+        let counts = TerCounts::of(&row.answer, &row.references);
+        assert!(
+            close(counts.score(), row.ter),
+            "{} {}: {:?} {:?}",
+            counts.score(),
+            row.ter,
+            row.answer,
+            row.references
+        );
+        sum.add(&counts);
+    }
+    assert!(close(sum.score(), found.ter.all), "{} {}", sum.score(), found.ter.all);
 }

@@ -6,7 +6,7 @@ use crate::cli::shared::suite::{CACHE, as_json, concluded, refuse_failed, summar
 use ft::error::{Error, Result};
 use ft::eval::results::Subject;
 use ft::eval::suite::cache::AnswerCache;
-use ft::eval::suite::{SuiteSubject, run_suite, write_results};
+use ft::eval::suite::{SuiteBaseline, SuiteSubject, run_suite, write_results};
 use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::content_hash;
 use ft::recipe::suite_file;
@@ -34,7 +34,8 @@ pub fn run(args: &EvalArgs, path: &Path) -> Result<()> {
     }
     let adapted = args.model.open_adapted(&args.template, &args.quantize)?;
     let subjects = subjects(args, &adapted)?;
-    let mut results = run_suite(&adapted.model, (&suite, &path.display().to_string()), &subjects, &mut cache)?;
+    let mut results =
+        run_suite(&adapted.model, (&suite, &path.display().to_string()), &subjects, SuiteBaseline::First, &mut cache)?;
     results.evaluated = Some(ft::runs::facts::now());
     if let Some(out) = &args.out {
         write_results(out, &results)?;

@@ -131,13 +131,14 @@ fn nothing_fits(entries: &[EvaluationEntry]) -> Error {
 
 fn shown(series: &MetricSeries) -> String {
     let head = format!(
-        "{}  {}  {}\n{}, {} items{}: {}",
+        "{}  {}  {}\n{}, {} items{}{}: {}",
         style(&series.task).bold(),
         series.metric,
         sparkline(&series.values(), SPARK),
         series.suite,
         report::count(series.items as u64),
-        if series.higher_is_better || series.neutral.is_some() { "" } else { ", lower is better" },
+        if series.direction.note().is_empty() { "" } else { ", " },
+        series.direction.note(),
         series.drift()
     );
     let mut rows = vec![["date", "evaluation", "model", "value"].map(String::from).to_vec()];

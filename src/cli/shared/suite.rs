@@ -6,7 +6,7 @@ use ft::eval::comparison::GateOutcome;
 use ft::eval::report::{EvaluationReport, PAGE};
 use ft::eval::results::{Subject, SuiteResults, TaskResults};
 use ft::eval::suite::cache::AnswerCache;
-use ft::eval::suite::{SuiteSubject, run_suite, write_results};
+use ft::eval::suite::{SuiteBaseline, SuiteSubject, run_suite, write_results};
 use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::{self, content_hash};
 use ft::recipe::gate::Gate;
@@ -25,7 +25,7 @@ pub const OF_RUN: &str = "evaluation";
 
 /// Reads the suite that a run is asked, if its recipe names one: before the training, so that a mistake is told then.
 ///
-/// Errors: the file has mistakes, or compares answers with a baseline: the model before a run and its result are asked one after the other.
+/// Errors: the file has mistakes, or compares answers with those of the model before the run, and the run begins with random weights.
 pub fn of_plan(plan: &Plan) -> Result<Option<SuiteFile>> {
     let Some(path) = plan.recipe.run.evaluate.as_deref() else { return Ok(None) };
     let suite = suite_file::read(path)?;
@@ -33,9 +33,9 @@ pub fn of_plan(plan: &Plan) -> Result<Option<SuiteFile>> {
         TaskKind::Generate(generate) => generate.compares_with_baseline(),
         _ => false,
     };
-    match suite.tasks.iter().find(compares) {
+    match suite.tasks.iter().find(compares).filter(|_| plan.recipe.model.is_random()) {
         Some(task) => Err(Error::user(format!(
-            "{}: task `{}` compares answers with a baseline, which a run's evaluation has not at hand",
+            "{}: task `{}` compares answers with those of the model before the run, and this run begins with random weights",
             path.display(),
             task.name
         ))
@@ -63,7 +63,9 @@ pub fn evaluate_run(plan: &Plan, suite: &SuiteFile) -> Result<EvaluationReport> 
     let name = recipe.run.evaluate.as_ref().map_or(String::new(), |path| path.display().to_string());
     let mut results: Option<SuiteResults> = None;
     for (subject, base, adapter) in asked {
-        let found = evaluate(plan, (suite, &name), (subject, base, adapter), &mut cache)?;
+        // Answers are compared with those of the model before the run.
+        let baseline = results.as_ref().map_or(SuiteBaseline::ForLater, SuiteBaseline::Results);
+        let found = evaluate(plan, (suite, &name), (subject, base, adapter), baseline, &mut cache)?;
         results = Some(match results {
             Some(results) => results.joined(found),
             None => found,
@@ -80,6 +82,7 @@ fn evaluate(
     plan: &Plan,
     suite: (&SuiteFile, &str),
     (name, base, adapter): (&str, &Path, Option<&Path>),
+    baseline: SuiteBaseline,
     cache: &mut AnswerCache,
 ) -> Result<SuiteResults> {
     let recipe = &plan.recipe;
@@ -102,7 +105,7 @@ fn evaluate(
         identity: format!("{} {kind:?} {storage:?} {device:?}", content_hash::hash(&folders)?),
     };
     drop(loading);
-    run_suite(&model, suite, &[subject], cache)
+    run_suite(&model, suite, &[subject], baseline, cache)
 }
 
 /// Compares the models of an evaluation and checks the gates. Writes report.html and report.md if there is a folder for them.

@@ -1,5 +1,5 @@
-//! What rules reach that no model is needed for: the most frequent answer, a random choice, the length of choices, and n-grams of
-//! the training rows (`kneser_ney`, `words`). A model that is not better than these has learnt nothing of the task.
+//! What rules reach that no model is needed for: the most frequent answer or place, a random choice, the length of choices, and n-grams
+//! of the training rows (`kneser_ney`, `words`). A model that is not better than these has learnt nothing of the task.
 
 pub mod kneser_ney;
 mod words;
@@ -51,16 +51,37 @@ pub fn rules(task: &TaskResults) -> Vec<RuleResult> {
 fn choice_rules(task: &TaskResults) -> Vec<RuleResult> {
     let items = &task.items;
     let most = items.iter().map(|item| item.choices.len()).max().unwrap_or(0);
-    let always = |place: usize| mean_of(items, |item| f64::from(u8::from(right_choices(item).contains(&place))));
+    let place = |place: usize| mean_of(items, |item| f64::from(u8::from(right_choices(item).contains(&place))));
     let by_length =
         |sign: f64| mean_of(items, |item| share_of_best(item, |choice| sign * choice.chars().count() as f64));
-    let best_place = (0..most).map(always).enumerate().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
+    let best_place = (0..most).map(place).enumerate().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
     let mut found: Vec<(String, f64)> = Vec::new();
-    found.extend(best_place.map(|(place, value)| (format!("always choice {}", place + 1), value)));
+    let (class, classes) = most_frequent_choice(items);
+    found.extend(class);
+    // Where data has the right choice in the same place and no prompt shows it, that place tells nothing about the task; where all
+    // items have the same choices, it is one of them.
+    found.extend(
+        best_place
+            .filter(|_| task.order_shown && !classes)
+            .map(|(place, value)| (format!("always choice {}", place + 1), value)),
+    );
     found.push(("a choice at random".into(), mean_of(items, |item| share_of_best(item, |_| 0.0))));
     found.push(("the longest choice".into(), by_length(1.0)));
     found.push(("the shortest choice".into(), by_length(-1.0)));
     found.into_iter().map(|(rule, value)| RuleResult { rule, metric: "right answers".into(), value }).collect()
+}
+
+/// Returns the rule of giving the same choice, of those that every item has, to all items; `None` if no choice is in all of them. Says
+/// also whether all items have the same choices in the same order.
+fn most_frequent_choice(items: &[ItemInfo]) -> (Option<(String, f64)>, bool) {
+    let Some(first) = items.first() else { return (None, false) };
+    let in_all = |choice: &&String| items.iter().all(|item| item.choices.contains(choice));
+    let right = |choice: &String| mean_of(items, |item| f64::from(u8::from(item.expected.contains(choice))));
+    let value = |choice: &String| (format!("always “{}”", shortened(choice)), right(choice));
+    // Of choices that are right as often, the first.
+    let best = first.choices.iter().filter(in_all).map(value).rev().max_by(|a, b| a.1.total_cmp(&b.1));
+    // One that is never right only stands beside the right ones.
+    (best.filter(|(_, right)| *right > 0.0), items.iter().all(|item| item.choices == first.choices))
 }
 
 /// Returns the expected share of right answers if the choice with the largest score is taken, and lots are drawn among equals.
@@ -145,13 +166,42 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_a_rule_only_where_it_is_shown() {
+        // Pairs in which the right one is first in the file, each scored by itself.
+        let mut pairs =
+            choices(&[(&["The cat sits.", "The cat sit."], "The cat sits."), (&["I am.", "I is."], "I am.")]);
+        let names = |task: &TaskResults| rules(task).into_iter().map(|r| r.rule).collect::<Vec<_>>();
+        assert_eq!(names(&pairs), ["a choice at random", "the longest choice", "the shortest choice"]);
+        assert_eq!(value(&rules(&pairs), "at random"), 0.5);
+        pairs.order_shown = true;
+        assert_eq!(value(&rules(&pairs), "always choice 1"), 1.0);
+    }
+
+    #[test]
+    fn a_choice_that_all_items_have_is_a_class() {
+        let same = [(&["no", "yes"][..], "yes"), (&["no", "yes"], "no"), (&["no", "yes"], "yes")];
+        let mut made = choices(&same);
+        assert_eq!(value(&rules(&made), "always “yes”"), 2.0 / 3.0);
+        made.order_shown = true;
+        assert!(rules(&made).iter().all(|r| !r.rule.contains("always choice")), "it would be the same rule twice");
+        let decoys = choices(&[(&["a", "none"], "a"), (&["b", "none"], "b")]);
+        assert!(rules(&decoys).iter().all(|r| !r.rule.contains("none")), "it is never right");
+        // In another order, and beside others.
+        let mut mixed = choices(&[(&["a", "none"], "none"), (&["none", "b", "c"], "none"), (&["d", "none"], "d")]);
+        assert_eq!(value(&rules(&mixed), "always “none”"), 2.0 / 3.0);
+        mixed.order_shown = true;
+        assert_eq!(value(&rules(&mixed), "always choice 1"), 2.0 / 3.0);
+    }
+
+    #[test]
     fn rules_for_choices_have_their_exact_expected_values() {
-        let made = choices(&[
+        let mut made = choices(&[
             (&["long one", "b"], "long one"),
             (&["aa", "bb", "cc", "d"], "cc"),
             (&["x", "yes"], "yes"),
             (&["one", "two"], "one"),
         ]);
+        made.order_shown = true;
         let found = rules(&made);
         assert_eq!(value(&found, "at random"), (0.5 + 0.25 + 0.5 + 0.5) / 4.0);
         assert_eq!(value(&found, "always choice 1"), 0.5);

@@ -15,7 +15,7 @@ pub use join::{Evaluated, join};
 pub use paired::{CategoryComparison, PairedTest, SubjectComparison, TestKind, Verdict};
 pub use paired_metric::{ChangedItems, PairedMetric};
 
-use super::results::{MetricInfo, SuiteResults, TaskResults};
+use super::results::{Direction, MetricInfo, SuiteResults, TaskResults};
 use crate::error::Result;
 use crate::stats::paired::holm;
 use serde::Serialize;
@@ -36,8 +36,8 @@ pub struct TaskComparison {
     pub task: String,
     /// Name of the metric that is compared.
     pub metric: String,
-    /// Whether a larger value is a better one.
-    pub higher_is_better: bool,
+    /// Which values of it are better.
+    pub direction: Direction,
     /// Number of items.
     pub rows: usize,
     /// The models other than the baseline, in the order of the results.
@@ -56,7 +56,7 @@ impl Comparison {
             tasks.push(TaskComparison {
                 task: task.name.clone(),
                 metric: metric.name.clone(),
-                higher_is_better: metric.higher_is_better,
+                direction: metric.direction(),
                 rows: task.items.len(),
                 subjects: others.map(|(i, subject)| SubjectComparison::of(task, metric, i, &subject.name)).collect(),
             });
@@ -66,8 +66,8 @@ impl Comparison {
         let corrected = holm(&tested.iter().map(|test| test.p).collect::<Vec<_>>());
         tested.iter_mut().zip(corrected).for_each(|(test, p)| test.p_corrected = p);
         for task in &mut tasks {
-            let higher = task.higher_is_better;
-            task.subjects.iter_mut().for_each(|subject| subject.decide(higher));
+            let direction = task.direction;
+            task.subjects.iter_mut().for_each(|subject| subject.decide(direction));
         }
         Ok(Self { baseline: results.subjects[0].name.clone(), tasks })
     }

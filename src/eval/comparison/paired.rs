@@ -2,7 +2,7 @@
 //! items can show, and the same by category.
 
 use super::{ChangedItems, MetricInfo, PairedMetric};
-use crate::eval::results::TaskResults;
+use crate::eval::results::{Direction, TaskResults};
 use crate::rng;
 use crate::stats::bootstrap::Estimate;
 use crate::stats::moments::sample_deviation;
@@ -71,6 +71,8 @@ pub enum Verdict {
     Better,
     /// The model is worse; corrected p below 0.05.
     Worse,
+    /// The model differs, and neither end of the metric is better; corrected p below 0.05.
+    Changed,
     /// No difference was shown. That does not say that there is none.
     NotShown,
     /// The metric is no mean over items or likelihood of texts, so that no paired test applies.
@@ -116,14 +118,13 @@ impl SubjectComparison {
     }
 
     /// Sets the verdict by the corrected p-value.
-    pub(super) fn decide(&mut self, higher_is_better: bool) {
+    pub(super) fn decide(&mut self, direction: Direction) {
         self.verdict = match (self.test, self.difference) {
-            (Some(test), Some(difference)) if test.p_corrected < SIGNIFICANT => {
-                match (difference > 0.0) == higher_is_better {
-                    true => Verdict::Better,
-                    false => Verdict::Worse,
-                }
-            }
+            (Some(test), Some(difference)) if test.p_corrected < SIGNIFICANT => match direction.sign() {
+                Some(sign) if sign * difference > 0.0 => Verdict::Better,
+                Some(_) => Verdict::Worse,
+                None => Verdict::Changed,
+            },
             (Some(_), _) => Verdict::NotShown,
             (None, _) => Verdict::NotTested,
         };

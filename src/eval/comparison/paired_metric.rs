@@ -1,6 +1,6 @@
 //! The scores of two models on the same items, and a metric of any of these items.
 
-use crate::eval::results::{MetricInfo, SubjectResults, TaskResults};
+use crate::eval::results::{Direction, MetricInfo, SubjectResults, TaskResults};
 use crate::stats::bootstrap::{Bootstrap, Estimate};
 use serde::Serialize;
 use std::f64::consts::LN_2;
@@ -30,7 +30,7 @@ enum Formula {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PairedMetric {
     formula: Formula,
-    /// Whether a larger number of an item is a better one.
+    /// Whether a larger number of an item counts as a better one: also if neither end of the metric is better.
     larger_is_better: bool,
     baseline: Vec<f64>,
     subject: Vec<f64>,
@@ -42,9 +42,9 @@ pub struct PairedMetric {
 pub struct ChangedItems {
     /// Whether every score is 0 or 1: then `better` were wrong and are right, and `worse` the other way round.
     pub flips: bool,
-    /// Items with a better score, the largest change first.
+    /// Items with a better score, the largest change first; if neither end of the metric is better, those with a larger one.
     pub better: Vec<usize>,
-    /// Items with a worse score, the largest change first.
+    /// Items with a worse score, the largest change first; if neither end is better, those with a smaller one.
     pub worse: Vec<usize>,
 }
 
@@ -59,7 +59,7 @@ impl PairedMetric {
         if metric.is_mean {
             return Some(Self {
                 formula: Formula::Mean,
-                larger_is_better: metric.higher_is_better,
+                larger_is_better: metric.direction() != Direction::Lower,
                 baseline: read(baseline, &metric.name)?,
                 subject: read(subject, &metric.name)?,
                 units: vec![1.0; task.items.len()],
@@ -101,7 +101,7 @@ impl PairedMetric {
         Bootstrap::default().estimate(purpose, &rows, items.len(), statistic)
     }
 
-    /// Returns how much better the subject's number of each item is; below 0 it is worse.
+    /// Returns how much better the subject's number of each item is; below 0 it is worse. How much larger, if neither end is better.
     pub fn improvements(&self) -> Vec<f64> {
         let sign = if self.larger_is_better { 1.0 } else { -1.0 };
         self.subject.iter().zip(&self.baseline).map(|(a, b)| sign * (a - b)).collect()

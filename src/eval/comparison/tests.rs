@@ -1,7 +1,7 @@
 //! Tests of comparisons, on results that are made by hand.
 
 use super::*;
-use crate::eval::results::{ItemAnswer, ItemInfo, Subject, SubjectResults};
+use crate::eval::results::{Direction, ItemAnswer, ItemInfo, Subject, SubjectResults};
 use crate::recipe::gate::Gate;
 use crate::stats::bootstrap::Bootstrap;
 use std::collections::BTreeMap;
@@ -39,6 +39,7 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
         kind: "generate".into(),
         forgetting: false,
         positive: None,
+        order_shown: false,
         main_metric: metric.name.clone(),
         metrics: vec![metric.clone()],
         data: "data.jsonl".into(),
@@ -49,7 +50,7 @@ pub fn task(name: &str, metric: MetricInfo, scores: &[Vec<f64>]) -> TaskResults 
 
 /// Makes the metric of this name; smaller values of a loss are better.
 pub fn metric(name: &str) -> MetricInfo {
-    MetricInfo { name: name.into(), higher_is_better: name != "loss", is_mean: true, neutral: None }
+    MetricInfo { name: name.into(), higher_is_better: name != "loss", is_mean: true, neutral: None, undirected: false }
 }
 
 /// Makes results of models `base`, `tuned` and so on.
@@ -101,6 +102,29 @@ fn better_worse_and_not_shown_are_told_apart_after_correction() {
 }
 
 #[test]
+fn a_metric_without_a_better_end_only_changes() {
+    let undirected = MetricInfo { undirected: true, ..metric("extracted") };
+    let neutral = MetricInfo { neutral: Some(0.5), ..metric("prefers_first") };
+    let lower = MetricInfo { higher_is_better: false, ..metric("extracted") };
+    let verdict = |metric: &MetricInfo, scores: [Vec<f64>; 2]| {
+        let found = Comparison::of(&results(vec![task("t", metric.clone(), &scores)])).unwrap();
+        (found.tasks[0].direction, found.tasks[0].subjects[0].verdict)
+    };
+    for metric in [&undirected, &neutral] {
+        for scores in [[right(5), right(35)], [right(35), right(5)]] {
+            assert_eq!(verdict(metric, scores), (Direction::Neither, Verdict::Changed));
+        }
+        assert_eq!(verdict(metric, [right(20), right(22)]).1, Verdict::NotShown);
+    }
+    assert_eq!(verdict(&lower, [right(5), right(35)]), (Direction::Lower, Verdict::Worse));
+    assert_eq!(verdict(&lower, [right(35), right(5)]), (Direction::Lower, Verdict::Better));
+    // What changed is counted by what is larger.
+    let found = Comparison::of(&results(vec![task("t", undirected, &[right(5), right(35)])])).unwrap();
+    let changes = found.tasks[0].subjects[0].changes.clone().unwrap();
+    assert_eq!((changes.better.len(), changes.worse.len()), (30, 0));
+}
+
+#[test]
 fn changed_items_come_with_the_largest_change_first() {
     let found = Comparison::of(&results(vec![
         task("flips", metric("exact_match"), &[vec![1.0, 0.0, 1.0, 0.0], vec![0.0, 1.0, 1.0, 1.0]]),
@@ -127,7 +151,8 @@ fn categories_have_their_items_and_small_ones_no_interval() {
 
 #[test]
 fn a_metric_that_is_no_mean_is_compared_but_not_tested() {
-    let bleu = MetricInfo { name: "bleu".into(), higher_is_better: true, is_mean: false, neutral: None };
+    let bleu =
+        MetricInfo { name: "bleu".into(), higher_is_better: true, is_mean: false, neutral: None, undirected: false };
     let found = Comparison::of(&results(vec![task("t", bleu, &[right(10), right(30)])])).unwrap();
     let subject = &found.tasks[0].subjects[0];
     assert_eq!((subject.verdict, subject.difference, subject.test), (Verdict::NotTested, Some(0.5), None));
@@ -136,7 +161,8 @@ fn a_metric_that_is_no_mean_is_compared_but_not_tested() {
 
 /// A task of texts with these log-likelihoods of each model, of 10 words each, and one token for each in `tokens`.
 fn texts(name: &str, log_likelihoods: &[Vec<f64>], tokens: &[f64]) -> TaskResults {
-    let metric = MetricInfo { name: name.into(), higher_is_better: false, is_mean: false, neutral: None };
+    let metric =
+        MetricInfo { name: name.into(), higher_is_better: false, is_mean: false, neutral: None, undirected: false };
     let mut made = task("wiki", metric, log_likelihoods);
     made.kind = "perplexity".into();
     for ((result, log_likelihoods), tokens) in made.results.iter_mut().zip(log_likelihoods).zip(tokens) {

@@ -49,7 +49,7 @@ fn section(series: &MetricSeries) -> Markup {
                     b { (plain(&series.drift())) }
                     span class="note" {
                         (named(&series.suite)) " · " (crate::report::count(series.items as u64)) " items"
-                        @if series.neutral.is_none() && !series.higher_is_better { " · lower is better" }
+                        @if !series.direction.note().is_empty() { " · " (series.direction.note()) }
                     }
                 }
                 (picture(series))

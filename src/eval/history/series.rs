@@ -1,6 +1,7 @@
 //! One metric of the same questions over dates, and whether its level changed.
 
 use super::index::EvaluationEntry;
+use crate::eval::results::{Direction, MetricInfo};
 use crate::rng;
 use crate::stats::bootstrap::Estimate;
 use crate::stats::change_point::{ChangePoint, pettitt};
@@ -24,10 +25,8 @@ pub struct MetricSeries {
     pub items: usize,
     /// The metric.
     pub metric: String,
-    /// Whether larger values are better.
-    pub higher_is_better: bool,
-    /// The value of a model without a preference, if the metric is best there.
-    pub neutral: Option<f64>,
+    /// Which values are better.
+    pub direction: Direction,
     /// The values in the order of their dates.
     pub points: Vec<SeriesPoint>,
     /// Where the level most likely changed (Pettitt 1979); `None` for fewer than five values.
@@ -85,8 +84,8 @@ pub fn series(entries: &[EvaluationEntry], filter: &SeriesFilter) -> Vec<MetricS
                     questions: task.questions.clone(),
                     items: task.items,
                     metric: name.to_string(),
-                    higher_is_better: task.metrics.iter().any(|m| m.name == name && m.higher_is_better),
-                    neutral: task.metrics.iter().find(|m| m.name == name).and_then(|m| m.neutral),
+                    direction: (task.metrics.iter().find(|m| m.name == name))
+                        .map_or(Direction::Neither, MetricInfo::direction),
                     points: vec![point],
                     change: None,
                     p_corrected: None,
@@ -124,10 +123,10 @@ impl MetricSeries {
         let levels = format!("{} before, {} from then on", number(change.mean_before), number(change.mean_after));
         match self.shown_change() {
             Some(_) => {
-                let word = match self.neutral {
-                    Some(_) => "another level",
-                    None if (change.mean_after > change.mean_before) == self.higher_is_better => "better",
-                    None => "worse",
+                let word = match self.direction.sign() {
+                    None => "another level",
+                    Some(sign) if sign * (change.mean_after - change.mean_before) > 0.0 => "better",
+                    Some(_) => "worse",
                 };
                 format!("{word} since {}: {levels} (p {p:.4})", day(&self.points[change.after].evaluated))
             }
@@ -167,7 +166,7 @@ pub(super) mod tests {
             "{}",
             arc.drift()
         );
-        let neutral = MetricSeries { neutral: Some(0.5), ..arc.clone() };
+        let neutral = MetricSeries { direction: Direction::Neither, ..arc.clone() };
         assert!(neutral.drift().starts_with("another level since 2026-03-06"), "{}", neutral.drift());
         let base = series(&drifting(), &SeriesFilter { subject: Some("base"), ..Default::default() }).remove(0);
         assert_eq!(base.values(), [0.5; 10]);

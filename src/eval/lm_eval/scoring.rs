@@ -2,6 +2,7 @@
 
 use super::patterns::translated;
 use super::task::TaskConversion;
+use crate::data::source::RowColumns;
 use crate::recipe::lm_eval_file::TaskValue;
 use crate::recipe::suite_file::RegexFilter;
 use serde_json::{Map, Value, json};
@@ -10,7 +11,9 @@ use serde_json::{Map, Value, json};
 const NEW_TOKENS: u64 = 256;
 const TOKEN_KEYS: [&str; 4] = ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"];
 const CHOICE_METRICS: [&str; 7] = ["acc", "acc_norm", "acc_bytes", "acc_mutual_info", "brier_score", "f1", "mcc"];
-const WRITTEN_METRICS: [&str; 4] = ["exact_match", "bleu", "chrf", "chrf++"];
+const WRITTEN_METRICS: [&str; 5] = ["exact_match", "bleu", "chrf", "chrf++", "ter"];
+/// The column whose list `multi_choice_regex` reads.
+const CHOICES: &str = "choices";
 
 /// Filters of one name, in the words of a suite.
 #[derive(Default)]
@@ -196,9 +199,13 @@ impl TaskConversion<'_> {
                 self.notes.refused_part("filter_list", format!("`{name}` has no list `filter`"));
                 continue;
             };
-            match pipeline(&name, steps) {
+            match pipeline(&name, steps, &self.row) {
                 Ok(pipeline) => {
                     self.notes.mapped("filter_list", format!("`{name}`: `generate.extract`"));
+                    if pipeline.filters.contains(&TAGS.into()) {
+                        let note = format!("`{name}`: the tags of an answer are one text with spaces between them");
+                        self.notes.approximated("filter_list", note);
+                    }
                     found.push(pipeline);
                 }
                 Err(why) => self.notes.refused_part("filter_list", format!("`{name}`: {why}")),
@@ -213,8 +220,50 @@ impl TaskConversion<'_> {
     }
 }
 
+/// The filter of tags in a suite.
+const TAGS: &str = "tags";
+
+/// Translates the settings of a regular expression.
+fn regex_filter(get: &dyn Fn(&str) -> Option<Value>) -> Result<Map<String, Value>, String> {
+    let pattern =
+        get("regex_pattern").map_or(r"#### (\-?[0-9\.\,]+)".into(), |p| p.as_str().unwrap_or_default().to_string());
+    let mut filter = Map::from_iter([("regex".to_string(), Value::from(translated(&pattern)?))]);
+    if let Some(pick) = get("group_select").filter(|pick| *pick != json!(0)) {
+        filter.insert("pick".into(), pick);
+    }
+    if let Some(text) = get("fallback").filter(|text| *text != json!(RegexFilter::OTHERWISE)) {
+        filter.insert("otherwise".into(), text);
+    }
+    Ok(filter)
+}
+
+/// Translates `multi_choice_regex`, which reads the list `choices` of a row.
+fn letter_filter(get: &dyn Fn(&str) -> Option<Value>, row: &RowColumns) -> Result<Map<String, Value>, String> {
+    if !matches!(row.get(CHOICES), Some(Value::Array(_))) {
+        return Err(format!(
+            "`multi_choice_regex` reads the column `{CHOICES}`, a list: give it with --column '{CHOICES}={{{{ … }}}}'"
+        ));
+    }
+    let mut filter = Map::from_iter([("letter_of".to_string(), Value::from(format!("{{{{ {CHOICES} }}}}")))]);
+    filter.extend(regex_filter(get)?);
+    let normalise: Vec<&str> = [("ignore_case", "case"), ("ignore_punctuation", "punctuation")]
+        .into_iter()
+        .filter(|(name, _)| get(name) == Some(json!(true)))
+        .map(|(_, ours)| ours)
+        .collect();
+    if !normalise.is_empty() {
+        filter.insert("normalise".into(), json!(normalise));
+    }
+    if let Some(Value::Array(items)) = get("regexes_to_ignore") {
+        let ignored: Result<Vec<String>, String> =
+            items.iter().map(|item| item.as_str().ok_or("no text".to_string()).and_then(translated)).collect();
+        filter.insert("ignore".into(), json!(ignored?));
+    }
+    Ok(filter)
+}
+
 /// Translates a list of filters. Errors: what is not there.
-fn pipeline(name: &str, steps: &[TaskValue]) -> Result<Pipeline, String> {
+fn pipeline(name: &str, steps: &[TaskValue], row: &RowColumns) -> Result<Pipeline, String> {
     let mut found = Pipeline { name: name.into(), ..Pipeline::default() };
     for step in steps {
         let get = |key: &str| step.get(key).and_then(TaskValue::to_json);
@@ -227,18 +276,10 @@ fn pipeline(name: &str, steps: &[TaskValue]) -> Result<Pipeline, String> {
             "majority_vote" => found.vote = true,
             "remove_whitespace" => found.filters.push("strip".into()),
             word @ ("lowercase" | "uppercase") => found.filters.push(word.into()),
-            "regex" => {
-                let pattern = get("regex_pattern")
-                    .map_or(r"#### (\-?[0-9\.\,]+)".into(), |p| p.as_str().unwrap_or_default().to_string());
-                let mut filter = Map::from_iter([("regex".to_string(), Value::from(translated(&pattern)?))]);
-                if let Some(pick) = get("group_select").filter(|pick| *pick != json!(0)) {
-                    filter.insert("pick".into(), pick);
-                }
-                if let Some(text) = get("fallback").filter(|text| *text != json!(RegexFilter::OTHERWISE)) {
-                    filter.insert("otherwise".into(), text);
-                }
-                found.filters.push(filter.into());
-            }
+            "regex" => found.filters.push(regex_filter(&get)?.into()),
+            "multi_choice_regex" => found.filters.push(letter_filter(&get, row)?.into()),
+            "regex_pos" if get("fallback").is_some() => return Err("`regex_pos` with another `fallback`".into()),
+            "regex_pos" => found.filters.push(TAGS.into()),
             "map" => {
                 let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
                 let Some(Value::Object(entries)) = get("mapping_dict") else {

@@ -43,6 +43,10 @@ fn sentence(report: &EvaluationReport, found: &SubjectForgetting) -> String {
             format!("{of}, {} got worse on {n}: {}.", found.subject, list(&named))
         }
     };
+    let changed: Vec<&str> = with(Verdict::Changed).map(|task| task.task.as_str()).collect();
+    if !changed.is_empty() {
+        text += &format!(" It differs on {}, where neither end of the metric is better.", list(&changed));
+    }
     let seen: Vec<String> = with(Verdict::NotShown)
         .filter_map(|task| Some(format!("{} on {}", format_of(report, task).size(task.detectable?), task.task)))
         .collect();

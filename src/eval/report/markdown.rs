@@ -73,10 +73,13 @@ fn results(report: &EvaluationReport) -> String {
         let format = NumberFormat::of(results, main_metric(results));
         for (i, subject) in report.results.subjects.iter().enumerate() {
             let value = results.results[i].estimates.get(&task.metric).map_or("-".into(), |e| format.estimate(*e));
-            let lower = if task.higher_is_better { "" } else { " (lower is better)" };
+            let note = match task.direction.note() {
+                "" => String::new(),
+                note => format!(" ({note})"),
+            };
             let _ = write!(
                 out,
-                "| {} | {} | {}{lower} | {} | {value} |",
+                "| {} | {} | {}{note} | {} | {value} |",
                 escaped(&task.task),
                 task.rows,
                 escaped(&words(&task.metric)),
@@ -103,6 +106,7 @@ pub fn verdict_words(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Better => "better",
         Verdict::Worse => "worse",
+        Verdict::Changed => "changed",
         Verdict::NotShown => "no difference shown",
         Verdict::NotTested => "not tested",
     }

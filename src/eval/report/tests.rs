@@ -89,7 +89,7 @@ fn the_page_shows_everything_and_runs_nothing() {
         "Reliability of",
         "Answers of",
         "By category:",
-        "always choice 1",
+        "always “alpha”",
         "a choice at random",
         "items show differences of",
     ] {
@@ -101,6 +101,32 @@ fn the_page_shows_everything_and_runs_nothing() {
     assert_eq!(page.matches("<script").count(), 1);
     assert_eq!(page.matches("class=\"chart reliability\"").count(), 2);
     assert_eq!(page.matches("class=\"confusion\"").count(), 4, "of icd10 and arc, for two models");
+}
+
+#[test]
+fn what_got_worse_is_said_in_words_of_the_metric() {
+    let page = |metric: MetricInfo| {
+        let made = task("memory", metric, &[right(2), right(30)]);
+        let page = EvaluationReport::of(results(vec![made]), &[]).unwrap().page();
+        page.replace("<bdi>", "").replace("</bdi>", "")
+    };
+    let lower = MetricInfo { higher_is_better: false, ..metric("extracted") };
+    let (worse, changed) = (page(lower.clone()), page(MetricInfo { undirected: true, ..lower }));
+    assert!(
+        worse.contains("0 items got better and 28 worse") && worse.contains("28 items got a worse score"),
+        "{worse}"
+    );
+    assert!(worse.contains("(lower is better)") && !worse.contains("became"));
+    for text in [
+        "tuned differs from base on memory, where neither end of the metric is better",
+        "28 items have a larger score and 0 a smaller one",
+        "28 items have a larger score with tuned",
+        "(neither end is better)",
+        "changed",
+    ] {
+        assert!(changed.contains(text), "{text}: {changed}");
+    }
+    assert!(!changed.contains("with the worst scores"));
 }
 
 #[test]
@@ -128,6 +154,7 @@ fn a_metric_without_a_better_end_shows_its_neutral_value_and_how_it_changed() {
         higher_is_better: false,
         is_mean: true,
         neutral: Some(0.5),
+        undirected: false,
     });
     for found in &mut made.results {
         found.estimates.insert("prefers_first".into(), found.estimates["absolute_difference"]);

@@ -23,10 +23,13 @@ fn sentence(report: &EvaluationReport, subject: &str) -> String {
         report.comparison.tasks_with(subject, verdict).into_iter().map(|task| task.task.as_str()).collect()
     };
     let (better, worse) = (on(Verdict::Better), on(Verdict::Worse));
-    let (not_shown, not_tested) = (on(Verdict::NotShown), on(Verdict::NotTested));
+    let (changed, not_shown, not_tested) = (on(Verdict::Changed), on(Verdict::NotShown), on(Verdict::NotTested));
     let total = report.comparison.tasks.len();
     let named = |names: &[&str]| if names.len() <= 5 { format!(" ({})", list(names)) } else { String::new() };
     let mut text = match (better.len(), worse.len()) {
+        (0, 0) if !changed.is_empty() => {
+            format!("{subject} is neither better nor worse than {base} on any of {total} tasks.")
+        }
         (0, 0) => format!("No difference between {subject} and {base} was shown on any of {total} tasks."),
         (0, n) => format!("{subject} is worse than {base} on {n} of {total} tasks{}, better on none.", named(&worse)),
         (n, 0) => format!("{subject} is better than {base} on {n} of {total} tasks{}, worse on none.", named(&better)),
@@ -36,7 +39,10 @@ fn sentence(report: &EvaluationReport, subject: &str) -> String {
             named(&worse)
         ),
     };
-    if !not_shown.is_empty() && better.len() + worse.len() > 0 {
+    if !changed.is_empty() {
+        text += &format!(" It differs on {}, where neither end of the metric is better.", others(&changed));
+    }
+    if !not_shown.is_empty() && better.len() + worse.len() + changed.len() > 0 {
         text += &format!(" On {}, no difference was shown.", others(&not_shown));
     }
     if !not_tested.is_empty() {
@@ -70,6 +76,12 @@ fn sentence_of_one(report: &EvaluationReport, task: &TaskComparison, found: &Sub
     match found.verdict {
         Verdict::Better => format!("{name} is better than {base} on {}: {values}{difference}.", task.task),
         Verdict::Worse => format!("{name} is worse than {base} on {}: {values}{difference}.", task.task),
+        Verdict::Changed => {
+            format!(
+                "{name} differs from {base} on {}, where neither end of the metric is better: {values}{difference}.",
+                task.task
+            )
+        }
         Verdict::NotShown => {
             format!("No difference between {name} and {base} was shown on {}: {values}{difference}.", task.task)
         }

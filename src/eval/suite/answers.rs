@@ -35,6 +35,8 @@ pub struct EncodedPrompts {
     pub texts: Vec<String>,
     /// The right answers of each item.
     pub expected: Vec<Vec<String>>,
+    /// The choices of each item, for each filter that looks for letters.
+    choices: Vec<Vec<Vec<String>>>,
     /// Most tokens of an answer.
     max_new_tokens: usize,
 }
@@ -97,7 +99,8 @@ pub fn encode_prompts(
         ));
     }
     let expected = items.iter().map(|item| item.expected.clone()).collect();
-    Ok(EncodedPrompts { ids, texts, expected, max_new_tokens })
+    let choices = items.iter().map(|item| item.choices.clone()).collect();
+    Ok(EncodedPrompts { ids, texts, expected, choices, max_new_tokens })
 }
 
 /// Encodes rows that are conversations, as in training: the prompt is what stands before the last answer.
@@ -114,7 +117,13 @@ pub fn encode_conversations(
         }
     }
     let mut lines = Vec::new();
-    let mut prompts = EncodedPrompts { ids: Vec::new(), texts: Vec::new(), expected: Vec::new(), max_new_tokens: 0 };
+    let mut prompts = EncodedPrompts {
+        ids: Vec::new(),
+        texts: Vec::new(),
+        expected: Vec::new(),
+        choices: Vec::new(),
+        max_new_tokens: 0,
+    };
     for row in RowLimit::keep(task.limit, rows) {
         let Some(question) = row.question else {
             return at(&task.data, row.line, Err(Error::user("a row of plain text asks nothing")))
@@ -130,12 +139,12 @@ pub fn encode_conversations(
     Ok((prompts, lines))
 }
 
-/// Generates and scores the answers of all subjects.
+/// Generates and scores the answers of all subjects. `earlier`: what they are compared with in place of those of the first.
 pub fn run_generate(
     model: &Model,
     (task, generate, form): (&SuiteTask, &GenerateTask, Option<&PromptForm>),
     (prompts, scorers): (&[EncodedPrompts], &RowScorers),
-    subjects: &[SuiteSubject],
+    (subjects, earlier): (&[SuiteSubject], Option<&[ItemAnswer]>),
     cache: &mut AnswerCache,
 ) -> Result<Vec<SubjectResults>> {
     // In plain text a model goes on with the next example.
@@ -155,7 +164,8 @@ pub fn run_generate(
     }
     let ids: Vec<Vec<Vec<u32>>> = prompts.iter().map(|prompts| prompts.ids.clone()).collect();
     let found = written::answer(model, subjects, &ids, &settings, answers, cache, &task.name)?;
-    let extracted = found.iter().map(|found| extracted(generate, found)).collect::<Result<Vec<_>>>()?;
+    let extracted = found.iter().map(|found| extracted(generate, found, &prompts[0].choices));
+    let extracted = extracted.collect::<Result<Vec<_>>>()?;
     let each = prompts.iter().zip(found).zip(&extracted);
     let scored = each.map(|((prompts, found), texts)| scored(generate, &prompts.expected, found, texts));
     let mut results = scored.collect::<Result<Vec<_>>>()?;
@@ -166,21 +176,27 @@ pub fn run_generate(
         prompts: &prompts[0].texts,
         expected: &prompts[0].expected,
         answers: &extracted,
+        earlier,
     };
     scorers.score(&answered, &mut results, cache)?;
     Ok(results)
 }
 
-/// Extracts the answers of one subject.
-fn extracted(generate: &GenerateTask, found: &[WrittenAnswers]) -> Result<Vec<ItemTexts>> {
+/// Extracts the answers of one subject. `choices`: those of each item, or none at all.
+fn extracted(
+    generate: &GenerateTask,
+    found: &[WrittenAnswers],
+    choices: &[Vec<Vec<String>>],
+) -> Result<Vec<ItemTexts>> {
     let extraction = Extraction::of(generate)?;
     let votes = generate.samples.as_ref().is_some_and(|samples| samples.vote);
-    let of = |answers: &WrittenAnswers| {
-        let samples: Vec<String> = answers.texts.iter().map(|text| extraction.apply(text)).collect();
+    let of = |(i, answers): (usize, &WrittenAnswers)| {
+        let choices = choices.get(i).map_or(&[][..], Vec::as_slice);
+        let samples: Vec<String> = answers.texts.iter().map(|text| extraction.apply(text, choices)).collect();
         let scored = if votes { vec![vote(&samples).to_string()] } else { samples.clone() };
         ItemTexts { samples, scored }
     };
-    Ok(found.iter().map(of).collect())
+    Ok(found.iter().enumerate().map(of).collect())
 }
 
 /// Compares the answers of one subject with the expected ones.

@@ -14,7 +14,8 @@ use crate::recipe::suite_file::{ChoiceMetric, ChoiceTask, SuiteTask};
 use crate::report;
 use crate::stats::bootstrap::Estimate;
 use crate::stats::classification::{Confusion, softmax};
-use std::collections::BTreeMap;
+use crate::text_metrics::question_answering;
+use std::collections::{BTreeMap, HashMap};
 
 /// What is computed when the choices are shown in another order too.
 const SHUFFLED: [(&str, bool); 2] = [("acc_shuffled", true), ("order_sensitivity", false)];
@@ -79,7 +80,9 @@ pub fn choice_metrics(choice: &ChoiceTask) -> Vec<MetricInfo> {
     let info = |metric: &ChoiceMetric| match metric {
         ChoiceMetric::Calibration => joint_metric(metric.name(), false),
         ChoiceMetric::Brier => mean_metric(metric.name(), false),
-        ChoiceMetric::F1 | ChoiceMetric::MacroF1 | ChoiceMetric::Matthews => joint_metric(metric.name(), true),
+        ChoiceMetric::F1 | ChoiceMetric::MacroF1 | ChoiceMetric::Matthews | ChoiceMetric::QuestionExactMatch => {
+            joint_metric(metric.name(), true)
+        }
         _ => mean_metric(metric.name(), true),
     };
     let shuffled =
@@ -119,11 +122,13 @@ pub fn run_choice(
     let mut next = || found.next().unwrap_or_default();
     let mut answers = Vec::with_capacity(items.len());
     let (mut confidences, mut classes) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    let mut right_rows = Vec::with_capacity(items.len());
     for item in items {
         let orders: Vec<Vec<f64>> = item.orders.iter().map(|_| next()).collect();
         let alone = unconditional.then(&mut next);
         let (answer, confidence) = score(choice, item, orders, alone);
         classes.push((item.right[0], largest(&answer.log_likelihoods)));
+        right_rows.push((item.question.as_deref(), confidence.1));
         answers.push(answer);
         confidences.push(confidence);
     }
@@ -131,6 +136,9 @@ pub fn run_choice(
     for info in choice_metrics(choice) {
         let estimate = match info.is_mean {
             true => mean_of(&info.name, &answers),
+            false if info.name == ChoiceMetric::QuestionExactMatch.name() => {
+                mean_estimate(&info.name, &right_questions(&right_rows))
+            }
             false => joint_estimate(&info.name, answers.len(), |drawn| match ChoiceMetric::named(&info.name) {
                 Some(ChoiceMetric::Calibration) => calibration_error(&confidences, drawn),
                 metric => class_score(metric?, &classes, drawn),
@@ -178,7 +186,15 @@ fn score(
                 probabilities.iter().enumerate().map(|(i, p)| (p - right(i) * share).powi(2)).sum()
             }
             ChoiceMetric::RightMass => (0..probabilities.len()).map(|i| probabilities[i] * right(i)).sum(),
-            ChoiceMetric::Calibration | ChoiceMetric::F1 | ChoiceMetric::MacroF1 | ChoiceMetric::Matthews => continue,
+            ChoiceMetric::TextF1 => question_answering::f1(said(item, chosen), &right_texts(item)),
+            ChoiceMetric::TextExactMatch => {
+                f64::from(u8::from(question_answering::exact_match(said(item, chosen), &right_texts(item))))
+            }
+            ChoiceMetric::Calibration
+            | ChoiceMetric::F1
+            | ChoiceMetric::MacroF1
+            | ChoiceMetric::Matthews
+            | ChoiceMetric::QuestionExactMatch => continue,
         };
         scores.insert(metric.name().to_string(), score);
     }
@@ -198,6 +214,28 @@ fn score(
         },
         confidence,
     )
+}
+
+/// Returns what a choice says.
+fn said(item: &ChoiceItem, choice: usize) -> &str {
+    &item.texts.as_ref().unwrap_or(&item.choices)[choice]
+}
+
+fn right_texts(item: &ChoiceItem) -> Vec<&str> {
+    item.right.iter().map(|right| said(item, *right)).collect()
+}
+
+/// Returns 1 for each question all of whose rows are right, else 0, in the order in which questions first occur.
+fn right_questions(rows: &[(Option<&str>, bool)]) -> Vec<f64> {
+    let (mut order, mut all): (Vec<Option<&str>>, HashMap<Option<&str>, bool>) = Default::default();
+    for (question, right) in rows {
+        let so_far = all.entry(*question).or_insert_with(|| {
+            order.push(*question);
+            true
+        });
+        *so_far &= right;
+    }
+    order.iter().map(|question| f64::from(u8::from(all[question]))).collect()
 }
 
 /// Computes a score of the choices' numbers as classes, given as (right, chosen), where item i was drawn `drawn[i]` times.
@@ -256,4 +294,32 @@ pub fn run_cloze(
     let estimates = [("acc", mean_of("acc", &answers)), ("perplexity", perplexity)];
     let estimates = estimates.into_iter().filter_map(|(name, found)| Some((name.to_string(), found?))).collect();
     Ok((SubjectResults { estimates, answers }, prompts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_right_if_all_its_rows_are() {
+        let rows = [("b", true), ("a", true), ("b", false), ("a", true), ("c", false), ("b", true)];
+        assert_eq!(right_questions(&rows.map(|(question, right)| (Some(question), right))), [0.0, 1.0, 0.0]);
+        assert!(right_questions(&[]).is_empty());
+    }
+
+    #[test]
+    fn chosen_texts_are_compared_as_squad_does() {
+        let texts = ["the New York Times", "New York", "Boston"].map(String::from).to_vec();
+        let item = ChoiceItem {
+            choices: ["1", "2", "3"].map(String::from).to_vec(),
+            right: vec![0],
+            texts: Some(texts),
+            question: None,
+            orders: Vec::new(),
+        };
+        let f1 = |chosen| question_answering::f1(said(&item, chosen), &right_texts(&item));
+        assert_eq!([f1(0), f1(1), f1(2)], [1.0, 0.8, 0.0]);
+        let own = ChoiceItem { texts: None, ..item };
+        assert_eq!((said(&own, 1), right_texts(&own)), ("2", vec!["1"]));
+    }
 }

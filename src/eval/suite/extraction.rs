@@ -20,9 +20,14 @@ use std::collections::BTreeMap;
 const EXTRACTED: &str = "extracted";
 const PERPLEXITY: &str = "token_perplexity";
 
-/// Returns the metrics.
-pub fn extraction_metrics() -> Vec<MetricInfo> {
-    vec![mean_metric(EXTRACTED, false), joint_metric(PERPLEXITY, false)]
+/// Returns the metrics. Of rows that were trained on, fewer continuations are better, and their perplexity alone says nothing of
+/// them. Of rows that were not, a continuation betrays nothing, and a lower perplexity is that of a better model.
+pub fn extraction_metrics(extraction: &ExtractionTask) -> Vec<MetricInfo> {
+    let held_out = extraction.held_out;
+    vec![
+        MetricInfo { undirected: held_out, ..mean_metric(EXTRACTED, false) },
+        MetricInfo { undirected: !held_out, ..joint_metric(PERPLEXITY, false) },
+    ]
 }
 
 /// Divides a row into what is given and what has to follow; `None` if it is too short. `bos`: the token that texts begin with, which
@@ -90,7 +95,18 @@ mod tests {
 
     fn divided(prefix: Option<usize>, continuation: Option<usize>, row: (bool, &[u32], &[u32])) -> Option<TokenPair> {
         let row = TrainedRow { line: 1, is_text: row.0, given: row.1.to_vec(), learnt: row.2.to_vec() };
-        divide(&ExtractionTask { text: None, prefix, continuation }, &row, Some(0))
+        divide(&ExtractionTask { text: None, prefix, continuation, held_out: false }, &row, Some(0))
+    }
+
+    #[test]
+    fn what_is_better_depends_on_whether_rows_were_trained_on() {
+        use crate::eval::results::Direction;
+        let directions = |held_out| {
+            let task = ExtractionTask { text: None, prefix: None, continuation: None, held_out };
+            extraction_metrics(&task).iter().map(MetricInfo::direction).collect::<Vec<_>>()
+        };
+        assert_eq!(directions(false), [Direction::Lower, Direction::Neither]);
+        assert_eq!(directions(true), [Direction::Neither, Direction::Lower]);
     }
 
     #[test]

@@ -1,19 +1,19 @@
 //! What is asked of each row of a task, before any model: the parts of its prompts, its choices and its right answers.
 
+use super::choice_letter::LETTERS;
 use super::few_shot::Examples;
 use super::prompts::PromptParts;
 use super::rows::{TaskRow, at, text, texts};
+use crate::data::rows::RowTemplate;
 use crate::data::source::RowColumns;
 use crate::error::{Error, Result};
-use crate::recipe::suite_file::{ChoiceTask, ChoiceTexts, SuiteTask};
+use crate::recipe::suite_file::{AnswerFilter, ChoiceTask, ChoiceTexts, SuiteTask, TaskKind};
 use crate::rng;
 use rand::seq::SliceRandom;
 use serde_json::Value;
 
 /// The variable with the choices in the order in which the prompt shows them.
 const SHOWN: &str = "shown";
-/// Most choices of a question that is answered with letters.
-const LETTERS: usize = 26;
 
 /// A question that is answered with a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,8 @@ pub struct AskedItem {
     pub prompt: PromptParts,
     /// The right answers; empty if the task has none.
     pub expected: Vec<String>,
+    /// The choices among which each filter with letters finds one; empty if the task has no such filter.
+    pub choices: Vec<Vec<String>>,
 }
 
 /// A question with choices.
@@ -31,6 +33,10 @@ pub struct ChoiceItem {
     pub choices: Vec<String>,
     /// Numbers of the right ones, from 0.
     pub right: Vec<usize>,
+    /// What the choices say, where that is not their texts.
+    pub texts: Option<Vec<String>>,
+    /// The question that the row belongs to, if several rows are one.
+    pub question: Option<String>,
     /// The question with the choices in the file's order, and in a drawn one if the task asks for it.
     pub orders: Vec<ChoicePrompts>,
 }
@@ -57,6 +63,17 @@ pub fn asked_items(task: &SuiteTask, rows: &[TaskRow]) -> Result<Vec<AskedItem>>
         Ok((prompt.render(&row.columns)?, first(texts(&answer.value(&row.columns)?)?)?))
     };
     let examples = Examples::open(task, rows, &example)?;
+    let filters = match &task.kind {
+        TaskKind::Generate(generate) => generate.extract.as_slice(),
+        _ => &[],
+    };
+    let letters: Vec<&RowTemplate> = filters
+        .iter()
+        .filter_map(|filter| match filter {
+            AnswerFilter::Letter(letter) => Some(&letter.choices),
+            _ => None,
+        })
+        .collect();
     let item = |(i, row): (usize, &TaskRow)| {
         let made = || {
             let expected = match answer {
@@ -71,11 +88,24 @@ pub fn asked_items(task: &SuiteTask, rows: &[TaskRow]) -> Result<Vec<AskedItem>>
                 examples: examples.of(i)?,
                 question: prompt.render(&row.columns)?,
             };
-            Ok(AskedItem { prompt, expected })
+            let choices = letters.iter().map(|letters| lettered(letters, &row.columns)).collect::<Result<_>>()?;
+            Ok(AskedItem { prompt, expected, choices })
         };
         at(&task.data, row.line, made())
     };
     rows.iter().enumerate().map(item).collect()
+}
+
+/// Returns the choices of a row that have letters.
+fn lettered(template: &RowTemplate, columns: &RowColumns) -> Result<Vec<String>> {
+    let Value::Array(items) = template.value(columns)? else {
+        return Err(Error::user("`letter_of` is no list")
+            .hint("it is one expression `{{ … }}` whose value is the list of choices"));
+    };
+    match items.len() {
+        1..=LETTERS => items.iter().map(text).collect(),
+        n => Err(Error::user(format!("`letter_of` has {n} choices, there are {LETTERS} letters"))),
+    }
 }
 
 fn first(texts: Vec<String>) -> Result<String> {
@@ -140,7 +170,9 @@ pub fn choice_items(task: &SuiteTask, choice: &ChoiceTask, rows: &[TaskRow]) -> 
                 Ok(ChoicePrompts { prompts, continuations })
             });
             let orders = prompts.collect::<Result<Vec<_>>>()?;
-            Ok(ChoiceItem { choices: question.choices, right: question.right, orders })
+            let texts = choice.texts.as_ref().map(|texts| said(texts, &row.columns, count)).transpose()?;
+            let together = choice.question.as_ref().map(|together| together.render(&row.columns)).transpose()?;
+            Ok(ChoiceItem { choices: question.choices, right: question.right, texts, question: together, orders })
         };
         let item: ChoiceItem = at(&task.data, row.line, made())?;
         alike &= item.orders.windows(2).all(|pair| pair[0] == pair[1]);
@@ -156,6 +188,22 @@ pub fn choice_items(task: &SuiteTask, choice: &ChoiceTask, rows: &[TaskRow]) -> 
     Ok(items)
 }
 
+/// Returns true if the model sees the choices of every question in their order: by letters, or as texts that the question names one
+/// after the other. Choices that are only scored, each by itself, have no order.
+pub fn show_their_order(choice: &ChoiceTask, items: &[ChoiceItem]) -> bool {
+    let named = |item: &ChoiceItem| {
+        let [prompt] = &item.orders[0].prompts[..] else { return false };
+        // From the last choice backwards, because its text may also stand in what is asked.
+        let before = item
+            .choices
+            .iter()
+            .rev()
+            .try_fold(prompt.question.as_str(), |text, choice| text.rfind(choice.trim()).map(|at| &text[..at]));
+        before.is_some()
+    };
+    choice.letters || (choice.continuation.is_none() && !items.is_empty() && items.iter().all(named))
+}
+
 /// Draws another order than the file's.
 fn drawn_order(count: usize, seed: u64, row: usize) -> Vec<usize> {
     let same: Vec<usize> = (0..count).collect();
@@ -165,6 +213,16 @@ fn drawn_order(count: usize, seed: u64, row: usize) -> Vec<usize> {
         order.shuffle(&mut chance);
     }
     order
+}
+
+/// Returns what the choices of a row say: a list of as many texts.
+fn said(template: &RowTemplate, columns: &RowColumns, choices: usize) -> Result<Vec<String>> {
+    let found = texts(&template.value(columns)?)?;
+    match found.len() == choices {
+        true => Ok(found),
+        false => Err(Error::user(format!("`texts` has {} texts, and there are {choices} choices", found.len()))
+            .hint("`texts` is one expression `{{ … }}` whose value is a list, in the order of the choices")),
+    }
 }
 
 /// Returns the letter of a choice, from A.
@@ -245,7 +303,7 @@ fn right_choice(answer: &Value, choices: &[String]) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::suite_file::{SuiteFile, TaskKind, parse};
+    use crate::recipe::suite_file::{SuiteFile, parse};
     use serde_json::json;
 
     fn items(task: &str, rows: &[Value]) -> Result<Vec<ChoiceItem>> {
@@ -292,6 +350,27 @@ mod tests {
     }
 
     #[test]
+    fn an_order_is_shown_by_letters_or_by_texts_of_the_question() {
+        let row = |q: &str| json!({"q": q, "a": "a cat", "b": "the cat"});
+        let shown = |task: &str, rows: &[Value]| {
+            let SuiteFile { tasks, .. } =
+                parse("suite.yaml", &format!("tasks:\n- name: a\n  data: rows.jsonl\n{task}")).unwrap();
+            let TaskKind::Choice(choice) = &tasks[0].kind else { panic!("a choice") };
+            show_their_order(choice, &items(task, rows).unwrap())
+        };
+        let plain = "  prompt: \"{{ q }}\"\n  choice: { choices: [\"{{ a }}\", \"{{ b }}\"], answer: 0 }\n";
+        assert!(!shown(plain, &[row("Which?"), row("Which?")]), "each choice is scored by itself");
+        assert!(shown(plain, &[row("A cat: a cat or the cat?"), row("a cat, the cat?")]));
+        assert!(!shown(plain, &[row("a cat or the cat?"), row("the cat or a cat?")]), "in another order");
+        assert!(!shown(plain, &[row("a cat or the cat?"), row("Which?")]), "not in every question");
+        let letters = plain.replace("answer: 0", "answer: 0, by: letter");
+        assert!(shown(&letters, &[row("Which?")]));
+        // Choices that are prompts stand in them, and still have no order.
+        let prompts = "  choice: { choices: [\"{{ a }}\", \"{{ b }}\"], answer: 0, continuation: \"{{ q }}\" }\n";
+        assert!(!shown(prompts, &[row("sat")]));
+    }
+
+    #[test]
     fn examples_are_other_rows_with_their_answers() {
         let task = "  prompt: \"{{ q }}\"\n  few_shot: { rows: 2, seed: 5 }\n  \
                     choice: { choices: [\"no\", \"yes\"], answer: \"{{ l }}\" }\n";
@@ -308,6 +387,18 @@ mod tests {
         assert!(found.windows(2).any(|w| w[0].orders[0].prompts[0].examples != w[1].orders[0].prompts[0].examples));
         let told = items(task, &rows[..2]).unwrap_err().to_string();
         assert!(told.contains("2 examples"), "{told}");
+    }
+
+    #[test]
+    fn rows_have_the_question_and_the_texts_of_their_choices() {
+        let task = "  prompt: \"{{ q }}\"\n  choice: { choices: \"{{ o }}\", answer: 0, question: \"{{ n }}\", texts: \"{{ t }}\", \
+                    metrics: [question_em, text_f1] }\n";
+        let row = json!({"q": "?", "o": ["It is A.", "It is B."], "n": 7, "t": ["A", "B"]});
+        let found = items(task, &[row]).unwrap();
+        assert_eq!(found[0].question.as_deref(), Some("7"));
+        assert_eq!(found[0].texts.as_deref(), Some(&["A".to_string(), "B".to_string()][..]));
+        let told = items(task, &[json!({"q": "?", "o": ["a", "b"], "n": 7, "t": ["A"]})]).unwrap_err().to_string();
+        assert!(told.contains("rows.jsonl:1: `texts` has 1 texts, and there are 2 choices"), "{told}");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! `prompts` writes it as text for a tokenizer and encodes it. `likelihood` computes log-likelihoods and `written` generates
 //! answers, both for all items of a task together; `cache` keeps what was answered. `choices`, `texts` and `answers` run the kinds
 //! of tasks, `pairs`, `extraction`, `membership` and `canaries` those that ask what a model prefers and remembers (`training_rows`: rows
-//! as it was trained on them), `scores` has what they compute alike; `scorers` (a folder): other ways to score written answers.
+//! as it was trained on them), `scores` has what they compute alike (`choice_letter`: letters
+//! of choices in written answers); `scorers` (a folder): other ways to score written answers.
 //! `subject`: a model with its tokenizer. `preview` shows what is asked without a model.
 //!
 //! Prompts, tokens and scores are those of lm-evaluation-harness 0.4 where it has them, so that numbers can be compared.
@@ -13,6 +14,7 @@
 mod answers;
 pub mod cache;
 mod canaries;
+mod choice_letter;
 mod choices;
 mod extraction;
 mod few_shot;
@@ -36,7 +38,7 @@ pub use output::write_results;
 pub use preview::preview;
 pub use subject::SuiteSubject;
 
-use super::results::{ItemInfo, SubjectResults, SuiteResults, TaskResults};
+use super::results::{ItemAnswer, ItemInfo, SubjectResults, SuiteResults, TaskResults};
 use crate::data::rows::RowTemplate;
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -76,6 +78,27 @@ enum Items {
     Canaries(Vec<AskedItem>, Vec<Vec<String>>),
 }
 
+/// What the answers of models are compared with, where a suite compares them.
+#[derive(Clone, Copy)]
+pub enum SuiteBaseline<'a> {
+    /// Those of the first of several models.
+    First,
+    /// Nothing yet: the one model is the baseline of an evaluation that follows ([`SuiteBaseline::Results`]).
+    ForLater,
+    /// Those of the first model of an evaluation by the same suite.
+    Results(&'a SuiteResults),
+}
+
+impl SuiteBaseline<'_> {
+    /// Returns the answers of the first model to the task with this number, if they are those of an earlier evaluation.
+    fn answers(&self, task: usize) -> Option<&[ItemAnswer]> {
+        match self {
+            Self::Results(results) => results.tasks.get(task)?.results.first().map(|first| first.answers.as_slice()),
+            _ => None,
+        }
+    }
+}
+
 /// Runs a suite. `name` is its file as named. All files are read before the first question is asked.
 ///
 /// Errors: a file cannot be read or has no rows, a template fails, a row has no right answer, a model cannot answer.
@@ -83,22 +106,25 @@ pub fn run_suite(
     model: &Model,
     (suite, name): (&SuiteFile, &str),
     subjects: &[SuiteSubject],
+    baseline: SuiteBaseline,
     cache: &mut AnswerCache,
 ) -> Result<SuiteResults> {
     for task in &suite.tasks {
-        if let TaskKind::Generate(generate) = &task.kind {
+        if let (TaskKind::Generate(generate), SuiteBaseline::First) = (&task.kind, baseline) {
             scorers::check_baseline(generate, subjects.len()).map_err(|e| of_task(task, e))?;
         }
     }
     let mut read = |task| PreparedTask::read(task, subjects, cache).map_err(|e| of_task(task, e));
     let prepared = suite.tasks.iter().map(&mut read).collect::<Result<Vec<_>>>()?;
-    let run = |task: &PreparedTask| task.run(model, subjects, cache).map_err(|e| of_task(task.task, e));
+    let run = |(i, task): (usize, &PreparedTask)| {
+        task.run(model, subjects, baseline.answers(i), cache).map_err(|e| of_task(task.task, e))
+    };
     Ok(SuiteResults {
         suite: name.into(),
         title: suite.title.clone(),
         evaluated: None,
         subjects: subjects.iter().map(|subject| subject.info.clone()).collect(),
-        tasks: prepared.iter().map(run).collect::<Result<_>>()?,
+        tasks: prepared.iter().enumerate().map(run).collect::<Result<_>>()?,
     })
 }
 
@@ -204,7 +230,14 @@ impl<'a> PreparedTask<'a> {
         Ok(form_of(task, chat))
     }
 
-    fn run(&self, model: &Model, subjects: &[SuiteSubject], cache: &mut AnswerCache) -> Result<TaskResults> {
+    /// Asks all subjects. `earlier`: the answers of the first model, if it was asked before.
+    fn run(
+        &self,
+        model: &Model,
+        subjects: &[SuiteSubject],
+        earlier: Option<&[ItemAnswer]>,
+        cache: &mut AnswerCache,
+    ) -> Result<TaskResults> {
         let (task, rows) = (self.task, &self.rows);
         let mut infos: Vec<ItemInfo> = Vec::new();
         let mut results: Vec<SubjectResults> = Vec::new();
@@ -285,12 +318,13 @@ impl<'a> PreparedTask<'a> {
                     own_items(&mut infos, items)?;
                     results.push(found);
                 }
-                extraction::extraction_metrics()
+                extraction::extraction_metrics(extraction)
             }
             (TaskKind::Membership(_), Items::Members(rows)) => {
                 for (subject, [members, others]) in subjects.iter().zip(rows) {
-                    let first = results.first().map(|found: &SubjectResults| found.answers.as_slice());
                     let rows = [&members[..], &others[..]];
+                    let earlier = earlier.filter(|earlier| earlier.len() == members.len() + others.len());
+                    let first = earlier.or(results.first().map(|found: &SubjectResults| found.answers.as_slice()));
                     let (found, items) = membership::run_membership(model, task, rows, subject, first, cache)?;
                     own_items(&mut infos, items)?;
                     results.push(found);
@@ -322,7 +356,7 @@ impl<'a> PreparedTask<'a> {
                     _ => &self.scorers,
                 };
                 let of_task = (task, generate, form.as_ref());
-                results = answers::run_generate(model, of_task, (&encoded, scorers), subjects, cache)?;
+                results = answers::run_generate(model, of_task, (&encoded, scorers), (subjects, earlier), cache)?;
                 let first = encoded.swap_remove(0);
                 tell(&own_lines, first.texts, &|i| (first.expected[i].clone(), Vec::new()));
                 answers::written_metrics(generate)
@@ -335,6 +369,10 @@ impl<'a> PreparedTask<'a> {
             kind: task.kind.name().into(),
             forgetting: task.forgetting,
             positive: task.positive.clone(),
+            order_shown: match (&task.kind, &self.items) {
+                (TaskKind::Choice(choice), Items::Choices(items)) => items::show_their_order(choice, items),
+                _ => false,
+            },
             main_metric: main.unwrap_or_default(),
             metrics,
             data: task.data.display().to_string(),

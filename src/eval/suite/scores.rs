@@ -1,44 +1,56 @@
 //! What is taken of a written answer, exact match, and estimates of metrics from the scores of items.
 
+use super::choice_letter::{ChoiceLetter, WordTags};
 use crate::error::{Error, Result};
 use crate::eval::results::MetricInfo;
 use crate::recipe::suite_file::{AnswerFilter, AnswerMap, GenerateTask, Normaliser, RegexFilter};
 use crate::stats::bootstrap::{Bootstrap, Estimate};
 use crate::stats::proportion::Proportion;
-use fancy_regex::Regex;
+use fancy_regex::{Captures, Regex};
 use std::collections::HashMap;
 
 /// Compiles a regular expression.
-fn compile(pattern: &str) -> Result<Regex> {
+pub(super) fn compile(pattern: &str) -> Result<Regex> {
     Regex::new(pattern).map_err(|e| Error::user(format!("`{pattern}` is no regular expression: {e}")))
 }
 
 /// The filters of a task, compiled.
 pub struct Extraction {
-    filters: Vec<(AnswerFilter, Option<Regex>)>,
+    filters: Vec<CompiledFilter>,
+}
+
+enum CompiledFilter {
+    Plain(AnswerFilter),
+    Regex(RegexFilter, Regex),
+    Letter(ChoiceLetter),
+    Tags(WordTags),
 }
 
 impl Extraction {
     /// Compiles the filters of a task.
     pub fn of(task: &GenerateTask) -> Result<Self> {
         let compiled = |filter: &AnswerFilter| {
-            let regex = match filter {
-                AnswerFilter::Regex(RegexFilter { pattern, .. }) => Some(compile(pattern)?),
-                _ => None,
-            };
-            Ok((filter.clone(), regex))
+            Ok(match filter {
+                AnswerFilter::Regex(settings) => CompiledFilter::Regex(settings.clone(), compile(&settings.pattern)?),
+                AnswerFilter::Letter(settings) => CompiledFilter::Letter(ChoiceLetter::of(settings)?),
+                AnswerFilter::Tags => CompiledFilter::Tags(WordTags::new()?),
+                plain => CompiledFilter::Plain(plain.clone()),
+            })
         };
         Ok(Self { filters: task.extract.iter().map(compiled).collect::<Result<_>>()? })
     }
 
-    /// Applies the filters in order.
-    pub fn apply(&self, answer: &str) -> String {
-        self.filters.iter().fold(answer.to_string(), |text, (filter, regex)| match (filter, regex) {
-            (AnswerFilter::Regex(settings), Some(regex)) => found(settings, regex, &text),
-            (AnswerFilter::Lowercase, _) => text.to_lowercase(),
-            (AnswerFilter::Uppercase, _) => text.to_uppercase(),
-            (AnswerFilter::Map(map), _) => replaced(map, text),
-            _ => text.trim().to_string(),
+    /// Applies the filters in order. `choices`: those of the row for each filter that looks for letters.
+    pub fn apply(&self, answer: &str, choices: &[Vec<String>]) -> String {
+        let mut choices = choices.iter();
+        self.filters.iter().fold(answer.to_string(), |text, filter| match filter {
+            CompiledFilter::Regex(settings, regex) => found(settings, regex, &text),
+            CompiledFilter::Letter(letter) => letter.of_answer(&text, choices.next().map_or(&[], Vec::as_slice)),
+            CompiledFilter::Tags(tags) => tags.of_answer(&text),
+            CompiledFilter::Plain(AnswerFilter::Lowercase) => text.to_lowercase(),
+            CompiledFilter::Plain(AnswerFilter::Uppercase) => text.to_uppercase(),
+            CompiledFilter::Plain(AnswerFilter::Map(map)) => replaced(map, text),
+            CompiledFilter::Plain(_) => text.trim().to_string(),
         })
     }
 }
@@ -54,22 +66,31 @@ fn replaced(map: &AnswerMap, text: String) -> String {
 /// Returns what the filter finds, as lm-evaluation-harness's `regex` does: of the match that is picked its first group that is
 /// not empty, or all of it without groups, without whitespace around it.
 fn found(settings: &RegexFilter, regex: &Regex, text: &str) -> String {
-    // A match that takes too many steps counts as none.
-    let matches: Vec<_> = regex.captures_iter(text).map_while(|found| found.ok()).collect();
-    let place = match settings.pick {
+    let picked = picked(regex, settings.pick, text);
+    match picked.as_ref().map(|found| (first_group(found), found.len())) {
+        Some((Some(found), _)) => found.trim().to_string(),
+        // With one group, an empty match is a match.
+        Some((None, 2)) => String::new(),
+        _ => settings.otherwise.clone(),
+    }
+}
+
+/// Returns a match of those that an expression has; negative numbers count from the last. A match that takes too many steps counts
+/// as none.
+pub(super) fn picked<'t>(regex: &Regex, pick: i64, text: &'t str) -> Option<Captures<'t, str>> {
+    let mut matches: Vec<_> = regex.captures_iter(text).map_while(|found| found.ok()).collect();
+    let place = match pick {
         n if n < 0 => matches.len().checked_sub(n.unsigned_abs() as usize),
         n => Some(n as usize),
     };
-    let picked = place.and_then(|place| matches.get(place)).and_then(|found| match found.len() {
+    place.filter(|place| *place < matches.len()).map(|place| matches.swap_remove(place))
+}
+
+/// Returns the first group of a match that is not empty, or all of it without groups.
+pub(super) fn first_group<'t>(found: &Captures<'t, str>) -> Option<&'t str> {
+    match found.len() {
         1 => found.get(0).map(|whole| whole.as_str()),
         _ => found.iter().skip(1).flatten().map(|group| group.as_str()).find(|group| !group.is_empty()),
-    });
-    // With one group, an empty match is a match.
-    let empty = place.is_some_and(|place| place < matches.len() && matches[place].len() == 2);
-    match picked {
-        Some(found) => found.trim().to_string(),
-        None if empty => String::new(),
-        None => settings.otherwise.clone(),
     }
 }
 
@@ -117,12 +138,12 @@ pub fn vote(texts: &[String]) -> &str {
 
 /// Describes a metric that is the mean over items.
 pub fn mean_metric(name: &str, higher_is_better: bool) -> MetricInfo {
-    MetricInfo { name: name.into(), higher_is_better, is_mean: true, neutral: None }
+    MetricInfo { name: name.into(), higher_is_better, is_mean: true, neutral: None, undirected: false }
 }
 
 /// Describes a metric of all items together.
 pub fn joint_metric(name: &str, higher_is_better: bool) -> MetricInfo {
-    MetricInfo { name: name.into(), higher_is_better, is_mean: false, neutral: None }
+    MetricInfo { name: name.into(), higher_is_better, is_mean: false, neutral: None, undirected: false }
 }
 
 /// Estimates the mean of a score: with Wilson's interval if it is 0 or 1 for each item, else by the bootstrap. `None` without items.
@@ -177,7 +198,7 @@ mod tests {
 
     fn extracted(pattern: &str, pick: i64, answer: &str) -> String {
         let filter = RegexFilter { pick, ..RegexFilter::first(pattern) };
-        Extraction::of(&task(vec![AnswerFilter::Regex(filter)])).unwrap().apply(answer)
+        Extraction::of(&task(vec![AnswerFilter::Regex(filter)])).unwrap().apply(answer, &[])
     }
 
     /// The expected values are those of lm-evaluation-harness 0.4.13's RegexFilter.
@@ -205,22 +226,22 @@ mod tests {
             ("```\nx = 1\n```", "x = 1"),
             ("def f():\n    return 1\n", "def f():\n    return 1"),
         ] {
-            assert_eq!(extraction.apply(answer), code, "{answer}");
+            assert_eq!(extraction.apply(answer, &[]), code, "{answer}");
         }
     }
 
     #[test]
     fn filters_follow_each_other() {
         let filters = vec![AnswerFilter::Regex(RegexFilter::first("is(.*)")), AnswerFilter::Uppercase];
-        assert_eq!(Extraction::of(&task(filters)).unwrap().apply("It is so "), "SO");
+        assert_eq!(Extraction::of(&task(filters)).unwrap().apply("It is so ", &[]), "SO");
         let texts = vec![("yes".to_string(), "1".to_string())];
         let map = |otherwise: Option<&str>, answer: &str| {
             let map = AnswerMap { texts: texts.clone(), otherwise: otherwise.map(str::to_string) };
-            Extraction::of(&task(vec![AnswerFilter::Map(map)])).unwrap().apply(answer)
+            Extraction::of(&task(vec![AnswerFilter::Map(map)])).unwrap().apply(answer, &[])
         };
         assert_eq!([map(None, "yes"), map(None, "no"), map(Some("0"), "no")], ["1", "no", "0"]);
         let strip = vec![AnswerFilter::Strip, AnswerFilter::Lowercase];
-        assert_eq!(Extraction::of(&task(strip)).unwrap().apply(" A \n"), "a");
+        assert_eq!(Extraction::of(&task(strip)).unwrap().apply(" A \n", &[]), "a");
     }
 
     #[test]

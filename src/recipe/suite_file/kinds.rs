@@ -5,7 +5,7 @@ use super::scorers::{SCORER_METRICS, is_scorer};
 use super::task::{any_text, flip, positive, required};
 use super::types::{
     AnswerFilter, AnswerMap, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask,
-    Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
+    LetterFilter, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
 };
 use super::{scorer_keys, template, texts};
 use crate::data::rows::RowTemplate;
@@ -14,13 +14,28 @@ use crate::recipe::node_reader::NodeReader;
 use crate::recipe::tree::{Node, NodeKey, NodeKind};
 use fancy_regex::Regex;
 
-const CHOICE_KEYS: [&str; 6] = ["choices", "answer", "continuation", "by", "shuffle", "metrics"];
+const CHOICE_KEYS: [&str; 8] = ["choices", "answer", "continuation", "by", "shuffle", "metrics", "question", "texts"];
 const GENERATE_KEYS: [&str; 7] = ["metrics", "max_new_tokens", "stop", "extract", "normalise", "ignore", "samples"];
 /// Metrics of written answers that are no means over items.
-const JOINT_METRICS: [&str; 9] =
-    ["bleu", "chrf", "chrf++", "macro_f1", "weighted_f1", "mcc", "balanced_accuracy", "pearson", "spearman"];
+const JOINT_METRICS: [&str; 14] = [
+    "HasAns_f1",
+    "HasAns_exact",
+    "NoAns_f1",
+    "NoAns_exact",
+    "bleu",
+    "chrf",
+    "chrf++",
+    "ter",
+    "macro_f1",
+    "weighted_f1",
+    "mcc",
+    "balanced_accuracy",
+    "pearson",
+    "spearman",
+];
 const SAMPLES_KEYS: [&str; 5] = ["answers", "temperature", "top_p", "seed", "vote"];
 const REGEX_KEYS: [&str; 3] = ["regex", "pick", "otherwise"];
+const LETTER_KEYS: [&str; 6] = ["letter_of", "regex", "pick", "otherwise", "normalise", "ignore"];
 const MAP_KEYS: [&str; 2] = ["map", "otherwise"];
 const PERPLEXITY_KEYS: [&str; 4] = ["text", "window", "stride", "per"];
 
@@ -76,7 +91,27 @@ pub(super) fn choice(reader: &mut NodeReader, node: &Node) -> Option<ChoiceTask>
         let hint = "leave it out: with `continuation` the scored text is the same for each choice";
         reader.wrong::<()>(metrics.at, "`acc_mutual_info` beside `continuation`".into(), hint);
     }
+    let question = node.get("question").map(|n| template(reader, "question", n));
+    let says = node.get("texts").map(|n| template(reader, "texts", n));
+    let asked = |metrics: &[ChoiceMetric]| {
+        node.get("metrics").is_some_and(|n| names_in(n).any(|name| metrics.iter().any(|metric| metric.name() == name)))
+    };
+    let of_questions = asked(&[ChoiceMetric::QuestionExactMatch]);
+    if let (Some((key, _)), false) = (node.entry("question"), of_questions) {
+        reader.wrong::<()>(key.at, "`question` without the metric `question_em`".into(), "add it to `metrics`");
+    }
+    if let (Some(metrics), true, None) = (node.get("metrics"), of_questions, node.get("question")) {
+        let hint = "say which rows are one question, e.g. `question: \"{{ questions.idx }}\"`";
+        reader.wrong::<()>(metrics.at, "`question_em` without `question`".into(), hint);
+    }
+    if let (Some((key, _)), false) = (node.entry("texts"), asked(&[ChoiceMetric::TextF1, ChoiceMetric::TextExactMatch]))
+    {
+        let hint = "add `text_f1` or `text_em` to `metrics`: nothing else compares what choices say";
+        reader.wrong::<()>(key.at, "`texts` without a metric of texts".into(), hint);
+    }
     Some(ChoiceTask {
+        question: flip(question)?,
+        texts: flip(says)?,
         choices: choices?,
         answer: answer?,
         continuation: flip(continuation)?,
@@ -221,27 +256,55 @@ fn filter(reader: &mut NodeReader, node: &Node) -> Option<AnswerFilter> {
             "lowercase" => return Some(AnswerFilter::Lowercase),
             "uppercase" => return Some(AnswerFilter::Uppercase),
             "strip" => return Some(AnswerFilter::Strip),
+            "tags" => return Some(AnswerFilter::Tags),
             _ => {}
         },
         NodeKind::Map(_) if node.get("map").is_some() => return answer_map(reader, node).map(AnswerFilter::Map),
+        NodeKind::Map(_) if node.get("letter_of").is_some() => {
+            return letter_filter(reader, node).map(AnswerFilter::Letter);
+        }
         NodeKind::Map(_) => {
             reader.check_keys(node, &REGEX_KEYS, "a filter");
-            let pattern = required(reader, node, "regex", "'answer is (.*)'")
-                .and_then(|n| reader.text("regex", n, "a regular expression", "'answer is (.*)'"))
-                .and_then(|pattern| regex(reader, "regex", node.at, pattern));
-            let pick = node.get("pick").map(|n| pick(reader, n));
-            let otherwise = node.get("otherwise").map(|n| reader.text("otherwise", n, "text", "none"));
-            return Some(AnswerFilter::Regex(RegexFilter {
-                pattern: pattern?,
-                pick: flip(pick)?.unwrap_or_default(),
-                otherwise: flip(otherwise)?.unwrap_or_else(|| RegexFilter::OTHERWISE.into()),
-            }));
+            return regex_filter(reader, node).map(AnswerFilter::Regex);
         }
         _ => {}
     }
     let example = "'answer is (.*)'";
-    let pattern = reader.text("extract", node, "a regular expression, lowercase, uppercase or strip", example)?;
+    let pattern = reader.text("extract", node, "a regular expression, lowercase, uppercase, strip or tags", example)?;
     regex(reader, "extract", node.at, pattern).map(|pattern| AnswerFilter::Regex(RegexFilter::first(pattern)))
+}
+
+/// Reads `regex`, `pick` and `otherwise`.
+fn regex_filter(reader: &mut NodeReader, node: &Node) -> Option<RegexFilter> {
+    let pattern = required(reader, node, "regex", "'answer is (.*)'")
+        .and_then(|n| reader.text("regex", n, "a regular expression", "'answer is (.*)'"))
+        .and_then(|pattern| regex(reader, "regex", node.at, pattern));
+    let pick = node.get("pick").map(|n| pick(reader, n));
+    let otherwise = node.get("otherwise").map(|n| any_text(reader, "otherwise", n));
+    Some(RegexFilter {
+        pattern: pattern?,
+        pick: flip(pick)?.unwrap_or_default(),
+        otherwise: flip(otherwise)?.unwrap_or_else(|| RegexFilter::OTHERWISE.into()),
+    })
+}
+
+/// Reads `{ letter_of: "{{ choices }}", regex: '…' }`.
+fn letter_filter(reader: &mut NodeReader, node: &Node) -> Option<LetterFilter> {
+    reader.check_keys(node, &LETTER_KEYS, "a filter with `letter_of`");
+    let choices = template(reader, "letter_of", node.get("letter_of")?);
+    let regex = regex_filter(reader, node);
+    let names = ["case", "punctuation"];
+    let known = |name: &str| Normaliser::named(name).filter(|_| names.contains(&name));
+    let normalise = node.get("normalise").map(|n| names_of(reader, "normalise", n, &names, known));
+    let ignore = node.get("ignore").map(|n| ignored(reader, n));
+    let normalise = flip(normalise)?.unwrap_or_default();
+    Some(LetterFilter {
+        choices: choices?,
+        regex: regex?,
+        ignore_case: normalise.contains(&Normaliser::Case),
+        ignore_punctuation: normalise.contains(&Normaliser::Punctuation),
+        ignore: flip(ignore)?.unwrap_or_default(),
+    })
 }
 
 /// Reads `{ map: { text: another }, otherwise: text }`.

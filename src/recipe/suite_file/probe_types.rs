@@ -48,6 +48,8 @@ pub struct ExtractionTask {
     pub prefix: Option<usize>,
     /// Tokens that have to follow; rows with fewer are left out. `None`: 50, and of an answer all.
     pub continuation: Option<usize>,
+    /// Whether the rows were not trained on, so that continuing them is no harm.
+    pub held_out: bool,
 }
 
 impl ExtractionTask {

@@ -8,7 +8,7 @@ use crate::recipe::tree::{Node, NodeKind};
 use crate::scrub::PersonalDataKind;
 
 const PAIRS_KEYS: [&str; 6] = ["context", "first", "second", "unrelated", "term", "per"];
-const EXTRACTION_KEYS: [&str; 3] = ["text", "prefix", "continuation"];
+const EXTRACTION_KEYS: [&str; 4] = ["text", "prefix", "continuation", "held_out"];
 const MEMBERSHIP_KEYS: [&str; 2] = ["others", "text"];
 const EXPOSURE_KEYS: [&str; 3] = ["pattern", "others", "seed"];
 /// Keys of `generate` that say what answers are searched for.
@@ -55,7 +55,13 @@ pub(super) fn extraction(reader: &mut NodeReader, node: &Node) -> Option<Extract
         Some(_) => positive(reader, "prefix", n),
     });
     let continuation = node.get("continuation").map(|n| positive(reader, "continuation", n));
-    Some(ExtractionTask { text: flip(text)?, prefix: flip(prefix)?, continuation: flip(continuation)? })
+    let held_out = node.get("held_out").map(|n| reader.truth("held_out", n));
+    Some(ExtractionTask {
+        text: flip(text)?,
+        prefix: flip(prefix)?,
+        continuation: flip(continuation)?,
+        held_out: flip(held_out)?.unwrap_or(false),
+    })
 }
 
 pub(super) fn membership(reader: &mut NodeReader, node: &Node) -> Option<MembershipTask> {

@@ -33,6 +33,7 @@ const CODE_KEYS: [&str; 11] = [
 const REWARD_KEYS: [&str; 6] = ["model", "base", "command", "url", "timeout", "retries"];
 const COMPARE_KEYS: [&str; 8] = ["by", "margin", "judge", "adapter", "rubric", "reasoning", "command", "timeout"];
 const AGAINST: &str = "against";
+const DIFFICULTY: &str = "difficulty";
 /// Seconds allowed for a batch or a request.
 const TIMEOUT: f64 = 60.0;
 /// How often a failed request is repeated.
@@ -261,7 +262,7 @@ fn reward(reader: &mut NodeReader, node: &Node) -> Option<RewardBy> {
 }
 
 fn compare(reader: &mut NodeReader, node: &Node) -> Option<PairComparison> {
-    let keys: Vec<&str> = COMPARE_KEYS.into_iter().chain([AGAINST]).collect();
+    let keys: Vec<&str> = COMPARE_KEYS.into_iter().chain([AGAINST, DIFFICULTY]).collect();
     reader.check_keys(node, &keys, "`compare`");
     let NodeKind::Map(_) = node.kind else { return None };
     let against = node.get(AGAINST).map(|n| {
@@ -308,5 +309,6 @@ fn compare(reader: &mut NodeReader, node: &Node) -> Option<PairComparison> {
             );
         }
     };
-    Some(PairComparison { judge, against: flip(against)?.unwrap_or_default() })
+    let difficulty = node.get(DIFFICULTY).map(|n| template(reader, DIFFICULTY, n));
+    Some(PairComparison { judge, against: flip(against)?.unwrap_or_default(), difficulty: flip(difficulty)? })
 }

@@ -116,6 +116,8 @@ pub struct PairComparison {
     pub judge: PairJudgeBy,
     /// What answers are compared with.
     pub against: Opponent,
+    /// How difficult a row's prompt is for models in general, a number, for the win rate at equal length; `None`: not known.
+    pub difficulty: Option<RowTemplate>,
 }
 
 /// What an answer is compared with.

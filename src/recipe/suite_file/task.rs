@@ -4,7 +4,7 @@ use super::kinds;
 use super::probes;
 use super::scorers::{TOOL_CALLS, is_scorer};
 use super::template;
-use super::types::{FewShot, FewShotDraw, FewShotForm, RowLimit, SuiteTask, TaskKind};
+use super::types::{AnswerFilter, FewShot, FewShotDraw, FewShotForm, GenerateTask, RowLimit, SuiteTask, TaskKind};
 use crate::data::rows::RowTemplate;
 use crate::data::source::RowColumns;
 use crate::recipe::node_reader::NodeReader;
@@ -346,6 +346,11 @@ fn check(reader: &mut NodeReader, node: &Node, kind: &str, read: Option<&TaskKin
     let needs_answer = generate.is_some_and(|generate| generate.needs_answer()) || for_examples;
     if kind == "cloze" || kind == "exposure" || (kind == "generate" && has_prompt && needs_answer) {
         required(reader, node, "answer", "\"{{ answer }}\"");
+    }
+    let has_letters = |g: &GenerateTask| g.extract.iter().any(|filter| matches!(filter, AnswerFilter::Letter(_)));
+    if !has_prompt && generate.is_some_and(has_letters) {
+        let hint = "e.g. `prompt: \"{{ question }}\"`: the choices are columns of the row";
+        reader.wrong::<()>(node.at, "a filter with `letter_of` needs `prompt`".into(), hint);
     }
     if let Some(metric) = generate.and_then(|g| g.metrics.iter().find(|metric| is_scorer(metric)))
         && !has_prompt

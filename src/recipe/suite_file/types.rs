@@ -205,6 +205,10 @@ pub struct ChoiceTask {
     pub choices: ChoiceTexts,
     /// The right one: its number from 0, its text, its letter, or a list of these.
     pub answer: RowTemplate,
+    /// What rows with the same value are together: one question, for `question_em`.
+    pub question: Option<RowTemplate>,
+    /// What the choices say, a list, for `text_f1` and `text_em`; `None`: the choices themselves.
+    pub texts: Option<RowTemplate>,
     /// If there is one, the choices are prompts, and the likelihood of this text after each is compared (WinoGrande).
     pub continuation: Option<RowTemplate>,
     /// Whether the model is to answer with the letter of a choice; its text is shown by the prompt, from the variable `options`.
@@ -247,11 +251,17 @@ pub enum ChoiceMetric {
     MacroF1,
     /// Matthews' correlation of the numbers of the choices as classes (GLUE: CoLA).
     Matthews,
+    /// Share of questions all of whose rows are right (SuperGLUE: exact match of MultiRC).
+    QuestionExactMatch,
+    /// F1 of the words of the chosen choice's text with those of the right ones, as SQuAD compares them (SuperGLUE: ReCoRD).
+    TextF1,
+    /// Share of rows whose chosen text is a right one, as SQuAD compares them.
+    TextExactMatch,
 }
 
 impl ChoiceMetric {
     /// All metrics by their names; those of lm-evaluation-harness where it has them.
-    pub const ALL: [(&'static str, Self); 10] = [
+    pub const ALL: [(&'static str, Self); 13] = [
         ("acc", Self::Accuracy),
         ("acc_norm", Self::PerCharacter),
         ("acc_bytes", Self::PerByte),
@@ -262,6 +272,9 @@ impl ChoiceMetric {
         ("f1", Self::F1),
         ("macro_f1", Self::MacroF1),
         ("mcc", Self::Matthews),
+        ("question_em", Self::QuestionExactMatch),
+        ("text_f1", Self::TextF1),
+        ("text_em", Self::TextExactMatch),
     ];
 
     /// Returns the metric of this name, if there is one.
@@ -276,10 +289,14 @@ impl ChoiceMetric {
 }
 
 /// Metrics that compare written answers with expected ones, by name. `eval::suite` computes them.
-pub const GENERATE_METRICS: [&str; 18] = [
+pub const GENERATE_METRICS: [&str; 23] = [
     "exact_match",
     "f1",
     "squad_em",
+    "HasAns_f1",
+    "HasAns_exact",
+    "NoAns_f1",
+    "NoAns_exact",
     "rouge1",
     "rouge2",
     "rougeL",
@@ -287,6 +304,7 @@ pub const GENERATE_METRICS: [&str; 18] = [
     "bleu",
     "chrf",
     "chrf++",
+    "ter",
     "edit_distance",
     "number",
     "macro_f1",
@@ -331,6 +349,10 @@ pub enum AnswerFilter {
     Strip,
     /// Another text for each of some.
     Map(AnswerMap),
+    /// The letter of a choice.
+    Letter(LetterFilter),
+    /// The tags of pairs `('word', 'TAG')`, with a space between them.
+    Tags,
 }
 
 /// Replaces whole answers.
@@ -361,6 +383,22 @@ impl RegexFilter {
     pub fn first(pattern: impl Into<String>) -> Self {
         Self { pattern: pattern.into(), pick: 0, otherwise: Self::OTHERWISE.into() }
     }
+}
+
+/// Takes the letter of a choice, as `(A)`: what a regular expression finds, else the choice whose text stands in the answer, else a
+/// letter behind a colon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LetterFilter {
+    /// The choices of a row, a list.
+    pub choices: RowTemplate,
+    /// The expression that is tried first, which match is taken, and the answer if nothing is found.
+    pub regex: RegexFilter,
+    /// Whether case does not count where texts of choices are looked for.
+    pub ignore_case: bool,
+    /// Whether punctuation does not count there.
+    pub ignore_punctuation: bool,
+    /// Regular expressions whose matches do not count there.
+    pub ignore: Vec<String>,
 }
 
 /// What exact match ignores.

@@ -14,7 +14,7 @@ doc_to_target: answer
 num_fewshot: 1
 fewshot_split: train
 fewshot_config: { sampler: first_n }
-metric_list: [{ metric: exact_match }, { metric: ter }]
+metric_list: [{ metric: exact_match }, { metric: anls }]
 metadata: { version: 1.0 }
 ";
 
@@ -44,7 +44,7 @@ fn a_task_file_becomes_a_suite_with_a_report() {
     for part in [
         "refused",
         "task.yaml:11",
-        "no metric `ter`",
+        "no metric `anls`",
         "approximated",
         "process_docs",
         "expected: I10",

@@ -58,9 +58,34 @@ fn reward_models_and_language_models_compare_an_adapter_with_its_base() {
     assert_eq!((cache(), &again["tasks"]), (known, &found["tasks"]), "verdicts and rewards are kept");
     let alone = space.refused(&common);
     assert!(alone.contains("task `scored`: `win_rate` compares answers with those of a baseline"), "{alone}");
-    let run = ["train", "recipes/lora-medical.yaml", "--set", "run.evaluate=suite.yaml", "--set", "run.out=x"];
-    let refused = space.refused(&run);
-    assert!(refused.contains("compares answers with a baseline") && !space.path("x").exists(), "{refused}");
+    // A run's result is compared with the model as it was before.
+    let settings = ["run.evaluate=suite.yaml", "run.steps=8", "optim.lr=3e-2", "model.dtype=f32"];
+    train(&space, "recipes/lora-medical.yaml", "run", &settings);
+    let of_run = space.json("run/evaluation/results.json");
+    assert_eq!([0, 1].map(|i| of_run["subjects"][i]["name"].as_str().unwrap()), ["before", "after"]);
+    for task in [0, 1] {
+        let of = |subject: usize, i: usize| &of_run["tasks"][task]["results"][subject]["answers"][i];
+        assert_eq!(of_run["tasks"][task]["results"][0]["estimates"]["win_rate"]["value"], 0.5);
+        for i in 0..6 {
+            assert_eq!(of(0, i)["scores"]["win_rate"], 0.5);
+            let won = of(1, i)["scores"]["win_rate"].as_f64().unwrap();
+            if of(0, i)["text"] == of(1, i)["text"] {
+                assert_eq!(won, 0.5, "equal answers tie");
+            } else if task == 0 {
+                let reward = |subject| of(subject, i)["scores"]["reward"].as_f64().unwrap();
+                let expected =
+                    if reward(1) > reward(0) { 1.0 } else { f64::from(u8::from(reward(1) == reward(0))) / 2.0 };
+                assert_eq!(won, expected, "row {i}");
+            }
+        }
+    }
+    assert!((0..6).any(|i| {
+        let text = |subject: usize| &of_run["tasks"][0]["results"][subject]["answers"][i]["text"];
+        text(0) != text(1)
+    }));
+    let random = ["train", "recipes/gru-tiny.yaml", "--set", "run.evaluate=suite.yaml", "--set", "run.out=x"];
+    let refused = space.refused(&random);
+    assert!(refused.contains("begins with random weights") && !space.path("x").exists(), "{refused}");
     std::fs::write(space.path("suite.yaml"), text.replace("judge: models/", "judge: nowhere/")).unwrap();
     let nowhere = space.refused(&asked);
     assert!(nowhere.contains("nowhere/smollm2-135m-instruct: no model's directory"), "{nowhere}");

@@ -168,6 +168,14 @@ fn what_needs_python_is_refused_by_the_name_of_the_function() {
     );
     let told = refused(written("filter_list=[{name: a, filter: [{function: regex, regex_pattern: '('}]}]"));
     assert!(told.contains("`a`: ") && told.contains("Parsing error"), "{told}");
+    // The column `choices` of these rows is no list.
+    let told = refused(written("filter_list=[{name: a, filter: [{function: multi_choice_regex}]}]"));
+    assert!(
+        told.contains("reads the column `choices`, a list") && told.contains("--column 'choices={{ … }}'"),
+        "{told}"
+    );
+    let told = refused(written("filter_list=[{name: a, filter: [{function: regex_pos, fallback: [none]}]}]"));
+    assert!(told.contains("`regex_pos` with another `fallback`"), "{told}");
     let data = |split: Option<&str>| SplitFile { split: split.map(str::to_string), path: "rows.jsonl".into() };
     let told = refused(TaskImport { data: vec![data(Some("tset"))], ..set("repeats=1") });
     assert!(
@@ -192,6 +200,10 @@ fn a_part_that_is_not_there_is_left_out_and_told() {
     assert!(told[1].contains("no metric `likelihood`"), "{told:?}");
     let suite = set("numbers.yaml", "generation_kwargs.num_beams=4");
     assert!(notes(&suite, "generation_kwargs").iter().any(|note| note.note.contains("num_beams")));
+    let suite = set("numbers.yaml", "filter_list=[{name: a, filter: [{function: regex_pos}, {function: take_first}]}]");
+    assert!(suite.text.contains("extract: [tags]"), "{}", suite.text);
+    let told = notes(&suite, "filter_list");
+    assert!(told.iter().any(|n| n.status == NoteStatus::Approximated && n.note.contains("one text with spaces")));
     let suite = set("numbers.yaml", "mode=fast");
     assert_eq!(notes(&suite, "mode")[0].status, NoteStatus::Refused);
     // Votes among sampled answers.

@@ -6,7 +6,7 @@ use ft::data::chat::ChatTokenizer;
 use ft::error::Result;
 use ft::eval::results::{self, SuiteResults};
 use ft::eval::suite::cache::AnswerCache;
-use ft::eval::suite::{SuiteSubject, run_suite};
+use ft::eval::suite::{SuiteBaseline, SuiteSubject, run_suite};
 use ft::generate::answering_adapter::AnsweringAdapter;
 use ft::models::{Model, open};
 use ft::recipe::suite_file;
@@ -45,6 +45,6 @@ impl Subject {
             tokenizer: &self.tokenizer,
             identity: "tiny".into(),
         };
-        run_suite(&self.model, (&suite, "suite.yaml"), &[subject], cache)
+        run_suite(&self.model, (&suite, "suite.yaml"), &[subject], SuiteBaseline::First, cache)
     }
 }

@@ -4,7 +4,7 @@ use super::models::Subject;
 use ft::eval::canary_pattern::CanaryPattern;
 use ft::eval::exposure::exposure;
 use ft::eval::groups::{GroupMeasureKind, compare_groups};
-use ft::eval::results::{SuiteResults, TaskResults};
+use ft::eval::results::{Direction, SuiteResults, TaskResults};
 use ft::recipe::suite_file;
 use std::path::Path;
 
@@ -159,6 +159,13 @@ fn training_rows_are_divided_into_what_is_given_and_what_follows() {
     for (item, expected) in chat.items.iter().zip(&asked.items) {
         assert_eq!(item.expected, expected.expected);
     }
+    // Where rows were not trained on, knowing them is neither better nor worse.
+    let held_out = one(
+        &subject,
+        &format!("{{ name: e, data: {data}, extraction: {{ prefix: 8, continuation: 6, held_out: true }} }}"),
+    );
+    assert_eq!([task.metrics[0].direction(), held_out.metrics[0].direction()], [Direction::Lower, Direction::Neither]);
+    assert_eq!(held_out.results, task.results);
     let told = subject.run(&format!("tasks:\n- {{ name: e, data: {data}, extraction: {{ prefix: 90 }} }}\n"));
     assert!(told.unwrap_err().to_string().contains("no row is long enough"));
 }
@@ -277,6 +284,7 @@ fn mistakes_in_probes_have_places() {
         ),
         ("prompt: a, pairs: { first: a, second: b }", &["`prompt` beside `pairs`"]),
         ("extraction: { continuation: 0 }", &["`continuation`: expected 1 or more"]),
+        ("extraction: { held_out: no idea }", &["`held_out`: expected true or false"]),
         ("category: c, extraction:", &["`category` beside `extraction`"]),
         ("membership: {}", &["`others` is missing"]),
         ("exposure: { pattern: p }", &["`prompt` is missing", "`answer` is missing"]),

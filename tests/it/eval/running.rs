@@ -202,3 +202,95 @@ fn bad_rows_are_told_before_anything_is_computed() {
     let none = told(&asked(&nothing, "prompt: \"{{ q }}\", answer: \"{{ a }}\", generate: {}"));
     assert!(none.contains("n.jsonl:1: the list of answers is empty"), "{none}");
 }
+
+#[test]
+fn rows_of_one_question_are_right_together_and_texts_are_compared_by_words() {
+    let (subject, folder) = (Subject::tiny_llama(), tempfile::tempdir().unwrap());
+    let words = ["card", "letter", "clinic", "sleep", "water", "heart", "doctor", "phone"];
+    let row = |(i, word): (usize, &&str)| {
+        serde_json::json!({"n": i / 2, "w": word, "l": i % 2, "t": [format!("the {word}"), format!("{word} of glass")]})
+            .to_string()
+            + "\n"
+    };
+    let rows: String = words.iter().enumerate().map(row).collect();
+    let suite = format!(
+        "tasks:\n- name: q\n  data: {}\n  prompt: \"Is it a {{{{ w }}}}?\"\n  choice:\n    choices: [\"no {{{{ w }}}}\", \"yes\"]\n    \
+         answer: \"{{{{ l }}}}\"\n    question: \"{{{{ n }}}}\"\n    texts: \"{{{{ t }}}}\"\n    metrics: [question_em, text_f1, text_em, acc]\n",
+        write(folder.path(), "rows.jsonl", &rows)
+    );
+    let task = subject.run(&suite).unwrap().tasks.remove(0);
+    let answers = &task.results[0].answers;
+    let value = |name: &str| task.results[0].estimates[name].value;
+    let right: Vec<bool> = answers.iter().map(|answer| answer.scores["acc"] == 1.0).collect();
+    let questions = right.chunks(2).filter(|both| both.iter().all(|right| *right)).count();
+    assert_eq!(value("question_em"), questions as f64 / 4.0);
+    assert!(!task.metrics[0].is_mean && task.main_metric == "question_em" && !task.order_shown);
+    for (i, answer) in answers.iter().enumerate() {
+        // Articles do not count: one word of one, against one of three.
+        let f1 = if right[i] { 1.0 } else { 0.5 };
+        assert_eq!(
+            (answer.scores["text_f1"], answer.scores["text_em"]),
+            (f1, f64::from(u8::from(right[i]))),
+            "row {i}"
+        );
+    }
+    assert_eq!((value("text_em"), value("text_f1")), (value("acc"), 0.5 + value("acc") / 2.0));
+    let told = subject.run(&suite.replace("{{ t }}", "{{ w }}")).unwrap_err().to_string();
+    assert!(told.contains("rows.jsonl:1: `texts` has 1 texts"), "{told}");
+}
+
+#[test]
+fn letters_are_found_among_the_choices_of_each_row() {
+    let (subject, folder) = (Subject::tiny_llama(), tempfile::tempdir().unwrap());
+    let rows = "{\"q\": \"Where?\", \"c\": [\"a card\", \"LETTER\"], \"l\": \"(B)\"}\n{\"q\": \"Who?\", \"c\": [\"letter\", \"none\"], \"l\": \"(B)\"}\n";
+    let suite = |letters: &str| {
+        format!(
+            "tasks:\n- name: t\n  data: {}\n  prompt: \"{{{{ q }}}}\"\n  answer: \"{{{{ l }}}}\"\n  generate:\n    max_new_tokens: 2\n    \
+             extract: [{{ regex: '(?!)', otherwise: It is the letter. }}, {{ letter_of: \"{letters}\", regex: '(\\([A-Z]\\))', normalise: [case] }}]\n",
+            write(folder.path(), "rows.jsonl", rows)
+        )
+    };
+    let task = subject.run(&suite("{{ c }}")).unwrap().tasks.remove(0);
+    let texts: Vec<&str> = task.results[0].answers.iter().map(|answer| answer.text.as_str()).collect();
+    assert_eq!((texts, task.results[0].estimates["exact_match"].value), (vec!["(B)", "(A)"], 0.5));
+    let told = |letters: &str| subject.run(&suite(letters)).unwrap_err().to_string();
+    assert!(told("{{ q }}").contains("rows.jsonl:1: `letter_of` is no list"), "{}", told("{{ q }}"));
+    assert!(told("{{ range(30) | list }}").contains("`letter_of` has 30 choices, there are 26 letters"));
+}
+
+/// The suite of SQuAD 2.0, whose metrics are those of the authors' script.
+#[test]
+fn a_question_without_an_answer_is_answered_by_unanswerable_or_nothing() {
+    let (subject, folder) = (Subject::tiny_llama(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(folder.path().join("squad")).unwrap();
+    let qa = |answers: &[&str]| {
+        let answers: Vec<_> = answers.iter().map(|text| serde_json::json!({"text": text, "answer_start": 0})).collect();
+        serde_json::json!({"question": "When?", "id": "1", "is_impossible": answers.is_empty(), "answers": answers})
+    };
+    let document = serde_json::json!({"data": [{"title": "A_b", "paragraphs": [{"context": "At nine.", "qas": [qa(&["nine", "at nine"]), qa(&[]), qa(&[])]}]}]});
+    write(folder.path(), "squad/dev-v2.0.json", &document.to_string());
+    let text = std::fs::read_to_string("eval/squad2.yaml").unwrap();
+    let text = text
+        .replace("eval/data/", &format!("{}/", folder.path().display()))
+        .replace("max_new_tokens: 32", "max_new_tokens: 2");
+    let run = |answer: &str| {
+        // What the model wrote is replaced by a text of the test's own.
+        let own = format!("extract: [{{ regex: '(?!)', otherwise: \"{answer}\" }}, {{ regex: '(?is)");
+        subject.run(&text.replace("extract: [{ regex: '(?is)", &own)).unwrap().tasks.remove(0)
+    };
+    for (answer, text, values) in [
+        ("Unanswerable.", "", [2.0 / 3.0, 2.0 / 3.0, 0.0, 0.0, 1.0, 1.0]),
+        ("", "", [2.0 / 3.0, 2.0 / 3.0, 0.0, 0.0, 1.0, 1.0]),
+        ("Nine!", "Nine!", [1.0 / 3.0, 1.0 / 3.0, 1.0, 1.0, 0.0, 0.0]),
+        ("at ten", "at ten", [1.0 / 6.0, 0.0, 0.5, 0.0, 0.0, 0.0]),
+    ] {
+        let task = run(answer);
+        assert!(task.results[0].answers.iter().all(|found| found.text == text), "{answer}");
+        for (info, expected) in task.metrics.iter().zip(values) {
+            let found = task.results[0].estimates[&info.name].value;
+            assert!((found - expected).abs() < 1e-12, "{answer}: {} {found}, expected {expected}", info.name);
+        }
+        let categories: Vec<_> = task.items.iter().map(|item| item.category.as_deref().unwrap()).collect();
+        assert_eq!(categories, ["answer", "no answer", "no answer"]);
+    }
+}

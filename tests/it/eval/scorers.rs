@@ -274,6 +274,19 @@ fn answers_are_compared_in_both_orders() {
     assert_eq!(vec!["win_rate", "ties", "inconsistent"].map_values(&task), [0.625, 0.25, 0.0]);
     let controlled = value(&task, "win_rate_length_controlled");
     assert!((0.0..1.0).contains(&controlled) && controlled != 0.625, "{controlled}");
+    // The difficulty of prompts is a further term of the rate at equal length, and of nothing else.
+    let difficult = |column: &str| {
+        let compare = format!("{{ command: {longer}, against: answer, difficulty: \"{{{{ {column} }}}}\" }}");
+        let generate = format!("    metrics: [win_rate]\n    compare: {compare}\n");
+        subject.run(&suite(&data, "fine so far", "  answer: \"{{ a }}\"\n  system: Be kind.\n", &generate))
+    };
+    let found = difficult("a | length").unwrap().tasks.remove(0);
+    assert_eq!(value(&found, "win_rate"), 0.625);
+    assert!((value(&found, "win_rate_length_controlled") - controlled).abs() > 1e-3);
+    let same = difficult("0").unwrap().tasks.remove(0);
+    assert_eq!(value(&same, "win_rate_length_controlled"), controlled);
+    let told = difficult("a").unwrap_err().to_string();
+    assert!(told.contains("rows.jsonl:1: `difficulty` is no number: `no`"), "{told}");
     // Who always prefers the first contradicts itself on each pair of different answers.
     let firsts = run(&judge(folder.path(), "'a'")).unwrap().tasks.remove(0);
     assert_eq!(vec!["win_rate", "ties", "inconsistent"].map_values(&firsts), [0.5, 1.0, 0.75]);
@@ -339,6 +352,7 @@ fn mistakes_in_settings_of_scorers_have_places() {
             vec!["`compare` has one of `judge`, `command` and `by: reward`"],
         ),
         ("{ metrics: [win_rate], compare: { judge: a, margin: 1 } }", vec!["`margin` beside `judge`"]),
+        ("{ metrics: [win_rate], compare: { judge: a, difficulty: \"{{ d\" } }", vec!["`difficulty`: "]),
         (
             "{ metrics: [win_rate], compare: { judge: a, against: nobody } }",
             vec!["unknown choice `nobody` for `against`"],

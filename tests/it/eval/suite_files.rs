@@ -149,6 +149,50 @@ fn mistakes_about_rows_and_examples_are_reported_with_their_places() {
 }
 
 #[test]
+fn mistakes_about_questions_texts_and_letters_have_places() {
+    let choice = |more: &str| {
+        format!("- {{ name: n, data: x.jsonl, prompt: q, choice: {{ choices: \"{{{{ c }}}}\", answer: 0, {more} }} }}")
+    };
+    let generate = |more: &str| format!("- {{ name: n, data: x.jsonl, answer: a, {more} }}");
+    for (task, parts) in [
+        (choice("question: a"), &["suite.yaml:2:81: `question` without the metric `question_em`"][..]),
+        (choice("metrics: [acc, question_em]"), &["`question_em` without `question`", "e.g. `question: "]),
+        (choice("texts: \"{{ t }}\", metrics: acc"), &["`texts` without a metric of texts", "text_f1"]),
+        (choice("texts: \"{{ t\", metrics: text_em"), &["`texts`: "]),
+        (generate("prompt: q, generate: { extract: { letter_of: \"{{ c }}\" } }"), &["`regex` is missing"]),
+        (
+            generate("prompt: q, generate: { extract: { letter_of: \"{{ c }}\", regex: a, normalise: numbers } }"),
+            &["unknown choice `numbers` for `normalise`", "punctuation"],
+        ),
+        (
+            generate("prompt: q, generate: { extract: { letter_of: \"{{ c }}\", regex: '(', ignore: '[' } }"),
+            &["`regex`: `(` is no regular expression", "`ignore`: `[` is no regular expression"],
+        ),
+        (generate("prompt: q, generate: { extract: { regex: a, letter: b } }"), &["unknown key `letter`"]),
+        (
+            "- { name: n, data: x.jsonl, generate: { extract: { letter_of: \"{{ c }}\", regex: a } } }".into(),
+            &["a filter with `letter_of` needs `prompt`"],
+        ),
+        (generate("prompt: q, generate: { metrics: [HasAns_em] }"), &["unknown choice `HasAns_em`", "HasAns_exact"]),
+        (
+            generate("prompt: q, generate: { metrics: [ter], samples: { answers: 2, vote: false } }"),
+            &["`ter` of several answers to each prompt"],
+        ),
+    ] {
+        let told = parse("suite.yaml", &format!("tasks:\n{task}\n")).unwrap_err().to_string();
+        parts.iter().for_each(|part| assert!(told.contains(part), "{task}: {part}\n{told}"));
+    }
+    let fine = generate(
+        "prompt: q, generate: { extract: [{ letter_of: \"{{ c }}\", regex: a, pick: -1, normalise: [case], ignore: [b], otherwise: \"\" }, tags] }",
+    );
+    let suite = parse("suite.yaml", &format!("tasks:\n{fine}\n")).unwrap();
+    let TaskKind::Generate(generate) = &suite.tasks[0].kind else { panic!("generate") };
+    let [AnswerFilter::Letter(letter), AnswerFilter::Tags] = &generate.extract[..] else { panic!("two filters") };
+    assert_eq!((letter.regex.pick, letter.regex.otherwise.as_str()), (-1, ""));
+    assert_eq!((letter.ignore_case, letter.ignore_punctuation, letter.ignore.len()), (true, false, 1));
+}
+
+#[test]
 fn all_mistakes_are_reported_with_their_places() {
     let text = r#"titel: x
 tasks:

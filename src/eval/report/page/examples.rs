@@ -3,7 +3,7 @@
 use crate::eval::comparison::{SubjectComparison, main_metric};
 use crate::eval::report::EvaluationReport;
 use crate::eval::report::format::NumberFormat;
-use crate::eval::results::{ItemAnswer, TaskResults};
+use crate::eval::results::{Direction, ItemAnswer, TaskResults};
 use crate::runs::page::escape::named;
 use crate::runs::page::markdown::text_with_formulas;
 use crate::stats::classification::softmax;
@@ -20,9 +20,10 @@ pub fn changed(report: &EvaluationReport, task: &TaskResults, found: &SubjectCom
     let Some(subject) = report.results.subjects.iter().position(|s| s.name == found.subject) else {
         return Markup::default();
     };
-    let (worse, better) = match changes.flips {
-        true => ("became wrong", "became right"),
-        false => ("got a worse score", "got a better score"),
+    let (worse, better) = match main_metric(task).direction() {
+        Direction::Neither => ("have a smaller score", "have a larger score"),
+        Direction::Higher if changes.flips => ("became wrong", "became right"),
+        _ => ("got a worse score", "got a better score"),
     };
     let columns = [0, subject];
     html! {
@@ -39,19 +40,20 @@ pub fn worst(report: &EvaluationReport, task: &TaskResults, subject: usize) -> M
     list(report, task, &columns, &items, &format!("with the worst scores of {name}"))
 }
 
-/// Returns the items with the worst scores, or all that are wrong if answers are right or wrong, the worst first.
+/// Returns the items with the worst scores, or all that are wrong if answers are right or wrong, the worst first. None if neither end
+/// of the metric is better.
 fn worst_items(task: &TaskResults, subject: usize) -> Vec<usize> {
     let metric = main_metric(task);
     let answers = &task.results[subject].answers;
     if !answers.iter().all(|answer| answer.scores.contains_key(&metric.name)) {
         return Vec::new();
     }
-    let sign = if metric.higher_is_better { 1.0 } else { -1.0 };
+    let Some(sign) = metric.direction().sign() else { return Vec::new() };
     let score = |i: usize| answers[i].scores.get(&metric.name).map_or(0.0, |score| sign * score);
     let confidence = |i: usize| softmax(&answers[i].log_likelihoods).into_iter().fold(0.0, f64::max);
     let best = (0..answers.len()).map(score).fold(f64::NEG_INFINITY, f64::max);
     // If no answer is right, all are wrong.
-    let none_right = metric.higher_is_better && (0..answers.len()).all(|i| score(i) == 0.0);
+    let none_right = sign > 0.0 && (0..answers.len()).all(|i| score(i) == 0.0);
     let best = if none_right { f64::MIN_POSITIVE } else { best };
     let mut items: Vec<usize> = (0..answers.len()).filter(|i| score(*i) < best).collect();
     items.sort_by(|a, b| score(*a).total_cmp(&score(*b)).then(confidence(*b).total_cmp(&confidence(*a))));
@@ -101,8 +103,8 @@ fn answer(task: &TaskResults, found: &ItemAnswer, name: &str) -> Markup {
     let metric = main_metric(task);
     let score = found.scores.get(&metric.name).copied();
     let class = match score {
-        Some(1.0) if metric.higher_is_better => "right",
-        Some(0.0) if metric.higher_is_better => "wrong",
+        Some(1.0) if metric.direction() == Direction::Higher => "right",
+        Some(0.0) if metric.direction() == Direction::Higher => "wrong",
         _ => "",
     };
     let format = NumberFormat::of(task, metric);
@@ -157,5 +159,8 @@ mod tests {
         assert_eq!(worst(&[0.0, 0.0], "acc"), [0, 1]);
         assert!(worst(&[1.0, 1.0], "acc").is_empty() && worst(&[0.0, 0.0], "loss").is_empty());
         assert_eq!(worst(&[0.5, 2.0, 0.25], "loss"), [1, 0]);
+        let mut made = task("t", metric("extracted"), &[vec![1.0, 0.0]]);
+        made.metrics[0].undirected = true;
+        assert!(worst_items(&made, 0).is_empty());
     }
 }

@@ -11,6 +11,7 @@ mod task;
 
 use super::EvaluationReport;
 use super::format::{NumberFormat, p_value, words};
+use super::markdown::verdict_words;
 use super::verdict::{gate_words, sentences};
 use crate::eval::comparison::{GateOutcome, SubjectComparison, TaskComparison, Verdict, main_metric};
 use crate::eval::results::{SuiteResults, TaskResults};
@@ -151,7 +152,7 @@ fn overview_rows(report: &EvaluationReport, task: &TaskComparison, results: &Tas
                         a href={ "#" (task::anchor(report, &task.task)) } { (named(&task.task)) }
                         div class="note" {
                             (plain(&words(&task.metric))) ", " (crate::report::count(task.rows as u64)) " items"
-                            @if !task.higher_is_better { ", lower is better" }
+                            @if !task.direction.note().is_empty() { ", " (task.direction.note()) }
                         }
                     }
                 }
@@ -178,10 +179,10 @@ fn overview_rows(report: &EvaluationReport, task: &TaskComparison, results: &Tas
 /// Renders a verdict as a coloured word.
 fn badge(found: &SubjectComparison) -> Markup {
     let (class, words) = match found.verdict {
-        Verdict::Better => ("good", "better"),
-        Verdict::Worse => ("bad", "worse"),
-        Verdict::NotShown => ("soft", "no difference shown"),
-        Verdict::NotTested => ("soft", "not tested"),
+        better @ Verdict::Better => ("good", verdict_words(better)),
+        worse @ Verdict::Worse => ("bad", verdict_words(worse)),
+        Verdict::Changed => ("warn", verdict_words(Verdict::Changed)),
+        other => ("soft", verdict_words(other)),
     };
     html! { span class={ "badge " (class) } { (words) } }
 }
@@ -200,7 +201,7 @@ fn explanation(report: &EvaluationReport) -> Markup {
                 }
                 @if tests > 0 {
                     p {
-                        "“Better” and “worse” are said if the corrected p-value is below 0.05: McNemar's exact test where answers are right or "
+                        "“Better” and “worse” are said, and “changed” where neither end of a metric is better, if the corrected p-value is below 0.05: McNemar's exact test where answers are right or "
                         "wrong, a randomisation test of signs where they are graded, corrected for the " (tests)
                         @if tests == 1 { " comparison" } @else { " comparisons" }
                         " on this page (Holm). “No difference shown” does not say that there is none: each task says how large a difference its "

@@ -5,7 +5,7 @@ use crate::eval::contamination::{Contamination, Overlap};
 use crate::eval::report::EvaluationReport;
 use crate::eval::report::classes::Classes;
 use crate::eval::report::format::NumberFormat;
-use crate::eval::results::SubjectResults;
+use crate::eval::results::{Direction, SubjectResults};
 use crate::runs::page::escape::named;
 use crate::stats::bootstrap::Estimate;
 use maud::{Markup, html};
@@ -54,11 +54,14 @@ pub fn confusion(name: &str, classes: &Classes, results: &SubjectResults) -> Mar
 }
 
 /// Renders how a model compares with the baseline by category.
-pub fn categories(baseline: &str, found: &SubjectComparison, format: NumberFormat, higher_is_better: bool) -> Markup {
-    let class = |[low, high]: [f64; 2]| match (low > 0.0, high < 0.0) {
-        (true, _) => Some(if higher_is_better { "good" } else { "bad" }),
-        (_, true) => Some(if higher_is_better { "bad" } else { "good" }),
-        _ => None,
+pub fn categories(baseline: &str, found: &SubjectComparison, format: NumberFormat, direction: Direction) -> Markup {
+    let class = |ends: [f64; 2]| {
+        let better = ends.map(|end| direction.sign().unwrap_or(0.0) * end);
+        match (better.iter().all(|end| *end > 0.0), better.iter().all(|end| *end < 0.0)) {
+            (true, _) => Some("good"),
+            (_, true) => Some("bad"),
+            _ => None,
+        }
     };
     html! {
         div class="card" {

@@ -8,7 +8,7 @@ use crate::eval::report::calibration::ChoiceCalibration;
 use crate::eval::report::classes::Classes;
 use crate::eval::report::format::{NumberFormat, p_value, words};
 use crate::eval::report::verdict::power;
-use crate::eval::results::{MetricInfo, TaskResults};
+use crate::eval::results::{Direction, MetricInfo, TaskResults};
 use crate::runs::page::escape::{named, plain};
 use crate::stats::bootstrap::Estimate;
 use maud::{Markup, html};
@@ -23,6 +23,7 @@ pub fn anchor(report: &EvaluationReport, task: &str) -> String {
 pub fn section(report: &EvaluationReport, i: usize, task: &TaskResults) -> Markup {
     let comparison = &report.comparison.tasks[i];
     let metric = main_metric(task);
+    let note = metric.direction().note();
     let format = NumberFormat::of(task, metric);
     let last = report.results.subjects.len() - 1;
     html! {
@@ -42,13 +43,13 @@ pub fn section(report: &EvaluationReport, i: usize, task: &TaskResults) -> Marku
                 }
             }
             div class="card" {
-                h3 { (plain(&capitalised(&words(&metric.name)))) @if !metric.higher_is_better { " (lower is better)" } }
+                h3 { (plain(&capitalised(&words(&metric.name)))) @if !note.is_empty() { " (" (note) ")" } }
                 (bars(format, &rows(report, i, task, metric)))
                 @for found in &comparison.subjects { (finding(report, i, found, format)) }
             }
             @if task.metrics.len() > 1 { (all_metrics(report, task)) }
             @for found in comparison.subjects.iter().filter(|found| !found.categories.is_empty()) {
-                (tables::categories(&report.comparison.baseline, found, format, metric.higher_is_better))
+                (tables::categories(&report.comparison.baseline, found, format, metric.direction()))
             }
             @if let Some(found) = report.contamination.get(i) { (tables::contamination(report, found, format)) }
             (calibration(report, task))
@@ -69,7 +70,7 @@ fn rows(report: &EvaluationReport, i: usize, task: &TaskResults, metric: &Metric
     });
     // Shares of right answers are compared with every metric that is such a share.
     let scores = || task.results.iter().flat_map(|r| r.answers.iter().filter_map(|a| a.scores.get(&metric.name)));
-    let is_share = metric.higher_is_better && scores().all(|score| *score == 0.0 || *score == 1.0);
+    let is_share = metric.direction() == Direction::Higher && scores().all(|score| *score == 0.0 || *score == 1.0);
     let rules = report.rules[i].iter().filter(|rule| rule.metric == metric.name || is_share);
     let rules = rules.map(|rule| Bar { name: rule.rule.clone(), class: "rule", value: rule.value, interval: None });
     models.chain(rules).collect()
@@ -87,7 +88,9 @@ fn finding(report: &EvaluationReport, i: usize, found: &SubjectComparison, forma
                 ", p " (p_value(test.p)) " (" (name) "), corrected " (p_value(test.p_corrected))
             }
             @if let Some(changes) = &found.changes {
-                @if changes.flips {
+                @if task.direction == Direction::Neither {
+                    "; " (changes.better.len()) " items have a larger score and " (changes.worse.len()) " a smaller one"
+                } @else if changes.flips && task.direction == Direction::Higher {
                     "; " (changes.better.len()) " items became right and " (changes.worse.len()) " wrong"
                 } @else {
                     "; " (changes.better.len()) " items got better and " (changes.worse.len()) " worse"
@@ -111,7 +114,7 @@ fn all_metrics(report: &EvaluationReport, task: &TaskResults) -> Markup {
                             (plain(&words(&metric.name)))
                             @if let Some(neutral) = metric.neutral {
                                 span class="note" { " " (format.value(neutral)) " is without preference" }
-                            } @else if !metric.higher_is_better { span class="note" { " lower is better" } }
+                            } @else { span class="note" { " " (metric.direction().note()) } }
                         }
                         @for (i, results) in task.results.iter().enumerate() {
                             td class="number" {

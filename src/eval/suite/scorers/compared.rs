@@ -6,12 +6,13 @@
 use super::rewards::{Rewards, candidate, judged_prompts};
 use super::{AnsweredTask, add_estimate, add_scores};
 use crate::data::chat::{ChatTokenizer, TemplateOptions};
+use crate::data::rows::RowTemplate;
 use crate::error::{Error, Result};
 use crate::eval::results::SubjectResults;
 use crate::eval::suite::cache::{AnswerCache, key};
 use crate::eval::suite::choices::mean_of;
 use crate::eval::suite::items::AskedItem;
-use crate::eval::suite::rows::TaskRow;
+use crate::eval::suite::rows::{TaskRow, at, text};
 use crate::eval::suite::scores::{joint_estimate, mean_estimate};
 use crate::fsutil;
 use crate::label::machines::command::CommandJudge;
@@ -21,6 +22,7 @@ use crate::label::record::answer::{Candidate, CandidatePair, StoredPrompt};
 use crate::label::record::vote::{NewVote, VoteChoice};
 use crate::model_files::is_model;
 use crate::models::{self, content_hash};
+use crate::recipe::suite_file::SuiteTask;
 use crate::recipe::suite_file::scorers::{Opponent, PairComparison, PairJudgeBy};
 use crate::report;
 use crate::stats::logistic::{LengthComparison, length_controlled_win_rate};
@@ -38,6 +40,8 @@ pub struct Comparisons {
     by: PairComparison,
     prompts: Vec<StoredPrompt>,
     rubric: Option<String>,
+    /// The difficulty of each prompt, if it is given.
+    difficulties: Option<Vec<f64>>,
 }
 
 /// A verdict on an answer and its opponent.
@@ -80,8 +84,8 @@ struct Pair<'a> {
 }
 
 impl Comparisons {
-    /// Prepares comparisons; loads no model. Fails if there is no such model, or no rubric.
-    pub fn open(by: &PairComparison, rows: &[TaskRow], items: &[AskedItem]) -> Result<Self> {
+    /// Prepares comparisons; loads no model. Fails if there is no such model, no rubric, or a difficulty that is no number.
+    pub fn open(by: &PairComparison, task: &SuiteTask, rows: &[TaskRow], items: &[AskedItem]) -> Result<Self> {
         let rubric = match &by.judge {
             PairJudgeBy::Model { path, rubric, .. } => {
                 if !is_model(path) {
@@ -96,7 +100,16 @@ impl Comparisons {
             }
             PairJudgeBy::Reward { .. } => None,
         };
-        Ok(Self { by: by.clone(), prompts: judged_prompts(rows, items), rubric })
+        let difficulties = by.difficulty.as_ref().map(|difficulty| {
+            let of = |row: &TaskRow| at(&task.data, row.line, number(difficulty, row));
+            rows.iter().map(of).collect::<Result<Vec<f64>>>()
+        });
+        Ok(Self {
+            by: by.clone(),
+            prompts: judged_prompts(rows, items),
+            rubric,
+            difficulties: difficulties.transpose()?,
+        })
     }
 
     /// Compares the answers of all subjects, and adds the rates to their results. Of several samples, the first is compared.
@@ -109,9 +122,19 @@ impl Comparisons {
     ) -> Result<()> {
         let first =
             |subject: usize, item: usize| answered.answers[subject][item].scored.first().map_or("", String::as_str);
+        if let (Some(earlier), Some(own)) = (answered.earlier, answered.answers.first())
+            && earlier.len() != own.len()
+        {
+            return Err(Error::user(format!(
+                "the baseline answered {} prompts, now there are {}",
+                earlier.len(),
+                own.len()
+            ))
+            .hint("were the files of rows changed meanwhile?"));
+        }
         for (subject, results) in results.iter_mut().enumerate() {
             let items = answered.answers[subject].len();
-            if subject == 0 && self.by.against == Opponent::Baseline {
+            if subject == 0 && answered.earlier.is_none() && self.by.against == Opponent::Baseline {
                 // Against itself: half.
                 add_scores(results, RATE, vec![0.5; items]);
                 let rate = mean_of(RATE, &results.answers);
@@ -119,7 +142,7 @@ impl Comparisons {
                 continue;
             }
             let other = |item: usize| match self.by.against {
-                Opponent::Baseline => first(0, item),
+                Opponent::Baseline => answered.earlier.map_or_else(|| first(0, item), |earlier| &earlier[item].text),
                 Opponent::Expected => answered.expected[item].first().map_or("", String::as_str),
             };
             let pairs: Vec<Pair> =
@@ -146,7 +169,11 @@ impl Comparisons {
         let comparisons: Vec<LengthComparison> = pairs
             .iter()
             .zip(verdicts)
-            .map(|(pair, v)| LengthComparison { difference: length(pair.answer) - length(pair.other), won: v.won })
+            .map(|(pair, v)| LengthComparison {
+                difference: length(pair.answer) - length(pair.other),
+                difficulty: self.difficulties.as_ref().map_or(0.0, |all| all[pair.item]),
+                won: v.won,
+            })
             .collect();
         let at_equal_length =
             joint_estimate(AT_EQUAL_LENGTH, pairs.len(), |drawn| length_controlled_win_rate(&comparisons, drawn));
@@ -275,6 +302,15 @@ impl Comparisons {
         };
         (pair, candidates)
     }
+}
+
+/// Returns the difficulty of a row's prompt.
+fn number(difficulty: &RowTemplate, row: &TaskRow) -> Result<f64> {
+    let written = text(&difficulty.value(&row.columns)?)?;
+    written.trim().parse().ok().filter(|x: &f64| x.is_finite()).ok_or_else(|| {
+        Error::user(format!("`difficulty` is no number: `{written}`"))
+            .hint("a column with a number for every prompt, or leave out `difficulty`")
+    })
 }
 
 /// Fails if answers are to be compared with those of a baseline and there is none.

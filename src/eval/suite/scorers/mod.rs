@@ -19,19 +19,21 @@ use super::items::AskedItem;
 use super::rows::{TaskRow, at};
 use super::scores::{joint_metric, mean_metric};
 use crate::error::{Error, Result};
-use crate::eval::results::{MetricInfo, SubjectResults};
+use crate::eval::results::{ItemAnswer, MetricInfo, SubjectResults};
 use crate::models::Model;
 use crate::recipe::suite_file::scorers::{
     CONTENT_METRICS, DISAGREEMENT, INSTRUCTIONS, JSON, JSON_EQUAL, LISTED_WORDS, OVER_REFUSAL, PERSONAL_DATA, REWARD,
-    SUPPORT, TOOL_CALLS, WIN_RATE, is_scorer,
+    SENTIMENT, SUPPORT, TOOL_CALLS, WIN_RATE, is_scorer,
 };
 use crate::recipe::suite_file::{GenerateTask, SuiteTask};
 use crate::stats::bootstrap::Estimate;
 use serde_json::Value;
 
 /// Metrics of which a smaller value is better.
-const LOWER_IS_BETTER: [&str; 7] =
-    ["disagreement", "answer_entropy", "ties", "inconsistent", LISTED_WORDS, OVER_REFUSAL, PERSONAL_DATA];
+const LOWER_IS_BETTER: [&str; 6] =
+    ["disagreement", "answer_entropy", "inconsistent", LISTED_WORDS, OVER_REFUSAL, PERSONAL_DATA];
+/// Metrics of which neither end is better.
+const UNDIRECTED: [&str; 2] = ["ties", SENTIMENT];
 /// Metrics that are no means over items.
 const JOINT: [&str; 5] =
     ["inst_level_strict_acc", "inst_level_loose_acc", "win_rate_length_controlled", "ties", "inconsistent"];
@@ -45,7 +47,8 @@ pub fn check_baseline(task: &GenerateTask, subjects: usize) -> Result<()> {
 pub fn infos(task: &GenerateTask, metric: &str) -> Vec<MetricInfo> {
     let info = |name: &String| {
         let higher = !LOWER_IS_BETTER.contains(&name.as_str());
-        if JOINT.contains(&name.as_str()) { joint_metric(name, higher) } else { mean_metric(name, higher) }
+        let of = if JOINT.contains(&name.as_str()) { joint_metric } else { mean_metric };
+        MetricInfo { undirected: UNDIRECTED.contains(&name.as_str()), ..of(name, higher) }
     };
     task.numbers_of(metric).iter().map(info).collect()
 }
@@ -78,6 +81,8 @@ pub struct AnsweredTask<'a> {
     pub expected: &'a [Vec<String>],
     /// The answers of each subject to each item.
     pub answers: &'a [Vec<ItemTexts>],
+    /// The answers of the baseline, if it was asked before; otherwise it is the first subject.
+    pub earlier: Option<&'a [ItemAnswer]>,
 }
 
 impl RowScorers {
@@ -98,7 +103,7 @@ impl RowScorers {
             rows.iter().map(of).collect::<Result<Vec<_>>>()
         });
         let rewards = scorers.reward.as_ref().map(|by| rewards::Rewards::open(by, task, rows, items));
-        let compared = scorers.compare.as_ref().map(|by| compared::Comparisons::open(by, rows, items));
+        let compared = scorers.compare.as_ref().map(|by| compared::Comparisons::open(by, task, rows, items));
         let code = scorers.code.as_ref().map(|tests| code::CodeScorer::open(task, tests, rows, cache));
         Ok(Self {
             instructions: has(INSTRUCTIONS).then(|| instructions::read(task, rows)).transpose()?,
