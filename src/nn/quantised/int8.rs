@@ -79,7 +79,9 @@ impl Int8Rows {
     /// Returns some rows on a GPU, in dtype `kind`.
     pub fn rows_on_device(&self, rows: Range<i64>, kind: Kind) -> Tensor {
         let part = |t: &Tensor| t.narrow(0, rows.start, rows.end - rows.start);
-        let numbers = part(&self.codes).to_kind(Kind::Float) * part(&self.scales).unsqueeze(-1) * STEP;
+        let mut numbers = part(&self.codes).to_kind(Kind::Float);
+        numbers *= part(&self.scales).unsqueeze(-1);
+        numbers *= STEP;
         numbers.to_kind(kind)
     }
 }

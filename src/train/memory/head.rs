@@ -30,11 +30,15 @@ impl RunShape<'_> {
             tables => self.supervised.min(chunked::CHUNK as u64) * v * 4 * tables,
         };
         // A weight held in a narrower format is widened while it is multiplied. The head is the largest such temporary. Of a
-        // quantised head it is a part, whose logits are copied to those of the chunk if it is not all.
+        // quantised head it is a part, whose logits are copied to those of the chunk if it is not all. A GPU dequantises it in
+        // float32 first.
         let (stored, _) = self.model.storage_summary_as(self.prepared.storage, self.prepared.device);
+        let dequantised = if self.prepared.device != Device::Cpu && width < 4 { 4 + width } else { width };
         let widened = match self.head_is_quantised() {
-            true if tile(d * v) < d * v => (tile(d * v) + self.supervised.min(256) * tile(d * v) / d) * width,
-            true => d * v * width,
+            true if tile(d * v) < d * v => {
+                tile(d * v) * dequantised + self.supervised.min(256) * tile(d * v) / d * width
+            }
+            true => d * v * dequantised,
             false if stored != self.model.kind() && !self.full() => d * v * width,
             false => 0,
         };

@@ -135,6 +135,27 @@ fn predictions_are_near_for_adapters_and_whole_models() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+#[test]
+fn predictions_are_near_for_quantised_tables() {
+    let space = wide_space();
+    for (dtype, examples) in [("bf16", 2), ("bf16", 8), ("f32", 8)] {
+        for tables in ["", "int8"] {
+            let settings = [
+                format!("model.dtype={dtype}"),
+                format!("batch.examples={examples}"),
+                "model.quantize=nf4".into(),
+                format!("model.quantize_embeddings={tables}"),
+                LORA_16.into(),
+            ];
+            let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+            let environment = [("FAKE_CUDA_CAPABILITY", "90")];
+            let (predicted, measured, _) = predicted_and_measured(&space, &settings, &environment);
+            println!("{settings:?}: {predicted} predicted, {measured} measured");
+            assert!((0.9..1.1).contains(&(predicted / measured)), "{settings:?}: {predicted}, {measured}");
+        }
+    }
+}
+
 /// Buffers of products are no tensors of ft, and still take memory: two threads multiply.
 #[test]
 fn buffers_of_products_are_predicted() {
