@@ -123,7 +123,7 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
 fn answer(runtime: Runtime, file: &AdapterFile, part: &WeightedAdapter, config: &Config) -> Result<Compatibility> {
     let mut answers = compatibility::of_adapter(file, &part.companions, Some(config))?;
     if let Some(QuantisedBase::Loaded { format, corrected: true }) = quantised_base::recorded(&part.companions)? {
-        compatibility::require_quantised_base(&mut answers, format);
+        compatibility::require_quantised_base(&mut answers, format.linear);
     }
     answer_of(&answers, runtime)
         .cloned()

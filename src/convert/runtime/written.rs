@@ -78,7 +78,7 @@ pub fn write_adapter(options: &RuntimeAdapterOptions, part: &WeightedAdapter) ->
         let read = read_back(temp, content)?;
         let mut answers = compatibility::of_adapter(&read, temp, Some(&Config::read(options.base)?))?;
         if let Some(QuantisedBase::Loaded { format, corrected: true }) = &quantised_base {
-            compatibility::require_quantised_base(&mut answers, *format);
+            compatibility::require_quantised_base(&mut answers, format.linear);
         }
         if answer_of(&answers, options.runtime).is_none_or(|answer| answer.reads != Some(true)) {
             return Err(Error::bug(format!("{} does not read what was written for it", options.runtime.title())));
