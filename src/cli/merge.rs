@@ -12,6 +12,7 @@ use ft::adapters::merging::WeightedAdapter;
 use ft::adapters::merging::plan::{
     METHODS, MergeDtype, MergeForm, MergePlan, MergeSettings, NamedMethod, SettingsMistake,
 };
+use ft::convert::folder::destination::Destination;
 use ft::convert::merge::adapters::PreparedMerge;
 use ft::convert::merge::inputs::{is_adapter, named_base, other_base, parse_part, read_part, split_weight};
 use ft::convert::merge::page;
@@ -345,28 +346,14 @@ fn job_of_arguments(args: &MergeArgs) -> Result<MergeJob> {
     Ok(MergeJob { base, parts: read()?, plan, form, dtype, out: args.out.clone(), sweep })
 }
 
-/// Fails if `out` must not be replaced: it exists and --force is missing, it contains an input, or it is neither empty
-/// nor a model or adapter directory.
+/// Fails if `out` must not be replaced: it is not empty and --force is missing, it is no model or adapter directory, or it contains an
+/// input.
 fn check_out_folder(args: &MergeArgs, out: Option<&Path>, base: &Path, adapters: &[PathBuf]) -> Result<()> {
-    let Some(written) = out else { return Ok(()) };
-    let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", written.display())).hint(hint));
-    let Ok(out) = written.canonicalize() else { return Ok(()) };
-    let folders = adapters.iter().map(PathBuf::as_path).chain([base]);
-    if folders.filter_map(|f| f.canonicalize().ok()).any(|f| f.starts_with(&out)) {
-        return refuse("contains the base or an adapter that is merged", "choose another folder");
-    }
-    if !args.force {
-        return refuse("already exists", "choose another folder, or replace this one with --force");
-    }
-    let made = ["config.json", "adapter_config.json"].iter().any(|f| out.join(f).exists());
-    let empty = out.read_dir().is_ok_and(|mut items| items.next().is_none());
-    if !made && !empty {
-        return refuse(
-            "is not a model or adapter directory, and --force replaces nothing else",
-            "remove it yourself, or choose another folder",
-        );
-    }
-    Ok(())
+    let Some(out) = out else { return Ok(()) };
+    let read: Vec<&Path> = adapters.iter().map(PathBuf::as_path).chain([base]).collect();
+    let (kind, marks, example) =
+        ("a model or adapter directory", &["config.json", "adapter_config.json"], "models/merged");
+    Destination { out, kind, marks, others: &[], example }.check(args.force, &read)
 }
 
 /// Tells what was written. `page`: whether a page is in the folder.

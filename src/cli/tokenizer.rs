@@ -2,12 +2,13 @@
 
 use super::shared::stdout::{print, print_json};
 use clap::{Args, Subcommand};
+use ft::convert::folder::destination::Destination;
 use ft::data::chat::ChatTokenizer;
 use ft::data::tokenizer_files::{BpeTraining, train_bpe};
 use ft::error::{Error, Result};
 use ft::{fsutil, report};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Subcommand)]
 pub enum TokenizerCommand {
@@ -72,7 +73,8 @@ pub fn run(verb: TokenizerCommand) -> Result<()> {
 }
 
 fn train(args: &TokenizerTrainArgs) -> Result<()> {
-    check_out_folder(&args.out, args.force)?;
+    let (kind, marks, others) = ("a tokenizer's folder", &["tokenizer.json"], &["config.json", "adapter_config.json"]);
+    Destination { out: &args.out, kind, marks, others, example: "models/tokenizer" }.check(args.force, &[])?;
     let training = BpeTraining {
         files: args.data.clone(),
         vocab_size: args.vocab_size,
@@ -104,24 +106,6 @@ fn train(args: &TokenizerTrainArgs) -> Result<()> {
         ));
     }
     if args.json { print_json(&done) } else { Ok(()) }
-}
-
-/// Fails if --out must not be replaced: it is not empty and --force is missing, or it is not just a tokenizer.
-fn check_out_folder(out: &Path, force: bool) -> Result<()> {
-    let refuse = |what: &str, hint: &str| Err(Error::user(format!("--out {}: {what}", out.display())).hint(hint));
-    if !out.exists() || out.read_dir().is_ok_and(|mut items| items.next().is_none()) {
-        return Ok(());
-    }
-    if !force {
-        return refuse("already exists", "choose another folder, or replace this one with --force");
-    }
-    if !out.join("tokenizer.json").is_file() || out.join("config.json").exists() {
-        return refuse(
-            "is not a folder with only a tokenizer, and --force replaces nothing else",
-            "remove it yourself, or choose another folder",
-        );
-    }
-    Ok(())
 }
 
 #[derive(serde::Serialize)]

@@ -77,7 +77,8 @@ pub fn import(
     mut progress: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<GgufImportSummary> {
     let (kind, mark) = ("a model directory", "config.json");
-    Destination { out: options.out, kind, mark, example: "models/smollm2" }.check(options.force, &[options.file])?;
+    Destination { out: options.out, kind, marks: &[mark], others: &[], example: "models/smollm2" }
+        .check(options.force, &[options.file])?;
     let gguf = Gguf::open(options.file)?;
     // Checked before the tokenizer is read: its errors would hide this cause.
     let arch = architecture::of(&gguf)?;

@@ -1,17 +1,19 @@
-//! The folder that an export or import writes: what it may replace.
+//! The folder that a command writes: what it may replace.
 
 use crate::error::{Error, Result};
 use crate::fsutil;
 use std::path::{Path, PathBuf};
 
 /// A folder that is about to be written, named by `--out`.
-pub(in crate::convert) struct Destination<'a> {
+pub struct Destination<'a> {
     /// The folder.
     pub out: &'a Path,
     /// What it will be, with its article: `a model directory`.
     pub kind: &'static str,
-    /// The file that tells such a folder from others.
-    pub mark: &'static str,
+    /// Files of which such a folder has one.
+    pub marks: &'a [&'static str],
+    /// Files that such a folder never has: with one of them it is of another kind.
+    pub others: &'a [&'static str],
     /// A name for it, as an example.
     pub example: &'static str,
 }
@@ -20,7 +22,7 @@ impl Destination<'_> {
     /// Fails if the folder exists and must not be replaced: without `force`, if it is of another kind, or if one of the files and
     /// folders in `read` is in it.
     pub fn check(&self, force: bool, read: &[&Path]) -> Result<()> {
-        let Self { out, kind, mark, example } = *self;
+        let Self { out, kind, marks, others, example } = *self;
         let named = |what: &str| Error::user(format!("--out {}: {what}", out.display()));
         if out.file_name().is_none() {
             return Err(named("a folder with a name of its own expected").hint(format!("for example --out {example}")));
@@ -40,8 +42,14 @@ impl Destination<'_> {
                 named("the folder exists and is not empty").hint("choose another folder, or replace it with --force")
             );
         }
-        if !out.join(mark).is_file() {
-            return Err(named(&format!("--force replaces only {kind}, and this folder has no {mark}"))
+        let has = |file: &&&str| out.join(file).is_file();
+        let found = match others.iter().find(has) {
+            Some(other) => Some(format!("has {other}")),
+            None if marks.iter().any(|mark| has(&mark)) => None,
+            None => Some(format!("has no {}", marks.join(" or "))),
+        };
+        if let Some(found) = found {
+            return Err(named(&format!("--force replaces only {kind}, and this folder {found}"))
                 .hint("choose another folder, or remove this one yourself"));
         }
         let real = |path: &Path| -> PathBuf { path.canonicalize().unwrap_or_else(|_| fsutil::absolute(path)) };
@@ -50,5 +58,31 @@ impl Destination<'_> {
                 .hint("choose another folder")),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_folder_of_the_kind_without_inputs_is_replaced() {
+        let space = tempfile::tempdir().unwrap();
+        let out = space.path().join("out");
+        let (kind, example) = ("a tokenizer's folder", "models/tokenizer");
+        let destination = Destination { out: &out, kind, marks: &["a.json", "b.json"], others: &["c.json"], example };
+        let check = |force: bool, read: &[&Path]| destination.check(force, read).map_err(|e| e.to_string());
+        let write = |file: &str| std::fs::write(out.join(file), "{}").unwrap();
+        assert_eq!(check(false, &[]), Ok(()));
+        std::fs::create_dir(&out).unwrap();
+        assert_eq!(check(false, &[]), Ok(()));
+        write("notes.txt");
+        assert!(check(false, &[]).unwrap_err().contains("exists and is not empty"));
+        assert!(check(true, &[]).unwrap_err().contains("has no a.json or b.json"));
+        write("b.json");
+        assert_eq!(check(true, &[space.path()]), Ok(()));
+        assert!(check(true, &[&out.join("notes.txt")]).unwrap_err().contains("that --force would replace"));
+        write("c.json");
+        assert!(check(true, &[]).unwrap_err().contains("has c.json"));
     }
 }

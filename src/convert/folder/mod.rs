@@ -3,7 +3,7 @@
 
 pub(super) mod companions;
 pub(super) mod config_file;
-pub(super) mod destination;
+pub mod destination;
 pub(super) mod disk_space;
 pub mod new_tokens;
 pub mod stop_tokens;

@@ -102,7 +102,8 @@ pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> R
     let (model, format) = (options.model, options.format);
     let read: Vec<&Path> = options.adapter.iter().map(|part| part.folder.as_path()).chain([model]).collect();
     let (kind, mark) = ("a model directory", "config.json");
-    Destination { out: options.out, kind, mark, example: "exported/smollm2-nf4" }.check(options.force, &read)?;
+    Destination { out: options.out, kind, marks: &[mark], others: &[], example: "exported/smollm2-nf4" }
+        .check(options.force, &read)?;
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = gguf_export::open(model, parts)?;
     models::refuse_quantised(

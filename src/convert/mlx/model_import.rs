@@ -60,7 +60,8 @@ pub fn is_mlx_model(folder: &Path) -> bool {
 pub fn import_model(options: &MlxModelImportOptions) -> Result<MlxModelImportSummary> {
     let _no_grad = tch::no_grad_guard();
     let (kind, mark, example) = ("a model directory", CONFIG, "models/imported");
-    Destination { out: options.out, kind, mark, example }.check(options.force, &[options.model])?;
+    Destination { out: options.out, kind, marks: &[mark], others: &[], example }
+        .check(options.force, &[options.model])?;
     let read = AffineFolder::open(options.model)?;
     let names: Vec<String> = read.names().map(str::to_string).collect();
     let mut raw = read.raw.clone();

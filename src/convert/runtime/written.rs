@@ -64,7 +64,8 @@ pub struct AdapterFolderSummary {
 pub fn write_adapter(options: &RuntimeAdapterOptions, part: &WeightedAdapter) -> Result<AdapterFolderSummary> {
     let _no_grad = tch::no_grad_guard();
     let (kind, mark, example) = ("an adapter", file::CONFIG, "exported/icd10-vllm");
-    Destination { out: options.out, kind, mark, example }.check(options.force, &[options.base, &part.folder])?;
+    Destination { out: options.out, kind, marks: &[mark], others: &[], example }
+        .check(options.force, &[options.base, &part.folder])?;
     let chosen = choose_adapter(options.runtime, options.base, part)?;
     let content = chosen.file.as_ref().unwrap_or(&part.file);
     let folder: PathBuf = options.out.components().collect(); // without a slash at the end

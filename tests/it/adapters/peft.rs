@@ -646,7 +646,7 @@ fn the_merge_command_does_not_overwrite_without_force() {
     assert!(stderr.contains("--force"), "{stderr}");
     std::fs::rename(folder.join("config.json"), folder.join("notes.txt")).unwrap();
     let (code, _, stderr) = run(&["--force"]);
-    assert!(code == Some(1) && stderr.contains("not a model or adapter"), "{stderr}");
+    assert!(code == Some(1) && stderr.contains("replaces only a model or adapter directory"), "{stderr}");
     std::fs::rename(folder.join("notes.txt"), folder.join("config.json")).unwrap();
     let (code, _, stderr) = run(&["--force", "--as", "adapter"]);
     assert_eq!(code, Some(0), "{stderr}");

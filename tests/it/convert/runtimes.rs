@@ -7,6 +7,7 @@ use crate::support::workspace::Workspace;
 use crate::support::*;
 use ft::adapters::file;
 use ft::adapters::merging::WeightedAdapter;
+use ft::convert::hf_export::{HfExportOptions, HfFormat, export};
 use ft::convert::runtime::{RuntimeAdapterOptions, RuntimeForm, choose, write_adapter};
 use ft::convert::verify::compatibility::{Compatibility, Runtime, answer_of, of_adapter, of_model};
 use ft::models::{self, Config};
@@ -196,6 +197,55 @@ fn models_are_answered_for_by_family_and_format() {
     let found = stored(nf4);
     assert_eq!(short(&found), "++-?----", "{found:?}");
     assert!(answer_of(&found, Runtime::Tgi).unwrap().note.contains("--quantize bitsandbytes-nf4"));
+}
+
+/// config.json also has the rotary embedding in the keys of transformers 4, in which ft reads the same.
+#[test]
+fn a_directory_for_a_server_has_the_keys_of_transformers_4() {
+    let kinds = json!({
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+    });
+    let part = json!({"rope_type": "default", "rope_theta": 9000.0, "partial_rotary_factor": 0.5});
+    for (family, section, expected) in [
+        (
+            "gemma3_text",
+            kinds,
+            json!({"rope_theta": 50000.0, "rope_local_base_freq": 1000.0,
+                "rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 8.0}}),
+        ),
+        (
+            "gpt_neox",
+            part,
+            json!({"rope_theta": 9000.0, "partial_rotary_factor": 0.5, "rotary_emb_base": 9000.0, "rotary_pct": 0.5,
+                "rope_scaling": null}),
+        ),
+    ] {
+        let made = Exported::of(family, json!({}));
+        let path = made.model().join("config.json");
+        let mut config: Value = ft::fsutil::read_json(&path).unwrap();
+        let map = config.as_object_mut().unwrap();
+        map.retain(|key, _| !key.starts_with("rope_") && !key.starts_with("rotary") && key != "partial_rotary_factor");
+        map.insert("rope_parameters".into(), section);
+        ft::fsutil::write_json(&path, &config).unwrap();
+        let (model, out) = (made.model(), made.folder.path().join("out"));
+        let (adapter, format, shard_bytes) = (None, HfFormat::Own, 1 << 30);
+        let options = HfExportOptions {
+            model: &model,
+            adapter,
+            out: &out,
+            format,
+            shard_bytes,
+            reader: Some(Runtime::Tgi),
+            force: false,
+        };
+        export(&options, |_, _| Ok(())).unwrap();
+        let config: Value = ft::fsutil::read_json(&out.join("config.json")).unwrap();
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(&config[key], value, "{family} {key}");
+        }
+        assert_same(family, &logits(&out, None), &logits(&model, None));
+    }
 }
 
 /// Writes an adapter for a program and returns its folder and form.

@@ -177,7 +177,7 @@ fn the_command_trains_shows_and_protects_existing_files() {
     assert!(train(&["--force"]).status.success());
     assert!(!out.join("chat_template.jinja").exists(), "the folder must be replaced as a whole");
     std::fs::write(out.join("config.json"), "{}").unwrap();
-    refused(train(&["--force"]), "replaces nothing else");
+    refused(train(&["--force"]), "this folder has config.json");
     refused(
         ft_here(&["tokenizer", "train", "--data", "datasets/text.jsonl", "--vocab-size", "100", "--out", "x"]),
         "at least 258",
