@@ -1,5 +1,6 @@
 // Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv 1910.07467) of rows of `width` numbers:
-// y = x / sqrt(mean(x^2) + eps) w. A block computes one row.
+// y = x / sqrt(mean(x^2) + eps) w. A block computes one row. The rows of y and its gradient are contiguous; those of the other
+// tensors begin `stride` numbers apart.
 
 // Leaves in sums[0..kLanes) the sums over the block's 256 numbers `each`.
 FT_DEVICE void fold(const float* each, float* sums) {
@@ -36,19 +37,19 @@ FT_DEVICE void normalise(const Number* x, const Number* w, Number* y, float inve
   store<N>(y + at, a);
 }
 
-// Normalises x, or with a `residual` the rounded sum x + residual, which is stored in `sum`. `inverse` (rows) gets the
-// reciprocal root mean square of each row. With `packed` width is a multiple of kPack and every address of the size of
-// a pack.
+// Normalises x, or with a `residual` the rounded sum x + residual, which is stored in `sum`; that may be `residual` itself.
+// `inverse` (rows) gets the reciprocal root mean square of each row. With `packed` width and strides are multiples of kPack and
+// every address of the size of a pack.
 FT_KERNEL(256) rms_norm(const Number* x, const Number* residual, const Number* w, Number* sum, Number* y,
-                        float* inverse, i64 width, float eps, int packed) {
+                        float* inverse, i64 width, i64 x_stride, i64 residual_stride, i64 sum_stride, float eps,
+                        int packed) {
   FT_SHARED(float, each, 256);
   FT_SHARED(float, sums, kLanes);
-  const i64 row = FT_BLOCK * width;
-  x += row;
-  y += row;
+  x += FT_BLOCK * x_stride;
+  y += FT_BLOCK * width;
   if (residual) {
-    residual += row;
-    sum += row;
+    residual += FT_BLOCK * residual_stride;
+    sum += FT_BLOCK * sum_stride;
   }
   FT_THREADS {
     float total = 0;
@@ -99,14 +100,14 @@ FT_DEVICE void gradient_of_row(const Number* x, const Number* w, const Number* g
 
 // The gradient of x, given the gradient g of y, plus `g_residual` if there is one.
 FT_KERNEL(256) rms_norm_backward(const Number* x, const Number* w, const float* inverse, const Number* g,
-                                 const Number* g_residual, Number* g_x, i64 width, int packed) {
+                                 const Number* g_residual, Number* g_x, i64 width, i64 x_stride, i64 residual_stride,
+                                 i64 g_x_stride, int packed) {
   FT_SHARED(float, each, 256);
   FT_SHARED(float, sums, kLanes);
-  const i64 row = FT_BLOCK * width;
-  x += row;
-  g += row;
-  g_x += row;
-  if (g_residual) g_residual += row;
+  x += FT_BLOCK * x_stride;
+  g += FT_BLOCK * width;
+  g_x += FT_BLOCK * g_x_stride;
+  if (g_residual) g_residual += FT_BLOCK * residual_stride;
   FT_THREADS {
     float total = 0;
     if (packed) {
@@ -134,7 +135,7 @@ FT_KERNEL(256) rms_norm_backward(const Number* x, const Number* w, const float* 
 // Sums of the weight's gradient g x inverse over parts of the rows: parts (ceil(rows / rows_each), width) float32. A
 // block computes 256 columns of one part.
 FT_KERNEL(256) rms_norm_weight(const Number* x, const float* inverse, const Number* g, float* parts, i64 rows,
-                               i64 width, i64 rows_each) {
+                               i64 width, i64 x_stride, i64 rows_each) {
   const i64 strips = (width + 255) / 256, part = FT_BLOCK / strips, strip = FT_BLOCK % strips;
   const i64 begin = part * rows_each, end = begin + rows_each < rows ? begin + rows_each : rows;
   FT_THREADS {
@@ -142,7 +143,7 @@ FT_KERNEL(256) rms_norm_weight(const Number* x, const float* inverse, const Numb
     if (column < width) {
       float total = 0;
       for (i64 row = begin; row < end; row++) {
-        total += widen(g[row * width + column]) * widen(x[row * width + column]) * inverse[row];
+        total += widen(g[row * width + column]) * widen(x[row * x_stride + column]) * inverse[row];
       }
       parts[part * width + column] = total;
     }

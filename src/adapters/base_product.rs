@@ -13,8 +13,7 @@ pub(super) fn base_product(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -
     if is_decoding() {
         return weight.product(x, bias.map(|b| cast(b, x.kind())).as_ref());
     }
-    let layer = JointLayer { weight, bias, update: None, joinable: false, casts: None };
-    joint_linear::products(&LayerInput::kept(x), None, &[layer]).remove(0)
+    joint_linear::products(&LayerInput::kept(x), None, &[JointLayer::alone(weight, bias, None)]).remove(0)
 }
 
 /// Computes `compute(x)` for x (T, in) in decoding, which works on each row alone but whose last bits may depend on the number

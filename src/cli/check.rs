@@ -79,6 +79,9 @@ fn print(c: &PlanCheck) {
         },
         free(c.memory_free)
     );
+    if c.needs.keeps_inputs {
+        println!("results of norms and activations are kept for the backward, for which there is memory");
+    }
     if c.needs.host > 0 {
         println!("page-locked memory of the host about {}", report::bytes(c.needs.host));
     }

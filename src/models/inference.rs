@@ -13,7 +13,7 @@ impl Model {
     pub(super) fn trunk(&self, tokens: &Tokens) -> (Tensor, Activations) {
         let (look, mut inside) = (self.exposed_layers(), Activations::default());
         let row = self.whole_row(tokens);
-        let mut pass = self.start_pass(&row, &look);
+        let mut pass = self.start_pass(&row, &look).in_order();
         let mut x = self.enter(&row, &mut pass); // (T', W)
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);
@@ -82,7 +82,7 @@ impl Model {
         self.check(tokens, cache.last(tokens.segments.count()))?;
         let (_no_grad, _decoding) = (tch::no_grad_guard(), DecodingGuard::begin());
         let row = self.layer_row(tokens, cache.last(tokens.segments.count()));
-        let mut pass = row.pass(Some(&mut *cache)).part_of(whole);
+        let mut pass = row.pass(Some(&mut *cache)).part_of(whole).in_order();
         let mut x = self.enter(&row, &mut pass);
         for i in 0..self.depth() {
             x = self.decoder.layer(i, &x, &mut pass);

@@ -9,7 +9,7 @@ use super::replayed_inputs::ReplayedInputs;
 use crate::error::Result;
 use crate::native;
 use crate::nn::handed_on::with_gradients;
-use crate::nn::{Param, Producer, Tokens};
+use crate::nn::{KeptInputs, Param, Producer, Tokens};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -91,7 +91,10 @@ impl Model {
     }
 
     fn learn_plain(&self, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
-        let (x, inside) = self.trunk(batch.tokens());
+        let (x, inside) = {
+            let _kept = self.keeps_inputs().then(KeptInputs::begin);
+            self.trunk(batch.tokens())
+        };
         let Loss { sum, metrics } = self.loss_of(batch, &self.output(x, inside.into()));
         native::backward(&[&sum], &[&self.loss_gradient(&sum, items)])?;
         Ok(metrics)

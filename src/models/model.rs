@@ -73,6 +73,8 @@ pub struct Model {
     mlp_tile: Cell<Option<i64>>,
     /// Inputs of layers that run again are kept in the host's memory.
     offload: Cell<bool>,
+    /// Results of norms and activations are kept for the backward.
+    keeps_inputs: Cell<bool>,
     /// How recurrent layers compute gradients.
     pub(super) recurrence: RefCell<RecurrenceOptions>,
     exposed: RefCell<Rc<ExposedLayers>>,
@@ -206,6 +208,7 @@ impl Model {
             router_terms: Cell::default(),
             mlp_tile: Cell::default(),
             offload: Cell::default(),
+            keeps_inputs: Cell::default(),
             recurrence: RefCell::default(),
             exposed: RefCell::default(),
         };
@@ -322,6 +325,17 @@ impl Model {
     /// Returns true if these inputs are kept in the host's memory.
     pub fn offloads(&self) -> bool {
         self.offload.get()
+    }
+
+    /// Keeps the results of norms and activations for the backward in `learn`, where no layer runs again, instead of computing them
+    /// once more.
+    pub fn set_keeps_inputs(&self, keeps: bool) {
+        self.keeps_inputs.set(keeps);
+    }
+
+    /// Returns true if results of norms and activations are kept for the backward.
+    pub(super) fn keeps_inputs(&self) -> bool {
+        self.keeps_inputs.get()
     }
 
     /// Converts trained parameters from float32 to bfloat16. This saves memory, for an optimiser that rounds its

@@ -7,11 +7,15 @@
 mod compiler;
 mod kernels;
 mod library;
+mod low_rank;
 mod module;
+mod norm;
 
 pub use compiler::{Compiler, Target};
 pub use kernels::{Cast, Kernels, NF4_BLOCK};
+pub use low_rank::{FactorProduct, factor_product_bytes};
 pub use module::Toolkit;
+pub use norm::row_stride;
 
 use crate::fsutil;
 use crate::report;
@@ -25,6 +29,13 @@ use tch::{Device, Kind, Tensor};
 pub fn kernels_for(tensors: &[&Tensor]) -> Option<&'static Kernels> {
     let (device, kind) = (tensors[0].device(), tensors[0].kind());
     let fits = |t: &&Tensor| t.device() == device && t.kind() == kind && t.is_contiguous() && t.numel() > 0;
+    if device.is_cuda() && tensors.iter().all(fits) { kernels(device, kind) } else { None }
+}
+
+/// Does the same for tensors whose rows, the last dimension, are contiguous and at equal distances ([`row_stride`]).
+pub fn kernels_for_rows(tensors: &[&Tensor]) -> Option<&'static Kernels> {
+    let (device, kind) = (tensors[0].device(), tensors[0].kind());
+    let fits = |t: &&Tensor| t.device() == device && t.kind() == kind && t.numel() > 0 && row_stride(t).is_some();
     if device.is_cuda() && tensors.iter().all(fits) { kernels(device, kind) } else { None }
 }
 

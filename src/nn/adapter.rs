@@ -51,6 +51,11 @@ pub trait Adapter {
     fn joinable(&self) -> bool {
         self.joint_form(true).and_then(|form| form.update).is_some_and(|update| update.joinable())
     }
+    /// Returns the factors A (R, in) and B (out, R) of the update if they are parameters. Asked for at every forward pass.
+    fn factor_parameters(&self) -> Option<[Tensor; 2]> {
+        let update = self.joint_form(true)?.update?;
+        update.parameters.then_some(update.masters)
+    }
 }
 
 /// An adapted layer as `output_scale ∘ (W x + scale · B A x) + bias`, where the bias is the adapter's

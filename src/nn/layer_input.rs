@@ -1,8 +1,40 @@
 //! The input of linear layers, and what their backward keeps of it.
 
 use crate::native;
+use std::cell::Cell;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
+
+thread_local! {
+    static KEEPS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While a value of this type exists, inputs that are computed on this thread are kept for the backward, also those that it could
+/// recompute. That takes more memory and gives the same bits.
+pub struct KeptInputs(bool);
+
+impl KeptInputs {
+    /// Keeps inputs until the value is dropped.
+    pub fn begin() -> Self {
+        Self(KEEPS.replace(true))
+    }
+}
+
+impl Drop for KeptInputs {
+    fn drop(&mut self) {
+        KEEPS.set(self.0);
+    }
+}
+
+/// Returns true while a [`KeptInputs`] exists on this thread.
+pub(super) fn keeps() -> bool {
+    KEEPS.get()
+}
+
+/// Returns true if an input should be recomputed in the backward: gradients are recorded, and inputs are not kept.
+fn recomputes() -> bool {
+    native::grad_enabled() && !keeps()
+}
 
 /// The input of linear layers. Instead of keeping it for the backward, it may be recomputed there from tensors that
 /// are kept anyway.
@@ -20,6 +52,11 @@ impl LayerInput {
         Self { x: x.shallow_clone(), recompute: None, recompute_rows: None }
     }
 
+    /// Returns the same input as another tensor with the same values.
+    pub(super) fn with_values(self, x: Tensor) -> Self {
+        Self { x, ..self }
+    }
+
     /// Returns another handle to the same input.
     pub fn shallow_clone(&self) -> Self {
         let (recompute, recompute_rows) = (self.recompute.clone(), self.recompute_rows.clone());
@@ -29,14 +66,14 @@ impl LayerInput {
     /// Returns an input that the backward recomputes instead of keeping. `again` returns a closure that computes the
     /// same tensor, bit for bit, and that must not hold a graph; it is called only if gradients are being recorded.
     pub fn recomputable<F: Fn() -> Tensor + 'static>(x: Tensor, again: impl FnOnce() -> F) -> Self {
-        let again = native::grad_enabled().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
+        let again = recomputes().then(|| Rc::new(again()) as Rc<dyn Fn() -> Tensor>);
         Self { x, recompute: again, recompute_rows: None }
     }
 
     /// Does the same for an input whose rows are computed from those of `source` (T, …), each by itself: `again` returns a
     /// closure that computes them for any rows. A layer that reads a part of the rows then recomputes no others.
     pub fn row_wise<F: Fn(&Tensor) -> Tensor + 'static>(x: Tensor, source: &Tensor, again: impl FnOnce() -> F) -> Self {
-        if !native::grad_enabled() {
+        if !recomputes() {
             return Self { x, recompute: None, recompute_rows: None };
         }
         let (kept, of_rows) = (source.detach(), Rc::new(again()));

@@ -13,6 +13,8 @@ pub struct Linear {
     pub(super) adapters: LayerAdapters,
     /// What happens to the outputs; nothing, except for some output heads.
     pub(super) logits: LogitChange,
+    /// See `JointLayer::summed`.
+    pub(super) summed: bool,
 }
 
 /// What an output head does to its products: `c tanh(scale z / c)`, or `scale z` without a cap.
@@ -41,6 +43,12 @@ impl Linear {
     /// Returns the output head with this change of its products.
     pub fn with_logits(self, logits: LogitChange) -> Self {
         Self { logits, ..self }
+    }
+
+    /// Returns the layer, whose result may be overwritten if `summed` is true: [`super::ops::add_rms_norm`] adds it to another
+    /// tensor.
+    pub fn with_sum(self, summed: bool) -> Self {
+        Self { summed, ..self }
     }
 
     /// Computes the layer's output under the active adapter: (T, in) -> (T, out).
@@ -137,7 +145,21 @@ impl Linear {
         let bias = bias.filter(|_| form.output_scale.is_none());
         let update = form.update.as_ref().map(LowRank::shallow_clone);
         let casts = Some(&self.adapters.switches.casts);
-        JointLayer { weight: &self.dense.weight, bias, update, joinable, casts }
+        let rank = |(id, a): &(usize, Box<dyn Adapter>)| Some((*id, a.factor_parameters()?[0].size()[0]));
+        let ranks = self.adapters.list.iter().map(rank).collect();
+        let (adapter, summed) = (self.adapters.switches.active.get(), self.summed);
+        JointLayer { weight: &self.dense.weight, bias, update, joinable, ranks, adapter, summed, casts }
+    }
+
+    /// Returns true if an adapter, active or not, has a low-rank update of the layer whose factors are parameters.
+    pub fn has_update(&self) -> bool {
+        self.adapters.list.iter().any(|(_, adapter)| adapter.factor_parameters().is_some())
+    }
+
+    /// Returns the factors of the active adapter's low-rank update, A and B, if they are parameters.
+    pub fn factors(&self) -> Vec<Tensor> {
+        let factors = self.adapters.active().and_then(|adapter| adapter.factor_parameters());
+        factors.map_or_else(Vec::new, Into::into)
     }
 
     /// Returns true if the layer adds the same vector to every row of its output, under the active adapter.

@@ -27,6 +27,17 @@ impl RmsNorm {
         self.recomputable(ops::rms_norm(x, &weight, self.eps), x, &weight)
     }
 
+    /// Does the same, and returns x itself before it, to which a layer adds its results: the gradients of both are added in one operation.
+    pub fn forward_beside(&self, x: &Tensor) -> (Tensor, LayerInput) {
+        if self.adapters.groups().is_some() {
+            return (x.shallow_clone(), self.forward(x));
+        }
+        let weight = self.weight(x);
+        let (x, normal) = ops::rms_norm_beside(x, &weight, self.eps);
+        let normal = self.recomputable(normal, &x, &weight);
+        (x, normal)
+    }
+
     /// Adds x and y, (…, D) each, and normalises the sum, as [`RmsNorm::forward`] does. Returns the sum and its norm.
     pub fn forward_sum(&self, x: &Tensor, y: &Tensor) -> (Tensor, LayerInput) {
         if let Some(groups) = self.adapters.groups() {

@@ -4,6 +4,7 @@
 //! (`native::cuda`); elsewhere it is composed of libtorch's operations.
 
 use super::autograd::{differentiable, differentiable_many, recorded};
+use super::gradient_room;
 use super::layer_input::LayerInput;
 use crate::native::{cuda, kernels};
 use tch::{Kind, Tensor};
@@ -28,7 +29,13 @@ fn swiglu_values(gate: &Tensor, up: &Tensor) -> Tensor {
         move |(gate, up), g| {
             let g = g.contiguous();
             let gradients = match own(gate, up) {
-                Some(kernels) => Some(kernels.swiglu_backward(gate, up, &g)),
+                Some(kernels) => {
+                    let (g_gate, g_up) = kernels.swiglu_backward(gate, up, &g);
+                    if let [_, width] = g_gate.size()[..] {
+                        gradient_room::offer(&g_gate, 2 * width);
+                    }
+                    Some((g_gate, g_up))
+                }
                 None => kernels::supports(&[gate, up, &g]).then(|| kernels::best().swiglu_backward(gate, up, &g)),
             };
             if let Some((g_gate, g_up)) = gradients {
@@ -86,9 +93,10 @@ pub fn embedding_rows(table: &Tensor, ids: &Tensor) -> Tensor {
 /// scales narrower numbers before they are rounded.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let train_weight = weight.requires_grad();
-    let x = &x.contiguous();
+    let x = &if cuda::kernels_for_rows(&[x, weight]).is_some() { x.shallow_clone() } else { x.contiguous() };
+    let own = cuda::kernels_for_rows(&[x, weight]);
     let forward = || {
-        if let Some(kernels) = cuda::kernels_for(&[x, weight]) {
+        if let Some(kernels) = own {
             let (_, y, inverse) = kernels.rms_norm(x, None, weight, eps);
             return (y, inverse);
         }
@@ -122,9 +130,32 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     )
 }
 
-/// Computes `x + y` and its [`rms_norm`]: of (…, D) each. On CUDA that is one launch, and so is the backward.
+/// Computes the [`rms_norm`] of x (…, D), and returns x itself before it: what is added to that x later and the norm have one gradient
+/// of x. On CUDA that is one launch, with the bits of [`add_rms_norm`]'s.
+pub fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let Some(kernels) = cuda::kernels_for_rows(&[x, weight]).filter(|_| recorded(&[x, weight])) else {
+        return (x.shallow_clone(), rms_norm(x, weight, eps));
+    };
+    let train_weight = weight.requires_grad();
+    let mut results = differentiable_many(
+        &[x, weight],
+        || {
+            let (_, normal, inverse) = kernels.rms_norm(x, None, weight, eps);
+            (vec![x.detach(), normal], (x.detach(), weight.detach(), inverse))
+        },
+        move |(x, weight, inverse), grads| {
+            let (g_x, g_weight) = gradients_beside(x, weight, inverse, grads, train_weight);
+            vec![Some(g_x), g_weight]
+        },
+    );
+    let normal = results.pop().expect("two results");
+    (results.remove(0), normal)
+}
+
+/// Computes `x + y` and its [`rms_norm`]: of (…, D) each. On CUDA that is one launch, and so is the backward. If the rows of y
+/// are parts of wider ones there, the sum takes its place.
 pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    let Some(kernels) = cuda::kernels_for(&[x, y, weight]).filter(|_| x.size() == y.size()) else {
+    let Some(kernels) = cuda::kernels_for_rows(&[x, y, weight]).filter(|_| x.size() == y.size()) else {
         let sum = x + y;
         let normal = rms_norm(&sum, weight, eps);
         return (sum, normal);
@@ -138,15 +169,27 @@ pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> (Tenso
             (vec![sum, normal], saved)
         },
         move |(sum, weight, inverse), grads| {
-            let (g_sum, g_weight) = match &grads[1] {
-                Some(g) => rms_norm_backward(sum, weight, inverse, g, grads[0].as_ref(), train_weight),
-                None => (grads[0].as_ref().expect("a result with a gradient").shallow_clone(), None),
-            };
+            let (g_sum, g_weight) = gradients_beside(sum, weight, inverse, grads, train_weight);
             vec![Some(g_sum.shallow_clone()), Some(g_sum), g_weight]
         },
     );
     let normal = results.pop().expect("two results");
     (results.remove(0), normal)
+}
+
+/// Returns the gradients of x and, if it is trained, of the weight, given those of x itself and of its norm, of which there is one at
+/// least.
+fn gradients_beside(
+    x: &Tensor,
+    weight: &Tensor,
+    inverse: &Tensor,
+    grads: &[Option<Tensor>],
+    train_weight: bool,
+) -> (Tensor, Option<Tensor>) {
+    match &grads[1] {
+        Some(g) => rms_norm_backward(x, weight, inverse, g, grads[0].as_ref(), train_weight),
+        None => (grads[0].as_ref().expect("a result with a gradient").shallow_clone(), None),
+    }
 }
 
 /// Returns the gradient of x, plus `residual` if there is one, and that of the weight if it is trained, given the
@@ -160,9 +203,13 @@ fn rms_norm_backward(
     train_weight: bool,
 ) -> (Tensor, Option<Tensor>) {
     let g = g.contiguous();
-    if let Some(kernels) = cuda::kernels_for(&[x, weight, &g]) {
-        let residual = residual.map(Tensor::contiguous);
+    if let Some(kernels) = cuda::kernels_for_rows(&[x, weight, &g]) {
+        let rows = |t: &Tensor| if cuda::row_stride(t).is_some() { t.shallow_clone() } else { t.contiguous() };
+        let residual = residual.map(rows);
         let (g_x, g_weight) = kernels.rms_norm_backward(x, weight, inverse, &g, residual.as_ref(), train_weight);
+        if let [_, width] = g_x.size()[..] {
+            gradient_room::offer(&g_x, width);
+        }
         return (g_x, g_weight.map(|g| g.to_kind(weight.kind())));
     }
     let plus = |g_x: Tensor| residual.map_or_else(|| g_x.shallow_clone(), |residual| residual + &g_x);
@@ -254,6 +301,7 @@ pub fn rotate_beside(q: Tensor, k: Tensor, v: Tensor, cos: &Tensor, sin: &Tensor
         return [q, k, v];
     };
     let sizes = [q.size(), k.size(), v.size()];
+    let (width, row) = (sizes.iter().map(|size| size[1] * size[2]).sum::<i64>(), q.stride()[0]);
     let turned = differentiable_many(
         &[&q, &k, &v],
         || {
@@ -262,7 +310,9 @@ pub fn rotate_beside(q: Tensor, k: Tensor, v: Tensor, cos: &Tensor, sin: &Tensor
         },
         move |(cos, sin), grads| {
             let grads: [Tensor; 3] = std::array::from_fn(|i| filled(&grads[i], &sizes[i], cos));
-            kernels.rotate_beside(grads.each_ref(), cos, sin, -1.0).map(Some).into()
+            let turned = kernels.rotate_beside(grads.each_ref(), cos, sin, -1.0, row);
+            gradient_room::offer(&turned[0], width);
+            turned.map(Some).into()
         },
     );
     turned.try_into().expect("three results")

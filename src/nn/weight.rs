@@ -78,7 +78,7 @@ impl Weight {
     }
 
     /// Returns the matrix of floating-point numbers; `None` for a quantised weight.
-    fn matrix(&self) -> Option<&Tensor> {
+    pub(super) fn matrix(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(t) => Some(t),
             Self::Quantised(_) => None,
@@ -118,32 +118,56 @@ impl Weight {
     /// if that differs or one is quantised. The first call moves their numbers, so that they lie side by side; the weights become parts of
     /// the matrix.
     pub(super) fn side_by_side(weights: &[&Self]) -> Option<Tensor> {
-        let tensors = weights.iter().map(|weight| weight.matrix()).collect::<Option<Vec<&Tensor>>>()?;
-        let first = tensors[0];
-        let kind = first.kind();
-        let fits =
-            |t: &&Tensor| !t.requires_grad() && t.kind() == kind && t.is_contiguous() && t.device() == first.device();
-        if !tensors.iter().all(fits) {
-            return None;
-        }
-        let _no_grad = tch::no_grad_guard();
-        let (outputs, inputs) = (tensors.iter().map(|t| t.size()[0]), first.size()[1]);
-        let starts = outputs.clone().scan(0, |at, n| Some(std::mem::replace(at, *at + n)));
-        let bytes = kind.elt_size_in_bytes();
-        let address = |row: i64| first.data_ptr() as usize + (row * inputs) as usize * bytes;
-        let all: i64 = outputs.clone().sum();
-        let (size, stride) = ([all, inputs], [inputs, 1]);
+        let tensors = Self::frozen_matrices(weights)?;
+        let (outputs, inputs) = (tensors.iter().map(|t| t.size()[0]).sum::<i64>(), tensors[0].size()[1]);
         // Tensors of several allocations may follow each other by chance; then no view of the first reaches the last.
-        if tensors.iter().zip(starts.clone()).all(|(t, row)| t.data_ptr() as usize == address(row))
-            && let Ok(matrix) = first.f_as_strided(&size, &stride, None::<i64>)
+        if Self::follow_each_other(&tensors)
+            && let Ok(matrix) = tensors[0].f_as_strided([outputs, inputs], [inputs, 1], None::<i64>)
         {
             return Some(matrix);
         }
-        let matrix = Tensor::cat(&tensors, 0);
-        for ((t, row), n) in tensors.iter().zip(starts).zip(outputs) {
-            t.shallow_clone().set_data(&matrix.narrow(0, row, n));
+        let _no_grad = tch::no_grad_guard();
+        Some(Self::become_parts_of(Tensor::cat(&tensors, 0), &tensors))
+    }
+
+    /// Moves frozen weights of one input into one matrix (out of all + `more`, in), with rows of zeros below them; `None` if their dtypes
+    /// differ or one is quantised. The weights become parts of the matrix.
+    pub(super) fn above_zeros(weights: &[&Self], more: i64) -> Option<Tensor> {
+        let tensors = Self::frozen_matrices(weights)?;
+        let _no_grad = tch::no_grad_guard();
+        let below = Tensor::zeros([more, tensors[0].size()[1]], (tensors[0].kind(), tensors[0].device()));
+        let all: Vec<&Tensor> = tensors.iter().copied().chain([&below]).collect();
+        Some(Self::become_parts_of(Tensor::cat(&all, 0), &tensors))
+    }
+
+    /// Returns true if these weights are the first rows of `matrix`, one after the other.
+    pub(super) fn are_parts_of(weights: &[&Self], matrix: &Tensor) -> bool {
+        let Some(tensors) = Self::frozen_matrices(weights) else { return false };
+        tensors[0].data_ptr() == matrix.data_ptr() && Self::follow_each_other(&tensors)
+    }
+
+    /// Returns the matrices of weights that are frozen, dense, and of one dtype and device.
+    fn frozen_matrices<'w>(weights: &[&'w Self]) -> Option<Vec<&'w Tensor>> {
+        let tensors = weights.iter().map(|weight| weight.matrix()).collect::<Option<Vec<&Tensor>>>()?;
+        let (kind, device) = (tensors[0].kind(), tensors[0].device());
+        let fits = |t: &&Tensor| !t.requires_grad() && t.kind() == kind && t.is_contiguous() && t.device() == device;
+        tensors.iter().all(fits).then_some(tensors)
+    }
+
+    /// Returns true if each matrix begins where the one before ends.
+    fn follow_each_other(tensors: &[&Tensor]) -> bool {
+        let end = |t: &Tensor| t.data_ptr() as usize + t.numel() * t.kind().elt_size_in_bytes();
+        tensors.windows(2).all(|pair| end(pair[0]) == pair[1].data_ptr() as usize)
+    }
+
+    /// Makes tensors the first rows of `matrix`, which has their numbers.
+    fn become_parts_of(matrix: Tensor, tensors: &[&Tensor]) -> Tensor {
+        let mut row = 0;
+        for t in tensors {
+            t.shallow_clone().set_data(&matrix.narrow(0, row, t.size()[0]));
+            row += t.size()[0];
         }
-        Some(matrix)
+        matrix
     }
 
     /// Computes `x W^T + bias` in the dtype of x: (…, in) -> (…, out).

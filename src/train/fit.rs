@@ -3,7 +3,7 @@
 //! `--fit` changes only what leaves the mathematics of a step as it is: `run.replay`, `run.mlp_tile`, `run.offload`, and
 //! `batch.tokens` if the length of a step is given in examples.
 
-use super::memory::{self, ResourceEstimate, free_memory};
+use super::memory::{self, ResourceEstimate, SHARE, free_memory};
 use super::prepare::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -13,9 +13,6 @@ use crate::recipe::sections::ReplayChoice;
 use crate::report;
 use tch::Device;
 
-/// Share of the free memory that `--fit` plans with. Predictions are accurate to 15 %.
-const SHARE: f64 = 0.87;
-
 /// Predicts the bytes that the prepared run needs under `plan`, which may differ in row length and in what is recomputed. `model` is
 /// the sketch of the run's model.
 fn needs(prepared: &Prepared, model: &Model, plan: &Plan, free: Option<u64>) -> ResourceEstimate {
@@ -24,8 +21,8 @@ fn needs(prepared: &Prepared, model: &Model, plan: &Plan, free: Option<u64>) -> 
     memory::predict(prepared, plan, model, (row as u64, supervised), free)
 }
 
-/// Fails if the run is predicted to need more memory than is free. Called before any of it is allocated.
-pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
+/// Returns what the run is predicted to need. Fails if that is more memory than is free. Called before any of it is allocated.
+pub fn refuse_if_too_large(prepared: &Prepared) -> Result<ResourceEstimate> {
     let free = free_memory(prepared.device);
     let needs = needs(prepared, &prepared.sketch()?, &prepared.plan, free);
     match free {
@@ -47,7 +44,7 @@ pub fn refuse_if_too_large(prepared: &Prepared) -> Result<()> {
             report::bytes(free)
         ))
         .hint("lower batch.tokens, or set run.offload: false")),
-        _ => Ok(()),
+        _ => Ok(needs),
     }
 }
 

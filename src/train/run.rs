@@ -53,13 +53,14 @@ pub(super) fn run_prepared(
     let first = entered.state.step;
     let profile = profiled(first)?;
     let model = naming_the_checkpoint(plan, || prepared.load_model())?;
+    model.set_keeps_inputs(entered.keeps_inputs);
     entered.create_folder(plan)?;
     announce(&prepared, &model);
     let facts = facts::facts(&prepared, &model, software);
     let lock = lock::lock_of(&prepared, &facts.environment, software, HashTrust::Remembered)?;
     let new_tokens = prepared.vocabulary.as_ref().map_or_else(Vec::new, |added| added.tokens.clone());
     let (mut method, tokenizer) = naming_the_checkpoint(plan, || prepared.into_method(&model))?;
-    let RunStart { checkpoints, state, lock: _folder_lock } = entered;
+    let RunStart { checkpoints, state, lock: _folder_lock, .. } = entered;
     let stepper =
         naming_the_checkpoint(plan, || Stepper::begin(plan, &model, &mut *method, total, &checkpoints, state))?;
     if first > 0 {

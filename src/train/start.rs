@@ -76,6 +76,8 @@ pub struct RunStart {
     pub state: TrainingState,
     /// Keeps other processes out of the folder. `None` while the folder does not exist.
     pub lock: Option<File>,
+    /// Memory permits that results of norms and activations are kept for the backward.
+    pub keeps_inputs: bool,
 }
 
 /// Checks that a prepared run may start: it does not overwrite its own base, its folder is free, it fits into memory,
@@ -90,10 +92,11 @@ pub fn enter(prepared: &Prepared, start: StartMode) -> Result<RunStart> {
     }
     let lock = lock_folder(out)?;
     result::finish_interrupted_move(out)?;
-    fit::refuse_if_too_large(prepared)?;
+    let needs = fit::refuse_if_too_large(prepared)?;
     let checkpoints = Checkpoints::of_run(run);
     let earlier = earlier_work(out, &checkpoints, start, &origin)?;
-    Ok(RunStart { checkpoints, state: earlier.unwrap_or_else(|| TrainingState::new(origin)), lock })
+    let state = earlier.unwrap_or_else(|| TrainingState::new(origin));
+    Ok(RunStart { checkpoints, state, lock, keeps_inputs: needs.keeps_inputs })
 }
 
 impl RunStart {

@@ -4,6 +4,7 @@
 #include "../../native/cuda/activation.cu"
 #include "../../native/cuda/adapter.cu"
 #include "../../native/cuda/head.cu"
+#include "../../native/cuda/low_rank.cu"
 #include "../../native/cuda/norm.cu"
 #include "../../native/cuda/quantised.cu"
 #include "../../native/cuda/rotary.cu"
@@ -21,6 +22,14 @@ Casts translated(Casts casts) {
     casts.to[i] = fake::bytes_of(casts.to[i]);
   }
   return casts;
+}
+FactorProducts translated(FactorProducts products) {
+  for (int i = 0; i < products.count; i++) {
+    products.wide[i] = fake::bytes_of(products.wide[i]);
+    products.narrow[i] = fake::bytes_of(products.narrow[i]);
+    products.to[i] = static_cast<float*>(fake::bytes_of(products.to[i]));
+  }
+  return products;
 }
 
 template <class... A, size_t... I>
@@ -49,5 +58,5 @@ const fake::Kernel JOIN(fake_kernels_, FT_NUMBER)[] = {
     KERNEL(swiglu, 256),         KERNEL(swiglu_backward, 256), KERNEL(rotate, 256),
     KERNEL(rms_norm, 256),       KERNEL(rms_norm_backward, 256), KERNEL(rms_norm_weight, 256),
     KERNEL(head, kHeadThreads),  KERNEL(dequantise_nf4, 256),  KERNEL(narrow_all, 256),
-    KERNEL(widen_all, 256),      {nullptr, 0, nullptr},
+    KERNEL(widen_all, 256),      KERNEL(factor_gradients, 128), {nullptr, 0, nullptr},
 };

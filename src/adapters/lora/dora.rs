@@ -105,6 +105,10 @@ impl Adapter for Dora {
         self.lora.joinable()
     }
 
+    fn factor_parameters(&self) -> Option<[Tensor; 2]> {
+        self.lora.factor_parameters()
+    }
+
     fn merged(&self, weight: &Tensor) -> Tensor {
         let [a, b] = self.lora.factors();
         let sum = self.weight.dense(Kind::Float) + b.matmul(&a) * self.lora.scale;

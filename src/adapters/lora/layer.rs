@@ -108,6 +108,10 @@ impl Adapter for Lora {
         plain && LowRank::is_joinable(ranks, [&self.a, &self.b])
     }
 
+    fn factor_parameters(&self) -> Option<[Tensor; 2]> {
+        self.start.is_none().then(|| [&self.a, &self.b].map(Tensor::shallow_clone))
+    }
+
     fn merged(&self, weight: &Tensor) -> Tensor {
         let [a, b] = self.factors();
         (self.own.as_ref().unwrap_or(weight).to_kind(Kind::Float) + b.matmul(&a) * self.scale).to_kind(weight.kind())

@@ -94,7 +94,7 @@ impl Decoder for BlockDecoder {
         Some(self.positions.as_ref()?.of(positions, Kind::Float))
     }
     fn layer(&self, i: usize, x: &Tensor, pass: &mut ForwardPass) -> Tensor {
-        self.layers[i].forward(i, x, pass)
+        self.layers[i].forward(i, x, self.layers.get(i + 1), pass)
     }
     fn finish(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x).x

@@ -237,6 +237,14 @@ impl Activation {
 }
 
 impl Design {
+    /// Returns true if the results of attention and MLP are added to the residual stream as they are, by a norm of the sum, which on
+    /// CUDA may put it in their place ([`ops::add_rms_norm`]).
+    pub fn sums_results(&self) -> bool {
+        let Wiring { before_attention, after_attention, before_mlp, after_mlp, parallel } = self.wiring;
+        let normed = before_attention.is_some() && before_mlp.is_some() && self.norm == NormKind::Rms;
+        normed && after_attention.is_none() && after_mlp.is_none() && !parallel && self.residual_scale == 1.0
+    }
+
     /// Returns the layers of llama, from which families differ. Fails for an unsupported activation.
     pub fn llama(c: &Config) -> Result<Self> {
         Ok(Self {

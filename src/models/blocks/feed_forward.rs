@@ -38,7 +38,8 @@ impl FeedForward {
             None => {
                 let width = c.intermediate_sizes[i];
                 let mlp = Mlp::build(c, &(scope / design.feed_forward.module), (design.feed_forward, width));
-                Self::Mlp(Rc::new(mlp.with_sparsity(design.sparsity[i])))
+                let down = mlp.down.with_sum(design.sums_results());
+                Self::Mlp(Rc::new(Mlp { down, ..mlp }.with_sparsity(design.sparsity[i])))
             }
         }
     }
@@ -51,6 +52,17 @@ impl FeedForward {
                 by_tiles(input, &[], pass.mlp_tile(), move |input, _| mlp.forward(input))
             }
             Self::Experts(experts) => experts.forward(i, input, pass),
+        }
+    }
+}
+
+impl FeedForward {
+    /// Returns the layers of an MLP; none of experts, which compute rows of their own.
+    pub fn linear_layers(&self) -> Vec<&Linear> {
+        let Self::Mlp(mlp) = self else { return Vec::new() };
+        match &mlp.layers {
+            Layers::Gated { gate, up } => vec![gate, up, &mlp.down],
+            Layers::FusedGate(first) | Layers::Plain(first) => vec![first, &mlp.down],
         }
     }
 }

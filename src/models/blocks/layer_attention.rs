@@ -5,7 +5,7 @@ use super::latent_attention::LatentAttention;
 use super::self_attention::SelfAttention;
 use super::sharing_attention::SharingAttention;
 use crate::models::family::Config;
-use crate::nn::{Attention, ForwardPass, LayerInput, ModuleScope, RelativeBias, Rope};
+use crate::nn::{Attention, ForwardPass, LayerInput, Linear, ModuleScope, RelativeBias, Rope};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -46,6 +46,14 @@ impl LayerAttention {
             Self::Plain(attention) => attention.forward(i, input, pass),
             Self::Latent(attention) => attention.forward(i, input, pass),
             Self::Sharing(attention) => attention.forward(i, input, pass),
+        }
+    }
+
+    /// Returns the layers whose gradients can be computed together with those of the MLP.
+    pub fn linear_layers(&self) -> Vec<&Linear> {
+        match self {
+            Self::Plain(attention) => attention.linear_layers(),
+            Self::Latent(_) | Self::Sharing(_) => Vec::new(),
         }
     }
 

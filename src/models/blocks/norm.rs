@@ -28,6 +28,14 @@ impl Norm {
         }
     }
 
+    /// Does the same, and returns x itself before it, for later additions.
+    pub fn forward_beside(&self, x: &Tensor) -> (Tensor, LayerInput) {
+        match self {
+            Self::Rms(norm) => norm.forward_beside(x),
+            Self::Layer(norm) => (x.shallow_clone(), norm.forward(x)),
+        }
+    }
+
     /// Adds x and y, (…, D) each, and normalises the sum. Returns the sum and its norm.
     pub fn forward_sum(&self, x: &Tensor, y: &Tensor) -> (Tensor, LayerInput) {
         match self {

@@ -60,7 +60,7 @@ impl SelfAttention {
         let sinks = design.attention.sinks.then(|| Rc::new(scope.vector("sinks", heads)));
         Self {
             projections,
-            output: (scope / output).linear(heads * e, d, output_bias),
+            output: (scope / output).linear(heads * e, d, output_bias).with_sum(design.sums_results()),
             norms: QkNorms::build(c, scope, design.norm, qk_norm),
             value_norm: design.attention.value_norm.then(|| (ones(), c.norm_eps)),
             shared: c.key_value_layers.iter().filter(|source| **source == i).count() > 1,
@@ -90,6 +90,14 @@ impl SelfAttention {
         }
         let y = pass.attend_to(CachedKeys { layer: i, write: !self.shared }, i, [&q, &k, &v], &self.attention);
         self.output.forward(&y.view([-1, self.heads * self.head_dim]))
+    }
+
+    /// Returns its linear layers.
+    pub fn linear_layers(&self) -> Vec<&Linear> {
+        match &self.projections {
+            ProjectionLayers::Separate { q, k, v } => vec![q, k, v, &self.output],
+            ProjectionLayers::ByKind(all) | ProjectionLayers::ByGroup(all) => vec![all, &self.output],
+        }
     }
 
     /// Returns the length up to which sequences are rotated by other frequencies than beyond it, if there is such a length.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tch::Kind;
 
 /// The kernels' source, in the order in which one file needs another.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("language.h", include_str!("../../../native/cuda/language.h")),
     ("activation.cu", include_str!("../../../native/cuda/activation.cu")),
     ("rotary.cu", include_str!("../../../native/cuda/rotary.cu")),
@@ -14,6 +14,7 @@ const FILES: [(&str, &str); 7] = [
     ("head.cu", include_str!("../../../native/cuda/head.cu")),
     ("quantised.cu", include_str!("../../../native/cuda/quantised.cu")),
     ("adapter.cu", include_str!("../../../native/cuda/adapter.cu")),
+    ("low_rank.cu", include_str!("../../../native/cuda/low_rank.cu")),
 ];
 
 /// Returns the text that is compiled: all files, with lines that name them in the compiler's messages.

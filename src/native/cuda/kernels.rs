@@ -3,6 +3,7 @@
 use super::compiler::number_format;
 use super::module::{Argument, Module};
 use std::ffi::CStr;
+use std::sync::Mutex;
 use tch::{Kind, Tensor};
 
 /// Declares the kernels: name in native/cuda/, and threads of a block.
@@ -40,6 +41,7 @@ kernels! {
     DequantiseNf4 = c"dequantise_nf4" x 256,
     NarrowAll = c"narrow_all" x 256,
     WidenAll = c"widen_all" x 256,
+    FactorGradients = c"factor_gradients" x 128,
 }
 
 /// Numbers of a 4-bit weight that share a scale.
@@ -57,8 +59,10 @@ const CAST_NUMBERS: i64 = 1024;
 /// The kernels of one device for tensors of one dtype. Results are computed on the current stream of the tensors'
 /// device. Arguments must be contiguous and on that device; tensors whose dtype is not said have that of the kernels.
 pub struct Kernels {
-    module: Module,
-    kind: Kind,
+    pub(super) module: Module,
+    pub(super) kind: Kind,
+    /// Counters, int32, all zero between launches. Launches that use them follow each other on one stream.
+    pub(super) tickets: Mutex<Option<Tensor>>,
 }
 
 /// Has the layout of `Casts` in native/cuda/adapter.cu.
@@ -113,26 +117,26 @@ impl Rows {
     }
 }
 
-fn pointer(t: &Tensor) -> Argument<'static> {
+pub(super) fn pointer(t: &Tensor) -> Argument<'static> {
     Argument::Pointer(t.data_ptr())
 }
 
-fn pointer_or_null(t: Option<&Tensor>) -> Argument<'static> {
+pub(super) fn pointer_or_null(t: Option<&Tensor>) -> Argument<'static> {
     Argument::Pointer(t.map_or(std::ptr::null_mut(), Tensor::data_ptr))
 }
 
-fn last(t: &Tensor) -> i64 {
+pub(super) fn last(t: &Tensor) -> i64 {
     t.size().last().copied().unwrap_or(1)
 }
 
 impl Kernels {
     pub(super) fn new(module: Module, kind: Kind) -> Self {
         assert!(number_format(kind).is_some());
-        Self { module, kind }
+        Self { module, kind, tickets: Mutex::new(None) }
     }
 
     /// Panics unless the tensors are contiguous, of the kernels' dtype and of one size.
-    fn check(&self, tensors: &[&Tensor]) {
+    pub(super) fn check(&self, tensors: &[&Tensor]) {
         let size = tensors[0].size();
         for t in tensors {
             assert!(t.kind() == self.kind && t.is_contiguous() && t.size() == size, "tensors of one kind and size");
@@ -141,10 +145,15 @@ impl Kernels {
 
     /// Returns 1 if packs of numbers can be read at every tensor's address, and rows of `width` numbers are whole
     /// packs; otherwise 0.
-    fn packed(&self, tensors: &[&Tensor], width: i64) -> Argument<'static> {
+    pub(super) fn packed(&self, tensors: &[&Tensor], width: i64) -> Argument<'static> {
+        Argument::Int(self.in_packs(tensors, width).into())
+    }
+
+    /// Returns true if packs of numbers can be read at every tensor's address, and rows of `width` numbers are whole packs.
+    pub(super) fn in_packs(&self, tensors: &[&Tensor], width: i64) -> bool {
         let bytes = (PACK as usize * self.kind.elt_size_in_bytes()).min(16);
         let aligned = tensors.iter().all(|t| t.data_ptr() as usize % bytes == 0);
-        Argument::Int((aligned && width % PACK == 0).into())
+        aligned && width % PACK == 0
     }
 
     /// Returns true if `swiglu` takes these tensors: both contiguous, or columns of wider matrices of one width.
@@ -172,19 +181,22 @@ impl Kernels {
     }
 
     /// Returns the gradients of gate and up, given the gradient `g` of `swiglu`. They lie side by side: for gate and up
-    /// of (T, F), as the halves of a matrix (T, 2F).
+    /// of (T, F), as the halves of a matrix (T, 2F). If gate and up are such halves of wider rows, the gradients' are as wide.
     pub fn swiglu_backward(&self, gate: &Tensor, up: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
         assert!(self.takes_pair(gate, up) && g.size() == gate.size());
         self.check(&[g]);
         let (n, columns) = (g.numel() as i64, last(g));
-        let both = Tensor::empty([n / columns, 2 * columns], (self.kind, g.device()));
-        let (g_gate, g_up) = (both.narrow(1, 0, columns), both.narrow(1, columns, columns));
         let Rows { width, stride } = Rows::shared(gate, up).expect("checked above");
         // If the inputs are contiguous, their rows are those of the results.
         let (width, stride) = if stride == width { (columns, columns) } else { (width, stride) };
+        let halves =
+            up.data_ptr() as usize == gate.data_ptr() as usize + columns as usize * g.kind().elt_size_in_bytes();
+        let row = if halves { stride.max(2 * columns) } else { 2 * columns };
+        let both = Tensor::empty([n / columns, row], (self.kind, g.device()));
+        let (g_gate, g_up) = (both.narrow(1, 0, columns), both.narrow(1, columns, columns));
         let all = [gate, up, g, &g_gate, &g_up];
-        let rest = [n, width, stride, 2 * columns].map(Argument::Long);
-        let packed = self.packed(&all, width | stride);
+        let rest = [n, width, stride, row].map(Argument::Long);
+        let packed = self.packed(&all, width | stride | row);
         let arguments: Vec<Argument> = all.into_iter().map(pointer).chain(rest).chain([packed]).collect();
         self.module.launch(Kernel::SwigluBackward, blocks(n, 256 * PACK), gate.device(), &arguments);
         (g_gate.reshape(g.size()), g_up.reshape(g.size()))
@@ -204,12 +216,14 @@ impl Kernels {
     }
 
     /// Does the same to q (T, H, E) and k (T, K, E), and copies v (T, K, E): the results are columns of one matrix, q, k and v
-    /// side by side.
-    pub fn rotate_beside(&self, parts: [&Tensor; 3], cos: &Tensor, sin: &Tensor, turn: f32) -> [Tensor; 3] {
+    /// side by side, whose rows begin `row` numbers apart, or follow each other if they have more numbers.
+    pub fn rotate_beside(&self, parts: [&Tensor; 3], cos: &Tensor, sin: &Tensor, turn: f32, row: i64) -> [Tensor; 3] {
         let [tokens, heads, size] = parts[0].size()[..] else { panic!("queries of tokens, heads and numbers") };
         let kv = parts[1].size()[1];
-        let all = Tensor::empty([tokens, heads + 2 * kv, size], (self.kind, parts[0].device()));
-        let to = [all.narrow(1, 0, heads), all.narrow(1, heads, kv), all.narrow(1, heads + kv, kv)];
+        let row = row.max((heads + 2 * kv) * size);
+        let all = Tensor::empty([tokens, row], (self.kind, parts[0].device()));
+        let columns = |first: i64, count: i64| all.narrow(1, first * size, count * size).view([tokens, count, size]);
+        let to = [columns(0, heads), columns(heads, kv), columns(heads + kv, kv)];
         self.rotate_into(parts, to.each_ref(), cos, sin, turn);
         to
     }
@@ -243,85 +257,6 @@ impl Kernels {
             .chain([Argument::Float(turn), packed])
             .collect();
         self.module.launch(Kernel::Rotate, tokens, from[0].device(), &arguments);
-    }
-
-    /// Computes RMSNorm of x (…, D), or of x + `residual`, with weight w (D). Returns the sum (x itself without a
-    /// residual), the norm (…, D), and the reciprocal root mean square of each row (rows), float32.
-    pub fn rms_norm(&self, x: &Tensor, residual: Option<&Tensor>, w: &Tensor, eps: f64) -> (Tensor, Tensor, Tensor) {
-        let (width, y) = (last(x), x.empty_like());
-        self.check(&[x, &y]);
-        self.check(&[w]);
-        assert_eq!(w.size(), [width]);
-        let rows = x.numel() as i64 / width;
-        let inverse = Tensor::empty([rows], (Kind::Float, x.device()));
-        let sum = match residual {
-            Some(residual) => {
-                self.check(&[x, residual]);
-                x.empty_like()
-            }
-            None => x.shallow_clone(),
-        };
-        let packed = self.packed(&[x, residual.unwrap_or(x), w, &sum, &y], width);
-        let arguments = [
-            pointer(x),
-            pointer_or_null(residual),
-            pointer(w),
-            pointer(&sum),
-            pointer(&y),
-            pointer(&inverse),
-            Argument::Long(width),
-            Argument::Float(eps as f32),
-            packed,
-        ];
-        self.module.launch(Kernel::RmsNorm, rows, x.device(), &arguments);
-        (sum, y, inverse)
-    }
-
-    /// Returns the gradient of x (…, D), the tensor that was normalised, plus `g_residual` if there is one, given the
-    /// gradient `g` of the norm; and, if `weight` is true, the gradient of w (D), float32.
-    pub fn rms_norm_backward(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        inverse: &Tensor,
-        g: &Tensor,
-        g_residual: Option<&Tensor>,
-        weight: bool,
-    ) -> (Tensor, Option<Tensor>) {
-        let (width, g_x) = (last(x), x.empty_like());
-        let rows = x.numel() as i64 / width;
-        self.check(&[x, g, &g_x, g_residual.unwrap_or(x)]);
-        self.check(&[w]);
-        assert!(w.size() == [width] && inverse.kind() == Kind::Float && inverse.numel() as i64 == rows);
-        let packed = self.packed(&[x, w, g, &g_x, g_residual.unwrap_or(x)], width);
-        let arguments = [
-            pointer(x),
-            pointer(w),
-            pointer(inverse),
-            pointer(g),
-            pointer_or_null(g_residual),
-            pointer(&g_x),
-            Argument::Long(width),
-            packed,
-        ];
-        self.module.launch(Kernel::RmsNormBackward, rows, x.device(), &arguments);
-        let g_w = weight.then(|| {
-            // Enough parts to fill a device, few enough to add up quickly.
-            let each = blocks(rows, 64).max(16);
-            let parts = Tensor::empty([blocks(rows, each), width], (Kind::Float, x.device()));
-            let arguments = [
-                pointer(x),
-                pointer(inverse),
-                pointer(g),
-                pointer(&parts),
-                Argument::Long(rows),
-                Argument::Long(width),
-                Argument::Long(each),
-            ];
-            self.module.launch(Kernel::RmsNormWeight, blocks(rows, each) * blocks(width, 256), x.device(), &arguments);
-            parts.sum_dim_intlist([0i64].as_slice(), false, Kind::Float)
-        });
-        (g_x, g_w)
     }
 
     /// Returns what [`kernels::Kernels::head`](crate::native::kernels::Kernels::head) does, on the device, in float32.
@@ -413,6 +348,6 @@ impl Kernels {
 }
 
 /// Returns the number of blocks for `n` numbers, `each` of them per block.
-fn blocks(n: i64, each: i64) -> i64 {
+pub(super) fn blocks(n: i64, each: i64) -> i64 {
     (n + each - 1) / each
 }

@@ -95,7 +95,7 @@ impl ModuleScope<'_> {
         self.builder.used.borrow_mut().insert((self / "weight").path);
         let weight = Tensor::zeros([0, inputs], (self.builder.kind, self.builder.device)).into();
         let adapters = LayerAdapters { switches: self.builder.switches.clone(), list: Vec::new() };
-        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
+        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE, summed: false }
     }
 
     /// Builds the scalar head (1, D) of a reward or value model. If the checkpoint has none, its weight starts at
@@ -104,7 +104,7 @@ impl ModuleScope<'_> {
         let zeros = Tensor::zeros([1, inputs], (Kind::Float, Device::Cpu));
         let weight = self.param_or_default("weight", LayerKind::Score, &[1, inputs], Some(zeros)).into();
         let adapters = self.attach(LayerKind::Score, &weight, None);
-        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
+        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE, summed: false }
     }
 
     /// Builds an output head that shares the embedding's weight.
@@ -114,14 +114,14 @@ impl ModuleScope<'_> {
         }
         let weight = embedding.weight.shallow_clone();
         let adapters = self.attach(LayerKind::Head, &weight, None);
-        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
+        Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE, summed: false }
     }
 
     fn linear_layer(&self, layer: LayerKind, inputs: i64, outputs: i64, bias: bool) -> Linear {
         let (weight, unquantised) = self.linear_weight(layer, &[outputs, inputs]);
         let bias = bias.then(|| self.param("bias", layer, &[outputs]));
         let adapters = self.attach_to(layer, &weight, unquantised.as_ref(), bias.as_ref());
-        Linear { dense: Dense { weight, bias }, adapters, logits: LogitChange::NONE }
+        Linear { dense: Dense { weight, bias }, adapters, logits: LogitChange::NONE, summed: false }
     }
 
     /// Builds an embedding of `count` tokens.

@@ -4,13 +4,17 @@
 //! those of all layers cast, as many in one launch as its table holds; further micro-batches of a step cast nothing.
 
 use crate::native::cuda::{Cast, Kernels};
+use crate::nn::weight::Weight;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// The cast factors of a model's updates.
 #[derive(Default)]
 pub struct FactorCasts {
     groups: RefCell<Vec<CastGroup>>,
+    /// Matrices of weights with room for cast factors below them, by the address of their first number.
+    matrices: RefCell<BTreeMap<usize, Tensor>>,
 }
 
 /// A factor of an update, and the number that its cast is multiplied by.
@@ -47,6 +51,20 @@ impl CastGroup {
 }
 
 impl FactorCasts {
+    /// Returns frozen weights of one input as the first rows of a matrix (out of all + room, in); `None` if they cannot be joined. The
+    /// first call moves their numbers, and the rows below them are zero then.
+    pub(super) fn weights_above_room(&self, weights: &[&Weight], room: i64) -> Option<Tensor> {
+        let mut matrices = self.matrices.borrow_mut();
+        let rows = room + weights.iter().map(|weight| weight.outputs()).sum::<i64>();
+        let known = matrices.get(&(weights[0].matrix()?.data_ptr() as usize));
+        if let Some(matrix) = known.filter(|m| m.size()[0] == rows && Weight::are_parts_of(weights, m)) {
+            return Some(matrix.shallow_clone());
+        }
+        let matrix = Weight::above_zeros(weights, room)?;
+        matrices.insert(matrix.data_ptr() as usize, matrix.shallow_clone());
+        Some(matrix)
+    }
+
     /// Returns the factors, which must be parameters, cast to dtype `kind` as `lay_out` placed them when it was called first.
     pub(super) fn get(
         &self,

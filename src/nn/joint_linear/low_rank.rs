@@ -2,7 +2,7 @@
 
 use super::factor_casts::{CastLayout, FactorCasts, cast_once};
 use crate::native;
-use crate::native::cuda;
+use crate::native::cuda::{self, FactorProduct};
 use crate::nn::weight::cast;
 use tch::{Kind, Tensor};
 
@@ -108,8 +108,10 @@ pub(super) fn cast_factors(
     }
 }
 
-/// Returns `scale g^T x` in float32: (T, m), (T, n) -> (m, n). A GPU computes it in one launch.
-pub(super) fn factor_gradient(g: &Tensor, x: &Tensor, scale: f64) -> Tensor {
+/// Computes a gradient of a factor in float32. A GPU does it in one launch.
+pub(super) fn factor_gradient(product: &FactorProduct) -> Tensor {
+    let FactorProduct { wide, narrow, scale, transposed } = *product;
+    let (g, x) = if transposed { (narrow, wide) } else { (wide, narrow) };
     if native::has_wide_products(x) {
         return native::wide_product(&g.tr(), x, scale);
     }
@@ -117,4 +119,22 @@ pub(super) fn factor_gradient(g: &Tensor, x: &Tensor, scale: f64) -> Tensor {
         product if scale == 1.0 => product,
         product => product * scale,
     }
+}
+
+/// Multiplications up to which our own kernel computes the gradients of factors. It uses no tensor cores: by their data sheets, GPUs
+/// from the A100 on multiply that often in about 0.1 ms, while a launch costs the host 4 us.
+const MOST_MULTIPLICATIONS: i64 = 1 << 30;
+
+/// Returns true if our own kernel computes these gradients of factors, on CUDA, and about as fast as libtorch's products.
+pub(super) fn is_computed_at_once(products: &[FactorProduct]) -> bool {
+    let Some(first) = products.first().map(|p| p.wide) else { return false };
+    let Some(kernels) = cuda::kernels(first.device(), first.kind()) else { return false };
+    let fits = products.iter().all(|p| kernels.takes_rows(p.wide) && kernels.takes_rows(p.narrow));
+    fits && products.iter().map(FactorProduct::multiplications).sum::<i64>() <= MOST_MULTIPLICATIONS
+}
+
+/// Computes gradients of factors, float32, in one launch on CUDA; `None` unless [`is_computed_at_once`].
+pub(super) fn gradients_at_once(products: &[FactorProduct]) -> Option<Vec<Tensor>> {
+    let first = products.first().filter(|_| is_computed_at_once(products))?.wide;
+    Some(cuda::kernels(first.device(), first.kind())?.factor_products(products))
 }

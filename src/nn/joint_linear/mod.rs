@@ -7,21 +7,25 @@
 //! save memory, the backward recomputes what is cheap to recompute: the bfloat16 copy of a float32 weight, and an
 //! input that is the result of a norm or an activation.
 //!
-//! low_rank: the updates and their factors in the dtype of the products; factor_casts: kept on CUDA. joined: frozen layers as one matrix, on CUDA.
+//! low_rank: the updates and their factors in the dtype of the products; factor_casts: kept on CUDA. joined: frozen layers as one matrix, on
+//! CUDA; layer_gradients: the gradients of all factors of a layer there.
 
 mod factor_casts;
 mod joined;
+mod layer_gradients;
 mod low_rank;
 
 pub use factor_casts::FactorCasts;
 pub(super) use joined::beside_each_other;
+pub use layer_gradients::CollectedGradients;
 pub use low_rank::LowRank;
 
 use super::autograd::differentiable_many;
 use super::layer_input::LayerInput;
 use super::weight::{Dense, Weight, cast, weight_gradient};
+use crate::native::cuda::FactorProduct;
 use joined::Joined;
-use low_rank::{Factors, factor_gradient};
+use low_rank::{Factors, factor_gradient, gradients_at_once};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -36,6 +40,12 @@ pub struct JointLayer<'a> {
     /// True if the layer may be joined with others on CUDA. It must not depend on which adapter is active: a policy and
     /// a reference with equal weights must get equal bits.
     pub joinable: bool,
+    /// The rank of each adapter's update, by the adapter's number; `None` if the factors of one are no parameters.
+    pub ranks: Option<Vec<(usize, i64)>>,
+    /// The number of the active adapter.
+    pub adapter: Option<usize>,
+    /// The result is added to another tensor by an operation that may put the sum in its place.
+    pub summed: bool,
     /// Keeps cast factors of the model's updates on CUDA; `None`: they are cast at each call.
     pub casts: Option<&'a FactorCasts>,
 }
@@ -43,7 +53,13 @@ pub struct JointLayer<'a> {
 impl<'a> JointLayer<'a> {
     /// Returns a layer that is not joined with others, with its bias.
     pub fn of(base: &'a Dense, update: Option<LowRank>) -> Self {
-        Self { weight: &base.weight, bias: base.bias.as_ref(), update, joinable: false, casts: None }
+        Self::alone(&base.weight, base.bias.as_ref(), update)
+    }
+
+    /// Does the same for a weight (out, in) and a bias (out).
+    pub fn alone(weight: &'a Weight, bias: Option<&'a Tensor>, update: Option<LowRank>) -> Self {
+        let (joinable, ranks, adapter, summed, casts) = (false, None, None, false, None);
+        Self { weight, bias, update, joinable, ranks, adapter, summed, casts }
     }
 
     /// Returns the tensors that may be trained, in the order in which the backward returns gradients.
@@ -147,10 +163,14 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
                 Some(m) => g_x + g_low.matmul(a) * m,
                 None => g_x.addmm_(&g_low, a),
             });
-            g_factors.extend(x.as_ref().filter(|_| trains_a).map(|x| factor_gradient(&g_low, x, 1.0)));
+            let lows: Vec<Tensor> = updates().map(|(_, u)| low.narrow(1, u.column, u.b.size()[1])).collect();
+            let of_a = x.as_ref().filter(|_| trains_a);
+            let of_a = of_a.map(|x| FactorProduct { wide: x, narrow: &g_low, scale: 1.0, transposed: true });
+            let of_b = updates().zip(&lows);
             let of_b =
-                |(g, u): (&Tensor, &SavedLowRank)| factor_gradient(g, &low.narrow(1, u.column, u.b.size()[1]), u.scale);
-            g_factors.extend(updates().map(of_b));
+                of_b.map(|((g, u), low)| FactorProduct { wide: g, narrow: low, scale: u.scale, transposed: false });
+            let wanted: Vec<FactorProduct> = of_a.into_iter().chain(of_b).collect();
+            g_factors = gradients_at_once(&wanted).unwrap_or_else(|| wanted.iter().map(factor_gradient).collect());
         }
         let mut g_factors = g_factors.into_iter();
         let g_a = if trains_a { g_factors.next() } else { None };

@@ -7,7 +7,7 @@ use tch::Device;
 
 impl RunShape<'_> {
     /// Returns true if our own CUDA kernels compute what they can.
-    fn has_own_kernels(&self) -> bool {
+    pub(super) fn has_own_kernels(&self) -> bool {
         native::cuda::kernels(self.prepared.device, self.model.kind()).is_some()
     }
 

@@ -4,6 +4,7 @@ use super::RunShape;
 use crate::adapters::HEAD;
 use crate::adapters::kind::AdapterActivations;
 use crate::models::expert_number;
+use crate::native;
 use crate::nn::{AttentionMemory, AttentionRow, Cell, LayerKind, attention};
 use crate::recipe::sections::ReplayChoice;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,7 +60,9 @@ impl RunShape<'_> {
         let scaled = if scaled_outputs { [q + kv + d, gates * f + mlps * d] } else { [0; 2] };
         let of_modules = self.module_memory().kept.map(|kept| kept.div_ceil(c.num_hidden_layers as u64));
         let (plain, low_rank) = ([2 * d, gates * f + self.results_of_experts()], [4 * rank, 3 * mlps * rank]);
-        std::array::from_fn(|i| plain[i] + low_rank[i] + dropped[i] + scaled[i] + of_modules[i])
+        // The results of two norms and of the activation. With dropout each layer keeps its own copy anyway.
+        let kept = if self.keeps_inputs && !dropout { [d, d + f] } else { [0; 2] };
+        std::array::from_fn(|i| plain[i] + low_rank[i] + dropped[i] + scaled[i] + of_modules[i] + kept[i])
     }
 
     /// Returns the rows of which a layer computes its MLP at a time, if they are not all.
@@ -89,6 +92,11 @@ impl RunShape<'_> {
         let around = if replayed == 0 { more.around_layers as u64 } else { 0 };
         let kept = rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64 + around);
         kept + (layer * keeping).max(again)
+    }
+
+    /// Returns true if the backward runs no layer again, and no part of one.
+    pub(super) fn runs_layers_once(&self) -> bool {
+        self.replayed() == 0 && self.plan.recipe.run.mlp_tile.is_none() && self.model.recurrence().is_none()
     }
 
     /// Returns the number of layers that run again in the backward.
@@ -215,13 +223,29 @@ impl RunShape<'_> {
         of_layers.reduce(AttentionMemory::larger).unwrap_or(AttentionMemory { kept: 0, temporary: 0 })
     }
 
+    /// Returns the bytes that our own kernel takes for the gradients of a layer's factors of this rank.
+    fn sums_of_chunks(&self, rank: u64) -> u64 {
+        if rank == 0 || !self.keeps_inputs || !self.has_own_kernels() {
+            return 0;
+        }
+        let (c, [d, f, _], rank) = (self.model.config(), self.sizes().map(|n| n as i64), rank as i64);
+        let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| heads * c.head_dim);
+        let of_a = [[d, 3 * rank], [q, rank], [d, 2 * rank], [f, rank]];
+        let of_b = [q, kv, kv, d, f, f, d].map(|outputs| [outputs, rank]);
+        native::cuda::factor_product_bytes(self.layer_rows() as i64, &[&of_a[..], &of_b].concat())
+    }
+
     /// Returns the bytes that the backward of a layer's attention takes beyond what the layer keeps. What the MLP kept is free by
     /// then.
     fn attention_backward(&self) -> u64 {
-        let (c, [d, ..]) = (self.model.config(), self.sizes());
+        let (c, [d, f, _]) = (self.model.config(), self.sizes());
         let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| (heads * c.head_dim) as u64);
-        // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values.
-        let gradients = self.layer_rows() * (2 * d + 2 * q + kv) * self.width();
+        // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values. Where
+        // the gradients of a layer's factors are computed at once, inputs of the MLP's linear layers and the gradients of their results
+        // exist until then.
+        let rank = self.adapter().rank;
+        let waiting = if self.keeps_inputs && rank > 0 { 3 * f + 2 * d } else { 0 };
+        let gradients = self.layer_rows() * (2 * d + 2 * q + kv + waiting) * self.width() + self.sums_of_chunks(rank);
         let of_mlp = match self.mlp_tile() {
             None => self.layer_rows() * self.kept_numbers()[1] * self.width(),
             Some(_) => 0,

@@ -41,10 +41,17 @@ pub struct ResourceEstimate {
     pub host: u64,
     /// Checkpoints and the result, with space for the new copy while one replaces another.
     pub disk: u64,
+    /// Results of norms and activations are kept for the backward, because there is memory for them. Otherwise, and always on
+    /// the CPU, they are computed again.
+    pub keeps_inputs: bool,
 }
 
+/// Share of the free memory that is planned with. Predictions are accurate to 15 %.
+pub const SHARE: f64 = 0.87;
+
 /// Predicts the needs of a run under `plan`. `model` is the sketch of its model; a packed row has at most `row` tokens,
-/// of which `supervised` are trained on. Answers are sampled in a part of `capacity`, the free bytes; `None`: unknown.
+/// of which `supervised` are trained on. Answers are sampled in a part of `capacity`, the free bytes; `None`: unknown. On a GPU
+/// results of norms and activations are kept if no layer is computed again and all fits into [`SHARE`] of the capacity.
 pub fn predict(
     prepared: &Prepared,
     plan: &Plan,
@@ -54,15 +61,16 @@ pub fn predict(
 ) -> ResourceEstimate {
     let recipe = &plan.recipe;
     let parts = recipe.method.parts(recipe.adapter.as_ref()).unwrap_or_default();
-    let shape = RunShape { prepared, plan, model, parts, row, supervised };
-    let trained = shape.trained_bytes();
-    let (weights, training) = (shape.weights(), trained.total());
-    // There are no gradients while answers are sampled.
-    let sampling = shape.sampling(&trained, capacity).saturating_sub(trained.gradients);
-    let activations = shape.activations(&trained).max(sampling);
-    let (buffers, host, disk) = (product_buffers(prepared.device), shape.offloaded(), shape.disk(&trained));
-    let memory = weights + training + activations + buffers;
-    ResourceEstimate { weights, training, activations, buffers, memory, host, disk }
+    let recomputing = RunShape { prepared, plan, model, parts, row, supervised, keeps_inputs: false };
+    let may_keep = prepared.device.is_cuda() && recomputing.runs_layers_once();
+    let needs = recomputing.estimate(capacity);
+    if let Some(capacity) = capacity.filter(|_| may_keep) {
+        let keeping = RunShape { keeps_inputs: true, ..recomputing }.estimate(Some(capacity));
+        if keeping.memory <= (capacity as f64 * SHARE) as u64 {
+            return keeping;
+        }
+    }
+    needs
 }
 
 /// What a prediction depends on.
@@ -75,6 +83,8 @@ struct RunShape<'a> {
     row: u64,
     /// Tokens of the row that are trained on.
     supervised: u64,
+    /// Results of norms and activations are kept.
+    keeps_inputs: bool,
 }
 
 /// Bytes of the trained parameters.
@@ -94,6 +104,19 @@ impl TrainedBytes {
 }
 
 impl RunShape<'_> {
+    /// Predicts the needs; answers are sampled in a part of `capacity`.
+    fn estimate(&self, capacity: Option<u64>) -> ResourceEstimate {
+        let trained = self.trained_bytes();
+        let (weights, training) = (self.weights(), trained.total());
+        // There are no gradients while answers are sampled.
+        let sampling = self.sampling(&trained, capacity).saturating_sub(trained.gradients);
+        let activations = self.activations(&trained).max(sampling);
+        let (buffers, host, disk) = (product_buffers(self.prepared.device), self.offloaded(), self.disk(&trained));
+        let memory = weights + training + activations + buffers;
+        let keeps_inputs = self.keeps_inputs;
+        ResourceEstimate { weights, training, activations, buffers, memory, host, disk, keeps_inputs }
+    }
+
     /// Returns true if weights of the base are trained, all or a part.
     fn full(&self) -> bool {
         self.plan.recipe.adapter.is_none()

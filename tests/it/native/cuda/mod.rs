@@ -5,6 +5,7 @@
 
 mod casts;
 mod compiling;
+mod low_rank;
 mod operations;
 
 use crate::support::device;
