@@ -4,6 +4,7 @@
 //! They belong to a pass. Where layers run again in the backward, later layers read leaves in their place
 //! ([`ForwardPass::cut_off`]), which collect the gradients until what made them runs again ([`with_gradients`]).
 
+use super::layer_input::LayerInput;
 use super::ops;
 use super::pass::ForwardPass;
 use super::rope::Rope;
@@ -32,6 +33,28 @@ pub struct CachedKeys {
 }
 
 impl ForwardPass<'_> {
+    /// Says that every layer is run once in this pass, each on the result of the one before, in one graph. A layer may then
+    /// normalise its result for the next one, together with its last addition.
+    pub fn in_order(mut self) -> Self {
+        self.in_order = true;
+        self
+    }
+
+    /// Returns true if every layer is run once, each on the result of the one before.
+    pub fn is_in_order(&self) -> bool {
+        self.in_order
+    }
+
+    /// Gives the next layer its input, normalised.
+    pub fn prepare_input(&mut self, input: LayerInput) {
+        self.next_input = Some(input);
+    }
+
+    /// Takes the input that the layer before has normalised; `None` if it has not.
+    pub fn take_input(&mut self) -> Option<LayerInput> {
+        self.next_input.take()
+    }
+
     /// Rotates the queries (T, H, E) of a layer without keys of its own by the angles of their positions, as
     /// [`ForwardPass::rotate`] does.
     pub fn rotate_queries(&mut self, rope: &Rope, q: &Tensor) -> Tensor {

@@ -42,9 +42,9 @@ pub struct ForwardPass<'a> {
     /// What layers have made for later ones.
     pub(super) handed_on: HandedOn,
     /// Every layer is run once, on the result of the one before.
-    in_order: bool,
+    pub(super) in_order: bool,
     /// The next layer's input, normalised already.
-    next_input: Option<LayerInput>,
+    pub(super) next_input: Option<LayerInput>,
 }
 
 /// How recurrent layers compute gradients in a pass.
@@ -134,27 +134,6 @@ impl<'a> ForwardPass<'a> {
             in_order: false,
             next_input: None,
         }
-    }
-
-    /// Says that every layer is run once in this pass, each on the result of the one before, in one graph. A layer may then
-    /// normalise its result for the next one, together with its last addition.
-    pub fn in_order(self) -> Self {
-        Self { in_order: true, ..self }
-    }
-
-    /// Returns true if every layer is run once, each on the result of the one before.
-    pub fn is_in_order(&self) -> bool {
-        self.in_order
-    }
-
-    /// Gives the next layer its input, normalised.
-    pub fn prepare_input(&mut self, input: LayerInput) {
-        self.next_input = Some(input);
-    }
-
-    /// Takes the input that the layer before has normalised; `None` if it has not.
-    pub fn take_input(&mut self) -> Option<LayerInput> {
-        self.next_input.take()
     }
 
     /// Says that the row is one of several parts of its sequences, which have `lengths` tokens when all are run, virtual ones
