@@ -2,8 +2,8 @@
 
 GGUF is run in llama.cpp (node-llama-cpp), ONNX in ONNX Runtime, Hugging Face directories in transformers (in float32; FP8 is dequantised
 on a CPU), models for mlx-lm in mlx-lm. Each program answers ten prompts greedily; of each answer those tokens count up to the first
-that ft would not have chosen: over the same file where ft reads it, of ONNX over the original in float32. Perplexity (by token) is that of ft over the
-file, on the validation texts of datasets/stories. With --imatrix, GGUF formats of fewer than 8 bits are also written with an importance
+that ft would not have chosen: over the same file where ft reads it (models in 4 and 8 bits for mlx-lm as `ft import` reads them), of ONNX over the
+original in float32. Perplexity (by token) is that of ft over the file, on the validation texts of datasets/stories. With --imatrix, GGUF formats of fewer than 8 bits are also written with an importance
 matrix of the first of these rows. Run by `make bench-exports`.
 """
 
@@ -21,6 +21,7 @@ FORMATS = {
     "gguf": ["f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "q3_k_m", "q2_k"],
     "onnx": ["f32", "f16", "int8"],
     "hf": ["bf16", "fp8", "nf4"],
+    "mlx": ["bf16", "8bit", "4bit"],
 }
 WEIGHTED = ["q4_k_m", "q4_0", "q3_k_m", "q2_k"]
 WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors")
@@ -78,7 +79,25 @@ def by_transformers(args, folder, prompts):
     return answers
 
 
-RUNTIMES = {"gguf": ("llama.cpp", llama_cpp), "onnx": ("ONNX Runtime", onnx_runtime), "hf": ("transformers", by_transformers)}
+def mlx_lm(args, folder, prompts):
+    """Returns the greedy tokens of mlx-lm after each prompt, in float32."""
+    import mlx.core as mx
+    from mlx.utils import tree_map
+    from mlx_lm.generate import generate_step
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    wide = {mx.bfloat16, mx.float16}
+    model.update(tree_map(lambda t: t.astype(mx.float32) if t.dtype in wide else t, model.parameters()))
+    return [[int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=args.new)] for prompt in prompts]
+
+
+RUNTIMES = {
+    "gguf": ("llama.cpp", llama_cpp),
+    "onnx": ("ONNX Runtime", onnx_runtime),
+    "hf": ("transformers", by_transformers),
+    "mlx": ("mlx-lm", mlx_lm),
+}
 
 
 def agreeing(args, model, prompts, answers):
@@ -129,8 +148,12 @@ def measure(args, prompts, to, kind, rows):
         files = [out] if out.is_file() else out.rglob("*")
         size = sum(file.stat().st_size for file in files if file.name.endswith(WEIGHTS))
         program, answers = RUNTIMES[to]
-        counts = agreeing(args, args.model if to == "onnx" else out, prompts, answers(args, out, prompts))
-        quality = "" if to == "onnx" else f"{perplexity(args, folder, out):.3f}"
+        in_ft = args.model if to == "onnx" else out
+        if kind in ("4bit", "8bit"):
+            in_ft = folder / "imported"
+            run(args.ft, "import", out, "--dtype", "f32", "--out", in_ft)
+        counts = agreeing(args, in_ft, prompts, answers(args, out, prompts))
+        quality = "" if to == "onnx" else f"{perplexity(args, folder, in_ft):.3f}"
         whole = sum(count == args.new for count in counts)
         name = f"{to} {kind}" + (", importance" if rows else "")
         print(f"| {name} | {size / 1e6:.0f} | {seconds:.0f} | {quality} | {program} | {sum(counts)} | {whole} of {len(prompts)} |", flush=True)

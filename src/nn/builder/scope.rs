@@ -86,7 +86,7 @@ impl ModuleScope<'_> {
             false => {
                 let weight = self.token_table_weight(LayerKind::Head, [outputs, inputs]);
                 let adapters = self.attach(LayerKind::Head, &weight, None);
-                Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE }
+                Linear { dense: Dense { weight, bias: None }, adapters, logits: LogitChange::NONE, summed: false }
             }
         }
     }
