@@ -117,6 +117,11 @@ pub fn no_follow_options() -> fs::OpenOptions {
     options
 }
 
+/// Opens a directory. Fails for links and for everything else, without waiting for the other end of a named pipe.
+pub fn open_directory(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path)
+}
+
 /// Locks a folder for one writer until the returned file is dropped; the lock ends with the process, too. Returns
 /// `None` if there is no such folder. Fails if another process holds the lock.
 pub fn lock_folder(folder: &Path) -> Result<Option<File>> {

@@ -8,7 +8,7 @@ use ft::data::tokenizer_files::{BpeTraining, train_bpe};
 use ft::error::{Error, Result};
 use ft::{fsutil, report};
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum TokenizerCommand {
@@ -74,7 +74,8 @@ pub fn run(verb: TokenizerCommand) -> Result<()> {
 
 fn train(args: &TokenizerTrainArgs) -> Result<()> {
     let (kind, marks, others) = ("a tokenizer's folder", &["tokenizer.json"], &["config.json", "adapter_config.json"]);
-    Destination { out: &args.out, kind, marks, others, example: "models/tokenizer" }.check(args.force, &[])?;
+    let read: Vec<&Path> = args.data.iter().map(PathBuf::as_path).collect();
+    Destination { out: &args.out, kind, marks, others, example: "models/tokenizer" }.check(args.force, &read)?;
     let training = BpeTraining {
         files: args.data.clone(),
         vocab_size: args.vocab_size,

@@ -29,6 +29,9 @@ pub(super) fn of(
     if spec.has_scalar_head() {
         return Ok(Err("it is a reward model's, and has a head".into()));
     }
+    if !part.file.tables.is_empty() {
+        return Ok(Err("it brings whole tables of tokens".into()));
+    }
     if !spec.shared_tensor_names().is_empty() {
         return Ok(Err("all layers share its projections".into()));
     }

@@ -350,7 +350,7 @@ impl Weights {
     /// Lets go of the memory that views of a tensor took when their numbers were read. Those that are read again come from the
     /// file.
     pub fn release(&self, name: &str) {
-        if let Some(e) = self.entries.get(name) {
+        if let Some(e) = self.entries.get(name).filter(|_| !self.replaced.contains_key(name)) {
             let bytes = self.maps[e.file_index].narrow(0, e.offset as i64, e.bytes as i64);
             // SAFETY: the maps are of files, and no tensor is written through them.
             unsafe { native::release_mapped(&bytes) };

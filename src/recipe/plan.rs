@@ -31,6 +31,9 @@ pub struct Plan {
     pub sets: Vec<String>,
     /// Text of the recipe file.
     pub text: String,
+    /// Bytes of memory that the run may take, if `--fit=SIZE` said so. Not recorded: it changes no result.
+    #[serde(skip)]
+    pub memory_limit: Option<u64>,
 }
 
 /// Reads a recipe file and applies `sets` (`KEY=VALUE`). If there are mistakes, the error lists all of them.
@@ -71,6 +74,7 @@ pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Plan> {
         file: PathBuf::from(name),
         sets: sets.to_vec(),
         text: text.to_string(),
+        memory_limit: None,
     })
 }
 

@@ -23,6 +23,8 @@ pub const SUMMARY: &str = "summary.json";
 /// File name of the plan. Every run folder has one.
 pub const PLAN: &str = "plan.json";
 
+/// Name of the folder of checkpoints in a run's folder.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// File name of the trained tensors in a checkpoint.
 pub const CHECKPOINT_WEIGHTS: &str = "trained.safetensors";
 /// File name of the hashes of a checkpoint's files.

@@ -4,7 +4,7 @@
 //! one can tell which are left over: also between containers that share the directory for temporary files, but not processes.
 
 use crate::error::Result;
-use crate::fsutil::{io_error, no_follow_options};
+use crate::fsutil::{io_error, open_directory};
 use crate::report;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -64,11 +64,10 @@ fn is_left_over(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).and_then(|(id, _)| id.parse().ok());
     let Some(process) = process.filter(|id: &i32| *id > 0) else { return false };
-    let mut options = no_follow_options();
-    let Ok(folder) = options.read(true).open(path) else { return false };
+    let Ok(folder) = open_directory(path) else { return false };
     let ours = folder.metadata().is_ok_and(|found| {
         let age = found.modified().ok().and_then(|then| SystemTime::now().duration_since(then).ok());
-        found.is_dir() && Some(found.uid()) == own_user() && age.is_some_and(|age| age > FRESH)
+        Some(found.uid()) == own_user() && age.is_some_and(|age| age > FRESH)
     });
     ours && !Path::new("/proc").join(process.to_string()).exists() && folder.try_lock().is_ok()
 }
@@ -129,9 +128,12 @@ mod tests {
         age(&file, Duration::from_secs(120));
         old(&target);
         std::os::unix::fs::symlink(&target, &link).unwrap();
+        // Nobody writes into this pipe.
+        let pipe = place(format!("{PREFIX}{ended}-pipe"));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         assert_eq!(remove_leftovers(parent.path()), 1);
         assert!(!left.exists());
-        for path in kept.iter().chain([&fresh, &locked, &file, &target]) {
+        for path in kept.iter().chain([&fresh, &locked, &file, &target, &pipe]) {
             assert!(path.exists(), "{}", path.display());
         }
         assert!(link.is_symlink());

@@ -13,6 +13,7 @@ mod test_model;
 mod training;
 
 use crate::error::Result;
+use crate::native;
 use compare::{CheckResult, CheckTitle};
 use input::{SelftestInput, float32_fits};
 use tch::Kind;
@@ -64,6 +65,9 @@ pub fn run(subject: &SelftestInput, tell: &mut dyn FnMut(&CheckResult)) -> Resul
     add(inference::base(&trial, bare)?);
     add(unless_jumping(training::ACCUMULATION, &|| training::accumulation(&trial))?);
     add(unless_jumping(training::PACKING, &|| training::packing(&trial))?);
+    if native::cuda::kernels(trial.model.device(), trial.model.kind()).is_some() {
+        add(unless_jumping(training::KEPT, &|| training::kept_inputs(&trial))?);
+    }
     add(unless_jumping(inference::ISOLATION, &|| inference::isolation(&trial))?);
     add(training::chunked_loss(&trial)?);
     add(unless_jumping(inference::CACHE, &|| inference::cache(&trial))?);

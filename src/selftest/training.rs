@@ -21,6 +21,10 @@ pub const ACCUMULATION: CheckTitle =
 pub const PACKING: CheckTitle = ("packing", "rows packed into one against one by one: loss and each gradient");
 const REPLAY: CheckTitle =
     ("replay", "layers recomputed in the backward against kept, with dropout: loss and each gradient");
+pub const KEPT: CheckTitle = (
+    "kept inputs",
+    "results of norms and activations kept against recomputed, with our own CUDA kernels: loss and each gradient",
+);
 const HEAD: CheckTitle =
     ("chunked loss", "the vocabulary in chunks of rows against full logits: loss and each gradient");
 
@@ -66,6 +70,18 @@ pub fn replay(trial: &TestModel) -> Result<CheckResult> {
     let (found, expected) = (step(LayerReplay::All)?, step(LayerReplay::None)?);
     let tolerance = trial.rounding().exact_on_cpu("the same operations with the same dropout");
     Ok(compare_steps(REPLAY, &found, &expected, tolerance, began))
+}
+
+/// Checks that keeping the results of norms and activations, and computing the gradients of a layer's factors at once, gives the
+/// gradients of recomputing them one by one.
+pub fn kept_inputs(trial: &TestModel) -> Result<CheckResult> {
+    let began = Instant::now();
+    trial.model.set_keeps_inputs(true);
+    let found = trial.whole_step();
+    trial.model.set_keeps_inputs(false);
+    let (found, expected) = (found?, trial.whole_step()?);
+    let tolerance = trial.rounding().gradients("sums over tokens run in another order");
+    Ok(compare_steps(KEPT, &found, &expected, tolerance, began))
 }
 
 /// Checks that the loss computed over chunks of rows gives the gradients of one over full logits.

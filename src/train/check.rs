@@ -3,6 +3,7 @@
 //! Reads and tokenises the rows, looks for duplicates and overlap, and predicts memory and disk. The model's weights
 //! are not loaded.
 
+use super::fit::usable_memory;
 use super::memory::{self, ResourceEstimate};
 use super::prepare::vocabulary::AddedVocabulary;
 use super::prepare::{self, Prepared};
@@ -102,7 +103,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
 }
 
 fn free(plan: &Plan, device: tch::Device) -> (Option<u64>, Option<u64>) {
-    (memory::free_memory(device), machine::free_disk(&plan.recipe.run.out))
+    (usable_memory(plan, device), machine::free_disk(&plan.recipe.run.out))
 }
 
 fn problems(c: &PlanCheck) -> Vec<String> {

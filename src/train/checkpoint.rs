@@ -15,7 +15,7 @@ use crate::native;
 use crate::nn::{Param, Weights, weights};
 use crate::recipe::sections::RunSection;
 use crate::report;
-use crate::runs::folder::{CHECKPOINT_MANIFEST as MANIFEST, CHECKPOINT_WEIGHTS as TRAINED};
+use crate::runs::folder::{CHECKPOINT_MANIFEST as MANIFEST, CHECKPOINT_WEIGHTS as TRAINED, CHECKPOINTS};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Addresses the checkpoints in the run folder `out`, of which the last `keep` are kept.
     pub fn new(out: &Path, keep: usize) -> Self {
-        Self { folder: out.join("checkpoints"), keep, averaged: None }
+        Self { folder: out.join(CHECKPOINTS), keep, averaged: None }
     }
 
     /// Addresses the checkpoints of a run, of which those are kept that its settings need.

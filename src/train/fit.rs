@@ -21,9 +21,14 @@ fn needs(prepared: &Prepared, model: &Model, plan: &Plan, free: Option<u64>) -> 
     memory::predict(prepared, plan, model, (row as u64, supervised), free)
 }
 
+/// Returns the bytes that a run may take: those that are free, or fewer if it has a limit; `None` if neither is known.
+pub fn usable_memory(plan: &Plan, device: Device) -> Option<u64> {
+    free_memory(device).into_iter().chain(plan.memory_limit).min()
+}
+
 /// Returns what the run is predicted to need. Fails if that is more memory than is free. Called before any of it is allocated.
 pub fn refuse_if_too_large(prepared: &Prepared) -> Result<ResourceEstimate> {
-    let free = free_memory(prepared.device);
+    let free = usable_memory(&prepared.plan, prepared.device);
     let needs = needs(prepared, &prepared.sketch()?, &prepared.plan, free);
     match free {
         Some(free) if free < needs.memory => Err(Error::user(format!(
@@ -60,7 +65,7 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
     let host = free_memory(Device::Cpu).map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
     let with = |tokens: usize, recomputed: Recomputed| {
         let change = |plan: &Plan| {
-            let mut changed = plan.clone();
+            let mut changed = Plan { memory_limit: memory, ..plan.clone() };
             (changed.recipe.batch.tokens, changed.recipe.run.replay) = (tokens, recomputed.replay);
             (changed.recipe.run.mlp_tile, changed.recipe.run.offload) = (recomputed.mlp_tile, recomputed.offload);
             changed

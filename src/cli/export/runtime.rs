@@ -2,7 +2,7 @@
 
 use super::{ExportArgs, ExportFormatArg, RuntimeArg, print_readers, refuse_gguf_options, row, run_format};
 use crate::cli::shared::stdout::print_json;
-use ft::convert::merge::inputs::{is_adapter, named_base, other_base, read_part};
+use ft::convert::merge::inputs::{is_adapter, named_directory, other_base, read_part};
 use ft::convert::runtime::{
     AdapterFolderSummary, RuntimeAdapterOptions, RuntimeForm, choose, choose_model, write_adapter,
 };
@@ -52,7 +52,7 @@ pub(super) fn run(args: &ExportArgs, program: RuntimeArg) -> Result<()> {
     let base = match &args.base {
         Some(base) => base.clone(),
         None if is_adapter(&args.source) => {
-            named_base(std::slice::from_ref(&part)).map_err(|e| e.hint("or with --base DIR"))?
+            named_directory(std::slice::from_ref(&part)).map_err(|e| e.hint("or with --base DIR"))?
         }
         None => args.source.clone(),
     };

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::runs::folder::{CHECKPOINTS, METRICS};
 use std::path::{Path, PathBuf};
 
 /// A folder that is about to be written, named by `--out`.
@@ -43,6 +44,12 @@ impl Destination<'_> {
             );
         }
         let has = |file: &&&str| out.join(file).is_file();
+        if out.join(METRICS).is_file() || out.join(CHECKPOINTS).is_dir() {
+            return Err(named(&format!(
+                "this folder is a run's, and --force would remove {METRICS} and {CHECKPOINTS}"
+            ))
+            .hint("choose another folder, or remove this one yourself"));
+        }
         let found = match others.iter().find(has) {
             Some(other) => Some(format!("has {other}")),
             None if marks.iter().any(|mark| has(&mark)) => None,
@@ -84,5 +91,8 @@ mod tests {
         assert!(check(true, &[&out.join("notes.txt")]).unwrap_err().contains("that --force would replace"));
         write("c.json");
         assert!(check(true, &[]).unwrap_err().contains("has c.json"));
+        std::fs::remove_file(out.join("c.json")).unwrap();
+        std::fs::create_dir(out.join(CHECKPOINTS)).unwrap();
+        assert!(check(true, &[]).unwrap_err().contains("is a run's"));
     }
 }

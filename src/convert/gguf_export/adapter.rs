@@ -10,6 +10,7 @@ use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use crate::convert::gguf_import::select_rows;
+use crate::convert::quantised_base;
 use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::error::{Error, Result};
 use crate::gguf::file::Gguf;
@@ -74,6 +75,10 @@ fn prepare(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<Prepar
     if part.file.spec.has_scalar_head() {
         return Err(refuse(options.model, part, "it is a reward model's, and has a head"));
     }
+    if !part.file.tables.is_empty() {
+        return Err(refuse(options.model, part, "it brings whole tables of tokens"));
+    }
+    quantised_base::trained_over(options.model, std::slice::from_ref(part))?;
     let config = Config::read(options.model)?;
     let weights = models::weights(options.model, &config)?;
     let (shape, _) = shape::of(&config, &|name| weights.shape(name).is_some())?;

@@ -71,10 +71,30 @@ pub fn is_adapter(folder: &Path) -> bool {
     folder.join(file::CONFIG).is_file()
 }
 
-/// Returns the base that adapters name in their files (`base_model_name_or_path`). Fails if they name several or none, if it
-/// is not there, or if its weights are stored quantised, which no change can be added to.
+const NAME_IT: &str = "name the base before the adapters: ft merge BASE ADAPTER … --out DIR";
+
+/// Returns the base that adapters name in their files (`base_model_name_or_path`), to merge them into it. Fails if they name several or
+/// none, if it is not there, or if its weights are stored quantised, which no change can be added to.
 pub fn named_base(parts: &[WeightedAdapter]) -> Result<PathBuf> {
-    const NAME_IT: &str = "name the base before the adapters: ft merge BASE ADAPTER … --out DIR";
+    let path = named_directory(parts)?;
+    match Config::read(&path)?.stored {
+        Some(_) => Err(rounds_away(parts, &path)),
+        None => Ok(path),
+    }
+}
+
+fn rounds_away(parts: &[WeightedAdapter], base: &Path) -> Error {
+    let folder = parts.first().map(|part| part.folder.display().to_string()).unwrap_or_default();
+    Error::user(format!(
+        "{folder} was trained over `{}`, whose weights are stored quantised: merging into them would round the adapter away",
+        base.display()
+    ))
+    .hint(format!("with the model's full-precision weights, {NAME_IT}"))
+}
+
+/// Returns the directory of the base that adapters name in their files, also of one whose weights are stored quantised. Fails if they
+/// name several or none, if it is not there, or if it is a GGUF file.
+pub fn named_directory(parts: &[WeightedAdapter]) -> Result<PathBuf> {
     let mut named: Option<(&str, &Path)> = None;
     for part in parts {
         let folder = part.folder.display();
@@ -97,11 +117,8 @@ pub fn named_base(parts: &[WeightedAdapter]) -> Result<PathBuf> {
         return Err(Error::user(format!("{folder} names the base `{base}`, and there is no model at this path"))
             .hint(format!("fetch it, or {NAME_IT}")));
     }
-    if is_gguf(path) || Config::read(path)?.stored.is_some() {
-        return Err(Error::user(format!(
-            "{folder} was trained over `{base}`, whose weights are stored quantised: merging into them would round the adapter away"
-        ))
-        .hint(format!("with the model's full-precision weights, {NAME_IT}")));
+    if is_gguf(path) {
+        return Err(rounds_away(parts, path));
     }
     Ok(path.into())
 }

@@ -5,12 +5,14 @@
 //! the ratio of the scales.
 
 use super::families::refusal;
+use super::model_config::difference;
 use super::{ADAPTER_TENSORS, MlxAdapterConfig, MlxLoraParameters};
 use crate::adapters::file;
 use crate::adapters::merging::WeightedAdapter;
 use crate::convert::folder::companions::write_text;
 use crate::convert::folder::destination::Destination;
 use crate::convert::module_factors::{self, ModuleFactors};
+use crate::convert::quantised_base;
 use crate::convert::verify::compatibility::{self, Compatibility};
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -133,7 +135,8 @@ pub fn check(base: &Path, part: &WeightedAdapter) -> Result<()> {
 
 /// Returns the factors of an adapter of a model with this config. Fails for what the format cannot hold.
 fn prepare(base: &Path, config: &Config, part: &WeightedAdapter) -> Result<BTreeMap<String, ModuleFactors>> {
-    match refusal(config) {
+    quantised_base::trained_over(base, std::slice::from_ref(part))?;
+    match refusal(config).or_else(|| difference(config)) {
         Some(why) => Err(refuse(part, why)),
         None => factors_of(part, &models::weights(base, config)?),
     }

@@ -13,6 +13,7 @@ pub mod model_export;
 pub mod model_import;
 
 pub(in crate::convert) use families::is_known;
+pub(in crate::convert) use model_config::difference;
 
 use serde::{Deserialize, Serialize};
 

@@ -19,9 +19,20 @@ const TIED: [&str; 2] = ["gemma", "gemma2"];
 /// Fails for a model that mlx-lm computes otherwise than ft, with the reason.
 pub(in crate::convert) fn refuse(config: &Config) -> Result<()> {
     let kind = config.model_type.as_str();
-    let why = if !is_known(config) {
-        format!("models are written for {}, not for {kind}", FAMILIES.join(", "))
-    } else if DERIVED_HEADS.contains(&kind) && config.head_dim * config.num_attention_heads != config.hidden_size {
+    let unknown = || format!("models are written for {}, not for {kind}", FAMILIES.join(", "));
+    let why = if is_known(config) { difference(config) } else { Some(unknown()) };
+    match why {
+        None => Ok(()),
+        Some(why) => Err(config
+            .refuse(format!("this model cannot be written for mlx-lm: {why}"))
+            .hint("other programs: ft export MODEL --to gguf, --to onnx or --to hf")),
+    }
+}
+
+/// Returns what mlx-lm computes otherwise in a model of a known family; `None` if nothing.
+pub(in crate::convert) fn difference(config: &Config) -> Option<String> {
+    let kind = config.model_type.as_str();
+    Some(if DERIVED_HEADS.contains(&kind) && config.head_dim * config.num_attention_heads != config.hidden_size {
         format!("mlx-lm takes {} / {} for the size of a head", config.hidden_size, config.num_attention_heads)
     } else if TIED.contains(&kind) && !config.tie_word_embeddings {
         format!("its head has a weight of its own, and mlx-lm uses the embedding of a {kind}")
@@ -30,11 +41,8 @@ pub(in crate::convert) fn refuse(config: &Config) -> Result<()> {
     } else if let Some(key) = ["clip_qkv"].iter().find(|key| config.raw.get(**key).is_some_and(|v| !v.is_null())) {
         format!("mlx-lm does not know `{key}`")
     } else {
-        return Ok(());
-    };
-    Err(config
-        .refuse(format!("this model cannot be written for mlx-lm: {why}"))
-        .hint("other programs: ft export MODEL --to gguf, --to onnx or --to hf"))
+        return None;
+    })
 }
 
 /// Returns the name of the scaling of the rotary embedding, if mlx-lm computes another one.

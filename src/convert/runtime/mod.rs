@@ -69,6 +69,7 @@ pub fn choose_model(runtime: Runtime, model: &Path) -> Result<RuntimeChoice> {
 
 fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Result<ChosenAdapter> {
     let config = Config::read(base)?;
+    refuse_records(runtime, part)?;
     let chosen = |form, why: String, file| Ok(ChosenAdapter { choice: RuntimeChoice { runtime, form, why }, file });
     let name = runtime.title();
     // Formats of their own are tried: what they cannot hold is merged.
@@ -85,7 +86,7 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
         Some(Err(refused)) => refused.to_string(),
         None => {
             let answer = answer(runtime, &part.file, part, &config)?;
-            if answer.reads == Some(true) {
+            if answer.reads == Some(true) && part.file.tables.is_empty() {
                 return chosen(RuntimeForm::Adapter, format!("{name} reads the adapter as it is"), None);
             }
             // A correction of quantised weights belongs to these, in whatever form.
@@ -99,7 +100,10 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
                     return chosen(RuntimeForm::PlainLora, why, Some(file));
                 }
             }
-            answer.note
+            match answer.reads {
+                Some(true) => "it brings whole tables of tokens".into(),
+                _ => answer.note,
+            }
         }
     };
     refuse_unmergeable(base, std::slice::from_ref(part)).map_err(|e| e.context(format!("{name}: {reason}")))?;
@@ -108,7 +112,7 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
     if runtime == Runtime::Peft {
         return Err(Error::user(format!("{}: PEFT does not read this adapter: {reason}", part.folder.display())).hint(
             format!(
-                "merge it, for transformers: ft export {} --adapter {} --to hf",
+                "merge it, for transformers: ft export {} --adapter {} --to hf --out OUT",
                 base.display(),
                 part.folder.display()
             ),
@@ -117,6 +121,23 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
     let doubt = require_model(runtime, &config, &base.display().to_string())?;
     let what = if runtime == Runtime::OnnxRuntime { "it reads no adapters" } else { &reason };
     chosen(RuntimeForm::Model, format!("{name} reads it merged only: {what}{doubt}"), None)
+}
+
+/// Fails for an adapter in PEFT's files with more than its tensors and settings, of which a copy would lack a part.
+fn refuse_records(runtime: Runtime, part: &WeightedAdapter) -> Result<()> {
+    let more = match () {
+        _ if part.file.spec.has_scalar_head() => "the records of a reward model",
+        _ if !part.file.tables.is_empty() => "whole tables of tokens",
+        _ => return Ok(()),
+    };
+    match runtime {
+        Runtime::Peft => Err(Error::user(format!(
+            "{}: PEFT reads this folder as it is, with {more}, which --for does not write",
+            part.folder.display()
+        ))
+        .hint("copy the folder")),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the answer of a program for the adapter `file`, which `part` is or is made of.

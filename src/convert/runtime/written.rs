@@ -2,7 +2,7 @@
 
 use super::{RuntimeChoice, choose_adapter};
 use crate::adapters::merging::WeightedAdapter;
-use crate::adapters::{AdapterFile, file};
+use crate::adapters::{AdapterFile, HEAD, file};
 use crate::convert::export::adapter_folder::write_adapter_folder;
 use crate::convert::folder::destination::Destination;
 use crate::convert::merge::adapters::inherit_training;
@@ -11,7 +11,7 @@ use crate::convert::verify::compatibility::{self, Compatibility, Runtime, answer
 use crate::convert::verify::report::{ExportVerdict, REPORT, WeightFile, weight_file};
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::models::{Config, QuantisedBase};
+use crate::models::{self, Config, QuantisedBase};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,7 @@ pub fn write_adapter(options: &RuntimeAdapterOptions, part: &WeightedAdapter) ->
         .check(options.force, &[options.base, &part.folder])?;
     let chosen = choose_adapter(options.runtime, options.base, part)?;
     let content = chosen.file.as_ref().unwrap_or(&part.file);
+    require_fit(options.base, part, content)?;
     let folder: PathBuf = options.out.components().collect(); // without a slash at the end
     let base_name = options.base.to_string_lossy();
     let quantised_base = quantised_base::recorded(&part.companions)?;
@@ -103,6 +104,36 @@ pub fn write_adapter(options: &RuntimeAdapterOptions, part: &WeightedAdapter) ->
         Ok(())
     })?;
     made.ok_or_else(|| Error::bug("a folder was written without a report"))
+}
+
+/// Fails if the adapter changes weights that the base does not have, or has in another shape.
+fn require_fit(base: &Path, part: &WeightedAdapter, content: &AdapterFile) -> Result<()> {
+    let config = Config::read(base)?;
+    let unchanged = content.spec.why_not_merged().is_some();
+    if unchanged || config.stored.is_some() && content.spec.as_lora().is_none() {
+        return Ok(()); // no updates of weights, or such that the sizes of quantised weights do not tell
+    }
+    let weights = models::weights(base, &config)?;
+    let modules = content.tensors.keys().filter_map(|name| content.spec.module_of(name)).collect();
+    let head = format!("{HEAD}.weight");
+    let origin = part.folder.join(file::TENSORS);
+    for (name, update) in content.spec.updates_on(&weights, &modules, &content.tensors, &origin)? {
+        let fits = match (weights.shape(&name), weights.quantised(&name)) {
+            (Some(shape), _) => update.fits(shape, weights.transposed(&name)),
+            (None, Some(matrix)) => update.fits(&matrix.shape(), false),
+            (None, None) => config.tie_word_embeddings && name == head,
+        };
+        if !fits {
+            return Err(Error::user(format!(
+                "{}: the change of {name} has the shape {}, the base's weight {:?}",
+                part.folder.display(),
+                update.shape(),
+                weights.shape(&name)
+            ))
+            .hint("was the adapter trained on another base? name it with --base"));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the adapter in a folder, which must contain exactly these tensors, bit for bit, and settings that fit them.

@@ -123,6 +123,7 @@ impl Joined {
         layer: Option<&(Rc<LayerGradients>, Vec<usize>)>,
     ) -> Vec<Option<Tensor>> {
         let g = beside_each_other(grads); // (T, out of all)
+        let room = gradient_room::take(&g); // also where it is not used, so that it does not stay
         let frozen = || cast(&self.weight.narrow(0, 0, self.outputs), g.kind());
         let (Some(low), Some((a, b))) = (low, &self.factors) else {
             return vec![needs_x.then(|| g.matmul(&frozen()))];
@@ -131,7 +132,7 @@ impl Joined {
             // The gradients of outputs and of low-rank results are columns of one matrix, times weights and A below them. Also where
             // there is no room behind those of the outputs, so that a layer that is replayed gets the same bits.
             let (ranks, width, rows) = (a.size()[0], self.outputs, g.size()[0]);
-            let all = gradient_room::take(&g).unwrap_or_else(|| {
+            let all = room.unwrap_or_else(|| {
                 let all = Tensor::empty([rows, self.weight.size()[0]], (g.kind(), g.device()));
                 if needs_x {
                     all.narrow(1, 0, width).copy_(&g);

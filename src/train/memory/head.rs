@@ -2,7 +2,7 @@
 
 use super::{RunShape, TrainedBytes};
 use crate::native;
-use crate::nn::{LayerKind, Param, QuantisedParam, chunked, quantised};
+use crate::nn::{LayerKind, Param, QuantisedFormat, QuantisedParam, chunked, quantised};
 use tch::Device;
 
 impl RunShape<'_> {
@@ -60,7 +60,10 @@ impl RunShape<'_> {
     fn dequantised(&self) -> u64 {
         let of_layer = |p: &&Param| !matches!(p.layer, LayerKind::Embedding | LayerKind::Table | LayerKind::Head);
         let quantised = self.model.params().base().filter(of_layer).filter(|p| self.is_quantised(p));
-        quantised.map(|p| tile(p.count())).max().unwrap_or(0) * self.width()
+        // A GPU dequantises int8 in float32 first.
+        let int8 = self.prepared.storage.quantisation().is_some_and(|all| all.linear.format == QuantisedFormat::Int8);
+        let in_float32 = int8 && self.prepared.device != Device::Cpu && self.width() < 4;
+        quantised.map(|p| tile(p.count())).max().unwrap_or(0) * (self.width() + if in_float32 { 4 } else { 0 })
     }
 
     /// Returns true if the weight of the output head is quantised.

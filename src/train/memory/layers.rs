@@ -90,7 +90,11 @@ impl RunShape<'_> {
         // One that is offloaded is copied while the layer above it is computed.
         let inputs = if self.plan.recipe.run.offload { replayed.min(2) } else { replayed };
         let around = if replayed == 0 { more.around_layers as u64 } else { 0 };
-        let kept = rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64 + around);
+        // On CUDA low-rank results are columns of a layer's sum, which is kept beside its input where layers do not run in order.
+        let AdapterActivations { rank, dropout, .. } = self.adapter();
+        let sums = if replayed > 0 && rank > 0 && !dropout && self.has_own_kernels() { d * keeping } else { 0 };
+        let kept =
+            rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64 + around + sums);
         kept + (layer * keeping).max(again)
     }
 
@@ -241,10 +245,10 @@ impl RunShape<'_> {
         let (c, [d, f, _]) = (self.model.config(), self.sizes());
         let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| (heads * c.head_dim) as u64);
         // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values. Where
-        // the gradients of a layer's factors are computed at once, inputs of the MLP's linear layers and the gradients of their results
-        // exist until then.
+        // the gradients of a layer's factors are computed at once, inputs of the MLP's linear layers, the gradients of their results, and
+        // the results themselves, of which low-rank results are columns, exist until then.
         let rank = self.adapter().rank;
-        let waiting = if self.keeps_inputs && rank > 0 { 3 * f + 2 * d } else { 0 };
+        let waiting = if self.keeps_inputs && rank > 0 { 5 * f + 3 * d } else { 0 };
         let gradients = self.layer_rows() * (2 * d + 2 * q + kv + waiting) * self.width() + self.sums_of_chunks(rank);
         let of_mlp = match self.mlp_tile() {
             None => self.layer_rows() * self.kept_numbers()[1] * self.width(),

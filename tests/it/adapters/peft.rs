@@ -472,8 +472,8 @@ fn a_trained_adapter_is_saved_in_peft_format() {
             "SGLang: yes: with --lora-paths NAME=DIR",
             "TensorRT-LLM: yes",
             "llama.cpp: yes: after ft export ADAPTER --to gguf",
-            "MLX: no: it reads adapters in a format of its own, not PEFT's (ft export ADAPTER --for mlx)",
-            "ONNX Runtime: no: it reads no adapters (ft export ADAPTER --for onnx-runtime)"
+            "MLX: no: it reads adapters in a format of its own, not PEFT's (ft export ADAPTER --for mlx --out OUT)",
+            "ONNX Runtime: no: it reads no adapters (ft export ADAPTER --for onnx-runtime --out OUT)"
         ]
     );
     let config: Value = ft::fsutil::read_json(&folder.join(file::CONFIG)).unwrap();

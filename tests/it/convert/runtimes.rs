@@ -81,7 +81,11 @@ fn each_program_has_an_answer_with_a_reason_and_a_command() {
         let found = answer_of(&answers, program).unwrap();
         assert_eq!(found.reads, Some(false), "{settings}: {found}");
         assert!(found.note.contains(reason), "{settings}: {found}");
-        assert_eq!(found.command.as_deref(), Some(&*format!("ft export ADAPTER --for {}", program.name())), "{found}");
+        assert_eq!(
+            found.command.as_deref(),
+            Some(&*format!("ft export ADAPTER --for {} --out OUT", program.name())),
+            "{found}"
+        );
     }
     // PEFT, vLLM, TGI, SGLang, TensorRT-LLM, llama.cpp, MLX, ONNX Runtime.
     let table = |settings: Value| short(&of_folder(&llama, &lora8(&llama, settings)));
@@ -140,7 +144,7 @@ fn other_kinds_of_adapters_name_the_command_where_there_is_one() {
         let answers = of_adapter(&file::read(&folder).unwrap(), &folder, Some(&base)).unwrap();
         assert!(short(&answers).ends_with("-------"), "{kind}: {}", short(&answers));
         let command = answer_of(&answers, Runtime::Vllm).unwrap().command.clone();
-        assert_eq!(command.as_deref(), merges.then_some("ft export ADAPTER --for vllm"), "{kind}");
+        assert_eq!(command.as_deref(), merges.then_some("ft export ADAPTER --for vllm --out OUT"), "{kind}");
     }
     let folder = fixture("virtual-tokens/p_tuning");
     let folder = if folder.join("adapter_config.json").exists() { folder } else { folder.join("initial") };
@@ -172,7 +176,7 @@ fn models_are_answered_for_by_family_and_format() {
     assert_eq!(short(&found), "++-??+-+", "{found:?}");
     let tgi = answer_of(&found, Runtime::Tgi).unwrap();
     assert!(tgi.note.contains("rope_parameters"), "{tgi}");
-    assert_eq!(tgi.command.as_deref(), Some("ft export DIR --for tgi"));
+    assert_eq!(tgi.command.as_deref(), Some("ft export DIR --for tgi --out OUT"));
 
     let made = Exported::of("llama", json!({ "hidden_size": 128, "intermediate_size": 128 }));
     let file = made.model().join("config.json");
@@ -187,7 +191,7 @@ fn models_are_answered_for_by_family_and_format() {
     assert_eq!(short(&found), "+++++---", "{found:?}");
     assert_eq!(
         answer_of(&found, Runtime::LlamaCpp).unwrap().command.as_deref(),
-        Some("ft export MODEL --for llama.cpp")
+        Some("ft export MODEL --for llama.cpp --out OUT")
     );
     let found = stored(fp8(32));
     assert_eq!(short(&found), "++??----", "{found:?}");
@@ -355,6 +359,58 @@ fn the_form_follows_from_adapter_and_program() {
     }
 }
 
+/// What a form would leave out is merged or refused: tables of tokens that PEFT saves, a reward model's head, LoftQ's correction.
+#[test]
+fn nothing_that_an_adapter_has_is_left_out() {
+    let base = fixture("tiny-qwen3");
+    for tables in ["plain", "plain-tied"] {
+        let part = WeightedAdapter::read(&fixture(format!("vocabulary/{tables}")), 1.0).unwrap();
+        assert!(!part.file.tables.is_empty());
+        for runtime in [Runtime::Vllm, Runtime::LlamaCpp, Runtime::Mlx] {
+            assert_eq!(choose(runtime, &base, &part).unwrap().form, RuntimeForm::Model, "{tables} {runtime:?}");
+        }
+        let refused = choose(Runtime::Peft, &base, &part).unwrap_err().to_string();
+        assert!(refused.contains("whole tables of tokens"), "{refused}");
+    }
+    let part = WeightedAdapter::read(&fixture("reward/adapter"), 1.0).unwrap();
+    let refused = choose(Runtime::Peft, &fixture("tiny-llama"), &part).unwrap_err().to_string();
+    assert!(refused.contains("the records of a reward model"), "{refused}");
+
+    let made = Exported::of("llama", json!({}));
+    let adapter = lora8(&made, json!({}));
+    let quantised = json!({ "quantised_base": { "format": "nf4", "double": true, "corrected": true } });
+    ft::fsutil::write_json(&adapter.join("export_report.json"), &quantised).unwrap();
+    let part = WeightedAdapter::read(&adapter, 1.0).unwrap();
+    for runtime in [Runtime::LlamaCpp, Runtime::Mlx, Runtime::Tgi] {
+        let refused = choose(runtime, &made.model(), &part).unwrap_err().to_string();
+        assert!(refused.contains("correction of a base"), "{runtime:?}: {refused}");
+    }
+}
+
+#[test]
+fn an_adapter_of_another_base_is_not_written() {
+    let (base, space) = (fixture("tiny-llama"), tempfile::tempdir().unwrap());
+    let part = WeightedAdapter::read(&fixture("adapters/rslora"), 1.0).unwrap();
+    let out = space.path().join("out");
+    let options = RuntimeAdapterOptions { runtime: Runtime::Vllm, base: &base, out: &out, force: false };
+    let refused = write_adapter(&options, &part).unwrap_err().to_string();
+    assert!(refused.contains("was the adapter trained on another base?"), "{refused}");
+    assert!(!out.exists());
+}
+
+/// What mlx-lm computes otherwise is said of models and of adapters of them.
+#[test]
+fn a_model_that_mlx_computes_otherwise_is_no_yes() {
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+    let made = Exported::of("llama", json!({ "rope_scaling": yarn }));
+    let found = of_model(&made.model());
+    let mlx = answer_of(&found, Runtime::Mlx).unwrap();
+    assert!(mlx.reads == Some(false) && mlx.note.contains("YaRN") && mlx.command.is_none(), "{mlx}");
+    let part = WeightedAdapter::read(&lora8(&made, json!({})), 1.0).unwrap();
+    let refused = choose(Runtime::Mlx, &made.model(), &part).unwrap_err().to_string();
+    assert!(refused.contains("YaRN"), "{refused}");
+}
+
 #[test]
 fn the_command_writes_what_a_program_reads_or_says_why_not() {
     let space = Workspace::bare();
@@ -405,7 +461,10 @@ fn the_command_writes_what_a_program_reads_or_says_why_not() {
     let shown = [shown.stdout, shown.stderr].concat();
     let shown = String::from_utf8(shown).unwrap();
     assert!(shown.contains("SGLang does not read it as it is: rsLoRA") && shown.contains("SGLang: yes"), "{shown}");
-    assert!(shown.contains("ONNX Runtime: no: it reads no adapters (ft export ADAPTER --for onnx-runtime)"), "{shown}");
+    assert!(
+        shown.contains("ONNX Runtime: no: it reads no adapters (ft export ADAPTER --for onnx-runtime --out OUT)"),
+        "{shown}"
+    );
 
     for (line, reason) in [
         (&["export", "model", "--for", "vlm", "--out", "x"][..], "a similar value exists: 'vllm'"),

@@ -176,6 +176,12 @@ fn the_command_trains_shows_and_protects_existing_files() {
     refused(train(&[]), "--force");
     assert!(train(&["--force"]).status.success());
     assert!(!out.join("chat_template.jinja").exists(), "the folder must be replaced as a whole");
+    let inside = out.join("corpus.txt");
+    std::fs::write(&inside, "A text of the user's.").unwrap();
+    let line =
+        ["tokenizer", "train", "--data", inside.to_str().unwrap(), "--vocab-size", "300", "--out", to, "--force"];
+    refused(ft_here(&line), "is in the folder that --force would replace");
+    assert!(inside.exists());
     std::fs::write(out.join("config.json"), "{}").unwrap();
     refused(train(&["--force"]), "this folder has config.json");
     refused(

@@ -25,6 +25,21 @@ fn load_as(folder: &Path, kind: Kind, storage: Storage, plan: Option<&ModulePlan
     Model::load(folder, LoadOptions { device, kind, storage, train_base: None, adapters, vocabulary: None, heads })
 }
 
+/// A table that has grown is no longer a range of its file.
+#[test]
+fn pages_of_replaced_tensors_are_left_alone() {
+    let base = fixture("tiny-gpt2");
+    let mut weights = models::weights(&base, &Config::read(&base).unwrap()).unwrap();
+    let names: Vec<String> = weights.names().map(str::to_string).collect();
+    for name in names {
+        weights.release(&name);
+        let grown = Tensor::ones([1 << 16], (Kind::Float, Device::Cpu));
+        weights.replace(&name, grown.shallow_clone()).unwrap();
+        weights.release(&name);
+        assert!(weights.get(&name).unwrap().equal(&grown), "{name}");
+    }
+}
+
 #[test]
 fn logits_are_those_of_transformers_with_the_dequantised_weights() {
     let fixture = tensors("stored/logits.safetensors");

@@ -1,7 +1,7 @@
 //! Answers for adapters.
 
 use super::lora::LoraFacts;
-use super::{Compatibility, Findings, Runtime, model, refuse_own_family, servers};
+use super::{Compatibility, Findings, Runtime, export_command, model, refuse_own_family, servers};
 use crate::adapters::AdapterFile;
 use crate::adapters::lora::LoraSpec;
 use crate::convert::onnx_export;
@@ -56,7 +56,7 @@ fn command(adapter: &AdapterFile, base: Option<&Config>, runtime: Runtime) -> Op
     };
     match runtime {
         Runtime::Peft => (merges && readable).then(|| "ft merge MODEL ADAPTER --out DIR".into()),
-        _ => (merges && readable).then(|| format!("ft export ADAPTER --for {}", runtime.name())),
+        _ => (merges && readable).then(|| export_command("ADAPTER", runtime)),
     }
 }
 
@@ -127,7 +127,7 @@ fn llama_cpp(adapter: &AdapterFile, lora: &LoraFacts) -> Findings {
         lora.adapts_some_experts().then(|| "some experts of a layer are adapted, and it has them in one tensor".into()),
     );
     let known = lora.base.is_none_or(|base| families::of_model_type(&base.model_type).is_some());
-    refusals.extend((!known).then(|| "its files have no place for this family's layers".into()));
+    refusals.extend((!known).then(|| model::NO_PLACE.into()));
     let base = adapter.base.as_deref().unwrap_or_default();
     let needs = match base.is_empty() {
         true => "after ft export ADAPTER --base MODEL --to gguf",

@@ -56,6 +56,11 @@ pub fn answer_name(reads: Option<bool>) -> &'static str {
     }
 }
 
+/// Returns the command that writes what a program reads of `source`.
+fn export_command(source: &str, runtime: Runtime) -> String {
+    format!("ft export {source} --for {} --out OUT", runtime.name())
+}
+
 /// Returns the answer of one program.
 pub fn answer_of(answers: &[Compatibility], runtime: Runtime) -> Option<&Compatibility> {
     answers.iter().find(|answer| answer.consumer == runtime.title())

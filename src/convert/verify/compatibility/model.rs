@@ -1,13 +1,16 @@
 //! Answers for whole models, as directories and as files of other programs.
 
-use super::{Compatibility, Findings, Runtime, refuse_own_family};
+use super::{Compatibility, Findings, Runtime, export_command, refuse_own_family};
 use crate::convert::folder::config_file::lacks_older_rope_keys;
 use crate::convert::{mlx, onnx_export};
+use crate::gguf::families;
 use crate::model_files::CONFIG;
 use crate::models::{Config, StoredFormat};
 use std::path::Path;
 
 pub(super) const NO_HEAD: &str = "GGUF files of these families hold no scalar head";
+
+pub(super) const NO_PLACE: &str = "its files have no place for this family's layers";
 
 pub(super) const NO_SCORES: &str = "ft export --to onnx writes language models only";
 
@@ -119,11 +122,7 @@ pub fn of_model(folder: &Path) -> Vec<Compatibility> {
 
 /// Returns the answer for what `ft export --for` would write of a full-precision model with this config and a tokenizer.
 pub fn of_config(config: &Config, runtime: Runtime) -> Compatibility {
-    let findings = match runtime {
-        Runtime::Mlx => Findings { unknowns: mlx_unknown(config).into_iter().collect(), ..Findings::default() },
-        _ => of_family(config, runtime),
-    };
-    let mut answers = [findings.answer(runtime.title(), None)];
+    let mut answers = [of_family(config, runtime).answer(runtime.title(), None)];
     refuse_own_family(&mut answers, config);
     let [answer] = answers;
     answer
@@ -158,7 +157,7 @@ fn of_adapter_file(what: &str, reader: Runtime) -> Vec<Compatibility> {
     let answer = |runtime: Runtime| {
         let other = || Findings::refused(format!("it reads no {what}"));
         let findings = if runtime == reader { Findings::default() } else { other() };
-        findings.answer(runtime.title(), Some(format!("ft export ADAPTER --for {}", runtime.name())))
+        findings.answer(runtime.title(), Some(export_command("ADAPTER", runtime)))
     };
     std::iter::once(Runtime::Peft).chain(READERS).map(answer).collect()
 }
@@ -175,10 +174,10 @@ pub fn of_mlx_model(folder: &Path, quantised: bool) -> Vec<Compatibility> {
 fn of_file(what: &str, find: impl Fn(Runtime) -> Option<Findings>) -> Vec<Compatibility> {
     let answer = |runtime: Runtime| {
         let findings = find(runtime).unwrap_or_else(|| Findings::refused(format!("it reads no {what}")));
-        findings.answer(runtime.title(), Some(format!("ft export MODEL --for {}", runtime.name())))
+        findings.answer(runtime.title(), Some(export_command("MODEL", runtime)))
     };
     let transformers = Findings::refused(format!("it reads no {what}"));
-    std::iter::once(transformers.answer(TRANSFORMERS, Some("ft export MODEL --to hf".into())))
+    std::iter::once(transformers.answer(TRANSFORMERS, Some("ft export MODEL --to hf --out OUT".into())))
         .chain(READERS.map(answer))
         .collect()
 }
@@ -191,7 +190,7 @@ fn command(config: Option<&Config>, findings: &Findings, lacks_tokenizer: bool, 
     }
     // Of quantised weights nothing is written again: the command is for the model that they were made from.
     let model = if config.stored.is_some() { "MODEL" } else { "DIR" };
-    Some(format!("ft export {model} --for {}", runtime.name()))
+    Some(export_command(model, runtime))
 }
 
 fn tokenizer_missing(folder: &Path) -> Option<String> {
@@ -236,21 +235,23 @@ fn of_family(config: &Config, runtime: Runtime) -> Findings {
         )),
     };
     match runtime {
-        Runtime::Peft | Runtime::Vllm | Runtime::LlamaCpp => Findings::default(),
+        Runtime::Peft | Runtime::Vllm => Findings::default(),
+        Runtime::LlamaCpp if families::of_model_type(&config.model_type).is_some() => Findings::default(),
+        Runtime::LlamaCpp => Findings::refused(NO_PLACE),
         Runtime::Tgi => through(known(&TGI_FAMILIES)),
         Runtime::SgLang => through(known(&SGLANG_FAMILIES)),
         Runtime::TensorRtLlm if known(&TENSORRT_FAMILIES) => Findings::default(),
         Runtime::TensorRtLlm => Findings::unknown(format!("which versions compute {}", config.model_type)),
-        Runtime::Mlx => Findings { unknowns: mlx_unknown(config).into_iter().collect(), ..Findings::default() },
+        Runtime::Mlx if mlx::is_known(config) => {
+            Findings { refusals: mlx::difference(config).into_iter().collect(), ..Findings::default() }
+        }
+        Runtime::Mlx => {
+            Findings::unknown(format!("whether mlx-lm computes {} as ft does was not compared", config.model_type))
+        }
         Runtime::OnnxRuntime => {
             Findings { refusals: onnx_export::refusal(config).into_iter().collect(), ..Findings::default() }
         }
     }
-}
-
-fn mlx_unknown(config: &Config) -> Option<String> {
-    (!mlx::is_known(config))
-        .then(|| format!("whether mlx-lm computes {} as ft does was not compared", config.model_type))
 }
 
 fn transformers_needs(format: StoredFormat) -> &'static str {
