@@ -7,7 +7,7 @@ use crate::support::*;
 use ft::adapters::{LoraSpec, ModulePlan};
 use ft::generate::engine::complete;
 use ft::generate::settings::GenerationSettings;
-use ft::models::{Heads, LayerReplay, LoadOptions, Model, Storage, TrainedPart};
+use ft::models::{self, Config, Heads, LayerReplay, LoadOptions, Model, Storage, TrainedPart};
 use ft::nn::{AdapterPlan, Quantisation, QuantisedFormat, QuantisedParam, Tokens, weights};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
