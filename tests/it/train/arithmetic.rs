@@ -93,13 +93,15 @@ fn the_settings_are_those_of_libtorch() {
     });
 }
 
-/// Blocks of a kernel run in any order, so one that adds to memory by atomic operations has no fixed sum.
+/// Blocks of a kernel run in any order, so one that adds to memory by atomic operations has no fixed sum. The one atomic operation
+/// counts blocks.
 #[test]
 fn own_kernels_sum_in_a_fixed_order() {
+    const TICKET: &str = "const u32 before = atomicAdd(counter, 1u);";
     let files: Vec<_> = std::fs::read_dir("native/cuda").unwrap().map(|file| file.unwrap().path()).collect();
     assert!(files.len() > 5, "{files:?}");
     for file in files {
-        let text = std::fs::read_to_string(&file).unwrap().to_lowercase();
+        let text = std::fs::read_to_string(&file).unwrap().replacen(TICKET, "", 1).to_lowercase();
         assert!(!text.contains("atomic"), "{}", file.display());
     }
 }
