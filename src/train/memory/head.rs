@@ -46,7 +46,7 @@ impl RunShape<'_> {
     }
 
     /// Returns true for a parameter that is quantised in the run, in its file or when it is loaded.
-    fn is_quantised(&self, p: &Param) -> bool {
+    pub(super) fn is_quantised(&self, p: &Param) -> bool {
         let loaded = self.prepared.storage.quantisation();
         match p.quantised {
             QuantisedParam::Never => false,

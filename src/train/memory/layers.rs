@@ -91,8 +91,7 @@ impl RunShape<'_> {
         let inputs = if self.plan.recipe.run.offload { replayed.min(2) } else { replayed };
         let around = if replayed == 0 { more.around_layers as u64 } else { 0 };
         // On CUDA low-rank results are columns of a layer's sum, which is kept beside its input where layers do not run in order.
-        let AdapterActivations { rank, dropout, .. } = self.adapter();
-        let sums = if replayed > 0 && rank > 0 && !dropout && self.has_own_kernels() { d * keeping } else { 0 };
+        let sums = if replayed > 0 && self.joins_layers() { d * keeping } else { 0 };
         let kept =
             rows * self.width() * ((d + more.between_layers as u64) * inputs + more.handed_on as u64 + around + sums);
         kept + (layer * keeping).max(again)
@@ -227,12 +226,19 @@ impl RunShape<'_> {
         of_layers.reduce(AttentionMemory::larger).unwrap_or(AttentionMemory { kept: 0, temporary: 0 })
     }
 
-    /// Returns the bytes that our own kernel takes for the gradients of a layer's factors of this rank.
-    fn sums_of_chunks(&self, rank: u64) -> u64 {
-        if rank == 0 || !self.keeps_inputs || !self.has_own_kernels() {
-            return 0;
-        }
-        let (c, [d, f, _], rank) = (self.model.config(), self.sizes().map(|n| n as i64), rank as i64);
+    /// Returns true if linear layers are computed with the factors A below their weights.
+    fn joins_layers(&self) -> bool {
+        let AdapterActivations { rank, dropout, .. } = self.adapter();
+        let (stored, _) = self.model.storage_summary_as(self.prepared.storage, self.prepared.device);
+        let mut linear = self.model.params().base().filter(|p| p.layer == LayerKind::Linear);
+        let plain = stored == self.model.kind() && !linear.any(|p| self.is_quantised(p));
+        rank > 0 && !dropout && plain && self.has_own_kernels()
+    }
+
+    /// Returns the bytes that our own kernel takes for the gradients of a layer's factors.
+    fn sums_of_chunks(&self) -> u64 {
+        let (c, [d, f, _]) = (self.model.config(), self.sizes().map(|n| n as i64));
+        let rank = self.adapter().rank as i64;
         let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| heads * c.head_dim);
         let of_a = [[d, 3 * rank], [q, rank], [d, 2 * rank], [f, rank]];
         let of_b = [q, kv, kv, d, f, f, d].map(|outputs| [outputs, rank]);
@@ -247,9 +253,11 @@ impl RunShape<'_> {
         // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values. Where
         // the gradients of a layer's factors are computed at once, inputs of the MLP's linear layers, the gradients of their results, and
         // the results themselves, of which low-rank results are columns, exist until then.
-        let rank = self.adapter().rank;
-        let waiting = if self.keeps_inputs && rank > 0 { 5 * f + 3 * d } else { 0 };
-        let gradients = self.layer_rows() * (2 * d + 2 * q + kv + waiting) * self.width() + self.sums_of_chunks(rank);
+        let (waiting, sums) = match self.keeps_inputs && self.joins_layers() {
+            true => (5 * f + 3 * d, self.sums_of_chunks()),
+            false => (0, 0),
+        };
+        let gradients = self.layer_rows() * (2 * d + 2 * q + kv + waiting) * self.width() + sums;
         let of_mlp = match self.mlp_tile() {
             None => self.layer_rows() * self.kept_numbers()[1] * self.width(),
             Some(_) => 0,
