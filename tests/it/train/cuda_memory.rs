@@ -116,6 +116,7 @@ fn predictions_are_near_for_adapters_and_whole_models() {
     for (dtype, kernels, capability, examples, replay) in [
         ("bf16", "own", "90", 2, "none"),
         ("bf16", "own", "90", 8, "all"),
+        ("bf16", "own", "90", 8, "{layers: 2}"),
         ("f32", "own", "90", 8, "none"),
         ("f32", "own", "90", 8, "{layers: 2}"),
         ("f32", "libtorch's", "70", 8, "none"),

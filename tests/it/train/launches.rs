@@ -84,6 +84,11 @@ fn what_is_kept_or_computed_again_gives_the_same_bits() {
     let scarce = needs(&little);
     assert!(plenty["keeps_inputs"] == true && scarce["keeps_inputs"] == false, "{plenty} {scarce}");
     assert!(plenty["activations"].as_u64() > scarce["activations"].as_u64(), "{plenty} {scarce}");
+    // A size that is given with --fit is the run's memory, however much is free.
+    let fit = format!("--fit={little}");
+    let limited = fake_cuda::ft(&space, &[&check[..], &[&*fit]].concat(), &[("FAKE_CUDA_MEMORY", "8589934592")]);
+    let limited: serde_json::Value = serde_json::from_slice(&limited.output.stdout).unwrap();
+    assert!(limited["needs"]["keeps_inputs"] == false && limited["memory_free"].to_string() == little, "{limited}");
     let run = |memory: &str, name: &str| {
         let out = format!("run.out=runs/{name}");
         let trace = train(&space, &model, &["model.dtype=bf16", &out], &[("FAKE_CUDA_MEMORY", memory)]).succeeded();
