@@ -76,7 +76,7 @@ pub struct ModelSection {
     #[serde(default, with = "serde_yaml::with::singleton_map", skip_serializing_if = "TrainedPart::is_all")]
     #[schemars(with = "TrainedPart")]
     pub trained: TrainedPart,
-    /// How frozen weights are held in memory. This affects memory and speed, but not the results.
+    /// How frozen weights are held in memory. This affects memory and speed; results are the same, on a GPU up to rounding.
     #[serde(default)]
     pub storage: Storage,
     /// Quantises the frozen weights of the linear layers while they are read, so that a model takes a quarter or a half of

@@ -47,8 +47,8 @@ fn auto_is_float32_for_float32_files_and_else_the_devices_native_format() {
     }
 }
 
-/// Frozen 16-bit weights are converted to float32 while they are multiplied. All results must be bit-identical to those
-/// of float32 copies.
+/// Frozen 16-bit weights are converted to float32 while they are multiplied. On the CPU all results must be bit-identical to those
+/// of float32 copies; on CUDA, where only copies have the factors A below them, equal up to the order of sums.
 #[test]
 fn weights_kept_in_the_files_format_give_identical_results() {
     let spec = LoraSpec { rank: 4, alpha: 8.0, ..LoraSpec::default() };
@@ -89,6 +89,11 @@ fn weights_kept_in_the_files_format_give_identical_results() {
                     (metrics.means()["loss"], take_gradients(model))
                 };
                 let ((a, held), (b, copied)) = (step(&held), step(&copied));
+                if device().is_cuda() {
+                    assert!((a / b - 1.0).abs() < 1e-6, "{name} {own:?}: losses {a} and {b}");
+                    assert_all_close(&held, &copied, 1e-5);
+                    continue;
+                }
                 assert_eq!(a, b, "{name} {own:?}: loss");
                 for (parameter, gradient) in &held {
                     assert_same(&format!("{name} {own:?}: {parameter}"), gradient, &copied[parameter]);
@@ -97,7 +102,10 @@ fn weights_kept_in_the_files_format_give_identical_results() {
             let settings = GenerationSettings { log_probs: true, ..GenerationSettings::greedy(12, &[]) };
             let answer = |model: &Model| complete(model, &prompts, &settings, &mut |_, _| ()).unwrap();
             for (a, b) in answer(&held).iter().zip(&answer(&copied)) {
-                assert_eq!((&a.tokens, &a.log_probs), (&b.tokens, &b.log_probs), "{name} {own:?}: answers");
+                assert_eq!(a.tokens, b.tokens, "{name} {own:?}: answers");
+                let most = if device().is_cuda() { 1e-5 } else { 0.0 };
+                let near = a.log_probs.iter().zip(&b.log_probs).all(|(a, b)| (a - b).abs() <= most);
+                assert!(near && a.log_probs.len() == b.log_probs.len(), "{name} {own:?}: log-probabilities");
             }
         }
     }
