@@ -66,6 +66,8 @@ def by_transformers(args, folder, prompts):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if not getattr(model, "is_loaded_in_4bit", False):
+        model = model.float()  # what was dequantised from FP8 is in bfloat16
     answers = []
     for prompt in prompts:
         new, past, answer = prompt, None, []
