@@ -69,7 +69,9 @@ pub fn choose_model(runtime: Runtime, model: &Path) -> Result<RuntimeChoice> {
 
 fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Result<ChosenAdapter> {
     let config = Config::read(base)?;
-    refuse_records(runtime, part)?;
+    if runtime == Runtime::Peft {
+        refuse_records(part)?;
+    }
     let chosen = |form, why: String, file| Ok(ChosenAdapter { choice: RuntimeChoice { runtime, form, why }, file });
     let name = runtime.title();
     // Formats of their own are tried: what they cannot hold is merged.
@@ -124,20 +126,15 @@ fn choose_adapter(runtime: Runtime, base: &Path, part: &WeightedAdapter) -> Resu
 }
 
 /// Fails for an adapter in PEFT's files with more than its tensors and settings, of which a copy would lack a part.
-fn refuse_records(runtime: Runtime, part: &WeightedAdapter) -> Result<()> {
+fn refuse_records(part: &WeightedAdapter) -> Result<()> {
     let more = match () {
         _ if part.file.spec.has_scalar_head() => "the records of a reward model",
         _ if !part.file.tables.is_empty() => "whole tables of tokens",
         _ => return Ok(()),
     };
-    match runtime {
-        Runtime::Peft => Err(Error::user(format!(
-            "{}: PEFT reads this folder as it is, with {more}, which --for does not write",
-            part.folder.display()
-        ))
-        .hint("copy the folder")),
-        _ => Ok(()),
-    }
+    let folder = part.folder.display();
+    Err(Error::user(format!("{folder}: PEFT reads this folder as it is, with {more}, which --for does not write"))
+        .hint("copy the folder"))
 }
 
 /// Returns the answer of a program for the adapter `file`, which `part` is or is made of.

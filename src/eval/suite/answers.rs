@@ -266,11 +266,13 @@ fn scored(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::suite_file::GENERATE_METRICS;
+    use crate::recipe::suite_file::{AnswerScore, GENERATE_METRICS};
 
     #[test]
     fn the_file_of_a_suite_knows_every_metric() {
-        let known: Vec<&str> = std::iter::once(EXACT_MATCH).chain(AnswerMetric::ALL.map(|(name, _)| name)).collect();
+        let score = |metric: AnswerMetric| if metric.is_mean() { AnswerScore::Mean } else { AnswerScore::Joint };
+        let compared = AnswerMetric::ALL.map(|(name, metric)| (name, score(metric)));
+        let known: Vec<_> = std::iter::once((EXACT_MATCH, AnswerScore::Mean)).chain(compared).collect();
         assert_eq!(known, GENERATE_METRICS);
     }
 }

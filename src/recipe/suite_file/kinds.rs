@@ -4,8 +4,8 @@ use super::probe_types::{ExposureTask, MembershipTask, PairsTask};
 use super::scorers::{SCORER_METRICS, is_scorer};
 use super::task::{any_text, flip, positive, required};
 use super::types::{
-    AnswerFilter, AnswerMap, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS, GenerateTask,
-    LetterFilter, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
+    AnswerFilter, AnswerMap, AnswerSampling, AnswerScore, ChoiceMetric, ChoiceTask, ChoiceTexts, GENERATE_METRICS,
+    GenerateTask, LetterFilter, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, TaskKind,
 };
 use super::{scorer_keys, template, texts};
 use crate::data::rows::RowTemplate;
@@ -16,23 +16,6 @@ use fancy_regex::Regex;
 
 const CHOICE_KEYS: [&str; 8] = ["choices", "answer", "continuation", "by", "shuffle", "metrics", "question", "texts"];
 const GENERATE_KEYS: [&str; 7] = ["metrics", "max_new_tokens", "stop", "extract", "normalise", "ignore", "samples"];
-/// Metrics of written answers that are no means over items.
-const JOINT_METRICS: [&str; 14] = [
-    "HasAns_f1",
-    "HasAns_exact",
-    "NoAns_f1",
-    "NoAns_exact",
-    "bleu",
-    "chrf",
-    "chrf++",
-    "ter",
-    "macro_f1",
-    "weighted_f1",
-    "mcc",
-    "balanced_accuracy",
-    "pearson",
-    "spearman",
-];
 const SAMPLES_KEYS: [&str; 5] = ["answers", "temperature", "top_p", "seed", "vote"];
 const REGEX_KEYS: [&str; 3] = ["regex", "pick", "otherwise"];
 const LETTER_KEYS: [&str; 6] = ["letter_of", "regex", "pick", "otherwise", "normalise", "ignore"];
@@ -180,8 +163,9 @@ pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateT
     let keys: Vec<&str> = GENERATE_KEYS.into_iter().chain(scorer_keys::KEYS).collect();
     reader.check_keys(node, &keys, "`generate`");
     let NodeKind::Map(_) = node.kind else { return None };
-    let known = |name: &str| (GENERATE_METRICS.contains(&name) || is_scorer(name)).then(|| name.to_string());
-    let names: Vec<&str> = GENERATE_METRICS.into_iter().chain(SCORER_METRICS).collect();
+    let compared = GENERATE_METRICS.map(|(name, _)| name);
+    let known = |name: &str| (compared.contains(&name) || is_scorer(name)).then(|| name.to_string());
+    let names: Vec<&str> = compared.into_iter().chain(SCORER_METRICS).collect();
     let metrics = node.get("metrics").map(|n| names_of(reader, "metrics", n, &names, known));
     let max_new_tokens = node.get("max_new_tokens").map(|n| positive(reader, "max_new_tokens", n));
     let stop = node.get("stop").map(|n| stop(reader, n));
@@ -194,7 +178,8 @@ pub(super) fn generate(reader: &mut NodeReader, node: &Node) -> Option<GenerateT
     let ignore = node.get("ignore").map(|n| ignored(reader, n));
     let samples = node.get("samples").map(|n| samples(reader, n));
     if let (Some(Some(samples)), Some(metrics)) = (&samples, node.get("metrics"))
-        && let Some(name) = names_in(metrics).find(|name| !samples.vote && JOINT_METRICS.contains(name))
+        && !samples.vote
+        && let Some(name) = names_in(metrics).find(|name| GENERATE_METRICS.contains(&(name, AnswerScore::Joint)))
     {
         let why = format!("`{name}` of several answers to each prompt: it has no value for each item");
         reader.wrong::<()>(metrics.at, why, "set `vote: true` in `samples`, so that one answer is scored");

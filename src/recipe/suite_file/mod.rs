@@ -14,9 +14,9 @@ mod types;
 
 pub use probe_types::{ContentSettings, ExposureTask, ExtractionTask, MembershipTask, PairsTask, SwappedTerms};
 pub use types::{
-    AnswerFilter, AnswerMap, AnswerSampling, ChoiceMetric, ChoiceTask, ChoiceTexts, FewShot, FewShotDraw, FewShotForm,
-    GENERATE_METRICS, GenerateTask, LetterFilter, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter, RowLimit,
-    SuiteFile, SuiteTask, TaskKind,
+    AnswerFilter, AnswerMap, AnswerSampling, AnswerScore, ChoiceMetric, ChoiceTask, ChoiceTexts, FewShot, FewShotDraw,
+    FewShotForm, GENERATE_METRICS, GenerateTask, LetterFilter, Normaliser, PerplexityTask, PerplexityUnit, RegexFilter,
+    RowLimit, SuiteFile, SuiteTask, TaskKind,
 };
 
 use super::gate::Gate;

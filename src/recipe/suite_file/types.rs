@@ -288,32 +288,42 @@ impl ChoiceMetric {
     }
 }
 
-/// Metrics that compare written answers with expected ones, by name. `eval::suite` computes them.
-pub const GENERATE_METRICS: [&str; 23] = [
-    "exact_match",
-    "f1",
-    "squad_em",
-    "HasAns_f1",
-    "HasAns_exact",
-    "NoAns_f1",
-    "NoAns_exact",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "rougeLsum",
-    "bleu",
-    "chrf",
-    "chrf++",
-    "ter",
-    "edit_distance",
-    "number",
-    "macro_f1",
-    "weighted_f1",
-    "mcc",
-    "balanced_accuracy",
-    "pearson",
-    "spearman",
+/// Metrics that compare written answers with expected ones: their names, and how items make their value. `eval::suite` computes
+/// them.
+pub const GENERATE_METRICS: [(&str, AnswerScore); 23] = [
+    ("exact_match", AnswerScore::Mean),
+    ("f1", AnswerScore::Mean),
+    ("squad_em", AnswerScore::Mean),
+    ("HasAns_f1", AnswerScore::Joint),
+    ("HasAns_exact", AnswerScore::Joint),
+    ("NoAns_f1", AnswerScore::Joint),
+    ("NoAns_exact", AnswerScore::Joint),
+    ("rouge1", AnswerScore::Mean),
+    ("rouge2", AnswerScore::Mean),
+    ("rougeL", AnswerScore::Mean),
+    ("rougeLsum", AnswerScore::Mean),
+    ("bleu", AnswerScore::Joint),
+    ("chrf", AnswerScore::Joint),
+    ("chrf++", AnswerScore::Joint),
+    ("ter", AnswerScore::Joint),
+    ("edit_distance", AnswerScore::Mean),
+    ("number", AnswerScore::Mean),
+    ("macro_f1", AnswerScore::Joint),
+    ("weighted_f1", AnswerScore::Joint),
+    ("mcc", AnswerScore::Joint),
+    ("balanced_accuracy", AnswerScore::Joint),
+    ("pearson", AnswerScore::Joint),
+    ("spearman", AnswerScore::Joint),
 ];
+
+/// How the items of a task make the value of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerScore {
+    /// Each item has a value, and the mean is taken.
+    Mean,
+    /// All items together have one value.
+    Joint,
+}
 
 /// Answers that the model writes.
 #[derive(Debug, Clone, PartialEq)]

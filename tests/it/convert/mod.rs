@@ -1,5 +1,6 @@
 //! Tests of src/convert: model files in and out.
 
+mod compatibility;
 mod export_memory;
 mod export_refusals;
 mod gguf_adapters;

@@ -37,7 +37,7 @@ use tch::{Kind, Tensor};
 type Answers = Vec<Vec<f64>>;
 
 #[derive(Deserialize)]
-struct Fixture {
+struct Cases {
     scores: Vec<f64>,
     log_probs: Answers,
     reference: Answers,
@@ -95,7 +95,7 @@ fn assert_all(name: &str, ours: &[f64], theirs: &[f64], allowed: f64) {
 
 /// Compares rewards, advantages, returns, losses, metrics and gradients of every case of a fixture.
 fn check(file: &str) {
-    let f: Fixture = support::json(format!("ppo/{file}"));
+    let f: Cases = support::json(format!("ppo/{file}"));
     for (name, case) in &f.cases {
         let name = |what: &str| format!("{file} {name}: {what}");
         let divergence: Answers = f
