@@ -153,23 +153,17 @@ fn iq4_nl(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
     b.fill(0);
     let most = largest(x);
     if most.abs() < LEAST {
-        return b[2..].fill(nearest_level(0.0) as u8 * 0x11);
+        return b[2..].fill(nearest_level(0.0) * 0x11);
     }
     let first = f32::from(FOUR_BIT_LEVELS[0]);
-    let sums = |inverse: f32| {
-        let (mut qx, mut qq) = (0f32, 0f32);
-        for (x, w) in x.iter().zip(&weights) {
-            let q = f32::from(FOUR_BIT_LEVELS[nearest_level(inverse * x)]);
-            qx += w * q * x;
-            qq += w * q * q;
-        }
-        (qx, qq)
-    };
-    let (qx, qq) = sums(1.0 / (-most / first));
-    let mut d = qx / qq;
-    let mut best = d * qx;
-    for step in -7..=7 {
-        let (qx, qq) = sums((step as f32 + first) / most);
+    let inverses: [f32; 16] = std::array::from_fn(|i| match i {
+        0 => 1.0 / (-most / first),
+        _ => (i as f32 - 8.0 + first) / most,
+    });
+    let (qx, qq) = sums_of_levels(x, &weights, inverses);
+    let mut d = qx[0] / qq[0];
+    let mut best = d * qx[0];
+    for (qx, qq) in qx.into_iter().zip(qq).skip(1) {
         if qq > 0.0 && qx * qx > best * qq {
             d = qx / qq;
             best = d * qx;
@@ -177,17 +171,44 @@ fn iq4_nl(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
     }
     put_half(b, 0, d);
     let id = inverse(d);
-    pack(x, &mut b[2..], 4, |x| nearest_level(id * x) as u8);
+    pack(x, &mut b[2..], 4, |x| nearest_level(id * x));
 }
 
-/// Returns the index of the level that is nearest to x, of two equally near ones the upper.
-fn nearest_level(x: f32) -> usize {
-    let upper = FOUR_BIT_LEVELS.partition_point(|level| f32::from(*level) <= x);
-    if upper == 0 || upper == FOUR_BIT_LEVELS.len() {
-        return upper.min(FOUR_BIT_LEVELS.len() - 1);
+/// Returns Σ w q x and Σ w q² for each of some inverse scales, where q is the level that is nearest to the inverse scale times x.
+///
+/// The inner loops go through the scales: they become vector instructions, and each sum keeps the order of the numbers, whose bits
+/// are ggml's.
+fn sums_of_levels<const N: usize>(x: &[f32], weights: &[f32], inverses: [f32; N]) -> ([f32; N], [f32; N]) {
+    let (mut qx, mut qq) = ([0f32; N], [0f32; N]);
+    for (x, w) in x.iter().zip(weights) {
+        let scaled = inverses.map(|inverse| inverse * x);
+        let mut q = [f32::from(FOUR_BIT_LEVELS[0]); N];
+        for (middle, step) in LEVEL_STEPS {
+            q.iter_mut().zip(&scaled).for_each(|(q, x)| *q += if *x >= middle { step } else { 0.0 });
+        }
+        for i in 0..N {
+            qx[i] += w * q[i] * x;
+            qq[i] += w * q[i] * q[i];
+        }
     }
-    let (low, high) = (f32::from(FOUR_BIT_LEVELS[upper - 1]), f32::from(FOUR_BIT_LEVELS[upper]));
-    if x - low < high - x { upper - 1 } else { upper }
+    (qx, qq)
+}
+
+/// For each level but the first: from which number on it is nearer than the one before, and how much it is above that one.
+const LEVEL_STEPS: [(f32, f32); 15] = {
+    let mut steps = [(0.0, 0.0); 15];
+    let mut i = 0;
+    while i < steps.len() {
+        let (low, high) = (FOUR_BIT_LEVELS[i] as f32, FOUR_BIT_LEVELS[i + 1] as f32);
+        steps[i] = (0.5 * (low + high), high - low);
+        i += 1;
+    }
+    steps
+};
+
+/// Returns the index of the level that is nearest to x, of two equally near ones the upper.
+fn nearest_level(x: f32) -> u8 {
+    LEVEL_STEPS.iter().map(|(middle, _)| u8::from(x >= *middle)).sum()
 }
 
 /// Packs 32 codes: with five bits, first the fifth bits of all; then low nibbles of the first 16 codes and high nibbles of the
@@ -223,6 +244,19 @@ mod tests {
             for data in [quantise(kind, &[0.0; 64]), quantise_by_importance(kind, &[0.0; 64], &[1.0; 32])] {
                 assert_eq!(dequantise(kind, &data), [0.0; 64], "{}", kind.name());
             }
+        }
+    }
+
+    /// By differences in float32, as in ggml: beside the middle of two levels they have no rounding error.
+    #[test]
+    fn the_nearest_level_has_the_least_difference() {
+        let by_difference = |x: f32| {
+            let difference = |i: &usize| (x - f32::from(FOUR_BIT_LEVELS[*i])).abs();
+            (0..16usize).rev().min_by(|a, b| difference(a).total_cmp(&difference(b))).unwrap()
+        };
+        let beside = LEVEL_STEPS.iter().flat_map(|(middle, _)| [middle.next_down(), *middle, middle.next_up()]);
+        for x in beside.chain((-140..140).map(|i| i as f32 + 0.3)).chain([-1e4, 1e4]) {
+            assert_eq!(usize::from(nearest_level(x)), by_difference(x), "{x}");
         }
     }
 
