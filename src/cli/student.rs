@@ -44,7 +44,7 @@ pub struct StudentArgs {
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace DIR if it exists
+    /// Replace a model directory at DIR
     #[arg(long)]
     force: bool,
     /// Print the summary as JSON
@@ -62,16 +62,14 @@ enum LayerChoiceArg {
 
 /// Runs `ft student`.
 pub fn run(args: &StudentArgs) -> Result<()> {
-    if args.out.exists() && !args.force {
-        return Err(Error::user(format!("{}: already exists", args.out.display()))
-            .hint("replace it with --force, or give another folder"));
-    }
+    // Before the rows of --data are read.
+    student::destination(&args.out).check(args.force, &[&args.from])?;
     let cut = StudentCut { layers: layers(args)?, mlp: args.mlp, heads: args.heads };
     if cut == StudentCut::default() {
         return Err(Error::user("nothing to remove").hint("say what to keep with --layers, --mlp or --heads"));
     }
     let device = models::device(&args.device)?;
-    let made = student::cut_student(&args.from, &cut, &calibration(args)?, &args.out, device)?;
+    let made = student::cut_student(&args.from, &cut, &calibration(args)?, &args.out, args.force, device)?;
     if args.json {
         println!("{}", serde_json::to_string(&made).map_err(|e| Error::bug(format!("student: {e}")))?);
         return Ok(());

@@ -11,6 +11,7 @@ mod slice;
 use super::export::publish::tensor_entry;
 use super::folder::companions::{MODEL_FILES, copy_companion_files};
 use super::folder::config_file::{choose_layers, own_key};
+use super::folder::destination::Destination;
 use super::folder::disk_space::check_disk_space;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -90,15 +91,17 @@ pub struct StudentSummary {
 }
 
 /// Cuts a student out of the model in `from` and writes it to `out`. `calibration`: token ids of texts like those the
-/// student will be used for; required if activations decide what is kept. Fails if the model cannot be cut so, or if
-/// the student does not pass verification.
+/// student will be used for; required if activations decide what is kept. `force`: replace a model directory at `out`. Fails if
+/// the model cannot be cut so, if `out` must not be replaced, or if the student does not pass verification.
 pub fn cut_student(
     from: &Path,
     cut: &StudentCut,
     calibration: &[Vec<u32>],
     out: &Path,
+    force: bool,
     device: Device,
 ) -> Result<StudentSummary> {
+    destination(out).check(force, &[from])?;
     let config = Config::read(from)?;
     models::refuse_stacks(&config, "no student is cut out of")?;
     let depth = config.num_hidden_layers as usize;
@@ -173,8 +176,13 @@ pub fn cut_student(
     })
 }
 
-/// Cuts the student unless `out` contains it already; then returns `None`. Fails if `out` contains a model that was not
-/// cut from this model in this way.
+/// Returns `out` as the folder that a student is written to.
+pub fn destination(out: &Path) -> Destination<'_> {
+    Destination { out, kind: "a model directory", marks: &["config.json"], others: &[], example: "models/student" }
+}
+
+/// Cuts the student unless `out` contains it already; then returns `None`. Fails if `out` contains something else, or a model that
+/// was not cut from this model in this way.
 pub fn cut_student_if_missing(
     from: &Path,
     cut: &StudentCut,
@@ -183,7 +191,7 @@ pub fn cut_student_if_missing(
     device: Device,
 ) -> Result<Option<StudentSummary>> {
     if !out.join("config.json").exists() {
-        return cut_student(from, cut, &calibration()?, out, device).map(Some);
+        return cut_student(from, cut, &calibration()?, out, false, device).map(Some);
     }
     let file = out.join(STUDENT_FILE);
     let same = match file.exists() {

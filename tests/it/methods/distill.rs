@@ -312,6 +312,15 @@ fn students_have_the_requested_layers_and_width() {
         assert!(space.refused(&arguments).contains(said), "{arguments:?}");
         assert!(!space.path("other").exists());
     }
+    // Only a model is replaced, and only if asked for; a recipe's student replaces nothing.
+    let cut = ["student", "--from", from, "--layers", "1", "--out"];
+    assert!(space.refused(&[&cut[..], &["student"]].concat()).contains("exists and is not empty"));
+    space.ft(&[&cut[..], &["student", "--force"]].concat());
+    assert!(space.refused(&[&cut[..], &["datasets", "--force"]].concat()).contains("has no config.json"));
+    let cut = ["--set", "model.path=datasets", "--set", &format!("model.cut={{from: {from}, layers: 1}}")];
+    let said = space.refused(&[&["train", "recipes/full-medical.yaml"], &cut[..]].concat());
+    assert!(said.contains("exists and is not empty"), "{said}");
+    assert!(space.path("datasets/icd10/train.jsonl").exists());
 }
 
 #[test]

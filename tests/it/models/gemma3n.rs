@@ -117,7 +117,7 @@ fn what_its_layers_do_not_allow_is_refused() {
     assert!(e.contains("new tokens") && e.contains("embed_tokens_per_layer"), "{e}");
     let temp = tempfile::tempdir().unwrap();
     let cut = StudentCut { layers: KeptLayers::Even(3), mlp: None, heads: None };
-    let e = cut_student(&fixture(SHARED), &cut, &[], &temp.path().join("out"), Device::Cpu)
+    let e = cut_student(&fixture(SHARED), &cut, &[], &temp.path().join("out"), false, Device::Cpu)
         .err()
         .expect("refused")
         .to_string();
