@@ -51,7 +51,6 @@ struct Counters {
   std::vector<Counts> marks;  // what came between two runs of the operation FAKE_CUDA_MARK
   std::map<std::string, int64_t> operations, waits, stacks;
   const std::string mark = variable("FAKE_CUDA_MARK"), trace = variable("FAKE_CUDA_TRACE");
-  const bool with_stacks = fake_number("FAKE_CUDA_STACKS", 0) != 0;
 
   Counters() {
     if (!trace.empty()) std::atexit([] { get().write(); });
@@ -81,6 +80,8 @@ struct Counters {
     append(text, operations);
     text += ",\"stacks\":";
     append(text, stacks);
+    text += ",\"peak\":";
+    append(text, held_at_peak());
     text += "}\n";
     FILE* file = std::fopen(trace.c_str(), "a");
     if (!file) {
@@ -215,6 +216,15 @@ std::vector<std::string> own_frames(size_t most) {
   return frames;
 }
 
+bool with_stacks() {
+  static const bool asked = fake_number("FAKE_CUDA_STACKS", 0) != 0;
+  return asked;
+}
+std::string with_own_frames(std::string text) {
+  for (const std::string& frame : own_frames(8)) text += " < " + frame;
+  return text;
+}
+
 void count_launch(const std::string& operation) {
   auto& c = Counters::get();
   std::lock_guard<std::mutex> hold(c.lock);
@@ -224,13 +234,11 @@ void count_launch(const std::string& operation) {
 }
 void count_wait(const std::string& reason, int64_t times) {
   auto& c = Counters::get();
-  std::string stack = reason;
-  if (c.with_stacks)
-    for (const std::string& frame : own_frames(8)) stack += " < " + frame;
+  const std::string stack = with_stacks() ? with_own_frames(reason) : "";
   std::lock_guard<std::mutex> hold(c.lock);
   c.total.waits += times;
   c.waits[reason] += times;
-  if (c.with_stacks) c.stacks[stack] += times;
+  if (!stack.empty()) c.stacks[stack] += times;
 }
 void count_upload(size_t bytes) {
   auto& c = Counters::get();

@@ -8,6 +8,7 @@
 #include <c10/core/Stream.h>
 
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,8 +30,10 @@ inline bool on_device(const Tensor& t) { return t.defined() && t.device().is_cud
 
 // ---- memory.cpp: device memory, which the host cannot read, and its shadow, which has the bytes
 c10::DeviceAllocator& memory();
-// Allocates on a device; throws libtorch's OutOfMemoryError. `memory().allocate` does it on the current device.
-c10::DataPtr allocate(size_t bytes, DeviceIndex device);
+// Allocates on a device for an operation; throws libtorch's OutOfMemoryError. `memory().allocate` does it on the current device.
+c10::DataPtr allocate(size_t bytes, DeviceIndex device, const std::string& operation = "");
+// Returns the bytes that were allocated when most were, by operation and the program's own functions; needs FAKE_CUDA_STACKS.
+std::map<std::string, int64_t> held_at_peak();
 // Gives the calling thread its buffer for products on the current stream, unless it has one.
 void need_product_buffer(DeviceIndex device);
 // Returns where the bytes of a device address are; any other address is returned unchanged.
@@ -57,6 +60,10 @@ void count_wait(const std::string& reason, int64_t times = 1);
 void count_upload(size_t bytes);
 void count_download(size_t bytes);
 void count_allocation();
+// Returns true if FAKE_CUDA_STACKS asks for functions.
+bool with_stacks();
+// Appends the program's own functions on the stack to a text: `text < innermost < …`.
+std::string with_own_frames(std::string text);
 // Returns names of the program's own functions on the stack, innermost first.
 std::vector<std::string> own_frames(size_t most);
 

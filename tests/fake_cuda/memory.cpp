@@ -81,6 +81,7 @@ class FreeList {
 
 struct Block {
   size_t size, asked;
+  std::string holder;  // the operation and functions that allocated it, with FAKE_CUDA_STACKS
 };
 
 // The memory of one device.
@@ -92,6 +93,8 @@ struct DeviceMemory {
   std::unordered_map<char*, Block> used;
   long long requests = 0;
   c10::CachingDeviceAllocator::DeviceStats stats;
+  std::map<std::string, int64_t> held, held_at_peak;  // bytes by holder
+  bool is_new_peak = false;
 
   explicit DeviceMemory(DeviceIndex index) : index(index), total(fake_memory_bytes()) {
     range = 2 * rounded_up(total, 4096);
@@ -111,7 +114,7 @@ struct DeviceMemory {
   size_t allocated() const { return stats.allocated_bytes[0].current; }
   size_t reserved() const { return std::min(rounded_up(stats.reserved_bytes[0].current, kSegment), total); }
 
-  void* take(size_t asked) {
+  void* take(size_t asked, const std::string& holder) {
     const size_t size = rounded_up(asked, kBlock);
     requests++;
     if (allocated() + size > total || (fake_failing_allocation() > 0 && requests >= fake_failing_allocation())) {
@@ -128,10 +131,14 @@ struct DeviceMemory {
                        " is reserved by PyTorch but unallocated.");
     }
     const size_t at = free.take(size);
-    used[addresses + at] = {size, asked};
+    used[addresses + at] = {size, asked, holder};
     for (auto* count : {&stats.allocation, &stats.active}) (*count)[0].increase(1);
     for (auto* bytes : {&stats.allocated_bytes, &stats.active_bytes}) (*bytes)[0].increase(size);
     stats.requested_bytes[0].increase(asked);
+    if (!holder.empty()) {
+      held[holder] += size;
+      is_new_peak |= stats.allocated_bytes[0].current == stats.allocated_bytes[0].peak;
+    }
     // What was once taken stays reserved until emptyCache.
     if (int64_t more = stats.allocated_bytes[0].current - stats.reserved_bytes[0].current; more > 0) {
       stats.reserved_bytes[0].increase(more);
@@ -146,8 +153,12 @@ struct DeviceMemory {
       std::fprintf(stderr, "fake CUDA: %p freed twice\n", p);
       std::abort();
     }
-    const auto [size, asked] = it->second;
+    const auto [size, asked, holder] = it->second;
     used.erase(it);
+    if (!holder.empty()) {
+      at_peak();
+      if ((held[holder] -= size) == 0) held.erase(holder);
+    }
     const size_t at = p - addresses;
     if (size >= kReturnPages) {
       const size_t from = rounded_up(at, 4096), to = (at + size) / 4096 * 4096;
@@ -157,6 +168,12 @@ struct DeviceMemory {
     for (auto* count : {&stats.allocation, &stats.active}) (*count)[0].decrease(1);
     for (auto* bytes : {&stats.allocated_bytes, &stats.active_bytes}) (*bytes)[0].decrease(size);
     stats.requested_bytes[0].decrease(asked);
+  }
+  // Returns what was allocated when most memory was, since the peak was last reset.
+  const std::map<std::string, int64_t>& at_peak() {
+    if (is_new_peak) held_at_peak = held;
+    is_new_peak = false;
+    return held_at_peak;
   }
   std::array<c10::CachingAllocator::StatArray*, 6> counts() {
     return {&stats.allocation,   &stats.active,         &stats.allocated_bytes,
@@ -192,22 +209,30 @@ class Memory final : public c10::DeviceAllocator {
       if (device->owns(p)) return device.get();
     return nullptr;
   }
-  c10::DataPtr allocate_on(size_t bytes, DeviceIndex device) {
+  c10::DataPtr allocate_on(size_t bytes, DeviceIndex device, const std::string& operation) {
     if (bytes == 0) return {nullptr, nullptr, &drop, cuda(device)};
+    const std::string holder = with_stacks() ? with_own_frames(operation.empty() ? "memory" : operation) : "";
     void* p;
     {
       std::lock_guard<std::mutex> hold(lock);
-      p = of(device).take(bytes);
+      p = of(device).take(bytes, holder);
     }
     count_allocation();
     return {p, p, &drop, cuda(device)};
+  }
+  std::map<std::string, int64_t> held_at_peak() {
+    std::lock_guard<std::mutex> hold(lock);
+    std::map<std::string, int64_t> all;
+    for (auto& device : devices)
+      for (auto& [holder, bytes] : device->at_peak()) all[holder] += bytes;
+    return all;
   }
   void release(void* p) {
     std::lock_guard<std::mutex> hold(lock);
     owner(p)->release(static_cast<char*>(p));
   }
 
-  c10::DataPtr allocate(size_t bytes) override { return allocate_on(bytes, current_device()); }
+  c10::DataPtr allocate(size_t bytes) override { return allocate_on(bytes, current_device(), ""); }
   c10::DeleterFnPtr raw_deleter() const override { return &drop; }
   void copy_data(void* to, const void* from, std::size_t n) const override { memcpy(host(to), host(from), n); }
   bool initialized() override { return started; }
@@ -258,7 +283,10 @@ c10::DeviceAllocator& memory() {
   static auto* memory = new Memory();
   return *memory;
 }
-c10::DataPtr allocate(size_t bytes, DeviceIndex device) { return the_memory().allocate_on(bytes, device); }
+c10::DataPtr allocate(size_t bytes, DeviceIndex device, const std::string& operation) {
+  return the_memory().allocate_on(bytes, device, operation);
+}
+std::map<std::string, int64_t> held_at_peak() { return the_memory().held_at_peak(); }
 void* host(const void* address) {
   DeviceMemory* device = the_memory().owner(address);
   return device ? device->shadow + (static_cast<const char*>(address) - device->addresses) : const_cast<void*>(address);

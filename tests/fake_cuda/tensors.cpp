@@ -60,7 +60,7 @@ std::pair<Tensor, bool> Views::result(const Tensor& t) {
 Tensor Views::upload(const Tensor& t) const {
   TORCH_CHECK(t.layout() == at::kStrided, "fake CUDA: a result of layout ", t.layout());
   const size_t bytes = at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.dtype().itemsize());
-  auto data = allocate(bytes, device());
+  auto data = allocate(bytes, device(), operation);
   if (bytes) memcpy(host(data.get()), t.const_data_ptr(), bytes);
   return make(c10::Storage(c10::Storage::use_byte_size_t(), bytes, std::move(data), &memory(), true), DispatchKey::CUDA,
               t, 0);
@@ -69,7 +69,7 @@ Tensor Views::upload(const Tensor& t) const {
 void Views::settle() {
   for (auto& [ours, view] : storages) {
     if (view.data() == host(ours.data()) && view.nbytes() == ours.nbytes()) continue;
-    auto data = allocate(view.nbytes(), device());
+    auto data = allocate(view.nbytes(), device(), operation);
     if (view.nbytes()) memcpy(host(data.get()), view.data(), view.nbytes());
     auto* storage = ours.unsafeGetStorageImpl();
     storage->set_data_ptr_noswap(std::move(data));

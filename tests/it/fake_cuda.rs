@@ -308,6 +308,9 @@ fn a_command_leaves_its_counts() {
     assert!(trace.marks.iter().all(|step| step.launches > 50), "{:?}", trace.marks);
     assert!(trace.waits.values().sum::<i64>() == trace.total.waits && trace.total.waits > 0, "{trace:?}");
     assert!(trace.stacks.keys().any(|stack| stack.contains("ft::train::")), "{:?}", trace.stacks);
+    let largest = trace.peak.iter().max_by_key(|(_, bytes)| **bytes).unwrap();
+    assert!(largest.0.contains(" < ft::") && *largest.1 > 1_000, "{largest:?}");
+    assert_eq!(space.json("adapters/lora-medical/summary.json")["memory"], trace.peak.values().sum::<i64>());
     // The same folder serves FT_LIBTORCH.
     let torch = fake_cuda::library().parent().unwrap();
     let mut list = space.command(&["recipe", "list"]);

@@ -250,18 +250,23 @@ impl RunShape<'_> {
     fn attention_backward(&self) -> u64 {
         let (c, [d, f, _]) = (self.model.config(), self.sizes());
         let [q, kv] = [c.num_attention_heads, c.num_key_value_heads].map(|heads| (heads * c.head_dim) as u64);
-        // The layer's result and the gradient of its input, that of attention's result in two layouts, and that of the values. Where
-        // the gradients of a layer's factors are computed at once, inputs of the MLP's linear layers, the gradients of their results, and
-        // the results themselves, of which low-rank results are columns, exist until then.
-        let (waiting, sums) = match self.keeps_inputs && self.joins_layers() {
-            true => (5 * f + 3 * d, self.sums_of_chunks()),
-            false => (0, 0),
+        let of_numbers = |numbers: u64| self.layer_rows() * numbers * self.width();
+        // The gradients of the layer's result and of its input, that of attention's result in two layouts, and that of the values.
+        let of_kernel = self.attention().temporary + of_numbers(2 * d + 2 * q + kv);
+        // Where the gradients of a layer's factors are computed at once, inputs of the MLP's linear layers, the gradients of their
+        // results, and the results themselves, of which low-rank results are columns, exist until then. They are computed when those
+        // of queries, keys and values are there.
+        let of_layer = match self.keeps_inputs && self.joins_layers() {
+            true => {
+                let of_factors = of_numbers(2 * d + q + 2 * kv) + self.sums_of_chunks();
+                of_kernel.max(of_factors) + of_numbers(5 * f + 3 * d)
+            }
+            false => of_kernel,
         };
-        let gradients = self.layer_rows() * (2 * d + 2 * q + kv + waiting) * self.width() + sums;
         let of_mlp = match self.mlp_tile() {
-            None => self.layer_rows() * self.kept_numbers()[1] * self.width(),
+            None => of_numbers(self.kept_numbers()[1]),
             Some(_) => 0,
         };
-        (self.attention().temporary + gradients).saturating_sub(of_mlp)
+        of_layer.saturating_sub(of_mlp)
     }
 }

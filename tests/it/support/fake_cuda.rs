@@ -40,6 +40,8 @@ pub struct Trace {
     /// Waits by their reason and ft's own functions, innermost first: `item < ft::train::… < …`. Empty unless
     /// `FAKE_CUDA_STACKS=1`.
     pub stacks: BTreeMap<String, i64>,
+    /// Bytes that were allocated when most were, by operation and ft's own functions. Empty unless `FAKE_CUDA_STACKS=1`.
+    pub peak: BTreeMap<String, i64>,
 }
 
 /// A command that ran on the fake device.
