@@ -121,7 +121,7 @@ fn symmetric(x: &[f32], importance: Option<Importance>, b: &mut [u8], bits: u32)
     let d = largest(x) / -half;
     let id = inverse(d);
     put_half(b, 0, d);
-    pack(x, &mut b[2..], bits, |x| (x * id + (half + 0.5)).trunc().clamp(0.0, 2.0 * half - 1.0) as u8);
+    pack(x, &mut b[2..], bits, |x| (x * id + (half + 0.5)).clamp(0.0, 2.0 * half - 1.0) as u8);
 }
 
 /// d = (max − min) / (2^bits − 1), m = min, q = trunc((x − m) / d + 1/2). With importance, d and m are searched for.
@@ -140,7 +140,7 @@ fn with_offset(x: &[f32], importance: Option<Importance>, b: &mut [u8], bits: u3
     let id = inverse(d);
     put_half(b, 0, d);
     put_half(b, 2, min);
-    pack(x, &mut b[4..], bits, |x| ((x - min) * id + 0.5).trunc().clamp(0.0, most) as u8);
+    pack(x, &mut b[4..], bits, |x| ((x - min) * id + 0.5).clamp(0.0, most) as u8);
 }
 
 /// y = d v, with the levels v of [`FOUR_BIT_LEVELS`]: d is the best of 16, with which the levels that are nearest to x / d have the
@@ -176,15 +176,19 @@ fn iq4_nl(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
 
 /// Returns Σ w q x and Σ w q² for each of some inverse scales, where q is the level that is nearest to the inverse scale times x.
 ///
-/// The inner loops go through the scales: they become vector instructions, and each sum keeps the order of the numbers, whose bits
-/// are ggml's.
+/// The inner loops go through the scales: they become vector instructions (without closures, which are not always inlined), and each
+/// sum keeps the order of the numbers, whose bits are ggml's.
 fn sums_of_levels<const N: usize>(x: &[f32], weights: &[f32], inverses: [f32; N]) -> ([f32; N], [f32; N]) {
     let (mut qx, mut qq) = ([0f32; N], [0f32; N]);
     for (x, w) in x.iter().zip(weights) {
-        let scaled = inverses.map(|inverse| inverse * x);
-        let mut q = [f32::from(FOUR_BIT_LEVELS[0]); N];
+        let (mut scaled, mut q) = ([0f32; N], [f32::from(FOUR_BIT_LEVELS[0]); N]);
+        for (scaled, inverse) in scaled.iter_mut().zip(&inverses) {
+            *scaled = inverse * x;
+        }
         for (middle, step) in LEVEL_STEPS {
-            q.iter_mut().zip(&scaled).for_each(|(q, x)| *q += if *x >= middle { step } else { 0.0 });
+            for (q, x) in q.iter_mut().zip(&scaled) {
+                *q += if *x >= middle { step } else { 0.0 };
+            }
         }
         for i in 0..N {
             qx[i] += w * q[i] * x;

@@ -91,18 +91,25 @@ fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result
     Ok(sums)
 }
 
+/// Numbers of a task that compares.
+const CHUNK: usize = 1 << 14;
+
 fn compare_values(tensor: &MappedTensor, found: &[f32], values: &[f32], source: &SourceWeights) -> Result<(f64, f64)> {
-    let of_part = |(x, y): (&[f32], &[f32])| {
+    let of_chunk = |(x, y): (&[f32], &[f32])| {
         x.iter().zip(y).fold((0.0, 0.0), |(error, norm), (x, y)| {
             let (x, y) = (f64::from(*x), f64::from(*y));
             (error + (x - y) * (x - y), norm + x * x)
         })
     };
-    // Sums of parts in order, so that the result is the same on every machine.
-    let parts: Vec<(f64, f64)> = values.par_chunks(PART).zip(found.par_chunks(PART)).map(of_part).collect();
-    let (error, norm) = parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+    // Sums of chunks in order, so that the result is the same on every machine.
+    let sums: Vec<(f64, f64)> = values.par_chunks(CHUNK).zip(found.par_chunks(CHUNK)).map(of_chunk).collect();
+    let (error, norm) = sums.iter().fold((0.0, 0.0), |sum, chunk| (sum.0 + chunk.0, sum.1 + chunk.1));
     let expected = expected(tensor, values, source);
-    let unequal = expected.par_iter().zip(found).position_first(|(x, y)| x.to_bits() != y.to_bits());
+    let unequal = expected.par_chunks(CHUNK).zip(found.par_chunks(CHUNK)).enumerate().find_map_first(|(i, (x, y))| {
+        let differences = x.iter().zip(y).fold(0, |bits, (x, y)| bits | (x.to_bits() ^ y.to_bits()));
+        let at = || x.iter().zip(y).position(|(x, y)| x.to_bits() != y.to_bits());
+        if differences == 0 { None } else { at().map(|at| i * CHUNK + at) }
+    });
     if let Some(at) = unequal.or((expected.len() != found.len()).then_some(0)) {
         return Err(Error::bug(format!(
             "tensor {}: a number is {} in the written file, {} expected",

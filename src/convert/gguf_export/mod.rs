@@ -33,6 +33,7 @@ use crate::gguf::quant::GgmlType;
 use crate::gguf::shape::{PlacedTensor, Shape};
 use crate::gguf::split::{self, PartName, SplitLimits};
 use crate::gguf::writer::{self, MetaValue, TensorEntry};
+use crate::merging::on_one_thread;
 use crate::model_files::ModelFiles;
 use crate::models::{self, Config, SCORE, StoredFormat};
 use crate::nn::Weights;
@@ -180,12 +181,14 @@ pub fn export(
         done += n;
         Ok(())
     };
-    let (files, read_back) = publish(&out, files.len(), |drafts| {
+    let write = |drafts: &[PathBuf]| {
         for (draft, file) in drafts.iter().zip(&files) {
             plan.write(draft, file, &source, &shape, &mut step)?;
         }
         check::check(&drafts[0], &source, &shape, &tokenizer, &mut step)
-    })?;
+    };
+    // libtorch only reads and casts here: its threads would wait busily for their next work, on the cores that quantise.
+    let (files, read_back) = on_one_thread(|| publish(&out, files.len(), write))?;
     if let Some((path, text)) = &modelfile {
         write_text(path, text)?;
     }

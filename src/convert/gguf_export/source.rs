@@ -198,8 +198,9 @@ impl SourceTensor {
 
     fn finite(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         let values = floats(tensor);
-        match values.par_iter().filter(|x| !x.is_finite()).count() {
-            0 => Ok(values),
+        let count = |chunk: &[f32]| chunk.iter().filter(|x| !x.is_finite()).count();
+        match values.par_chunks(1 << 14).map(count).sum() {
+            0usize => Ok(values),
             bad => Err(wrong(&self.place, format!("{bad} values are not finite"))),
         }
     }
