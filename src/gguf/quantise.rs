@@ -176,18 +176,18 @@ fn iq4_nl(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
 
 /// Returns Σ w q x and Σ w q² for each of some inverse scales, where q is the level that is nearest to the inverse scale times x.
 ///
-/// The inner loops go through the scales: they become vector instructions (without closures, which are not always inlined), and each
-/// sum keeps the order of the numbers, whose bits are ggml's.
+/// The inner loops go through the scales: they become vector instructions (with indices; calls of iterators are not always inlined), and
+/// each sum keeps the order of the numbers, whose bits are ggml's.
 fn sums_of_levels<const N: usize>(x: &[f32], weights: &[f32], inverses: [f32; N]) -> ([f32; N], [f32; N]) {
     let (mut qx, mut qq) = ([0f32; N], [0f32; N]);
     for (x, w) in x.iter().zip(weights) {
         let (mut scaled, mut q) = ([0f32; N], [f32::from(FOUR_BIT_LEVELS[0]); N]);
-        for (scaled, inverse) in scaled.iter_mut().zip(&inverses) {
-            *scaled = inverse * x;
+        for i in 0..N {
+            scaled[i] = inverses[i] * x;
         }
         for (middle, step) in LEVEL_STEPS {
-            for (q, x) in q.iter_mut().zip(&scaled) {
-                *q += if *x >= middle { step } else { 0.0 };
+            for i in 0..N {
+                q[i] += if scaled[i] >= middle { step } else { 0.0 };
             }
         }
         for i in 0..N {
@@ -212,7 +212,11 @@ const LEVEL_STEPS: [(f32, f32); 15] = {
 
 /// Returns the index of the level that is nearest to x, of two equally near ones the upper.
 fn nearest_level(x: f32) -> u8 {
-    LEVEL_STEPS.iter().map(|(middle, _)| u8::from(x >= *middle)).sum()
+    let mut level = 0;
+    for (middle, _) in LEVEL_STEPS {
+        level += u8::from(x >= middle);
+    }
+    level
 }
 
 /// Packs 32 codes: with five bits, first the fifth bits of all; then low nibbles of the first 16 codes and high nibbles of the
