@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 /// Numbers that a thread compares at a time.
-const PART: usize = 1 << 16;
+const CHUNK: usize = 1 << 14;
 
 /// What a comparison found.
 #[derive(Debug, Clone, Serialize)]
@@ -90,9 +90,6 @@ fn compare(gguf: &Gguf, tensor: &MappedTensor, source: &SourceWeights) -> Result
     }
     Ok(sums)
 }
-
-/// Numbers of a task that compares.
-const CHUNK: usize = 1 << 14;
 
 fn compare_values(tensor: &MappedTensor, found: &[f32], values: &[f32], source: &SourceWeights) -> Result<(f64, f64)> {
     let of_chunk = |(x, y): (&[f32], &[f32])| {
