@@ -133,8 +133,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
 fn run_format(args: &ExportArgs) -> Result<()> {
     let to = args.to.ok_or_else(|| Error::bug("ft export without a format"))?;
     if args.shard_size.is_some() && !matches!(to, ExportFormatArg::Hf | ExportFormatArg::Mlx) {
-        return Err(Error::user("--shard-size: only a Hugging Face directory has its weights in several files")
-            .hint("leave it out, or write --to hf"));
+        return Err(Error::user("--shard-size: only --to hf and --to mlx write weights in several files of this size")
+            .hint("leave it out; --split-size divides a GGUF file"));
     }
     match to {
         ExportFormatArg::Hf => hf::run(args),

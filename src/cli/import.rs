@@ -15,8 +15,8 @@ use tch::Kind;
 
 /// Convert a GGUF file or a quantised model of mlx-lm to a Hugging Face model directory, or an adapter of mlx-lm to PEFT's.
 ///
-/// Reads every family that ft trains, in F32, F16, BF16, Q4_0 to Q8_0 and the K-quants, and rebuilds the tokenizer from the
-/// vocabulary inside the file.
+/// Reads the families that GGUF files and ft share (docs/import.md), in F32, F16, BF16, Q4_0 to Q8_0, K-quants, IQ4_NL and MXFP4,
+/// and rebuilds the tokenizer from the vocabulary inside the file.
 #[derive(Args)]
 pub struct ImportArgs {
     /// The GGUF file, or the folder of a quantised model or an adapter of mlx-lm.

@@ -100,7 +100,7 @@ pub struct MergeArgs {
     /// Split weights into files of at most GB gigabytes (10^9 bytes)
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     shard_size: f64,
-    /// Replace DIR if it exists
+    /// Replace a model or adapter directory at DIR
     #[arg(long)]
     force: bool,
     /// Write the report as JSON to stdout

@@ -60,7 +60,7 @@ enum RootCommand {
     Init(init::InitArgs),
     /// Check a recipe without training: data, loss masks, lengths, memory
     Check(check::CheckArgs),
-    /// Find out which layers are worth adapting, and with which ranks
+    /// Look at adapters, compare, resize or extract them, and find out which layers are worth adapting
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Train a model from a recipe

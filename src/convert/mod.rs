@@ -3,7 +3,7 @@
 //! A directory appears completely written or not at all.
 //!
 //! gguf_import, gguf_export: convert GGUF files from and to directories. onnx_export: writes models for ONNX Runtime. hf_export:
-//! writes them as directories in another number format. mlx: adapters of mlx-lm. folder: the files of a directory besides weights. verify: compares a
+//! writes them as directories in another number format. mlx: models and adapters of mlx-lm. folder: the files of a directory besides weights. verify: compares a
 //! written directory with the model in memory. export: saves a model or adapter. merge, student: models made from
 //! others.
 //! runtime: what `ft export --for` writes for a program. module_factors: the factors of an adapter, for formats that have nothing else.

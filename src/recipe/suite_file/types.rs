@@ -211,7 +211,7 @@ pub struct ChoiceTask {
     pub texts: Option<RowTemplate>,
     /// If there is one, the choices are prompts, and the likelihood of this text after each is compared (WinoGrande).
     pub continuation: Option<RowTemplate>,
-    /// Whether the model is to answer with the letter of a choice; its text is shown by the prompt, from the variable `options`.
+    /// Whether the model is to answer with the letter of a choice; its text is shown by the prompt, from the variable `shown`.
     pub letters: bool,
     /// Each question is asked a second time with the choices in an order drawn under this seed.
     pub shuffle: Option<u64>,

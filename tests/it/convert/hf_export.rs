@@ -365,7 +365,7 @@ fn the_command_reports_refuses_and_replaces() {
         (&["model", "--to", "hf", "--out", "x", "--imatrix", "rows"], "Hugging Face directories do not regard it"),
         (&["model", "--to", "hf", "--out", "x", "--base", "model"], "is no adapter"),
         (&["model", "--to", "hf", "--out", "x", "--shard-size", "0"], "--shard-size: 0 is not a size"),
-        (&["model", "--to", "gguf", "--out", "x.gguf", "--shard-size", "1"], "only a Hugging Face directory"),
+        (&["model", "--to", "gguf", "--out", "x.gguf", "--shard-size", "1"], "only --to hf and --to mlx"),
         (&["model", "--to", "gguf", "--out", "x.gguf", "--type", "nf4"], "GGUF has no such format"),
         (&["model", "--to", "onnx", "--out", "x", "--type", "fp8"], "an ONNX export has no such format"),
         (&["adapter", "--to", "hf", "--out", "x"], "an adapter, which is a Hugging Face directory already"),
