@@ -6,7 +6,10 @@ mod replace;
 pub use fingerprint::{FileFingerprint, FingerprintWriter};
 #[cfg(test)]
 pub use replace::kill_at;
-pub use replace::{MOVING_FOLDER, file_change, recover_dir, refuse_unfinished_move, replace_dir};
+pub use replace::{
+    MOVING_FOLDER, UnfinishedFolder, file_change, recover_dir, refuse_unfinished_move, remove_unfinished_folders,
+    replace_dir,
+};
 
 use crate::characters::hidden;
 use crate::error::{Error, Result};

@@ -4,6 +4,7 @@ mod hf;
 mod mlx;
 mod runtime;
 
+use super::shared::interrupt::end_without_remains;
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
@@ -21,8 +22,6 @@ use ft::train::fit::parse_size;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Write a model as GGUF for llama.cpp, a folder for ONNX Runtime or mlx-lm or a Hugging Face directory, or a LoRA as an adapter of
 /// llama.cpp or mlx-lm
@@ -123,6 +122,7 @@ enum RuntimeArg {
 
 /// Runs `ft export`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ExportArgs) -> Result<()> {
+    end_without_remains()?;
     match args.runtime {
         Some(runtime) => runtime::run(args, runtime),
         None => run_format(args),
@@ -255,19 +255,12 @@ fn merged_adapter(args: &ExportArgs) -> Result<Option<WeightedAdapter>> {
     Ok(adapter)
 }
 
-/// Runs an export under a progress bar; a signal stops it.
+/// Runs an export under a progress bar.
 fn with_progress<T>(export: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> Result<T>) -> Result<T> {
-    let stopped = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
-    }
     let bar = report::bar(0, "tensors");
     let summary = export(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-        if stopped.load(Ordering::Relaxed) {
-            return Err(Error::interrupted("export stopped; nothing was written"));
-        }
         Ok(())
     });
     bar.finish_and_clear();

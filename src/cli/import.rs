@@ -1,5 +1,6 @@
 //! `ft import`: converts a GGUF file, or a quantised model or an adapter of mlx-lm; arguments, progress bar and summary.
 
+use super::shared::interrupt::end_without_remains;
 use super::shared::stdout::print_json;
 use clap::{Args, ValueEnum};
 use ft::convert::gguf_import::{GgufImportOptions, GgufImportSummary, import};
@@ -9,8 +10,6 @@ use ft::error::{Error, Result};
 use ft::nn::safetensors::Dtype;
 use ft::report;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Kind;
 
 /// Convert a GGUF file or a quantised model of mlx-lm to a Hugging Face model directory, or an adapter of mlx-lm to PEFT's.
@@ -52,6 +51,7 @@ enum ImportDtypeArg {
 
 /// Runs `ft import`. Ctrl-C stops it and leaves nothing behind.
 pub fn run(args: &ImportArgs) -> Result<()> {
+    end_without_remains()?;
     if args.file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
         return Err(Error::user(format!("{} is no GGUF file", args.file.display())).hint(
             "a task file of lm-evaluation-harness is imported with `ft eval-import`, a merge is made with `ft merge`",
@@ -66,10 +66,6 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     }
     if is_mlx_model(&args.file) {
         return mlx_model(args);
-    }
-    let stopped = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, stopped.clone()).map_err(|e| Error::bug(format!("signal handler: {e}")))?;
     }
     let options = GgufImportOptions {
         file: &args.file,
@@ -86,9 +82,6 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     let summary = import(&options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-        if stopped.load(Ordering::Relaxed) {
-            return Err(Error::interrupted("import stopped; nothing was written"));
-        }
         Ok(())
     });
     bar.finish_and_clear();

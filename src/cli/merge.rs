@@ -5,6 +5,7 @@ mod models;
 mod soup;
 mod sweep;
 
+use super::shared::interrupt::end_without_remains;
 use super::shared::stdout::print_json;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
@@ -97,9 +98,9 @@ pub struct MergeArgs {
     /// Write a whole model (the default), or one adapter with the effect of all together
     #[arg(long = "as", value_enum)]
     form: Option<MergeOutputArg>,
-    /// Split weights into files of at most GB gigabytes (10^9 bytes)
-    #[arg(long, value_name = "GB", default_value_t = 5.0)]
-    shard_size: f64,
+    /// Split the weights of a model into files of at most GB gigabytes (10^9 bytes) [default: 5]
+    #[arg(long, value_name = "GB")]
+    shard_size: Option<f64>,
     /// Replace a model or adapter directory at DIR
     #[arg(long)]
     force: bool,
@@ -126,6 +127,11 @@ impl MergeArgs {
     fn sweep_by(&self) -> SweepBy {
         self.sweep_by.as_deref().and_then(SweepBy::named).unwrap_or_default()
     }
+
+    /// Returns the size that a file of weights has at most, in bytes.
+    fn shard_bytes(&self) -> u64 {
+        (self.shard_size.unwrap_or(5.0) * 1e9) as u64
+    }
 }
 
 /// What is to be merged and written, from arguments or from a file.
@@ -141,10 +147,9 @@ struct MergeJob {
 
 /// Runs `ft merge`.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    if args.shard_size.is_nan() || args.shard_size <= 0.0 {
-        return Err(
-            Error::user(format!("--shard-size: {} is not a size", args.shard_size)).hint("gigabytes, e.g. 5 or 0.5")
-        );
+    end_without_remains()?;
+    if let Some(size) = args.shard_size.filter(|size| size.is_nan() || *size <= 0.0) {
+        return Err(Error::user(format!("--shard-size: {size} is not a size")).hint("gigabytes, e.g. 5 or 0.5"));
     }
     let is_file = args.base.extension().is_some_and(|e| e == "yaml" || e == "yml") && !args.base.is_dir();
     let mut job = match is_file {
@@ -155,6 +160,9 @@ pub fn run(args: &MergeArgs) -> Result<()> {
             MergeFile::Adapters(file) => job_of_file(args, file)?,
         },
     };
+    if job.form == MergeForm::Adapter && args.shard_size.is_some() {
+        return Err(Error::user("--shard-size: an adapter is one file").hint("leave it out"));
+    }
     for warning in job.parts.iter().filter_map(|part| other_base(&job.base, part)) {
         report::warn(warning);
     }
@@ -196,7 +204,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
                 MergeDtype::F32 => Some(Kind::Float),
                 MergeDtype::Base => None,
             };
-            merge.write_model(out, dtype, (args.shard_size * 1e9) as u64)
+            merge.write_model(out, dtype, args.shard_bytes())
         }
     };
     spinner.finish_and_clear();
@@ -353,7 +361,7 @@ fn check_out_folder(args: &MergeArgs, out: Option<&Path>, base: &Path, adapters:
     let read: Vec<&Path> = adapters.iter().map(PathBuf::as_path).chain([base]).collect();
     let (kind, marks, example) =
         ("a model or adapter directory", &["config.json", "adapter_config.json"], "models/merged");
-    Destination { out, kind, marks, others: &[], example }.check(args.force, &read)
+    Destination { out, kind, marks, others: &["model.onnx", "adapters.safetensors"], example }.check(args.force, &read)
 }
 
 /// Tells what was written. `page`: whether a page is in the folder.

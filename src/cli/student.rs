@@ -1,5 +1,6 @@
 //! `ft student`: makes a smaller model from a larger one by removing layers, neurons and heads.
 
+use super::shared::interrupt::end_without_remains;
 use clap::{Args, ValueEnum};
 use ft::convert::student::{self, KeptLayers, StudentCut, StudentSummary};
 use ft::data::chat::ChatTokenizer;
@@ -24,7 +25,7 @@ pub struct StudentArgs {
     #[arg(long, value_name = "N|LIST")]
     layers: Option<String>,
     /// How the layers are chosen when --layers is a number
-    #[arg(long, value_enum, default_value_t = LayerChoiceArg::Even)]
+    #[arg(long, value_enum, default_value_t = LayerChoiceArg::Even, requires = "layers")]
     choose: LayerChoiceArg,
     /// Neurons of each MLP to keep
     #[arg(long, value_name = "N")]
@@ -36,7 +37,7 @@ pub struct StudentArgs {
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Use only the first N rows of --data
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "data")]
     rows: usize,
     /// Device to measure on: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
@@ -62,6 +63,7 @@ enum LayerChoiceArg {
 
 /// Runs `ft student`.
 pub fn run(args: &StudentArgs) -> Result<()> {
+    end_without_remains()?;
     // Before the rows of --data are read.
     student::destination(&args.out).check(args.force, &[&args.from])?;
     let cut = StudentCut { layers: layers(args)?, mlp: args.mlp, heads: args.heads };
@@ -83,6 +85,10 @@ fn layers(args: &StudentArgs) -> Result<KeptLayers> {
     let Some(text) = &args.layers else { return Ok(KeptLayers::All) };
     let bad = |_| Error::user(format!("--layers {text}: expected a number, or a list such as 0,1,2,5"));
     if text.contains(',') {
+        if args.choose == LayerChoiceArg::Angular {
+            return Err(Error::user(format!("--choose angular: --layers {text} names the layers"))
+                .hint("leave it out, or give their number: --layers 12 --choose angular"));
+        }
         let list = text.split(',').map(|n| n.trim().parse::<usize>()).collect::<std::result::Result<_, _>>();
         return list.map(KeptLayers::List).map_err(bad);
     }

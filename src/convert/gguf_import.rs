@@ -76,9 +76,7 @@ pub fn import(
     options: &GgufImportOptions,
     mut progress: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<GgufImportSummary> {
-    let (kind, mark) = ("a model directory", "config.json");
-    Destination { out: options.out, kind, marks: &[mark], others: &[], example: "models/smollm2" }
-        .check(options.force, &[options.file])?;
+    Destination::model(options.out, "models/smollm2").check(options.force, &[options.file])?;
     let gguf = Gguf::open(options.file)?;
     // Checked before the tokenizer is read: its errors would hide this cause.
     let arch = architecture::of(&gguf)?;

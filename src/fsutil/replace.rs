@@ -5,6 +5,7 @@ use super::{create_dir_all, io_error, temporary_name};
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Lets `fill` write a folder under a temporary name next to `path`, then moves it to `path`. A reader sees the old
 /// folder or the new one, and a kill at any moment leaves one of them. If the system cannot exchange two folders in one
@@ -14,15 +15,49 @@ pub fn replace_dir(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     create_dir_all(parent)?;
     recover_dir(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let temp = parent.join(temporary_name(&name));
-    fs::create_dir(&temp).map_err(|e| io_error("creating folder", &temp, e))?;
-    fill(&temp).inspect_err(|_| {
-        let _ = fs::remove_dir_all(&temp);
-    })?;
-    swap(&temp, path, exchange).and_then(|()| File::open(parent)?.sync_all()).map_err(|e| {
-        let _ = fs::remove_dir_all(&temp);
-        io_error("moving into place", path, e)
-    })
+    let temp = UnfinishedFolder::create(parent.join(temporary_name(&name)))?;
+    fill(temp.path())?;
+    let moved = swap(temp.path(), path, exchange).and_then(|()| File::open(parent)?.sync_all());
+    moved.map_err(|e| io_error("moving into place", path, e))
+}
+
+/// Folders that are being written.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A folder under a temporary name, which is removed with what is in it when the value is dropped, or when the command is
+/// interrupted ([`remove_unfinished_folders`]).
+pub struct UnfinishedFolder(PathBuf);
+
+impl UnfinishedFolder {
+    /// Makes the folder at this path, whose parent exists.
+    pub fn create(path: PathBuf) -> Result<Self> {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+        let folder = Self(path);
+        fs::create_dir(&folder.0).map_err(|e| io_error("creating folder", &folder.0, e))?;
+        Ok(folder)
+    }
+
+    /// Returns its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for UnfinishedFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|path| *path != self.0);
+    }
+}
+
+/// Removes the folders that are being written, for a command that ends now.
+pub fn remove_unfinished_folders() {
+    for path in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        // Another thread may still write files into it.
+        for _ in 0..3 {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
 }
 
 /// Returns the name of the old folder while a new one replaces it in two steps.

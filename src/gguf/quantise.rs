@@ -146,7 +146,8 @@ fn with_offset(x: &[f32], importance: Option<Importance>, b: &mut [u8], bits: u3
 /// y = d v, with the levels v of [`FOUR_BIT_LEVELS`]: d is the best of 16, with which the levels that are nearest to x / d have the
 /// least squared error, weighted by x² or importance (`quantize_row_iq4_nl_impl`).
 fn iq4_nl(x: &[f32], importance: Option<Importance>, b: &mut [u8]) {
-    let weights: [f32; 32] = match importance {
+    // Where no column counts, as at the inputs of neurons that are never active, all count by their squares: ggml would divide 0 by 0.
+    let weights: [f32; 32] = match importance.filter(|importance| importance.columns.iter().any(|w| *w > 0.0)) {
         Some(importance) => importance.weights(x, 2.0 * (x.iter().map(|x| x * x).sum::<f32>() / 32.0)),
         None => std::array::from_fn(|i| x[i] * x[i]),
     };
@@ -265,6 +266,16 @@ mod tests {
         let beside = LEVEL_STEPS.iter().flat_map(|(middle, _)| [middle.next_down(), *middle, middle.next_up()]);
         for x in beside.chain((-140..140).map(|i| i as f32 + 0.3)).chain([-1e4, 1e4]) {
             assert_eq!(usize::from(nearest_level(x)), by_difference(x), "{x}");
+        }
+    }
+
+    #[test]
+    fn columns_that_do_not_count_are_still_numbers() {
+        let x: Vec<f32> = (0..64).map(|i| (i % 7) as f32 - 3.0).collect();
+        let importance: Vec<f32> = (0..64).map(|i| if i < 32 { 0.0 } else { 1.0 }).collect();
+        for kind in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1, GgmlType::IQ4_NL] {
+            let found = dequantise(kind, &quantise_by_importance(kind, &x, &importance));
+            assert!(found.iter().all(|x| x.is_finite()), "{}: {found:?}", kind.name());
         }
     }
 

@@ -14,3 +14,4 @@ mod unfitting;
 
 pub use merged_weights::{MergedWeights, WeightedAdapter};
 pub use part_weights::PartWeights;
+pub use tensor_change::equal_values;

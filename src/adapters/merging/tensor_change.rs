@@ -4,7 +4,7 @@ use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use tch::{Kind, Tensor};
 
 /// Returns true if two tensors have equal values, whatever their dtypes.
-pub(super) fn equal_values(a: &Tensor, b: &Tensor) -> bool {
+pub fn equal_values(a: &Tensor, b: &Tensor) -> bool {
     a.size() == b.size() && a.to_kind(Kind::Float).equal(&b.to_kind(Kind::Float))
 }
 

@@ -2,6 +2,7 @@
 
 use super::{SizeArgs, percent, refuse_existing};
 use crate::cli::merge::show;
+use crate::cli::shared::interrupt::end_without_remains;
 use crate::cli::shared::stdout::print_json;
 use clap::{Args, ValueEnum};
 use ft::convert::adapter::extract::{self, OtherChanges};
@@ -42,6 +43,7 @@ enum OthersArg {
 
 /// Runs `ft adapter extract`.
 pub fn run(args: &ExtractArgs) -> Result<()> {
+    end_without_remains()?;
     refuse_existing(&args.out)?;
     let others = match args.others {
         OthersArg::Save => OtherChanges::Save,

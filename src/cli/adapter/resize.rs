@@ -1,6 +1,7 @@
 //! `ft adapter resize`: a LoRA of another rank.
 
 use super::{SizeArgs, info, percent, refuse_existing};
+use crate::cli::shared::interrupt::end_without_remains;
 use crate::cli::shared::stdout::{print, print_json};
 use clap::Args;
 use ft::convert::adapter::resize;
@@ -25,6 +26,7 @@ pub struct ResizeArgs {
 
 /// Runs `ft adapter resize`.
 pub fn run(args: &ResizeArgs) -> Result<()> {
+    end_without_remains()?;
     refuse_existing(&args.out)?;
     let done = resize::resize(&args.adapter, args.size.truncation()?, &args.out)?;
     if args.json {

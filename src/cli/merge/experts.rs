@@ -33,7 +33,7 @@ pub(super) fn run(args: &MergeArgs, file: ExpertMergeFile) -> Result<()> {
         tell(&routers);
         return if args.json { print_json(&routers) } else { Ok(()) };
     };
-    let done = merge.write(out, (args.shard_size * 1e9) as u64)?;
+    let done = merge.write(out, args.shard_bytes())?;
     tell(&done.routers);
     show(&done, out);
     if args.json { print_json(&done) } else { Ok(()) }

@@ -15,6 +15,9 @@ pub(super) fn run(args: &MergeArgs, file: ModelMergeFile) -> Result<()> {
     if args.sweep.is_some() {
         return Err(beside_file(args, "--sweep").hint("weights of whole models are not searched"));
     }
+    if args.rows.is_some() {
+        return Err(beside_file(args, "--rows").hint("only greedy_soup of adapters chooses by rows"));
+    }
     if args.seed.is_some() && !file.method.is_random() {
         return Err(beside_file(args, "--seed").hint(format!("nothing in `{}` is random", file.method.name())));
     }
@@ -33,7 +36,7 @@ pub(super) fn run(args: &MergeArgs, file: ModelMergeFile) -> Result<()> {
         }
         return if args.json { print_json(&found) } else { Ok(()) };
     };
-    let done = merge.write(out, (args.shard_size * 1e9) as u64)?;
+    let done = merge.write(out, args.shard_bytes())?;
     tell(&done.merge);
     show(&done, out);
     if args.json { print_json(&done) } else { Ok(()) }

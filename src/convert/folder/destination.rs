@@ -19,6 +19,23 @@ pub struct Destination<'a> {
     pub example: &'static str,
 }
 
+/// Files that only folders for ONNX Runtime, adapters, and mlx-lm's adapters have.
+const ONNX: &str = "model.onnx";
+const ADAPTER: &str = "adapter_config.json";
+const MLX_ADAPTER: &str = "adapters.safetensors";
+
+impl<'a> Destination<'a> {
+    /// Returns a folder that will be a model directory.
+    pub fn model(out: &'a Path, example: &'static str) -> Self {
+        Self { out, kind: "a model directory", marks: &["config.json"], others: &[ONNX, ADAPTER], example }
+    }
+
+    /// Returns a folder that will be an adapter in PEFT's files.
+    pub fn adapter(out: &'a Path, example: &'static str) -> Self {
+        Self { out, kind: "an adapter", marks: &[ADAPTER], others: &[MLX_ADAPTER, "config.json"], example }
+    }
+}
+
 impl Destination<'_> {
     /// Fails if the folder exists and must not be replaced: without `force`, if it is of another kind, or if one of the files and
     /// folders in `read` is in it.

@@ -7,7 +7,7 @@ use super::name::{self, ModelName};
 use super::output::{check_out, out_file, publish};
 use super::{FORMATS, FileFormat, GgufExportOptions, folder_name, shape};
 use crate::adapters::file;
-use crate::adapters::merging::WeightedAdapter;
+use crate::adapters::merging::{WeightedAdapter, equal_values};
 use crate::adapters::update::{LowRankUpdate, WeightUpdate};
 use crate::convert::gguf_import::select_rows;
 use crate::convert::quantised_base;
@@ -123,13 +123,8 @@ fn prepare(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<Prepar
                 ),
             ));
         }
-        if matches!(placed.layout, Layout::HeadKeys | Layout::HeadValues) {
-            let name = &placed.hf[0];
-            return Err(refuse(
-                options.model,
-                part,
-                format!("it adapts {name}, which the file has by head, keys and values apart"),
-            ));
+        if let Some(why) = not_updated(placed, &shape) {
+            return Err(refuse(options.model, part, format!("it adapts {}, {why}", placed.hf[0])));
         }
         written.extend(placed.hf.iter().cloned());
         let ratios: Vec<f64> = of_tensor.iter().map(|update| of(update) / alpha).collect();
@@ -153,6 +148,48 @@ fn prepare(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<Prepar
     }
     Ok(PreparedAdapter { shape, format, alpha, factors, rescaled })
 }
+
+/// Says why llama.cpp would not add an update to a tensor as it is trained; `None` if it adds it.
+fn not_updated(placed: &PlacedTensor, shape: &Shape) -> Option<&'static str> {
+    let name = placed.gguf.as_str();
+    let of_layer = name.rsplit('.').nth(1).unwrap_or(name);
+    match shape.family.arch {
+        _ if name == "token_embd.weight" && !shape.has_head() => {
+            Some("which llama.cpp also takes for the output head, where the update does not belong")
+        }
+        _ if matches!(placed.layout, Layout::HeadKeys | Layout::HeadValues) => {
+            Some("which the file has by head, keys and values apart")
+        }
+        _ if name == "position_embd.weight" => Some("and llama.cpp adds no update to positions"),
+        // Its graph multiplies these without looking for updates.
+        "deepseek2" if ["attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "output"].contains(&of_layer) => {
+            Some("and llama.cpp adds no update to it in this architecture")
+        }
+        _ => None,
+    }
+}
+
+/// Says for which of these modules of a model llama.cpp would not add an update as it is trained, as far as config.json tells.
+pub fn refusals_of_modules(config: &Config, modules: &BTreeSet<&str>) -> Vec<String> {
+    let mut found = BTreeSet::new();
+    // Which of the tensors that only some models have are there is not known.
+    for has_all in [true, false] {
+        let Ok((shape, _)) = shape::of(config, &|_| has_all) else { continue };
+        if modules.contains("lm_head") && !shape.has_head() {
+            found.insert(HEAD_ALONE.to_string());
+        }
+        let placed = shape.tensors().into_iter().chain([shape.head()]);
+        found.extend(placed.filter_map(|placed| {
+            let name = placed.hf.first()?;
+            let adapted = name.strip_suffix(".weight").is_some_and(|module| modules.contains(module));
+            let why = not_updated(&placed, &shape).filter(|_| adapted)?;
+            Some(format!("it adapts {}, {why}", name.rsplit('.').nth(1).unwrap_or(name)))
+        }));
+    }
+    found.into_iter().collect()
+}
+
+const HEAD_ALONE: &str = "it adapts the output head alone, which shares the embedding's weight";
 
 /// Writes the adapter of `part` on `options.model` as a GGUF adapter. Fails for what the format cannot hold, with the reason.
 pub fn export_adapter(options: &GgufExportOptions, part: &WeightedAdapter) -> Result<GgufAdapterSummary> {
@@ -237,11 +274,13 @@ fn low_rank_updates(
     }
     let modules: BTreeSet<&str> = tensors.keys().filter_map(|name| spec.module_of(name)).collect();
     let updates = spec.updates_on(base, &modules, tensors, &part.folder.join(file::TENSORS))?;
-    // Copies of base weights beside an update are no change of their own.
-    let other = tensors.keys().find(|name| spec.module_of(name).is_none() && !name.ends_with("base_layer.weight"));
-    if let Some(name) = other {
-        let what = format!("it has {name}, and the format has nothing but products of two factors");
-        return Err(refuse(model, part, what));
+    for (name, tensor) in tensors.iter().filter(|(name, _)| spec.module_of(name).is_none()) {
+        // A copy of a base weight beside an update is no change of its own.
+        let of_base = name.strip_suffix("base_layer.weight").and_then(|module| base.get(&format!("{module}weight")));
+        if !of_base.is_some_and(|of_base| equal_values(&of_base, tensor)) {
+            let what = format!("it has {name}, and the format has nothing but products of two factors");
+            return Err(refuse(model, part, what));
+        }
     }
     let mut products = BTreeMap::new();
     for (name, update) in updates {
@@ -252,6 +291,9 @@ fn low_rank_updates(
         };
         let (a, b, scale, table) = (a.shallow_clone(), b.shallow_clone(), *scale, *table);
         let update = LowRankUpdate { a, b, scale, table };
+        if base.shape(&name).is_none() && name == "lm_head.weight" {
+            return Err(refuse(model, part, HEAD_ALONE));
+        }
         match base.shape(&name) {
             Some(shape) if update.fits(shape, base.transposed(&name)) => products.insert(name, update),
             found => {
@@ -304,6 +346,14 @@ fn factors(
     if of_a.iter().chain(&of_b).any(|x| !x.is_finite()) {
         return Err(Error::user(format!("{}: the change of {} is not finite", part.folder.display(), placed.hf[0]))
             .hint("the adapter is damaged, or its training diverged: use an earlier checkpoint"));
+    }
+    let too_large = |x: &&f32| kind == GgmlType::F16 && half::f16::from_f32(**x).is_infinite();
+    if let Some(x) = of_a.iter().chain(&of_b).find(too_large) {
+        let name = &placed.hf[0];
+        return Err(Error::user(format!(
+            "the change of {name}: its factors have {x}, which does not fit into float16"
+        ))
+        .hint("choose another format: --type f32 or bf16"));
     }
     Ok([factor("lora_a", a, of_a), factor("lora_b", b, of_b)])
 }

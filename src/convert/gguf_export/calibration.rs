@@ -3,6 +3,7 @@
 //! The inputs are seen by an adapter that records and changes nothing; an adapter that is merged into the model computes its layers
 //! behind it.
 
+use crate::adapters::file::load_into;
 use crate::adapters::merging::WeightedAdapter;
 use crate::data::chat::ChatTokenizer;
 use crate::data::encode::{Supervise, encode_row};
@@ -63,7 +64,7 @@ pub fn measure(
             .hint("name a file with rows like those that the model will see: texts or conversations"));
     }
     let config = Config::read(model)?;
-    let inner = adapter.map(|part| part.file.spec.plan_from(Some(&part.file.tensors))).transpose()?;
+    let inner = adapter.map(|part| part.file.plan(&part.folder)).transpose()?;
     let recorder = InputRecorder { inner: inner.as_deref(), sums: Rc::default() };
     let files: Vec<_> = adapter.map(|part| (&part.file, part.folder.as_path())).into_iter().collect();
     let vocabulary = VocabularyRows::of_adapters(&config, &files)?;
@@ -77,6 +78,9 @@ pub fn measure(
         heads: Heads::Tokens,
     };
     let loaded = Model::load(model, load)?;
+    if let Some(part) = adapter {
+        load_into(loaded.params().adapter(0), &part.file.tensors, &part.folder)?;
+    }
     let bar = report::bar(windows.len() as u64, "pieces of text for importance");
     for ids in &windows {
         go_on()?;

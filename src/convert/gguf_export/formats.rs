@@ -117,7 +117,14 @@ impl FileFormat {
         }
         let down = is("ffn_down");
         let result = is("attn_output.");
-        match (self.main, mix) {
+        // What llama.cpp calls a 70B model: its value matrices are small.
+        let of_70b = layers == 80
+            && (shape.family.arch == "qwen2" || shape.family.arch == "llama" && shape.heads > shape.kv_heads);
+        let more_for_70b = |kind: GgmlType| match kind {
+            Q3_K | Q4_K if of_70b && is("attn_v.") => Q5_K,
+            kind => kind,
+        };
+        more_for_70b(match (self.main, mix) {
             _ if eight_experts && (is("attn_v.") || is("attn_k.")) => Q8_0,
             (Q2_K | Q3_K | Q4_K, Small | Medium) if eight_experts && result => Q5_K,
             (Q2_K, _) if values && shape.heads / shape.kv_heads.max(1) >= 4 => Q4_K,
@@ -136,6 +143,6 @@ impl FileFormat {
             (Q4_K, Medium) if down && falcon => Q4_K,
             (Q4_K | Q5_K, Medium) if (values || down) && more => Q6_K,
             _ => self.main,
-        }
+        })
     }
 }

@@ -43,6 +43,7 @@ pub use formats::{FORMATS, FileFormat};
 use name::ModelName;
 use output::{check_modelfile, check_out, folder_of, out_file, publish};
 use serde::Serialize;
+pub use shape::refusal;
 use source::SourceWeights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -2,7 +2,7 @@
 
 use super::GgufExportOptions;
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::fsutil::{self, UnfinishedFolder};
 use crate::gguf::split::{self, PartName};
 use crate::model_files::gguf_files;
 use std::path::{Path, PathBuf};
@@ -84,21 +84,19 @@ pub(super) fn publish<T>(
 ) -> Result<(Vec<PathBuf>, T)> {
     let folder = folder_of(out);
     fsutil::create_dir_all(folder)?;
-    let temp = folder.join(fsutil::temporary_name(&out.file_name().unwrap_or_default().to_string_lossy()));
+    let temp = fsutil::temporary_name(&out.file_name().unwrap_or_default().to_string_lossy());
+    let temp = UnfinishedFolder::create(folder.join(temp))?;
     let places = split::part_paths(out, count);
-    let drafts: Vec<PathBuf> = places.iter().filter_map(|path| Some(temp.join(path.file_name()?))).collect();
-    let made = fsutil::create_dir_all(&temp).and_then(|()| make(&drafts)).and_then(|made| {
-        // A file alone takes the place of the old one in one step.
-        for path in if count > 1 { replaced(out, true) } else { Vec::new() } {
-            std::fs::remove_file(&path).map_err(|e| fsutil::io_error("removing", &path, e))?;
-        }
-        for (draft, place) in drafts.iter().zip(&places).rev() {
-            std::fs::rename(draft, place).map_err(|e| fsutil::io_error("moving", place, e))?;
-        }
-        let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|e| fsutil::io_error("writing", folder, e))?;
-        Ok(made)
-    });
-    let _ = std::fs::remove_dir_all(&temp);
-    Ok((places, made?))
+    let drafts: Vec<PathBuf> = places.iter().filter_map(|path| Some(temp.path().join(path.file_name()?))).collect();
+    let made = make(&drafts)?;
+    // A file alone takes the place of the old one in one step.
+    for path in if count > 1 { replaced(out, true) } else { Vec::new() } {
+        std::fs::remove_file(&path).map_err(|e| fsutil::io_error("removing", &path, e))?;
+    }
+    for (draft, place) in drafts.iter().zip(&places).rev() {
+        std::fs::rename(draft, place).map_err(|e| fsutil::io_error("moving", place, e))?;
+    }
+    let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|e| fsutil::io_error("writing", folder, e))?;
+    Ok((places, made))
 }

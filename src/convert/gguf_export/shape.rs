@@ -24,6 +24,15 @@ pub fn of(config: &Config, has: &dyn Fn(&str) -> bool) -> Result<(Shape, Vec<Str
     Ok((shape, notes))
 }
 
+/// Says why a model with this config.json cannot be written to GGUF, as far as that alone tells; `None` if it can.
+pub fn refusal(config: &Config) -> Option<String> {
+    let error = of(config, &|_| true).err()?.to_string();
+    Some(error.split_once(CANNOT).map_or(error.clone(), |(_, why)| why.into()))
+}
+
+/// What the reason follows in errors.
+const CANNOT: &str = "this model cannot be written to GGUF: ";
+
 /// The context length of BLOOM models, in tokens, if config.json does not name it.
 const BLOOM_CONTEXT: f64 = 2048.0;
 
@@ -34,7 +43,7 @@ struct ShapeReader<'a> {
 impl ShapeReader<'_> {
     fn refuse(&self, what: impl std::fmt::Display) -> Error {
         self.config
-            .refuse(format!("this model cannot be written to GGUF: {what}"))
+            .refuse(format!("{CANNOT}{what}"))
             .hint("which models can be, and which settings, is in docs/export.md")
     }
 

@@ -101,9 +101,7 @@ pub struct HfExportSummary {
 pub fn export(options: &HfExportOptions, mut progress: impl FnMut(u64, u64) -> Result<()>) -> Result<HfExportSummary> {
     let (model, format) = (options.model, options.format);
     let read: Vec<&Path> = options.adapter.iter().map(|part| part.folder.as_path()).chain([model]).collect();
-    let (kind, mark) = ("a model directory", "config.json");
-    Destination { out: options.out, kind, marks: &[mark], others: &[], example: "exported/smollm2-nf4" }
-        .check(options.force, &read)?;
+    Destination::model(options.out, "exported/smollm2-nf4").check(options.force, &read)?;
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = gguf_export::open(model, parts)?;
     models::refuse_quantised(

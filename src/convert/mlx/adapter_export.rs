@@ -69,7 +69,13 @@ pub struct MlxAdapterSummary {
 pub fn export_adapter(options: &MlxAdapterOptions, part: &WeightedAdapter) -> Result<MlxAdapterSummary> {
     let _no_grad = tch::no_grad_guard();
     let (kind, example) = ("an adapter of mlx-lm", "exported/icd10-mlx");
-    let destination = Destination { out: options.out, kind, marks: &[ADAPTER_TENSORS], others: &[], example };
+    let destination = Destination {
+        out: options.out,
+        kind,
+        marks: &[ADAPTER_TENSORS],
+        others: &["adapter_model.safetensors"],
+        example,
+    };
     destination.check(options.force, &[options.base, &part.folder])?;
     let config = Config::read(options.base)?;
     let updates = prepare(options.base, &config, part)?;

@@ -56,13 +56,7 @@ pub fn is_mlx_adapter(folder: &Path) -> bool {
 /// Writes the adapter as PEFT's. Fails if it does not belong to the base.
 pub fn import_adapter(options: &MlxImportOptions) -> Result<MlxImportSummary> {
     let _no_grad = tch::no_grad_guard();
-    let destination = Destination {
-        out: options.out,
-        kind: "an adapter",
-        marks: &[file::CONFIG],
-        others: &[],
-        example: "adapters/imported",
-    };
+    let destination = Destination::adapter(options.out, "adapters/imported");
     destination.check(options.force, &[options.adapter, options.base])?;
     let path = options.adapter.join(file::CONFIG);
     let config: MlxAdapterConfig = fsutil::read_json(&path)?;

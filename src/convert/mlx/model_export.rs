@@ -98,8 +98,7 @@ fn quantised(
 ) -> Result<HfExportSummary> {
     let _no_grad = tch::no_grad_guard();
     let read: Vec<&Path> = options.adapter.iter().map(|part| part.folder.as_path()).chain([options.model]).collect();
-    let (kind, mark, example) = ("a model directory", "config.json", "exported/smollm2-4bit");
-    Destination { out: options.out, kind, marks: &[mark], others: &[], example }.check(options.force, &read)?;
+    Destination::model(options.out, "exported/smollm2-4bit").check(options.force, &read)?;
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = gguf_export::open(options.model, parts)?;
     model_config::refuse(&config)?;

@@ -59,9 +59,7 @@ pub fn is_mlx_model(folder: &Path) -> bool {
 /// Writes the model with all numbers in one dtype. Fails for other formats of mlx, and for a folder that no model can be built of.
 pub fn import_model(options: &MlxModelImportOptions) -> Result<MlxModelImportSummary> {
     let _no_grad = tch::no_grad_guard();
-    let (kind, mark, example) = ("a model directory", CONFIG, "models/imported");
-    Destination { out: options.out, kind, marks: &[mark], others: &[], example }
-        .check(options.force, &[options.model])?;
+    Destination::model(options.out, "models/imported").check(options.force, &[options.model])?;
     let read = AffineFolder::open(options.model)?;
     let names: Vec<String> = read.names().map(str::to_string).collect();
     let mut raw = read.raw.clone();

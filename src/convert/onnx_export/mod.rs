@@ -131,7 +131,8 @@ pub fn export(
     let adapter = options.adapter.iter().map(|part| part.folder.as_path());
     let read: Vec<&Path> = adapter.chain([options.model]).collect();
     let (kind, example) = ("an ONNX export", "exported/smollm2-onnx");
-    Destination { out: options.out, kind, marks: &[MODEL_FILE], others: &[], example }.check(options.force, &read)?;
+    let others = &["model.safetensors", "model.safetensors.index.json"];
+    Destination { out: options.out, kind, marks: &[MODEL_FILE], others, example }.check(options.force, &read)?;
     let layout = DecoderLayout::of(&Config::read(options.model)?)?;
     let parts: &[WeightedAdapter] = options.adapter.as_slice();
     let (config, weights, shared) = gguf_export::open(options.model, parts)?;

@@ -63,9 +63,7 @@ pub struct AdapterFolderSummary {
 /// they are moved into place. Fails if the program reads neither.
 pub fn write_adapter(options: &RuntimeAdapterOptions, part: &WeightedAdapter) -> Result<AdapterFolderSummary> {
     let _no_grad = tch::no_grad_guard();
-    let (kind, mark, example) = ("an adapter", file::CONFIG, "exported/icd10-vllm");
-    Destination { out: options.out, kind, marks: &[mark], others: &[], example }
-        .check(options.force, &[options.base, &part.folder])?;
+    Destination::adapter(options.out, "exported/icd10-vllm").check(options.force, &[options.base, &part.folder])?;
     let chosen = choose_adapter(options.runtime, options.base, part)?;
     let content = chosen.file.as_ref().unwrap_or(&part.file);
     require_fit(options.base, part, content)?;

@@ -178,7 +178,7 @@ pub fn cut_student(
 
 /// Returns `out` as the folder that a student is written to.
 pub fn destination(out: &Path) -> Destination<'_> {
-    Destination { out, kind: "a model directory", marks: &["config.json"], others: &[], example: "models/student" }
+    Destination::model(out, "models/student")
 }
 
 /// Cuts the student unless `out` contains it already; then returns `None`. Fails if `out` contains something else, or a model that

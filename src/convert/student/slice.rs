@@ -2,7 +2,7 @@
 
 use crate::convert::student::activations::Importance;
 use crate::error::{Error, Result};
-use crate::models::Config;
+use crate::models::{Config, layer_number, with_layer_number};
 use crate::nn::Weights;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -16,13 +16,8 @@ pub struct TensorSlices {
     /// By old layer number: the kept rows of q (also the columns of o), and the kept rows of k and v; empty if all are
     /// kept.
     heads: BTreeMap<usize, (Tensor, Tensor)>,
-}
-
-/// Returns the layer number in a tensor's name and its byte range in the name; `None` for a tensor outside the layers.
-fn layer_index(name: &str) -> Option<(usize, std::ops::Range<usize>)> {
-    let mark = [".layers.", ".h."].iter().find_map(|m| name.find(m).map(|at| at + m.len()))?;
-    let end = mark + name[mark..].find('.')?;
-    Some((name[mark..end].parse().ok()?, mark..end))
+    /// Rows of q, and of k or v, before.
+    rows: [i64; 2],
 }
 
 impl TensorSlices {
@@ -51,28 +46,29 @@ impl TensorSlices {
                 rows.insert(old, (rows_of_groups(&groups, per * e), rows_of_groups(&groups, e)));
             }
         }
-        Ok(Self { layers, neurons, heads: rows })
+        let of = |heads: i64| heads * c.head_dim;
+        Ok(Self { layers, neurons, heads: rows, rows: [of(c.num_attention_heads), of(c.num_key_value_heads)] })
     }
 
     /// Returns the tensors of the student: new name -> old name.
     pub fn student_names(&self, weights: &Weights) -> BTreeMap<String, String> {
-        let renamed = |name: &str| match layer_index(name) {
+        let renamed = |name: &str| match layer_number(name) {
             None => Some(name.to_string()),
-            Some((old, at)) => {
-                let new = self.layers.get(&old)?;
-                Some(format!("{}{new}{}", &name[..at.start], &name[at.end..]))
-            }
+            Some(old) => Some(with_layer_number(name, *self.layers.get(&old)?)),
         };
         weights.names().filter_map(|old| Some((renamed(old)?, old.to_string()))).collect()
     }
 
     /// Returns the kept part of the tensor with this old name.
     pub fn apply(&self, name: &str, t: &Tensor) -> Tensor {
-        let Some((old, _)) = layer_index(name) else { return t.shallow_clone() };
+        let Some(old) = layer_number(name) else { return t.shallow_clone() };
         let module = |m: &str| name.contains(&format!(".{m}."));
         if let Some(kept) = self.neurons.get(&old) {
             if module("gate_proj") || module("up_proj") {
                 return t.index_select(0, kept);
+            }
+            if module("gate_up_proj") {
+                return t.index_select(0, &Tensor::cat(&[kept.shallow_clone(), kept + t.size()[0] / 2], 0));
             }
             if module("down_proj") && t.dim() == 2 {
                 return t.index_select(1, kept);
@@ -87,6 +83,17 @@ impl TensorSlices {
             }
             if module("o_proj") && t.dim() == 2 {
                 return t.index_select(1, query);
+            }
+            let [of_q, of_k] = self.rows;
+            if module("qkv_proj") {
+                let parts = [query.shallow_clone(), key + of_q, key + (of_q + of_k)];
+                return t.index_select(0, &Tensor::cat(&parts, 0));
+            }
+            // Norms of all heads together, or with numbers for each.
+            let norms = [("q_norm", of_q, query), ("k_norm", of_k, key)];
+            if let Some((.., kept)) = norms.iter().find(|(name, all, _)| module(name) && t.numel() as i64 == *all) {
+                let size = t.size();
+                return t.reshape([-1]).index_select(0, kept).reshape([&[-1], &size[1..]].concat());
             }
         }
         t.shallow_clone()
@@ -107,13 +114,6 @@ fn rows_of_groups(groups: &Tensor, width: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_layer_is_found_in_every_dialect() {
-        assert_eq!(layer_index("model.layers.12.mlp.up_proj.weight"), Some((12, 13..15)));
-        assert_eq!(layer_index("transformer.h.3.attn.c_attn.bias"), Some((3, 14..15)));
-        assert_eq!(layer_index("model.embed_tokens.weight"), None);
-    }
 
     #[test]
     fn groups_become_rows() {

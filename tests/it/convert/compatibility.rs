@@ -3,11 +3,13 @@
 use super::gguf_adapters::lora;
 use super::gguf_export::Exported;
 use super::runtimes::{change, lora8};
+use crate::support::families::FAMILIES;
 use crate::support::*;
 use ft::adapters::file;
 use ft::adapters::merging::WeightedAdapter;
 use ft::convert::runtime::choose;
 use ft::convert::verify::compatibility::{Compatibility, Runtime, answer_of, of_adapter, of_model};
+use ft::gguf::quant::GgmlType;
 use ft::models::Config;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -138,6 +140,18 @@ fn models_are_answered_for_by_family_and_format() {
     let tgi = answer_of(&found, Runtime::Tgi).unwrap();
     assert!(tgi.note.contains("rope_parameters"), "{tgi}");
     assert_eq!(tgi.command.as_deref(), Some("ft export DIR --for tgi --out OUT"));
+
+    // What ft export --to gguf refuses is no yes, and no other model is refused.
+    let found = answers("llama", json!({ "rope_scaling": {"rope_type": "dynamic", "factor": 2.0} }));
+    let llama_cpp = answer_of(&found, Runtime::LlamaCpp).unwrap();
+    assert!(llama_cpp.reads == Some(false) && llama_cpp.note.contains("dynamic"), "{llama_cpp}");
+    for family in FAMILIES {
+        let made = Exported::of(family, json!({}));
+        let found = of_model(&made.model());
+        let llama_cpp = answer_of(&found, Runtime::LlamaCpp).unwrap();
+        let exported = made.export(GgmlType::F16);
+        assert_eq!(llama_cpp.reads, Some(exported.is_ok()), "{family}: {llama_cpp}, {:?}", exported.err());
+    }
 
     let made = Exported::of("llama", json!({ "hidden_size": 128, "intermediate_size": 128 }));
     let file = made.model().join("config.json");

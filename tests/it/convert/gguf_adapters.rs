@@ -3,9 +3,10 @@
 use super::gguf_export::{Exported, opened};
 use crate::support::*;
 use ft::adapters::merging::WeightedAdapter;
-use ft::convert::gguf_export::adapter::export_adapter;
+use ft::convert::gguf_export::adapter::{check, export_adapter};
 use ft::convert::gguf_export::{FORMATS, FileFormat, GgufExportOptions, export};
 use ft::convert::merge::adapters::merge_into_model;
+use ft::convert::verify::compatibility::{Runtime, answer_of, of_adapter};
 use ft::gguf::file::Gguf;
 use ft::gguf::quant::{GgmlType, dequantise};
 use ft::models::Config;
@@ -210,6 +211,95 @@ fn adapters_that_the_format_cannot_hold_are_refused_with_the_reason() {
     };
     let error = export_adapter(&options, &part).expect_err("refused").to_string();
     assert!(error.contains("3 of the 4 experts in blk.1.ffn"), "{error}");
+}
+
+/// Adds the factors of a LoRA on more modules, (outputs, inputs) each.
+fn adapt(adapter: &Path, modules: &[(&str, [i64; 2])]) {
+    let file = adapter.join("adapter_model.safetensors");
+    let mut all = tensors(&file);
+    for (module, [outputs, inputs]) in modules {
+        let prefix = format!("base_model.model.{module}");
+        let (a, b) = match module.contains("embed") || module.contains("wpe") {
+            true => ("lora_embedding_A", "lora_embedding_B"),
+            false => ("lora_A.weight", "lora_B.weight"),
+        };
+        all.insert(format!("{prefix}.{a}"), noise(&[4, *inputs], module) * 0.3);
+        all.insert(format!("{prefix}.{b}"), noise(&[*outputs, 4], module) * 0.3);
+    }
+    save_tensors(&file, &all);
+}
+
+/// llama.cpp adds no update to a head that is the embedding, nor to what an architecture multiplies without looking for one; the
+/// verdict says so, too.
+#[test]
+fn updates_that_llama_cpp_would_not_add_are_refused() {
+    for (family, more, modules, reason) in [
+        ("llama", json!({"tie_word_embeddings": true}), vec![("model.embed_tokens", [64, 512])], "for the output head"),
+        ("llama", json!({"tie_word_embeddings": true}), vec![("lm_head", [512, 64])], "the output head alone"),
+        ("gpt2", json!({}), vec![("transformer.wpe", [64, 256])], "no update to positions"),
+        ("deepseek_v2", json!({}), vec![], "no update to it in this architecture"),
+    ] {
+        let made = Exported::of(family, more.clone());
+        let settings = if family == "gpt2" { json!({ "fan_in_fan_out": true }) } else { json!({}) };
+        let adapter = lora(&made, settings);
+        adapt(&adapter, &modules);
+        let part = WeightedAdapter::read(&adapter, 1.0).unwrap();
+        let error = check(&made.model(), &part).expect_err(family);
+        assert!(error.to_string().contains(reason) && error.hints()[0].contains("merge it"), "{family}: {error:?}");
+        let config = Config::read(&made.model()).unwrap();
+        let answers = of_adapter(&part.file, &adapter, Some(&config)).unwrap();
+        let answer = answer_of(&answers, Runtime::LlamaCpp).unwrap();
+        assert!(answer.reads == Some(false) && answer.note.contains(reason), "{family}: {answer}");
+    }
+    // A head of its own, and an embedding beside it, are updated.
+    let made = Exported::of("llama", json!({"tie_word_embeddings": false}));
+    let adapter = lora(&made, json!({}));
+    adapt(&adapter, &[("lm_head", [512, 64]), ("model.embed_tokens", [64, 512])]);
+    check(&made.model(), &WeightedAdapter::read(&adapter, 1.0).unwrap()).unwrap();
+    // A copy of the base's weight beside an update must be the base's.
+    let file = adapter.join("adapter_model.safetensors");
+    let mut all = tensors(&file);
+    let head = opened(&made.model())["lm_head.weight"].shallow_clone();
+    for (change, accepted) in [(0.0, true), (0.5, false)] {
+        all.insert("base_model.model.lm_head.base_layer.weight".into(), &head + change);
+        save_tensors(&file, &all);
+        let checked = check(&made.model(), &WeightedAdapter::read(&adapter, 1.0).unwrap());
+        assert_eq!(checked.is_ok(), accepted, "{:?}", checked.err());
+    }
+}
+
+/// Importance is that of the model with the adapter: the file has the bytes of the merged model's.
+#[test]
+fn importance_is_measured_with_the_adapter() {
+    let made = Exported::of("llama", json!({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}));
+    let rows = made.folder.path().join("rows.jsonl");
+    std::fs::write(&rows, "{\"text\": \"The patient sleeps. The doctor reads a letter.\"}\n").unwrap();
+    let adapter = lora(&made, json!({}));
+    let part = || WeightedAdapter::read(&adapter, 1.0).unwrap();
+    let merged = made.folder.path().join("merged");
+    merge_into_model(&made.model(), &[part()], &merged, None, 1 << 30).unwrap();
+    let file = |model: &Path, adapter: Option<WeightedAdapter>| {
+        let out = made.file();
+        let options = GgufExportOptions {
+            model,
+            adapter,
+            out: &out,
+            format: FileFormat::named("q4_0"),
+            force: true,
+            split: Default::default(),
+            imatrix: Some(&rows),
+            modelfile: false,
+        };
+        let summary = export(&options, |_, _| Ok(())).unwrap();
+        assert!(!summary.notes.iter().any(|note| note.contains("saw no token")), "{:?}", summary.notes);
+        let gguf = Gguf::open(&out).unwrap();
+        let values = gguf.tensors().iter().find(|t| t.name == "blk.1.ffn_down.weight").unwrap();
+        gguf.data(values).to_vec()
+    };
+    let (found, expected) = (file(&made.model(), Some(part())), file(&merged, None));
+    let equal = found.chunks(18).zip(expected.chunks(18)).filter(|(a, b)| a == b).count();
+    // Sums in another order may change the last bit of an importance, and that a choice between two scales.
+    assert!(equal as f64 > 0.95 * (expected.len() / 18) as f64, "{equal} of {} blocks", expected.len() / 18);
 }
 
 /// Adapters that PEFT wrote: what the format has is written, every other kind refused by its name with what works.

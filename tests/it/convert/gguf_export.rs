@@ -394,6 +394,15 @@ fn mixes_have_six_bits_where_llama_quantize_has_them() {
         let found = ["output.weight", "blk.4.ffn_down.weight", "blk.4.attn_v.weight", "blk.4.attn_q.weight"].map(of);
         assert_eq!(found, [head, down, values, query], "{name}");
     }
+    // With 80 layers and fewer heads of keys than of queries, values have five bits.
+    let wide = json!({"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 80});
+    let made = Exported::of("llama", wide);
+    for (name, values) in [("q3_k_m", GgmlType::Q5_K), ("q4_k_m", GgmlType::Q5_K), ("q5_k_m", GgmlType::Q5_K)] {
+        made.export_as(FileFormat::named(name).unwrap(), None).unwrap();
+        let gguf = Gguf::open(&made.file()).unwrap();
+        let of = |name: &str| gguf.tensors().iter().find(|t| t.name == name).unwrap().kind;
+        assert_eq!(of("blk.11.attn_v.weight"), values, "{name}");
+    }
     // Rows of 64 numbers fill no block of 256.
     let made = Exported::of("llama", json!({}));
     let summary = made.export_as(FileFormat::named("q4_k_m").unwrap(), None).unwrap();

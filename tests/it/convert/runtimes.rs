@@ -312,6 +312,15 @@ fn the_command_writes_what_a_program_reads_or_says_why_not() {
             "no adapter_config.json",
         ),
         (&["export", "model", "--for", "tensorrt-llm", "--type", "fp8", "--out", "x"], "blocks of 32 x 32"),
+        (&["export", "model", "--to", "hf", "--out", "out/onnx", "--force"], "this folder has model.onnx"),
+        (
+            &["export", "adapter", "--base", "model", "--for", "vllm", "--out", "out/mlx", "--force"],
+            "this folder has adapters.safetensors",
+        ),
+        (
+            &["merge", "model", "adapter", "--as", "adapter", "--shard-size", "1", "--out", "x"],
+            "an adapter is one file",
+        ),
     ] {
         let said = space.refused(line);
         assert!(said.contains(reason), "{line:?}: {said}");

@@ -2,7 +2,7 @@
 //! that are cut out of a larger model.
 
 use crate::support::workspace::Workspace;
-use crate::support::{ClosureBatch, fixture, frozen, tensors, whole};
+use crate::support::{ClosureBatch, families, fixture, frozen, tensors, whole};
 use ft::methods::distill::batch::{DistillBatch, TeacherDistributions, TokenWeights};
 use ft::methods::distill::divergence::divergence;
 use ft::methods::distill::spec::{self, Divergence, JsdSpec, NoSettings, SkewSpec, StateDistance};
@@ -12,7 +12,7 @@ use ft::methods::sft::SupervisedBatch;
 use ft::models::learning::MicroBatch;
 use ft::models::{ExposedLayers, LayerReplay, Loss, Metrics, Model, Output};
 use ft::nn::{Attention, QueriesAndKeys, Tokens, chunked};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 fn kinds() -> Vec<(&'static str, Divergence)> {
@@ -321,6 +321,29 @@ fn students_have_the_requested_layers_and_width() {
     let said = space.refused(&[&["train", "recipes/full-medical.yaml"], &cut[..]].concat());
     assert!(said.contains("exists and is not empty"), "{said}");
     assert!(space.path("datasets/icd10/train.jsonl").exists());
+}
+
+/// Families whose layers have other names, join matrices, or have norms of all heads.
+#[test]
+fn students_of_other_families_are_cut_whole() {
+    let space = Workspace::new();
+    for (family, arguments) in [
+        ("mpt", &["--layers", "2"][..]),
+        ("phi3", &["--mlp", "40", "--heads", "2", "--data", "datasets/icd10/train.jsonl"]),
+        ("olmo2", &["--mlp", "40", "--heads", "2", "--data", "datasets/icd10/train.jsonl"]),
+    ] {
+        families::write(family, json!({}), Kind::Float, &space.path(family));
+        let out = format!("student-{family}");
+        space.ft(&[&["student", "--from", family, "--out", &out], arguments].concat());
+        let student = frozen(&space.path(&out), Kind::Float);
+        let config = student.config();
+        match arguments[0] {
+            "--layers" => assert_eq!(student.depth(), 2, "{family}"),
+            _ => assert_eq!((config.intermediate_size, config.num_attention_heads), (40, 2), "{family}"),
+        }
+    }
+    let angular = ["student", "--from", "mpt", "--layers", "0,1", "--choose", "angular", "--out", "x"];
+    assert!(space.refused(&angular).contains("names the layers"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::lora::LoraFacts;
 use super::{Compatibility, Findings, Runtime, export_command, model, refuse_own_family, servers};
 use crate::adapters::AdapterFile;
 use crate::adapters::lora::LoraSpec;
-use crate::convert::onnx_export;
+use crate::convert::{gguf_export, onnx_export};
 use crate::error::Result;
 use crate::fsutil::excerpt;
 use crate::gguf::families;
@@ -126,8 +126,14 @@ fn llama_cpp(adapter: &AdapterFile, lora: &LoraFacts) -> Findings {
     refusals.extend(
         lora.adapts_some_experts().then(|| "some experts of a layer are adapted, and it has them in one tensor".into()),
     );
-    let known = lora.base.is_none_or(|base| families::of_model_type(&base.model_type).is_some());
-    refusals.extend((!known).then(|| model::NO_PLACE.into()));
+    match lora.base {
+        Some(base) if families::of_model_type(&base.model_type).is_none() => refusals.push(model::NO_PLACE.into()),
+        Some(base) => {
+            refusals.extend(gguf_export::refusal(base));
+            refusals.extend(gguf_export::adapter::refusals_of_modules(base, &lora.modules));
+        }
+        None => {}
+    }
     let base = adapter.base.as_deref().unwrap_or_default();
     let needs = match base.is_empty() {
         true => "after ft export ADAPTER --base MODEL --to gguf",

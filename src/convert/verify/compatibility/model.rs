@@ -2,7 +2,7 @@
 
 use super::{Compatibility, Findings, Runtime, export_command, refuse_own_family};
 use crate::convert::folder::config_file::lacks_older_rope_keys;
-use crate::convert::{mlx, onnx_export};
+use crate::convert::{gguf_export, mlx, onnx_export};
 use crate::gguf::families;
 use crate::model_files::CONFIG;
 use crate::models::{Config, StoredFormat};
@@ -236,8 +236,10 @@ fn of_family(config: &Config, runtime: Runtime) -> Findings {
     };
     match runtime {
         Runtime::Peft | Runtime::Vllm => Findings::default(),
-        Runtime::LlamaCpp if families::of_model_type(&config.model_type).is_some() => Findings::default(),
-        Runtime::LlamaCpp => Findings::refused(NO_PLACE),
+        Runtime::LlamaCpp if families::of_model_type(&config.model_type).is_none() => Findings::refused(NO_PLACE),
+        Runtime::LlamaCpp => {
+            Findings { refusals: gguf_export::refusal(config).into_iter().collect(), ..Findings::default() }
+        }
         Runtime::Tgi => through(known(&TGI_FAMILIES)),
         Runtime::SgLang => through(known(&SGLANG_FAMILIES)),
         Runtime::TensorRtLlm if known(&TENSORRT_FAMILIES) => Findings::default(),
