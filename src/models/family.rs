@@ -69,6 +69,9 @@ pub struct MoreNumbers {
     pub between_layers: i64,
     /// That a layer keeps for its backward, beyond its attention and MLP.
     pub kept: i64,
+    /// That a layer keeps once more where its queries, keys and values are columns of one matrix: parts of it are kept beside what is
+    /// made of them.
+    pub kept_if_joined: i64,
     /// That its MLP keeps, beyond the inputs of its activation.
     pub kept_in_mlp: i64,
     /// That exist from the first layer to the last, because layers read them.

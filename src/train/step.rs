@@ -11,7 +11,7 @@ use super::optim::Optimiser;
 use super::recurrence::truncation;
 use super::schedule::LearningRate;
 use crate::adapters::TrainingPart;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_libtorch};
 use crate::methods::contract::{Means, Method, TrainingStep};
 use crate::methods::parts::TRAINED_ADAPTER;
 use crate::models::gradient_reach::metric_name;
@@ -350,7 +350,7 @@ impl<'a> Stepper<'a> {
     /// Runs the last updated step again to find the first tensor that is not finite. Its weights are still those of the
     /// step, because it changed none and no other step was updated since.
     fn find_non_finite(&self, method: &mut dyn Method, items: f64) -> Result<Option<FirstNonFinite>> {
-        self.optim.with_gradients_set_aside(|| {
+        let search = || {
             for b in method.repeat_step(self.model, usize::from(self.computed))?.micro_batches {
                 let found = self.model.find_non_finite(&*b?, items)?;
                 if found.is_some() {
@@ -358,7 +358,13 @@ impl<'a> Stepper<'a> {
                 }
             }
             Ok(None)
-        })
+        };
+        // The gradients of the next step, which are set aside, may leave no room for a second set: the step is then reported without
+        // its cause.
+        match self.optim.with_gradients_set_aside(|| catch_libtorch(search)) {
+            Err(e) if e.is_out_of_memory() => Ok(None),
+            found => found,
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! A decoder of blocks: embedding, layers, final norm and head.
 
 use super::block::{Block, LayerPositions};
-use super::design::{Design, FeedForwardLayers};
+use super::design::{Design, FeedForwardLayers, QkNorm};
 use super::norm::Norm;
 use super::positions::SinusoidalPositions;
 use crate::error::Result;
-use crate::models::family::{Config, Decoder};
+use crate::models::family::{Config, Decoder, MoreNumbers};
 use crate::nn::{Attention, Embedding, ForwardPass, Linear, ModelBuilder, RelativeBias, Rope, Tokens};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -22,6 +22,7 @@ struct BlockDecoder {
     norm: Norm,
     head: Rc<Linear>,
     has_gates: bool,
+    more: MoreNumbers,
 }
 
 /// Builds a decoder of this design. Fails for heads of an odd size.
@@ -54,7 +55,18 @@ pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Dec
         norm,
         head: Rc::new(head.with_logits(design.logits)),
         has_gates: !matches!(design.feed_forward.layers, FeedForwardLayers::Plain(_)),
+        more: more_numbers(c, &design),
     }))
+}
+
+/// Returns what norms of queries and keys, and norms behind attention and MLP, keep beyond the two norms of other layers: their inputs.
+fn more_numbers(c: &Config, design: &Design) -> MoreNumbers {
+    let behind = [design.wiring.after_attention, design.wiring.after_mlp].into_iter().flatten().count() as i64;
+    let normed = match design.attention.qk_norm {
+        QkNorm::None => 0,
+        _ => (c.num_attention_heads + c.num_key_value_heads) * c.head_dim,
+    };
+    MoreNumbers { kept: behind * c.hidden_size + normed, kept_if_joined: normed, ..MoreNumbers::default() }
 }
 
 /// Returns the rotary embedding of each layer: layers with a window may have another one than the rest. Fails for heads of an
@@ -110,6 +122,9 @@ impl Decoder for BlockDecoder {
     }
     fn has_gates(&self) -> bool {
         self.has_gates
+    }
+    fn more_numbers(&self) -> MoreNumbers {
+        self.more
     }
 }
 

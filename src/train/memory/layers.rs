@@ -61,7 +61,9 @@ impl RunShape<'_> {
         let of_modules = self.module_memory().kept.map(|kept| kept.div_ceil(c.num_hidden_layers as u64));
         let (plain, low_rank) = ([2 * d, gates * f + self.results_of_experts()], [4 * rank, 3 * mlps * rank]);
         // The results of two norms and of the activation. With dropout each layer keeps its own copy anyway.
-        let kept = if self.keeps_inputs && !dropout { [d, d + f] } else { [0; 2] };
+        // Experts' activations are kept once more, multiplied by the weights of their tokens.
+        let scaled_again = if c.experts.is_some() { f } else { 0 };
+        let kept = if self.keeps_inputs && !dropout { [d, d + f + scaled_again] } else { [0; 2] };
         std::array::from_fn(|i| plain[i] + low_rank[i] + dropped[i] + scaled[i] + of_modules[i] + kept[i])
     }
 
@@ -79,7 +81,8 @@ impl RunShape<'_> {
             None => {
                 let [of_attention, of_mlp] = self.kept_numbers();
                 let of_mlp = if self.mlp_tile().is_some() { 0 } else { of_mlp + more.kept_in_mlp as u64 };
-                let numbers = of_attention + of_mlp + more.kept as u64;
+                let again = if self.joins_layers() { more.kept_if_joined } else { 0 };
+                let numbers = of_attention + of_mlp + (more.kept + again) as u64;
                 rows * (self.width() * numbers + self.routing()) + self.attention().kept
             }
         };
@@ -233,6 +236,25 @@ impl RunShape<'_> {
         let mut linear = self.model.params().base().filter(|p| p.layer == LayerKind::Linear);
         let plain = stored == self.model.kind() && !linear.any(|p| self.is_quantised(p));
         rank > 0 && !dropout && plain && self.has_own_kernels()
+    }
+
+    /// Returns the bytes of the factors in the dtype of the products, which a GPU keeps: A below the weights, and B of layers that are
+    /// computed together as blocks of one matrix.
+    pub(super) fn factor_casts(&self) -> u64 {
+        let Some(spec) = self.plan.recipe.adapter.as_ref().filter(|_| self.joins_layers()) else { return 0 };
+        let (params, rank) = (self.model.params(), self.adapter().rank);
+        let adapted: BTreeSet<&str> = params.adapter(0).filter_map(|p| spec.module_of(&p.name)).collect();
+        let numbers = params.base().filter(|p| p.layer == LayerKind::Linear).filter_map(|p| {
+            let module = p.name.strip_suffix(".weight").filter(|module| adapted.contains(module))?;
+            let together = match module.rsplit('.').next()? {
+                "q_proj" | "k_proj" | "v_proj" => 3,
+                "gate_proj" | "up_proj" => 2,
+                _ => 1,
+            };
+            let [outputs, inputs] = <[i64; 2]>::try_from(p.shape()).ok()?;
+            Some(rank * (inputs as u64 + outputs as u64 * if rank <= 64 { together } else { 1 }))
+        });
+        numbers.sum::<u64>() * self.width()
     }
 
     /// Returns the bytes that our own kernel takes for the gradients of a layer's factors.

@@ -185,7 +185,7 @@ impl RunShape<'_> {
             true => held - held * count(self.plan, self.model).0 / all,
             false => held,
         };
-        frozen + held * self.parts.base_copies + others
+        frozen + held * self.parts.base_copies + others + self.factor_casts()
     }
 
     /// Returns the bytes of checkpoints and results.

@@ -3,6 +3,7 @@
 
 use super::memory::write_sparse_model;
 use crate::support::fake_cuda::{self, FakeRun};
+use crate::support::families;
 use crate::support::stored::write_wide;
 use crate::support::workspace::Workspace;
 use ft::nn::{Weights, weights};
@@ -134,6 +135,24 @@ fn predictions_are_near_for_adapters_and_whole_models() {
     }
     let wrong: Vec<_> = found.iter().filter(|(_, ratio)| !(0.9..1.1).contains(ratio)).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// Norms of queries and keys, norms behind attention and MLP, and experts.
+#[test]
+fn predictions_are_near_for_other_families() {
+    let space = wide_space();
+    for family in ["qwen3", "gemma3_text", "olmo2", "mixtral"] {
+        let sizes = json!({"hidden_size": 256, "intermediate_size": 512, "head_dim": 64});
+        families::write(family, sizes, Kind::Float, &space.path("models").join(family));
+        let path = format!("model.path=models/{family}");
+        for (dtype, adapter) in [("bf16", Some(LORA_16)), ("f32", Some(LORA_16)), ("bf16", None)] {
+            let dtype = format!("model.dtype={dtype}");
+            let sets: Vec<&str> = [&*path, &dtype, "run.replay=none"].into_iter().chain(adapter).collect();
+            let (predicted, measured, _) = predicted_and_measured(&space, &sets, &[("FAKE_CUDA_CAPABILITY", "90")]);
+            println!("{sets:?}: {:.2}: {predicted} predicted, {measured} measured", predicted / measured);
+            assert!((0.85..1.15).contains(&(predicted / measured)), "{sets:?}: {predicted}, {measured}");
+        }
+    }
 }
 
 #[test]

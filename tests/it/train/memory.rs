@@ -230,6 +230,21 @@ fn predictions_for_gemma3n_are_near_to_what_a_run_takes() {
     }
 }
 
+/// Norms of queries and keys, and norms behind attention and MLP.
+#[test]
+fn predictions_for_families_with_more_norms_are_near_to_what_a_run_takes() {
+    let space = wide_space();
+    for family in ["qwen3", "gemma3_text", "olmo2"] {
+        let sizes = json!({"hidden_size": 256, "intermediate_size": 512, "head_dim": 64});
+        families::write(family, sizes, Kind::Float, &space.path("models").join(family));
+        let path = format!("model.path=models/{family}");
+        for adapter in [Some("adapter={lora: {rank: 16}}"), None] {
+            let sets: Vec<&str> = [&*path, "run.replay=none"].into_iter().chain(adapter).collect();
+            assert_predicted(&space, &sets);
+        }
+    }
+}
+
 #[test]
 fn predictions_with_mlps_in_tiles_are_near_to_what_a_run_takes() {
     let space = wide_space();
