@@ -13,14 +13,36 @@ FT_DEVICE void fold(const float* each, float* sums) {
   }
 }
 
-// Adds the residual to the N numbers of x at `at`, if there is one, as `sum`; returns the sum of their squares.
+// A low-rank update low B^T of a row: low (rank) and B (width, rank), contiguous. With `packed` rank is a multiple of kPack and both
+// addresses of the size of a pack. Without an update low is null.
+struct RowUpdate { const Number *low, *b; int rank, packed; };
+
+// Adds an update to N columns of its row, from `at` on. M of its numbers are read at once.
+template <int N, int M>
+FT_DEVICE void add_update(const RowUpdate& update, i64 at, float (&to)[N]) {
+  for (int first = 0; first < update.rank; first += M) {
+    float low[M], b[M];
+    load<M>(update.low + first, low);
+    for (int i = 0; i < N; i++) {
+      load<M>(update.b + (at + i) * update.rank + first, b);
+      for (int m = 0; m < M; m++) to[i] += low[m] * b[m];
+    }
+  }
+}
+
+// Adds the residual and its update to the N numbers of x at `at`, if there is one, as `sum`; returns the sum of their squares.
 template <int N>
-FT_DEVICE float squares(const Number* x, const Number* residual, Number* sum, i64 at) {
+FT_DEVICE float squares(const Number* x, const Number* residual, const RowUpdate& update, Number* sum, i64 at) {
   float a[N], total = 0;
   load<N>(x + at, a);
   if (residual) {
     float b[N];
     load<N>(residual + at, b);
+    if (update.low && update.packed) {
+      add_update<N, kPack>(update, at, b);
+    } else if (update.low) {
+      add_update<N, 1>(update, at, b);
+    }
     for (int i = 0; i < N; i++) a[i] = rounded(a[i] + b[i]);
     store<N>(sum + at, a);
   }
@@ -37,12 +59,13 @@ FT_DEVICE void normalise(const Number* x, const Number* w, Number* y, float inve
   store<N>(y + at, a);
 }
 
-// Normalises x, or with a `residual` the rounded sum x + residual, which is stored in `sum`; that may be `residual` itself.
-// `inverse` (rows) gets the reciprocal root mean square of each row. With `packed` width and strides are multiples of kPack and
-// every address of the size of a pack.
-FT_KERNEL(256) rms_norm(const Number* x, const Number* residual, const Number* w, Number* sum, Number* y,
-                        float* inverse, i64 width, i64 x_stride, i64 residual_stride, i64 sum_stride, float eps,
-                        int packed) {
+// Normalises x, or with a `residual` the rounded sum x + residual + low B^T, which is stored in `sum`; that may be `residual` itself.
+// Without `low` (rows, rank) there is no update, without `w` only the sum is computed. `inverse` (rows) gets the reciprocal root mean
+// square of each row. With `packed` width and strides are multiples of kPack and every address of the size of a pack; `packed_update`
+// says so of low and B.
+FT_KERNEL(256) rms_norm(const Number* x, const Number* residual, const Number* low, const Number* b, const Number* w,
+                        Number* sum, Number* y, float* inverse, i64 width, i64 x_stride, i64 residual_stride,
+                        i64 sum_stride, i64 low_stride, int rank, float eps, int packed, int packed_update) {
   FT_SHARED(float, each, 256);
   FT_SHARED(float, sums, kLanes);
   x += FT_BLOCK * x_stride;
@@ -51,15 +74,17 @@ FT_KERNEL(256) rms_norm(const Number* x, const Number* residual, const Number* w
     residual += FT_BLOCK * residual_stride;
     sum += FT_BLOCK * sum_stride;
   }
+  const RowUpdate update = {low ? low + FT_BLOCK * low_stride : low, b, rank, packed_update};
   FT_THREADS {
     float total = 0;
     if (packed) {
-      for (i64 i = thread * kPack; i < width; i += 256 * kPack) total += squares<kPack>(x, residual, sum, i);
+      for (i64 i = thread * kPack; i < width; i += 256 * kPack) total += squares<kPack>(x, residual, update, sum, i);
     } else {
-      for (i64 i = thread; i < width; i += 256) total += squares<1>(x, residual, sum, i);
+      for (i64 i = thread; i < width; i += 256) total += squares<1>(x, residual, update, sum, i);
     }
     each[thread] = total;
   }
+  if (!w) return;
   fold(each, sums);
   const Number* normal = residual ? sum : x;
   FT_THREADS {

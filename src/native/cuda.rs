@@ -15,7 +15,7 @@ pub use compiler::{Compiler, Target};
 pub use kernels::{Cast, Kernels, NF4_BLOCK};
 pub use low_rank::{FactorProduct, factor_product_bytes};
 pub use module::Toolkit;
-pub use norm::row_stride;
+pub use norm::{RowUpdate, row_stride};
 
 use crate::fsutil;
 use crate::report;

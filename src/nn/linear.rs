@@ -148,7 +148,8 @@ impl Linear {
         let rank = |(id, a): &(usize, Box<dyn Adapter>)| Some((*id, a.factor_parameters()?[0].size()[0]));
         let ranks = self.adapters.list.iter().map(rank).collect();
         let (adapter, summed) = (self.adapters.switches.active.get(), self.summed);
-        JointLayer { weight: &self.dense.weight, bias, update, joinable, ranks, adapter, summed, casts }
+        let leaves_update = summed && form.output_scale.is_none() && self.logits == LogitChange::NONE;
+        JointLayer { weight: &self.dense.weight, bias, update, joinable, ranks, adapter, summed, leaves_update, casts }
     }
 
     /// Returns true if an adapter, active or not, has a low-rank update of the layer whose factors are parameters.

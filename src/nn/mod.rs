@@ -10,6 +10,7 @@
 pub mod adapter;
 pub mod attention;
 pub mod autograd;
+mod awaited_update;
 pub mod builder;
 pub mod cache;
 pub mod chunked;
@@ -47,6 +48,7 @@ pub mod weights;
 
 pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, JointForm, ParamRole, RegisterParam};
 pub use attention::{Alibi, Attention, RelativeBias, RelativeBuckets};
+pub use awaited_update::AwaitedUpdates;
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
 pub use cache::{CacheLayout, KvCache};
 pub use clipped_swiglu::ClippedSwiglu;

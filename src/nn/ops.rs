@@ -4,6 +4,7 @@
 //! (`native::cuda`); elsewhere it is composed of libtorch's operations.
 
 use super::autograd::{differentiable, differentiable_many, recorded};
+use super::awaited_update;
 use super::gradient_room;
 use super::layer_input::LayerInput;
 use crate::native::{cuda, kernels};
@@ -153,18 +154,19 @@ pub fn rms_norm_beside(x: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor
 }
 
 /// Computes `x + y` and its [`rms_norm`]: of (…, D) each. On CUDA that is one launch, and so is the backward. If the rows of y
-/// are parts of wider ones there, the sum takes its place.
+/// are parts of wider ones there, the sum takes its place. An update that y awaits is added in the same launch.
 pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let Some(kernels) = cuda::kernels_for_rows(&[x, y, weight]).filter(|_| x.size() == y.size()) else {
-        let sum = x + y;
+        let sum = add(x, y);
         let normal = rms_norm(&sum, weight, eps);
         return (sum, normal);
     };
+    let update = awaited_update::take(y);
     let train_weight = weight.requires_grad();
     let mut results = differentiable_many(
         &[x, y, weight],
         || {
-            let (sum, normal, inverse) = kernels.rms_norm(x, Some(y), weight, eps);
+            let (sum, normal, inverse) = kernels.add_rms_norm(x, Some(y), update.as_ref(), weight, eps);
             let saved = (sum.detach(), weight.detach(), inverse);
             (vec![sum, normal], saved)
         },
@@ -175,6 +177,17 @@ pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> (Tenso
     );
     let normal = results.pop().expect("two results");
     (results.remove(0), normal)
+}
+
+/// Computes `x + y`, of (…, D) each, with the update that y awaits.
+pub fn add(x: &Tensor, y: &Tensor) -> Tensor {
+    let Some(update) = awaited_update::take(y) else { return x + y };
+    let Some(kernels) = cuda::kernels_for_rows(&[x, y]).filter(|_| x.size() == y.size()) else {
+        let _ = tch::no_grad(|| y.detach().addmm_(&update.low, &update.b.tr()));
+        return x + y;
+    };
+    let sum = || (kernels.add_update(x, y, &update), ());
+    differentiable(&[x, y], sum, |(), g| vec![Some(g.shallow_clone()), Some(g.shallow_clone())])
 }
 
 /// Returns the gradients of x and, if it is trained, of the weight, given those of x itself and of its norm, of which there is one at

@@ -5,6 +5,7 @@
 //! gradients of trained parameters are added to the float32 leaves tile by tile; that of the input has its rows side by side.
 
 use super::autograd::requiring_grad;
+use super::awaited_update::PausedUpdates;
 use super::chunked::chunks;
 use super::layer_input::LayerInput;
 use crate::native;
@@ -24,6 +25,7 @@ pub fn by_tiles(
         let beside: Vec<Tensor> = beside.iter().map(|t| t.shallow_clone()).collect();
         return f(input, &beside);
     };
+    let _paused = PausedUpdates::begin();
     let device = input.x.device();
     let state = move || native::rng_state(device).expect("a device has a generator");
     let recording = native::grad_enabled();

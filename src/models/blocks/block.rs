@@ -5,7 +5,9 @@ use super::feed_forward::FeedForward;
 use super::layer_attention::LayerAttention;
 use super::norm::Norm;
 use crate::models::family::Config;
-use crate::nn::{CollectedGradients, ForwardPass, LayerInput, Linear, ModuleScope, RelativeBias, Rope};
+use crate::nn::{
+    AwaitedUpdates, CollectedGradients, ForwardPass, LayerInput, Linear, ModuleScope, RelativeBias, Rope, ops,
+};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -53,6 +55,7 @@ impl Block {
     /// Computes layer `i`: (T, D) -> (T, D). If the pass runs every layer in order, the result is also normalised for the
     /// `next` layer if that has low-rank updates: on CUDA together with the addition before it.
     pub fn forward(&self, i: usize, x: &Tensor, next: Option<&Self>, pass: &mut ForwardPass) -> Tensor {
+        let _awaited = AwaitedUpdates::begin();
         let (x, y) = self.summands(i, x, pass);
         let next = next.filter(|next| pass.is_in_order() && next.has_updates());
         match next.and_then(|next| next.before_attention.as_ref()) {
@@ -61,7 +64,7 @@ impl Block {
                 pass.prepare_input(input);
                 sum
             }
-            None => x + y,
+            None => ops::add(&x, &y),
         }
     }
 

@@ -24,6 +24,14 @@ fn with_rows_like(t: &Tensor) -> Tensor {
     Tensor::empty([size[0], stride], (t.kind(), t.device())).narrow(1, 0, size[1])
 }
 
+/// A low-rank update `low B^T` of rows.
+pub struct RowUpdate {
+    /// (T, R)
+    pub low: Tensor,
+    /// (D, R), contiguous.
+    pub b: Tensor,
+}
+
 impl Kernels {
     /// Panics unless the tensors have the kernels' dtype, one size, and rows at equal distances. Returns these.
     fn strides<const N: usize>(&self, tensors: [&Tensor; N]) -> [i64; N] {
@@ -39,11 +47,40 @@ impl Kernels {
     ///
     /// Rows may be parts of wider ones. If those of `residual` are, the sum takes its place.
     pub fn rms_norm(&self, x: &Tensor, residual: Option<&Tensor>, w: &Tensor, eps: f64) -> (Tensor, Tensor, Tensor) {
+        self.add_rms_norm(x, residual, None, w, eps)
+    }
+
+    /// Does the same with an update of the residual, which is added in float32 before the sum is rounded.
+    pub fn add_rms_norm(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        update: Option<&RowUpdate>,
+        w: &Tensor,
+        eps: f64,
+    ) -> (Tensor, Tensor, Tensor) {
         let (width, y) = (last(x), Tensor::empty(x.size(), (self.kind, x.device())));
         self.check(&[w]);
         assert_eq!(w.size(), [width]);
-        let rows = x.numel() as i64 / width;
-        let inverse = Tensor::empty([rows], (Kind::Float, x.device()));
+        let inverse = Tensor::empty([x.numel() as i64 / width], (Kind::Float, x.device()));
+        let sum = self.sum_of_rows(x, residual, update, Some((w, &y, &inverse, eps)));
+        (sum, y, inverse)
+    }
+
+    /// Returns the sum of x (…, D), `y` and an update of y, with the bits of [`Kernels::add_rms_norm`]'s.
+    pub fn add_update(&self, x: &Tensor, y: &Tensor, update: &RowUpdate) -> Tensor {
+        self.sum_of_rows(x, Some(y), Some(update), None)
+    }
+
+    /// Launches the kernel of both, which writes the norm with a weight, and the reciprocal root mean squares, if they are asked for.
+    fn sum_of_rows(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        update: Option<&RowUpdate>,
+        norm: Option<(&Tensor, &Tensor, &Tensor, f64)>,
+    ) -> Tensor {
+        let (width, rows) = (last(x), x.numel() as i64 / last(x));
         let sum = match residual {
             Some(residual) if residual.is_contiguous() => residual.empty_like(),
             Some(residual) => residual.detach(),
@@ -51,22 +88,28 @@ impl Kernels {
         };
         let added = residual.unwrap_or(x);
         let strides = self.strides([x, added, &sum]);
-        let packed = self.packed(&[x, added, w, &sum, &y], strides.iter().fold(width, |all, stride| all | stride));
-        let arguments: Vec<Argument> = [
-            pointer(x),
-            pointer_or_null(residual),
-            pointer(w),
-            pointer(&sum),
-            pointer(&y),
-            pointer(&inverse),
-            Argument::Long(width),
-        ]
-        .into_iter()
-        .chain(strides.map(Argument::Long))
-        .chain([Argument::Float(eps as f32), packed])
-        .collect();
+        let (low, b) = update.map(|update| (&update.low, &update.b)).unzip();
+        let (rank, low_stride) =
+            low.map_or((0, 0), |low| (last(low), row_stride(low).expect("rows at equal distances")));
+        if let (Some(low), Some(b)) = (low, b) {
+            assert!(residual.is_some() && low.kind() == self.kind && low.numel() as i64 == rows * rank);
+            assert!(b.kind() == self.kind && b.is_contiguous() && b.size() == [width, rank]);
+        }
+        let (w, y, inverse) = norm.map_or((None, None, None), |(w, y, inverse, _)| (Some(w), Some(y), Some(inverse)));
+        let read: Vec<&Tensor> = [x, added, &sum].into_iter().chain(w).chain(y).collect();
+        let packed = self.packed(&read, strides.iter().fold(width, |all, stride| all | stride));
+        let of_update: Vec<&Tensor> = low.into_iter().chain(b).collect();
+        let packed_update = self.packed(&of_update, rank | low_stride);
+        let arguments: Vec<Argument> = [pointer(x)]
+            .into_iter()
+            .chain([residual, low, b, w].map(pointer_or_null))
+            .chain([pointer(&sum), pointer_or_null(y), pointer_or_null(inverse), Argument::Long(width)])
+            .chain(strides.into_iter().chain([low_stride]).map(Argument::Long))
+            .chain([Argument::Int(rank as i32), Argument::Float(norm.map_or(0.0, |(.., eps)| eps) as f32)])
+            .chain([packed, packed_update])
+            .collect();
         self.module.launch(Kernel::RmsNorm, rows, x.device(), &arguments);
-        (sum, y, inverse)
+        sum
     }
 
     /// Returns the gradient of x (…, D), the tensor that was normalised, plus `g_residual` if there is one, given the

@@ -6,6 +6,7 @@ use super::layer_gradients::{LayerGradients, WaitingProduct};
 use super::low_rank::{LowRank, cast_factors, factor_gradient, gradients_at_once};
 use crate::native::cuda::{self, Cast, FactorProduct};
 use crate::nn::autograd::differentiable_many;
+use crate::nn::awaited_update;
 use crate::nn::gradient_room;
 use crate::nn::layer_input::LayerInput;
 use crate::nn::weight::{Weight, cast};
@@ -32,6 +33,8 @@ pub(super) struct Joined {
     blocks: Vec<UpdatePlace>,
     /// All updates have one scale, which A is multiplied by.
     scale_on_a: bool,
+    /// See [`JointLayer::leaves_update`].
+    leaves_update: bool,
 }
 
 /// The place of an update in the factors of joined layers.
@@ -92,11 +95,13 @@ impl Joined {
             let scales = |scale: f64| if scale_on_a { [scale, 1.0] } else { [1.0, scale] };
             cast_factors(&updates, parts[0].casts, kernels, kind, scales, lay_out)
         });
+        let leaves_update = parts.len() == 1 && parts[0].leaves_update;
         let factors = factors.map(|cast| <[Tensor; 2]>::try_from(cast).expect("A and B").into());
-        Some(Self { kernels, weight, outputs: row, factors, low_from, rows, blocks, scale_on_a })
+        Some(Self { kernels, weight, outputs: row, factors, low_from, rows, blocks, scale_on_a, leaves_update })
     }
 
-    /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all).
+    /// Returns the outputs (T, out) of each layer, columns of one matrix, and the low-rank results (T, R of all). The update of a layer
+    /// alone may be left to the addition behind it.
     fn forward(&self, x: &Tensor) -> (Vec<Tensor>, Option<Tensor>) {
         let all = x.linear(&cast(&self.weight, x.kind()), None::<&Tensor>);
         let low = self.factors.as_ref().map(|(a, _)| match self.low_from {
@@ -104,7 +109,9 @@ impl Joined {
             None => x.linear(a, None::<&Tensor>),
         });
         let mut y = all.narrow(1, 0, self.outputs);
-        if let (Some(low), Some((_, b))) = (&low, &self.factors) {
+        if let (Some(low), Some((_, b))) = (&low, &self.factors)
+            && !(self.leaves_update && awaited_update::leave(&y, low, b))
+        {
             y = y.addmm_(low, &b.tr());
         }
         // Detached, because a view could not become a result of the graph's node.

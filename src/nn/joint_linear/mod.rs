@@ -46,6 +46,8 @@ pub struct JointLayer<'a> {
     pub adapter: Option<usize>,
     /// The result is added to another tensor by an operation that may put the sum in its place.
     pub summed: bool,
+    /// That operation may also compute the update of the result, which nothing else changes.
+    pub leaves_update: bool,
     /// Keeps cast factors of the model's updates on CUDA; `None`: they are cast at each call.
     pub casts: Option<&'a FactorCasts>,
 }
@@ -58,8 +60,9 @@ impl<'a> JointLayer<'a> {
 
     /// Does the same for a weight (out, in) and a bias (out).
     pub fn alone(weight: &'a Weight, bias: Option<&'a Tensor>, update: Option<LowRank>) -> Self {
-        let (joinable, ranks, adapter, summed, casts) = (false, None, None, false, None);
-        Self { weight, bias, update, joinable, ranks, adapter, summed, casts }
+        let (joinable, ranks, adapter, casts) = (false, None, None, None);
+        let (summed, leaves_update) = (false, false);
+        Self { weight, bias, update, joinable, ranks, adapter, summed, leaves_update, casts }
     }
 
     /// Returns the tensors that may be trained, in the order in which the backward returns gradients.

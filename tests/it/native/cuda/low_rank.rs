@@ -1,7 +1,7 @@
 //! Gradients of low-rank factors, and rows that leave room beside gradients for what low-rank updates need.
 
-use super::{KINDS, displaced, in_both_orders, kernels, near, random};
-use ft::native::cuda::FactorProduct;
+use super::{KINDS, displaced, in_both_orders, kernels, near, random, tolerance};
+use ft::native::cuda::{FactorProduct, RowUpdate};
 use tch::{Kind, Tensor};
 
 /// Returns `scale wide^T narrow`, or its transpose, in float64.
@@ -89,6 +89,43 @@ fn norms_read_and_write_parts_of_wider_rows() {
             });
             assert!(found.equal(&sum) && again.equal(&normal) && back.equal(&g_x) && of_weight.equal(&g_w.unwrap()));
             assert!(behind.equal(&y_all.narrow(1, width, more)), "nothing is written behind the rows");
+        }
+    }
+}
+
+/// A sum with an update of one summand is rounded once; the norm behind it changes nothing of it. Low-rank results are columns behind
+/// the summand's, or a matrix of their own at an address at which no pack can be read.
+#[test]
+fn updates_are_added_before_the_sum_is_rounded() {
+    tch::manual_seed(25);
+    for kind in KINDS {
+        let k = kernels(kind);
+        for (rows, width, rank) in [(1, 8, 8), (3, 7, 2), (5, 64, 16), (9, 576, 12), (2, 33, 64), (4, 2_056, 8)] {
+            let (x, y_all) = (random(&[rows, width], kind), random(&[rows, width + rank], kind));
+            let (w, b) = (random(&[width], kind), random(&[width, rank], kind));
+            let part = |t: &Tensor| t.narrow(1, 0, width);
+            let wide = |t: &Tensor| t.to_kind(Kind::Double);
+            let low = y_all.narrow(1, width, rank);
+            let exact = wide(&x) + wide(&part(&y_all)) + wide(&low).matmul(&wide(&b).tr());
+            for apart in [false, true] {
+                let [sum, normal, inverse, alone] = in_both_orders(|| {
+                    let compute = |with_norm: bool| {
+                        let y = y_all.copy();
+                        let low = y.narrow(1, width, rank);
+                        let low = if apart { displaced(&low.contiguous()) } else { low };
+                        let update = RowUpdate { low, b: b.shallow_clone() };
+                        match with_norm {
+                            true => k.add_rms_norm(&x, Some(&part(&y)), Some(&update), &w, 1e-5),
+                            false => (k.add_update(&x, &part(&y), &update), x.shallow_clone(), x.shallow_clone()),
+                        }
+                    };
+                    let ((sum, normal, inverse), (alone, ..)) = (compute(true), compute(false));
+                    [sum, normal, inverse, alone].map(|t| t.contiguous())
+                });
+                near(&format!("{kind:?}, {rows} x {width}, rank {rank}"), &sum, &exact, tolerance(kind) / 2.0);
+                let (_, expected, of_sum) = k.rms_norm(&sum, None, &w, 1e-5);
+                assert!(alone.equal(&sum) && normal.equal(&expected) && inverse.equal(&of_sum));
+            }
         }
     }
 }
