@@ -19,11 +19,13 @@ run() {
 # Modules that compare numbers: they must pass on every instruction set that a user's processor may have. A module is chosen if its
 # path contains one of these, both in the library and in tests/it.
 NUMERIC=(adapters:: distill:: families:: generate:: ggml:: gguf_base:: gguf_export:: merging:: nn:: number_formats:: optimisers:: parity::
-    ppo:: preference_losses:: properties:: quantised:: recurrent:: resume:: reward:: rl:: selftest:: stored:: tiled::
+    ppo:: preference_losses:: properties:: quantised:: recurrent:: reward:: rl:: selftest:: stored:: tiled::
     trajectories::)
-# Modules whose tests compute on the device in FT_TEST_DEVICE: they run once more on a fake CUDA device (tests/fake_cuda).
+# Modules whose tests compute on the device in FT_TEST_DEVICE: they run once more on a fake CUDA device (tests/fake_cuda). Of those that
+# compare a resumed run with a straight one, some: they take long, and differ in what they save more than in where they compute.
 ON_DEVICE=(adapters:: attention:: bandit:: decoding:: distill:: families:: heads:: long:: new_models:: number_formats::
-    optimisers:: parity:: ppo:: preference_losses:: properties:: recurrent:: resume:: reward:: rl:: ropes:: selftest:: tiled::
+    optimisers:: parity:: ppo:: preference_losses:: properties:: recurrent:: resume::adamw resume::dpo resume::muon reward:: rl:: ropes::
+    selftest:: tiled::
     trajectories::)
 
 status=0
