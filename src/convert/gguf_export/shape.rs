@@ -26,8 +26,12 @@ pub fn of(config: &Config, has: &dyn Fn(&str) -> bool) -> Result<(Shape, Vec<Str
 
 /// Says why a model with this config.json cannot be written to GGUF, as far as that alone tells; `None` if it can.
 pub fn refusal(config: &Config) -> Option<String> {
-    let error = of(config, &|_| true).err()?.to_string();
-    Some(error.split_once(CANNOT).map_or(error.clone(), |(_, why)| why.into()))
+    // Which of the tensors that only some models have are there is not known.
+    let [with_all, with_none] = [true, false].map(|has| of(config, &|_| has).err());
+    let (Some(error), Some(_)) = (with_none, with_all) else { return None };
+    let message = error.to_string();
+    let line = message.lines().next().unwrap_or_default();
+    Some(line.split_once(CANNOT).map_or(line, |(_, why)| why).into())
 }
 
 /// What the reason follows in errors.

@@ -210,10 +210,7 @@ fn the_commands_report_refuse_and_replace() {
     for (line, reason) in [
         (&["import", "mlx", "--out", "x"][..], "an adapter of mlx-lm, whose model is not named"),
         (&["import", "mlx", "--base", "model", "--out", "again"], "exists and is not empty"),
-        (
-            &["import", "mlx", "--base", "model", "--out", "mlx", "--force"],
-            "is in the folder that --force would replace",
-        ),
+        (&["import", "mlx", "--base", "model", "--out", "mlx", "--force"], "this folder has adapters.safetensors"),
         (&["import", "mlx", "--base", "model", "--out", "x", "--dtype", "f16"], "--dtype: mlx is an adapter"),
         (&["import", "model", "--base", "model", "--out", "x"], "is no adapter of mlx-lm"),
         (&["export", "model", "--to", "mlx", "--type", "q8_0", "--out", "x"], "a model for mlx-lm has no such format"),

@@ -378,7 +378,7 @@ fn the_command_reports_refuses_and_replaces() {
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("relative error uint8") && shown.contains("opset 17"), "{shown}");
     for (line, reason) in [
-        (&["model", "--to", "onnx", "--out", "model", "--force"][..], "this folder has no model.onnx"),
+        (&["model", "--to", "onnx", "--out", "model", "--force"][..], "this folder has model.safetensors"),
         (&["model", "--to", "onnx", "--out", "model/config.json"], "is a file"),
         (&["model", "--to", "onnx"], "a folder with a name of its own"),
         (&["model", "--to", "onnx", "--out", "x", "--type", "q8_0"], "an ONNX export has no such format"),

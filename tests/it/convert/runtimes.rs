@@ -309,7 +309,7 @@ fn the_command_writes_what_a_program_reads_or_says_why_not() {
         (&["export", "adapter", "--base", "model", "--for", "vllm", "--out", "out/sglang"], "exists and is not empty"),
         (
             &["export", "adapter", "--base", "model", "--for", "vllm", "--out", "model", "--force"],
-            "no adapter_config.json",
+            "this folder has config.json",
         ),
         (&["export", "model", "--for", "tensorrt-llm", "--type", "fp8", "--out", "x"], "blocks of 32 x 32"),
         (&["export", "model", "--to", "hf", "--out", "out/onnx", "--force"], "this folder has model.onnx"),

@@ -123,8 +123,11 @@ fn updates_are_added_before_the_sum_is_rounded() {
                     [sum, normal, inverse, alone].map(|t| t.contiguous())
                 });
                 near(&format!("{kind:?}, {rows} x {width}, rank {rank}"), &sum, &exact, tolerance(kind) / 2.0);
+                assert!(alone.equal(&sum));
+                // In rows that cannot be read in packs, the squares are added up in another order.
                 let (_, expected, of_sum) = k.rms_norm(&sum, None, &w, 1e-5);
-                assert!(alone.equal(&sum) && normal.equal(&expected) && inverse.equal(&of_sum));
+                near("norm", &normal, &expected, tolerance(kind));
+                near("inverse", &inverse, &of_sum, 1e-6);
             }
         }
     }
