@@ -72,6 +72,8 @@ pub struct MoreNumbers {
     /// That a layer keeps once more where its queries, keys and values are columns of one matrix: parts of it are kept beside what is
     /// made of them.
     pub kept_if_joined: i64,
+    /// Attention and MLP read what goes from layer to layer itself, not a norm of it.
+    pub without_first_norms: bool,
     /// That its MLP keeps, beyond the inputs of its activation.
     pub kept_in_mlp: i64,
     /// That exist from the first layer to the last, because layers read them.

@@ -62,11 +62,15 @@ pub fn build(c: &Config, b: &ModelBuilder, design: Design) -> Result<Box<dyn Dec
 /// Returns what norms of queries and keys, and norms behind attention and MLP, keep beyond the two norms of other layers: their inputs.
 fn more_numbers(c: &Config, design: &Design) -> MoreNumbers {
     let behind = [design.wiring.after_attention, design.wiring.after_mlp].into_iter().flatten().count() as i64;
-    let normed = match design.attention.qk_norm {
-        QkNorm::None => 0,
-        _ => (c.num_attention_heads + c.num_key_value_heads) * c.head_dim,
+    let heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim;
+    // A norm of all heads together reads columns of a matrix where they are; one of each head reads a copy.
+    let [normed, kept_if_joined] = match design.attention.qk_norm {
+        QkNorm::None => [0, 0],
+        QkNorm::Whole => [heads, 0],
+        _ => [heads, heads],
     };
-    MoreNumbers { kept: behind * c.hidden_size + normed, kept_if_joined: normed, ..MoreNumbers::default() }
+    let without_first_norms = design.wiring.before_attention.is_none() && design.wiring.before_mlp.is_none();
+    MoreNumbers { kept: behind * c.hidden_size + normed, kept_if_joined, without_first_norms, ..MoreNumbers::default() }
 }
 
 /// Returns the rotary embedding of each layer: layers with a window may have another one than the rest. Fails for heads of an

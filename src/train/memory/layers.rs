@@ -63,7 +63,8 @@ impl RunShape<'_> {
         // The results of two norms and of the activation. With dropout each layer keeps its own copy anyway.
         // Experts' activations are kept once more, multiplied by the weights of their tokens.
         let scaled_again = if c.experts.is_some() { f } else { 0 };
-        let kept = if self.keeps_inputs && !dropout { [d, d + f + scaled_again] } else { [0; 2] };
+        let of_norm = if self.model.more_numbers().without_first_norms { 0 } else { d };
+        let kept = if self.keeps_inputs && !dropout { [of_norm, of_norm + f + scaled_again] } else { [0; 2] };
         std::array::from_fn(|i| plain[i] + low_rank[i] + dropped[i] + scaled[i] + of_modules[i] + kept[i])
     }
 

@@ -68,6 +68,7 @@ pub fn build(c: &Config, b: &ModelBuilder) -> Result<Box<dyn Decoder>> {
         // The streams; the inputs of norms and linear layers beside attention and MLP; what elementwise operations keep.
         kept: n * d + 9 * d + s.rank + 3 * p,
         kept_if_joined: 0,
+        without_first_norms: false,
         // The activation's result, and of sparse gates their inputs.
         kept_in_mlp: widths + widths * sparse / c.num_hidden_layers,
         // Every layer's part of the table, in two forms; keys and values that are shared.
