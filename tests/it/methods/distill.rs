@@ -327,12 +327,15 @@ fn students_have_the_requested_layers_and_width() {
 #[test]
 fn students_of_other_families_are_cut_whole() {
     let space = Workspace::new();
-    for (family, arguments) in [
-        ("mpt", &["--layers", "2"][..]),
-        ("phi3", &["--mlp", "40", "--heads", "2", "--data", "datasets/icd10/train.jsonl"]),
-        ("olmo2", &["--mlp", "40", "--heads", "2", "--data", "datasets/icd10/train.jsonl"]),
+    let narrower = &["--mlp", "40", "--heads", "2", "--data", "datasets/icd10/train.jsonl"];
+    for (family, more, arguments) in [
+        ("mpt", json!({}), &["--layers", "2"][..]),
+        ("phi3", json!({}), narrower),
+        ("olmo2", json!({}), narrower),
+        ("olmo3", json!({}), narrower),
+        ("cohere", json!({"use_qk_norm": true}), narrower),
     ] {
-        families::write(family, json!({}), Kind::Float, &space.path(family));
+        families::write(family, more, Kind::Float, &space.path(family));
         let out = format!("student-{family}");
         space.ft(&[&["student", "--from", family, "--out", &out], arguments].concat());
         let student = frozen(&space.path(&out), Kind::Float);
