@@ -273,6 +273,11 @@ impl Model {
         self.decoder.more_numbers()
     }
 
+    /// Returns true if logits are the products of the output head's weight alone: without a bias, an adapter of the head, a factor or a bound.
+    pub fn has_plain_head(&self) -> bool {
+        self.decoder.head().plain_weight().is_some()
+    }
+
     /// Returns true if the MLP of each layer multiplies its inner activations by those of a gate.
     pub fn has_gates(&self) -> bool {
         self.decoder.has_gates()

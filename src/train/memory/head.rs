@@ -14,6 +14,8 @@ impl RunShape<'_> {
     /// Returns the bytes that a head takes for each logit of a chunk.
     fn logit_bytes(&self) -> u64 {
         match self.width() {
+            // Log-probabilities, and the gradients of logits and of these, in float32; the logits; and what changes these.
+            _ if !self.model.has_plain_head() => 16,
             // Our own loop or kernel turns logits into their gradient in place.
             width if self.prepared.device == Device::Cpu || self.has_own_kernels() => width,
             // The logits and log-probabilities in float32, and where the head computes in half precision its logits.
