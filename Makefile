@@ -194,7 +194,7 @@ bench-decoding: setup $(LLAMA) $(MODEL)/config.json ## Compare next tokens over 
 bench-eval: setup bench-peers $(MODEL)/config.json $(ICD10)/train.jsonl ## Compare evaluation with lm-evaluation-harness: rows a second, memory, scores (a quarter of an hour)
 	@$(BENCH) benches/evaluation.py
 
-bench-exports: setup bench-peers $(LLAMA) $(MODEL)/config.json ## Export in every format and run each in its program: size, perplexity, tokens that equal ft's (an hour: mlx-lm takes a second for each token on a CPU)
+bench-exports: setup bench-peers $(LLAMA) $(MODEL)/config.json ## Export in every format and run each in its program: size, perplexity, tokens that equal ft's (half an hour to an hour: mlx-lm takes up to a second for each token on a CPU)
 	@$(BENCH) benches/exports.py
 
 bench-exports-memory: setup bench-peers $(MODEL)/config.json ## Export a model with a billion weights to GGUF: memory and time beside the gguf package (10 minutes, 6 GB of disk)
