@@ -240,10 +240,13 @@ impl<'a> QuantisedPlan<'a> {
             _ => header.name.clone(),
         };
         if !self.quantised.contains(&name) {
-            return Ok(bytes(&self.plain(&name)?));
+            let numbers = bytes(&self.plain(&name)?);
+            self.source.release(&name);
+            return Ok(numbers);
         }
         if last.as_ref().is_none_or(|(quantised, _)| *quantised != name) {
             *last = Some((name.clone(), self.quantise(&name)?));
+            self.source.release(&name);
         }
         let (_, matrix) = last.as_ref().ok_or_else(|| Error::bug("a matrix was quantised and is gone"))?;
         Ok(bytes(match part {
@@ -298,6 +301,7 @@ impl<'a> QuantisedPlan<'a> {
                 sums.0 += f64::from(found - exact).powi(2);
                 sums.1 += f64::from(exact).powi(2);
             }
+            self.source.release(name);
         }
         let relative = |(error, norm): (f64, f64)| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
         Ok(HfReadBack {

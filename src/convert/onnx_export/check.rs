@@ -47,6 +47,7 @@ pub fn check(
     for weight in &plan.list {
         step()?;
         let values = source.values(&weight.source, &weight.shape)?;
+        source.release(&weight.source);
         let expected = weight.form.encode(&weight.source, values.clone(), &weight.shape)?;
         let mut kind = "";
         for (i, ((value, _), expected)) in weight.placed.iter().zip(&expected).enumerate() {

@@ -206,6 +206,7 @@ fn write_weights(
     for weight in &plan.list {
         step()?;
         let values = source.values(&weight.source, &weight.shape)?;
+        source.release(&weight.source);
         let parts = weight.form.encode(&weight.source, values, &weight.shape)?;
         for (bytes, (_, offset)) in parts.iter().zip(&weight.placed) {
             let gap = vec![0; (offset - at) as usize];
