@@ -11,7 +11,7 @@ pub struct OptimSection {
     #[serde(with = "serde_yaml::with::singleton_map")]
     #[schemars(with = "OptimKind")]
     pub kind: OptimKind,
-    /// Peak learning rate. Left out: 2e-4 for LoRA, more for adapters with fewer parameters (docs/adapters.md, docs/virtual-tokens.md), 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of that for preference methods (1e-5 and 1e-6); 3e-5 for `ppo` with LoRA, in proportion for other adapters, and 3e-6 without an adapter; a fifth of that for `lion`. `sgd` has no default.
+    /// Peak learning rate. Left out: 2e-4 for LoRA, more for adapters with fewer parameters (docs/adapters.md, docs/virtual-tokens.md), 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of that for preference methods (1e-5 and 1e-6), 3e-5 and 3e-6 for `ppo`; a fifth of that for `lion`. `sgd` has no default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub lr: Option<f64>,

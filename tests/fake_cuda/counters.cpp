@@ -131,6 +131,8 @@ std::string own_path(const char* mangled) {
       at++;  // type arguments follow
     else if (*at == 'M' || *at == 'X')
       method = true, at = skip_disambiguator(at + 1);  // an impl
+    else if (*at == 'Y')
+      method = true, at++;  // a method of a trait, such as a closure's `call_once`
     else
       return "";
   }

@@ -363,7 +363,7 @@ fn values_of_set_are_checked_like_the_recipe() {
     assert_eq!(
         report(GOOD, &["optim.lr=fast", "run.epoch=2", "optim.betas.1=0.9", "lr", "model.dtype=fp32"]),
         "error: --set optim.lr=fast: `optim.lr`: expected a number (from 0 to 1), found the text `fast`\n\
-         hint: optim.lr: Peak learning rate. Left out: 2e-4 for LoRA, more for adapters with fewer parameters (docs/adapters.md, docs/virtual-tokens.md), 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of that for preference methods (1e-5 and 1e-6); a fifth of that for `lion`. `sgd` has no default.\n\
+         hint: optim.lr: Peak learning rate. Left out: 2e-4 for LoRA, more for adapters with fewer parameters (docs/adapters.md, docs/virtual-tokens.md), 2e-5 for full fine-tuning, 6e-4 from random weights; a twentieth of that for preference methods (1e-5 and 1e-6), 3e-5 and 3e-6 for `ppo`; a fifth of that for `lion`. `sgd` has no default.\n\
          error: --set run.epoch=2: unknown key `epoch`\n\
          hint: did you mean `epochs`?\n\
          error: --set optim.betas.1=0.9: `optim.betas` is a list\n\
