@@ -175,12 +175,14 @@ fn a_fresh_adapter_changes_nothing() {
     assert_close("B is zero", &logits(&model, &sequence), &model.with_adapter(None, |m| logits(m, &sequence)), 1e-6);
 }
 
+/// In bfloat16 the weights are rounded once more when they are merged: the merged model is nearly as far from the same model in
+/// float32 as the adapted one.
 #[test]
 fn merged_weights_give_the_adapted_output() {
-    for (base, kind, targets, relative) in [
-        (TINY, Kind::Float, Targets::default(), 1e-5),
-        (TINY, Kind::BFloat16, Targets::default(), 5e-2),
-        (BIASED, Kind::Float, Targets::Names(vec!["q_proj".into(), "down_proj".into(), "lm_head".into()]), 1e-5),
+    for (base, kind, targets) in [
+        (TINY, Kind::Float, Targets::default()),
+        (TINY, Kind::BFloat16, Targets::default()),
+        (BIASED, Kind::Float, Targets::Names(vec!["q_proj".into(), "down_proj".into(), "lm_head".into()])),
     ] {
         let plan = lora(targets, 0.0);
         let model = with_lora(base, kind, &plan);
@@ -207,15 +209,24 @@ fn merged_weights_give_the_adapted_output() {
         let merged: BTreeMap<String, Tensor> = model.params().base().map(merge).collect();
         assert_eq!(folded * 2, adapter.keys().filter(|n| n.contains(".lora_")).count());
         let folder = with_weights(base, base);
-        save_tensors(&folder.path().join("model.safetensors"), &merged);
+        let weights = folder.path().join("model.safetensors");
+        save_tensors(&weights, &merged);
         let sequence = Sequence::random(30, 64, 1);
-        let gap = assert_close(
-            "merged",
-            &logits(&whole(folder.path(), kind), &sequence),
-            &logits(&model, &sequence),
-            relative,
-        );
-        println!("{base} {kind:?}: {gap:?}");
+        let (adapted_logits, merged_logits) =
+            (logits(&model, &sequence), logits(&whole(folder.path(), kind), &sequence));
+        if kind == Kind::Float {
+            let gap = assert_close("merged", &merged_logits, &adapted_logits, 1e-5);
+            println!("{base}: {gap:?}");
+            continue;
+        }
+        save_tensors(&weights, &model.params().base().map(|p| (p.name.clone(), p.tensor.detach())).collect());
+        let exact = adapted(folder.path(), Kind::Float, &plan);
+        fill_adapter(&exact, 0.3);
+        let exact = logits(&exact, &sequence);
+        let of_adapted = assert_close("adapted", &adapted_logits, &exact, 5e-2);
+        let of_merged = Gap::between(&merged_logits, &exact);
+        println!("{base} in {kind:?}: {of_adapted:?} adapted, {of_merged:?} merged");
+        assert!(of_merged.norm < 1.5 * of_adapted.norm, "{of_merged:?} merged, {of_adapted:?} adapted");
     }
 }
 
