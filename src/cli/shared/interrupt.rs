@@ -21,7 +21,7 @@ pub fn end_without_remains() -> Result<()> {
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             fsutil::remove_unfinished_folders();
-            let stopped = Error::interrupted("stopped; nothing was written");
+            let stopped = Error::interrupted("stopped; what was not finished is removed");
             report::error(&stopped);
             // Without the handlers of other libraries: their threads still compute.
             signal_hook::low_level::exit(stopped.exit_code().into());

@@ -138,7 +138,7 @@ mod tests {
     use serde::Deserialize;
 
     #[derive(Deserialize)]
-    struct Fixture {
+    struct NltkScores {
         models: Vec<FixtureModel>,
     }
 
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn probabilities_equal_nltk() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/kneser-ney.json");
-        let fixture: Fixture = crate::fsutil::read_json(&path).unwrap();
+        let fixture: NltkScores = crate::fsutil::read_json(&path).unwrap();
         assert!(fixture.models.len() >= 4);
         for model in fixture.models {
             let sequences = model.sequences.iter().map(Vec::as_slice);

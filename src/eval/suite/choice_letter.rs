@@ -104,7 +104,7 @@ mod tests {
     use serde::Deserialize;
 
     #[derive(Deserialize)]
-    struct Fixture {
+    struct FilteredAnswers {
         letters: Vec<Letters>,
         tags: Vec<(String, Vec<String>)>,
     }
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn letters_and_tags_are_those_of_lm_evaluation_harness() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/answer-filters.json");
-        let fixture: Fixture = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let fixture: FilteredAnswers = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         assert!(fixture.letters.len() > 5 && fixture.tags.len() > 3);
         for set in fixture.letters {
             let filter = ChoiceLetter::of(&LetterFilter {

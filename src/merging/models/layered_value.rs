@@ -8,12 +8,12 @@ pub enum LayeredValue {
     /// Numbers at equal distances from the first layer to the last; between two of them it is interpolated.
     Gradient(Vec<f64>),
     /// The first case whose filter fits the tensor's name.
-    Cases(Vec<Case>),
+    Cases(Vec<FilteredValue>),
 }
 
 /// A value for some tensors.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Case {
+pub struct FilteredValue {
     /// Part of the tensor's name; `None` or `*`: every tensor.
     pub filter: Option<String>,
     /// The value.
@@ -63,12 +63,12 @@ mod tests {
         let at = |depth| gradient.at("x", depth, false).unwrap();
         assert_eq!([at(0.0), at(0.25), at(0.5), at(0.75), at(1.0)], [0.0, 0.5, 1.0, 0.5, 0.0]);
         assert_eq!(gradient.at("x", 0.75, true), Some(1.0));
-        let case = |filter: &str, value| Case { filter: Some(filter.into()), value };
+        let case = |filter: &str, value| FilteredValue { filter: Some(filter.into()), value };
         let cases = LayeredValue::Cases(vec![case("mlp", gradient), case("attn", LayeredValue::Value(0.3))]);
         assert_eq!(cases.at("model.layers.0.mlp.up_proj.weight", 0.5, false), Some(1.0));
         assert_eq!(cases.at("model.layers.0.self_attn.q_proj.weight", 0.5, false), Some(0.3));
         assert_eq!(cases.at("model.norm.weight", 0.5, false), None);
-        let all = LayeredValue::Cases(vec![Case { filter: None, value: LayeredValue::Value(2.0) }]);
+        let all = LayeredValue::Cases(vec![FilteredValue { filter: None, value: LayeredValue::Value(2.0) }]);
         assert_eq!((all.at("x", 0.0, false), all.numbers()), (Some(2.0), vec![2.0]));
     }
 }

@@ -28,6 +28,6 @@ mod task_arithmetic;
 
 pub use blocks::{Buffer, TensorBlocks, TensorParts, slices};
 pub use in_order::in_order;
-pub use layered_value::{Case, LayeredValue};
+pub use layered_value::{FilteredValue, LayeredValue};
 pub use prepare::{MergedBlocks, prepare};
 pub use spec::{BasePolicy, ModelMethod, ParameterKind, ParameterScope, ParameterSpec, ParameterValues};

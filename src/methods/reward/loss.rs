@@ -98,15 +98,15 @@ mod tests {
     use std::path::Path;
 
     #[derive(serde::Deserialize)]
-    struct Fixture {
+    struct RewardLosses {
         chosen: Vec<f32>,
         rejected: Vec<f32>,
         margins: Vec<f32>,
-        cases: Vec<Case>,
+        cases: Vec<RewardLoss>,
     }
 
     #[derive(serde::Deserialize)]
-    struct Case {
+    struct RewardLoss {
         margin: bool,
         center: f64,
         label_smoothing: f64,
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn loss_gradient_and_metrics_equal_trl() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reward/loss.json");
-        let fixture: Fixture = read_json(&path).unwrap();
+        let fixture: RewardLosses = read_json(&path).unwrap();
         assert_eq!(fixture.cases.len(), 6);
         for case in &fixture.cases {
             let leaf = |v: &[f32]| Tensor::from_slice(v).set_requires_grad(true);

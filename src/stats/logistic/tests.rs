@@ -4,7 +4,7 @@ use super::*;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-struct Case {
+struct LogisticFit {
     difference: Vec<f64>,
     x: Vec<f64>,
     won: Vec<f64>,
@@ -15,8 +15,8 @@ struct Case {
 }
 
 #[derive(Deserialize)]
-struct Fixture {
-    cases: Vec<Case>,
+struct LogisticFits {
+    cases: Vec<LogisticFit>,
     difficult: Vec<Difficult>,
 }
 
@@ -29,12 +29,12 @@ struct Difficult {
     rate: f64,
 }
 
-fn fixture() -> Fixture {
+fn fixture() -> LogisticFits {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/logistic.json");
     crate::fsutil::read_json(&path).unwrap()
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<LogisticFit> {
     let cases = fixture().cases;
     assert_eq!(cases.len(), 5);
     cases

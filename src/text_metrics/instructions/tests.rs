@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 #[derive(Deserialize)]
-struct Fixture {
+struct CheckedInstructions {
     /// Instruction, arguments, answer, whether it follows strictly and loosely.
     rows: Vec<(String, Map<String, Value>, String, bool, bool)>,
 }
@@ -19,7 +19,7 @@ fn language(text: &str) -> Option<String> {
 #[test]
 fn answers_follow_what_they_follow_in_the_original() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/instructions.json");
-    let fixture: Fixture = crate::fsutil::read_json(&path).unwrap();
+    let fixture: CheckedInstructions = crate::fsutil::read_json(&path).unwrap();
     assert!(fixture.rows.len() > 400);
     let mut wrong = Vec::new();
     for (name, arguments, answer, strictly, loosely) in &fixture.rows {

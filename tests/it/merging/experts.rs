@@ -11,14 +11,14 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 #[derive(Deserialize)]
-struct Case {
+struct ExpertCase {
     name: String,
     text: String,
 }
 
 #[derive(Deserialize)]
 struct Cases {
-    cases: Vec<Case>,
+    cases: Vec<ExpertCase>,
     ids: Vec<u32>,
 }
 
@@ -44,7 +44,7 @@ fn routers_and_logits_are_those_of_mergekit() {
     let Cases { cases, ids } = json("expert-merges/expected.json");
     let expected = tensors("expert-merges/expected.safetensors");
     assert_eq!(cases.len(), 5);
-    for Case { name, text } in &cases {
+    for ExpertCase { name, text } in &cases {
         let out = tempfile::tempdir().unwrap();
         let folder = out.path().join("out");
         let report = open(text, 0).write(&folder, u64::MAX).unwrap();

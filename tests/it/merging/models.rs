@@ -12,7 +12,7 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 #[derive(Deserialize)]
-struct Case {
+struct ModelCase {
     name: String,
     text: String,
     vocabulary: Option<BTreeMap<String, i64>>,
@@ -20,10 +20,10 @@ struct Case {
 
 #[derive(Deserialize)]
 struct Cases {
-    cases: Vec<Case>,
+    cases: Vec<ModelCase>,
 }
 
-impl Case {
+impl ModelCase {
     fn file(&self) -> ModelMergeFile {
         let text = self.text.replace("DIR", fixture("model-merges").to_str().unwrap());
         match merge_file::parse(&self.name, &text).unwrap() {
@@ -47,7 +47,7 @@ impl Case {
     }
 }
 
-fn cases() -> (Vec<Case>, BTreeMap<String, Tensor>) {
+fn cases() -> (Vec<ModelCase>, BTreeMap<String, Tensor>) {
     let cases: Cases = json("model-merges/expected.json");
     (cases.cases, tensors("model-merges/expected.safetensors"))
 }
@@ -111,7 +111,7 @@ fn results_in_bfloat16_are_rounded_once() {
 #[test]
 fn random_methods_give_mergekits_tensors_with_its_masks() {
     let (cases, expected) = cases();
-    let random: Vec<&Case> = cases.iter().filter(|case| RANDOM.contains(&case.name.as_str())).collect();
+    let random: Vec<&ModelCase> = cases.iter().filter(|case| RANDOM.contains(&case.name.as_str())).collect();
     assert_eq!(random.len(), 4);
     for case in random {
         let file = case.file();

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 #[derive(Deserialize)]
-struct Case {
+struct PeftMerge {
     name: String,
     base: String,
     adapters: Vec<String>,
@@ -28,10 +28,10 @@ struct Case {
 
 #[derive(Deserialize)]
 struct Expected {
-    cases: Vec<Case>,
+    cases: Vec<PeftMerge>,
 }
 
-impl Case {
+impl PeftMerge {
     /// Returns the settings that mean the same here: PEFT's methods on factors have a prefix.
     fn settings(&self) -> MergeSettings {
         let name = self.combination_type.as_str();
@@ -92,7 +92,7 @@ fn merged_adapters_equal_pefts() {
 }
 
 /// Compares DARE given PEFT's masks: our own are drawn by position, so the same formula is applied to PEFT's.
-fn with_the_masks_of_peft(case: &Case, merge: &MergedWeights, expected: &BTreeMap<String, Tensor>) -> usize {
+fn with_the_masks_of_peft(case: &PeftMerge, merge: &MergedWeights, expected: &BTreeMap<String, Tensor>) -> usize {
     let plan = merge.plan();
     for (module, first) in &case.first_mask {
         let deltas = merge.deltas(&format!("{module}.weight")).unwrap();

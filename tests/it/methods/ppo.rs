@@ -44,11 +44,11 @@ struct Cases {
     values: Answers,
     new_log_probs: Answers,
     new_values: Answers,
-    cases: BTreeMap<String, Case>,
+    cases: BTreeMap<String, PpoStep>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct PpoStep {
     estimator: KlEstimator,
     kl_coef: f64,
     #[serde(default)]

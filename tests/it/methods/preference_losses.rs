@@ -69,7 +69,7 @@ impl Fixed {
 }
 
 #[derive(serde::Deserialize)]
-struct Case {
+struct PreferenceLoss {
     beta: f64,
     #[serde(default)]
     smoothing: f64,
@@ -83,7 +83,7 @@ struct Case {
     kl: f64,
 }
 
-fn case(name: &str) -> Case {
+fn case(name: &str) -> PreferenceLoss {
     let all: BTreeMap<String, serde_json::Value> = json(format!("{FOLDER}/losses.json"));
     serde_json::from_value(all[name].clone()).unwrap()
 }

@@ -32,12 +32,12 @@ struct Cases {
     reference: Vec<f64>,
     entropy: Vec<f64>,
     rewards: Vec<f64>,
-    grpo: Vec<Case>,
-    rloo: Vec<Case>,
+    grpo: Vec<RlStep>,
+    rloo: Vec<RlStep>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct RlStep {
     options: Map<String, Value>,
     loss: f64,
     gradient: Vec<f64>,
@@ -58,7 +58,7 @@ impl Cases {
     }
 
     /// Compares advantages, loss, gradients and metrics of a rule with those of TRL's trainer.
-    fn check(&self, name: &str, rule: &dyn PolicyObjective, case: &Case, mask: bool, entropy_bonus: bool) {
+    fn check(&self, name: &str, rule: &dyn PolicyObjective, case: &RlStep, mask: bool, entropy_bonus: bool) {
         let name = format!("{name} {:?}", case.options);
         let everything: Vec<usize> = (0..self.lengths.len()).collect();
         let learnt: Vec<usize> = everything.iter().copied().filter(|i| !mask || self.ended[*i]).collect();

@@ -17,17 +17,17 @@ use tch::{Kind, Tensor};
 const CELLS: [&str; 3] = ["rnn", "gru", "lstm"];
 
 #[derive(serde::Deserialize)]
-struct Case {
+struct RecurrentLosses {
     sequences: Vec<Sequence>,
     items: f64,
 }
 
-fn case(cell: &str) -> (Model, Case, BTreeMap<String, Tensor>) {
+fn case(cell: &str) -> (Model, RecurrentLosses, BTreeMap<String, Tensor>) {
     let case = json(format!("own/logits/{cell}.json"));
     (whole(&fixture(format!("own/{cell}")), Kind::Float), case, tensors(format!("own/logits/{cell}.safetensors")))
 }
 
-fn gradients(model: &Model, case: &Case, replay: LayerReplay) -> BTreeMap<String, Tensor> {
+fn gradients(model: &Model, case: &RecurrentLosses, replay: LayerReplay) -> BTreeMap<String, Tensor> {
     model.learn(&Row::pack(&case.sequences), case.items, replay).unwrap();
     take_gradients(model)
 }

@@ -10,11 +10,11 @@ use tch::{Device, Kind, Tensor};
 
 #[derive(serde::Deserialize)]
 struct Table {
-    table: Vec<Case>,
+    table: Vec<RopeAngles>,
 }
 
 #[derive(serde::Deserialize)]
-struct Case {
+struct RopeAngles {
     config: Value,
     length: i64,
     attention_factor: f64,

@@ -9,7 +9,7 @@ use std::path::Path;
 const LAYERS: i64 = 3;
 
 /// A method with its settings, and what a step on one packed row may cost.
-struct Case {
+struct CountedMethod {
     name: &'static str,
     method: &'static str,
     /// Trains an adapter on all linear layers; else every weight.
@@ -32,29 +32,29 @@ const SAMPLING: &str =
 const CHAT: &str = "datasets/chat.jsonl";
 const PAIRS: &str = "datasets/preference.jsonl";
 
-const fn case(name: &'static str, method: &'static str, rows: &'static str, passes: f64, rest: i64) -> Case {
-    Case { name, method, lora: true, rows, more: &[], passes, rest }
+const fn case(name: &'static str, method: &'static str, rows: &'static str, passes: f64, rest: i64) -> CountedMethod {
+    CountedMethod { name, method, lora: true, rows, more: &[], passes, rest }
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<CountedMethod> {
     vec![
         // A trained weight is cast and gets a gradient of its own.
-        Case { lora: false, ..case("sft, full", "{sft: {}}", CHAT, 2.0, 75) },
+        CountedMethod { lora: false, ..case("sft, full", "{sft: {}}", CHAT, 2.0, 75) },
         case("sft", "{sft: {}}", CHAT, 1.0, 75),
-        Case { more: &["optim.neftune=5"], ..case("sft, NEFTune", "{sft: {}}", CHAT, 1.0, 80) },
-        Case { more: &["optim.ema=0.9"], ..case("sft, averages", "{sft: {}}", CHAT, 1.0, 140) },
+        CountedMethod { more: &["optim.neftune=5"], ..case("sft, NEFTune", "{sft: {}}", CHAT, 1.0, 80) },
+        CountedMethod { more: &["optim.ema=0.9"], ..case("sft, averages", "{sft: {}}", CHAT, 1.0, 140) },
         // Every layer has a mask of its own, so layers of one input are not one product.
-        Case { more: &["adapter.lora.dropout=0.1"], ..case("sft, dropout", "{sft: {}}", CHAT, 3.0, 90) },
-        Case { more: &["run.replay=all"], ..case("sft, replay", "{sft: {}}", CHAT, 1.5, 80) },
+        CountedMethod { more: &["adapter.lora.dropout=0.1"], ..case("sft, dropout", "{sft: {}}", CHAT, 3.0, 90) },
+        CountedMethod { more: &["run.replay=all"], ..case("sft, replay", "{sft: {}}", CHAT, 1.5, 80) },
         // Each of 4 or 5 packed rows runs through the layers and the head; their gradients are added by one operation.
-        Case {
+        CountedMethod {
             more: &["batch={tokens: 256, max_len: 256, examples: 8}"],
             ..case("sft, micro-batches", "{sft: {}}", CHAT, 5.0, 260)
         },
         case("reward", "{reward: {}}", PAIRS, 1.0, 90),
         case("dpo", "{dpo: {}}", PAIRS, 1.4, 130),
-        Case { lora: false, ..case("dpo, full", "{dpo: {}}", PAIRS, 2.5, 130) },
-        Case { more: &["method.dpo.reference=cached"], ..case("dpo, cached", "{dpo: {}}", PAIRS, 1.0, 130) },
+        CountedMethod { lora: false, ..case("dpo, full", "{dpo: {}}", PAIRS, 2.5, 130) },
+        CountedMethod { more: &["method.dpo.reference=cached"], ..case("dpo, cached", "{dpo: {}}", PAIRS, 1.0, 130) },
         case("orpo", "{orpo: {}}", PAIRS, 1.0, 140),
         case("simpo", "{simpo: {}}", PAIRS, 1.0, 120),
         case("kto", "{kto: {}}", PAIRS, 2.2, 150),
@@ -63,7 +63,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Trains `steps` steps and returns what the process did on the device.
-fn train(space: &Workspace, case: &Case, steps: usize, more: &[&str]) -> Trace {
+fn train(space: &Workspace, case: &CountedMethod, steps: usize, more: &[&str]) -> Trace {
     let out = format!("run.out=runs/{}", case.name.replace([',', ' '], "-"));
     let adapter = "adapter={lora: {rank: 8, alpha: 16, targets: all-linear}}";
     let steps = format!("run.steps={steps}");

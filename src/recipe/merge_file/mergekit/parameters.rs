@@ -1,7 +1,7 @@
 //! Values of a method's parameters: numbers, gradients over layers, and cases by tensor names.
 
 use super::FileReader;
-use crate::merging::models::{Case, LayeredValue, ModelMethod, ParameterKind, ParameterSpec};
+use crate::merging::models::{FilteredValue, LayeredValue, ModelMethod, ParameterKind, ParameterSpec};
 use crate::recipe::merge_file::models::Settings;
 use crate::recipe::repair::describe_value;
 use crate::recipe::suggest::suggest_choice;
@@ -58,13 +58,13 @@ impl FileReader<'_, '_> {
                 values.map(LayeredValue::Gradient)
             }
             NodeKind::List(items) => {
-                let cases: Vec<Option<Case>> = items.iter().map(|item| self.case(parameter, item)).collect();
+                let cases: Vec<Option<FilteredValue>> = items.iter().map(|item| self.case(parameter, item)).collect();
                 Some(LayeredValue::Cases(cases.into_iter().collect::<Option<_>>()?))
             }
         }
     }
 
-    fn case(&mut self, parameter: &ParameterSpec, node: &Node) -> Option<Case> {
+    fn case(&mut self, parameter: &ParameterSpec, node: &Node) -> Option<FilteredValue> {
         let example = "[{filter: mlp, value: 0.3}, {value: 0.5}]";
         let NodeKind::Map(_) = &node.kind else {
             return self.reader.expected(parameter.name, node, "numbers, or a value for each filter", example);
@@ -84,7 +84,7 @@ impl FileReader<'_, '_> {
         if matches!(&value.kind, NodeKind::Map(_)) {
             return self.reader.expected("value", value, "a number or a list of numbers", "0.5");
         }
-        Some(Case { filter, value: self.setting(parameter, value)? })
+        Some(FilteredValue { filter, value: self.setting(parameter, value)? })
     }
 
     /// Reads one value. Quoted numbers are numbers, as in mergekit.

@@ -42,7 +42,7 @@ const CASES: [&str; 11] = [
 ];
 
 #[derive(serde::Deserialize)]
-struct Case {
+struct VirtualRun {
     model: String,
     rows: Vec<Sequence>,
     optimiser: Settings,
@@ -80,7 +80,7 @@ enum Base {
 }
 
 impl Base {
-    fn of(case: &Case) -> Self {
+    fn of(case: &VirtualRun) -> Self {
         match fixture(&case.model).join("model.safetensors").exists() {
             true => Self::Own(fixture(&case.model)),
             false => Self::Shared(with_weights(&case.model, "wide-head-llama")),
@@ -95,7 +95,7 @@ impl Base {
     }
 }
 
-fn case(name: &str) -> Case {
+fn case(name: &str) -> VirtualRun {
     json(format!("virtual-tokens/{name}/expected.json"))
 }
 
@@ -104,7 +104,7 @@ fn saved(name: &str) -> PathBuf {
 }
 
 /// Opens a base with the adapter that PEFT saved before training.
-fn opened(name: &str, kind: Kind) -> (Case, Model) {
+fn opened(name: &str, kind: Kind) -> (VirtualRun, Model) {
     let case = case(name);
     tch::set_num_threads(1);
     let model = open(Base::of(&case).path(), &[saved(name)], device(), kind).unwrap();
@@ -118,7 +118,7 @@ fn logits(model: &Model, rows: &[&[u32]]) -> Tensor {
     model.infer(&tokens, |out| out.logits(&all)).unwrap()
 }
 
-fn ids(case: &Case) -> Vec<&[u32]> {
+fn ids(case: &VirtualRun) -> Vec<&[u32]> {
     case.rows.iter().map(|row| row.ids.as_slice()).collect()
 }
 
@@ -141,7 +141,7 @@ fn trained_spec(name: &str) -> AdapterSpec {
 }
 
 /// Builds the model of a case with the parameters that PEFT's training started from.
-fn at_start(name: &str, case: &Case) -> Model {
+fn at_start(name: &str, case: &VirtualRun) -> Model {
     let plan = trained_spec(name).plan().unwrap();
     let model = adapted(Base::of(case).path(), Kind::Float, &*plan);
     let start = tensors(format!("virtual-tokens/{name}/start.safetensors"));
