@@ -78,7 +78,7 @@ fn locate() -> Libtorch {
 /// Returns the build of the bindings of libtorch, and of the allocator.
 fn shim(libtorch: &Libtorch) -> (String, cc::Build) {
     let mut build = over_libtorch(libtorch);
-    build.files(["native/shim.cpp", "native/allocator.cpp"]);
+    build.files(["native/shim.cpp", "native/allocator.cpp", "native/graph.cpp"]);
     ("ftshim".into(), build)
 }
 

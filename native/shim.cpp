@@ -133,6 +133,10 @@ int ft_add_all(Tensor** t, Tensor** more, int n) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_add_(list(t, n), list(more, n)); bump_versions(t, n); return 0;)
 }
 
+int ft_zero_all(Tensor** t, int n) {
+  GUARD(-1, at::NoGradGuard no_grad; at::_foreach_zero_(list(t, n)); bump_versions(t, n); return 0;)
+}
+
 // Subtracts each tensor of `by` from that of `t`.
 int ft_subtract_all(Tensor** t, Tensor** by, int n) {
   GUARD(-1, at::NoGradGuard no_grad; at::_foreach_sub_(list(t, n), list(by, n)); bump_versions(t, n); return 0;)

@@ -2,6 +2,7 @@
 //! to stderr.
 
 use super::shared::answer_printer::AnswerPrinter;
+use super::shared::cuda_graphs::CudaGraphsArgs;
 use super::shared::interrupt::flag_on_interrupt;
 use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs, require_template};
 use super::shared::sampling::{SamplingArgs, generation_settings};
@@ -35,6 +36,8 @@ pub struct ChatArgs {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    graphs: CudaGraphsArgs,
 }
 
 /// Runs `ft chat` until the input ends. A failed turn ends the command unless a person is typing.
@@ -42,6 +45,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
     let (model, tokenizer) = args.model.open(&args.template, &args.quantize)?;
     require_template(&tokenizer, &args.model.model)?;
     let settings = generation_settings(&args.sampling, &args.model, &tokenizer)?;
+    let _stream = args.graphs.begin(&model)?;
     let stop = flag_on_interrupt()?;
     let terminal = std::io::stdin().is_terminal();
     let _directions = std::io::stdout().is_terminal().then(BidiMode::enable);

@@ -5,6 +5,7 @@ mod prompts;
 mod timings;
 
 use super::shared::beams::BeamArgs;
+use super::shared::cuda_graphs::CudaGraphsArgs;
 use super::shared::model::{ModelArgs, QuantizeArgs, TemplateArgs, require_template};
 use super::shared::model_files::hash_files;
 use super::shared::named_adapters::{AdapterArg, NamedAdapters};
@@ -60,6 +61,8 @@ pub struct GenerateArgs {
     sampling: SamplingArgs,
     #[command(flatten)]
     beams: BeamArgs,
+    #[command(flatten)]
+    graphs: CudaGraphsArgs,
     /// Largest number of rows decoded together [default: as memory allows, at most 64 on the CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
@@ -94,6 +97,11 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         return Err(Error::user("--timings cannot be combined with beam search")
             .hint("leave out --timings, or set --num-beams 1"));
     }
+    if args.graphs.asked() && chosen.beams.is_some() {
+        return Err(Error::user("--cuda-graphs cannot be combined with beam search: beams come and go at every step")
+            .hint("leave out --cuda-graphs, or set --num-beams 1"));
+    }
+    let _stream = args.graphs.begin(&adapted.model)?;
     if args.chat {
         adapted.tokenizers().try_for_each(|tokenizer| require_template(tokenizer, &args.model.model))?;
     }

@@ -3,7 +3,7 @@
 
 use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
-use super::next_token::next_logits;
+use super::next_token::NextTokens;
 use super::prefill::{PREFILL_TOKENS, prefill};
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
@@ -139,7 +139,8 @@ pub fn search(
             let last: Vec<i64> = running.iter().map(|b| b.sequence.last_id()).collect();
             upload_slice(&last, model.device())
         };
-        logits = next_logits(model, &mut cache, last, |i| &running[i].sequence.ids[..])?;
+        // Beams come and go at every step.
+        logits = NextTokens::default().logits(model, &mut cache, last, |i| &running[i].sequence.ids[..])?;
     }
     ended.truncate(beams.answers);
     ended

@@ -11,7 +11,7 @@
 use super::answer::{DecodeFn, GeneratedAnswer};
 use super::answering_adapter::AnsweringAdapter;
 use super::logit_rules::LogitEdits;
-use super::next_token::next_logits;
+use super::next_token::NextTokens;
 use super::prefill::{PREFILL_TOKENS, prefill};
 use super::prompt_check::{check_decoder, check_prompt};
 use super::sampler;
@@ -143,6 +143,7 @@ pub struct Engine<'m> {
     last_ids: Option<Tensor>,
     /// The adapters of the rows, as long as these stay the same.
     row_adapters: Option<RowAdapters>,
+    next: NextTokens,
     requests_added: usize,
 }
 
@@ -156,6 +157,7 @@ impl<'m> Engine<'m> {
             rows: Vec::new(),
             last_ids: None,
             row_adapters: None,
+            next: NextTokens::default(),
             requests_added: 0,
             decode: None,
             share_beginnings: false,
@@ -237,7 +239,7 @@ impl<'m> Engine<'m> {
         };
         let sequence = |i: usize| &rows[i].sequence.ids[..];
         let logits = model.with_row_adapters(adapters, |model| {
-            next_logits(model, &mut self.cache, || ids.unwrap_or_else(last), sequence)
+            self.next.logits(model, &mut self.cache, || ids.unwrap_or_else(last), sequence)
         })?;
         self.choose_tokens(0, logits)
     }
@@ -288,10 +290,15 @@ impl<'m> Engine<'m> {
         self.rows.extend(first);
         self.rows.extend(others);
         if !counts.is_empty() {
-            self.row_adapters = None;
+            self.rows_changed();
             self.allocate_cache(longest);
         }
         counts
+    }
+
+    fn rows_changed(&mut self) {
+        self.row_adapters = None;
+        self.next.sequences_changed();
     }
 
     /// Makes room in a device's cache for all rows, and for as many of the waiting answers as the limits allow with
@@ -358,7 +365,7 @@ impl<'m> Engine<'m> {
         }
         step.finished.reverse();
         if slots.len() < self.cache.lengths.len() {
-            self.row_adapters = None;
+            self.rows_changed();
             self.cache.retain_slots(&slots);
         }
         Ok(step)

@@ -3,7 +3,7 @@
 
 use super::answer::{DecodeFn, GeneratedAnswer, StopReason};
 use super::logit_rules::LogitEdits;
-use super::next_token::next_logits;
+use super::next_token::NextTokens;
 use super::prefill::{PREFILL_TOKENS, prefill};
 use super::prompt_check::{check_decoder, check_prompt, max_sequence_tokens};
 use super::sampler;
@@ -65,6 +65,7 @@ impl<'m> ChatSession<'m> {
         self.cached_ids.truncate(known);
         let mut logits = prefill(self.model, &[&prompt[known..]], &mut self.cache, PREFILL_TOKENS)?;
         self.cached_ids = prompt.to_vec();
+        let mut next = NextTokens::default();
         loop {
             let mut edits = LogitEdits::default();
             sequence.collect_edits(settings, 0, &mut edits);
@@ -76,7 +77,7 @@ impl<'m> ChatSession<'m> {
             if let Some(stopped) = ended.or((!wanted).then_some(StopReason::Interrupted)) {
                 return sequence.finish(stopped, settings, self.decode);
             }
-            logits = next_logits(self.model, &mut self.cache, || chosen.ids, |_| &sequence.ids[..])?;
+            logits = next.logits(self.model, &mut self.cache, || chosen.ids, |_| &sequence.ids[..])?;
             self.cached_ids.push(id);
         }
     }

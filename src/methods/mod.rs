@@ -101,6 +101,11 @@ impl MethodSpec {
         matches!(self, Self::Dpo(_) | Self::Kto(_) | Self::Orpo(_) | Self::Simpo(_))
     }
 
+    /// Returns true if forward and backward of its batches can be recorded (`MicroBatch::recorded_inputs`).
+    pub fn passes_can_be_recorded(&self) -> bool {
+        matches!(self, Self::Sft(_))
+    }
+
     /// Returns true if the trained model generates text; a reward model only scores it.
     pub fn generates_text(&self) -> bool {
         !matches!(self, Self::Reward(_))

@@ -1,5 +1,6 @@
 //! Which tokens of a packed row a loss predicts: the positions of the trunk's output, and the tokens expected there.
 
+use crate::models::{padded_length, padded_segments};
 use crate::native::upload;
 use crate::nn::Tokens;
 use tch::{Device, Tensor};
@@ -37,6 +38,40 @@ impl TargetTokens {
         let chosen = ChosenTokens::of(sequences.iter().copied(), wanted);
         let (tokens, on_device) = Tokens::pack_with(sequences, chosen.numbers(), device);
         (tokens, chosen.with(on_device))
+    }
+}
+
+/// Tokens of a packed row that is padded to a shape that returns: so that the pass can be recorded, and padding changes no result.
+pub struct PaddedRow {
+    /// The row. Its last segments are one with padding and empty ones.
+    pub tokens: Tokens,
+    /// (N') rows of the trunk's output that predict a token; 0 for padding.
+    pub at: Tensor,
+    /// (N') the tokens; 0 for padding.
+    pub targets: Tensor,
+    /// (N') float32: 1, and 0 for padding.
+    pub weights: Tensor,
+    /// The first N numbers of `at`, on the host.
+    pub rows: Vec<i64>,
+}
+
+impl PaddedRow {
+    /// Packs sequences into one row, padded, and selects tokens of it as [`TargetTokens::select`] does. Everything goes to the device
+    /// in one transfer.
+    pub fn pack(sequences: &[&[u32]], wanted: impl Fn(usize, usize) -> bool, device: Device) -> Self {
+        let length = sequences.iter().map(|ids| ids.len()).sum();
+        let whole = padded_length(length);
+        let ChosenTokens { at, targets, .. } = ChosenTokens::of(sequences.iter().copied(), wanted);
+        let count = at.len().next_multiple_of((whole / 4).max(32));
+        let filled = |numbers: &[i64]| Tensor::from_slice(&[numbers, &vec![0; count - numbers.len()]].concat());
+        let weights: Vec<f32> = (0..count).map(|i| if i < at.len() { 1.0 } else { 0.0 }).collect();
+        let padding = vec![0; whole - length];
+        let mut all = [sequences, &[&padding[..]]].concat();
+        all.resize(padded_segments(sequences.len()), &[]);
+        let numbers = [filled(&at), filled(&targets), Tensor::from_slice(&weights)];
+        let (mut tokens, [on_device, targets, weights]) = Tokens::pack_with(&all, numbers, device);
+        tokens.segments.longest = (tokens.segments.longest as usize).next_power_of_two() as i64;
+        Self { tokens, at: on_device, targets, weights, rows: at }
     }
 }
 

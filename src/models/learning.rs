@@ -20,6 +20,12 @@ pub trait MicroBatch {
     /// Returns how many items the loss sums over. The loop adds them up over the whole optimiser step and divides
     /// once.
     fn items(&self) -> f64;
+    /// Returns all tensors that pass and loss read, beside the model's, if the work of batches differs only in the numbers in them:
+    /// those of batches of other items, too, with tensors of the same shapes. Metrics are then means over the items. `None` if the
+    /// work differs in more.
+    fn recorded_inputs(&self) -> Option<Vec<&Tensor>> {
+        None
+    }
     /// Computes the SUM of the loss over the items. Pure.
     fn loss(&self, out: &Output) -> Loss;
     /// Returns the adapter that the trunk runs with; `None`: the active one.

@@ -72,6 +72,13 @@ impl Metrics {
         }
     }
 
+    /// Returns a copy, of means over `items` items.
+    pub fn copy_for(&self, items: f64) -> Self {
+        let sums = self.sums.iter().map(|(name, (sum, _))| (*name, (sum.copy(), items))).collect();
+        let extremes = self.extremes.iter().map(|(name, (value, which))| (*name, (value.copy(), *which))).collect();
+        Self { sums, extremes }
+    }
+
     /// Returns the scalars that the means are computed from (float64, on their device), and what each stands for. Means
     /// without any items are left out.
     pub fn scalars(&self) -> (Vec<&Tensor>, MetricNames) {

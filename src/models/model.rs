@@ -75,6 +75,8 @@ pub struct Model {
     offload: Cell<bool>,
     /// Results of norms and activations are kept for the backward.
     keeps_inputs: Cell<bool>,
+    /// Passes whose operations are always the same are recorded.
+    pub(super) records_passes: Cell<bool>,
     /// How recurrent layers compute gradients.
     pub(super) recurrence: RefCell<RecurrenceOptions>,
     exposed: RefCell<Rc<ExposedLayers>>,
@@ -208,6 +210,7 @@ impl Model {
             router_terms: Cell::default(),
             mlp_tile: Cell::default(),
             offload: Cell::default(),
+            records_passes: Cell::default(),
             keeps_inputs: Cell::default(),
             recurrence: RefCell::default(),
             exposed: RefCell::default(),

@@ -23,6 +23,7 @@ unsafe extern "C" {
     fn ft_global_norm(g: *mut *mut C_tensor, n: c_int) -> *mut C_tensor;
     fn ft_scale(g: *mut *mut C_tensor, n: c_int, by: *mut C_tensor) -> c_int;
     fn ft_copy_all(to: *mut *mut C_tensor, from: *mut *mut C_tensor, n: c_int) -> c_int;
+    fn ft_zero_all(t: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_add_all(t: *mut *mut C_tensor, more: *mut *mut C_tensor, n: c_int) -> c_int;
     fn ft_subtract_all(t: *mut *mut C_tensor, by: *mut *mut C_tensor, n: c_int) -> c_int;
 }
@@ -80,6 +81,13 @@ pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor> {
     let mut p = pointers_of(tensors);
     // SAFETY: live tensors for the duration of the call.
     owned(unsafe { ft_global_norm(p.as_mut_ptr(), p.len() as c_int) })
+}
+
+/// Sets every tensor to zero.
+pub fn zero_all(tensors: &[Tensor]) -> Result<()> {
+    let mut p = pointers_of(tensors);
+    // SAFETY: live tensors for the duration of the call.
+    check(unsafe { ft_zero_all(p.as_mut_ptr(), p.len() as c_int) })
 }
 
 /// Multiplies every tensor in place by a scalar tensor.

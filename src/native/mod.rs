@@ -6,6 +6,7 @@ mod attention;
 mod autograd;
 pub mod cuda;
 mod devices;
+mod graphs;
 pub mod kernels;
 mod lists;
 mod memory;
@@ -21,7 +22,8 @@ pub use attention::{EfficientAttention, cached_attention, efficient_varlen, effi
 pub use autograd::{add_gradient, attach_backward, backward, drop_gradients, grad_enabled, learns};
 pub(crate) use devices::current_stream;
 pub use devices::{rng_state, set_rng_state};
-pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scale_all, subtract_all};
+pub use graphs::{Graph, GraphMemory, OwnStream};
+pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scale_all, subtract_all, zero_all};
 pub use memory::{
     TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, release_mapped, reset_peak, trim_cpu_memory,
 };

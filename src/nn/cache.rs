@@ -14,6 +14,7 @@
 
 mod device_index;
 mod kept_tokens;
+mod recorded;
 
 use super::attention::Attention;
 use super::state_cache::StateCache;
@@ -22,6 +23,7 @@ use crate::machine;
 use crate::native::{self, upload_slice};
 use device_index::DeviceIndex;
 use kept_tokens::{KeptTokens, Move, Placement};
+pub use recorded::TensorPlace;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;

@@ -50,7 +50,7 @@ pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, JointForm,
 pub use attention::{Alibi, Attention, RelativeBias, RelativeBuckets};
 pub use awaited_update::AwaitedUpdates;
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
-pub use cache::{CacheLayout, KvCache};
+pub use cache::{CacheLayout, KvCache, TensorPlace};
 pub use clipped_swiglu::ClippedSwiglu;
 pub use cuda_attention::{AttentionMemory, AttentionRow};
 pub use embedding::Embedding;

@@ -350,6 +350,12 @@ pub struct RunSection {
     /// rounded to 10 bits of mantissa, as many as float16 has. bf16 and f16 runs multiply almost nothing in float32.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tf32: bool,
+    /// On a GPU: record passes whose operations are always the same as CUDA graphs, and launch each as one, so that the host keeps
+    /// up with the GPU where a model is small. With `sft`, these are forward and backward of the packed rows, which are padded so that
+    /// their lengths return (by an eighth at most; the padding changes no result but for rounding); with `grpo`, `rloo` and `ppo`
+    /// the steps of the answers that are sampled. Costs memory: what recorded passes take is not used for anything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cuda_graphs: bool,
     /// CPU threads; left out, all physical cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]

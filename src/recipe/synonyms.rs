@@ -28,6 +28,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("model.path", &["model_name_or_path", "base_model", "model_name", "model_id", "checkpoint_dir", "pretrained_model_name_or_path", "tokenizer_name_or_path", "base_model_config"], "a folder on this machine"),
     is("model.dtype", &["torch_dtype", "bf16", "fp16", "fp32", "pure_bf16", "bfloat16", "float16", "precision", "mixed_precision", "compute_type"], "`bf16`, `f16` or `f32`; left out, the format in which the machine multiplies fast"),
     is("run.tf32", &["allow_tf32", "float32_matmul_precision"], "`true` or `false`"),
+    is("run.cuda_graphs", &["use_cuda_graph", "cuda_graph"], "`true` or `false`"),
     is("run.deterministic", &["full_determinism", "use_deterministic_algorithms"], "`true` or `false`"),
     is("model.quantize", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization", "quantization_config", "bnb_4bit_quant_type", "bnb_config", "quantize_base"], "`nf4`, `fp4` or `int8`"),
     is("model.double_quantize", &["bnb_4bit_use_double_quant", "double_quantization", "use_double_quant"], "on by default"),

@@ -54,6 +54,9 @@ pub fn announce(prepared: &Prepared, model: &Model) {
     if run.tf32 {
         report::info("float32 products in TF32: their factors are rounded to 10 bits of mantissa (run.tf32)");
     }
+    if run.cuda_graphs {
+        report::info("passes are recorded as CUDA graphs and launched as one (run.cuda_graphs)");
+    }
     let dropouts = model.config().dropouts();
     if !dropouts.is_empty() {
         report::info(format!("config.json asks for dropout ({}); ft trains without it", dropouts.join(", ")));

@@ -6,7 +6,7 @@
 use super::fit::usable_memory;
 use super::memory::{self, ResourceEstimate};
 use super::prepare::vocabulary::AddedVocabulary;
-use super::prepare::{self, Prepared};
+use super::prepare::{self, Prepared, cuda_graphs};
 use super::recurrence::truncation;
 use super::step::router_terms;
 use crate::data::dataset::DatasetSummary;
@@ -73,6 +73,7 @@ pub fn check(plan: &Plan, colour: bool) -> Result<PlanCheck> {
     let model = prepared.sketch()?;
     router_terms(plan, &model)?;
     truncation(plan, &model)?;
+    cuda_graphs::check(&plan.recipe, &model, prepared.device)?;
     let (trained, parameters) = memory::count(plan, &model);
     let longest_row = rows.longest_row();
     let supervised = (longest_row as f64 * train.summary.supervised_share()).ceil() as u64;

@@ -4,7 +4,7 @@
 //! `batch.tokens` if the length of a step is given in examples.
 
 use super::memory::{self, ResourceEstimate, SHARE, free_memory};
-use super::prepare::{self, Prepared};
+use super::prepare::{self, Prepared, cuda_graphs};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::recipe::optim::Master;
@@ -159,6 +159,9 @@ impl Recomputed {
             let whole = choices.iter().filter(|choice| choice.replay == ReplayChoice::All);
             let offloaded: Vec<Self> = whole.map(|choice| Self { offload: true, ..*choice }).collect();
             choices.extend(offloaded);
+        }
+        if cuda_graphs::records_passes(&plan.recipe) {
+            choices.retain(|choice| choice.replay == ReplayChoice::None);
         }
         choices
     }

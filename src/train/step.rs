@@ -8,6 +8,7 @@
 
 use super::checkpoint::{Checkpoints, MethodState, TrainingState};
 use super::optim::Optimiser;
+use super::prepare::cuda_graphs;
 use super::recurrence::truncation;
 use super::schedule::LearningRate;
 use crate::adapters::TrainingPart;
@@ -17,8 +18,8 @@ use crate::methods::parts::TRAINED_ADAPTER;
 use crate::models::gradient_reach::metric_name;
 use crate::models::loss::MetricNames;
 use crate::models::non_finite::FirstNonFinite;
-use crate::models::{EmbeddingNoise, LayerReplay, Metrics, MicroBatch, Model, RouterTerms};
-use crate::native::{self, Download};
+use crate::models::{EmbeddingNoise, LayerReplay, Metrics, MicroBatch, Model, RecordedLearning, RouterTerms};
+use crate::native::{self, Download, OwnStream};
 use crate::nn::LayerKind;
 use crate::recipe::plan::Plan;
 use crate::rng;
@@ -40,12 +41,16 @@ pub struct Stepper<'a> {
     adapter: Option<Box<dyn TrainingPart>>,
     /// Progress of the run.
     pub state: TrainingState,
+    /// Forward and backward as recorded passes (`run.cuda_graphs`), where the method trains on such.
+    recorded: Option<RecordedLearning>,
     /// The last step, if its numbers were not returned yet.
     running: Option<RunningStep>,
     /// True between `compute` and `update`.
     computed: bool,
     /// When the numbers of a step were read last.
     settled: Instant,
+    /// The stream that everything is computed on, if passes are recorded.
+    _stream: Option<OwnStream>,
 }
 
 /// A step whose gradients are computed.
@@ -136,6 +141,7 @@ impl<'a> Stepper<'a> {
         state: TrainingState,
     ) -> Result<Self> {
         let recipe = &plan.recipe;
+        let _stream = if recipe.run.cuda_graphs { OwnStream::begin(model.device())? } else { None };
         // A checkpoint has the optimiser's state of the layers that were trained in its last step.
         if let Some(layers) = drawn_layers(plan, model, state.step.saturating_sub(1)) {
             model.train_layers(&layers);
@@ -175,8 +181,12 @@ impl<'a> Stepper<'a> {
             method.restore(of_method)?;
         }
         let lr = LearningRate::new(&recipe.optim, plan.lr(), total);
+        let recorded = cuda_graphs::records_passes(recipe).then(|| {
+            optim.keep_gradients();
+            RecordedLearning::new(model, optim.loss_scale())
+        });
         let (running, computed, settled) = (None, false, Instant::now());
-        Ok(Self { plan, model, lr, optim, adapter, state, running, computed, settled })
+        Ok(Self { plan, model, lr, optim, adapter, state, recorded, running, computed, settled, _stream })
     }
 
     /// Returns the tensors of a checkpoint that are neither weights nor the optimiser's: those of the method and of the
@@ -217,7 +227,10 @@ impl<'a> Stepper<'a> {
             if i > 0 {
                 self.optim.begin_micro_batch()?;
             }
-            metrics.merge(self.model.learn(&*b, items, replay)?);
+            metrics.merge(match &mut self.recorded {
+                Some(recorded) => recorded.learn(self.model, &*b, items)?,
+                None => self.model.learn(&*b, items, replay)?,
+            });
         }
         self.optim.add_earlier_gradients()?;
         if let Some((name, term)) = self.adapter.as_ref().and_then(|adapter| adapter.penalty()) {

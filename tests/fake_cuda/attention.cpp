@@ -1,7 +1,7 @@
 // Fused attention: flash and memory-efficient, dense and over packed rows, each one launch, with the demands that the
 // real kernels make on dtype, head size, alignment and compute capability. The result is the plain formula in float32,
 // segment by segment.
-#include "fake_cuda.h"
+#include "captured.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -469,14 +469,14 @@ int64_t sdp_choice(const Tensor& q, const Tensor& k, const Tensor& v, const Mayb
 }  // namespace
 
 void register_attention(torch::Library& aten) {
-  aten.impl("_flash_attention_forward", flash_forward);
-  aten.impl("_flash_attention_backward", flash_backward);
-  aten.impl("_scaled_dot_product_flash_attention", sdp_flash);
-  aten.impl("_scaled_dot_product_flash_attention_backward", sdp_flash_backward);
-  aten.impl("_efficient_attention_forward", efficient_forward);
-  aten.impl("_efficient_attention_backward", efficient_backward);
-  aten.impl("_scaled_dot_product_efficient_attention", sdp_efficient);
-  aten.impl("_scaled_dot_product_efficient_attention_backward", sdp_efficient_backward);
+  aten.impl("_flash_attention_forward", captured<flash_forward>);
+  aten.impl("_flash_attention_backward", captured<flash_backward>);
+  aten.impl("_scaled_dot_product_flash_attention", captured<sdp_flash>);
+  aten.impl("_scaled_dot_product_flash_attention_backward", captured<sdp_flash_backward>);
+  aten.impl("_efficient_attention_forward", captured<efficient_forward>);
+  aten.impl("_efficient_attention_backward", captured<efficient_backward>);
+  aten.impl("_scaled_dot_product_efficient_attention", captured<sdp_efficient>);
+  aten.impl("_scaled_dot_product_efficient_attention_backward", captured<sdp_efficient_backward>);
   aten.impl("_fused_sdp_choice", sdp_choice);
   at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(sdp_choice);
 }

@@ -36,7 +36,7 @@ if [ "$(cat "$out/built" 2>/dev/null)" != "$all" ]; then
             mv "$object.part" "$object"; } >&2 &
     done
     # The longest first, on two cores.
-    parts=(attention compute_kernels dispatch memory_kernels hooks tensors generator streams memory pinned counters)
+    parts=(attention compute_kernels dispatch memory_kernels hooks tensors generator streams graphs memory pinned counters)
     for part in "${parts[@]}"; do
         object=$out/objects/$part-$(key "tests/fake_cuda/$part.cpp").o
         objects+=("$object")

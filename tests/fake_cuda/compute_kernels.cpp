@@ -1,6 +1,6 @@
 // Operations for which CUDA has a kernel of another kind than the CPU: fused norms, dropout, softmax of half precision
 // into float32, products of half precision into float32, products of groups of rows. Each counts one launch.
-#include "fake_cuda.h"
+#include "captured.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -166,18 +166,18 @@ Tensor grouped_mm(const Tensor& self, const Tensor& mat2, const std::optional<Te
 }  // namespace
 
 void register_compute_kernels(torch::Library& aten) {
-  aten.impl("_fused_rms_norm", rms_norm);
-  aten.impl("_grouped_mm", grouped_mm);
-  aten.impl("_fused_rms_norm_backward", rms_norm_backward);
-  aten.impl("native_dropout", native_dropout);
-  aten.impl("_softmax", softmax);
-  aten.impl("_log_softmax", log_softmax);
-  aten.impl("_softmax_backward_data", softmax_backward);
-  aten.impl("_log_softmax_backward_data", log_softmax_backward);
-  aten.impl("mm.dtype", mm_dtype);
-  aten.impl("bmm.dtype", bmm_dtype);
-  aten.impl("addmm.dtype", addmm_dtype);
-  aten.impl("addmm.dtype_out", addmm_dtype_out);
-  aten.impl("baddbmm.dtype", baddbmm_dtype);
+  aten.impl("_fused_rms_norm", captured<rms_norm>);
+  aten.impl("_grouped_mm", captured<grouped_mm>);
+  aten.impl("_fused_rms_norm_backward", captured<rms_norm_backward>);
+  aten.impl("native_dropout", captured<native_dropout>);
+  aten.impl("_softmax", captured<softmax>);
+  aten.impl("_log_softmax", captured<log_softmax>);
+  aten.impl("_softmax_backward_data", captured<softmax_backward>);
+  aten.impl("_log_softmax_backward_data", captured<log_softmax_backward>);
+  aten.impl("mm.dtype", captured<mm_dtype>);
+  aten.impl("bmm.dtype", captured<bmm_dtype>);
+  aten.impl("addmm.dtype", captured<addmm_dtype>);
+  aten.impl("addmm.dtype_out", captured<addmm_dtype_out>);
+  aten.impl("baddbmm.dtype", captured<baddbmm_dtype>);
 }
 }  // namespace fake

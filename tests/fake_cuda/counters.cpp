@@ -228,6 +228,7 @@ std::string with_own_frames(std::string text) {
 }
 
 void count_launch(const std::string& operation) {
+  if (replaying()) return;
   auto& c = Counters::get();
   std::lock_guard<std::mutex> hold(c.lock);
   c.total.launches++;
@@ -235,6 +236,7 @@ void count_launch(const std::string& operation) {
   if (!c.mark.empty() && operation.compare(0, operation.find('.'), c.mark) == 0) c.set_mark();
 }
 void count_wait(const std::string& reason, int64_t times) {
+  if (times > 0) refuse_in_capture(reason);
   auto& c = Counters::get();
   const std::string stack = with_stacks() ? with_own_frames(reason) : "";
   std::lock_guard<std::mutex> hold(c.lock);

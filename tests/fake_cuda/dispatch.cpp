@@ -53,7 +53,8 @@ bool is_product(const std::string& name) {
   return known.count(name) > 0;
 }
 
-void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+// Runs an operation's CPU kernel. Returns false if it only made a view.
+bool run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto& arguments = schema.arguments();
   const std::string& name = schema.name();
@@ -161,6 +162,61 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   // A view launches nothing.
   if (computed) count_launch(name + (schema.overload_name().empty() ? "" : "." + schema.overload_name()));
+  return computed;
+}
+
+// Calls `see` with every tensor of a value.
+template <class F> void each_tensor(const IValue& value, F see) {
+  if (value.isTensor())
+    see(value.toTensor());
+  else if (value.isTensorList())
+    for (const Tensor& t : value.toTensorVector()) see(t);
+  else if (value.isOptionalTensorList())
+    for (const std::optional<Tensor>& t : value.toOptionalTensorVector())
+      if (t) see(*t);
+}
+// Returns the value with tensors that keep no memory.
+IValue kept(const IValue& value) {
+  if (value.isTensor()) return unowned(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<Tensor> list;
+    for (const Tensor& t : value.toTensorVector()) list.push_back(unowned(t));
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> list;
+    for (const std::optional<Tensor>& t : value.toOptionalTensorVector())
+      list.push_back(t ? std::optional<Tensor>(unowned(*t)) : std::nullopt);
+    return list;
+  }
+  return value;
+}
+
+// Runs an operation and, if its stream is captured, keeps it for the replays.
+void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  if (!capturing()) {
+    run(op, stack);
+    return;
+  }
+  const auto& arguments = op.schema().arguments();
+  const size_t first = stack->size() - arguments.size();
+  torch::jit::Stack given;
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const IValue& value = (*stack)[first + i];
+    given.push_back(kept(value));
+    if (arguments[i].alias_info() && arguments[i].alias_info()->isWrite())
+      each_tensor(value, [](const Tensor& t) { remember(t); });
+  }
+  if (!run(op, stack)) return;
+  std::vector<Tensor> to;
+  for (size_t i = first; i < stack->size(); i++)
+    each_tensor((*stack)[i], [&](const Tensor& t) { to.push_back(unowned(t)); });
+  add_work([op, given = std::move(given), to = std::move(to)] {
+    torch::jit::Stack again = given;
+    run(op, &again);
+    size_t i = 0;
+    for (const IValue& value : again) each_tensor(value, [&](const Tensor& t) { put(to[i++], t); });
+  });
 }
 }  // namespace
 

@@ -1,12 +1,14 @@
 // The kernels of native/cuda/ as functions of the CPU, between kernels.cpp and launches.cpp.
 #pragma once
+#include <functional>
 
 namespace fake {
 struct Kernel {
   const char* name;
   int threads;  // of a block
-  // Runs all blocks. `arguments` points to the values, as for cuLaunchKernel; `reversed`: threads and blocks in descending order.
-  void (*run)(void** arguments, long long blocks, bool reversed);
+  // Returns work that runs all blocks. `arguments` points to the values, as for cuLaunchKernel, and is read at once; `reversed`:
+  // threads and blocks in descending order.
+  std::function<void()> (*bind)(void** arguments, long long blocks, bool reversed);
 };
 
 // Returns where the bytes of an address are that a kernel was given.

@@ -28,6 +28,8 @@ using c10::DeviceIndex;
 inline Device cuda(DeviceIndex index) { return Device(c10::DeviceType::CUDA, index); }
 inline bool on_device(const Tensor& t) { return t.defined() && t.device().is_cuda(); }
 
+using Pool = c10::MempoolId_t;  // names memory that captured graphs keep for themselves
+
 // ---- memory.cpp: device memory, which the host cannot read, and its shadow, which has the bytes
 c10::DeviceAllocator& memory();
 // Allocates on a device for an operation; throws libtorch's OutOfMemoryError. `memory().allocate` does it on the current device.
@@ -36,6 +38,11 @@ c10::DataPtr allocate(size_t bytes, DeviceIndex device, const std::string& opera
 std::map<std::string, int64_t> held_at_peak();
 // Gives the calling thread its buffer for products on the current stream, unless it has one.
 void need_product_buffer(DeviceIndex device);
+// Counts the graphs that keep a pool; without one, its memory can be used by others.
+void retain_pool(DeviceIndex device, Pool pool);
+void release_pool(DeviceIndex device, Pool pool);
+// Fills what a pool has with NaN.
+void poison_pool(DeviceIndex device, Pool pool);
 // Returns where the bytes of a device address are; any other address is returned unchanged.
 void* host(const void* address);
 // Returns the device that an address belongs to, or -1.
@@ -52,6 +59,22 @@ const at::Generator& default_generator(DeviceIndex device);
 at::Generator new_generator(DeviceIndex device);
 // Returns the CPU generator from which the next random operation on the device draws, and advances `device_generator`.
 at::Generator draw(const at::Generator& device_generator);
+
+// ---- graphs.cpp: work that is captured now and done when the graph is replayed
+// Returns true if the calling thread's current stream is being captured.
+bool capturing();
+// Returns true inside of a replay: nothing is counted then but the replay itself.
+bool replaying();
+// Returns the memory that allocations come from while the current stream is captured.
+std::optional<Pool> capture_pool();
+// Adds work to the graph.
+void add_work(std::function<void()> work);
+// Remembers what a tensor has, so that the capture leaves it as it is.
+void remember(const Tensor& written);
+// Fails as CUDA does if the current stream is being captured.
+void refuse_in_capture(const std::string& what);
+// Copies a result of replayed work to where the captured work had it.
+void put(const Tensor& to, const Tensor& from);
 
 // ---- counters.cpp
 void count_launch(const std::string& operation);
@@ -86,6 +109,8 @@ void begin_operation(DeviceIndex device);
 void finish_current_stream(DeviceIndex device);
 
 // ---- tensors.cpp: CPU tensors over the shadow of device tensors, for one operation
+// Returns a device tensor with the same bytes that does not keep their memory; any other tensor is returned unchanged.
+Tensor unowned(const Tensor& t);
 class Views {
   std::vector<std::pair<c10::Storage, c10::Storage>> storages;  // (of the device, of the CPU)
   std::vector<std::pair<Tensor, Tensor>> tensors;               // (of the device, of the CPU)

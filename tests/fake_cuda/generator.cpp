@@ -59,6 +59,7 @@ at::Generator new_generator(DeviceIndex device) {
   return at::make_generator<DeviceGenerator>(device < 0 ? current_device() : device);
 }
 at::Generator draw(const at::Generator& device_generator) {
+  refuse_in_capture("random numbers");
   auto* generator = device_generator.get<DeviceGenerator>();
   std::lock_guard<std::mutex> hold(generator->mutex_);
   const uint64_t mixed = generator->seed_ + generator->offset_ * 0x9e3779b97f4a7c15ull;

@@ -38,18 +38,19 @@ std::tuple<A...> values(void (*)(A...), void** arguments, std::index_sequence<I.
 }
 
 template <class... A>
-void run(void (*kernel)(A...), int threads, void** arguments, i64 blocks, bool reversed) {
-  const auto given = values(kernel, arguments, std::index_sequence_for<A...>());
-  for (i64 i = 0; i < blocks; i++) {
-    ft::here = {reversed ? blocks - 1 - i : i, threads, reversed};
-    std::apply(kernel, given);
-  }
+std::function<void()> bind(void (*kernel)(A...), int threads, void** arguments, i64 blocks, bool reversed) {
+  return [=, given = values(kernel, arguments, std::index_sequence_for<A...>())] {
+    for (i64 i = 0; i < blocks; i++) {
+      ft::here = {reversed ? blocks - 1 - i : i, threads, reversed};
+      std::apply(kernel, given);
+    }
+  };
 }
 }  // namespace
 
 #define KERNEL(name, threads)                                             \
   {#name, threads, [](void** arguments, long long blocks, bool reversed) { \
-     run(name, threads, arguments, blocks, reversed);                     \
+     return bind(name, threads, arguments, blocks, reversed);             \
    }}
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

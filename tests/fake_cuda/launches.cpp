@@ -84,7 +84,10 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned blocks_y, unsigned 
   // Every second launch of a thread runs in reverse, so that a test that repeats one finds results that depend on the order.
   static thread_local bool reversed = false;
   reversed = !reversed;
-  kernel->run(arguments, blocks, reversed);
+  const auto work = kernel->bind(arguments, blocks, reversed);
+  work();
+  static auto* capture = of_device<void(const std::function<void()>&)>("fake_cuda_capture");
+  if (capture) capture(work);
   return SUCCESS;
 }
 

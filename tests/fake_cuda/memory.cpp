@@ -59,6 +59,8 @@ class FreeList {
     if (length > size) put(offset + size, length - size);
     return offset;
   }
+  bool has(size_t size) const { return by_length.lower_bound({size, 0}) != by_length.end(); }
+  const std::map<size_t, size_t>& ranges() const { return by_offset; }
   void put(size_t offset, size_t size) {
     auto next = by_offset.lower_bound(offset);
     if (next != by_offset.end() && next->first == offset + size) {
@@ -79,8 +81,17 @@ class FreeList {
   }
 };
 
+// Memory that the captured work of some graphs uses at each replay: nobody else gets it.
+struct GraphMemory {
+  int graphs = 0;
+  FreeList free;
+  size_t free_bytes = 0;
+};
+
 struct Block {
   size_t size, asked;
+  std::optional<Pool> pool;
+  bool counted;        // false for memory of a replayed operation, whose results are then where they were captured
   std::string holder;  // the operation and functions that allocated it, with FAKE_CUDA_STACKS
 };
 
@@ -91,6 +102,8 @@ struct DeviceMemory {
   char *addresses, *shadow;
   FreeList free;
   std::unordered_map<char*, Block> used;
+  std::map<Pool, GraphMemory> pools;
+  size_t pooled = 0;  // free bytes of all pools
   long long requests = 0;
   c10::CachingDeviceAllocator::DeviceStats stats;
   std::map<std::string, int64_t> held, held_at_peak;  // bytes by holder
@@ -114,14 +127,18 @@ struct DeviceMemory {
   size_t allocated() const { return stats.allocated_bytes[0].current; }
   size_t reserved() const { return std::min(rounded_up(stats.reserved_bytes[0].current, kSegment), total); }
 
-  void* take(size_t asked, const std::string& holder) {
+  void* take(size_t asked, const std::string& holder, std::optional<Pool> pool) {
     const size_t size = rounded_up(asked, kBlock);
+    if (replaying()) return begin({size, asked, std::nullopt, false, ""}, free.take(size));
+    GraphMemory* of_graphs = pool ? &pools.at(*pool) : nullptr;
+    const bool again = of_graphs && of_graphs->free.has(size);
     requests++;
-    if (allocated() + size > total || (fake_failing_allocation() > 0 && requests >= fake_failing_allocation())) {
+    if ((!again && allocated() + pooled + size > total) ||
+        (fake_failing_allocation() > 0 && requests >= fake_failing_allocation())) {
       stats.num_ooms++;
       stats.num_alloc_retries++;
       // As the caching allocator, which returns what it holds for reuse before it gives up.
-      stats.reserved_bytes[0].decrease(stats.reserved_bytes[0].current - allocated());
+      give_back();
       TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", readable(asked), ". GPU ",
                        int(index), " has a total capacity of ", readable(total), " of which ",
                        readable(total - allocated()),
@@ -130,8 +147,11 @@ struct DeviceMemory {
                        readable(allocated()), " is allocated by PyTorch, and ", readable(reserved() - allocated()),
                        " is reserved by PyTorch but unallocated.");
     }
-    const size_t at = free.take(size);
-    used[addresses + at] = {size, asked, holder};
+    const size_t at = again ? of_graphs->free.take(size) : free.take(size);
+    if (again) {
+      of_graphs->free_bytes -= size;
+      pooled -= size;
+    }
     for (auto* count : {&stats.allocation, &stats.active}) (*count)[0].increase(1);
     for (auto* bytes : {&stats.allocated_bytes, &stats.active_bytes}) (*bytes)[0].increase(size);
     stats.requested_bytes[0].increase(asked);
@@ -140,11 +160,15 @@ struct DeviceMemory {
       is_new_peak |= stats.allocated_bytes[0].current == stats.allocated_bytes[0].peak;
     }
     // What was once taken stays reserved until emptyCache.
-    if (int64_t more = stats.allocated_bytes[0].current - stats.reserved_bytes[0].current; more > 0) {
+    if (int64_t more = int64_t(allocated() + pooled) - stats.reserved_bytes[0].current; more > 0) {
       stats.reserved_bytes[0].increase(more);
       stats.num_device_alloc++;
     }
-    memset(shadow + at, 0xff, size);  // NaN in every floating-point format, -1 as an integer
+    return begin({size, asked, pool, true, holder}, at);
+  }
+  void* begin(Block block, size_t at) {
+    memset(shadow + at, 0xff, block.size);  // NaN in every floating-point format, -1 as an integer
+    used[addresses + at] = std::move(block);
     return addresses + at;
   }
   void release(char* p) {
@@ -153,21 +177,48 @@ struct DeviceMemory {
       std::fprintf(stderr, "fake CUDA: %p freed twice\n", p);
       std::abort();
     }
-    const auto [size, asked, holder] = it->second;
+    const auto [size, asked, pool, counted, holder] = it->second;
     used.erase(it);
+    const size_t at = p - addresses;
+    if (!counted) return free.put(at, size);
     if (!holder.empty()) {
       at_peak();
       if ((held[holder] -= size) == 0) held.erase(holder);
     }
-    const size_t at = p - addresses;
     if (size >= kReturnPages) {
       const size_t from = rounded_up(at, 4096), to = (at + size) / 4096 * 4096;
       madvise(shadow + from, to - from, MADV_DONTNEED);
     }
-    free.put(at, size);
+    if (pool) {
+      GraphMemory& of_graphs = pools.at(*pool);
+      of_graphs.free.put(at, size);
+      of_graphs.free_bytes += size;
+      pooled += size;
+    } else {
+      free.put(at, size);
+    }
     for (auto* count : {&stats.allocation, &stats.active}) (*count)[0].decrease(1);
     for (auto* bytes : {&stats.allocated_bytes, &stats.active_bytes}) (*bytes)[0].decrease(size);
     stats.requested_bytes[0].decrease(asked);
+  }
+  // Returns to the driver what is neither allocated nor kept for graphs.
+  void give_back() {
+    stats.reserved_bytes[0].decrease(stats.reserved_bytes[0].current - int64_t(allocated() + pooled));
+  }
+  void retain_pool(Pool pool) { pools[pool].graphs++; }
+  void release_pool(Pool pool) {
+    GraphMemory& of_graphs = pools.at(pool);
+    if (--of_graphs.graphs > 0) return;
+    for (auto [offset, size] : of_graphs.free.ranges()) free.put(offset, size);
+    pooled -= of_graphs.free_bytes;
+    for (auto& [address, block] : used)
+      if (block.pool == pool) block.pool = std::nullopt;
+    pools.erase(pool);
+  }
+  void poison_pool(Pool pool) {
+    for (auto [offset, size] : pools.at(pool).free.ranges()) memset(shadow + offset, 0xff, size);
+    for (auto& [address, block] : used)
+      if (block.pool == pool) memset(shadow + (address - addresses), 0xff, block.size);
   }
   // Returns what was allocated when most memory was, since the peak was last reset.
   const std::map<std::string, int64_t>& at_peak() {
@@ -212,12 +263,13 @@ class Memory final : public c10::DeviceAllocator {
   c10::DataPtr allocate_on(size_t bytes, DeviceIndex device, const std::string& operation) {
     if (bytes == 0) return {nullptr, nullptr, &drop, cuda(device)};
     const std::string holder = with_stacks() ? with_own_frames(operation.empty() ? "memory" : operation) : "";
+    const std::optional<Pool> pool = capture_pool();
     void* p;
     {
       std::lock_guard<std::mutex> hold(lock);
-      p = of(device).take(bytes, holder);
+      p = of(device).take(bytes, holder, pool);
     }
-    count_allocation();
+    if (!replaying()) count_allocation();
     return {p, p, &drop, cuda(device)};
   }
   std::map<std::string, int64_t> held_at_peak() {
@@ -232,14 +284,18 @@ class Memory final : public c10::DeviceAllocator {
     owner(p)->release(static_cast<char*>(p));
   }
 
+  void change_pool(DeviceIndex device, Pool pool, void (DeviceMemory::*change)(Pool)) {
+    std::lock_guard<std::mutex> hold(lock);
+    (of(device).*change)(pool);
+  }
+
   c10::DataPtr allocate(size_t bytes) override { return allocate_on(bytes, current_device(), ""); }
   c10::DeleterFnPtr raw_deleter() const override { return &drop; }
   void copy_data(void* to, const void* from, std::size_t n) const override { memcpy(host(to), host(from), n); }
   bool initialized() override { return started; }
   void emptyCache(c10::MempoolId_t) override {
     std::lock_guard<std::mutex> hold(lock);
-    for (auto& device : devices)
-      device->stats.reserved_bytes[0].decrease(device->stats.reserved_bytes[0].current - device->allocated());
+    for (auto& device : devices) device->give_back();
   }
   void recordStream(const c10::DataPtr&, c10::Stream) override {}
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(DeviceIndex device) override {
@@ -287,6 +343,9 @@ c10::DataPtr allocate(size_t bytes, DeviceIndex device, const std::string& opera
   return the_memory().allocate_on(bytes, device, operation);
 }
 std::map<std::string, int64_t> held_at_peak() { return the_memory().held_at_peak(); }
+void retain_pool(DeviceIndex device, Pool pool) { the_memory().change_pool(device, pool, &DeviceMemory::retain_pool); }
+void release_pool(DeviceIndex device, Pool pool) { the_memory().change_pool(device, pool, &DeviceMemory::release_pool); }
+void poison_pool(DeviceIndex device, Pool pool) { the_memory().change_pool(device, pool, &DeviceMemory::poison_pool); }
 void* host(const void* address) {
   DeviceMemory* device = the_memory().owner(address);
   return device ? device->shadow + (static_cast<const char*>(address) - device->addresses) : const_cast<void*>(address);
@@ -311,6 +370,7 @@ void need_product_buffer(DeviceIndex device) {
   // Buffers by thread, device and stream, kept until the thread ends.
   thread_local std::map<std::pair<DeviceIndex, c10::StreamId>, c10::DataPtr> buffers;
   static const size_t bytes = fake_product_buffer();
+  if (replaying()) return;  // the captured product had one
   auto& buffer = buffers[{device, current_stream(device).id()}];
   if (bytes && !buffer.get()) buffer = allocate(bytes, device);
 }

@@ -108,6 +108,7 @@ void transfer(const Tensor& to, const Tensor& from, bool non_blocking) {
   const Tensor& on_host = upload ? from : to;
   const size_t bytes = to.nbytes();
   if (bytes == 0) return;
+  refuse_in_capture(upload ? "a copy from the host" : "a copy to the host");
   upload ? count_upload(bytes) : count_download(bytes);
   void* target = to.mutable_data_ptr();
   const void* source = from.const_data_ptr();
@@ -128,6 +129,10 @@ Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
   if (self.is_same(src) || self.numel() == 0) return self;
   at::AutoDispatchBelowADInplaceOrView below;
   if (on_device(self) && on_device(src)) {
+    if (capturing()) {
+      remember(self);
+      add_work([to = unowned(self), from = unowned(src)]() mutable { copy_(to, from, true); });
+    }
     if (self.device() != src.device()) {  // through both devices' queues; the host does not wait
       begin_operation(src.device().index());
       begin_operation(self.device().index());

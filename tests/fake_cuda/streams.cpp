@@ -112,11 +112,13 @@ c10::Stream current_stream(DeviceIndex device) {
 }
 
 void upload_later(c10::Stream stream, void* to, const void* from, size_t bytes, std::vector<Tensor> keep) {
+  refuse_in_capture("a copy from the host");
   std::lock_guard<std::mutex> hold(lock);
   StreamState& state = states()[key(stream)];
   state.uploads.push_back({++state.number, to, from, bytes, std::move(keep), ""});
 }
 void download_later(c10::Stream stream, void* to, const void* from, size_t bytes, std::vector<Tensor> keep) {
+  refuse_in_capture("a copy to the host");
   begin_operation(stream.device_index());
   std::string snapshot(static_cast<const char*>(host(from)), bytes);
   memset(to, 0xff, bytes);

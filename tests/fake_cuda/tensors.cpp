@@ -19,6 +19,14 @@ Tensor make(c10::Storage storage, DispatchKey key, const Tensor& like, int64_t o
 }
 }  // namespace
 
+Tensor unowned(const Tensor& t) {
+  if (!on_device(t)) return t;
+  const auto& storage = t.storage();
+  c10::DataPtr bytes(const_cast<void*>(storage.data()), t.device());
+  return make(c10::Storage(c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(bytes), &memory(), false),
+              DispatchKey::CUDA, t, t.storage_offset());
+}
+
 void Views::mixed(Device other, const std::string& argument) const {
   const Device first = device_ < 0 ? cuda(current_device()) : cuda(device_);
   TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two devices, ", first, " and ",
@@ -69,6 +77,7 @@ Tensor Views::upload(const Tensor& t) const {
 void Views::settle() {
   for (auto& [ours, view] : storages) {
     if (view.data() == host(ours.data()) && view.nbytes() == ours.nbytes()) continue;
+    refuse_in_capture("a result that is resized");
     auto data = allocate(view.nbytes(), device(), operation);
     if (view.nbytes()) memcpy(host(data.get()), view.data(), view.nbytes());
     auto* storage = ours.unsafeGetStorageImpl();

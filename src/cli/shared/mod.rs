@@ -3,6 +3,7 @@
 pub mod answer_file;
 pub mod answer_printer;
 pub mod beams;
+pub mod cuda_graphs;
 mod generation_config;
 pub mod interrupt;
 pub mod model;

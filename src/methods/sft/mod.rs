@@ -9,7 +9,7 @@ pub use spec::SftSpec;
 
 use super::fixed::{BatchIndices, FixedDataRows, Objective, Split};
 use super::rows::{DataContext, MethodRows};
-use super::targets::TargetTokens;
+use super::targets::{PaddedRow, TargetTokens};
 use crate::data::dataset::Dataset;
 use crate::data::encode::Example;
 use crate::error::Result;
@@ -26,7 +26,9 @@ pub struct SupervisedBatch {
     pub at: Tensor,
     /// (N) the tokens they must predict.
     pub targets: Tensor,
-    /// The numbers of `at`, on the host.
+    /// (N) float32: 0 for targets that are padding, else 1. `None`: none is padding.
+    pub weights: Option<Tensor>,
+    /// The numbers of `at` without padding, on the host.
     pub rows: Vec<i64>,
 }
 
@@ -36,12 +38,20 @@ impl SupervisedBatch {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let supervised = |i: usize, t: usize| examples[i].supervised[t];
         let (tokens, TargetTokens { at, targets, rows, .. }) = TargetTokens::pack(&ids, supervised, device);
-        Self { tokens, at, targets, rows }
+        Self { tokens, at, targets, weights: None, rows }
+    }
+
+    /// Does the same with a row of a shape that returns, so that its pass can be recorded.
+    pub fn padded(examples: &[&Example], device: Device) -> Self {
+        let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
+        let supervised = |i: usize, t: usize| examples[i].supervised[t];
+        let PaddedRow { tokens, at, targets, weights, rows } = PaddedRow::pack(&ids, supervised, device);
+        Self { tokens, at, targets, weights: Some(weights), rows }
     }
 
     /// Returns the number of supervised tokens in the row.
     pub fn target_count(&self) -> f64 {
-        self.at.size()[0] as f64
+        self.rows.len() as f64
     }
 }
 
@@ -54,14 +64,23 @@ impl MicroBatch for SupervisedBatch {
         self.target_count()
     }
 
+    fn recorded_inputs(&self) -> Option<Vec<&Tensor>> {
+        let Tokens { ids, positions, segments, .. } = &self.tokens;
+        Some(vec![ids, positions, &segments.bounds, &self.at, &self.targets, self.weights.as_ref()?])
+    }
+
     /// Computes the summed cross-entropy; metrics: its mean, and the share of tokens that were the model's most likely
     /// one.
     fn loss(&self, out: &Output) -> Loss {
         let scores = out.log_probs(&self.at, &self.targets);
-        let sum = -scores.log_probs.sum(Kind::Float);
+        let sum_of = |values: Tensor| match &self.weights {
+            Some(weights) => (values * weights).sum(Kind::Float),
+            None => values.sum(Kind::Float),
+        };
+        let sum = -sum_of(scores.log_probs);
         let mut metrics = Metrics::default();
         metrics.add("loss", &sum, self.target_count());
-        metrics.add("accuracy", &scores.hits.sum(Kind::Float), self.target_count());
+        metrics.add("accuracy", &sum_of(scores.hits), self.target_count());
         Loss { sum, metrics }
     }
 }
@@ -77,8 +96,11 @@ impl Objective for Sft {
         Ok(())
     }
 
-    fn batch(&mut self, model: &Model, items: &[Example], _: BatchIndices, _: &()) -> Result<Box<dyn MicroBatch>> {
-        Ok(Box::new(SupervisedBatch::new(&items.iter().collect::<Vec<_>>(), model.device())))
+    fn batch(&mut self, model: &Model, items: &[Example], which: BatchIndices, _: &()) -> Result<Box<dyn MicroBatch>> {
+        let items: Vec<&Example> = items.iter().collect();
+        let padded = model.records_passes() && which.split == Split::Train;
+        let make = if padded { SupervisedBatch::padded } else { SupervisedBatch::new };
+        Ok(Box::new(make(&items, model.device())))
     }
 }
 

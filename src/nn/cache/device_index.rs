@@ -59,6 +59,11 @@ impl DeviceIndex {
         [&self.starts + skipped, self.held.clamp_max(window)]
     }
 
+    /// Returns all its tensors.
+    pub fn tensors(&self) -> [&Tensor; 5] {
+        [&self.next, &self.held, &self.starts, &self.query_bounds, &self.segment_bounds]
+    }
+
     /// Moves on by one token of every sequence.
     pub fn advance(&mut self) {
         self.next += 1;

@@ -65,6 +65,11 @@ impl FactorCasts {
         Some(matrix)
     }
 
+    /// Has all factors cast again by the layer that asks for some next.
+    pub fn forget(&self) {
+        self.groups.borrow_mut().iter_mut().for_each(|group| group.stamps.clear());
+    }
+
     /// Returns the factors, which must be parameters, cast to dtype `kind` as `lay_out` placed them when it was called first.
     pub(super) fn get(
         &self,

@@ -38,6 +38,7 @@ pub(super) fn check(written: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         run::evaluation,
         run::tf32,
         run::offload,
+        run::cuda_graphs,
         rows::overflow,
         rows::weights,
         run::places,

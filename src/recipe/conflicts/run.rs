@@ -83,6 +83,28 @@ pub fn offload(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     mistakes.push(w.mistake_at("run.offload", format!("`run.offload` has no effect: {reason}"), hint));
 }
 
+/// Checks that there are passes whose operations are always the same.
+pub fn cuda_graphs(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
+    if !w.differs_from_default("run.cuda_graphs") {
+        return;
+    }
+    let given = |method: &str| w.given(&format!("method.{method}")) || w.is("method", method);
+    let samples = ["grpo", "rloo", "ppo"].into_iter().any(given);
+    let others = ["reward", "dpo", "kto", "orpo", "simpo", "distill"];
+    let (reason, hint) = if w.is("model.device", "cpu") {
+        ("the CPU launches nothing".to_string(), "remove it")
+    } else if let Some(method) = others.into_iter().find(|method| given(method)) {
+        (format!("the passes of `{method}` are not recorded"), "remove it")
+    } else if !samples && w.differs_from_default("run.replay") {
+        ("passes that recompute layers are not recorded".to_string(), "remove one of them")
+    } else if !samples && w.number("optim.neftune").is_some_and(|alpha| alpha > 0.0) {
+        ("the noise of `optim.neftune` is drawn in the middle of a pass".to_string(), "remove one of them")
+    } else {
+        return;
+    };
+    mistakes.push(w.mistake_at("run.cuda_graphs", format!("`run.cuda_graphs` has no effect: {reason}"), hint));
+}
+
 /// Checks that the result does not replace its base.
 pub fn places(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
     if let (Some(out), Some(model)) = (w.value("run.out"), w.value("model.path"))

@@ -9,11 +9,12 @@ mod sampling;
 
 use super::optim;
 use super::prepare::Prepared;
+use super::prepare::cuda_graphs;
 use super::prepare::formats::result_kind;
 use crate::adapters::AdapterSpec;
 use crate::machine;
 use crate::methods::parts::ModelParts;
-use crate::models::{Dtype, Heads, Model, layer_number};
+use crate::models::{Dtype, Heads, Model, layer_number, padded_length};
 use crate::native;
 use crate::nn::{LayerKind, Param};
 use crate::recipe::optim::Master;
@@ -31,7 +32,7 @@ pub struct ResourceEstimate {
     /// Master weights, gradients and optimiser state of the trained parameters.
     pub training: u64,
     /// Activations that a packed row keeps for its backward pass, and the largest temporary tensors; or the tables of keys and
-    /// values of answers that are sampled on a GPU, if they take more.
+    /// values of answers that are sampled on a GPU, if they take more. Twice these activations where passes are recorded.
     pub activations: u64,
     /// Buffers of the GPU's library of products (cuBLAS).
     pub buffers: u64,
@@ -61,6 +62,7 @@ pub fn predict(
 ) -> ResourceEstimate {
     let recipe = &plan.recipe;
     let parts = recipe.method.parts(recipe.adapter.as_ref()).unwrap_or_default();
+    let row = if cuda_graphs::records_passes(recipe) { padded_length(row as usize) as u64 } else { row };
     let recomputing = RunShape { prepared, plan, model, parts, row, supervised, keeps_inputs: false };
     let may_keep = prepared.device.is_cuda() && recomputing.runs_layers_once();
     let needs = recomputing.estimate(capacity);
@@ -110,7 +112,9 @@ impl RunShape<'_> {
         let (weights, training) = (self.weights(), trained.total());
         // There are no gradients while answers are sampled.
         let sampling = self.sampling(&trained, capacity).saturating_sub(trained.gradients);
-        let activations = self.activations(&trained).max(sampling);
+        // What recorded passes take is not used for passes that are not.
+        let passes = if cuda_graphs::records_passes(&self.plan.recipe) { 2 } else { 1 };
+        let activations = (passes * self.activations(&trained)).max(sampling);
         let (buffers, host, disk) = (product_buffers(self.prepared.device), self.offloaded(), self.disk(&trained));
         let memory = weights + training + activations + buffers;
         let keeps_inputs = self.keeps_inputs;

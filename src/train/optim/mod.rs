@@ -70,6 +70,8 @@ pub struct Optimiser {
     scale: Option<Tensor>,
     /// The factor on the loss, if the model computes in float16.
     loss_scale: Option<LossScale>,
+    /// Gradients are set to zero after a step and not released.
+    keeps_gradients: bool,
 }
 
 /// Parameters that share a learning rate and a weight decay.
@@ -122,7 +124,16 @@ impl Optimiser {
                 .hint("give an adapter with targets, or leave `adapter` out to train every weight"));
         };
         let (rule, groups) = (rule(optim, device), Vec::new());
-        let mut new = Self { rule, groups, steps: 0, ema: optim.ema, seed, scale: None, loss_scale: None };
+        let mut new = Self {
+            rule,
+            groups,
+            steps: 0,
+            ema: optim.ema,
+            seed,
+            scale: None,
+            loss_scale: None,
+            keeps_gradients: false,
+        };
         new.follow(params, more, optim)?;
         Ok(new)
     }
@@ -304,7 +315,7 @@ impl Optimiser {
     /// adapter aside, so that those of all its parameters are added by one operation and not by one for each. For
     /// every other model, whose gradients are too large to be held twice, autograd adds them.
     pub fn begin_micro_batch(&mut self) -> Result<()> {
-        if self.device().is_cuda() && self.members().all(|m| m.form.adapter) {
+        if !self.keeps_gradients && self.device().is_cuda() && self.members().all(|m| m.form.adapter) {
             self.add_earlier_gradients()?;
             for m in self.groups.iter_mut().flat_map(|g| &mut g.members) {
                 m.earlier = m.grad();
@@ -343,9 +354,18 @@ impl Optimiser {
         result
     }
 
-    /// Releases the gradients. Must be called after every step.
+    /// Keeps the tensors of gradients from step to step, so that recorded passes find them where they were.
+    pub fn keep_gradients(&mut self) {
+        self.keeps_gradients = true;
+    }
+
+    /// Releases the gradients, or sets them to zero if they are kept. Must be called after every step.
     pub fn zero_gradients(&mut self) {
         self.scale = None;
+        if self.keeps_gradients {
+            let gradients: Vec<Tensor> = self.members().filter_map(OptimisedParameter::grad).collect();
+            return native::zero_all(&gradients).expect("gradients can be written");
+        }
         native::drop_gradients(self.members().map(|m| &m.param));
     }
 

@@ -1,11 +1,12 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
-//! formats chooses number formats, arithmetic how exactly they are computed with, student cuts the model out of a larger
+//! formats chooses number formats, arithmetic how exactly they are computed with, cuda_graphs checks that passes can be recorded, student cuts the model out of a larger
 //! one, rows loads the tokenizer and says how rows are read,
 //! vocabulary adds new tokens, model loads the base with its adapters, eva finds initial
 //! values that depend on the rows.
 
 mod arithmetic;
+pub mod cuda_graphs;
 mod eva;
 pub mod formats;
 mod model;
@@ -116,6 +117,7 @@ impl Prepared {
         let eva = eva::initial_factors(self)?;
         let model = model::load(&self.plan.recipe, &self.tokenizer, self.vocabulary_rows(), placement)?;
         eva::set_factors(&model, &eva);
+        cuda_graphs::check(&self.plan.recipe, &model, self.device)?;
         Ok(model)
     }
 

@@ -90,6 +90,7 @@ pub fn load(
     }
     model.set_mlp_tile(recipe.run.mlp_tile.map(|tokens| tokens as i64));
     model.set_offload(recipe.run.offload);
+    model.set_records_passes(recipe.run.cuda_graphs);
     warn_of_too_few_positions(recipe, &model);
     Ok(model)
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use tch::Kind;
 
 /// Loads a model with an adapter of each spec, whose trained parameters are random.
-fn with_adapters(folder: &Path, kind: Kind, specs: &[Value]) -> Model {
+pub fn with_adapters(folder: &Path, kind: Kind, specs: &[Value]) -> Model {
     let specs: Vec<AdapterSpec> = specs.iter().map(|spec| serde_json::from_value(spec.clone()).unwrap()).collect();
     let plans: Vec<Box<dyn AdapterPlan>> = specs.iter().map(|spec| spec.plan().unwrap()).collect();
     let adapters = plans.iter().enumerate().map(|(i, plan)| (i.to_string(), &**plan)).collect();
@@ -32,7 +32,7 @@ fn with_adapters(folder: &Path, kind: Kind, specs: &[Value]) -> Model {
 }
 
 /// Prompts of different lengths, whose adapters take turns with the base.
-fn requests(adapters: usize, vocabulary: u32) -> Vec<GenerationRequest> {
+pub fn requests(adapters: usize, vocabulary: u32) -> Vec<GenerationRequest> {
     let request = |i: u64| {
         let length = [3, 17, 7, 30, 1, 22, 5][i as usize % 7];
         let prompt: Vec<u32> = (0..length).map(|t| (t * 31 + i as u32 * 7) % vocabulary).collect();

@@ -4,3 +4,4 @@ mod adapters_by_row;
 mod decoding;
 mod long;
 mod on_device;
+mod recorded;

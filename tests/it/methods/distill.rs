@@ -80,6 +80,7 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
         tokens: Tokens::pack(&[&ids[..9], &ids[9..]], tch::Device::Cpu),
         at: at.shallow_clone(),
         targets: at.shallow_clone(),
+        weights: None,
         rows: Vec::try_from(at).unwrap(),
     };
     let attention = Attention::causal(8f64.powf(-0.5));

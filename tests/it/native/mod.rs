@@ -2,5 +2,6 @@
 
 mod cuda;
 mod ggml;
+mod graphs;
 mod products;
 mod quantised;

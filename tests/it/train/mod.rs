@@ -14,6 +14,7 @@ mod on_cuda;
 mod optimisers;
 mod profile;
 mod quantised;
+mod recorded;
 mod recurrent;
 mod resume;
 mod stored;

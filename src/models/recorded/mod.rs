@@ -1,0 +1,60 @@
+//! Passes that a CUDA device is given as one launch (`native::Graph`), because their operations are always the same: on a fast GPU the
+//! host takes longer to launch the operations of a small model one by one than the GPU to compute them.
+//!
+//! decoding: a step of one token for each sequence of a cache. learning: forward and backward of a micro-batch.
+//!
+//! A recorded pass is the addresses that it reads and writes. So its inputs are written into the tensors that it was recorded with, and
+//! whoever uses one makes sure that everything else lies where it lay.
+
+mod decoding;
+mod learning;
+
+pub use decoding::RecordedStep;
+pub use learning::{RecordedLearning, padded_length, padded_segments};
+
+use super::model::Model;
+use crate::machine;
+use tch::{Device, Kind};
+
+impl Model {
+    /// Sets whether passes whose operations are always the same are recorded, and launched as one from then on.
+    pub fn set_records_passes(&self, records: bool) {
+        self.records_passes.set(records);
+    }
+
+    /// Returns true if such passes are recorded.
+    pub fn records_passes(&self) -> bool {
+        self.records_passes.get()
+    }
+
+    /// Has casts of factors made by the next pass again, so that they are a part of it.
+    fn forget_casts(&self) {
+        self.switches.casts.forget();
+    }
+
+    /// Returns why passes of this model cannot be recorded on a device: what the host must know or send in the middle of them.
+    /// `None` if they can.
+    pub fn hindrance_to_recording(&self, device: Device) -> Option<&'static str> {
+        let older = |index| machine::cuda_capability(index).is_some_and(|capability| capability < (8, 0));
+        match (device, self.kind()) {
+            (Device::Cuda(index), Kind::BFloat16) if older(index) => {
+                return Some("the GPU has no attention kernels for bfloat16");
+            }
+            (Device::Cuda(_), _) => {}
+            _ => return Some("only a GPU records passes"),
+        }
+        if self.recurrence().is_some() {
+            return Some("its layers are recurrent");
+        }
+        if self.config().experts.is_some() {
+            return Some("the host must know how many tokens each expert gets");
+        }
+        if !self.attentions().all(|attention| attention.has_plain_softmax()) {
+            return Some("the scores of its attention are bounded, biased or have sinks");
+        }
+        if !self.rotates_alike() {
+            return Some("the rotation of a token depends on how long its sequence is");
+        }
+        None
+    }
+}
