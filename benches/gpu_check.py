@@ -30,7 +30,7 @@ import memory
 import processors
 import random_model
 import speed
-from gpu_report import middle, size, summary
+from gpu_report import SIDES, middle, size, summary
 
 ROOT = speed.ROOT
 PEERS = ("torch", "transformers", "peft", "accelerate")
@@ -42,6 +42,7 @@ GPU = dict(
     model="SmolLM2-135M",
     lora=[("SmolLM2-135M", 8, 1024), ("TinyLlama-1.1B", 4, 2048), ("Llama-2-7B", 2, 2048)],
     steps=12,
+    decoded=128,
     turns=2,
     profiled=2,
     memory=12,
@@ -49,7 +50,7 @@ GPU = dict(
 )
 # The same stages on the stand-in for a GPU (tests/fake_cuda), which computes on the CPU: shows that they run.
 FAKE = dict(
-    model="tiny", lora=[("tiny", 2, 64)], steps=4, turns=1, profiled=1, memory=1, tests=["ropes::", "trajectories::"]
+    model="tiny", lora=[("tiny", 2, 64)], steps=4, decoded=8, turns=1, profiled=1, memory=1, tests=["ropes::", "trajectories::"]
 )
 
 
@@ -225,6 +226,11 @@ def lora(check, shape, batch, length):
     else:
         without = f"this Python lacks {', '.join(missing)}" if missing else None
     sides = {"ft": lambda out: speed.run_ft(settings, case, texts, out)}
+    # On larger shapes the host is far ahead of the GPU anyway.
+    small = [name for name, *_ in check.sizes["lora"][: check.sizes["profiled"]]]
+    if args.device.startswith("cuda") and shape in small:
+        graphs = case | {"run": ", cuda_graphs: true"}
+        sides["graphs"] = lambda out: speed.run_ft(settings, graphs, texts, out)
     if not without:
         sides["peer"] = lambda out: run_peer(settings, case, ids, out)
     per_token, turns, failures = operations(model, length), [], {}
@@ -275,11 +281,16 @@ def lora(check, shape, batch, length):
         raise Failed(f"ft: {cause(failures['ft'])}")
     own = middle(turns, "ft", "tokens_per_s")
     said = f"ft {own:,.0f} tokens/s, {size(middle(turns, 'ft', 'memory'))}, MFU {middle(turns, 'ft', 'mfu'):.1%}"
+    if "graphs" in failures:
+        said += f"; with CUDA graphs it failed: {cause(failures['graphs'])}"
+    elif "graphs" in sides:
+        check_equal_losses(turns, "graphs")
+        said += f"; with CUDA graphs {middle(turns, 'graphs', 'tokens_per_s'):,.0f} tokens/s"
     if without:
         return f"{said}; without peers: {without}"
     if "peer" in failures:
         return f"{said}; transformers + PEFT failed: {cause(failures['peer'])}"
-    check_equal_losses(turns)
+    check_equal_losses(turns, "peer")
     theirs = middle(turns, "peer", "tokens_per_s")
     return f"{said}; transformers + PEFT {theirs:,.0f} tokens/s, {size(middle(turns, 'peer', 'memory'))}"
 
@@ -290,12 +301,43 @@ def cause(text):
     return next((line for line in reversed(lines) if re.match(r"error: |\w*(\.\w+)*Error: ", line)), lines[-1])
 
 
-def check_equal_losses(turns):
-    """Fails if the first losses differ by more than bfloat16 explains: then the two programs did not train the same
-    model on the same rows. A mean over thousands of tokens is far more exact than one bfloat16 number (2^-9)."""
+def check_equal_losses(turns, other):
+    """Fails if the first losses of ft and another side differ by more than bfloat16 explains: then the two did not train the
+    same model on the same rows. A mean over thousands of tokens is far more exact than one bfloat16 number (2^-9)."""
     first = {turn["side"]: turn["losses"][0] for turn in turns}
-    if abs(first["ft"] - first["peer"]) > 2**-9 * abs(first["peer"]):
-        raise Failed(f"the first losses differ: ft {first['ft']:.4f}, transformers + PEFT {first['peer']:.4f}")
+    if abs(first["ft"] - first[other]) > 2**-9 * abs(first[other]):
+        raise Failed(f"the first losses differ: ft {first['ft']:.4f}, {SIDES[other]} {first[other]:.4f}")
+
+
+def decode(check):
+    """Decodes greedily, with every step launched by its operations and with recorded steps, which must give the same answers."""
+    if not check.args.device.startswith("cuda"):
+        raise Skipped("only a GPU records its steps")
+    model, new = check.model(check.sizes["model"]), check.sizes["decoded"]
+    lines = []
+    for rows in (1, 16):
+        prompts = check.work / f"decode-{rows}.jsonl"
+        made = random_model.rows([24 + i for i in range(rows)])
+        prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text, _ in made))
+        found, answers = {"rows": rows}, {}
+        for side, more in (("plain", []), ("graphs", ["--cuda-graphs"])):
+            timings, out = (check.work / f"decode-{rows}-{side}{end}" for end in (".timings", ".jsonl"))
+            out.unlink(missing_ok=True)
+            command = ["generate", "--model", model, "--input", prompts, "--out", out, "--timings", timings, "--greedy"]
+            command += ["--max-new-tokens", str(new), "--min-new-tokens", str(new), "--dtype", "bf16"]
+            code, _ = check.ft(*command, "--device", check.args.device, *more)
+            if code != 0:
+                raise Failed(f"ft generate {' '.join(more)} ended with exit code {code}; see the log")
+            passes = [json.loads(line) for line in timings.read_text().splitlines()]
+            found[side] = statistics.median(p["seconds"] for p in passes if p["kind"] != "prompt")
+            answers[side] = out.read_text()
+        found["equal"] = answers["plain"] == answers["graphs"]
+        lines.append(found)
+        check.save(decoded=lines)
+    if not all(found["equal"] for found in lines):
+        raise Failed("recorded steps give other answers than plain ones")
+    said = (f"{f['rows']} rows {1e3 * f['plain']:.2f} ms, with CUDA graphs {1e3 * f['graphs']:.2f} ms" for f in lines)
+    return f"a step of {'; '.join(said)}"
 
 
 def run_peer(args, case, ids, out):
@@ -443,6 +485,7 @@ def stages(sizes):
         ("flash", flash, 60),
         ("selftest", selftest, 90),
         *measured,
+        ("decode", decode, 60),
         ("profile", profile, 60),
         ("tests", tests, 180),
         ("memory", memory_table, 150),

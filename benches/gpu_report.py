@@ -35,7 +35,13 @@ The kernels that take most of a step:
 
 MOST_KERNELS = 8  # of each shape in the table; results.json has more
 
-SIDES = {"ft": "ft", "peer": "transformers + PEFT"}
+DECODE = """\
+Greedy decoding, milliseconds a step (every row gets one token), the median of an answer:
+
+| rows | operation by operation | with CUDA graphs | same answers |
+|---|---|---|---|"""
+
+SIDES = {"ft": "ft", "graphs": "ft with CUDA graphs", "peer": "transformers + PEFT"}
 
 
 def size(count):
@@ -101,6 +107,9 @@ def summary(results):
     parts.append("\n".join(["| stage | | seconds | found |", "|---|---|---|---|", *lines]))
     if lines := [line for stage in stages.values() if stage.get("turns") for line in lora_rows(stage)]:
         parts.append("\n".join([LORA, *lines]))
+    if decoded := stages.get("decode", {}).get("decoded"):
+        lines = [row(f["rows"], milliseconds(f["plain"]), milliseconds(f["graphs"]), "yes" if f["equal"] else "no") for f in decoded]
+        parts.append("\n".join([DECODE, *lines]))
     if compared := stages.get("flash", {}).get("compared"):
         parts.append("\n".join([ATTENTION, *(row(*found.values()) for found in compared)]))
     if shapes := stages.get("profile", {}).get("shapes"):

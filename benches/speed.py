@@ -115,7 +115,7 @@ def run_ft(args, case, rows, out, env=os.environ):
         f"model: {{ path: {args.model}, dtype: {case.get('dtype', 'bf16')}, device: {args.device} }}\nmethod: {{ sft: {{}} }}\n{adapter}"
         f"data: {{ train: {{ path: {rows} }}, shuffle: {str(case.get('shuffle', False)).lower()} }}\nbatch: {batch}\n"
         f"optim: {{ lr: {case.get('lr', 5e-4)}, schedule: cosine, weight_decay: 0 }}\n"
-        f"run: {{ {steps}, threads: {args.threads}, samples: 0, out: {out} }}\n"
+        f"run: {{ {steps}, threads: {args.threads}, samples: 0, out: {out}{case.get('run', '')} }}\n"
     )
     began = time.time()
     first = []

@@ -658,13 +658,13 @@ fn the_gpu_check_runs_on_the_fake_device() {
     let dir = tempdir().expect("folder");
     let out = dir.path().join("out");
     let said = run(gpu_check(Path::new(FT), &out)
-        .args(["--fake", "--stages", "doctor,flash,selftest,lora-tiny,profile,memory"])
+        .args(["--fake", "--stages", "doctor,flash,selftest,lora-tiny,decode,profile,memory"])
         .env("FT_LIBTORCH", fake_cuda::library()));
     let log = fs::read_to_string(out.join("log.txt")).expect("a log");
     assert!(said.status.success(), "{}\n{}\n{log}", stdout(&said), stderr(&said));
     let found = stages(&out);
     let names: Vec<&String> = found.as_object().expect("stages").keys().collect();
-    assert_eq!(names, ["doctor", "flash", "selftest", "lora-tiny", "profile", "memory"]);
+    assert_eq!(names, ["doctor", "flash", "selftest", "lora-tiny", "decode", "profile", "memory"]);
     assert_eq!(found["flash"]["compared"].as_array().map(Vec::len), Some(8), "{found:#}");
     let turn = &found["lora-tiny"]["turns"][0];
     for number in ["tokens_per_s", "memory", "mfu", "rate"] {
@@ -678,9 +678,14 @@ fn the_gpu_check_runs_on_the_fake_device() {
         );
     }
     let summary = fs::read_to_string(out.join("summary.md")).expect("a summary");
-    for part in
-        ["a stand-in on the CPU", "| tiny | 2 x 64 | ft |", "| bf16 | 9/3 | 64 |", "| LoRA, 8 rows, replay none |"]
-    {
+    for part in [
+        "a stand-in on the CPU",
+        "| tiny | 2 x 64 | ft |",
+        "| tiny | 2 x 64 | ft with CUDA graphs |",
+        "| 16 | ",
+        "| bf16 | 9/3 | 64 |",
+        "| LoRA, 8 rows, replay none |",
+    ] {
         assert!(summary.contains(part), "{part} is missing in:\n{summary}");
     }
     let mut files: Vec<_> = fs::read_dir(&out).expect("folder").map(|e| e.expect("entry").file_name()).collect();

@@ -98,10 +98,8 @@ impl RecordedLearning {
 
     fn set_factor(&mut self, items: f64) {
         let _ = match &self.loss_scale {
-            Some(scale) => tch::no_grad(|| self.factor.copy_(&(scale * (1.0 / items)))),
-            None => {
-                self.factor = self.factor.fill_(1.0 / items);
-            }
+            Some(scale) => self.factor.fill_tensor_(&(scale * (1.0 / items))),
+            None => self.factor.fill_(1.0 / items),
         };
     }
 

@@ -38,6 +38,9 @@ fn hindrance(recipe: &Recipe, model: &Model, device: Device) -> Option<&'static 
     if adapter.is_some_and(|adapter| adapter.as_lora().is_none()) {
         return Some("of adapters, only LoRA is recorded");
     }
+    if adapter.and_then(|adapter| adapter.as_lora()).is_some_and(|lora| lora.dora) {
+        return Some("DoRA keeps the norms of weights from pass to pass");
+    }
     if adapter.is_some_and(|adapter| adapter.dropout() > 0.0) {
         return Some("dropout draws random numbers (set adapter.lora.dropout: 0)");
     }

@@ -136,7 +136,7 @@ fn a_recorded_step_takes_few_launches() {
         println!("{name}: {plain:?} {recorded:?}");
         assert_eq!((plain.waits, recorded.waits), (1, 1), "{name}");
         assert!(recorded.launches <= most, "{name}: {} launches", recorded.launches);
-        assert!(plain.launches > recorded.launches + 70, "{name}: {} launches", plain.launches);
+        assert!(plain.launches > recorded.launches + 45, "{name}: {} launches", plain.launches);
     }
 }
 
@@ -145,14 +145,16 @@ fn models_whose_steps_cannot_be_recorded_say_why() {
     if !fake_cuda::inside("generate::recorded::models_whose_steps_cannot_be_recorded_say_why", &[]) {
         return;
     }
-    let why = |name: &str, kind: Kind| {
-        let model = open(&fixture(name), &[], GPU, kind).unwrap();
-        model.hindrance_to_recording(GPU).unwrap_or_default().to_string()
-    };
-    for (name, reason) in
-        [("tiny-mixtral", "expert"), ("tiny-gpt-oss", "expert"), ("dynamic-rope", "how long its sequence is")]
-    {
-        assert!(why(name, Kind::Float).contains(reason), "{name}: {}", why(name, Kind::Float));
+    let folder = tempfile::tempdir().unwrap();
+    for (family, more, reason) in [
+        ("mixtral", json!({}), "expert"),
+        ("gemma2", json!({}), "bounded, biased or have sinks"),
+        ("llama", json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}), "how long its sequence is"),
+    ] {
+        families::write(family, more, Kind::Float, folder.path());
+        let model = open(folder.path(), &[], GPU, Kind::Float).unwrap();
+        let why = model.hindrance_to_recording(GPU).unwrap_or_default();
+        assert!(why.contains(reason), "{family}: {why}");
     }
     let cpu = open(&fixture("tiny-llama"), &[], Device::Cpu, Kind::Float).unwrap();
     assert!(cpu.hindrance_to_recording(Device::Cpu).unwrap().contains("only a GPU"));

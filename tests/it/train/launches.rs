@@ -5,7 +5,7 @@ use crate::support::fake_cuda::{self, FakeRun};
 use crate::support::workspace::Workspace;
 
 /// Makes `models/deep-N`: a random model of N layers with the tiny model's tokenizer.
-fn model_of_depth(space: &Workspace, depth: usize) -> String {
+pub fn model_of_depth(space: &Workspace, depth: usize) -> String {
     let config = format!("model_type: llama, intermediate_size: 128, num_hidden_layers: {depth}");
     random_model(space, &format!("deep-{depth}"), &config)
 }

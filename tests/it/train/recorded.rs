@@ -1,7 +1,9 @@
 //! Training with recorded passes (`run.cuda_graphs`) through the real binary, on the fake CUDA device of tests/fake_cuda: the
 //! losses of plain passes, few launches, and refusals of what cannot be recorded.
 
+use super::launches::model_of_depth;
 use crate::support::fake_cuda::{self, FakeRun};
+use crate::support::resumed::broken_off;
 use crate::support::workspace::Workspace;
 use serde_json::Value;
 
@@ -39,7 +41,6 @@ fn recorded_passes_learn_what_plain_ones_do() {
     for (name, more) in [
         ("lora", &[LORA][..]),
         ("full", &["optim.lr=2e-4"][..]),
-        ("dora", &["adapter={lora: {rank: 8, alpha: 16, dora: true, targets: all-linear}}"][..]),
         ("half", &[LORA, "model.dtype=f16"][..]),
         ("accumulated", &[LORA, "batch={tokens: 256, max_len: 256, examples: 8}"][..]),
         ("tiles", &[LORA, "run.mlp_tile=100"][..]),
@@ -66,31 +67,45 @@ fn recorded_passes_learn_what_plain_ones_do() {
     }
 }
 
-/// A step whose rows have a shape that was recorded launches its passes as one each, and still waits once.
+/// A step whose rows have a shape that was recorded launches its passes as one each, however many layers there are, and still waits
+/// once.
 #[test]
 fn a_recorded_step_takes_few_launches() {
     let space = space();
     let batch = "batch={tokens: 1024, max_len: 256, examples: 4}";
-    let plain = train(&space, "plain", &[LORA, batch]).succeeded();
-    let recorded = train(&space, "recorded", &[LORA, batch, "run.cuda_graphs=true"]).succeeded();
-    let of = |marks: &[fake_cuda::Counts]| marks[2..].iter().map(|m| m.launches).min().unwrap();
-    println!("{} launches plain, {} recorded", of(&plain.marks), of(&recorded.marks));
-    assert!(of(&recorded.marks) <= 45, "{} launches", of(&recorded.marks));
-    assert!(recorded.marks[2..].iter().all(|step| step.waits == 1), "{:?}", recorded.marks);
+    let fewest = |depth: usize, graphs: &str| {
+        let model = format!("model.path={}", model_of_depth(&space, depth));
+        let run = train(
+            &space,
+            &format!("depth-{depth}-{graphs}"),
+            &[LORA, batch, &model, &format!("run.cuda_graphs={graphs}")],
+        );
+        let steps = run.succeeded().marks.split_off(2);
+        assert!(steps.iter().all(|step| step.waits == 1), "{steps:?}");
+        steps.iter().map(|step| step.launches).min().unwrap()
+    };
+    let (plain, recorded) = ([2, 4].map(|depth| fewest(depth, "false")), [2, 4].map(|depth| fewest(depth, "true")));
+    println!("{plain:?} launches plain, {recorded:?} recorded");
+    assert!(recorded[0] == recorded[1] && recorded[0] <= 24, "{recorded:?} launches");
+    assert!(plain[1] >= plain[0] + 2 * 25, "{plain:?} launches");
 }
 
 /// A resumed run has no recorded passes at first and goes on with the same losses.
 #[test]
 fn recorded_runs_are_resumed() {
     let space = space();
-    let set = [LORA, "run.cuda_graphs=true", "run.save_every=6", "run.result=last"];
+    let set = [LORA, "run.cuda_graphs=true", "run.steps=9", "run.save_every=3", "run.result=last"];
     train(&space, "whole", &set).succeeded();
-    train(&space, "parts", &[&set[..], &["run.steps=6"]].concat()).succeeded();
-    let again = fake_cuda::ft(&space, &["resume", "runs/parts", "--set", "run.steps=16"], &[]).succeeded();
+    broken_off(&space, "runs/whole", "runs/parts", 3);
+    let out = "run.out=runs/parts";
+    let set = set.into_iter().chain([out]).flat_map(|set| ["--set", set]);
+    let arguments: Vec<&str> = ["train", "recorded.yaml", "--resume"].into_iter().chain(set).collect();
+    let again = fake_cuda::ft(&space, &arguments, &[]).succeeded();
     assert!(again.operations.contains_key("cudaGraphLaunch"));
     let (whole, parts) = (steps(&space, "whole", "loss"), steps(&space, "parts", "loss"));
-    assert_eq!((whole.len(), parts.len()), (16, 16));
+    assert_eq!((whole.len(), parts.len()), (9, 9));
     assert_eq!(whole, parts);
+    assert_eq!(space.weights("runs/whole"), space.weights("runs/parts"));
 }
 
 /// Answers that are sampled in training are decoded by recorded steps.
@@ -120,6 +135,7 @@ fn what_cannot_be_recorded_is_refused() {
         (&[LORA, "model.dtype=f32"][..], "half precision"),
         (&["adapter={lora: {rank: 8, dropout: 0.1}}"][..], "dropout"),
         (&["adapter={vera: {}}"][..], "only LoRA"),
+        (&["adapter={lora: {rank: 8, dora: true}}"][..], "DoRA"),
         (&[LORA, "run.replay=all"][..], "recompute layers"),
         (&[LORA, "optim.neftune=5"][..], "optim.neftune"),
         (&[LORA, "model.device=cpu"][..], "the CPU launches nothing"),
