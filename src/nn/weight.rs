@@ -5,7 +5,7 @@
 //! may also be quantised ([`QuantisedWeight`]).
 
 use super::ops::embedding_rows;
-use super::quantised::QuantisedWeight;
+use super::quantised::{QuantisedWeight, SharedInput};
 use crate::native;
 use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
@@ -175,6 +175,15 @@ impl Weight {
         match self {
             Self::Dense(t) => product(x, t, bias),
             Self::Quantised(weight) => weight.product(x, bias),
+        }
+    }
+
+    /// Computes the same without gradient, as one of several products of x: what quantised weights need of x is computed once, by the
+    /// first of them, and kept in `shared`.
+    pub(super) fn product_of_shared(&self, x: &Tensor, bias: Option<&Tensor>, shared: &SharedInput) -> Tensor {
+        match self {
+            Self::Dense(t) => product(x, t, bias),
+            Self::Quantised(weight) => weight.product_now(x, bias, shared),
         }
     }
 

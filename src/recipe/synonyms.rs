@@ -30,7 +30,7 @@ pub const SYNONYMS: &[Synonym] = &[
     is("run.tf32", &["allow_tf32", "float32_matmul_precision"], "`true` or `false`"),
     is("run.cuda_graphs", &["use_cuda_graph", "cuda_graph"], "`true` or `false`"),
     is("run.deterministic", &["full_determinism", "use_deterministic_algorithms"], "`true` or `false`"),
-    is("model.quantize", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization", "quantization_config", "bnb_4bit_quant_type", "bnb_config", "quantize_base"], "`nf4`, `fp4` or `int8`"),
+    is("model.quantize", &["load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "quantization", "quantization_config", "bnb_4bit_quant_type", "bnb_config", "quantize_base"], "`nf4`, `fp4`, `int8` or `fp8`"),
     is("model.double_quantize", &["bnb_4bit_use_double_quant", "double_quantization", "use_double_quant"], "on by default"),
     is("model.quantize_embeddings", &["quant_lm_head", "embedding_quantize"], "`int8`"),
     is("model.dtype", &["bnb_4bit_compute_dtype"], "quantised weights are multiplied in this number format"),

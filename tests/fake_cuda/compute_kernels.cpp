@@ -145,6 +145,41 @@ Tensor baddbmm_dtype(const Tensor& self, const Tensor& batch1, const Tensor& bat
   return kernel.views.upload(c.to(out).baddbmm(a.to(out), b.to(out), beta, alpha));
 }
 
+// Products of FP8 with a scale for each matrix: what CUDA refuses is refused, with libtorch's messages where it has one. Other scales and
+// layouts, which only some GPUs take, and results in FP8 are not known.
+Tensor scaled_mm(const Tensor& self, const Tensor& mat2, const Tensor& scale_a, const Tensor& scale_b,
+                 const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_result,
+                 std::optional<at::ScalarType> out_dtype, bool) {
+  const auto is_fp8 = [](const Tensor& t) {
+    return t.scalar_type() == at::kFloat8_e4m3fn || t.scalar_type() == at::kFloat8_e5m2;
+  };
+  TORCH_CHECK(fake_capability() >= 89,
+              "torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0 or 8.9, or ROCm MI300+");
+  TORCH_CHECK(self.dim() == 2 && mat2.dim() == 2, "mat1 and mat2 must be matrices");
+  TORCH_CHECK(self.size(1) == mat2.size(0), "mat1 and mat2 shapes cannot be multiplied (", self.sizes(), " and ",
+              mat2.sizes(), ")");
+  for (const Tensor& scale : {scale_a, scale_b})
+    TORCH_CHECK(scale.scalar_type() == at::kFloat && scale.numel() == 1,
+                "Invalid scaling configuration. fake CUDA: only float32 scales of whole matrices are known, not ", scale.sizes());
+  TORCH_CHECK(self.size(1) % 16 == 0, "Expected trailing dimension of mat1 to be divisible by 16 but got mat1 shape: ", self.sizes());
+  TORCH_CHECK(mat2.size(0) % 16 == 0 && mat2.size(1) % 16 == 0, "mat2 shape ", mat2.sizes(), " must be divisible by 16");
+  TORCH_CHECK(is_fp8(self) && is_fp8(mat2), "Expected mat1 and mat2 to be Float8 matrices, got ", self.scalar_type(), " and ",
+              mat2.scalar_type());
+  TORCH_CHECK(self.scalar_type() != at::kFloat8_e5m2 || mat2.scalar_type() != at::kFloat8_e5m2,
+              "Multiplication of two Float8_e5m2 matrices is not supported");
+  TORCH_CHECK(self.size(0) > 0, "fake CUDA: products of no rows are not known");
+  TORCH_CHECK(self.stride(1) == 1 && self.stride(0) % 16 == 0 && mat2.stride(0) == 1 && mat2.stride(1) % 16 == 0 &&
+                  uintptr_t(self.const_data_ptr()) % 16 == 0 && uintptr_t(mat2.const_data_ptr()) % 16 == 0,
+              "Only multiplication of row-major and column-major matrices is supported by cuBLASLt");
+  TORCH_CHECK(!bias && !scale_result && out_dtype &&
+                  (*out_dtype == at::kBFloat16 || *out_dtype == at::kHalf || *out_dtype == at::kFloat),
+              "fake CUDA: only products without bias in bfloat16, float16 or float32 are known");
+  Product kernel("_scaled_mm", self);
+  const Tensor a = kernel(self, "self").to(at::kFloat), b = kernel(mat2, "mat2").to(at::kFloat);
+  const float scale = kernel(scale_a, "scale_a").item<float>() * kernel(scale_b, "scale_b").item<float>();
+  return kernel.views.upload(a.mm(b).mul_(scale).to(*out_dtype));
+}
+
 // The products of groups of rows with a matrix each, in one launch: what CUDA's own kernel refuses is refused. (For other number
 // formats and older GPUs libtorch composes them, and waits for the ends of the groups.)
 Tensor grouped_mm(const Tensor& self, const Tensor& mat2, const std::optional<Tensor>& ends,
@@ -168,6 +203,7 @@ Tensor grouped_mm(const Tensor& self, const Tensor& mat2, const std::optional<Te
 void register_compute_kernels(torch::Library& aten) {
   aten.impl("_fused_rms_norm", captured<rms_norm>);
   aten.impl("_grouped_mm", captured<grouped_mm>);
+  aten.impl("_scaled_mm", captured<scaled_mm>);
   aten.impl("_fused_rms_norm_backward", captured<rms_norm_backward>);
   aten.impl("native_dropout", captured<native_dropout>);
   aten.impl("_softmax", captured<softmax>);

@@ -59,5 +59,6 @@ const fake::Kernel JOIN(fake_kernels_, FT_NUMBER)[] = {
     KERNEL(swiglu, 256),         KERNEL(swiglu_backward, 256), KERNEL(rotate, 256),
     KERNEL(rms_norm, 256),       KERNEL(rms_norm_backward, 256), KERNEL(rms_norm_weight, 256),
     KERNEL(head, kHeadThreads),  KERNEL(dequantise_nf4, 256),  KERNEL(narrow_all, 256),
-    KERNEL(widen_all, 256),      KERNEL(factor_gradients, 128), {nullptr, 0, nullptr},
+    KERNEL(widen_all, 256),      KERNEL(factor_gradients, 128), KERNEL(round_rows, 256),
+    {nullptr, 0, nullptr},
 };

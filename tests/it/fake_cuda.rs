@@ -233,6 +233,68 @@ fn heads(heads: i64, length: i64, size: i64, kind: Kind, name: &str) -> Tensor {
     crate::support::noise(&[1, heads, length, size], name).to_kind(kind).to_device(FIRST).set_requires_grad(true)
 }
 
+/// Computes a product in FP8 in bfloat16, after `change` has changed the factors, (20, 32) and (32, 48), and their scales.
+fn fp8_product(change: impl FnOnce(&mut [Tensor; 4])) -> Result<Tensor, tch::TchError> {
+    let factor =
+        |shape: &[i64], name: &str| crate::support::noise(shape, name).to_device(FIRST).to_kind(Kind::Float8e4m3fn);
+    let scale = |x: f64| Tensor::full([1], x, (Kind::Float, FIRST));
+    let mut all = [factor(&[20, 32], "a"), factor(&[48, 32], "b").tr(), scale(2.0), scale(0.25)];
+    change(&mut all);
+    let [a, b, scale_a, scale_b] = all;
+    a.f_internal_scaled_mm(&b, &scale_a, &scale_b, None::<&Tensor>, None, Kind::BFloat16, true)
+}
+
+#[test]
+fn products_of_fp8_are_those_of_their_numbers() {
+    if !inside("fake_cuda::products_of_fp8_are_those_of_their_numbers", &[("FAKE_CUDA_CAPABILITY", "89")]) {
+        return;
+    }
+    let mut factors = None;
+    let mut launches = 0;
+    let found = fp8_product(|all| {
+        factors = Some([&all[0], &all[1]].map(|t| t.to_kind(Kind::Float)));
+        reset();
+    });
+    launches += counts().launches;
+    let [a, b] = factors.unwrap();
+    assert_same("product", &found.unwrap(), &(a.matmul(&b) * 0.5).to_kind(Kind::BFloat16));
+    assert_eq!(launches, 1);
+    for (expected, change) in [
+        (
+            "divisible by 16",
+            &(|all: &mut [Tensor; 4]| all[1] = all[1].narrow(1, 0, 40).tr().contiguous().tr())
+                as &dyn Fn(&mut [Tensor; 4]),
+        ),
+        ("divisible by 16", &|all| {
+            all[0] = all[0].narrow(1, 0, 24).contiguous();
+            all[1] = all[1].narrow(0, 0, 24).tr().contiguous().tr();
+        }),
+        ("row-major and column-major", &|all| all[1] = all[1].contiguous()),
+        ("row-major and column-major", &|all| all[0] = all[0].tr().contiguous().tr()),
+        ("two Float8_e5m2", &|all| {
+            for i in 0..2 {
+                all[i] = all[i].to_kind(Kind::Float).to_kind(Kind::Float8e5m2);
+            }
+        }),
+        ("to be Float8", &|all| all[0] = all[0].to_kind(Kind::BFloat16)),
+        ("Invalid scaling", &|all| all[2] = all[2].expand([20, 1], false).contiguous()),
+        ("cannot be multiplied", &|all| all[0] = all[0].narrow(1, 0, 16).contiguous()),
+        ("same device", &|all| all[3] = all[3].to_device(CPU)),
+    ] {
+        let said = refusal(|| fp8_product(change));
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn older_devices_have_no_products_of_fp8() {
+    if !inside("fake_cuda::older_devices_have_no_products_of_fp8", &[("FAKE_CUDA_CAPABILITY", "86")]) {
+        return;
+    }
+    let said = refusal(|| fp8_product(|_| ()));
+    assert!(said.contains("compute capability >= 9.0 or 8.9"), "{said}");
+}
+
 #[test]
 fn attention_is_chosen_as_on_a_gpu() {
     if !inside("fake_cuda::attention_is_chosen_as_on_a_gpu", &[]) {

@@ -56,6 +56,7 @@ pub enum QuantizeArg {
     Nf4,
     Fp4,
     Int8,
+    Fp8,
 }
 
 /// Values of --quantize-embeddings.
@@ -71,6 +72,7 @@ impl QuantizeArgs {
             QuantizeArg::Nf4 => QuantisedFormat::Nf4,
             QuantizeArg::Fp4 => QuantisedFormat::Fp4,
             QuantizeArg::Int8 => QuantisedFormat::Int8,
+            QuantizeArg::Fp8 => QuantisedFormat::Fp8,
         };
         let embeddings = self.quantize_embeddings.map(|arg| match arg {
             QuantizeEmbeddingsArg::Int8 => TableFormat::Int8,

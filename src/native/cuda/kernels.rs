@@ -2,6 +2,7 @@
 
 use super::compiler::number_format;
 use super::module::{Argument, Module};
+use super::norm::row_stride;
 use std::ffi::CStr;
 use std::sync::Mutex;
 use tch::{Kind, Tensor};
@@ -39,6 +40,7 @@ kernels! {
     RmsNormWeight = c"rms_norm_weight" x 256,
     Head = c"head" x 1024,
     DequantiseNf4 = c"dequantise_nf4" x 256,
+    RoundRows = c"round_rows" x 256,
     NarrowAll = c"narrow_all" x 256,
     WidenAll = c"widen_all" x 256,
     FactorGradients = c"factor_gradients" x 128,
@@ -307,6 +309,26 @@ impl Kernels {
         ];
         self.module.launch(Kernel::DequantiseNf4, blocks(n, 256 * PACK), codes.device(), &arguments);
         y
+    }
+
+    /// Rounds the rows of x (T, D), at equal distances, to FP8: codes (T, D) float8_e4m3fn, and scales (T) float32, powers of two such that the
+    /// largest magnitude of a row is from 128 to below 256 times its scale, or less if it is below 2^-100. A row with NaN or infinite numbers
+    /// has the code of NaN for these.
+    pub fn round_rows(&self, x: &Tensor) -> (Tensor, Tensor) {
+        let (width, stride) = (last(x), row_stride(x).expect("rows at equal distances"));
+        assert!(x.kind() == self.kind && x.dim() == 2);
+        let codes = Tensor::empty(x.size(), (Kind::Float8e4m3fn, x.device()));
+        let scales = Tensor::empty([x.size()[0]], (Kind::Float, x.device()));
+        let arguments = [
+            pointer(x),
+            pointer(&codes),
+            pointer(&scales),
+            Argument::Long(width),
+            Argument::Long(stride),
+            self.packed(&[x], width | stride),
+        ];
+        self.module.launch(Kernel::RoundRows, x.size()[0], x.device(), &arguments);
+        (codes, scales)
     }
 
     /// Casts float32 matrices to the kernels' dtype.

@@ -22,6 +22,7 @@ pub use low_rank::LowRank;
 
 use super::autograd::differentiable_many;
 use super::layer_input::LayerInput;
+use super::quantised::SharedInput;
 use super::weight::{Dense, Weight, cast, weight_gradient};
 use crate::native::cuda::FactorProduct;
 use joined::Joined;
@@ -116,8 +117,9 @@ pub fn products(input: &LayerInput, mask: Option<&Tensor>, parts: &[JointLayer])
         let masked = mask.map(|m| x * m);
         let low = a.as_ref().map(|a| masked.as_ref().unwrap_or(x).linear(a, None::<&Tensor>)); // (T, R of all)
         let (mut outputs, mut saved, mut column) = (Vec::new(), Vec::new(), 0);
+        let shared = SharedInput::default();
         for JointLayer { weight, bias, update, .. } in parts {
-            let mut y = weight.product(x, bias.map(|b| cast(b, x.kind())).as_ref()); // (T, out)
+            let mut y = weight.product_of_shared(x, bias.map(|b| cast(b, x.kind())).as_ref(), &shared); // (T, out)
             let update = update.as_ref().zip(low.as_ref()).map(|(u, low)| {
                 let b = b.next().expect("a factor B for each update");
                 let rank = b.size()[1];

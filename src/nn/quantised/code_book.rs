@@ -54,7 +54,7 @@ impl FourBitCode {
         match format {
             QuantisedFormat::Nf4 => nf4,
             QuantisedFormat::Fp4 => fp4,
-            QuantisedFormat::Int8 => panic!("int8 numbers have no table"),
+            QuantisedFormat::Int8 | QuantisedFormat::Fp8 => panic!("numbers of 8 bits have no table"),
         }
     }
 }

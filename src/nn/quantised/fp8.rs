@@ -50,6 +50,12 @@ impl Fp8Blocks {
         Ok(Self { codes: codes.to_device(device), scales: scales.to_device(device), block })
     }
 
+    /// Returns the same numbers on `device`.
+    pub fn to_device(&self, device: Device) -> Self {
+        let Self { codes, scales, block } = self;
+        Self { codes: codes.to_device(device), scales: scales.to_device(device), block: *block }
+    }
+
     /// Returns the codes and the scales.
     pub fn tensors(&self) -> Vec<&Tensor> {
         vec![&self.codes, &self.scales]
@@ -58,7 +64,11 @@ impl Fp8Blocks {
     /// Returns some rows in dtype `kind`, by libtorch's operations: multiplied in float32 and rounded once.
     pub fn rows(&self, rows: Range<i64>, kind: Kind) -> Tensor {
         let device = self.codes.device();
-        let numbers = self.codes.narrow(0, rows.start, rows.end - rows.start).to_kind(Kind::Float);
+        let mut numbers = self.codes.narrow(0, rows.start, rows.end - rows.start).to_kind(Kind::Float);
+        if self.scales.numel() == 1 {
+            numbers *= &self.scales;
+            return numbers.to_kind(kind);
+        }
         let block_of = |range: Range<i64>, size: i64| {
             Tensor::arange_start(range.start, range.end, (Kind::Int64, device)).divide_scalar_mode(size, "floor")
         };

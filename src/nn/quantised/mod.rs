@@ -5,20 +5,27 @@
 //! FP4, with the values of `code_book` and the quantised scales of `scales`) and `int8`; and, of weights that are stored so
 //! (`stored`), those of llama.cpp (`ggml`), GPTQ and AWQ (`integer_groups`), `mxfp4` and `fp8`. A new format is a file of its own and a
 //! variant of [`Numbers`].
+//!
+//! One format is multiplied in another way where a GPU can: `fp8_matrix`, whose products in half precision round their other operand to
+//! FP8 as well (`rounded_rows`).
 
 mod blocks;
 mod code_book;
 mod fp8;
+mod fp8_matrix;
 mod ggml;
 mod int8;
 mod integer_groups;
 mod mxfp4;
+mod rounded_rows;
 mod scales;
 mod settings;
 mod stored;
 
+pub use fp8_matrix::{fits_fp8_products, has_fp8_products};
 pub use integer_groups::GroupedCodes;
 pub use mxfp4::GROUP as MXFP4_GROUP;
+pub use rounded_rows::SharedInput;
 pub use settings::{BaseQuantisation, Quantisation, QuantisedFormat, TABLES, TableFormat};
 pub use stored::{BlockScales, four_bit_values, scale_values};
 
@@ -29,6 +36,7 @@ use crate::gguf::quant::GgmlType;
 use crate::native::quantised::QuantisedMatrix;
 use blocks::FourBitBlocks;
 use fp8::Fp8Blocks;
+use fp8_matrix::Fp8Matrix;
 use ggml::GgmlBlocks;
 use int8::Int8Rows;
 use integer_groups::{InputOrder, IntegerGroups};
@@ -67,6 +75,7 @@ enum Numbers {
     Groups(IntegerGroups),
     Mxfp4(Mxfp4Groups),
     Fp8(Fp8Blocks),
+    Fp8Matrix(Fp8Matrix),
 }
 
 impl QuantisedWeight {
@@ -77,6 +86,7 @@ impl QuantisedWeight {
         let wide = cast(&weight.detach().to_device(Device::Cpu), Kind::Float).contiguous();
         let numbers = match format.format {
             QuantisedFormat::Int8 => Numbers::Int8(Int8Rows::quantise(&wide, device)?),
+            QuantisedFormat::Fp8 => Numbers::Fp8Matrix(Fp8Matrix::quantise(&wide, device)?),
             four_bits => Numbers::FourBits(FourBitBlocks::quantise(&wide, four_bits, format.double, device)?),
         };
         Ok(Self { shape: [outputs, inputs], format: Format::Loaded(format), numbers: Rc::new(numbers) })
@@ -160,6 +170,7 @@ impl QuantisedWeight {
             Numbers::Groups(groups) => groups.tensors(),
             Numbers::Mxfp4(groups) => groups.tensors(),
             Numbers::Fp8(blocks) => blocks.tensors(),
+            Numbers::Fp8Matrix(matrix) => matrix.tensors(),
         }
     }
 
@@ -196,6 +207,7 @@ impl QuantisedWeight {
             Numbers::Groups(groups) => groups.rows_on_device(rows, self.shape[1], kind),
             Numbers::Mxfp4(groups) => groups.rows_on_device(rows, kind),
             Numbers::Fp8(blocks) => blocks.rows(rows, kind),
+            Numbers::Fp8Matrix(matrix) => matrix.rows(rows, kind),
         }
     }
 
@@ -210,8 +222,16 @@ impl QuantisedWeight {
             Numbers::Ggml(blocks) => blocks.matrix(self.shape),
             Numbers::Groups(groups) => groups.matrix(self.shape),
             Numbers::Mxfp4(groups) => groups.matrix(self.shape),
-            Numbers::Fp8(_) => return None,
+            Numbers::Fp8(_) | Numbers::Fp8Matrix(_) => return None,
         })
+    }
+
+    /// Returns the numbers if the product with a tensor like x is computed in FP8.
+    fn fp8_product(&self, x: &Tensor) -> Option<&Fp8Matrix> {
+        match &*self.numbers {
+            Numbers::Fp8Matrix(matrix) if matrix.multiplies_in_fp8(x) => Some(matrix),
+            _ => None,
+        }
     }
 
     /// Returns the ranges of rows that are dequantised together.
@@ -226,13 +246,13 @@ impl QuantisedWeight {
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let inputs: Vec<&Tensor> = std::iter::once(x).chain(bias).collect();
         if !recorded(&inputs) {
-            return self.product_now(x, bias);
+            return self.product_now(x, bias, &SharedInput::default());
         }
         let (weight, shape) = (self.clone(), x.size());
         let bias_kind = bias.map(Tensor::kind);
         differentiable(
             &inputs,
-            || (self.product_now(x, bias), ()),
+            || (self.product_now(x, bias, &SharedInput::default()), ()),
             move |(), g| {
                 let g = g.reshape([-1, weight.shape[0]]); // (T, out)
                 let mut gradients = vec![Some(weight.product_back(&g, None).view(shape.as_slice()))];
@@ -243,8 +263,19 @@ impl QuantisedWeight {
         )
     }
 
-    fn product_now(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    /// Computes the same without gradient. `shared` is that of all products of x that are computed together.
+    pub(super) fn product_now(&self, x: &Tensor, bias: Option<&Tensor>, shared: &SharedInput) -> Tensor {
         let _no_grad = tch::no_grad_guard();
+        if let Some(matrix) = self.fp8_product(x) {
+            let rows = x.reshape([-1, self.shape[1]]);
+            let mut y = matrix.product(shared.rounded(&rows), x.kind());
+            if let Some(bias) = bias {
+                y += cast(bias, x.kind());
+            }
+            let mut size = x.size();
+            *size.last_mut().expect("a matrix has columns") = self.shape[0];
+            return y.view(size.as_slice());
+        }
         let ordered = self.input_order().map(|order| order.apply(x));
         let x = ordered.as_ref().unwrap_or(x);
         let decoded = match self.matrix() {
@@ -275,6 +306,9 @@ impl QuantisedWeight {
 
     /// Computes `sum + g W` in the dtype of g: (T, out) -> (T, in). `sum` may be overwritten; `None` counts as zero.
     pub fn product_back(&self, g: &Tensor, sum: Option<Tensor>) -> Tensor {
+        if let Some(matrix) = self.fp8_product(g) {
+            return matrix.product_back(g, sum);
+        }
         let Some(order) = self.input_order() else { return self.stored_product_back(g, sum) };
         let back = order.undo(&self.stored_product_back(g, None));
         sum.map_or_else(|| back.shallow_clone(), |mut sum| sum.g_add_(&back))

@@ -36,7 +36,7 @@ const FP8: &str = "FP8 (e4m3)";
 /// Returns the 16 values that the codes of a 4-bit format stand for.
 ///
 /// # Panics
-/// For int8.
+/// For formats of 8 bits.
 pub fn four_bit_values(format: QuantisedFormat) -> &'static [f32; 16] {
     &FourBitCode::of(format).values
 }

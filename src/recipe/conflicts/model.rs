@@ -65,9 +65,11 @@ pub fn quantisation(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         }
         return;
     }
-    if w.is("model.quantize", "int8") && w.value("model.double_quantize").is_some_and(|v| v == true) {
-        let message = "`model.double_quantize` has no effect with `quantize: int8`: it has one scale per output";
-        mistakes.push(w.mistake_at("model.double_quantize", message, "remove it, or set `quantize: nf4`"));
+    for (format, scales) in [("int8", "one scale per output"), ("fp8", "one scale per matrix")] {
+        if w.is("model.quantize", format) && w.value("model.double_quantize").is_some_and(|v| v == true) {
+            let message = format!("`model.double_quantize` has no effect with `quantize: {format}`: it has {scales}");
+            mistakes.push(w.mistake_at("model.double_quantize", message, "remove it, or set `quantize: nf4`"));
+        }
     }
     if !w.given("adapter") {
         let message = "`model.quantize` needs an `adapter`: weights that are trained are never quantised";

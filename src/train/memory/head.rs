@@ -2,8 +2,9 @@
 
 use super::{RunShape, TrainedBytes};
 use crate::native;
-use crate::nn::{LayerKind, Param, QuantisedFormat, QuantisedParam, chunked, quantised};
-use tch::Device;
+use crate::nn::quantised::{self, fits_fp8_products, has_fp8_products};
+use crate::nn::{LayerKind, Param, QuantisedFormat, QuantisedParam, chunked};
+use tch::{Device, Kind};
 
 impl RunShape<'_> {
     /// Returns true if our own CUDA kernels compute what they can.
@@ -58,14 +59,33 @@ impl RunShape<'_> {
         }
     }
 
-    /// Returns the bytes of the largest part of a layer's quantised weight that is dequantised at a time.
-    fn dequantised(&self) -> u64 {
+    /// Returns the bytes of the largest temporary that the product with a layer's quantised weight takes.
+    fn temporary_of_products(&self) -> u64 {
         let of_layer = |p: &&Param| !matches!(p.layer, LayerKind::Embedding | LayerKind::Table | LayerKind::Head);
         let quantised = self.model.params().base().filter(of_layer).filter(|p| self.is_quantised(p));
-        // A GPU dequantises int8 in float32 first.
-        let int8 = self.prepared.storage.quantisation().is_some_and(|all| all.linear.format == QuantisedFormat::Int8);
-        let in_float32 = int8 && self.prepared.device != Device::Cpu && self.width() < 4;
-        quantised.map(|p| tile(p.count())).max().unwrap_or(0) * (self.width() + if in_float32 { 4 } else { 0 })
+        let format = self.prepared.storage.quantisation().map(|all| all.linear.format);
+        // A GPU dequantises formats of 8 bits in float32 first.
+        let eight_bits = matches!(format, Some(QuantisedFormat::Int8 | QuantisedFormat::Fp8));
+        let in_float32 = eight_bits && self.prepared.device != Device::Cpu && self.width() < 4;
+        let dequantised = self.width() + if in_float32 { 4 } else { 0 };
+        let in_fp8 = format == Some(QuantisedFormat::Fp8) && self.width() < 4 && has_fp8_products(self.prepared.device);
+        let of_weight = |p: &Param| match p.tensor.size()[..] {
+            [a, b] if in_fp8 && fits_fp8_products([a, b]) => self.fp8_operands([a as u64, b as u64]),
+            _ => tile(p.count()) * dequantised,
+        };
+        quantised.map(of_weight).max().unwrap_or(0)
+    }
+
+    /// Returns the bytes that the backward of a product in FP8 takes beside its results, for a weight with these sides: the transposed codes,
+    /// the gradient's, and the product before it is added to that of another layer of the same input.
+    fn fp8_operands(&self, [a, b]: [u64; 2]) -> u64 {
+        // Without our own kernel, the rows are divided by their scales first.
+        let divided = match self.model.kind() {
+            _ if self.has_own_kernels() => 0,
+            Kind::BFloat16 => 2,
+            _ => 8,
+        };
+        a * b + self.layer_rows() * a.max(b) * (1 + divided).max(self.width())
     }
 
     /// Returns true if the weight of the output head is quantised.
@@ -100,7 +120,7 @@ impl RunShape<'_> {
             };
             return (kept + (head + first).max(layer)).saturating_sub(trained.gradients).max(last);
         }
-        let backward = self.backward_of_layer() + 4 * self.module_memory().temporary + self.dequantised();
+        let backward = self.backward_of_layer() + 4 * self.module_memory().temporary + self.temporary_of_products();
         kept + head.max(backward)
     }
 }

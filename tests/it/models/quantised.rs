@@ -18,9 +18,11 @@ const FAMILIES: [&str; 7] =
     ["tiny-llama", "biased-llama", "tiny-gpt2", "tiny-qwen2", "tiny-qwen3", "tiny-mixtral", "tiny-qwen2-moe"];
 
 /// All formats of linear layers, and one of tables of tokens and output heads beside them.
-fn formats() -> [BaseQuantisation; 4] {
+fn formats() -> [BaseQuantisation; 5] {
     let of = |format| Quantisation::new(format, true).into();
-    [of(QuantisedFormat::Nf4), of(QuantisedFormat::Fp4), of(QuantisedFormat::Int8), with_tables(QuantisedFormat::Nf4)]
+    let all = [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8, QuantisedFormat::Fp8];
+    let [nf4, fp4, int8, fp8] = all.map(of);
+    [nf4, fp4, int8, fp8, with_tables(QuantisedFormat::Nf4)]
 }
 
 fn with_tables(format: QuantisedFormat) -> BaseQuantisation {
@@ -114,7 +116,7 @@ fn quantised_weights_compute_what_their_numbers_compute() {
 #[test]
 fn decoding_over_quantised_weights_equals_the_full_forward() {
     let tables = with_tables(QuantisedFormat::Nf4);
-    let formats = [tables.linear.into(), tables];
+    let formats = [tables.linear.into(), tables, Quantisation::new(QuantisedFormat::Fp8, true).into()];
     for (name, format) in FAMILIES.into_iter().flat_map(|name| formats.map(|format| (name, format))) {
         let model = load(&fixture(name), Kind::Float, Storage::Quantised(format), None);
         let prompt: Vec<u32> = (0..11).map(|t| (t * 7 + 3) % 60).collect();
@@ -271,7 +273,7 @@ fn loftq_corrects_the_error_of_the_quantisation() {
     let spec = LoraSpec { rank: 8, alpha: 12.0, init: LoraInit::Loftq, ..LoraSpec::default() };
     let plan = ModulePlan::new(&spec).unwrap();
     for name in ["tiny-llama", "tiny-gpt2"] {
-        for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8] {
+        for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8, QuantisedFormat::Fp8] {
             let storage = Storage::Quantised(Quantisation::new(format, true).into());
             let load = |plan: Option<&ModulePlan>, storage| {
                 let adapters = plan.iter().map(|plan| ("a".to_string(), *plan as &dyn AdapterPlan)).collect();

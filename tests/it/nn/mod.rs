@@ -2,6 +2,7 @@
 
 mod attention;
 mod cuda_attention;
+mod fp8;
 mod ggml;
 mod heads;
 mod quantised;

@@ -79,6 +79,27 @@ fn int8_is_that_of_bitsandbytes() {
     assert_eq!(zeros.dense(Kind::Float).abs().max().double_value(&[]), 0.0);
 }
 
+/// Numbers are rounded to three bits of fraction: by at most 2^-4 of themselves, or of the smallest number with all three, which is 2^-6 / 448 of
+/// the largest.
+#[test]
+fn fp8_has_one_scale_and_the_nearest_numbers() {
+    tch::manual_seed(23);
+    let weight = Tensor::randn([37, 50], (Kind::Float, Device::Cpu)) * 0.03;
+    let found = quantise(&weight, QuantisedFormat::Fp8, true);
+    let [codes, scale] = found.tensors()[..] else { panic!("codes and a scale") };
+    assert!(codes.kind() == Kind::Float8e4m3fn && codes.size() == [37, 50] && scale.numel() == 1);
+    let largest = weight.abs().max().double_value(&[]);
+    assert!((scale.to_device(Device::Cpu).double_value(&[0, 0]) * 448.0 / largest - 1.0).abs() < 1e-6);
+    let dense = found.dense(Kind::Float).to_device(Device::Cpu);
+    let allowed = (weight.abs() / 16.0).clamp_min(largest / 448.0 / 1024.0) * 1.000_01;
+    assert!(((&dense - &weight).abs() - allowed).max().double_value(&[]) <= 0.0);
+    assert!((dense.abs().max().double_value(&[]) / largest - 1.0).abs() < 1e-6);
+    let again = quantise(&dense, QuantisedFormat::Fp8, true).dense(Kind::Float).to_device(Device::Cpu);
+    assert!((again - &dense).abs().max().double_value(&[]) <= 1e-6 * largest, "numbers of the format stay");
+    let zeros = quantise(&Tensor::zeros([2, 9], (Kind::Float, Device::Cpu)), QuantisedFormat::Fp8, false);
+    assert_eq!(zeros.dense(Kind::Float).abs().max().double_value(&[]), 0.0);
+}
+
 /// Quantises a table some rows at a time.
 fn by_rows(table: &Tensor) -> ft::error::Result<QuantisedWeight> {
     let [count, width] = table.size()[..] else { panic!("a table has two dimensions") };
@@ -142,7 +163,7 @@ fn a_table_with_a_number_that_is_not_finite_is_refused() {
 fn sizes_are_as_predicted() {
     let weight = Tensor::randn([130, 100], (Kind::Float, Device::Cpu));
     let mut bytes = BTreeMap::new();
-    for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8] {
+    for format in [QuantisedFormat::Nf4, QuantisedFormat::Fp4, QuantisedFormat::Int8, QuantisedFormat::Fp8] {
         for double in [false, true] {
             let found = quantise(&weight, format, double);
             assert_eq!(found.bytes(), found.format().unwrap().bytes([130, 100]), "{format:?} {double}");
@@ -152,11 +173,12 @@ fn sizes_are_as_predicted() {
     // Per parameter: 4 bits, and a scale of 8 or 32 bits for each 64.
     assert!(bytes[&("nf4", true)] < 13000 * 52 / 100 && bytes[&("nf4", false)] < 13000 * 57 / 100, "{bytes:?}");
     assert_eq!(bytes[&("int8", true)], 13000 + 4 * 130);
+    assert_eq!(bytes[&("fp8", true)], 13000 + 4);
 }
 
 #[test]
 fn weights_that_are_not_finite_are_refused() {
-    for format in [QuantisedFormat::Nf4, QuantisedFormat::Int8] {
+    for format in [QuantisedFormat::Nf4, QuantisedFormat::Int8, QuantisedFormat::Fp8] {
         let weight = Tensor::ones([4, 70], (Kind::Float, Device::Cpu));
         let _ = weight.get(2).narrow(0, 11, 1).fill_(f64::NAN);
         let refused = QuantisedWeight::quantise(&weight, Quantisation::new(format, true), device()).unwrap_err();
@@ -169,9 +191,10 @@ fn weights_that_are_not_finite_are_refused() {
 fn products_are_those_of_the_dequantised_weight() {
     tch::manual_seed(31);
     let options = (Kind::Float, device());
-    for (outputs, inputs) in [(33, 50), (130, (1 << 17) + 64)] {
+    let formats = [QuantisedFormat::Nf4, QuantisedFormat::Fp8];
+    for (outputs, inputs, format) in formats.into_iter().flat_map(|f| [(33, 50, f), (130, (1 << 17) + 64, f)]) {
         let weight = Tensor::randn([outputs, inputs], (Kind::Float, Device::Cpu)) * 0.02;
-        let quantised = Weight::Quantised(quantise(&weight, QuantisedFormat::Nf4, true));
+        let quantised = Weight::Quantised(quantise(&weight, format, true));
         let dense = Weight::Dense(quantised.dense(Kind::Float));
         let (x, bias) = (Tensor::randn([3, inputs], options), Tensor::randn([outputs], options));
         let run = |weight: &Weight| {
@@ -182,7 +205,7 @@ fn products_are_those_of_the_dequantised_weight() {
         };
         for (i, (found, expected)) in run(&quantised).iter().zip(run(&dense)).enumerate() {
             let gap = ((found - &expected).abs().max() / expected.abs().max()).double_value(&[]);
-            assert!(gap < 2e-6, "{outputs} x {inputs}, result {i}: {gap}");
+            assert!(gap < 2e-6, "{format:?} {outputs} x {inputs}, result {i}: {gap}");
         }
     }
 }

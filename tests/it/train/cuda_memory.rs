@@ -181,6 +181,24 @@ fn predictions_are_near_for_quantised_tables() {
     }
 }
 
+/// Where products are computed in FP8, and where weights are dequantised; of few and of many rows.
+#[test]
+fn predictions_are_near_for_weights_in_fp8() {
+    let space = wide_space();
+    for (dtype, examples, capability) in [("bf16", 2, "90"), ("bf16", 8, "90"), ("bf16", 8, "80"), ("f32", 8, "90")] {
+        let settings = [format!("model.dtype={dtype}"), format!("batch.examples={examples}")];
+        let settings: Vec<&str> =
+            settings.iter().map(String::as_str).chain(["model.quantize=fp8", "run.replay=all", LORA_16]).collect();
+        let environment = [("FAKE_CUDA_CAPABILITY", capability)];
+        let (predicted, measured, _) = predicted_and_measured(&space, &settings, &environment);
+        println!(
+            "{settings:?} on {capability}: {:.2}: {predicted} predicted, {measured} measured",
+            predicted / measured
+        );
+        assert!((0.9..1.1).contains(&(predicted / measured)), "{settings:?} on {capability}: {predicted}, {measured}");
+    }
+}
+
 /// Buffers of products are no tensors of ft, and still take memory: two threads multiply.
 #[test]
 fn buffers_of_products_are_predicted() {

@@ -65,6 +65,22 @@ fn a_layer_takes_few_launches() {
     assert!(per_layer <= MOST, "{per_layer} launches per layer");
 }
 
+/// The same over weights in FP8, whose products are computed in FP8.
+#[test]
+fn a_layer_over_weights_in_fp8_takes_few_launches() {
+    let space = Workspace::new();
+    let step = |depth: usize| {
+        let settings = ["model.dtype=bf16", "model.quantize=fp8"];
+        let trace = train(&space, &model_of_depth(&space, depth), &settings, &[]).succeeded();
+        let products = trace.operations["aten::_scaled_mm"];
+        assert!(products > 3 * 2 * 7 * depth as i64, "{products}");
+        trace.marks.last().expect("three steps").launches
+    };
+    let per_layer = (step(4) - step(2)) as f64 / 2.0;
+    println!("{per_layer} launches per layer over FP8");
+    assert!(per_layer <= MOST_OVER_FP8, "{per_layer} launches per layer");
+}
+
 /// Results of norms and activations are kept where memory permits and computed again where it does not, with the same bits. A layer
 /// takes at least three launches more then.
 #[test]
@@ -103,6 +119,7 @@ fn what_is_kept_or_computed_again_gives_the_same_bits() {
 
 /// What a layer took when this was written.
 const MOST: f64 = 25.0;
+const MOST_OVER_FP8: f64 = 82.0;
 
 /// Frozen experts are computed by one product for all of them, so neither launches nor waits grow with their number, and the losses are
 /// those of one product for each.

@@ -181,6 +181,7 @@ fn predictions_for_quantised_bases_are_near_to_what_a_run_takes() {
     for settings in [
         "model.quantize=nf4",
         "model.quantize=int8",
+        "model.quantize=fp8",
         "model.path=models/nf4",
         "model.path=models/int8",
         "model.path=models/gptq",

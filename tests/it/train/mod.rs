@@ -5,6 +5,7 @@ mod average;
 mod cuda_memory;
 mod device_counters;
 mod float16;
+mod fp8;
 mod gguf_base;
 mod launches;
 mod memory;

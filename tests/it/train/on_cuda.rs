@@ -58,7 +58,7 @@ fn supervised() {
 #[test]
 fn over_quantised_weights() {
     let space = Workspace::new();
-    for format in ["nf4", "fp4", "int8"] {
+    for format in ["nf4", "fp4", "int8", "fp8"] {
         trains_alike(&space, format, "recipes/qlora-medical.yaml", &[&format!("model.quantize={format}")]);
     }
     for tables in ["", "int8"] {

@@ -19,7 +19,7 @@ fn losses(space: &Workspace, out: &str) -> Vec<f64> {
 #[test]
 fn an_adapter_over_quantised_weights_learns() {
     let space = Workspace::new();
-    for format in ["nf4", "fp4", "int8"] {
+    for format in ["nf4", "fp4", "int8", "fp8"] {
         let set = format!("model.quantize={format}");
         let learn = ["run.epochs=8", "optim.lr=1e-2", "optim.schedule=constant"];
         let run = train(&space, QLORA, format, &[&[&set, NO_TABLES][..], &learn].concat());
@@ -29,7 +29,7 @@ fn an_adapter_over_quantised_weights_learns() {
             "{losses:?}"
         );
         assert!(stderr(&run).contains("linear layers quantised to"), "{}", stderr(&run));
-        let four_bits = format != "int8";
+        let four_bits = ["nf4", "fp4"].contains(&format);
         let model = &space.json(&format!("{format}/plan.json"))["recipe"]["model"];
         assert_eq!(model["quantize"], format);
         assert_eq!(model["double_quantize"], if four_bits { json!(true) } else { Value::Null });
@@ -41,7 +41,9 @@ fn an_adapter_over_quantised_weights_learns() {
 
 #[test]
 fn resumed_runs_over_quantised_weights_equal_straight_ones() {
-    for (format, more) in [("nf4", "adapter.lora.dropout=0.1"), ("int8", "run.replay=all")] {
+    for (format, more) in
+        [("nf4", "adapter.lora.dropout=0.1"), ("int8", "run.replay=all"), ("fp8", "adapter.lora.dropout=0.1")]
+    {
         resumed_equals_straight(&Workspace::new(), QLORA, &[&format!("model.quantize={format}"), NO_TABLES, more]);
     }
 }
@@ -156,6 +158,12 @@ fn an_adapter_over_quantised_weights_is_merged_into_the_bases_own() {
     train(&space, QLORA, "other", &["model.quantize=int8", NO_TABLES]);
     let said = space.refused(&["merge", base, "run", "other", "--out", "both"]);
     assert!(said.contains("NF4 with 8-bit scales") && said.contains("int8"), "{said}");
+    train(&space, QLORA, "fp8", &["model.quantize=fp8", "optim.lr=1e-2", NO_TABLES]);
+    let merge = space.ft(&["merge", base, "fp8", "--out", "merged-fp8", "--json"]);
+    let report: Value = serde_json::from_slice(&merge.stdout).unwrap();
+    assert_eq!(report["quantisation_error"]["trained_over"], json!({ "format": "fp8", "double": false }), "{report}");
+    let said = space.refused(&["merge", base, "other", "fp8", "--out", "both"]);
+    assert!(said.contains("int8") && said.contains("FP8"), "{said}");
 }
 
 /// The result is a plain LoRA that corrects the quantised weights, so it is not merged into the weights that they were
@@ -188,6 +196,15 @@ fn loftq_is_trained_over_quantised_weights_and_stays_over_them() {
     );
     let config = space.json("loftq/adapter_config.json");
     assert_eq!((&config["init_lora_weights"], &config["r"]), (&json!(true), &json!(16)), "{config}");
+    // No other program is known to have the same numbers in FP8.
+    train(&space, QLORA, "fp8", &["model.quantize=fp8", "adapter.lora.init=loftq", NO_TABLES]);
+    let report = space.json("fp8/export_report.json");
+    assert_eq!(report["quantised_base"], json!({ "format": "fp8", "double": false, "corrected": true }));
+    let readers = report["compatibility"].as_array().unwrap();
+    for (program, part) in [("PEFT", "\"reads\":null"), ("vLLM", "\"reads\":null"), ("llama.cpp", "\"reads\":false")] {
+        let told = readers.iter().find(|reader| reader["consumer"] == program).unwrap();
+        assert!(told.to_string().contains(part) && told.to_string().contains("quantised to FP8 only"), "{told}");
+    }
     train(&space, QLORA, "more", &["adapter.lora.from=loftq", TABLES]);
     assert_eq!(space.json("more/export_report.json")["quantised_base"], corrected);
     for folder in ["loftq", "more"] {
@@ -222,7 +239,7 @@ fn answers_of_a_quantised_model_and_what_it_says() {
     };
     let (plain, said) = ask(&[]);
     assert!(!said.contains("quantised"), "{said}");
-    let answers = ["nf4", "fp4", "int8"].map(|format| {
+    let answers = ["nf4", "fp4", "int8", "fp8"].map(|format| {
         let (answer, said) = ask(&["--quantize", format]);
         assert!(said.contains("linear layers quantised to"), "{said}");
         answer
@@ -257,6 +274,7 @@ fn settings_that_cannot_be_combined_with_quantised_weights_are_mistakes() {
         (&["adapter="][..], "`model.quantize` needs an `adapter`"),
         (&["model.storage=copy"], "`model.storage` has no effect with `model.quantize`"),
         (&["model.quantize=int8", "model.double_quantize=true"], "`model.double_quantize` has no effect with"),
+        (&["model.quantize=fp8", "model.double_quantize=true"], "`quantize: fp8`: it has one scale per matrix"),
         (
             &["model.quantize=", NO_TABLES, "model.double_quantize=true"],
             "`model.double_quantize` has no effect without",

@@ -155,13 +155,15 @@ pub fn require_quantised_base(answers: &mut [Compatibility], format: Quantisatio
             (Some(Runtime::Vllm), QuantisedFormat::Nf4) => {
                 (answer.reads, format!("{same}: with --quantization bitsandbytes"))
             }
-            (Some(Runtime::Vllm), _) => {
+            (Some(Runtime::Vllm), QuantisedFormat::Fp4 | QuantisedFormat::Int8) => {
                 (Some(false), format!("it would be used {same}, and bitsandbytes in vLLM quantises to NF4"))
             }
             (Some(Runtime::LlamaCpp), _) => {
                 (Some(false), format!("it is used {same}, and GGUF files have other formats"))
             }
-            (Some(Runtime::Peft), _) => (answer.reads, format!("{same}: load it with BitsAndBytesConfig")),
+            (Some(Runtime::Peft), QuantisedFormat::Nf4 | QuantisedFormat::Fp4 | QuantisedFormat::Int8) => {
+                (answer.reads, format!("{same}: load it with BitsAndBytesConfig"))
+            }
             _ => (None, format!("it is used {same}, and whether its quantised weights are the same is not known")),
         };
         let joins = reads == Some(true) && !answer.note.is_empty();

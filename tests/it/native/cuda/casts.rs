@@ -1,6 +1,6 @@
 //! Numbers in other formats: casts of many tensors at once, and weights in four bits.
 
-use super::{KINDS, in_both_orders, kernels, near, random, tolerance};
+use super::{KINDS, for_each_kind, in_both_orders, kernels, near, random, tolerance};
 use ft::native::cuda::Cast;
 use tch::{Device, Kind, Tensor};
 
@@ -90,6 +90,49 @@ fn casts_round_as_libtorch_does() {
         let both_nan = expected.isnan().logical_and(&narrow.isnan());
         assert!(narrow.eq_tensor(&expected).logical_or(&both_nan).all().int64_value(&[]) == 1, "{kind:?}");
     }
+}
+
+/// Rows are rounded to FP8 with libtorch's bits: every number of the format, what lies between neighbours, and what is not finite.
+#[test]
+fn rows_are_rounded_to_fp8_as_libtorch_does() {
+    tch::manual_seed(8);
+    let codes = Tensor::arange(0x78, (Kind::Int64, Device::Cpu)).to_kind(Kind::Uint8); // below 256
+    let values = codes.view_dtype(Kind::Float8e4m3fn).to_kind(Kind::Float);
+    let steps = [0.0, 0.25, 0.5, 0.75].map(|part| {
+        let next = values.roll([1i64].as_slice(), [0i64].as_slice());
+        &values + (next - &values) * part
+    });
+    let numbers = Tensor::cat(&steps, 0).view([1, 480]);
+    let sizes = Tensor::from_slice(&[1f32, -1.0, 64.0, 0.0625, 0.0]).unsqueeze(-1);
+    for_each_kind(|k, kind, place| {
+        let random = random(&[3, 480], Kind::Float) * Tensor::from_slice(&[1f32, 1e-3, 200.0]).unsqueeze(-1);
+        let mut broken = Tensor::ones([2, 480], (Kind::Float, Device::Cpu));
+        let _ = broken.get(0).get(7).fill_(f64::INFINITY);
+        let _ = broken.get(1).get(479).fill_(f64::NAN);
+        broken = -broken;
+        let x = place(&Tensor::cat(&[&numbers * &sizes, random, broken], 0).to_kind(kind));
+        let [found, scales] = {
+            let (codes, scales) = k.round_rows(&x);
+            let again = k.round_rows(&x);
+            assert!(codes.view_dtype(Kind::Uint8).equal(&again.0.view_dtype(Kind::Uint8)));
+            [codes, scales]
+        };
+        let wide = x.to_kind(Kind::Double);
+        let largest = wide.abs().amax([-1i64].as_slice(), true);
+        let expected = (largest.log2().floor() - 7.0).exp2().clamp(2f64.powi(-107), 2f64.powi(121)).nan_to_num(
+            2f64.powi(121),
+            None,
+            None,
+        );
+        let scales = scales.unsqueeze(-1).to_kind(Kind::Double);
+        assert!(scales.equal(&expected), "{kind:?}: {scales} {expected}");
+        let expected = (&wide / &scales).to_kind(Kind::Float).to_kind(Kind::Float8e4m3fn);
+        let found = found.to_kind(Kind::Float);
+        let expected = expected.to_kind(Kind::Float);
+        let both_nan = expected.isnan().logical_and(&found.isnan());
+        assert!(found.eq_tensor(&expected).logical_or(&both_nan).all().int64_value(&[]) == 1, "{kind:?}");
+        assert_eq!(found.isnan().sum(Kind::Int64).int64_value(&[]), 2, "{kind:?}");
+    });
 }
 
 /// Many tensors of different sizes are cast at once, more than one launch takes.
