@@ -45,6 +45,7 @@ fn recorded_passes_learn_what_plain_ones_do() {
         ("accumulated", &[LORA, "batch={tokens: 256, max_len: 256, examples: 8}"][..]),
         ("tiles", &[LORA, "run.mlp_tile=100"][..]),
         ("nf4", &[LORA, "model.quantize=nf4"][..]),
+        ("fp8", &[LORA, "model.quantize=fp8"][..]),
         ("lion", &[LORA, "optim.kind=lion", "optim.lr=1e-4"][..]),
     ] {
         let plain = format!("{name}-plain");
@@ -74,7 +75,7 @@ fn a_recorded_step_takes_few_launches() {
     let space = space();
     let batch = "batch={tokens: 1024, max_len: 256, examples: 4}";
     let fewest = |depth: usize, graphs: &str| {
-        let model = format!("model.path={}", model_of_depth(&space, depth));
+        let model = format!("model.path=models/deep-{depth}");
         let run = train(
             &space,
             &format!("depth-{depth}-{graphs}"),
@@ -84,6 +85,7 @@ fn a_recorded_step_takes_few_launches() {
         assert!(steps.iter().all(|step| step.waits == 1), "{steps:?}");
         steps.iter().map(|step| step.launches).min().unwrap()
     };
+    [2, 4].map(|depth| model_of_depth(&space, depth));
     let (plain, recorded) = ([2, 4].map(|depth| fewest(depth, "false")), [2, 4].map(|depth| fewest(depth, "true")));
     println!("{plain:?} launches plain, {recorded:?} recorded");
     assert!(recorded[0] == recorded[1] && recorded[0] <= 24, "{recorded:?} launches");
@@ -94,7 +96,7 @@ fn a_recorded_step_takes_few_launches() {
 #[test]
 fn recorded_runs_are_resumed() {
     let space = space();
-    let set = [LORA, "run.cuda_graphs=true", "run.steps=9", "run.save_every=3", "run.result=last"];
+    let set = [LORA, "run.cuda_graphs=true", "run.steps=9", "run.save_every=3", "run.keep=9", "run.result=last"];
     train(&space, "whole", &set).succeeded();
     broken_off(&space, "runs/whole", "runs/parts", 3);
     let out = "run.out=runs/parts";
