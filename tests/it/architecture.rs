@@ -101,6 +101,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/native/attention.rs", ""),
     ("src/native/autograd.rs", ""),
     ("src/native/devices.rs", ""),
+    ("src/native/graphs.rs", ""),
     ("src/native/lists.rs", ""),
     ("src/native/memory.rs", ""),
     ("src/native/profile.rs", ""),

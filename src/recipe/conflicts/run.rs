@@ -95,7 +95,7 @@ pub fn cuda_graphs(w: &WrittenRecipe, mistakes: &mut Vec<Mistake>) {
         ("the CPU launches nothing".to_string(), "remove it")
     } else if let Some(method) = others.into_iter().find(|method| given(method)) {
         (format!("the passes of `{method}` are not recorded"), "remove it")
-    } else if !samples && w.differs_from_default("run.replay") {
+    } else if !samples && w.value("run.replay").is_some() && !w.is("run.replay", "none") {
         ("passes that recompute layers are not recorded".to_string(), "remove one of them")
     } else if !samples && w.number("optim.neftune").is_some_and(|alpha| alpha > 0.0) {
         ("the noise of `optim.neftune` is drawn in the middle of a pass".to_string(), "remove one of them")

@@ -46,7 +46,7 @@ fn recorded_passes_learn_what_plain_ones_do() {
         ("tiles", &[LORA, "run.mlp_tile=100"][..]),
         ("nf4", &[LORA, "model.quantize=nf4"][..]),
         ("fp8", &[LORA, "model.quantize=fp8"][..]),
-        ("lion", &[LORA, "optim.kind=lion", "optim.lr=1e-4"][..]),
+        ("lion", &[LORA, "optim.kind={lion: {}}", "optim.lr=1e-4"][..]),
     ] {
         let plain = format!("{name}-plain");
         let without = train(&space, &plain, more).succeeded();
