@@ -348,6 +348,11 @@ int ft_cuda_reset_peak(int index) {
   GUARD(-1, cuda_allocator()->resetPeakStats(index); return 0;)
 }
 
+// Returns memory that the allocator keeps for its next tensors to the driver; waits for the devices.
+int ft_cuda_empty_cache() {
+  GUARD(-1, cuda_allocator()->emptyCache(); return 0;)
+}
+
 // out: the cudaStream_t that operations on the device are queued on.
 int ft_cuda_stream(int index, void** out) {
   GUARD(-1,

@@ -10,6 +10,7 @@ unsafe extern "C" {
     fn ft_cpu_memory(out: *mut i64, reset_peak: c_int);
     fn ft_cuda_memory(index: c_int, out: *mut i64) -> c_int;
     fn ft_cuda_reset_peak(index: c_int) -> c_int;
+    fn ft_cuda_empty_cache() -> c_int;
 }
 
 /// Installs our allocator for CPU tensors, which counts their memory and reuses large blocks. To be called before the
@@ -24,6 +25,12 @@ pub fn install_cpu_allocator() {
 pub fn trim_cpu_memory() {
     // SAFETY: plain call; free blocks hold nothing.
     unsafe { ft_cpu_allocator_trim() };
+}
+
+/// Returns memory of CUDA devices that libtorch's allocator keeps for its next tensors to the driver. Waits for the devices.
+pub fn release_cached_cuda_memory() -> Result<()> {
+    // SAFETY: plain call.
+    check(unsafe { ft_cuda_empty_cache() })
 }
 
 /// Runs `write` on the bytes of a new contiguous CPU tensor, and returns its result.

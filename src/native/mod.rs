@@ -25,7 +25,8 @@ pub use devices::{rng_state, set_rng_state};
 pub use graphs::{Graph, GraphMemory, OwnStream};
 pub use lists::{AdamwSettings, add_all, copy_all, fused_adamw, global_norm, scale_all, subtract_all, zero_all};
 pub use memory::{
-    TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, release_mapped, reset_peak, trim_cpu_memory,
+    TensorMemory, cuda_capacity, fill_bytes, install_cpu_allocator, memory, release_cached_cuda_memory, release_mapped,
+    reset_peak, trim_cpu_memory,
 };
 pub use products::{decode_attention, product, product_rows};
 pub use profile::{end_profile, start_profile};

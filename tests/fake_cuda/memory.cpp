@@ -133,7 +133,9 @@ struct DeviceMemory {
     GraphMemory* of_graphs = pool ? &pools.at(*pool) : nullptr;
     const bool again = of_graphs && of_graphs->free.has(size);
     requests++;
-    if ((!again && allocated() + pooled + size > total) ||
+    // While work is captured, memory that is kept for reuse cannot be returned to the driver to be allocated anew.
+    const size_t taken = pool ? stats.reserved_bytes[0].current : allocated() + pooled;
+    if ((!again && taken + size > total) ||
         (fake_failing_allocation() > 0 && requests >= fake_failing_allocation())) {
       stats.num_ooms++;
       stats.num_alloc_retries++;
@@ -151,6 +153,8 @@ struct DeviceMemory {
     if (again) {
       of_graphs->free_bytes -= size;
       pooled -= size;
+    } else if (pool) {
+      stats.reserved_bytes[0].increase(size);
     }
     for (auto* count : {&stats.allocation, &stats.active}) (*count)[0].increase(1);
     for (auto* bytes : {&stats.allocated_bytes, &stats.active_bytes}) (*bytes)[0].increase(size);

@@ -130,6 +130,8 @@ impl RecordedLearning {
         if self.shapes.len() == MOST_SHAPES {
             self.shapes.pop_front();
         }
+        // What plain passes took is not for recorded ones, and could not be returned while one is recorded.
+        native::release_cached_cuda_memory()?;
         model.forget_casts();
         let inputs = inputs.iter().map(|t| t.shallow_clone()).collect();
         let pass = || model.learn(batch, 1.0, LayerReplay::None);

@@ -89,6 +89,29 @@ fn wide_space() -> Workspace {
     space
 }
 
+/// The memory of recorded passes is kept for them, beside that of plain ones, and the prediction has both.
+#[test]
+fn recorded_passes_fit_into_what_is_predicted() {
+    let space = wide_space();
+    for adapter in [LORA_16, "adapter="] {
+        let check = |graphs: &str| {
+            let set = ["--set", adapter, "--set", graphs];
+            let check = fake_cuda::ft(&space, &[&["check", "run.yaml", "--json"][..], &set].concat(), &[]);
+            let report: Value = serde_json::from_slice(&check.output.stdout).unwrap();
+            report["needs"]["memory"].as_f64().unwrap()
+        };
+        let [plain, recorded] = ["run.cuda_graphs=false", "run.cuda_graphs=true"].map(check);
+        println!("{adapter}: {plain} plain, {recorded} recorded");
+        assert!(recorded > 1.15 * plain, "{adapter}: {plain} plain, {recorded} recorded");
+        let set = ["--set", adapter, "--set", "run.cuda_graphs=true", "--set", "run.steps=4"];
+        let train = [&["train", "run.yaml", "--overwrite"][..], &set].concat();
+        // Memory is given to the driver in parts of 2 MiB.
+        let memory = format!("{:.0}", recorded + 4e6);
+        let trace = fake_cuda::ft(&space, &train, &[("FAKE_CUDA_MEMORY", &memory)]).succeeded();
+        assert_eq!(trace.operations.get("cudaGraphLaunch"), Some(&3), "{adapter}");
+    }
+}
+
 /// Returns the predicted and the measured bytes of the steps of `run.yaml` with these settings, both without the buffers of
 /// products, and the buffers' own.
 fn predicted_and_measured(space: &Workspace, settings: &[&str], environment: &[(&str, &str)]) -> (f64, f64, f64) {
