@@ -3,6 +3,7 @@
 use super::prefill::{PREFILL_TOKENS, prefill};
 use crate::error::Result;
 use crate::models::{Model, RecordedStep};
+use crate::native::{self, Graph};
 use crate::nn::KvCache;
 use tch::Tensor;
 
@@ -15,6 +16,8 @@ const STEPS_BEFORE: usize = 2;
 pub(super) struct NextTokens {
     /// The step of the sequences there are, if the model records steps.
     recorded: Option<RecordedStep>,
+    /// An earlier step, whose memory the next recording uses: otherwise each would take memory of its own.
+    earlier: Option<Graph>,
     /// Steps since the sequences changed.
     steps: usize,
 }
@@ -22,7 +25,8 @@ pub(super) struct NextTokens {
 impl NextTokens {
     /// Must be called when sequences come or go, or have other adapters.
     pub fn sequences_changed(&mut self) {
-        *self = Self::default();
+        self.earlier = self.recorded.take().map(RecordedStep::into_graph).or(self.earlier.take());
+        self.steps = 0;
     }
 
     /// Returns the logits (S, V) after the last token of each of the cache's sequences; all but that token are in the cache.
@@ -60,8 +64,16 @@ impl NextTokens {
         if self.steps <= STEPS_BEFORE {
             return model.next_logits(last, cache);
         }
-        let (recorded, logits) = model.record_next_logits(last, cache)?;
-        self.recorded = Some(recorded);
+        let memory = match &self.earlier {
+            Some(earlier) => Some(earlier.memory()?),
+            None => {
+                // What prompts took could not be returned while work is recorded.
+                native::release_cached_cuda_memory()?;
+                None
+            }
+        };
+        let (recorded, logits) = model.record_next_logits(last, cache, memory)?;
+        (self.recorded, self.earlier) = (Some(recorded), None);
         Ok(logits)
     }
 }

@@ -1,6 +1,6 @@
 //! Which tokens of a packed row a loss predicts: the positions of the trunk's output, and the tokens expected there.
 
-use crate::models::{padded_length, padded_segments};
+use crate::models::{padded_length, padded_segments, padded_targets};
 use crate::native::upload;
 use crate::nn::Tokens;
 use tch::{Device, Tensor};
@@ -53,6 +53,8 @@ pub struct PaddedRow {
     pub weights: Tensor,
     /// The first N numbers of `at`, on the host.
     pub rows: Vec<i64>,
+    /// Number of tokens without padding.
+    pub length: usize,
 }
 
 impl PaddedRow {
@@ -62,7 +64,7 @@ impl PaddedRow {
         let length = sequences.iter().map(|ids| ids.len()).sum();
         let whole = padded_length(length);
         let ChosenTokens { at, targets, .. } = ChosenTokens::of(sequences.iter().copied(), wanted);
-        let count = at.len().next_multiple_of((whole / 4).max(32));
+        let count = padded_targets(at.len(), length);
         let filled = |numbers: &[i64]| Tensor::from_slice(&[numbers, &vec![0; count - numbers.len()]].concat());
         let weights: Vec<f32> = (0..count).map(|i| if i < at.len() { 1.0 } else { 0.0 }).collect();
         let padding = vec![0; whole - length];
@@ -71,7 +73,7 @@ impl PaddedRow {
         let numbers = [filled(&at), filled(&targets), Tensor::from_slice(&weights)];
         let (mut tokens, [on_device, targets, weights]) = Tokens::pack_with(&all, numbers, device);
         tokens.segments.longest = (tokens.segments.longest as usize).next_power_of_two() as i64;
-        Self { tokens, at: on_device, targets, weights, rows: at }
+        Self { tokens, at: on_device, targets, weights, rows: at, length }
     }
 }
 

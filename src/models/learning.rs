@@ -17,6 +17,10 @@ use tch::Tensor;
 pub trait MicroBatch {
     /// Returns the packed row that is the trunk's input.
     fn tokens(&self) -> &Tokens;
+    /// Returns the number of tokens of the row, without padding.
+    fn token_count(&self) -> usize {
+        self.tokens().len()
+    }
     /// Returns how many items the loss sums over. The loop adds them up over the whole optimiser step and divides
     /// once.
     fn items(&self) -> f64;

@@ -62,7 +62,7 @@ pub use noise::EmbeddingNoise;
 pub use non_finite::FirstNonFinite;
 pub use open::{device, open, open_scorer, open_stored};
 pub use quantised_base::QuantisedBase;
-pub use recorded::{RecordedLearning, RecordedStep, padded_length, padded_segments};
+pub use recorded::{RecordedLearning, RecordedStep, padded_length, padded_segments, padded_targets};
 pub use reward::RewardScorer;
 pub use router_terms::RouterTerms;
 pub use stacks::{FileTensor, file_tensors, refuse_stacks, split as split_stacks};

@@ -565,7 +565,7 @@ fn widen(t: &Tensor, size: i64) -> Tensor {
 }
 
 /// Returns true if the device has the kernel that attends to cached keys in numbers of this kind.
-fn attends_cached(kind: Kind, device: Device) -> bool {
+pub fn attends_cached(kind: Kind, device: Device) -> bool {
     match (kind, device) {
         (Kind::Float | Kind::Half, Device::Cuda(_)) => true,
         (Kind::BFloat16, Device::Cuda(i)) => machine::cuda_capability(i).is_none_or(|c| c >= (8, 0)),

@@ -10,7 +10,7 @@ use super::autograd::{differentiable, recorded};
 use super::tokens::Segments;
 use crate::machine;
 use crate::native::{self, EfficientAttention};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The kernel that computes a layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,12 @@ pub(super) enum CudaKernel {
     Flash,
     /// The memory-efficient kernel, computing in this dtype.
     Efficient(Kind),
+}
+
+/// Returns true if one kernel attends within the segments of a row whatever their lengths, for heads of `head_size` numbers of dtype `kind`: the
+/// flash kernel, which reads the boundaries of the segments itself.
+pub fn attends_whole_rows(device: Device, kind: Kind, head_size: i64) -> bool {
+    matches!(device, Device::Cuda(index) if CudaKernel::of(index, kind, head_size) == CudaKernel::Flash)
 }
 
 /// Largest head that the flash kernel computes.

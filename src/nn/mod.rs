@@ -50,9 +50,9 @@ pub use adapter::{Adapter, AdapterPlan, AdapterSite, AdapterSwitches, JointForm,
 pub use attention::{Alibi, Attention, RelativeBias, RelativeBuckets};
 pub use awaited_update::AwaitedUpdates;
 pub use builder::{BuildResult, ModelBuilder, ModuleScope, WeightSource};
-pub use cache::{CacheLayout, KvCache, TensorPlace};
+pub use cache::{CacheLayout, KvCache, TensorPlace, attends_cached};
 pub use clipped_swiglu::ClippedSwiglu;
-pub use cuda_attention::{AttentionMemory, AttentionRow};
+pub use cuda_attention::{AttentionMemory, AttentionRow, attends_whole_rows};
 pub use embedding::Embedding;
 pub use experts::{ExpertLayer, Router, RouterStatistics, RoutingRule};
 pub use gated_mlp::{GATED_MLP_NAMES, GatedMlp, GatedMlpForm};

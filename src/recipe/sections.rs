@@ -352,7 +352,7 @@ pub struct RunSection {
     pub tf32: bool,
     /// On a GPU: record passes whose operations are always the same as CUDA graphs, and launch each as one, so that the host keeps
     /// up with the GPU where a model is small. With `sft`, these are forward and backward of the packed rows, which are padded so that
-    /// their lengths return (by an eighth at most; the padding changes no result but for rounding); with `grpo`, `rloo` and `ppo`
+    /// their lengths return (to a multiple of 32 to 256 tokens; the padding changes no result but for rounding); with `grpo`, `rloo` and `ppo`
     /// the steps of the answers that are sampled. Costs memory: what recorded passes take is not used for anything else.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cuda_graphs: bool,

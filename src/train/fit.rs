@@ -39,7 +39,11 @@ pub fn refuse_if_too_large(prepared: &Prepared) -> Result<ResourceEstimate> {
             report::bytes(needs.activations),
             report::bytes(free)
         ))
-        .hint("let --fit choose batch.tokens, run.replay, run.mlp_tile and run.offload; or lower batch.tokens, set run.replay: all, or model.storage: file")),
+        .hint(if cuda_graphs::records_passes(&prepared.plan.recipe) {
+            "set run.cuda_graphs: false, or lower batch.tokens"
+        } else {
+            "let --fit choose batch.tokens, run.replay, run.mlp_tile and run.offload; or lower batch.tokens, set run.replay: all, or model.storage: file"
+        })),
         _ => Ok(()),
     }?;
     match free_memory(Device::Cpu) {
@@ -103,7 +107,11 @@ pub fn fit(plan: &Plan, memory: Option<u64>) -> Result<(Plan, String)> {
         report::bytes(room),
         report::bytes(free)
     ))
-    .hint("train an adapter instead of all weights, choose optim.kind: adamw8 or adafactor, or lower batch.max_len"))
+    .hint(if cuda_graphs::records_passes(&plan.recipe) {
+        "set run.cuda_graphs: false, whose passes keep all activations; or lower batch.max_len"
+    } else {
+        "train an adapter instead of all weights, choose optim.kind: adamw8 or adafactor, or lower batch.max_len"
+    }))
 }
 
 /// What the backward pass computes again to save memory.

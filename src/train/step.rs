@@ -216,7 +216,7 @@ impl<'a> Stepper<'a> {
         let mut tokens = 0;
         for (i, b) in micro_batches.enumerate() {
             let b = b?;
-            tokens += b.tokens().len() as u64;
+            tokens += b.token_count() as u64;
             if i == 0 && recipe.run.reach_every.is_some_and(|every| self.state.step.is_multiple_of(every)) {
                 means.extend(self.gradients_by_distance(&*b)?);
             }

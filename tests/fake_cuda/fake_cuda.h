@@ -63,6 +63,7 @@ at::Generator draw(const at::Generator& device_generator);
 // ---- graphs.cpp: work that is captured now and done when the graph is replayed
 // Returns true if the calling thread's current stream is being captured.
 bool capturing();
+bool is_captured(c10::Stream stream);
 // Returns true inside of a replay: nothing is counted then but the replay itself.
 bool replaying();
 // Returns the memory that allocations come from while the current stream is captured.

@@ -43,6 +43,11 @@ size_t extent(const Tensor& t) { return at::detail::computeStorageNbytes(t.sizes
 }  // namespace
 
 bool capturing() { return current() != nullptr; }
+bool is_captured(c10::Stream stream) {
+  if (captures == 0) return false;
+  std::lock_guard<std::mutex> hold(lock);
+  return captured_streams().count({stream.device_index(), stream.id()}) > 0;
+}
 bool replaying() { return in_replay; }
 std::optional<Pool> capture_pool() {
   Graph* graph = current();

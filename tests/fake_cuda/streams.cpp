@@ -42,6 +42,7 @@ struct StreamState {
 
 struct Event {
   Clock before;
+  bool captured = false;  // recorded while its stream was
   std::chrono::steady_clock::time_point time;
 };
 
@@ -172,12 +173,16 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
   void record(void** event, const c10::Stream& stream, const DeviceIndex, const c10::EventFlag) const override {
     if (!*event) *event = new Event();
+    const bool captured = is_captured(stream);
     std::lock_guard<std::mutex> hold(lock);
-    *static_cast<Event*>(*event) = {now(stream), std::chrono::steady_clock::now()};
+    *static_cast<Event*>(*event) = {now(stream), captured, std::chrono::steady_clock::now()};
   }
   void destroyEvent(void* event, const DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
   void block(void* event, const c10::Stream& stream) const override {
     if (!event) return;
+    TORCH_CHECK(is_captured(stream) || !static_cast<Event*>(event)->captured,
+                "CUDA error: operation not permitted when stream is capturing (fake CUDA: a stream that is not captured waits for one "
+                "that is)");
     std::vector<Copy> done;
     std::lock_guard<std::mutex> hold(lock);
     const Clock& clock = static_cast<Event*>(event)->before;

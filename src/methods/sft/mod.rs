@@ -30,6 +30,8 @@ pub struct SupervisedBatch {
     pub weights: Option<Tensor>,
     /// The numbers of `at` without padding, on the host.
     pub rows: Vec<i64>,
+    /// Number of tokens without padding.
+    pub length: usize,
 }
 
 impl SupervisedBatch {
@@ -38,15 +40,16 @@ impl SupervisedBatch {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let supervised = |i: usize, t: usize| examples[i].supervised[t];
         let (tokens, TargetTokens { at, targets, rows, .. }) = TargetTokens::pack(&ids, supervised, device);
-        Self { tokens, at, targets, weights: None, rows }
+        let length = tokens.len();
+        Self { tokens, at, targets, weights: None, rows, length }
     }
 
     /// Does the same with a row of a shape that returns, so that its pass can be recorded.
     pub fn padded(examples: &[&Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let supervised = |i: usize, t: usize| examples[i].supervised[t];
-        let PaddedRow { tokens, at, targets, weights, rows } = PaddedRow::pack(&ids, supervised, device);
-        Self { tokens, at, targets, weights: Some(weights), rows }
+        let PaddedRow { tokens, at, targets, weights, rows, length } = PaddedRow::pack(&ids, supervised, device);
+        Self { tokens, at, targets, weights: Some(weights), rows, length }
     }
 
     /// Returns the number of supervised tokens in the row.
@@ -58,6 +61,10 @@ impl SupervisedBatch {
 impl MicroBatch for SupervisedBatch {
     fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    fn token_count(&self) -> usize {
+        self.length
     }
 
     fn items(&self) -> f64 {

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::models::Model;
-use crate::native::Graph;
+use crate::native::{Graph, GraphMemory};
 use crate::nn::{KvCache, TensorPlace, Tokens};
 use tch::Tensor;
 
@@ -19,13 +19,19 @@ pub struct RecordedStep {
 
 impl Model {
     /// Records the step that `next_logits` does, and does it: ids (S) -> logits (S, V) float32, which the next run overwrites. An
-    /// earlier step with the same adapters must have been computed, so that everything that is kept between steps exists. The
+    /// earlier step with the same adapters must have been computed, so that everything that is kept between steps exists. `memory` is that
+    /// of an earlier recording whose results are no longer needed, to be used again. The
     /// thread's current stream must be one that can be recorded (`native::OwnStream`).
-    pub fn record_next_logits(&self, ids: &Tensor, cache: &mut KvCache) -> Result<(RecordedStep, Tensor)> {
+    pub fn record_next_logits(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        memory: Option<GraphMemory>,
+    ) -> Result<(RecordedStep, Tensor)> {
         cache.reserve(&vec![1; cache.lengths.len()]);
         let places = cache.step_places();
         let tokens = Tokens::one_each(ids.copy(), cache.next_positions(), cache.step_bounds());
-        let (graph, logits) = Graph::record(self.device(), None, || self.next_logits(&tokens.ids, cache))?;
+        let (graph, logits) = Graph::record(self.device(), memory, || self.next_logits(&tokens.ids, cache))?;
         graph.replay()?;
         let result = logits.shallow_clone();
         Ok((RecordedStep { graph, places, tokens, logits }, result))
@@ -33,6 +39,11 @@ impl Model {
 }
 
 impl RecordedStep {
+    /// Gives up the step, but for its memory, which the next recording can use.
+    pub fn into_graph(self) -> Graph {
+        self.graph
+    }
+
     /// Does the next step: ids (S) -> logits (S, V) float32, which the next run overwrites. Returns `None`, with nothing done, if the
     /// cache's tensors do not lie where they did.
     pub fn run(&self, model: &Model, ids: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {

@@ -10,8 +10,11 @@ use tch::{Kind, Tensor};
 /// Number of recorded shapes that are kept. Each takes the driver memory for its launches, and the time of one pass to record.
 const MOST_SHAPES: usize = 32;
 
+/// Number of passes that are computed plainly before one is recorded.
+const PLAIN_PASSES: usize = 2;
+
 /// Returns the length to which a row of `length` tokens, or a list of as many targets, is padded for being recorded: a multiple of an
-/// eighth of the power of two below it, at least of 32 and at most of 256, so that few lengths are different and little is padding.
+/// eighth of the power of two below it, at least of 32 and at most of 256, so that few lengths differ and little is padding.
 pub fn padded_length(length: usize) -> usize {
     let step = (length.max(1).next_power_of_two() / 16).clamp(32, 256);
     length.next_multiple_of(step)
@@ -20,6 +23,11 @@ pub fn padded_length(length: usize) -> usize {
 /// Returns the number of segments to which `segments` and one with padding are filled up with empty ones: a power of two.
 pub fn padded_segments(segments: usize) -> usize {
     (segments + 1).next_power_of_two()
+}
+
+/// Returns the number of targets to which `targets` in a row of `length` tokens are filled up: a multiple of a quarter of its padded length.
+pub fn padded_targets(targets: usize, length: usize) -> usize {
+    targets.next_multiple_of((padded_length(length) / 4).max(32))
 }
 
 /// Learns from micro-batches by recorded passes. Gradients stay in the same tensors from step to step, to which each pass adds.
@@ -32,6 +40,8 @@ pub struct RecordedLearning {
     /// The shapes of earlier batches that were not recorded.
     seen: VecDeque<BatchShape>,
     memory: Option<GraphMemory>,
+    /// Passes that were computed plainly since the gradients lie where they do.
+    plain: usize,
     /// Where the gradients lie that the passes add to.
     gradients: Vec<TensorPlace>,
 }
@@ -70,21 +80,23 @@ impl RecordedLearning {
             shapes: VecDeque::new(),
             seen: VecDeque::new(),
             memory: None,
+            plain: 0,
             gradients: Vec::new(),
         }
     }
 
-    /// Does what [`Model::learn`] does without recomputing layers. A pass is recorded when its shape comes the second time: the first
-    /// pass makes what is kept between passes, such as gradients and casts of factors.
+    /// Does what [`Model::learn`] does without recomputing layers. A pass is recorded when its shape comes the second time, but not before
+    /// two were computed plainly: the first makes what is kept between passes, such as gradients and casts of factors, and the second is
+    /// the first that does everything that is recorded, so that every kernel is loaded.
     pub fn learn(&mut self, model: &Model, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
+        model.check(batch.tokens(), &[])?;
         let inputs = batch.recorded_inputs().ok_or_else(|| Error::bug("a batch that cannot be recorded"))?;
         let shape = BatchShape::of(batch, &inputs);
         let gradients = gradient_places(model);
         if gradients != self.gradients {
             // A pass adds to gradients where they lay when it was recorded.
             self.shapes.clear();
-            self.seen.clear();
-            self.gradients = gradients;
+            (self.memory, self.plain, self.gradients) = (None, 0, gradients);
         }
         self.set_factor(items);
         model.set_loss_scale(Some(self.factor.shallow_clone()));
@@ -119,11 +131,15 @@ impl RecordedLearning {
             self.shapes.push_back(recorded); // the one that was used last
             return Ok(metrics);
         }
-        if !self.seen.contains(&shape) || self.gradients.is_empty() {
-            if self.seen.len() == 4 * MOST_SHAPES {
+        let known = self.seen.contains(&shape);
+        if !known || self.plain < PLAIN_PASSES {
+            if !known {
+                self.seen.push_back(shape);
+            }
+            if self.seen.len() > 4 * MOST_SHAPES {
                 self.seen.pop_front();
             }
-            self.seen.push_back(shape);
+            self.plain += 1;
             return model.learn(batch, 1.0, LayerReplay::None);
         }
         self.seen.retain(|seen| *seen != shape);

@@ -10,11 +10,11 @@ mod decoding;
 mod learning;
 
 pub use decoding::RecordedStep;
-pub use learning::{RecordedLearning, padded_length, padded_segments};
+pub use learning::{RecordedLearning, padded_length, padded_segments, padded_targets};
 
 use super::model::Model;
-use crate::machine;
-use tch::{Device, Kind};
+use crate::nn::{attends_cached, attends_whole_rows};
+use tch::Device;
 
 impl Model {
     /// Sets whether passes whose operations are always the same are recorded, and launched as one from then on.
@@ -32,15 +32,26 @@ impl Model {
         self.switches.casts.forget();
     }
 
+    /// Returns why forward and backward of rows cannot be recorded on a device, beside what [`Model::hindrance_to_recording`] says.
+    pub fn hindrance_to_recorded_learning(&self, device: Device) -> Option<&'static str> {
+        if !attends_whole_rows(device, self.kind(), self.config().head_dim) {
+            return Some(
+                "attention does the same for rows of other lengths only in half precision, with heads of at most 256 numbers, from \
+                         compute capability 8.0 on",
+            );
+        }
+        if self.params().trained_in_run().any(|p| p.transposed) {
+            return Some("weights that are trained are stored transposed, as GPT-2's are");
+        }
+        None
+    }
+
     /// Returns why passes of this model cannot be recorded on a device: what the host must know or send in the middle of them.
     /// `None` if they can.
     pub fn hindrance_to_recording(&self, device: Device) -> Option<&'static str> {
-        let older = |index| machine::cuda_capability(index).is_some_and(|capability| capability < (8, 0));
-        match (device, self.kind()) {
-            (Device::Cuda(index), Kind::BFloat16) if older(index) => {
-                return Some("the GPU has no attention kernels for bfloat16");
-            }
-            (Device::Cuda(_), _) => {}
+        match device {
+            Device::Cuda(_) if attends_cached(self.kind(), device) => {}
+            Device::Cuda(_) => return Some("the GPU has no attention kernels for bfloat16"),
             _ => return Some("only a GPU records passes"),
         }
         if self.recurrence().is_some() {

@@ -64,7 +64,7 @@ pub struct Kernels {
     pub(super) module: Module,
     pub(super) kind: Kind,
     /// Counters, int32, all zero between launches. Launches that use them follow each other on one stream.
-    pub(super) tickets: Mutex<Option<Tensor>>,
+    pub(super) tickets: Mutex<Vec<Tensor>>,
 }
 
 /// Has the layout of `Casts` in native/cuda/adapter.cu.
@@ -134,7 +134,7 @@ pub(super) fn last(t: &Tensor) -> i64 {
 impl Kernels {
     pub(super) fn new(module: Module, kind: Kind) -> Self {
         assert!(number_format(kind).is_some());
-        Self { module, kind, tickets: Mutex::new(None) }
+        Self { module, kind, tickets: Mutex::new(Vec::new()) }
     }
 
     /// Panics unless the tensors are contiguous, of the kernels' dtype and of one size.

@@ -147,12 +147,13 @@ impl Kernels {
     /// Returns at least `count` counters, all zero.
     fn tickets(&self, count: i64, device: Device) -> Tensor {
         let mut kept = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
-        let enough =
-            kept.as_ref().filter(|t| t.numel() as i64 >= count && t.device() == device).map(Tensor::shallow_clone);
-        enough.unwrap_or_else(|| {
-            let fresh = Tensor::zeros([count.max(4096)], (Kind::Int, device));
-            *kept = Some(fresh.shallow_clone());
-            fresh
-        })
+        let enough = kept.iter().find(|t| t.numel() as i64 >= count && t.device() == device);
+        if let Some(enough) = enough {
+            return enough.shallow_clone();
+        }
+        // Those that are too few stay, because launches that were recorded use them.
+        let fresh = Tensor::zeros([count.max(4096)], (Kind::Int, device));
+        kept.push(fresh.shallow_clone());
+        fresh
     }
 }

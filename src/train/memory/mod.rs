@@ -14,7 +14,7 @@ use super::prepare::formats::result_kind;
 use crate::adapters::AdapterSpec;
 use crate::machine;
 use crate::methods::parts::ModelParts;
-use crate::models::{Dtype, Heads, Model, layer_number, padded_length};
+use crate::models::{Dtype, Heads, Model, layer_number, padded_length, padded_targets};
 use crate::native;
 use crate::nn::{LayerKind, Param};
 use crate::recipe::optim::Master;
@@ -62,7 +62,10 @@ pub fn predict(
 ) -> ResourceEstimate {
     let recipe = &plan.recipe;
     let parts = recipe.method.parts(recipe.adapter.as_ref()).unwrap_or_default();
-    let row = if cuda_graphs::records_passes(recipe) { padded_length(row as usize) as u64 } else { row };
+    let (row, supervised) = match cuda_graphs::records_passes(recipe) {
+        true => (padded_length(row as usize) as u64, padded_targets(supervised as usize, row as usize) as u64),
+        false => (row, supervised),
+    };
     let recomputing = RunShape { prepared, plan, model, parts, row, supervised, keeps_inputs: false };
     let may_keep = prepared.device.is_cuda() && recomputing.runs_layers_once();
     let needs = recomputing.estimate(capacity);

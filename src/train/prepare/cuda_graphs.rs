@@ -1,10 +1,9 @@
 //! Checks that a run can record its passes as CUDA graphs (`run.cuda_graphs`).
 
 use crate::error::{Error, Result};
-use crate::machine;
 use crate::models::Model;
 use crate::recipe::sections::Recipe;
-use tch::{Device, Kind};
+use tch::Device;
 
 /// Returns true if forward and backward of the run are recorded.
 pub fn records_passes(recipe: &Recipe) -> bool {
@@ -29,11 +28,8 @@ fn hindrance(recipe: &Recipe, model: &Model, device: Device) -> Option<&'static 
         return of_model;
     }
     let adapter = recipe.adapter.as_ref();
-    let older = matches!(device, Device::Cuda(i) if machine::cuda_capability(i).is_some_and(|c| c < (8, 0)));
-    if model.kind() == Kind::Float || older {
-        return Some(
-            "only attention in half precision, from compute capability 8.0 on, does the same for rows of other lengths",
-        );
+    if let Some(why) = model.hindrance_to_recorded_learning(device) {
+        return Some(why);
     }
     if adapter.is_some_and(|adapter| adapter.as_lora().is_none()) {
         return Some("of adapters, only LoRA is recorded");

@@ -82,6 +82,7 @@ fn layer_losses_and_their_gradients_equal_the_formulas() {
         targets: at.shallow_clone(),
         weights: None,
         rows: Vec::try_from(at).unwrap(),
+        length: ids.len(),
     };
     let attention = Attention::causal(8f64.powf(-0.5));
     let student = QueriesAndKeys { q: leaf("q.student"), k: leaf("k.student"), attention: attention.clone() };

@@ -117,8 +117,17 @@ fn what_a_gpu_cannot_record_is_refused() {
     };
     let message = refusal(&|| Ok(&x * 2.0));
     assert!(message.contains("non-default stream"), "{message}");
+    // The backward of a view that was made on another stream belongs to that stream.
+    let leaf = on_gpu(&[4, 4], "leaf").set_requires_grad(true);
+    let view = leaf.tr();
     let _stream = OwnStream::begin(GPU).unwrap();
-    let works: [(&str, &dyn Fn() -> Result<Tensor, TchError>); 5] = [
+    let backward = || {
+        let loss = x.matmul(&view).sum(Kind::Float);
+        native::backward(&[&loss], &[&loss.ones_like()])?;
+        Ok(loss)
+    };
+    let works: [(&str, &dyn Fn() -> Result<Tensor, TchError>); 6] = [
+        ("a backward on another stream", &backward),
         ("a number that the host reads", &|| x.sum(Kind::Float).f_double_value(&[]).map(Tensor::from)),
         ("a size that the host must know", &|| x.gt(0.0).f_nonzero()),
         ("a copy to the host", &|| x.f_to_device(Device::Cpu)),

@@ -3,9 +3,11 @@
 
 use super::launches::model_of_depth;
 use crate::support::fake_cuda::{self, FakeRun};
+use crate::support::families;
 use crate::support::resumed::broken_off;
 use crate::support::workspace::Workspace;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tch::Kind;
 
 /// Returns a workspace with a recipe: steps of 8 rows in one or several packed rows.
 fn space() -> Workspace {
@@ -135,12 +137,16 @@ fn rollouts_use_recorded_steps() {
 fn what_cannot_be_recorded_is_refused() {
     let space = space();
     let on = "run.cuda_graphs=true";
+    families::write("gpt2", json!({}), Kind::Float, &space.path("models/gpt2"));
+    families::write("llama", json!({"head_dim": 264}), Kind::Float, &space.path("models/large-heads"));
     for (set, message) in [
         (&[LORA, "model.dtype=f32"][..], "half precision"),
         (&["adapter={lora: {rank: 8, dropout: 0.1}}"][..], "dropout"),
         (&["adapter={vera: {}}"][..], "only LoRA"),
         (&["adapter={lora: {rank: 8, dora: true}}"][..], "DoRA"),
         (&[LORA, "run.replay=all"][..], "recompute layers"),
+        (&["model.path=models/gpt2"][..], "stored transposed"),
+        (&[LORA, "model.path=models/large-heads"][..], "heads of at most 256"),
         (&[LORA, "optim.neftune=5"][..], "optim.neftune"),
         (&[LORA, "model.device=cpu"][..], "the CPU launches nothing"),
         (&["model.trained={lisa: {layers: 1, every: 2}}"][..], "in turn"),
