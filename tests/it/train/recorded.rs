@@ -112,6 +112,10 @@ fn recorded_runs_are_resumed() {
     assert_eq!((whole.len(), parts.len()), (9, 9));
     assert_eq!(whole, parts);
     assert_eq!(space.weights("runs/whole"), space.weights("runs/parts"));
+    // Steps that are repeated to be compared record nothing at first, either.
+    let verify = fake_cuda::ft(&space, &["resume", "runs/whole", "--verify", "5"], &[]);
+    let said = String::from_utf8_lossy(&verify.output.stdout).into_owned();
+    assert!(said.starts_with("same: steps"), "{said}{}", verify.stderr());
 }
 
 /// Answers that are sampled in training are decoded by recorded steps.
