@@ -8,6 +8,7 @@
 
 #include <ATen/EmptyTensor.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <mutex>
@@ -91,14 +92,14 @@ void begin(Graph& graph, Pool pool) {
               "fake CUDA: the stream is being captured already");
   captures++;
 }
+// Ends a capture, if there is one.
 void end(Graph& graph) {
   std::lock_guard<std::mutex> hold(lock);
-  for (auto it = captured_streams().begin(); it != captured_streams().end(); ++it)
-    if (it->second == &graph) {
-      captured_streams().erase(it);
-      captures--;
-      break;
-    }
+  auto& streams = captured_streams();
+  auto own = std::find_if(streams.begin(), streams.end(), [&](auto& stream) { return stream.second == &graph; });
+  if (own == streams.end()) return;
+  streams.erase(own);
+  captures--;
   poison_pool(graph.device, graph.pool);
   for (auto it = graph.before.rbegin(); it != graph.before.rend(); ++it)
     memcpy(host(it->first.mutable_data_ptr()), it->second.data(), it->second.size());
