@@ -41,7 +41,8 @@ impl TargetTokens {
     }
 }
 
-/// Tokens of a packed row that is padded to a shape that returns: so that the pass can be recorded, and padding changes no result.
+/// A packed row and the tokens of it that a loss predicts, both padded to one of few shapes, so that passes over such rows can be recorded.
+/// Padding changes no result.
 pub struct PaddedRow {
     /// The row. Its last segments are one with padding and empty ones.
     pub tokens: Tokens,

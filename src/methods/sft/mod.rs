@@ -44,7 +44,7 @@ impl SupervisedBatch {
         Self { tokens, at, targets, weights: None, rows, length }
     }
 
-    /// Does the same with a row of a shape that returns, so that its pass can be recorded.
+    /// Does the same, padded to one of few shapes ([`PaddedRow`]), so that the pass can be recorded.
     pub fn padded(examples: &[&Example], device: Device) -> Self {
         let ids: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
         let supervised = |i: usize, t: usize| examples[i].supervised[t];

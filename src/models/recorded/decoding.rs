@@ -20,8 +20,8 @@ pub struct RecordedStep {
 impl Model {
     /// Records the step that `next_logits` does, and does it: ids (S) -> logits (S, V) float32, which the next run overwrites. An
     /// earlier step with the same adapters must have been computed, so that everything that is kept between steps exists. `memory` is that
-    /// of an earlier recording whose results are no longer needed, to be used again. The
-    /// thread's current stream must be one that can be recorded (`native::OwnStream`).
+    /// of an earlier recording whose results are no longer needed. The thread's current stream must be one that can be recorded
+    /// (`native::OwnStream`).
     pub fn record_next_logits(
         &self,
         ids: &Tensor,

@@ -13,8 +13,8 @@ const MOST_SHAPES: usize = 32;
 /// Number of passes that are computed plainly before one is recorded.
 const PLAIN_PASSES: usize = 2;
 
-/// Returns the length to which a row of `length` tokens, or a list of as many targets, is padded for being recorded: a multiple of an
-/// eighth of the power of two below it, at least of 32 and at most of 256, so that few lengths differ and little is padding.
+/// Returns the length to which a row of `length` tokens is padded: a multiple of an eighth of the power of two below it, at least of 32
+/// and at most of 256. So few lengths differ, and little is padding.
 pub fn padded_length(length: usize) -> usize {
     let step = (length.max(1).next_power_of_two() / 16).clamp(32, 256);
     length.next_multiple_of(step)
@@ -86,8 +86,8 @@ impl RecordedLearning {
     }
 
     /// Does what [`Model::learn`] does without recomputing layers. A pass is recorded when its shape comes the second time, but not before
-    /// two were computed plainly: the first makes what is kept between passes, such as gradients and casts of factors, and the second is
-    /// the first that does everything that is recorded, so that every kernel is loaded.
+    /// two passes were computed plainly. The first of these makes what is kept between passes, such as gradients and casts of factors. The
+    /// second adds to gradients, as recorded passes do, so that every kernel is loaded.
     pub fn learn(&mut self, model: &Model, batch: &dyn MicroBatch, items: f64) -> Result<Metrics> {
         model.check(batch.tokens(), &[])?;
         let inputs = batch.recorded_inputs().ok_or_else(|| Error::bug("a batch that cannot be recorded"))?;

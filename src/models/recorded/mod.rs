@@ -3,8 +3,8 @@
 //!
 //! decoding: a step of one token for each sequence of a cache. learning: forward and backward of a micro-batch.
 //!
-//! A recorded pass is the addresses that it reads and writes. So its inputs are written into the tensors that it was recorded with, and
-//! whoever uses one makes sure that everything else lies where it lay.
+//! A recorded pass reads and writes fixed addresses. So its inputs are copied into the tensors that it was recorded with, and whoever
+//! launches one makes sure that everything else lies where it lay.
 
 mod decoding;
 mod learning;
@@ -36,8 +36,7 @@ impl Model {
     pub fn hindrance_to_recorded_learning(&self, device: Device) -> Option<&'static str> {
         if !attends_whole_rows(device, self.kind(), self.config().head_dim) {
             return Some(
-                "attention does the same for rows of other lengths only in half precision, with heads of at most 256 numbers, from \
-                         compute capability 8.0 on",
+                "attention needs half precision, heads of at most 256 numbers and compute capability 8.0 or newer",
             );
         }
         if self.params().trained_in_run().any(|p| p.transposed) {

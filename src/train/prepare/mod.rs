@@ -1,7 +1,7 @@
 //! Prepares a run up to its first step: reads and tokenises the data, counts the steps, loads the model.
 //!
-//! formats chooses number formats, arithmetic how exactly they are computed with, cuda_graphs checks that passes can be recorded, student cuts the model out of a larger
-//! one, rows loads the tokenizer and says how rows are read,
+//! formats chooses number formats, arithmetic how exactly they are computed with, cuda_graphs checks that passes can be
+//! recorded, student cuts the model out of a larger one, rows loads the tokenizer and says how rows are read,
 //! vocabulary adds new tokens, model loads the base with its adapters, eva finds initial
 //! values that depend on the rows.
 
